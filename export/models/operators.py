@@ -1,0 +1,72 @@
+"""Operators whose rule depends on the input size, with their ONNX form.
+
+``torch.export`` follows one branch of an ``if`` over sizes and then refuses every size that would take the
+other. Upstream's position embedding has such an ``if``; here it is one operator, opaque to
+``torch.export``, that becomes plain ONNX nodes computing the choice from the shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from onnxscript import opset20 as op
+from torch import Tensor
+
+__all__ = ["onnx_translations", "pyramid_matrix", "resize_pos_embed"]
+
+CUBIC_COEFF = -0.75  # torch's bicubic kernel (Keys, 1981)
+
+
+@torch.library.custom_op("denseport::resize_pos_embed", mutates_args=())
+def resize_pos_embed(grid: Tensor, height: int, width: int) -> Tensor:
+    """Position embedding (1, D, gh, gw) to tokens (1, height * width, D).
+
+    Bicubic, half-pixel centres, no antialias. As upstream, the grid is left alone when the *number* of
+    tokens is equal, whatever the shape: a 2 x 8 picture on a 4 x 4 grid takes the positions in reading
+    order (``mmseg/models/backbones/vit.py``, ``_pos_embeding``).
+    """
+    if height * width != grid.shape[2] * grid.shape[3]:
+        grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
+    return grid.flatten(2).transpose(1, 2).clone()  # an operator may not return a view
+
+
+@resize_pos_embed.register_fake
+def _(grid: Tensor, height: int, width: int) -> Tensor:
+    return grid.new_empty(1, height * width, grid.shape[1])
+
+
+def _resize_pos_embed_onnx(grid: Any, height: Any, width: Any) -> Any:
+    _, dims, rows, columns = (int(n) for n in grid.shape)
+    size = op.Concat(op.Reshape(height, [1]), op.Reshape(width, [1]), axis=0)
+    keep = op.Equal(op.ReduceProd(size, keepdims=0), op.Constant(value_int=rows * columns))
+    size = op.Where(keep, op.Constant(value_ints=[rows, columns]), size)
+    size = op.Concat(op.Constant(value_ints=[1, dims]), size, axis=0)
+    resized = op.Resize(
+        grid, None, None, size, mode="cubic", cubic_coeff_a=CUBIC_COEFF, coordinate_transformation_mode="half_pixel"
+    )
+    return op.Transpose(op.Reshape(resized, op.Constant(value_ints=[1, dims, -1])), perm=[0, 2, 1])
+
+
+def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """The ``custom_translation_table`` for ``torch.onnx.export``."""
+    return {torch.ops.denseport.resize_pos_embed.default: _resize_pos_embed_onnx}
+
+
+def pyramid_matrix(n: int, scales: tuple[int, ...], like: Tensor) -> Tensor:
+    """Averaging matrix (sum(scales), n): for each scale k, the k rows of an adaptive average pooling.
+
+    Row i of scale k averages the cells floor(i*n/k) <= j < ceil((i+1)*n/k), as
+    ``torch.nn.AdaptiveAvgPool2d`` does. Made of tensor arithmetic on ``n``, so that it is exact at every size
+    of a dynamic graph. All scales share one matrix because a handful of small integer nodes per scale and
+    axis is what makes such graphs slow to start.
+    """
+    bins = torch.tensor([k for k in scales for _ in range(k)], device=like.device)
+    index = torch.tensor([i for k in scales for i in range(k)], device=like.device)
+    start = index * n // bins
+    stop = ((index + 1) * n + bins - 1) // bins
+    cell = torch.arange(n, device=like.device)
+    inside = (cell >= start[:, None]) & (cell < stop[:, None])  # (sum(scales), n)
+    return inside.to(like.dtype) / (stop - start)[:, None].to(like.dtype)

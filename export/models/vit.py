@@ -1,0 +1,127 @@
+"""Vision Transformer backbone.
+
+Follows ``mmseg/models/backbones/vit.py`` (mmsegmentation 0.17 to 1.2) in arithmetic and in parameter
+names. Shapes: B batch, D embed_dims, h x w token grid, N = h*w, T = N + 1 tokens with the class token.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from denseport.export.models.operators import resize_pos_embed
+from denseport.export.spec import ViTSpec
+
+__all__ = ["VisionTransformer"]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with torch's packed projection (``in_proj_weight``: query, key, value)."""
+
+    def __init__(self, dims: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dims, dims))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * dims))
+        self.out_proj = nn.Linear(dims, dims)
+        nn.init.trunc_normal_(self.in_proj_weight, std=0.02)
+        nn.init.zeros_(self.in_proj_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, d = x.shape
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, T, 3D)
+        q, k, v = qkv.reshape(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # (B, heads, T, hd)
+        y = F.scaled_dot_product_attention(q, k, v)  # (B, heads, T, hd)
+        return self.out_proj(y.transpose(1, 2).reshape(b, t, d))
+
+
+class WrappedAttention(nn.Module):
+    """mmcv's wrapper around attention, here only for its name in the keys: ``attn.attn``."""
+
+    def __init__(self, dims: int, heads: int) -> None:
+        super().__init__()
+        self.attn = Attention(dims, heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attn(x)
+
+
+class FeedForward(nn.Module):
+    """Linear, exact GELU, Linear, under mmcv's names ``layers.0.0`` and ``layers.1``."""
+
+    def __init__(self, dims: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Sequential(nn.Linear(dims, hidden), nn.GELU()), nn.Linear(hidden, dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm transformer layer: x + attention(ln1(x)), then x + ffn(ln2(x))."""
+
+    def __init__(self, spec: ViTSpec) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(spec.embed_dims, eps=spec.norm_eps)
+        self.attn = WrappedAttention(spec.embed_dims, spec.num_heads)
+        self.ln2 = nn.LayerNorm(spec.embed_dims, eps=spec.norm_eps)
+        self.ffn = FeedForward(spec.embed_dims, spec.mlp_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln1(x))
+        return x + self.ffn(self.ln2(x))
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping convolution; the picture is zero-padded at the bottom and right to whole patches."""
+
+    def __init__(self, spec: ViTSpec) -> None:
+        super().__init__()
+        p = spec.patch_size
+        self.projection = nn.Conv2d(3, spec.embed_dims, p, stride=p, bias=spec.patch_bias)
+        self.patch_size = p
+
+    def forward(self, image: Tensor) -> Tensor:
+        p = self.patch_size
+        height, width = image.shape[2:]
+        padded = F.pad(image, (0, (width + p - 1) // p * p - width, 0, (height + p - 1) // p * p - height))
+        return self.projection(padded)  # (B, D, h, w)
+
+
+class VisionTransformer(nn.Module):
+    """Image (B, 3, H, W), normalised RGB, to one (features, class token) pair for each of ``out_indices``.
+
+    features: (B, D, ceil(H / patch), ceil(W / patch)); class token: (B, D).
+    """
+
+    def __init__(self, spec: ViTSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        rows, columns = spec.pos_grid
+        self.patch_embed = PatchEmbed(spec)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.embed_dims))
+        self.pos_embed = nn.Parameter(torch.zeros(1, rows * columns + 1, spec.embed_dims))
+        self.layers = nn.ModuleList(EncoderLayer(spec) for _ in range(spec.num_layers))
+        if spec.final_norm:
+            self.ln1 = nn.LayerNorm(spec.embed_dims, eps=spec.norm_eps)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
+        patches = self.patch_embed(image)  # (B, D, h, w)
+        b, d, h, w = patches.shape
+        grid = self.pos_embed[:, 1:].reshape(1, *self.spec.pos_grid, d).permute(0, 3, 1, 2)  # (1, D, gh, gw)
+        tokens = patches.flatten(2).transpose(1, 2) + resize_pos_embed(grid, h, w)  # (B, N, D)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(b, -1, -1)  # (B, 1, D)
+        x = torch.cat([cls, tokens], dim=1)  # (B, T, D)
+
+        last = self.spec.num_layers - 1
+        outputs = []
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if i == last and self.spec.final_norm:
+                x = self.ln1(x)
+            if i in self.spec.out_indices:
+                outputs.append((x[:, 1:].transpose(1, 2).reshape(b, d, h, w), x[:, 0]))
+        return outputs
