@@ -1,0 +1,167 @@
+"""Read a checkpoint without running any code of it.
+
+Three layouts: mmsegmentation 1.x (``meta.cfg``, ``meta.dataset_meta``), 0.x (``meta.config``,
+``meta.CLASSES``, ``meta.PALETTE``), and bare weights (a dict of tensors, or safetensors).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denseport.export.config import parse_config
+from denseport.export.errors import CheckpointError
+from denseport.runtime.files import sha256_of
+
+__all__ = ["Checkpoint", "read_checkpoint"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file says, as data."""
+
+    path: Path
+    sha256: str
+    layout: str  # "mmseg 1.x", "mmseg 0.x" or "weights only"
+    state_dict: dict[str, Tensor]
+    config: dict[str, Any] = field(default_factory=dict)  # the configuration text, parsed
+    classes: tuple[str, ...] | None = None
+    palette: tuple[tuple[int, int, int], ...] | None = None  # RGB
+    reduce_zero_label: bool | None = None  # whether label 0 means "ignore" in the data set's masks
+    experiment: str = ""
+    iterations: int | None = None
+
+
+class _Stub:
+    """Stands for an object of a training run (a loss history, a numpy scalar) that nobody needs here."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def _stub_function(*_: Any) -> _Stub:
+    return _Stub()
+
+
+# What mmengine's Runner pickles beside the weights. torch's weights-only unpickler resolves these names
+# to the stubs above instead of importing anything; every other name outside torch's own list is refused.
+_STUBS: list[tuple[Callable[..., Any], str]] = [
+    (_Stub, "mmengine.logging.history_buffer.HistoryBuffer"),
+    (_Stub, "numpy.ndarray"),
+    (_Stub, "numpy.dtype"),
+    (_stub_function, "numpy.core.multiarray.scalar"),
+    (_stub_function, "numpy._core.multiarray.scalar"),
+    (_stub_function, "numpy.core.multiarray._reconstruct"),
+    (_stub_function, "numpy._core.multiarray._reconstruct"),
+    (_stub_function, "_codecs.encode"),
+    (_stub_function, "builtins.getattr"),
+]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a ``.pth`` / ``.pt`` / ``.safetensors`` file.
+
+    Raises:
+        CheckpointError: no such file, not a checkpoint, truncated, or a pickle that names anything but
+            tensors, containers and the training records that are known to be harmless.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: {'this is a folder' if path.is_dir() else 'no such file'}", "Give the .pth or .safetensors file."
+        )
+    data = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    if not isinstance(data, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(data).__name__}, not the dict that a checkpoint is")
+    state_dict = _state_dict(path, data)
+    meta = data.get("meta") if "state_dict" in data else None
+    if not isinstance(meta, Mapping):
+        return Checkpoint(path, sha256_of(path), "weights only", state_dict)
+    return _with_meta(path, state_dict, meta)
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as err:  # safetensors raises its own, OSError and ValueError alike
+        raise CheckpointError(f"{path}: not a whole safetensors file: {err}", "Fetch or save it again.") from err
+
+
+def _load_pickle(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(list(_STUBS)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as err:  # hostile or broken bytes make the reader fail in any way it can
+        unsafe = re.search(r"GLOBAL ([\w.]+)", str(err))
+        if unsafe:
+            raise CheckpointError(
+                f"{path}: refused: its pickle calls {unsafe[1]!r}, which is no part of a checkpoint's weights",
+                "Do not open this file with torch.load(weights_only=False) unless you trust its author; "
+                "save only the weights: torch.save({'meta': meta, 'state_dict': model.state_dict()}, …).",
+            ) from err
+        reason = str(err).split("\n")[0] or type(err).__name__
+        raise CheckpointError(
+            f"{path}: not a checkpoint, or a truncated one: {reason}",
+            "Compare its size and hash with the source and fetch it again.",
+        ) from err
+
+
+def _state_dict(path: Path, data: Mapping[str, Any]) -> dict[str, Tensor]:
+    weights = data.get("state_dict", data)
+    if not isinstance(weights, Mapping) or not weights:
+        raise CheckpointError(f"{path}: has no weights under 'state_dict'")
+    for key, value in weights.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path}: {key!r} is a {type(value).__name__}, not a tensor", "Give a file that holds a state dict."
+            )
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{path}: {key!r} holds NaN or infinity", "Take a checkpoint from before it diverged.")
+    # The readers of old releases saved from DistributedDataParallel too.
+    return {key.removeprefix("module."): value for key, value in weights.items()}
+
+
+def _with_meta(path: Path, state_dict: dict[str, Tensor], meta: Mapping[str, Any]) -> Checkpoint:
+    dataset = meta.get("dataset_meta")
+    if isinstance(dataset, Mapping):
+        layout, classes, palette = "mmseg 1.x", dataset.get("classes"), dataset.get("palette")
+        reduce_zero_label = dataset.get("reduce_zero_label")
+    else:
+        layout, classes, palette = "mmseg 0.x", meta.get("CLASSES"), meta.get("PALETTE")
+        reduce_zero_label = None
+    text = meta.get("cfg", meta.get("config"))
+    iterations = meta.get("iter")
+    return Checkpoint(
+        path=path,
+        sha256=sha256_of(path),
+        layout=layout,
+        state_dict=state_dict,
+        config=parse_config(text) if isinstance(text, str) else {},
+        classes=tuple(str(c).strip() for c in classes) if isinstance(classes, (list, tuple)) else None,
+        palette=_palette(path, palette),
+        reduce_zero_label=reduce_zero_label if isinstance(reduce_zero_label, bool) else None,
+        experiment=str(meta.get("experiment_name") or meta.get("exp_name") or ""),
+        iterations=iterations if isinstance(iterations, int) else None,
+    )
+
+
+def _palette(path: Path, palette: Any) -> tuple[tuple[int, int, int], ...] | None:
+    if palette is None:
+        return None
+    try:
+        colours = tuple((int(r), int(g), int(b)) for r, g, b in palette)
+        if all(0 <= v <= 255 for colour in colours for v in colour):
+            return colours
+    except (TypeError, ValueError):
+        pass
+    raise CheckpointError(f"{path}: its palette is not a list of RGB triples in 0..255")

@@ -1,0 +1,58 @@
+"""``denseport export``: a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+HELP = "export a checkpoint to a bundle with a checked ONNX model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="an mmsegmentation .pth, or .safetensors")
+    parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="folder to make")
+    parser.add_argument("--preset", metavar="NAME", help="the published model it is (see denseport models)")
+    parser.add_argument(
+        "--scale",
+        metavar=("LONG", "SHORT"),
+        nargs=2,
+        type=int,
+        help="resize limits of the test pipeline; default: the checkpoint's, else 2048 512",
+    )
+    parser.add_argument("--no-rewrite", action="store_true", help="keep upstream's order of operations, for comparison")
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle, once the new one is whole")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from denseport.export.export import export_bundle
+    from denseport.export.presets import PRESETS
+    from denseport.runtime.errors import InputError, MachineError
+
+    try:
+        import torch  # noqa: F401  (only to say early that it is missing)
+    except ImportError as err:
+        raise MachineError("torch is not installed", "pip install 'denseport[export,onnxruntime]'") from err
+    if arguments.preset is not None and arguments.preset not in PRESETS:
+        raise InputError(f"no preset {arguments.preset!r}", "See denseport models for their names.")
+    bundle = export_bundle(
+        arguments.checkpoint,
+        arguments.output,
+        preset=PRESETS[arguments.preset] if arguments.preset else None,
+        scale=tuple(arguments.scale) if arguments.scale else None,
+        rewrite=not arguments.no_rewrite,
+        replace=arguments.force,
+        progress=lambda text: print(text, file=sys.stderr),
+    )
+    manifest = bundle.manifest
+    record = manifest.artifacts["model.onnx"].record
+    if arguments.json:
+        print(json.dumps({"bundle": str(bundle.path), "name": manifest.name, "warnings": manifest.provenance["warnings"], **record}))
+        return 0
+    print(f"{bundle.path}: {manifest.name}, {manifest.parameters / 1e6:,.1f} M parameters, {len(manifest.classes)} classes")
+    for check in record["checks"]:
+        shape = " x ".join(str(n) for n in check["shape"])
+        print(f"  ONNX Runtime against torch, input {shape}: logits differ by {check['max_difference']:.1e} at most")
+    return 0
