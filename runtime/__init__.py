@@ -1,0 +1,25 @@
+"""Run a bundle: picture in, mask out. No torch, no onnx.
+
+The names below are imported on first use, so that ``denseport --help`` needs neither numpy nor OpenCV.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from denseport.runtime.bundle import Bundle as Bundle
+    from denseport.runtime.errors import DenseportError as DenseportError
+    from denseport.runtime.segmenter import Segmentation as Segmentation
+    from denseport.runtime.segmenter import Segmenter as Segmenter
+
+_HOMES = {"Bundle": "bundle", "DenseportError": "errors", "Segmentation": "segmenter", "Segmenter": "segmenter"}
+
+__all__ = ["Bundle", "DenseportError", "Segmentation", "Segmenter"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"denseport.runtime.{_HOMES[name]}"), name)

@@ -1,0 +1,26 @@
+"""Back ends: an artifact opened for running. Arrays in, arrays out.
+
+Each back end is one module named after the library that it needs, imported only when it is used.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Session"]
+
+
+class Session(Protocol):
+    """An opened artifact. Safe to call from several threads."""
+
+    def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (N, C, h, w) of a normalised image batch (N, 3, H, W), both float32."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """What runs where, for people: library, version, device, threads."""
+        ...

@@ -1,0 +1,65 @@
+"""Run an ONNX artifact with ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.errors import BundleError, MachineError
+
+__all__ = ["OnnxRuntimeSession"]
+
+INPUT, OUTPUT = "image", "logits"
+
+
+class OnnxRuntimeSession:
+    """An ONNX file on ONNX Runtime.
+
+    Args:
+        path: the model; external data lies beside it.
+        threads: for one inference; default: the CPUs this process may use.
+        providers: execution providers, best first; default: the CPU.
+
+    Raises:
+        MachineError: ONNX Runtime, or a provider, is missing.
+        BundleError: the file is no model that ONNX Runtime can run.
+    """
+
+    def __init__(
+        self, path: Path, *, threads: int | None = None, providers: Sequence[str] = ("CPUExecutionProvider",)
+    ) -> None:
+        try:
+            import onnxruntime
+        except ImportError as err:
+            raise MachineError(
+                "ONNX Runtime is not installed", "pip install 'denseport[onnxruntime]' (or onnxruntime-gpu)"
+            ) from err
+        missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
+        if missing:
+            raise MachineError(
+                f"this ONNX Runtime has no {', '.join(missing)}; it has "
+                f"{', '.join(onnxruntime.get_available_providers())}",
+                "pip install 'denseport[onnxruntime-gpu]' on a machine with an NVIDIA GPU, or choose another provider.",
+            )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.log_severity_level = 3  # warnings are ONNX Runtime's talk to itself about fusions
+        try:
+            self._session: Any = onnxruntime.InferenceSession(path, options, providers=list(providers))
+        except Exception as err:  # ONNX Runtime raises a class of its own for every status code
+            raise BundleError(f"{path}: ONNX Runtime cannot load it: {err}", "Export the checkpoint again.") from err
+        self._description = f"ONNX Runtime {onnxruntime.__version__}, {providers[0]}, {options.intra_op_num_threads} threads"
+
+    def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (N, C, h, w) of a normalised image batch (N, 3, H, W), both float32."""
+        logits: NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: image})[0]
+        return logits
+
+    @property
+    def description(self) -> str:
+        return self._description

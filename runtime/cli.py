@@ -1,0 +1,59 @@
+"""The command ``denseport``.
+
+A sub-command is a light module with ``HELP``, ``add_arguments(parser)`` and ``run(arguments) -> exit code``, found
+through the entry-point group ``denseport.commands``. Heavy libraries are imported inside ``run``, so ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points, version
+from typing import Any
+
+from denseport.runtime.errors import DenseportError
+
+__all__ = ["main"]
+
+GROUP = "denseport.commands"
+ORDER = ("models", "export", "inspect", "run")  # as people meet them; commands from elsewhere follow
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 gate failed, 2 bad input, 3 machine lacks something."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command.run(arguments))
+    except DenseportError as err:
+        print(f"denseport: error: {err}", file=sys.stderr)
+        return err.exit_code
+    except KeyboardInterrupt:
+        print("denseport: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="denseport", description="mmsegmentation checkpoints to proven ONNX and TensorRT deployments."
+    )
+    parser.add_argument("--version", action="version", version=f"denseport {version('denseport')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, module in _commands().items():
+        sub = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(sub)
+        sub.set_defaults(command=module)
+    return parser
+
+
+def _commands() -> dict[str, Any]:
+    found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    names = sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    return {name: found[name].load() for name in names}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""``denseport inspect``: what is in a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from denseport.runtime.bundle import Bundle
+
+HELP = "show what is in a bundle"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("--json", action="store_true", help="print the manifest itself")
+    parser.add_argument("--verify", action="store_true", help="compare each artifact's hash with the manifest")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from denseport.runtime.bundle import Bundle
+
+    bundle = Bundle(arguments.bundle)
+    if arguments.verify:
+        for name in bundle.manifest.artifacts:
+            bundle.verified(name)
+    if arguments.json:
+        print(bundle.manifest.to_json(), end="")
+        return 0
+    for title, text in _lines(bundle):
+        print(f"{title:14} {text}")
+    if arguments.verify:
+        print(f"{'verified':14} every file is what the manifest says")
+    return 0
+
+
+def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    manifest = bundle.manifest
+    pre, inference, reference = manifest.preprocess, manifest.inference, manifest.reference
+    yield "model", f"{manifest.name} ({manifest.architecture}, {manifest.parameters / 1e6:,.1f} M parameters)"
+    source = manifest.provenance
+    yield "checkpoint", f"{source.get('checkpoint')} ({source.get('layout')}), sha256 {str(source.get('sha256'))[:16]}…"
+    yield "exported", f"{source.get('created')} by Denseport {source.get('denseport')}, torch {source.get('torch')}"
+    if pre.keep_ratio:
+        resize = f"longer side to {max(pre.scale)} or shorter to {min(pre.scale)}, keeping the ratio"
+    else:
+        resize = f"exactly {pre.scale[0]} x {pre.scale[1]}"
+    yield "input", f"{'RGB' if pre.bgr_to_rgb else 'BGR'}, resized: {resize}; mean {pre.mean}, std {pre.std}"
+    mode = inference.mode
+    if inference.crop and inference.stride:
+        mode += f", windows {inference.crop[0]} x {inference.crop[1]}, every {inference.stride[0]} x {inference.stride[1]} pixels"
+    yield "inference", f"{mode}; one logit for {manifest.stride} x {manifest.stride} pixels"
+    names = ", ".join(manifest.classes[:6]) + (", …" if len(manifest.classes) > 6 else "")
+    yield "classes", f"{len(manifest.classes)}: {names}"
+    if reference is None:
+        yield "reference", "none: not recognised as a published model"
+    else:
+        yield "reference", (
+            f"{reference.preset}: mIoU {reference.mIoU}, ms + flip {reference.mIoU_ms_flip} on {reference.dataset} "
+            f"({reference.protocol}); recognised by {reference.recognised_by}"
+        )
+    for name, artifact in manifest.artifacts.items():
+        size = sum((bundle.path / file).stat().st_size for file in artifact.files if (bundle.path / file).is_file())
+        yield "artifact", f"{name}: {artifact.kind}, {artifact.precision}, {size / 2**20:,.1f} MiB"
+        difference = artifact.record.get("max_difference")
+        if difference is not None:
+            yield "", f"checked against torch on {len(artifact.record['checks'])} sizes: logits differ by {difference:.1e} at most"
+    for warning in source.get("warnings", []):
+        yield "warning", warning

@@ -1,0 +1,115 @@
+"""Whole-image, sliding-window and multi-scale inference: a session moved over one picture.
+
+Sources: ``mmseg/models/segmentors/encoder_decoder.py`` (whole_inference, slide_inference) and
+``mmseg/models/segmentors/seg_tta.py``. Logits stay at the head's resolution; `denseport.runtime.postprocess` resizes
+them tile by tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.backends import Session
+from denseport.runtime.errors import ImageError
+from denseport.runtime.manifest import Inference, Preprocess
+from denseport.runtime.postprocess import Field, slide_fields, whole_field
+from denseport.runtime.preprocess import normalise, rescaled_size, resize, resized_size
+
+__all__ = ["RATIOS", "TTA_CONVENTIONS", "View", "predict_view", "tta_views", "window_starts"]
+
+RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of multi-scale testing, in every published configuration
+TTA_CONVENTIONS = ("0.x", "1.x")
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to show a picture to the network: its size there (height, width), mirrored or not."""
+
+    size: tuple[int, int]
+    flip: bool = False
+
+
+def single_view(size: tuple[int, int], preprocess: Preprocess, patch_size: int) -> View:
+    """The view of ordinary inference for a picture of ``size`` (height, width).
+
+    Raises:
+        ImageError: the picture would reach the network with a side below one patch.
+    """
+    resized = resized_size(size, preprocess)
+    if min(resized) < patch_size:
+        raise ImageError(
+            f"a picture of {size[1]} x {size[0]} pixels reaches the network as {resized[1]} x {resized[0]}, "
+            f"less than one patch of {patch_size} x {patch_size}",
+            "Crop or tile such a narrow picture, or export with a larger --scale.",
+        )
+    return View(resized)
+
+
+def tta_views(size: tuple[int, int], preprocess: Preprocess, convention: str) -> list[View]:
+    """The twelve views of multi-scale and flip testing for a picture of ``size`` (height, width).
+
+    Args:
+        convention: "0.x" applies the ratios to the test scale, as the published figures did; "1.x" applies
+            them to the picture itself, as ``tta_pipeline`` does.
+    """
+    if convention not in TTA_CONVENTIONS:
+        raise ValueError(f"convention {convention!r} is none of {', '.join(TTA_CONVENTIONS)}")
+    views = []
+    for ratio in RATIOS:
+        if convention == "1.x":
+            resized = rescaled_size(size, ratio)
+        else:
+            longer, shorter = (int(side * ratio) for side in preprocess.scale)
+            scaled = Preprocess((longer, shorter), preprocess.keep_ratio)
+            resized = resized_size(size, scaled)
+        views += [View(resized), View(resized, flip=True)]
+    return views
+
+
+def window_starts(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
+    """Windows (start, stop) along one axis: the last is moved back to end with the picture."""
+    count = max(length - crop + stride - 1, 0) // stride + 1
+    stops = [min(i * stride + crop, length) for i in range(count)]
+    return [(max(stop - crop, 0), stop) for stop in stops]
+
+
+def predict_view(
+    session: Session, image: NDArray[np.uint8], view: View, preprocess: Preprocess, inference: Inference
+) -> list[Field]:
+    """Run the network on one view of a picture.
+
+    Args:
+        image: HWC uint8 BGR, the whole picture.
+
+    Returns:
+        Fields at the picture's own size; their sum is the view's logits.
+    """
+    size = (image.shape[0], image.shape[1])
+    resized = resize(image, view.size)
+    if view.flip:
+        resized = np.ascontiguousarray(resized[:, ::-1])
+    if inference.mode == "whole":
+        logits = session.run(normalise(resized, preprocess))[0]
+        return [whole_field(logits, view.size, size, flip=view.flip)]
+
+    assert inference.crop is not None and inference.stride is not None  # Inference checks it
+    rows = window_starts(view.size[0], inference.crop[0], inference.stride[0])
+    columns = window_starts(view.size[1], inference.crop[1], inference.stride[1])
+    windows = list(_window_logits(session, resized, rows, columns, preprocess))
+    return slide_fields(windows, rows, columns, view.size, size, flip=view.flip)
+
+
+def _window_logits(
+    session: Session,
+    resized: NDArray[np.uint8],
+    rows: Sequence[tuple[int, int]],
+    columns: Sequence[tuple[int, int]],
+    preprocess: Preprocess,
+) -> Iterator[NDArray[np.float32]]:
+    for top, bottom in rows:
+        for left, right in columns:
+            yield session.run(normalise(resized[top:bottom, left:right], preprocess))[0]
