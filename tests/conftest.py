@@ -1,0 +1,58 @@
+"""Fixtures that many tests share: the files beside the repository, and bundles exported once a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from denseport.runtime.bundle import Bundle
+from support import ASSETS, SHARED
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run tests of full-size models")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="a full-size model: run with --slow"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of oracle files and data beside the repository; without it the test is skipped."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is absent: set DENSEPORT_SHARED to the folder with oracle/ and data/")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def oracle(shared: Path) -> Path:
+    """Golden files made by the real mmsegmentation."""
+    return shared / "oracle"
+
+
+@pytest.fixture(scope="session")
+def exported(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
+    """The bundle of an oracle model, exported when it is first asked for."""
+    from denseport.export.export import export_bundle
+
+    bundles: dict[str, Bundle] = {}
+
+    def export(name: str) -> Bundle:
+        if name not in bundles:
+            folder = tmp_path_factory.mktemp("bundles") / name
+            bundles[name] = export_bundle(oracle / f"{name}.pth", folder)
+        return bundles[name]
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle of the small trained checkpoint that the repository holds."""
+    from denseport.export.export import export_bundle
+
+    return export_bundle(ASSETS / "dpt_tiny_street.pth", tmp_path_factory.mktemp("bundles") / "sample")
