@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor
 
 from denseport.export.errors import ExportError
 from denseport.export.models.operators import onnx_translations
 from denseport.export.models.segmentor import Segmentor
+from denseport.export.tidy import DYNAMIC, tidy
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 
 __all__ = ["TOLERANCE", "Check", "check_export", "export_onnx"]
@@ -47,37 +47,37 @@ def export_onnx(model: Segmentor, path: Path, *, limit: int = PROTOBUF_LIMIT) ->
     Raises:
         ExportError: torch could not export the network, or specialised a size that must stay dynamic.
     """
-    dim = torch.export.Dim
-    sizes = {0: dim("batch", max=1024), 2: dim("height", max=16384), 3: dim("width", max=16384)}
+    patch = model.spec.backbone.patch_size
     # Different from one another and no multiples of the patch, so that no two sizes are taken for one.
-    example = torch.zeros(2, 3, 5 * model.spec.backbone.patch_size + 3, 6 * model.spec.backbone.patch_size + 7)
-    chatter = io.StringIO()
+    example = torch.zeros(2, 3, 5 * patch + 3, 6 * patch + 7)
+    dynamic = dict.fromkeys(DYNAMIC, torch.export.Dim.DYNAMIC)
     try:
-        with quiet_exporter(), contextlib.redirect_stdout(chatter):
+        with _quiet_exporter():
+            traced = torch.export.export(model, (example,), dynamic_shapes={"image": dynamic}, strict=False)
             program = torch.onnx.export(
-                model,
-                (example,),
+                traced,
+                (),
                 input_names=["image"],
                 output_names=["logits"],
-                dynamic_shapes={"image": sizes},
                 dynamo=True,
                 opset_version=OPSET,
                 custom_translation_table=onnx_translations(),
                 verbose=False,
             )
     except Exception as err:  # whatever torch.export, the translation or the optimizer raise
-        raise ExportError(f"torch could not export the network: {err}", "Please report this with the checkpoint's configuration.") from err
-    if program is None:
-        raise ExportError("torch.onnx.export returned nothing")
+        raise ExportError(
+            f"torch could not export the network: {err}", "Please report this with the checkpoint's configuration."
+        ) from err
+    assert program is not None  # it is only in the deprecated, TorchScript form of the call
+    tidy(program.model)
     size = sum(value.nbytes for value in model.state_dict().values())
     program.save(path, external_data=size > limit)
-    _check_interface(path)
     data = path.with_name(path.name + ".data")
     return [path, data] if data.exists() else [path]
 
 
 @contextlib.contextmanager
-def quiet_exporter():
+def _quiet_exporter() -> Iterator[None]:
     """Keep the exporter's notices to its own developers off the user's terminal."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -88,15 +88,6 @@ def quiet_exporter():
             yield
     finally:
         logger.setLevel(level)
-
-
-def _check_interface(path: Path) -> None:
-    graph = onnx.load(path, load_external_data=False).graph
-    for value, dynamic in ((graph.input[0], (0, 2, 3)), (graph.output[0], (0, 2, 3))):
-        dims = value.type.tensor_type.shape.dim
-        fixed = [i for i in dynamic if not dims[i].dim_param]
-        if fixed:
-            raise ExportError(f"the exported graph's {value.name!r} has a fixed size in dimension {fixed[0]}")
 
 
 def check_shapes(patch: int) -> list[tuple[int, int, int, int]]:

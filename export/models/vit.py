@@ -30,8 +30,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, d = x.shape
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, T, 3D)
-        q, k, v = qkv.reshape(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # (B, heads, T, hd)
+        packed = F.linear(x, self.in_proj_weight, self.in_proj_bias).split(d, dim=2)  # 3 of (B, T, D)
+        q, k, v = (y.reshape(b, t, self.heads, d // self.heads).transpose(1, 2) for y in packed)  # (B, heads, T, hd)
         y = F.scaled_dot_product_attention(q, k, v)  # (B, heads, T, hd)
         return self.out_proj(y.transpose(1, 2).reshape(b, t, d))
 

@@ -1,0 +1,89 @@
+"""Make an exported graph readable: nodes and tensors carry the names of the model's layers.
+
+torch's exporter numbers its tensors (``val_97``, ``linear_4``) and stores its own stack traces in every node. After
+this pass a node is called ``backbone.layers.3.attn.attn/MatMul_2``, its output likewise, and a constant after the
+node that it feeds; so an error of an engine, a table of precisions or a diverging tensor speaks the words of
+the model. The arithmetic is untouched, but for products of constants that are computed once.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+
+import onnx_ir as ir
+import onnxscript.optimizer
+
+from denseport.export.errors import ExportError
+
+__all__ = ["DYNAMIC", "tidy"]
+
+DYNAMIC = {0: "batch", 2: "height", 3: "width"}  # dimensions of the input that stay free
+SCOPES = "pkg.torch.onnx.name_scopes"
+MARKER = "_empty_nn_module_stack"  # the exporter's scope for nodes outside of every module
+FOLD_LIMIT = 2**28  # bytes; the exporter's own limit leaves slices of weights to be cut at every run
+
+
+def tidy(model: ir.Model) -> None:
+    """Fold constants, name nodes and tensors, drop the exporter's notes. In place.
+
+    Raises:
+        ExportError: torch tied the batch, the height or the width to the example's.
+    """
+    onnxscript.optimizer.fold_constants(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
+    onnxscript.optimizer.remove_unused_nodes(model)
+    _name_nodes(model.graph)
+    _name_tensors(model.graph)
+    _name_sizes(model.graph)
+    for item in (model, model.graph, *model.graph.all_nodes(), *model.graph.inputs, *model.graph.outputs):
+        item.metadata_props.clear()
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+    model.producer_name = "denseport"
+
+
+def _scope(node: ir.Node) -> str:
+    """The layer that a node belongs to; for one that the exporter made outside of all layers, its input's."""
+    try:
+        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+    except (SyntaxError, ValueError):
+        scopes = []
+    layers = [scope for scope in scopes[:-1] if not scope.startswith(MARKER)]
+    if layers:
+        return str(layers[-1])
+    producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+    return str(producer.name).rpartition("/")[0] if producer is not None else "sizes"
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    used: Counter[str] = Counter()
+    for node in graph:
+        name = f"{_scope(node)}/{node.op_type}"
+        used[name] += 1
+        node.name = name if used[name] == 1 else f"{name}_{used[name]}"
+        node.doc_string = None
+
+
+def _name_tensors(graph: ir.Graph) -> None:
+    """Outputs take their node's name; constants that the exporter made take the name of the node they feed."""
+    kept = {value.name for value in (*graph.inputs, *graph.outputs)}
+    for node in graph:
+        for i, value in enumerate(node.outputs):
+            if value.name not in kept:
+                value.name = str(node.name) if i == 0 else f"{node.name}:{i}"
+                value.shape = None  # an expression of torch's symbols; whoever loads the file infers it anew
+            value.metadata_props.clear()
+        for i, value in enumerate(node.inputs):
+            if value is not None and value.is_initializer() and str(value.name).startswith("val_"):
+                value.name = f"{node.name}.constant{i}"
+
+
+def _name_sizes(graph: ir.Graph) -> None:
+    image, logits = graph.inputs[0].shape, graph.outputs[0].shape
+    for i, name in DYNAMIC.items():
+        if image is None or isinstance(image[i], int):
+            raise ExportError(f"the exported graph's input has a fixed {name}")
+    if logits is None or isinstance(logits[2], int) or isinstance(logits[3], int):
+        raise ExportError("the exported graph's logits have a fixed size")
+    graph.inputs[0].shape = ir.Shape(["batch", 3, "height", "width"])
+    graph.outputs[0].shape = ir.Shape(["batch", logits[1], "rows", "columns"])
