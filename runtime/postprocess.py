@@ -1,0 +1,356 @@
+"""From low-resolution logits to a class for each pixel, without ever holding the logits at full size.
+
+mmsegmentation resizes a network's logits to the network's input size, resizes them again to the picture's
+own size, and takes the argmax: with 150 classes, some 600 MB of floats for each megapixel. Three facts
+avoid them:
+
+* Both resizes, the flip and the averaging of sliding windows are linear and act on rows and on columns
+  apart. Their composition is one banded matrix for each axis (`Axis`), with a few taps for each output.
+* The picture can be made in tiles, each from the small patch of logits that it touches.
+* An output is a weighted mean of its patch. A class whose largest logit there lies below the smallest
+  logit of another class wins nowhere in the tile and is left out; where logits are smooth few classes remain.
+
+Everywhere: logits are (C, h, w) float32, a size is (height, width), and one output's logits are the sum over
+a list of `Field`: one for a whole picture, one a window for sliding windows. Results equal upstream's up to
+float32 rounding. Sources: mmseg/models/segmentors/{base,encoder_decoder,seg_tta}.py (1.2.2) and torch's
+aten/src/ATen/native/cpu/UpSampleKernel.cpp.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from math import ceil
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.errors import InputError
+
+__all__ = [
+    "Axis",
+    "Field",
+    "argmax",
+    "logits",
+    "mean_softmax_argmax",
+    "probabilities",
+    "slide_fields",
+    "whole_field",
+]
+
+Size = tuple[int, int]
+Floats = NDArray[np.float32]
+Mask = NDArray[np.unsignedinteger[Any]]
+
+# Pixels a side. 48 was the best of 16, 32, 48 and 64 in the cases of scripts/bench_postprocess.py taken
+# together: small tiles drop more classes, large ones spend less on Python. Its products are still below the
+# size from which OpenBLAS uses threads of its own, so tiles run side by side without oversubscription.
+TILE = 48
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """A banded linear map: ``out[i] = sum over t of weights[i, t] * in[start[i] + t]``."""
+
+    n_in: int
+    start: NDArray[np.intp]  # (n_out,), each band lies inside the input
+    weights: Floats  # (n_out, taps), never negative
+
+    @classmethod
+    def linear(cls, n_in: int, n_out: int) -> Axis:
+        """Bilinear resize, half-pixel centres, no antialias: torch's ``align_corners=False``."""
+        if n_in < 1 or n_out < 1:
+            raise InputError(f"cannot resize {n_in} samples to {n_out}: both must be positive")
+        # torch computes the source in float32 with one rounding (a fused multiply-add), and so do we: the
+        # rounding of a coordinate near 1000 moves a weight by 6e-5.
+        scale = np.float64(np.float32(n_in) / np.float32(n_out))
+        source = (scale * (np.arange(n_out) + 0.5) - 0.5).astype(np.float32).clip(min=0)
+        below = np.minimum(source.astype(np.intp), n_in - 1)
+        fraction = source - below
+        above = np.minimum(below + 1, n_in - 1)
+        return cls._banded(n_in, np.stack([below, above], 1), np.stack([1 - fraction, fraction], 1))
+
+    @classmethod
+    def _banded(cls, n_in: int, index: NDArray[np.intp], weight: NDArray[np.floating[Any]]) -> Axis:
+        """From the input ``index`` and ``weight`` of each tap, (n_out, any): equal inputs are merged."""
+        used = weight != 0
+        first = np.where(used, index, n_in).min(1)
+        last = np.where(used, index, -1).max(1)
+        taps = max(1, int((last - first).max()) + 1)
+        start = np.minimum(first, n_in - taps)
+        band = np.zeros((len(index), taps))
+        rows, _ = np.nonzero(used)
+        np.add.at(band, (rows, index[used] - start[rows]), weight[used])
+        return cls(n_in, start, band.astype(np.float32))
+
+    @property
+    def n_out(self) -> int:
+        return len(self.start)
+
+    def after(self, first: Axis) -> Axis:
+        """The map that applies ``first``, then this one."""
+        if first.n_out != self.n_in:
+            raise InputError(f"an axis of {self.n_in} samples cannot follow one that gives {first.n_out}")
+        middle = self.start[:, None] + np.arange(self.weights.shape[1])  # (n_out, taps)
+        index = first.start[middle][..., None] + np.arange(first.weights.shape[1])  # and first's taps
+        weight = self.weights[..., None].astype(np.float64) * first.weights[middle]
+        return self._banded(first.n_in, index.reshape(self.n_out, -1), weight.reshape(self.n_out, -1))
+
+    def flipped(self) -> Axis:
+        """The same map of the input read backwards."""
+        start = self.n_in - self.start - self.weights.shape[1]
+        return Axis(self.n_in, start, self.weights[:, ::-1])
+
+    def window(self, begin: int, counts: NDArray[np.intp]) -> Axis:
+        """The map onto a longer axis, zero outside of the window that starts at ``begin``.
+
+        Args:
+            counts: (total,), how many windows cover each output; every output is divided by its count.
+        """
+        span = slice(begin, begin + self.n_out)
+        start = np.zeros(len(counts), np.intp)
+        start[span] = self.start
+        weights = np.zeros((len(counts), self.weights.shape[1]), np.float32)
+        weights[span] = self.weights / counts[span, None]
+        return Axis(self.n_in, start, weights)
+
+    def block(self, low: int, high: int) -> tuple[slice, Floats]:
+        """The inputs that outputs ``low:high`` touch, and the dense (outputs, inputs) matrix between them."""
+        rows, taps = np.nonzero(self.weights[low:high])
+        if not rows.size:
+            return slice(0, 0), np.zeros((high - low, 0), np.float32)
+        index = self.start[low + rows] + taps
+        first, last = int(index.min()), int(index.max())
+        matrix = np.zeros((high - low, last + 1 - first), np.float32)
+        matrix[rows, index - first] = self.weights[low + rows, taps]
+        return slice(first, last + 1), matrix
+
+    @cached_property
+    def blocks(self) -> list[tuple[slice, Floats]]:
+        """`block` of each tile along the axis."""
+        return [self.block(low, min(low + TILE, self.n_out)) for low in range(0, self.n_out, TILE)]
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """Logits and the way to the picture: ``out[c] = rows @ logits[c] @ cols.T``.
+
+    In a sum of fields each output's weights must add up to one: `whole_field` and `slide_fields` see to it.
+    """
+
+    logits: Floats  # (C, h, w)
+    rows: Axis  # h -> H
+    cols: Axis  # w -> W
+
+    def __post_init__(self) -> None:
+        found, expected = self.logits.shape, (self.rows.n_in, self.cols.n_in)
+        if self.logits.dtype != np.float32 or len(found) != 3 or found[0] < 1 or found[1:] != expected:
+            raise InputError(
+                f"expected logits of shape (C, {expected[0]}, {expected[1]}) and type float32, "
+                f"found {found} {self.logits.dtype}"
+            )
+
+
+def whole_field(logits: Floats, resized: Size, size: Size, *, flip: bool = False) -> Field:
+    """Whole-picture inference: logits -> ``resized`` (the network's input size) -> ``size`` (the picture's).
+
+    Args:
+        logits: (C, h, w) float32, the network's output for one picture.
+        flip: the network saw the picture mirrored left to right; the result is mirrored back.
+    """
+    (field,) = slide_fields([logits], [(0, resized[0])], [(0, resized[1])], resized, size, flip=flip)
+    return field
+
+
+def slide_fields(
+    window_logits: Sequence[Floats],
+    row_windows: Sequence[tuple[int, int]],
+    col_windows: Sequence[tuple[int, int]],
+    resized: Size,
+    size: Size,
+    *,
+    flip: bool = False,
+) -> list[Field]:
+    """Sliding windows: each window's logits -> its own size, averaged where windows overlap, -> ``size``.
+
+    Args:
+        window_logits: one (C, h, w) float32 array a window, row by row; all of one shape.
+        row_windows, col_windows: (start, stop) of the windows along each axis of the ``resized`` picture.
+        flip: as for `whole_field`.
+    """
+    if len(window_logits) != len(row_windows) * len(col_windows) or not len(window_logits):
+        raise InputError(
+            f"expected logits for {len(row_windows)} x {len(col_windows)} windows, found {len(window_logits)}"
+        )
+    _, h, w = window_logits[0].shape
+    to_rows, to_cols = (Axis.linear(n_in, n_out) for n_in, n_out in zip(resized, size, strict=True))
+    if flip:
+        to_cols = to_cols.flipped()
+    rows = [to_rows.after(axis) for axis in _window_axes(h, row_windows, resized[0])]
+    cols = [to_cols.after(axis) for axis in _window_axes(w, col_windows, resized[1])]
+    axes = [(row, col) for row in rows for col in cols]
+    return [Field(logits, row, col) for logits, (row, col) in zip(window_logits, axes, strict=True)]
+
+
+def _window_axes(n_in: int, windows: Sequence[tuple[int, int]], total: int) -> list[Axis]:
+    """One axis for each window of ``n_in`` logits, divided by the number of windows over each output."""
+    counts = np.zeros(total, np.intp)
+    for start, stop in windows:
+        if not 0 <= start < stop <= total:
+            raise InputError(f"window {start}:{stop} does not lie inside of the {total} pixels of its axis")
+        counts[start:stop] += 1
+    if not counts.all():
+        raise InputError(f"pixel {counts.argmin()} of {total} lies in no window: {list(windows)}")
+    return [Axis.linear(n_in, stop - start).window(start, counts) for start, stop in windows]
+
+
+def argmax(fields: Sequence[Field], *, threads: int | None = None) -> Mask:
+    """The class of each pixel: (H, W), uint8 up to 256 classes, else uint16. The first of equal classes wins.
+
+    Equal is meant up to float32 rounding: BLAS does not sum all classes in the same order. Logits that are
+    not finite count as in ``numpy.argmax`` of the resized logits (NaN wins), except that a tap of weight zero
+    counts for nothing, where torch would make 0 * inf a NaN.
+
+    Args:
+        threads: tiles made at the same time; by default one for each CPU that this process may use.
+    """
+    mask = _empty_mask([fields])
+    _paint(mask, [fields], lambda patches: _winners(patches[0]), threads)
+    return mask
+
+
+def mean_softmax_argmax(views: Sequence[Sequence[Field]], *, threads: int | None = None) -> Mask:
+    """Multi-scale and flip inference: the argmax of the views' mean softmax. Otherwise as `argmax`."""
+    mask = _empty_mask(views)
+    _paint(mask, views, lambda patches: np.argmax(_mean_softmax(patches), -1), threads)
+    return mask
+
+
+def logits(fields: Sequence[Field], *, threads: int | None = None) -> Floats:
+    """All logits at full size, (C, H, W) float32. For tests and small pictures: 4 * C * H * W bytes."""
+    full = np.empty(_common_shape([fields]), np.float32)
+    _paint(np.moveaxis(full, 0, -1), [fields], lambda patches: _dense(patches[0]), threads)
+    return full
+
+
+def probabilities(views: Sequence[Sequence[Field]], *, threads: int | None = None) -> Floats:
+    """The views' mean softmax at full size, (C, H, W) float32. For tests and small pictures, as `logits`."""
+    full = np.empty(_common_shape(views), np.float32)
+    _paint(np.moveaxis(full, 0, -1), views, _mean_softmax, threads)
+    return full
+
+
+class _Patch(NamedTuple):
+    """The part of one field that a tile of (th, tw) outputs touches."""
+
+    taps: Floats  # (C, sh, sw), a view
+    rows: Floats  # (th, sh)
+    cols: Floats  # (tw, sw)
+
+    def resize(self, taps: Floats) -> Floats:
+        """(K, sh, sw) -> (th, tw, K): the classes last, where numpy's argmax is fastest."""
+        inner = np.ascontiguousarray(taps.T)  # (sw, sh, K)
+        tall = np.matmul(self.rows, inner)  # (sw, th, K)
+        wide: Floats = np.matmul(self.cols, tall.swapaxes(0, 1))  # (th, tw, K)
+        return wide
+
+
+def _winners(patches: list[_Patch]) -> NDArray[np.intp]:
+    """The winning class of each pixel of a tile, (th, tw), or (1,) where one class wins everywhere."""
+    flat = [patch.taps.reshape(len(patch.taps), -1) for patch in patches]
+    low = np.min([taps.min(1) for taps in flat], 0)
+    high = np.max([taps.max(1) for taps in flat], 0)
+    if not np.isfinite([low, high]).all():  # min and max hand on a NaN
+        winners: NDArray[np.intp] = np.argmax(_dense(patches), -1)
+        return winners
+    classes = np.flatnonzero(high >= low.max())  # ascending, so that the first of equal classes wins
+    if len(classes) > 1:
+        values: Floats = reduce(np.add, (patch.resize(patch.taps[classes]) for patch in patches))
+        classes = classes[np.argmax(values, -1)]
+    return classes
+
+
+def _dense(patches: list[_Patch]) -> Floats:
+    """All logits of a tile, (th, tw, C), finite or not."""
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, as it is in torch
+        return reduce(np.add, map(_resize_any, patches))
+
+
+def _resize_any(patch: _Patch) -> Floats:
+    """All logits of a patch, (th, tw, C). A plain product would spread 0 * inf over the whole tile."""
+    finite = np.isfinite(patch.taps)
+    if finite.all():
+        return patch.resize(patch.taps)
+    values = patch.resize(np.where(finite, patch.taps, np.float32(0)))
+    for special in (np.inf, -np.inf):
+        values[patch.resize((patch.taps == special).astype(np.float32)) > 0] += special
+    values[patch.resize(np.isnan(patch.taps).astype(np.float32)) > 0] = np.nan
+    return values
+
+
+def _mean_softmax(views: list[list[_Patch]]) -> Floats:
+    """The mean softmax of a tile's views, (th, tw, C)."""
+    mean: Floats = reduce(np.add, (_softmax(_dense(patches)) for patches in views))
+    mean /= len(views)
+    return mean
+
+
+def _softmax(values: Floats) -> Floats:
+    """Softmax over the last axis, in place."""
+    with np.errstate(invalid="ignore"):  # inf - inf: the whole pixel becomes NaN, as in torch
+        values -= values.max(-1, keepdims=True)
+    np.exp(values, out=values)
+    values /= values.sum(-1, keepdims=True)
+    return values
+
+
+def _paint(
+    out: NDArray[Any],
+    views: Sequence[Sequence[Field]],
+    make: Callable[[list[list[_Patch]]], NDArray[Any]],
+    threads: int | None,
+) -> None:
+    """Fill ``out`` (H, W, ...) tile by tile with what ``make`` makes of each view's patches."""
+    height, width = out.shape[:2]
+
+    def paint_strip(i: int) -> None:
+        for j in range(ceil(width / TILE)):
+            patches = [_patches(fields, i, j) for fields in views]
+            out[i * TILE : (i + 1) * TILE, j * TILE : (j + 1) * TILE] = make(patches)
+
+    if threads is None:
+        threads = len(os.sched_getaffinity(0))
+    if threads < 1:
+        raise InputError(f"threads must be at least 1, found {threads}")
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(paint_strip, range(ceil(height / TILE))):
+            pass  # raises what a strip raised
+
+
+def _patches(fields: Sequence[Field], i: int, j: int) -> list[_Patch]:
+    """The patches of the fields that tile (i, j) touches."""
+    found = []
+    for field in fields:
+        (y, rows), (x, cols) = field.rows.blocks[i], field.cols.blocks[j]
+        if rows.size and cols.size:
+            found.append(_Patch(field.logits[:, y, x], rows, cols))
+    if not found:
+        raise InputError(f"no field covers the pixels from row {i * TILE}, column {j * TILE}")
+    return found
+
+
+def _common_shape(views: Sequence[Sequence[Field]]) -> tuple[int, int, int]:
+    """The (C, H, W) of all fields."""
+    shapes = {(len(field.logits), field.rows.n_out, field.cols.n_out) for fields in views for field in fields}
+    if len(shapes) != 1:
+        raise InputError(f"expected fields of one shape (C, H, W), found {sorted(shapes)}")
+    return shapes.pop()
+
+
+def _empty_mask(views: Sequence[Sequence[Field]]) -> Mask:
+    classes, *size = _common_shape(views)
+    return np.empty(size, np.min_scalar_type(classes - 1))
