@@ -6,12 +6,22 @@ import errno
 import hashlib
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from denseport.runtime.errors import OutputError
 
-__all__ = ["new_file", "output_error", "sha256_of", "write_atomic"]
+__all__ = ["new_file", "sha256_of", "write_atomic", "writing"]
+
+_REMEDIES = {
+    errno.ENOSPC: "Free some room, or choose another place.",
+    errno.EACCES: "Choose a folder that you may write to.",
+    errno.EPERM: "Choose a folder that you may write to.",
+    errno.EROFS: "Choose a folder that you may write to.",
+    errno.EISDIR: "A folder has this name: choose another name.",
+    errno.EEXIST: "A file is where a folder is needed: choose another place.",
+    errno.ENOTDIR: "A file is where a folder is needed: choose another place.",
+}
 
 
 def sha256_of(path: Path) -> str:
@@ -20,41 +30,41 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def output_error(path: Path, err: OSError) -> OutputError:
-    """What the user should read when ``path`` cannot be written."""
-    return OutputError(
-        f"{path}: cannot be written: {err.strerror or err}",
-        "Make room or choose another place with -o." if err.errno == errno.ENOSPC else "Check the path and its permissions.",
-    )
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError into an OutputError about ``path``."""
+    try:
+        yield
+    except OSError as err:
+        remedy = _REMEDIES.get(err.errno or 0, "Choose another place.")
+        raise OutputError(f"{path}: cannot be written: {err.strerror or err}", remedy) from err
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; renamed to ``path`` at the end, removed on any error.
+    """A temporary name beside ``path``, renamed to it at the end, or removed after an error.
 
     Raises:
-        OutputError: the folder cannot be written, or the disk is full.
+        OutputError: the folder cannot be made or written.
     """
-    try:
+    # The suffix stays, since OpenCV chooses a format by it.
+    temporary = path.with_name(f".{secrets.token_hex(6)}{path.suffix}")
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
-        temporary.touch(exist_ok=False)
-    except OSError as err:
-        raise output_error(path, err) from err
     try:
         yield temporary
-        temporary.replace(path)
-    except OSError as err:
-        raise output_error(path, err) from err
+        with writing(path):
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``, whole or not at all.
+    """Writes a whole file or nothing; makes the folders above it.
 
     Raises:
-        OutputError: the folder cannot be written, or the disk is full.
+        OutputError: the place cannot be written.
     """
-    with new_file(path) as temporary:
+    with new_file(path) as temporary, writing(path):
         temporary.write_bytes(data)

@@ -7,19 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from denseport.runtime.errors import ImageError, InputError, OutputError
-from denseport.runtime.images import (
-    VideoReader,
-    VideoWriter,
-    decode_image,
-    encode_palette_png,
-    find_inputs,
-    read_image,
-    write_atomic,
-    write_image,
-    write_mask,
-)
 from numpy.typing import NDArray
+
+from denseport.runtime.errors import ImageError, OutputError
+from denseport.runtime.images import decode_image, encode_palette_png, read_image, write_image, write_mask
 
 
 def smooth_picture(height: int = 40, width: int = 60) -> NDArray[np.uint8]:
@@ -101,9 +92,7 @@ def test_palette_and_one_bit_are_expanded() -> None:
         (8, (60, 40), (-1, 0)),
     ],
 )
-def test_exif_orientation_is_applied(
-    orientation: int, shape: tuple[int, int], corner: tuple[int, int]
-) -> None:
+def test_exif_orientation_is_applied(orientation: int, shape: tuple[int, int], corner: tuple[int, int]) -> None:
     stored = np.zeros((40, 60, 3), np.uint8)
     stored[:16, :16] = 255
     jpeg = encoded(".jpg", stored)
@@ -152,97 +141,6 @@ def test_too_many_pixels_are_refused() -> None:
     assert "OPENCV_IO_MAX_IMAGE_PIXELS" in str(caught.value)
 
 
-def touch(folder: Path, *names: str) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-
-
-def names_of(patterns: list[str]) -> list[str]:
-    return [found.relative.as_posix() for found in find_inputs(patterns)]
-
-
-def test_a_folder_is_searched_in_natural_order_without_hidden_names(tmp_path: Path) -> None:
-    touch(tmp_path, "f10.jpg", "f2.JPG", "sub/a.mp4", ".hidden.jpg", ".git/b.jpg", "notes.txt")
-    found = find_inputs([str(tmp_path)])
-    assert [item.path.name for item in found] == ["f2.JPG", "f10.jpg", "a.mp4"]
-    assert [item.relative.as_posix() for item in found] == ["f2", "f10", "sub/a"]
-    assert [item.kind for item in found] == ["image", "image", "video"]
-
-
-def test_relative_names_never_meet(tmp_path: Path) -> None:
-    touch(tmp_path, "a/x.jpg", "b/x.jpg", "c/x.jpg", "c/x.png", "c/x.jpg.bmp", "c/y.v2.png")
-    assert names_of([str(tmp_path / "a/x.jpg"), str(tmp_path / "b/x.jpg")]) == ["a/x", "b/x"]
-    assert names_of([str(tmp_path / "a"), str(tmp_path / "b")]) == ["a/x", "b/x"]
-    assert names_of([str(tmp_path / "a/x.jpg")]) == ["x"]
-    found = find_inputs([str(tmp_path / "c")])
-    outputs = {item.output(Path("out"), ".png").as_posix() for item in found}
-    assert outputs == {"out/x.jpg.png", "out/x.png.png", "out/x.jpg.bmp.png", "out/y.v2.png"}
-
-
-def test_each_file_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    touch(tmp_path, "a/x.jpg", "a/y.jpg")
-    monkeypatch.chdir(tmp_path)
-    found = find_inputs(["a/y.jpg", "a", "./a/../a/*.jpg", str(tmp_path / "a/x.jpg")])
-    assert [item.path.as_posix() for item in found] == ["a/y.jpg", "a/x.jpg"]
-
-
-def test_globs(tmp_path: Path) -> None:
-    touch(tmp_path, "d/1/x.jpg", "d/2/x.jpg", "d/2/x.txt", "d/photo[1].jpg")
-    assert names_of([str(tmp_path / "d/*/*")]) == ["1/x", "2/x"]
-    assert names_of([str(tmp_path / "d/**/x.jpg")]) == ["1/x", "2/x"]
-    assert names_of([str(tmp_path / "d/[2]")]) == ["2/x"]
-    assert names_of([str(tmp_path / "d/photo[1].jpg")]) == ["photo[1]"]
-
-
-def test_a_named_file_is_kept_though_missing_and_whatever_its_suffix(tmp_path: Path) -> None:
-    touch(tmp_path, "scan")
-    found = find_inputs([str(tmp_path / "missing.jpg"), str(tmp_path / "scan")])
-    assert [(item.path.name, item.kind) for item in found] == [("missing.jpg", "image"), ("scan", "image")]
-
-
-@pytest.mark.parametrize("pattern", ["{}", "{}/*.jpg", ""])
-def test_a_pattern_that_finds_nothing_is_an_error(tmp_path: Path, pattern: str) -> None:
-    touch(tmp_path, "notes.txt")
-    with pytest.raises(InputError):
-        find_inputs([pattern.format(tmp_path)])
-    with pytest.raises(InputError, match="no input"):
-        find_inputs([])
-
-
-def test_atomic_writing_makes_folders_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "new/folder" / ("n" * 251 + ".bin")
-    write_atomic(path, b"one")
-    write_atomic(path, b"two")
-    assert path.read_bytes() == b"two"
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OutputError, match="folder: cannot be written"):
-        write_atomic(tmp_path / "folder", b"")
-    touch(tmp_path, "file")
-    with pytest.raises(OutputError, match="cannot be written") as caught:
-        write_atomic(tmp_path / "file/below", b"")
-    assert "A file is where a folder is needed" in str(caught.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full (Linux)")
-def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(path: Path, data: bytes) -> None:
-        path.touch()
-        with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123
-            full.write(data)
-
-    monkeypatch.setattr(Path, "write_bytes", write)
-    with pytest.raises(OutputError, match="No space left") as caught:
-        write_atomic(tmp_path / "x", b"data")
-    assert "Free some room" in str(caught.value)
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_picture_that_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     for name, shape in [("x.xyz", (4, 4, 3)), ("x.webp", (4, 20000, 3)), ("x.png", (0, 4, 3))]:
         with pytest.raises(OutputError, match="x"):
@@ -282,58 +180,3 @@ def test_masks_that_a_png_cannot_hold_are_refused(tmp_path: Path) -> None:
         write_mask(tmp_path / "m.png", np.zeros((2, 2), np.int64))
     with pytest.raises(OutputError, match=r"\.png"):
         write_mask(tmp_path / "m.jpg", np.zeros((2, 2), np.uint8))
-
-
-@pytest.mark.parametrize(("height", "width"), [(48, 64), (47, 63)])
-def test_a_video_comes_back(tmp_path: Path, height: int, width: int) -> None:
-    colours = [(30 * i, 120, 240 - 30 * i) for i in range(8)]
-    with VideoWriter(tmp_path / "out/v.webm", 12.5) as writer:
-        for colour in colours:
-            writer.write(np.full((height, width, 3), colour, np.uint8))
-        assert not (tmp_path / "out/v.webm").exists()
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["v.webm"]
-    with VideoReader(tmp_path / "out/v.webm") as reader:
-        frames = list(reader)
-        assert (reader.fps, reader.frames, reader.size, reader.read) == (12.5, 8, (48, 64), 8)
-    assert len(frames) == 8
-    for frame, colour in zip(frames, colours, strict=True):
-        assert frame.shape == (48, 64, 3) and frame.dtype == np.uint8
-        assert np.abs(frame.mean(axis=(0, 1)) - colour).max() < 12
-
-
-def test_a_video_is_not_left_behind_by_an_error(tmp_path: Path) -> None:
-    frame = np.zeros((32, 32, 3), np.uint8)
-    with pytest.raises(ValueError, match="a frame of"), VideoWriter(tmp_path / "v.webm", 25) as writer:
-        writer.write(frame)
-        writer.write(frame[:16])
-    with pytest.raises(OutputError, match="at least one frame"), VideoWriter(tmp_path / "v.webm", 25):
-        pass
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_video_that_opencv_cannot_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OutputError, match="WebM"):
-        VideoWriter(tmp_path / "v.mp4", 25)
-    with pytest.raises(OutputError, match="no frame rate"):
-        VideoWriter(tmp_path / "v.webm", 0)
-    monkeypatch.setattr(cv2.VideoWriter, "fourcc", lambda *_: 0x21212121)
-    monkeypatch.setattr(cv2, "CAP_FFMPEG", cv2.CAP_GSTREAMER)  # not in the wheels
-    with pytest.raises(OutputError, match="cannot write"), VideoWriter(tmp_path / "v.webm", 25) as writer:
-        writer.write(np.zeros((32, 32, 3), np.uint8))
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_video_that_was_not_written_whole_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="1 of 3 frames"), VideoWriter(tmp_path / "v.webm", 25) as writer:
-        for _ in range(2):
-            writer.write(np.zeros((32, 32, 3), np.uint8))
-        writer._written = 3  # OpenCV drops a frame without a word
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_bad_video_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="no such file"):
-        VideoReader(tmp_path / "none.mp4")
-    (tmp_path / "text.mp4").write_text("hello")
-    with pytest.raises(ImageError, match=r"text\.mp4: damaged"):
-        VideoReader(tmp_path / "text.mp4")

@@ -3,10 +3,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from denseport.runtime import visualize
 from denseport.runtime.errors import InputError
 from denseport.runtime.visualize import class_shares, default_palette, overlay, palette_image
-from numpy.typing import NDArray
 
 CLASSES = ["wall", "sky", "bed ", "television receiver with a very long name"]
 PALETTE = [(200, 10, 20), (0, 120, 240), (30, 220, 60), (250, 250, 0)]

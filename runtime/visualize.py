@@ -1,0 +1,316 @@
+"""Draws a mask over its picture, with a legend that says how much of the picture each class takes."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.errors import InputError
+
+__all__ = ["RGB", "class_shares", "default_palette", "overlay", "palette_image"]
+
+RGB = tuple[int, int, int]
+
+_PANEL = (30, 27, 26)  # BGR
+_TEXT = (236, 232, 230)
+_FAINT = (172, 165, 162)
+_RIM = (110, 103, 100)
+_WEIGHT = 500  # of the font: a little above regular, for light text on dark
+_SMALLEST_SHARE = 0.001  # classes below it share the legend's last line
+_SMALLEST_SIDE = 256  # px; a picture whose longer side is shorter is enlarged beside a legend
+_OUTLINE = 0.6  # opacity of the white line between regions
+_MOST_LINES = 16  # of a legend below the picture
+
+
+def class_shares(mask: NDArray[Any], n_classes: int) -> list[tuple[int, float]]:
+    """The classes that occur in a mask, largest first, each with its share of all pixels, (0, 1].
+
+    Pixels outside [0, n_classes), such as 255 for "ignore", count as pixels but not as a class.
+    """
+    counts = np.bincount(_labels(mask, n_classes).ravel(), minlength=n_classes)[:n_classes]
+    order = np.argsort(-counts, kind="stable")
+    return [(int(index), float(counts[index] / mask.size)) for index in order if counts[index]]
+
+
+def palette_image(mask: NDArray[Any], palette: Sequence[Sequence[int]]) -> NDArray[np.uint8]:
+    """Paints each pixel in the colour of its class.
+
+    Args:
+        mask: (H, W) of class indices; those outside the palette are painted black.
+        palette: RGB triples, [0, 255], one a class.
+
+    Returns:
+        (H, W, 3) BGR uint8.
+    """
+    colours = np.zeros((len(palette) + 1, 3), np.uint8)
+    colours[:-1] = np.asarray(palette).reshape(-1, 3)[:, ::-1]
+    return colours.take(_labels(mask, len(palette)), axis=0, mode="clip")  # 3 times as fast as []
+
+
+def default_palette(n: int) -> list[RGB]:
+    """``n`` distinct colours, the same at each call; a longer palette starts with the shorter one.
+
+    Hues advance by the golden ratio, which keeps neighbours in the list apart; the tone varies besides.
+    """
+    golden = (math.sqrt(5) - 1) / 2
+    tones = [(0.62, 0.92), (0.80, 0.62), (0.38, 0.98), (0.92, 0.85), (0.50, 0.50)]  # saturation, value
+    colours = []
+    for index in range(n):
+        saturation, value = tones[index % len(tones)]
+        red, green, blue = colorsys.hsv_to_rgb((0.58 + index * golden) % 1, saturation, value)
+        colours.append((round(red * 255), round(green * 255), round(blue * 255)))
+    return colours
+
+
+def overlay(
+    image_bgr: NDArray[np.uint8],
+    mask: NDArray[Any],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]] | None,
+    *,
+    opacity: float = 0.5,
+    legend: bool = True,
+) -> NDArray[np.uint8]:
+    """Blends a picture with the colours of its classes, outlines the regions and adds a legend.
+
+    The legend lists the classes in descending share, to the right of the picture, or below one that is more
+    than twice as wide as high. Its size depends on the picture's size and the class names alone, so that the
+    frames of a video come out alike. A picture below 256 pixels is enlarged by a whole factor for it.
+
+    Args:
+        image_bgr: (H, W, 3) BGR uint8.
+        mask: (H, W) of class indices; those outside the classes are drawn black and listed as "ignored".
+        classes: the names, one a class.
+        palette: RGB triples, [0, 255], one a class; None for :func:`default_palette`.
+        opacity: of the colours over the picture, [0, 1].
+        legend: False gives the picture alone, at its own size.
+
+    Returns:
+        BGR uint8: (H, W, 3) without a legend, larger with one.
+
+    Raises:
+        InputError: the picture, the mask, the classes and the palette do not fit together.
+    """
+    palette = default_palette(len(classes)) if palette is None else palette
+    _check(image_bgr, mask, classes, palette, opacity)
+    factor = math.ceil(_SMALLEST_SIDE / max(mask.shape)) if legend else 1
+    labels = _enlarge(_labels(mask, len(classes)), factor)
+    image = _enlarge(image_bgr, factor)
+    colours = palette_image(labels, palette)
+    picture = np.asarray(cv2.addWeighted(image, 1 - opacity, colours, opacity, 0), np.uint8)
+    _outline(picture, labels)
+    if not legend:
+        return picture
+    names = [name.strip() for name in classes]  # mmsegmentation's ADE20K has "bed "
+    layout = _layout(*labels.shape, tuple(names))
+    panel = _panel(layout, _lines(class_shares(mask, len(classes)), names, palette, layout.lines))
+    return _join(picture, panel, below=layout.below)
+
+
+def _check(
+    image: NDArray[np.uint8],
+    mask: NDArray[Any],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    opacity: float,
+) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise InputError(f"a picture is (H, W, 3) of uint8, found {image.shape} of {image.dtype}")
+    if mask.shape != image.shape[:2] or mask.dtype.kind not in "ui":
+        raise InputError(
+            f"the mask is {mask.shape} of {mask.dtype}, the picture {image.shape[:2]}",
+            "Give class indices at the picture's own size.",
+        )
+    if not classes or len(palette) != len(classes):
+        raise InputError(
+            f"there are {len(classes)} classes and {len(palette)} colours",
+            "Give a name and a colour for each class.",
+        )
+    if not 0 <= opacity <= 1:
+        raise InputError(f"the opacity is {opacity}", "Give a number between 0 and 1.")
+
+
+def _labels(mask: NDArray[Any], n_classes: int) -> NDArray[Any]:
+    """The mask, uint8 or uint16, with ``n_classes`` in place of whatever is no class."""
+    dtype = np.uint8 if n_classes < 256 else np.uint16
+    if mask.dtype.kind == "u":
+        labels: NDArray[Any] = np.minimum(mask, min(n_classes, np.iinfo(mask.dtype).max))
+        return labels.astype(dtype, copy=False)
+    wide = mask.astype(np.int64)
+    return np.where((wide < 0) | (wide > n_classes), n_classes, wide).astype(dtype)
+
+
+def _enlarge(array: NDArray[Any], factor: int) -> NDArray[Any]:
+    return array if factor == 1 else array.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _outline(picture: NDArray[np.uint8], labels: NDArray[Any]) -> None:
+    """Lightens, in place, the pixels where the class changes."""
+    edge = np.zeros(labels.shape, np.uint8)
+    edge[:, 1:] = labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    width = round(max(labels.shape) / 1000)
+    if width > 1:
+        edge = np.asarray(cv2.dilate(edge, np.ones((width, width), np.uint8)), np.uint8)
+    light = cv2.convertScaleAbs(picture, alpha=1 - _OUTLINE, beta=255 * _OUTLINE)
+    cv2.copyTo(light, edge, picture)
+
+
+# The legend
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the lines of a legend go, in pixels."""
+
+    height: int  # of the panel
+    width: int
+    text: int  # size of the text; all distances are multiples of it
+    column: int  # width of a column, with the gap after it
+    gap: int
+    rows: int
+    columns: int
+    below: bool  # the picture, instead of to its right
+
+    @property
+    def lines(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def margin(self) -> int:
+        return self.text
+
+    @property
+    def line_height(self) -> int:
+        return round(1.75 * self.text)
+
+
+@dataclass(frozen=True)
+class _Line:
+    name: str
+    share: float
+    colour: Sequence[int] | None  # RGB; None for the line that stands for several classes
+
+
+@lru_cache(maxsize=16)
+def _layout(height: int, width: int, names: tuple[str, ...]) -> _Layout:
+    """Fits a legend to a picture of ``height`` x ``width`` and to the longest of the class names."""
+    short, long = sorted((height, width))
+    text = max(13, round(0.028 * math.sqrt(short * min(long, 2 * short))))
+    line_height = round(1.75 * text)
+    below = width > 2 * height
+    gap = 3 * text if below else text
+    texts = (*names, "ignored", f"{len(names)} others")
+    longest = max(_text_width(name, 32) for name in texts) / 32  # in units of the text size
+    # 1.6 for the swatch, 4.2 for the share
+    column = round(text * (1.6 + min(longest, 11.0) + 4.2)) + gap
+    columns = max(1, width // column) if below else 1
+    if below:
+        column = max(column, (width + gap - 2 * text) // columns)
+        rows = math.ceil(min(len(names) + 1, _MOST_LINES) / columns)
+    else:
+        rows = max(6, (height - 2 * text) // line_height)
+    needed = (rows * line_height + 2 * text, columns * column - gap + 2 * text)
+    size = (needed[0], max(width, needed[1])) if below else (max(height, needed[0]), needed[1])
+    return _Layout(*size, text, column, gap, rows, columns, below)
+
+
+def _lines(
+    shares: Sequence[tuple[int, float]], names: Sequence[str], palette: Sequence[Sequence[int]], most: int
+) -> list[_Line]:
+    """The lines of a legend, ``most`` at most; what finds no room is summed up in the last one."""
+    ignored = 1 - sum(share for _, share in shares)
+    tail = [_Line("ignored", ignored, (0, 0, 0))] if ignored > 1e-9 else []
+    shown = [(index, share) for index, share in shares if share >= _SMALLEST_SHARE]
+    room = most - len(tail)
+    if len(shown) > room or (len(shown) < len(shares) and len(shown) == room):
+        shown = shown[: room - 1]
+    others = [share for _, share in shares[len(shown) :]]
+    lines = [_Line(names[index], share, palette[index]) for index, share in shown]
+    if others:
+        lines.append(_Line(f"{len(others)} other{'s'[: len(others) > 1]}", sum(others), None))
+    return lines + tail
+
+
+def _panel(layout: _Layout, lines: Sequence[_Line]) -> NDArray[np.uint8]:
+    panel = np.full((layout.height, layout.width, 3), _PANEL, np.uint8)
+    for number, line in enumerate(lines):
+        column, row = divmod(number, layout.rows)
+        left, top = column * layout.column, row * layout.line_height
+        _draw_line(panel, line, layout, layout.margin + left, layout.margin + top)
+    return panel
+
+
+def _draw_line(panel: NDArray[np.uint8], line: _Line, layout: _Layout, left: int, top: int) -> None:
+    text = layout.text
+    baseline = top + (layout.line_height + round(0.70 * text)) // 2  # 0.70: height of a capital
+    right = left + layout.column - layout.gap
+    colour = _TEXT if line.colour else _FAINT
+    if line.colour:
+        _draw_swatch(panel, line.colour, left, baseline - round(0.85 * text), text)
+    percent = f"{line.share:.1%}".replace("%", " %") if line.share >= 0.0005 else "<0.1 %"
+    start = right - _text_width(percent, text)
+    _draw_text(panel, percent, (start, baseline), _FAINT, text)
+    name = _elide(line.name, start - left - round(2.2 * text), text)
+    _draw_text(panel, name, (left + round(1.6 * text), baseline), colour, text)
+
+
+def _draw_swatch(panel: NDArray[np.uint8], rgb: Sequence[int], left: int, top: int, side: int) -> None:
+    """A filled square with a faint rim, without which a dark colour would vanish in the panel."""
+    rim = max(1, side // 14)
+    panel[top : top + side, left : left + side] = _RIM
+    panel[top + rim : top + side - rim, left + rim : left + side - rim] = list(rgb)[::-1]
+
+
+def _join(picture: NDArray[np.uint8], panel: NDArray[np.uint8], *, below: bool) -> NDArray[np.uint8]:
+    """Puts the panel below or to the right of the picture, and fills what is left in the panel's colour."""
+    height, width = picture.shape[:2]
+    top, left = (height, 0) if below else (0, width)
+    bottom, right = top + panel.shape[0], left + panel.shape[1]
+    more = (max(0, bottom - height), max(0, right - width))
+    canvas = cv2.copyMakeBorder(picture, 0, more[0], 0, more[1], cv2.BORDER_CONSTANT, value=_PANEL)
+    canvas[top:bottom, left:right] = panel
+    return np.asarray(canvas, np.uint8)
+
+
+# Text: OpenCV 5 has a TrueType font, OpenCV 4 the strokes of Hershey
+
+
+def _draw_text(
+    panel: NDArray[np.uint8], text: str, origin: tuple[int, int], colour: tuple[int, int, int], size: int
+) -> None:
+    """Draws a text with its baseline's left end at ``origin`` (x, y); ``size`` in pixels."""
+    if hasattr(cv2, "FontFace"):
+        cv2.putText(panel, text, origin, colour, _font(), size, _WEIGHT)
+    else:
+        thickness = max(1, size // 16)
+        cv2.putText(panel, text, origin, cv2.FONT_HERSHEY_SIMPLEX, size / 32, colour, thickness, cv2.LINE_AA)
+
+
+@lru_cache(maxsize=4096)
+def _text_width(text: str, size: int) -> int:
+    if hasattr(cv2, "FontFace"):
+        return int(cv2.getTextSize((0, 0), text, (0, 0), _font(), size, _WEIGHT)[2])
+    return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size / 32, max(1, size // 16))[0][0])
+
+
+@cache
+def _font() -> cv2.FontFace:
+    return cv2.FontFace("sans")
+
+
+def _elide(text: str, width: int, size: int) -> str:
+    """Cuts a text to ``width`` pixels, and marks the cut."""
+    if _text_width(text, size) <= width:
+        return text
+    while text and _text_width(text + "...", size) > width:
+        text = text[:-1].rstrip()
+    return text + "..."
