@@ -126,7 +126,9 @@ def _state_dict(path: Path, data: Mapping[str, Any]) -> dict[str, Tensor]:
                 f"{path}: {key!r} is a {type(value).__name__}, not a tensor", "Give a file that holds a state dict."
             )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{path}: {key!r} holds NaN or infinity", "Take a checkpoint from before it diverged.")
+            raise CheckpointError(
+                f"{path}: {key!r} holds NaN or infinity", "Take a checkpoint from before it diverged."
+            )
     # The readers of old releases saved from DistributedDataParallel too.
     return {key.removeprefix("module."): value for key, value in weights.items()}
 

@@ -1,8 +1,8 @@
 """What can go wrong between a checkpoint and a bundle.
 
-    denseport.runtime.errors.InputError     exit 2
-    ├── CheckpointError                     not a checkpoint, unsafe, or of another network
-    └── ExportError                         the exported graph is wrong, so no bundle was kept
+denseport.runtime.errors.InputError     exit 2
+├── CheckpointError                     not a checkpoint, unsafe, or of another network
+└── ExportError                         the exported graph is wrong, so no bundle was kept
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
             raise CheckpointError(f"--scale: {err}") from err
     if min(preprocess.scale) < spec.backbone.patch_size:
         raise CheckpointError(
-            f"{source.path}: a test scale of {preprocess.scale} is below one patch of {spec.backbone.patch_size} pixels",
+            f"{source.path}: its test scale {preprocess.scale} is below one patch of {spec.backbone.patch_size} pixels",
             "Give the limits of the longer and the shorter side with --scale, say --scale 2048 512.",
         )
     classes, class_warnings = class_names(source, spec.num_classes)

@@ -117,9 +117,7 @@ def check_export(
         want = expected.numpy()
         if found.shape != want.shape:
             raise ExportError(f"for an input of {shape} ONNX Runtime gives {found.shape}, torch {want.shape}")
-        check = Check(
-            shape, float(np.abs(found - want).max()), float((found.argmax(1) == want.argmax(1)).mean())
-        )
+        check = Check(shape, float(np.abs(found - want).max()), float((found.argmax(1) == want.argmax(1)).mean()))
         allowed = tolerance * max(1.0, float(np.abs(want).max()))
         if not check.max_difference <= allowed:
             raise ExportError(

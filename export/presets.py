@@ -83,7 +83,7 @@ _ROWS = [
     ("upernet_deit-b16",        "vit_deit-b16_upernet",          "UPerNet", "DeiT-B",             _B,        160, 45.36, 47.16,  10.39, 7.75,  "828705d7"),
     ("upernet_deit-b16_mln",    "vit_deit-b16_mln_upernet",      "UPerNet", "DeiT-B + MLN",       _B_MLN,    160, 45.46, 47.16,  7.78,  9.21,  "4e1450f3"),
     ("upernet_deit-b16_ln_mln", "vit_deit-b16-ln_mln_upernet",   "UPerNet", "DeiT-B + LN + MLN",  _B_LN_MLN, 160, 45.37, 47.23,  7.75,  9.21,  "8a959c14"),
-]  # noqa: E501
+]
 # fmt: on
 
 PRESETS: dict[str, Preset] = {

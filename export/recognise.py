@@ -46,7 +46,9 @@ def recognise(checkpoint: Checkpoint, preset: Preset | None = None) -> Recognise
     """
     reader = _Reader(checkpoint)
     named_by = "the command line" if preset else ""
-    known = None if preset else presets.find(sha256=checkpoint.sha256, names=(checkpoint.path.name, checkpoint.experiment))
+    known = (
+        None if preset else presets.find(sha256=checkpoint.sha256, names=(checkpoint.path.name, checkpoint.experiment))
+    )
     candidate = preset or (known[0] if known else None)
     spec = reader.spec(candidate.spec if candidate else None)
     if candidate is not None:
@@ -117,7 +119,9 @@ class _Reader:
     def _check_architecture(self) -> None:
         for key in ("backbone.pos_embed", "backbone.cls_token", "backbone.patch_embed.projection.weight"):
             self._shape(key)
-        if not any(key.startswith(("decode_head.psp_modules.", "decode_head.reassemble_blocks.")) for key in self.shapes):
+        if not any(
+            key.startswith(("decode_head.psp_modules.", "decode_head.reassemble_blocks.")) for key in self.shapes
+        ):
             raise self._unknown_architecture("its head is neither DPT's nor UPerNet's")
         unsupported = {
             ("backbone", "interpolate_mode"): "bicubic",
@@ -240,4 +244,3 @@ class _Reader:
         if len(scales) != count:
             raise CheckpointError(f"{self.checkpoint.path}: {count} pooling branches for pool_scales {scales}")
         return UPerHeadSpec(self._shape("decode_head.conv_seg.weight")[1], scales)
-

@@ -113,7 +113,9 @@ def class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[tuple[str, ..
     """
     names = checkpoint.classes
     if names is None:
-        return tuple(f"class {i}" for i in range(num_classes)), ["The file names no classes: called class 0, class 1, …"]
+        return tuple(f"class {i}" for i in range(num_classes)), [
+            "The file names no classes: called class 0, class 1, …"
+        ]
     if len(names) != num_classes:
         raise CheckpointError(
             f"{checkpoint.path}: names {len(names)} classes, but decode_head.conv_seg has {num_classes} outputs",

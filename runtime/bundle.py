@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from denseport.runtime.errors import BundleError, OutputError
-from denseport.runtime.files import output_error, sha256_of, write_atomic
+from denseport.runtime.files import sha256_of, write_atomic, writing
 from denseport.runtime.manifest import Artifact, Manifest
 
 __all__ = ["MANIFEST", "Bundle", "new_bundle"]
@@ -97,25 +97,26 @@ def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
         OutputError: ``path`` exists (and is not a bundle to be replaced), or cannot be written.
     """
     if path.exists() and not (replace and (path / MANIFEST).is_file()):
-        remedy = "Choose another name with -o." if replace or not path.is_dir() else "Choose another name with -o, or give --force."
+        remedy = (
+            "Choose another name with -o."
+            if replace or not path.is_dir()
+            else "Choose another name with -o, or give --force."
+        )
         what = "a bundle" if (path / MANIFEST).is_file() else "something that is no bundle"
         raise OutputError(f"{path}: exists already and is {what}", remedy)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    except OSError as err:
-        raise output_error(path, err) from err
     try:
         yield temporary
-        temporary.chmod(0o755)  # mkdtemp's 0700 would keep a server's user out
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-            path.rename(old / path.name)
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
-    except OSError as err:
-        raise output_error(path, err) from err
+        with writing(path):
+            temporary.chmod(0o755)  # mkdtemp's 0700 would keep a server's user out
+            if path.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+                path.rename(old / path.name)
+                temporary.rename(path)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,7 +1,7 @@
 """The command ``denseport``.
 
 A sub-command is a light module with ``HELP``, ``add_arguments(parser)`` and ``run(arguments) -> exit code``, found
-through the entry-point group ``denseport.commands``. Heavy libraries are imported inside ``run``, so ``--help`` is instant.
+through the entry-point group ``denseport.commands``. Heavy libraries are imported inside ``run``, so help is instant.
 """
 
 from __future__ import annotations

@@ -26,7 +26,10 @@ T = TypeVar("T")
 class Preprocess:
     """From a uint8 BGR picture to the network's input."""
 
-    scale: tuple[int, int] = (2048, 512)  # pixels: the longer and the shorter side's limit; width, height if not keep_ratio
+    scale: tuple[int, int] = (
+        2048,
+        512,
+    )  # pixels: the longer and the shorter side's limit; width, height if not keep_ratio
     keep_ratio: bool = True
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, grey levels
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)  # RGB, grey levels

@@ -95,9 +95,7 @@ class Segmenter:
             views = [single_view(size, manifest.preprocess, manifest.patch_size)]
         else:
             views = tta_views(size, manifest.preprocess, self.tta)
-        fields = [
-            predict_view(self._session, image, view, manifest.preprocess, manifest.inference) for view in views
-        ]
+        fields = [predict_view(self._session, image, view, manifest.preprocess, manifest.inference) for view in views]
         if self.tta is None:
             mask = postprocess.argmax(fields[0], threads=self._threads)
         else:

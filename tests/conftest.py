@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from denseport.runtime.bundle import Bundle
 from support import ASSETS, SHARED
+
+from denseport.runtime.bundle import Bundle
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run tests of full-size models")

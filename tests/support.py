@@ -33,3 +33,9 @@ def assert_same_classes(mask: NDArray[np.integer], expected: NDArray[np.integer]
     clear = first_two[..., 1, :, :] - first_two[..., 0, :, :] >= MARGIN
     assert clear.mean() > 0.9, "nearly every pixel is a tie: the comparison would show nothing"
     np.testing.assert_array_equal(mask[clear], expected[clear])
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()

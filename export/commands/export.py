@@ -49,9 +49,19 @@ def run(arguments: argparse.Namespace) -> int:
     manifest = bundle.manifest
     record = manifest.artifacts["model.onnx"].record
     if arguments.json:
-        print(json.dumps({"bundle": str(bundle.path), "name": manifest.name, "warnings": manifest.provenance["warnings"], **record}))
+        print(
+            json.dumps(
+                {
+                    "bundle": str(bundle.path),
+                    "name": manifest.name,
+                    "warnings": manifest.provenance["warnings"],
+                    **record,
+                }
+            )
+        )
         return 0
-    print(f"{bundle.path}: {manifest.name}, {manifest.parameters / 1e6:,.1f} M parameters, {len(manifest.classes)} classes")
+    size = f"{manifest.parameters / 1e6:,.1f} M parameters, {len(manifest.classes)} classes"
+    print(f"{bundle.path}: {manifest.name}, {size}")
     for check in record["checks"]:
         shape = " x ".join(str(n) for n in check["shape"])
         print(f"  ONNX Runtime against torch, input {shape}: logits differ by {check['max_difference']:.1e} at most")

@@ -33,7 +33,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=1))
         return 0
     width = max(len(name) for name in PRESETS)
-    print(f"{'preset':{width}}  {'method':8} {'backbone':18} {'iterations':>10} {'mIoU':>6} {'ms+flip':>8} {'fps':>6} {'GB':>6}")
+    print(
+        f"{'preset':{width}}  {'method':8} {'backbone':18} {'iterations':>10} "
+        f"{'mIoU':>6} {'ms+flip':>8} {'fps':>6} {'GB':>6}"
+    )
     for p in PRESETS.values():
         figures = " ".join(
             f"{'-' if value is None else format(value, '.2f'):>{columns}}"

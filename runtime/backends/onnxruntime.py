@@ -53,7 +53,9 @@ class OnnxRuntimeSession:
             self._session: Any = onnxruntime.InferenceSession(path, options, providers=list(providers))
         except Exception as err:  # ONNX Runtime raises a class of its own for every status code
             raise BundleError(f"{path}: ONNX Runtime cannot load it: {err}", "Export the checkpoint again.") from err
-        self._description = f"ONNX Runtime {onnxruntime.__version__}, {providers[0]}, {options.intra_op_num_threads} threads"
+        self._description = (
+            f"ONNX Runtime {onnxruntime.__version__}, {providers[0]}, {options.intra_op_num_threads} threads"
+        )
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, C, h, w) of a normalised image batch (N, 3, H, W), both float32."""

@@ -49,22 +49,27 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "input", f"{'RGB' if pre.bgr_to_rgb else 'BGR'}, resized: {resize}; mean {pre.mean}, std {pre.std}"
     mode = inference.mode
     if inference.crop and inference.stride:
-        mode += f", windows {inference.crop[0]} x {inference.crop[1]}, every {inference.stride[0]} x {inference.stride[1]} pixels"
+        crop, stride = inference.crop, inference.stride
+        mode += f", windows {crop[0]} x {crop[1]}, every {stride[0]} x {stride[1]} pixels"
     yield "inference", f"{mode}; one logit for {manifest.stride} x {manifest.stride} pixels"
     names = ", ".join(manifest.classes[:6]) + (", …" if len(manifest.classes) > 6 else "")
     yield "classes", f"{len(manifest.classes)}: {names}"
     if reference is None:
         yield "reference", "none: not recognised as a published model"
     else:
-        yield "reference", (
-            f"{reference.preset}: mIoU {reference.mIoU}, ms + flip {reference.mIoU_ms_flip} on {reference.dataset} "
-            f"({reference.protocol}); recognised by {reference.recognised_by}"
+        yield (
+            "reference",
+            (
+                f"{reference.preset}: mIoU {reference.mIoU}, ms + flip {reference.mIoU_ms_flip} on {reference.dataset} "
+                f"({reference.protocol}); recognised by {reference.recognised_by}"
+            ),
         )
     for name, artifact in manifest.artifacts.items():
         size = sum((bundle.path / file).stat().st_size for file in artifact.files if (bundle.path / file).is_file())
         yield "artifact", f"{name}: {artifact.kind}, {artifact.precision}, {size / 2**20:,.1f} MiB"
         difference = artifact.record.get("max_difference")
         if difference is not None:
-            yield "", f"checked against torch on {len(artifact.record['checks'])} sizes: logits differ by {difference:.1e} at most"
+            sizes = len(artifact.record["checks"])
+            yield "", f"checked against torch on {sizes} sizes: logits differ by {difference:.1e} at most"
     for warning in source.get("warnings", []):
         yield "warning", warning

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from denseport.runtime.images import Input
+    from denseport.runtime.inputs import Input
     from denseport.runtime.segmenter import Segmenter
 
 HELP = "segment pictures and videos: masks, overlays with legend, JSON"
@@ -24,9 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="picture, video, folder, or glob in quotes")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--artifact", metavar="NAME", default="model.onnx", help="which artifact runs; default: %(default)s")
+    parser.add_argument(
+        "--artifact", metavar="NAME", default="model.onnx", help="which artifact runs; default: %(default)s"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all this process may use")
-    parser.add_argument("--opacity", type=float, default=0.5, metavar="X", help="of the colours, 0 to 1; default: %(default)s")
+    parser.add_argument(
+        "--opacity", type=float, default=0.5, metavar="X", help="of the colours, 0 to 1; default: %(default)s"
+    )
     parser.add_argument(
         "--tta", choices=("0.x", "1.x"), help="multi-scale and flip, in mmsegmentation 0.x's or 1.x's convention"
     )
@@ -39,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from denseport.runtime.errors import DenseportError, InputError, OutputError
-    from denseport.runtime.images import find_inputs
+    from denseport.runtime.inputs import find_inputs
     from denseport.runtime.segmenter import Segmenter
 
     _check(arguments)
@@ -95,7 +99,7 @@ class _Job:
         written = []
         if self.masks:
             written.append(item.output(self.folder, "_mask.png"))
-            write_mask(written[-1], mask, segmenter.manifest.palette)
+            write_mask(written[-1], mask, _palette(segmenter))
         if self.overlays:
             written.append(item.output(self.folder, "_overlay.png"))
             write_image(written[-1], self._overlay(segmenter, image, mask))
@@ -113,7 +117,8 @@ class _Job:
 
         from tqdm import tqdm
 
-        from denseport.runtime.images import VideoReader, VideoWriter, write_mask
+        from denseport.runtime.images import write_mask
+        from denseport.runtime.videos import VideoReader, VideoWriter
 
         target = item.output(self.folder, "_overlay.webm")
         with ExitStack() as stack:
@@ -126,7 +131,7 @@ class _Job:
             for count, frame in enumerate(frames, start=1):
                 mask = segmenter(frame).mask
                 if self.masks:
-                    write_mask(item.output(self.folder, f"_mask/{count:06}.png"), mask, segmenter.manifest.palette)
+                    write_mask(item.output(self.folder, f"_mask/{count:06}.png"), mask, _palette(segmenter))
                 if writer is not None:
                     writer.write(self._overlay(segmenter, frame, mask))
         files = [str(item.output(self.folder, "_mask"))] if self.masks else []
@@ -157,3 +162,9 @@ def _shares(segmenter: Segmenter, mask: NDArray[Any]) -> list[dict[str, Any]]:
         for index, share in class_shares(mask, len(classes))
         if index < len(classes)
     ]
+
+
+def _palette(segmenter: Segmenter) -> tuple[tuple[int, int, int], ...] | None:
+    """The colours for an indexed PNG, which holds 256 at most; None makes it grey."""
+    palette = segmenter.manifest.palette
+    return palette if len(palette) <= 256 else None

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from support import LOGITS_TOLERANCE, ORACLE_MODELS, assert_same_classes
+
 from denseport.export.checkpoint import read_checkpoint
 from denseport.export.models.operators import pyramid_matrix, resize_pos_embed
 from denseport.export.models.segmentor import Segmentor, build
@@ -18,8 +21,6 @@ from denseport.export.recognise import recognise
 from denseport.export.weights import load_model
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle import Bundle
-from numpy.typing import NDArray
-from support import LOGITS_TOLERANCE, ORACLE_MODELS, assert_same_classes
 
 
 def load(path: Path, *, rewrite: bool = True) -> Segmentor:
