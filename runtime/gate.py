@@ -250,9 +250,7 @@ def _non_finite(predictions: Predictions) -> str | None:
     return f"non-finite logits in {predictions.non_finite} of {predictions.images} images"
 
 
-def _one_class(
-    pixels: NDArray[np.int64], fp32_pixels: NDArray[np.int64], classes: Sequence[str]
-) -> str | None:
+def _one_class(pixels: NDArray[np.int64], fp32_pixels: NDArray[np.int64], classes: Sequence[str]) -> str | None:
     share = pixels / max(pixels.sum(), 1)
     seen = np.count_nonzero(fp32_pixels > _SEEN * fp32_pixels.sum())
     if share.max() <= _COVERS_ALL or seen < 2:
