@@ -9,6 +9,7 @@ A mask is a PNG of one channel, grey or indexed, whose stored values are the lab
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,16 +21,18 @@ import cv2
 import numpy as np
 
 from denseport.runtime.errors import DatasetError, ImageError
+from denseport.runtime.images import reading
+from denseport.runtime.inputs import IMAGE_SUFFIXES
 from denseport.runtime.metrics import LabelMap
 
 __all__ = ["Dataset", "Sample", "ade20k", "folder_pair", "image_list", "open_dataset"]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 MASK_SUFFIXES = frozenset({".png"})
 
 _ADE_FOLDER = "ADEChallengeData2016"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_GREY, _PNG_INDEXED = 0, 3
+_PNG_END = b"IEND\xaeB`\x82"
+_PNG_GREY, _PNG_INDEXED = 0, 3  # colour types
 _SHOWN = 5  # names or labels that a message spells out
 
 
@@ -56,7 +59,7 @@ class Dataset:
         if not 0 <= self.ignore_index <= 65535:
             raise DatasetError(
                 f"the ignored label {self.ignore_index} is not in 0..65535",
-                "--ignore-index takes a value of the mask files, most often 255",
+                "Give --ignore-index a value of the mask files, most often 255.",
             )
 
     def __len__(self) -> int:
@@ -77,7 +80,7 @@ class Dataset:
         if n_classes > 255 and self.ignore_index == 255:
             raise DatasetError(
                 f"with {n_classes} classes the ignored label 255 is a class too",
-                "give the value that the masks use: --ignore-index 65535",
+                "Give the value that the masks use, such as --ignore-index 65535.",
             )
         stored = _read_stored_labels(sample.mask)
         classes = np.arange(np.iinfo(stored.dtype).max + 1) - self.reduce_zero_label
@@ -96,11 +99,11 @@ class Dataset:
     def _label_error(self, sample: Sample, labels: list[int], n_classes: int) -> DatasetError:
         first = int(self.reduce_zero_label)
         expected = f"{first}..{n_classes - 1 + first}"
-        remedy = "use the bundle that was trained for these labels, or masks with its classes"
+        remedy = "Use the bundle that was trained for these labels, or masks of its classes."
         if labels == [n_classes] and not self.reduce_zero_label:
-            remedy = "if 0 means unlabelled, as in ADE20K, add --reduce-zero-label"
+            remedy = "If 0 means unlabelled, as in ADE20K, add --reduce-zero-label."
         elif len(labels) == 1:
-            remedy = f"if {labels[0]} marks pixels to ignore, add --ignore-index {labels[0]}"
+            remedy = f"If {labels[0]} marks pixels to ignore, add --ignore-index {labels[0]}."
         return DatasetError(f"{sample.mask}: labels {_some(labels)} are outside {expected}", remedy)
 
 
@@ -154,7 +157,7 @@ def image_list(
             raise DatasetError(
                 f"{path}, line {number}: expected one name or 'picture mask', the same on all "
                 f"lines, found {len(fields)} fields",
-                "part paths that hold blanks by a tab",
+                "Part paths that hold blanks by a tab.",
             )
     if width == 1:
         found = _find_names(path, _ade_root(root), lines)
@@ -181,7 +184,7 @@ def open_dataset(
             of its names, and False for a folder pair or a list of pairs.
     """
     if masks is not None and list_file is not None:
-        raise DatasetError("a folder of masks and a list file exclude each other", "give one of the two")
+        raise DatasetError("a folder of masks and a list file exclude each other", "Give one of the two.")
     if list_file is not None:
         return image_list(list_file, data, reduce_zero_label, ignore_index)
     if masks is not None:
@@ -195,21 +198,21 @@ def _ade_root(root: Path) -> Path:
             return folder
     raise DatasetError(
         f"{root}: no folders images/ and annotations/ here or in {_ADE_FOLDER}/",
-        "name the ADEChallengeData2016 folder, or give pictures and masks with --masks",
+        f"Name the {_ADE_FOLDER} folder, or give the pictures as the data and the masks with --masks.",
     )
 
 
 def _by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
     """Files of a folder by name without suffix; hidden files are left out."""
     if not folder.is_dir():
-        raise DatasetError(f"{folder}: there is no such folder")
+        raise DatasetError(f"{folder}: there is no such folder", "Check the path.")
     found: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
         if file.suffix.lower() not in suffixes or file.name.startswith("."):
             continue
         if file.stem in found:
             raise DatasetError(
-                f"{folder}: {found[file.stem].name} and {file.name} have the same name", "keep one of the two"
+                f"{folder}: {found[file.stem].name} and {file.name} have the same name", "Keep one of the two."
             )
         found[file.stem] = file
     return found
@@ -227,19 +230,19 @@ def _require_pairs(images: Path, masks: Path, image_of: Mapping[str, Path], mask
     if lonely:
         raise DatasetError(
             f"{images} and {masks}: {'; '.join(lonely)}",
-            "give each picture a PNG mask of the same name, or list the pairs in a file",
+            "Give each picture a PNG mask of the same name, or list the pairs in a file.",
         )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as err:
         raise DatasetError(f"{path}: the list cannot be read: {err}") from err
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.partition("#")[0].strip()
         if line:
-            yield number, line.split("\t") if "\t" in line else line.split()
+            yield number, re.split(r"\s*\t\s*" if "\t" in line else r"\s+", line)
 
 
 def _find_names(path: Path, root: Path, lines: Mapping[int, list[str]]) -> Iterator[tuple[int, Sample]]:
@@ -253,7 +256,8 @@ def _find_names(path: Path, root: Path, lines: Mapping[int, list[str]]) -> Itera
         if len(files) != 1:
             where = f"is in {_some(files)}" if files else f"is in no split of {images}"
             raise DatasetError(
-                f"{path}, line {number}: {name!r} {where}", "a line is a file name without suffix, or 'picture mask'"
+                f"{path}, line {number}: {name!r} {where}",
+                "A line is a name without suffix, or 'picture mask'.",
             )
         mask = root / "annotations" / files[0].parent.relative_to(images) / f"{name}.png"
         if not mask.is_file():
@@ -285,24 +289,22 @@ def _distinct(path: Path, found: Iterable[tuple[int, Sample]]) -> Iterator[Sampl
 
 def _read_stored_labels(path: Path) -> LabelMap:
     """(H, W) values as the PNG stores them: the indices of an indexed one, not its colours."""
-    try:
+    with reading(path):
         data = path.read_bytes()
-    except OSError as err:
-        raise ImageError(f"{path}: the mask cannot be read: {err.strerror}") from err
-    if not data.startswith(_PNG_SIGNATURE) or len(data) < 33:
-        raise ImageError(f"{path}: the mask is no PNG file")
+    if not data.startswith(_PNG_SIGNATURE) or _PNG_END not in data:
+        raise ImageError(f"{path}: the mask is no PNG file, or one cut short", "Save it again, as a PNG.")
     depth, colour = data[24], data[25]
     if colour not in (_PNG_GREY, _PNG_INDEXED):
         raise DatasetError(
             f"{path}: the mask holds colours; one label a pixel was expected",
-            "save the class indices as an 8- or 16-bit grey, or an indexed, PNG",
+            "Save the class indices as a PNG, grey (8 or 16 bits) or indexed.",
         )
     try:
         labels = cv2.imdecode(np.frombuffer(_as_grey_png(data), np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as err:
-        raise ImageError(f"{path}: the mask cannot be decoded: {err}") from err
+        raise ImageError(f"{path}: the mask cannot be decoded: {err}", "Save it again.") from err
     if labels is None:
-        raise ImageError(f"{path}: the mask cannot be decoded; the file is cut short or damaged")
+        raise ImageError(f"{path}: the mask is damaged", "Copy or save it again.")
     if depth < 8:  # libpng spreads 1, 2 and 4 bits over 0..255
         labels = labels // (255 // (2**depth - 1))
     return cast(LabelMap, labels)

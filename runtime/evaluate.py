@@ -1,21 +1,20 @@
 """Measure an artifact on a labelled data set: resumable, exact, as fast as its session.
 
 The network runs in the calling thread. A few worker threads decode pictures ahead of it and turn its logits into
-masks and counts behind it; OpenCV, numpy and the back ends release Python's lock, so the stages overlap, and a
-semaphore bounds how many pictures are in memory. Every count is an integer, so the order of pictures, a
+masks and counts behind it; OpenCV, numpy and the back ends release Python's lock, so the stages overlap. Short queues
+bound how many pictures are in memory. Every count is an integer, so the order of pictures, a
 resumed run and merged parts all give the same result to the last pixel.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ from denseport.runtime.errors import DatasetError
 from denseport.runtime.evaluation_state import EvaluationState, load_state, save_state
 from denseport.runtime.gate import ImageAreas, Predictions
 from denseport.runtime.images import read_image
-from denseport.runtime.metrics import ConfusionMatrix, Scores
+from denseport.runtime.metrics import ConfusionMatrix, LabelMap, Scores
 from denseport.runtime.postprocess import Field
 from denseport.runtime.segmenter import Segmenter
 
@@ -65,7 +64,7 @@ class _Run:
     lock: threading.Lock = field(default_factory=threading.Lock)
     session_seconds: float = 0.0
 
-    def decode(self, sample: Sample) -> tuple[NDArray[np.uint8], Any]:
+    def decode(self, sample: Sample) -> tuple[NDArray[np.uint8], LabelMap]:
         classes = len(self.segmenter.manifest.classes)
         image, truth = read_image(sample.image), self.dataset.read_mask(sample, classes)
         if image.shape[:2] != truth.shape:
@@ -82,7 +81,9 @@ class _Run:
         self.session_seconds += time.perf_counter() - start
         return views, self.fp32.predict(image) if self.fp32 is not None else None
 
-    def count(self, index: int, views: list[list[Field]], fp32_views: list[list[Field]] | None, truth: Any) -> None:
+    def count(
+        self, index: int, views: list[list[Field]], fp32_views: list[list[Field]] | None, truth: LabelMap
+    ) -> None:
         finite = all(np.isfinite(part.logits.sum(dtype=np.float64)) for view in views for part in view)
         mask = self.segmenter.decide(views, threads=1)
         fp32_mask = self.fp32.decide(fp32_views, threads=1) if self.fp32 is not None and fp32_views else None
@@ -146,60 +147,46 @@ def _loop(
     state_file: Path | None,
     progress: Callable[[int, float], None],
 ) -> None:
-    """Decode ahead, run, count behind; at most ``2 * workers`` pictures are in memory."""
+    """Decode ahead, run, count behind; at most ``2 * workers + 1`` pictures are in memory."""
+    counting: deque[Future[None]] = deque()
     saved = time.monotonic()
-    slots = threading.Semaphore(2 * workers)
+
+    def settle(at_most: int) -> None:
+        while len(counting) > at_most:
+            counting.popleft().result()
+            with run.lock:
+                progress(int(run.state.done.sum()), run.state.mean_iou())
+
+    def save() -> None:
+        if state_file is not None:
+            with run.lock:
+                save_state(state_file, run.state)
+
     with ThreadPoolExecutor(workers, "decode") as before, ThreadPoolExecutor(workers, "count") as behind:
-        decoding: list[tuple[int, Future[Any]]] = []
-        counting: list[Future[None]] = []
-        upcoming = iter(waiting)
         try:
-            for done, index in enumerate(_ahead(run, before, upcoming, decoding, workers), start=1):
-                image, truth = index[1]
-                views, fp32_views = run.predict(image)
-                slots.acquire()
-                future = behind.submit(run.count, index[0], views, fp32_views, truth)
-                future.add_done_callback(lambda _: slots.release())
-                del image, views, fp32_views  # the worker holds what it needs
-                counting = _settled([*counting, future])
-                with run.lock:
-                    progress(int(run.state.done.sum()), run.state.mean_iou())
-                    now = time.monotonic()
-                    if state_file is not None and (done % SAVE_EVERY == 0 or now - saved > SAVE_SECONDS):
-                        save_state(state_file, run.state)
-                        saved = now
-            for future in counting:
-                future.result()
-            progress(int(run.state.done.sum()), run.state.mean_iou())
+            for turn, (index, image, truth) in enumerate(_decoded(run, waiting, before, workers), start=1):
+                counting.append(behind.submit(run.count, index, *run.predict(image), truth))
+                settle(at_most=workers)
+                if turn % SAVE_EVERY == 0 or time.monotonic() - saved > SAVE_SECONDS:
+                    save()
+                    saved = time.monotonic()
+            settle(at_most=0)
         except BaseException:
-            for future in (*counting, *(f for _, f in decoding)):
-                future.cancel()
-            if state_file is not None:
-                with run.lock:
-                    save_state(state_file, run.state)
+            before.shutdown(wait=False, cancel_futures=True)
+            behind.shutdown(cancel_futures=True)
+            save()
             raise
 
 
-def _ahead(run: _Run, pool: ThreadPoolExecutor, upcoming: Any, queue: list[Any], depth: int) -> Any:
-    """(index, (image, truth)) of each picture in turn, decoded up to ``depth`` pictures ahead."""
-    for index in upcoming:
+def _decoded(
+    run: _Run, waiting: list[int], pool: ThreadPoolExecutor, ahead: int
+) -> Iterator[tuple[int, NDArray[np.uint8], LabelMap]]:
+    """Index, picture and truth in turn, decoded up to ``ahead`` pictures before they are asked for."""
+    queue: deque[tuple[int, Future[tuple[NDArray[np.uint8], LabelMap]]]] = deque()
+    for index in waiting:
         queue.append((index, pool.submit(run.decode, run.dataset.samples[index])))
-        if len(queue) > depth:
-            first, future = queue.pop(0)
-            yield first, future.result()
-    while queue:
-        first, future = queue.pop(0)
-        yield first, future.result()
-
-
-def _settled(futures: list[Future[None]]) -> list[Future[None]]:
-    """Those still running; raises what a finished one raised."""
-    for future in futures:
-        if future.done():
-            future.result()
-    return [future for future in futures if not future.done()]
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
+        if len(queue) > ahead:
+            first, future = queue.popleft()
+            yield first, *future.result()
+    for first, future in queue:
+        yield first, *future.result()

@@ -128,7 +128,7 @@ def threshold(table: dict[str, float], precision: str, override: float | None = 
     if precision not in table:
         raise InputError(
             f"the gate has no default for precision {precision!r}; it knows {', '.join(table)}",
-            "give the budget and the agreement on the command line or in the manifest",
+            "Give the budget and the agreement by option, or in the manifest.",
         )
     return table[precision]
 

@@ -69,9 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     bundle = Bundle(arguments.bundle)
     dataset = _dataset(arguments)
-    segmenter = Segmenter(
-        bundle, artifact=arguments.artifact, protocol=arguments.protocol, threads=arguments.threads
-    )
+    segmenter = Segmenter(bundle, artifact=arguments.artifact, protocol=arguments.protocol, threads=arguments.threads)
     _check_gate(arguments, segmenter, len(dataset))
     fp32 = None
     if arguments.gate is not None and arguments.artifact != FP32:
@@ -155,7 +153,9 @@ def _check_gate(arguments: argparse.Namespace, segmenter: Segmenter, images: int
         )
     obstacle = _obstacle(segmenter, images)
     if obstacle is not None and arguments.artifact == FP32:
-        raise InputError(f"--gate reference: {obstacle}", "Measure the full set with that protocol, or give --gate MIOU.")
+        raise InputError(
+            f"--gate reference: {obstacle}", "Measure the full set with that protocol, or give --gate MIOU."
+        )
 
 
 def _percent(gate: str) -> float | None:
@@ -256,7 +256,9 @@ def _table(result: dict[str, Any], scores: Scores) -> str:
     if absent:
         lines.append(f"({absent} classes occur neither in the masks nor in the predictions, and are left out)")
     lines += ["", f"{result['artifact']}: {result['session']}"]
-    lines.append(f"protocol {result['protocol']['name']} ({result['protocol']['description']}), {result['images']} images")
+    lines.append(
+        f"protocol {result['protocol']['name']} ({result['protocol']['description']}), {result['images']} images"
+    )
     lines.append(f"mIoU {scores.mIoU:.2f}   mAcc {scores.mAcc:.2f}   aAcc {scores.aAcc:.2f}")
     speed = f"{result['images_per_second']:.2f} images/s, {100 * result['session_share']:.0f} % of it in the network"
     lines.append(speed)
@@ -275,9 +277,7 @@ def _table(result: dict[str, Any], scores: Scores) -> str:
     return "\n".join(lines)
 
 
-def _explain(
-    arguments: argparse.Namespace, bundle: Any, dataset: Dataset, segmenter: Segmenter
-) -> dict[str, Any]:
+def _explain(arguments: argparse.Namespace, bundle: Any, dataset: Dataset, segmenter: Segmenter) -> dict[str, Any]:
     """What `denseport.export.explain` says; found through its entry point, as the runtime knows no export."""
     from importlib.metadata import entry_points
 
