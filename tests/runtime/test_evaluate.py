@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -206,8 +205,8 @@ def test_the_default_state_lies_in_the_cache(
     sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    before = set(os.listdir(STREET))
+    before = set(STREET.iterdir())
     assert main(["eval", str(sample.path), "--data", str(STREET), "--limit", "1", "--json"]) == 0
     capsys.readouterr()
     assert not list(tmp_path.rglob("*.npz")), "a finished run leaves no state"
-    assert set(os.listdir(STREET)) == before
+    assert set(STREET.iterdir()) == before
