@@ -41,6 +41,11 @@ class Difference:
         """Whether the relative error, or what the cosine lacks to 1, is above ``limit``."""
         return not (self.relative_error <= limit and 1 - self.cosine <= limit)
 
+    def __str__(self) -> str:
+        if self.overflow is not None:
+            return f"overflow: infinite or NaN where FP32 has magnitudes up to {self.overflow:.4g}"
+        return f"relative error {self.relative_error:.2g}, cosine {self.cosine:.4f}"
+
 
 @dataclass(frozen=True)
 class Divergence:
@@ -52,12 +57,6 @@ class Divergence:
     difference: Difference
     first: bool  # the first tensor beyond the limit; False: none is, this is the one that differs most
     causes: tuple[str, ...]  # what the two graphs have otherwise at this node; empty where only rounding differs
-
-    def __str__(self) -> str:
-        how = self.difference
-        if how.overflow is not None:
-            return f"overflow: infinite or NaN where FP32 has magnitudes up to {how.overflow:.4g}"
-        return f"relative error {how.relative_error:.2g}, cosine {how.cosine:.4f}"
 
     def to_dict(self) -> dict[str, Any]:
         """The form for JSON: an infinite error is null."""
@@ -242,9 +241,7 @@ def _input_causes(ours: _Graph, theirs: _Graph, wanted: str, found: str, limit: 
     if weight is None or other is None or (weight.dtype.kind in "iu") != (other.dtype.kind in "iu"):
         return
     how = difference(weight, other)
-    if how.overflow is not None:
-        yield f"{wanted} holds infinity or NaN where FP32 has magnitudes up to {how.overflow:.4g}"
-    elif weight.shape != other.shape:
+    if weight.shape != other.shape:
         yield f"{wanted} has the shape {other.shape}, not {weight.shape}"
     elif how.exceeds(limit / 10):  # sums of products may magnify what a weight has wrong
-        yield f"{wanted} differs: relative error {how.relative_error:.2g}, cosine {how.cosine:.4f}"
+        yield f"{wanted} differs: {how}"

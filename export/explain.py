@@ -2,9 +2,9 @@
 
 Five measurements on the same pictures make a chain, and each pair of neighbours differs in one thing only:
 
-    torch --export--> model.onnx --protocol--> model.onnx --precision--> typed or quantized ONNX --engine--> engine
+    torch --protocol--> torch --export--> model.onnx --precision--> typed or quantized ONNX --engine--> engine
 
-The first two take pictures as the checkpoint's own configuration says, the others as this measurement does; so the
+The first takes pictures as the checkpoint's own configuration says, the others as the examined measurement did; so the
 losses of the four steps add up to the whole. A step that loses more than its precision may names the setting, or the
 layer of the model, that is to blame.
 """
@@ -22,15 +22,16 @@ import torch
 from numpy.typing import NDArray
 
 from denseport.export.checkpoint import Checkpoint, read_checkpoint
-from denseport.export.divergence import find_divergence
+from denseport.export.divergence import difference, find_divergence
 from denseport.export.explanation import Culprit, Explanation, Step
 from denseport.export.models.segmentor import Segmentor
-from denseport.export.onnx import export_onnx
+from denseport.export.onnx import TOLERANCE, export_onnx
 from denseport.export.presets import PRESETS
 from denseport.export.recognise import recognise
 from denseport.export.settings import inference_of, preprocess_of
 from denseport.export.weights import load_model
 from denseport.runtime.backends import Session
+from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.dataset import Dataset
 from denseport.runtime.errors import DenseportError, InputError
@@ -82,7 +83,7 @@ def explain(
     chosen = np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().astype(int)
     pictures = replace(dataset, samples=tuple(dataset.samples[i] for i in chosen))
     chain = _Chain(bundle, artifact, checkpoint, pictures, protocol, progress)
-    steps = (chain.export(), chain.protocol(), chain.precision(), chain.engine())
+    steps = (chain.protocol(), chain.export(), chain.precision(), chain.engine())
     return Explanation(artifact, protocol.name, len(pictures), len(dataset), steps)
 
 
@@ -139,46 +140,59 @@ class _Chain:
             self.model = _load(self.checkpoint, bundle)
         self._measured: dict[tuple[str, Protocol], _Measured] = {}
 
-    def export(self) -> Step:
-        """The checkpoint's network in torch against model.onnx, with the checkpoint's own settings."""
-        if self.checkpoint is None or self.model is None:
-            return Step("export", (TORCH, MODEL), notes=("no checkpoint was given: --checkpoint FILE",))
-        step, worst = self._compare("export", TORCH, MODEL, self.own, "fp32")
-        recorded = self.bundle.manifest.provenance.get("sha256")
-        if recorded != self.checkpoint.sha256:
-            note = f"{self.checkpoint.path} is not the file that the bundle was exported from: their hashes differ"
-            step = replace(step, notes=(*step.notes, note))
-        if not step.failed:
-            return step
-        self.tell("exporting the checkpoint afresh")
-        with tempfile.TemporaryDirectory(prefix="denseport-") as folder:
-            fresh = export_onnx(self.model, Path(folder) / MODEL)[0]
-            return self._blame(step, fresh, MODEL, worst, self.own, "fp32")
-
     def protocol(self) -> Step:
-        """The checkpoint's own settings against those of this measurement, on model.onnx."""
-        before, after = self._measure(MODEL, self.own), self._measure(MODEL, self.used)
+        """The checkpoint's own settings against those of the examined measurement, on a network that is right."""
+        network, source = (MODEL, "bundle") if self.model is None else (TORCH, "checkpoint")
+        before, after = self._measure(network, self.own), self._measure(network, self.used)
         culprits = []
         for name, corrected in _corrections(self.used, self.own):
-            source = "the bundle" if _value(self.bundled, name) == _value(self.used, name) else "this protocol"
-            effect = self._measure(MODEL, corrected).mIoU - after.mIoU
-            detail = f"{source} has {_value(self.used, name)}, the checkpoint {_value(self.own, name)}; "
+            owner = "the bundle" if _value(self.bundled, name) == _value(self.used, name) else "this protocol"
+            effect = self._measure(network, corrected).mIoU - after.mIoU
+            detail = f"{owner} has {_value(self.used, name)}, the {source} {_value(self.own, name)}; "
             detail += f"corrected alone: {effect:+.2f} points"
             culprits.append(Culprit(name, detail, effect=effect))
         unused = [
-            f"the bundle's {name} is {_value(self.bundled, name)}, the checkpoint's {_value(self.own, name)}; "
+            f"the bundle's {name} is {_value(self.bundled, name)}, the {source}'s {_value(self.own, name)}; "
             "this protocol does not use it"
             for name, _ in _corrections(self.bundled, self.own)
             if _value(self.used, name) == _value(self.own, name)
         ]
         return Step(
             "protocol",
-            (f"{MODEL} as the checkpoint says", f"{MODEL} as measured"),
+            (f"{network} as the {source} says", f"{network} as measured"),
             (before.mIoU, after.mIoU),
             failed=before.mIoU - after.mIoU > threshold(BUDGETS, "fp32"),
             culprits=tuple(culprits),
             notes=(*self.own_warnings, *unused),
         )
+
+    def export(self) -> Step:
+        """The checkpoint's network in torch against model.onnx."""
+        if self.checkpoint is None or self.model is None:
+            return Step("export", (TORCH, MODEL), notes=("no checkpoint was given: --checkpoint FILE",))
+        step, worst = self._compare("export", TORCH, MODEL, "fp32")
+        recorded = self.bundle.manifest.provenance.get("sha256")
+        if recorded != self.checkpoint.sha256:
+            note = f"{self.checkpoint.path} is not the file that the bundle was exported from: their hashes differ"
+            step = replace(step, notes=(*step.notes, note))
+        step = self._with_logits(step, worst)
+        if not step.failed:
+            return step
+        self.tell("exporting the checkpoint afresh")
+        with tempfile.TemporaryDirectory(prefix="denseport-") as folder:
+            fresh = export_onnx(self.model, Path(folder) / MODEL)[0]
+            return self._blame(step, fresh, MODEL, worst, "fp32")
+
+    def _with_logits(self, step: Step, picture: int) -> Step:
+        """The step, failed where the logits differ more than an export's may: masks forgive much that is wrong."""
+        assert self.model is not None  # export looked
+        image = self._network_input(picture)
+        found = OnnxRuntimeSession(self.bundle.verified(MODEL)).run(image)
+        how = difference(_TorchSession(self.model).run(image), found)
+        if not how.exceeds(TOLERANCE):
+            return step
+        note = f"the logits of {self.pictures.samples[picture].name} differ: {how}"
+        return replace(step, failed=True, notes=(*step.notes, note))
 
     def precision(self) -> Step:
         """model.onnx against the typed or quantized graph."""
@@ -195,10 +209,10 @@ class _Chain:
                 ),
             )
         precision = self.bundle.artifact(typed).precision
-        step, worst = self._compare("precision", MODEL, typed, self.used, precision)
-        return (
-            self._blame(step, self.bundle.verified(MODEL), typed, worst, self.used, precision) if step.failed else step
-        )
+        step, worst = self._compare("precision", MODEL, typed, precision)
+        if not step.failed:
+            return step
+        return self._blame(step, self.bundle.verified(MODEL), typed, worst, precision)
 
     def engine(self) -> Step:
         """The graph that an engine was built from against the engine."""
@@ -211,7 +225,7 @@ class _Chain:
             self._measure(self.name, self.used)
         except DenseportError as err:  # no device, no library: the rest of the chain still tells something
             return Step("engine", (before, self.name), notes=(f"it does not run here: {err.message}",))
-        step, _ = self._compare("engine", before, self.name, self.used, self.artifact.precision)
+        step, _ = self._compare("engine", before, self.name, self.artifact.precision)
         hint = "an engine shows no inner tensors; build it in FP32 to part its tactics from its precision"
         return replace(step, notes=(hint,)) if step.failed else step
 
@@ -233,9 +247,9 @@ class _Chain:
                 self._measured[name, protocol] = _run(segmenter, self.pictures)
         return self._measured[name, protocol]
 
-    def _compare(self, name: str, before: str, after: str, protocol: Protocol, precision: str) -> tuple[Step, int]:
+    def _compare(self, name: str, before: str, after: str, precision: str) -> tuple[Step, int]:
         """The step between two runnable things, and the picture on which they agree least."""
-        first, second = self._measure(before, protocol), self._measure(after, protocol)
+        first, second = self._measure(before, self.used), self._measure(after, self.used)
         same = [np.count_nonzero(a == b) for a, b in zip(first.masks, second.masks, strict=True)]
         pixels = [mask.size for mask in first.masks]
         agreement = sum(same) / sum(pixels)
@@ -248,28 +262,28 @@ class _Chain:
         step = Step(name, (before, after), (first.mIoU, second.mIoU), agreement, failed, notes=tuple(notes))
         return step, int(np.argmin(np.divide(same, pixels)))
 
-    def _blame(self, step: Step, trusted: Path, suspect: str, picture: int, protocol: Protocol, precision: str) -> Step:
+    def _blame(self, step: Step, trusted: Path, suspect: str, picture: int, precision: str) -> Step:
         """The step with the first diverging tensor on one picture as its culprit."""
         self.tell(f"comparing the tensors of {suspect} one by one")
-        image = self._network_input(picture, protocol)
+        image = self._network_input(picture)
         found = find_divergence(trusted, self.bundle.verified(suspect), image, threshold(DIVERGED, precision))
         if found is None:
             note = f"every tensor that {suspect} shares with its origin is equal: what differs lies outside the graph"
             return replace(step, notes=(*step.notes, note))
         layer, _, operator = found.node.rpartition("/")
-        detail = f"{layer} ({operator}): {found}" if layer else f"{found.operator}: {found}"
-        if not found.first:
-            detail += "; no single tensor diverges, this one differs most"
-        return replace(step, culprits=(Culprit(found.node, detail, found.causes, divergence=found),))
+        name = f"{layer} ({operator})" if layer else f"{found.node} ({found.operator})"
+        detail = str(found.difference) + ("" if found.first else "; no tensor diverges, this one differs most")
+        return replace(step, culprits=(Culprit(name, detail, found.causes, divergence=found),))
 
-    def _network_input(self, picture: int, protocol: Protocol) -> NDArray[np.float32]:
+    def _network_input(self, picture: int) -> NDArray[np.float32]:
         """What the network is shown of a picture: the one view, or the first window of it."""
+        preprocess, crop = self.used.preprocess, self.used.inference.crop
         image = read_image(self.pictures.samples[picture].image)
-        view = single_view((image.shape[0], image.shape[1]), protocol.preprocess, self.bundle.manifest.patch_size)
+        view = single_view((image.shape[0], image.shape[1]), preprocess, self.bundle.manifest.patch_size)
         resized = resize(image, view.size)
-        if protocol.inference.crop is not None:
-            resized = np.ascontiguousarray(resized[: protocol.inference.crop[0], : protocol.inference.crop[1]])
-        return normalise(resized, protocol.preprocess)
+        if crop is not None:
+            resized = np.ascontiguousarray(resized[: crop[0], : crop[1]])
+        return normalise(resized, preprocess)
 
 
 def _load(checkpoint: Checkpoint, bundle: Bundle) -> Segmentor:

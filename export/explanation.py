@@ -16,9 +16,9 @@ __all__ = ["Culprit", "Explanation", "Step"]
 class Culprit:
     """What a step's loss comes from."""
 
-    name: str  # a setting such as preprocess.std, or a node such as backbone.layers.3.ln1/LayerNormalization
+    name: str  # a setting such as preprocess.std, or a layer such as backbone.layers.3.ln1 (LayerNormalization)
     detail: str
-    causes: tuple[str, ...] = ()  # what the node has otherwise than it should
+    causes: tuple[str, ...] = ()  # what the layer has otherwise than it should
     effect: float | None = None  # points of mIoU lost by a setting: gained when it alone is corrected
     divergence: Divergence | None = None
 

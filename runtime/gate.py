@@ -183,11 +183,11 @@ def against_fp32(
     verdict = _verdict(candidate.mean_iou(), fp32.mean_iou(), budget, compared_with)
     notes = list(notes)
     if interval is None:
-        notes.append(f"{len(fp32)} image: too few for a confidence interval")
+        notes.append("no confidence interval: it takes at least two images with labels")
     elif verdict.passed and interval[0] < -budget:
         notes.append(
             f"{len(fp32)} images are too few to be sure: the {_CONFIDENCE} % interval of the difference, "
-            f"{interval[0]:+.2f} to {interval[1]:+.2f} points, reaches beyond the budget of {budget:g}"
+            f"{interval[0]:+.3f} to {interval[1]:+.3f} points, reaches beyond the budget of {budget:g}"
         )
     return replace(verdict, interval=interval, notes=tuple(notes))
 

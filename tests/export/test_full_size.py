@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from denseport.export.models.segmentor import build
 from denseport.export.onnx import check_export, export_onnx
 from denseport.export.presets import PRESETS

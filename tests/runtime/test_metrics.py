@@ -69,6 +69,8 @@ def test_counts_are_those_of_a_plain_loop(n_classes: int, dtype: type) -> None:
 def test_truth_and_prediction_may_differ_in_type() -> None:
     truth, pred = random_pair(2, 5)
     assert measured(5, (truth, pred.astype(np.uint16))) == measured(5, (truth, pred))
+    truth = np.minimum(truth, 4).astype(np.uint16)
+    assert measured(300, (truth, pred)) == measured(300, (truth, pred.astype(np.uint16)))
 
 
 @given(st.lists(st.integers(0, 1000), min_size=3, max_size=3))
