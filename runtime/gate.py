@@ -35,10 +35,10 @@ __all__ = [
 ADE20K_VALIDATION_IMAGES = 2000
 
 # Points of mIoU that a precision may lose. BF16 has 3 bits of mantissa less than FP16.
-BUDGETS = {"fp32": 0.05, "fp16": 0.1, "bf16": 0.2, "int8": 0.5}
+BUDGETS = {"fp32": 0.05, "fp16": 0.1, "bf16": 0.2, "int8": 0.5, "fp8": 0.5}
 
 # Share of pixels that must have the class FP32 gives them.
-AGREEMENTS = {"fp32": 0.999, "fp16": 0.99, "bf16": 0.98, "int8": 0.9}
+AGREEMENTS = {"fp32": 0.999, "fp16": 0.99, "bf16": 0.98, "int8": 0.9, "fp8": 0.9}
 
 _COVERS_ALL = 0.999  # a class with more of all pixels than this has swallowed the others
 _SEEN = 0.01  # FP32 sees a class when it has more of all pixels than this

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -13,12 +12,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from planting import overflow, set_attribute, with_graph, with_preprocess
 from support import ASSETS
 
 from denseport.export.divergence import Difference, difference, find_divergence
 from denseport.export.explain import explain
 from denseport.export.explanation import Explanation
-from denseport.runtime.bundle import MANIFEST, Bundle
+from denseport.runtime.bundle import Bundle
 from denseport.runtime.dataset import Dataset, Sample, ade20k
 from denseport.runtime.errors import InputError
 from denseport.runtime.files import sha256_of
@@ -53,24 +53,6 @@ def wide_pictures(pictures: Dataset, tmp_path_factory: pytest.TempPathFactory) -
     return dataclasses.replace(pictures, samples=tuple(samples))
 
 
-def with_preprocess(bundle: Bundle, **values: object) -> Bundle:
-    manifest = bundle.manifest
-    spoilt = dataclasses.replace(manifest, preprocess=dataclasses.replace(manifest.preprocess, **values))  # type: ignore[arg-type]
-    (bundle.path / MANIFEST).write_text(spoilt.to_json())
-    return Bundle(bundle.path)
-
-
-def with_graph(
-    bundle: Bundle, change: Callable[[onnx.GraphProto], None], name: str = "model.onnx", precision: str = "fp32"
-) -> Bundle:
-    """Change the graph of model.onnx and enter it as the artifact ``name``, with a hash that is right."""
-    model = onnx.load(bundle.path / "model.onnx")
-    change(model.graph)
-    onnx.save(model, bundle.path / name)
-    bundle.add(name, Artifact("onnx", precision, {name: sha256_of(bundle.path / name)}))
-    return bundle
-
-
 def explanation(
     bundle: Bundle,
     pictures: Dataset,
@@ -83,21 +65,6 @@ def explanation(
     json.dumps(found.to_dict(), allow_nan=False)
     print("\n" + "\n".join(found.lines()))
     return found
-
-
-def set_attribute(graph: onnx.GraphProto, node_name: str, **values: str) -> None:
-    (node,) = (node for node in graph.node if node.name == node_name)
-    for key, value in values.items():
-        (entry,) = (entry for entry in node.attribute if entry.name == key)
-        entry.CopyFrom(helper.make_attribute(key, value))
-
-
-def overflow(graph: onnx.GraphProto, weight: str) -> None:
-    """What a weight becomes that is scaled beyond FP16's 65504 and stored in it."""
-    (tensor,) = (tensor for tensor in graph.initializer if tensor.name == weight)
-    values = numpy_helper.to_array(tensor).copy()
-    values[3] = np.inf
-    tensor.CopyFrom(numpy_helper.from_array(values, weight))
 
 
 def test_an_untouched_bundle_loses_nothing(bundle: Bundle, pictures: Dataset) -> None:
@@ -234,7 +201,7 @@ def test_differences_of_arrays() -> None:
     assert difference(0 * a, 0 * a) == Difference(0.0, 1.0)
     assert difference(0 * a, a).exceeds(1e9)
     assert difference(a, a[:1]).exceeds(1e9)
-    # Nearly everything is wrong and small beside one value: only the cosine of the rest could tell, and it does.
+    # Nearly everything is wrong, but small beside one value: the cosine tells.
     wide = np.array([10.0, *np.full(1000, 0.4)], np.float32)
     assert difference(wide, np.array([10.0, *np.full(1000, -0.1)], np.float32)).exceeds(0.06)
 
