@@ -52,6 +52,17 @@ class Machine:
     packages: dict[str, str | None]  # version, None where absent
     providers: tuple[str, ...]  # ONNX Runtime's execution providers
 
+    def summary(self) -> dict[str, str]:
+        """What a reader of a figure needs to know, in words."""
+        gpus = ", ".join(f"{gpu.name} ({gpu.architecture}, driver {gpu.driver})" for gpu in self.gpus)
+        installed = ", ".join(f"{name} {found}" for name, found in self.packages.items() if found)
+        return {
+            "system": self.system,
+            "processor": f"{self.processor}, {self.cpus} CPUs for this process, {self.memory_gib:.1f} GiB",
+            "GPU": gpus or "none",
+            "packages": f"denseport {version('denseport')}, {installed}",
+        }
+
 
 def inspect_machine() -> Machine:
     """Look at this machine; nothing is imported but ONNX Runtime."""

@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.explain:
         result["explanation"] = _explain(arguments, bundle, dataset, segmenter)
     if arguments.report is not None:
-        result["report"] = _report(arguments, dataset, segmenter, fp32, evaluation, scores, verdict)
+        result["report"] = _report(arguments.report, dataset, segmenter, fp32, evaluation, verdict, result["warnings"])
     if arguments.record:
         _record(bundle, arguments.artifact, result)
     print(json.dumps(result, indent=1) if arguments.json else _table(result, scores))
@@ -293,15 +293,35 @@ def _explain(arguments: argparse.Namespace, bundle: Any, dataset: Dataset, segme
 
 
 def _report(
-    arguments: argparse.Namespace,
+    folder: Path,
     dataset: Dataset,
     segmenter: Segmenter,
     fp32: Segmenter | None,
     evaluation: Evaluation,
-    scores: Scores,
     verdict: Verdict | None,
+    warnings: list[str],
 ) -> str:
-    raise NotImplementedError
+    import shlex
+
+    from denseport.runtime.machine import inspect_machine
+    from denseport.runtime.report import ReportInput, write_report
+    from denseport.runtime.worst import worst_pictures
+
+    classes, fp32_confusion = segmenter.manifest.classes, evaluation.fp32_confusion
+    data = ReportInput(
+        manifest=segmenter.manifest,
+        artifact=segmenter.artifact,
+        evaluation=evaluation,
+        scores=evaluation.scores(classes),
+        fp32_scores=fp32_confusion.scores(classes) if fp32_confusion is not None else None,
+        verdict=verdict,
+        protocol=segmenter.protocol.description,
+        warnings=warnings,
+        command=shlex.join(["denseport", *sys.argv[1:]]),
+        environment={"session": segmenter.description, **inspect_machine().summary()},
+        pictures=worst_pictures(dataset, evaluation, segmenter, fp32),
+    )
+    return str(write_report(folder, data))
 
 
 def _record(bundle: Any, name: str, result: dict[str, Any]) -> None:
