@@ -15,6 +15,7 @@ the result, but computes most of it in FP32: `denseport.export.rounding` has the
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import LiftConstantsToInitializersPass
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
 
 from denseport.export.casts import Caster, fewest_casts
 from denseport.export.errors import ExportError
@@ -175,17 +176,12 @@ def set_types(model: ir.Model, narrow: Format, ranges: Ranges | None = None) -> 
     """Give every floating-point node of an FP32 model its type, in place.
 
     Raises:
-        ExportError: a node holds a graph of its own.
+        ExportError: a node holds a graph of its own, or a tensor is narrow already or of unknown type.
     """
     ranges = ranges or Ranges()
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     graph = model.graph
-    for node in graph:
-        if any(
-            attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-            for attribute in node.attributes.values()
-        ):
-            raise ExportError(f"{node.name}: a {node.op_type}, whose inner graph cannot be typed")
+    _require_types(model)
     slots = {node: _slots(node, model.opset_imports, narrow) for node in graph if _is_float(node)}
     choices = _choose(graph, slots, narrow, ranges)
     casts = _apply(graph, slots, choices, narrow)
@@ -204,6 +200,22 @@ def explain(record: PrecisionRecord) -> str:
     if not record.observed_images:
         lines.append("activations were not observed: only weights were checked for overflow (give calibration images)")
     return "\n".join(lines)
+
+
+def _require_types(model: ir.Model) -> None:
+    """Every tensor's type is known, none is narrow, and there is no graph within the graph."""
+    for node in model.graph:
+        kinds = {attribute.type for attribute in node.attributes.values()}
+        if kinds & {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}:
+            raise ExportError(f"{node.name}: a {node.op_type}, whose inner graph cannot be typed")
+    values = [value for node in model.graph for value in node.outputs if value.name]
+    if any(value.dtype is None for value in values):
+        ShapeInferencePass()(model)
+    for value in values:
+        if value.dtype is None:
+            raise ExportError(f"{value.name}: neither the model nor the inference of onnx says which type it has")
+        if value.dtype in [each.dtype for each in FORMATS.values()]:
+            raise ExportError(f"{value.name} is {value.dtype.name} already", "Start from the FP32 model.onnx.")
 
 
 def _is_fp32(value: ir.Value | None) -> TypeGuard[ir.Value]:
@@ -287,29 +299,30 @@ def _misfit(node: ir.Node, own: _Slots, narrow: Format, ranges: Ranges) -> str |
     for value in (*(node.inputs[i] for i in sorted(own.inputs)), *(node.outputs[i] for i in sorted(own.outputs))):
         if value is None:
             continue
+        # What is added may vanish beside what it is added to; what is multiplied, or handed on, may not.
+        added = node.op_type in ("Add", "Sub") and value in node.inputs
+        added |= node.op_type in ("Conv", "ConvTranspose", "Gemm") and value in node.inputs[2:]
         if value.const_value is not None:
-            error = _rounding(value.const_value.numpy(), narrow)
-            if not error <= 4 * narrow.rounding:
-                return f"{narrow.name} changes the weight {value.name} by {error:.1%}"
+            change = _change(value.const_value.numpy(), narrow)
+            if not change <= (sys.float_info.max if added else 4 * narrow.rounding):
+                return f"{narrow.name} changes the weight {value.name} by {change:.1%}"
             continue
-        largest = ranges.largest.get(str(value.name))
-        if largest is None:
-            continue
+        largest = ranges.largest.get(str(value.name), 0.0)
         if not largest <= narrow.largest / HEADROOM:
             return (
                 f"{value.name} reaches {largest:.3g} on calibration images; {narrow.name} ends at {narrow.largest:.3g}"
             )
-        if 0 < largest < narrow.smallest:
-            return f"{value.name} stays below {largest:.3g} on calibration images, where {narrow.name} has few digits"
+        if 0 < largest < narrow.smallest and not added:
+            return f"{value.name} reaches only {largest:.3g} on calibration images, where {narrow.name} loses digits"
     return None
 
 
-def _rounding(weight: NDArray[np.float32], narrow: Format) -> float:
-    """Relative change of a weight, in the Euclidean norm, when it is cast; NaN or infinite where it overflows."""
+def _change(weight: NDArray[np.float32], narrow: Format) -> float:
+    """Relative change of a weight, in the Euclidean norm, when it is cast; infinite where it overflows."""
     scale = float(np.abs(weight).max(initial=0))
     if scale == 0:
         return 0.0
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore"):
         change = weight.astype(narrow.dtype.numpy()).astype(np.float32) - weight
         return float(np.linalg.norm(change / scale) / np.linalg.norm(weight / scale))
 
@@ -366,7 +379,8 @@ def _save(model: ir.Model, output: Path, limit: int) -> None:
     data = output.with_name(f"{output.name}.data")
     if size > limit:
         with new_file(data) as temporary:
-            ir.external_data.unload_from_model(model, temporary.parent, temporary.name)
+            # Shapes stay inside: the checker reads them.
+            ir.external_data.unload_from_model(model, temporary.parent, temporary.name, size_threshold_bytes=1024)
         _point_to(model, data)
     with new_file(output) as temporary:
         ir.save(model, temporary)
