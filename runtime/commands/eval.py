@@ -229,6 +229,12 @@ def _result(
             f"the published mIoU {reference.mIoU} was measured with another protocol ({reference.protocol}) than this "
             f"({segmenter.protocol.description})"
         )
+    precision = segmenter.bundle.artifact(segmenter.artifact).precision
+    if precision in ("fp16", "bf16") and "CPUExecutionProvider" in segmenter.description:
+        warnings.append(
+            f"ONNX Runtime computes {precision} in FP32 on a CPU and skips most of its rounding: this is not the accuracy "
+            "of an engine. denseport build audits with the rounding emulated"
+        )
     seconds = max(evaluation.seconds, 1e-9)
     return {
         "artifact": segmenter.artifact,
