@@ -44,7 +44,8 @@ class Evaluation:
     predictions: Predictions
     fp32_confusion: ConfusionMatrix | None
     fp32_areas: ImageAreas | None
-    seconds: float  # wall time of the pictures of this run, resumed ones not counted
+    image_agreement: NDArray[np.float64] | None  # (n,) share of each picture's pixels with FP32's class
+    seconds: float  # wall time of the pictures of this run, without resumed ones and without FP32's sessions
     session_seconds: float  # of it, in the artifact's session
     measured: int  # pictures of this run
 
@@ -63,6 +64,7 @@ class _Run:
     state: EvaluationState
     lock: threading.Lock = field(default_factory=threading.Lock)
     session_seconds: float = 0.0
+    fp32_seconds: float = 0.0
 
     def decode(self, sample: Sample) -> tuple[NDArray[np.uint8], LabelMap]:
         classes = len(self.segmenter.manifest.classes)
@@ -78,8 +80,13 @@ class _Run:
     def predict(self, image: NDArray[np.uint8]) -> tuple[list[list[Field]], list[list[Field]] | None]:
         start = time.perf_counter()
         views = self.segmenter.predict(image)
-        self.session_seconds += time.perf_counter() - start
-        return views, self.fp32.predict(image) if self.fp32 is not None else None
+        middle = time.perf_counter()
+        self.session_seconds += middle - start
+        if self.fp32 is None:
+            return views, None
+        fp32_views = self.fp32.predict(image)
+        self.fp32_seconds += time.perf_counter() - middle
+        return views, fp32_views
 
     def count(
         self, index: int, views: list[list[Field]], fp32_views: list[list[Field]] | None, truth: LabelMap
@@ -124,7 +131,7 @@ def evaluate(
     waiting = [i for i in range(len(dataset)) if not state.done[i]]
     start = time.perf_counter()
     _loop(run, waiting, max(1, workers), state_file, progress)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start - run.fp32_seconds
     if state_file is not None:
         state_file.unlink(missing_ok=True)
     return Evaluation(
@@ -134,6 +141,7 @@ def evaluate(
         predictions=state.predictions(),
         fp32_confusion=state.fp32_confusion,
         fp32_areas=state.fp32_areas(),
+        image_agreement=state.image_agreement(),
         seconds=seconds,
         session_seconds=run.session_seconds,
         measured=len(waiting),

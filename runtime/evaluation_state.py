@@ -71,6 +71,12 @@ class EvaluationState:
             return None
         return ImageAreas(self.counts["fp32_intersect"], self.counts["fp32_union"])
 
+    def image_agreement(self) -> NDArray[np.float64] | None:
+        """(n,) share of each picture's pixels with FP32's class; None where FP32 was not run."""
+        if self.fp32_confusion is None:
+            return None
+        return self.agreeing / np.maximum(self.compared, 1)
+
     def predictions(self) -> Predictions:
         """What the collapse detectors look at."""
         with_fp32 = self.fp32_confusion is not None
