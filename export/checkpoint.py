@@ -41,6 +41,11 @@ class Checkpoint:
     experiment: str = ""
     iterations: int | None = None
 
+    @property
+    def name(self) -> str:
+        """The file's name, as text that can be written."""
+        return _text(self.path.name)
+
 
 # What weights and counters are kept in; anything else (8 bits, complex) is no plain training checkpoint.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32)
@@ -123,9 +128,7 @@ def _load_pickle(path: Path) -> Any:
             warnings.simplefilter("ignore")  # about pickle protocols, to people who call torch.load themselves
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # hostile or broken bytes make the reader fail in any way it can
-        # torch puts its advice to load unsafely before what it found, and numbers that were bytes into KeyError.
-        reason = str(err).rpartition("WeightsUnpickler error:")[2].strip().split("\n")[0]
-        called = re.search(r"GLOBAL ([\w.]+)|unrecognized function", reason)
+        called = re.search(r"GLOBAL (\w[\w.]*)|unrecognized function", str(err))
         if called:
             what = repr(called[1]) if called[1] else "what no checkpoint calls"
             raise CheckpointError(
@@ -133,6 +136,8 @@ def _load_pickle(path: Path) -> Any:
                 "Do not open this file with torch.load(weights_only=False) unless you trust its author; "
                 "save only the weights: torch.save({'meta': meta, 'state_dict': model.state_dict()}, …).",
             ) from err
+        # torch puts its advice to load unsafely before what it found; other errors than these say nothing to people.
+        reason = str(err).rpartition("WeightsUnpickler error:")[2].strip().split("\n")[0]
         found = f": {reason}" if isinstance(err, (RuntimeError, UnpicklingError)) else ""
         raise CheckpointError(
             f"{path}: not a checkpoint, or a truncated one{found}",
@@ -188,7 +193,7 @@ def _with_meta(path: Path, sha256: str, state_dict: dict[str, Tensor], meta: Map
 
 
 def _text(value: Any) -> str:
-    """As text that can be written: a pickled string may hold half of a surrogate pair."""
+    """As text that can be written: a pickled string or the name of a file may hold lone surrogates."""
     return str(value).strip().encode("utf-8", "replace").decode()
 
 

@@ -18,7 +18,7 @@ from denseport.export.recognise import Recognised, recognise
 from denseport.export.settings import class_names, inference_of, palette_of, preprocess_of, reduces_zero_label
 from denseport.export.weights import load_model
 from denseport.runtime.bundle import MANIFEST, Bundle, new_bundle
-from denseport.runtime.files import sha256_of, write_atomic
+from denseport.runtime.files import sha256_of, write_atomic, writing
 from denseport.runtime.manifest import Artifact, Manifest, Reference
 
 __all__ = ["export_bundle"]
@@ -60,7 +60,8 @@ def export_bundle(
         progress(f"exporting {manifest.name} ({manifest.architecture}, {manifest.parameters / 1e6:,.1f} M parameters)")
         for warning in manifest.provenance["warnings"]:
             progress(f"warning: {warning}")
-        files = export_onnx(model, folder / MODEL)
+        with writing(output):
+            files = export_onnx(model, folder / MODEL)
         progress("comparing ONNX Runtime with torch")
         artifact = _artifact(files, check_export(model, folder / MODEL), rewrite, model)
         manifest = dataclasses.replace(manifest, artifacts={MODEL: artifact})
@@ -75,7 +76,7 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
         try:
             preprocess = dataclasses.replace(preprocess, scale=scale, keep_ratio=True)
         except ValueError as err:
-            raise CheckpointError(f"--scale: {err}") from err
+            raise CheckpointError(f"--scale: {err}", "Give two sides in pixels, say --scale 2048 512.") from err
     if min(preprocess.scale) < spec.backbone.patch_size:
         raise CheckpointError(
             f"{source.path}: its test scale {preprocess.scale} is below one patch of {spec.backbone.patch_size} pixels",
@@ -84,7 +85,7 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
     classes, class_warnings = class_names(source, spec.num_classes)
     warnings = [*recognised.warnings, *pipeline_warnings, *class_warnings]
     return Manifest(
-        name=preset.name if preset else source.path.stem,
+        name=preset.name if preset else Path(source.name).stem,
         architecture=spec.architecture,
         parameters=_parameters(source),
         patch_size=spec.backbone.patch_size,
@@ -125,7 +126,7 @@ def _reference(preset: Preset | None, recognised_by: str) -> Reference | None:
 
 def _provenance(source: Checkpoint, warnings: list[str]) -> dict[str, Any]:
     return {
-        "checkpoint": source.path.name,
+        "checkpoint": source.name,
         "sha256": source.sha256,
         "layout": source.layout,
         "experiment": source.experiment,

@@ -24,6 +24,22 @@ __all__ = ["Recognised", "recognise"]
 
 HEAD_DIMS = 64  # of every published ViT
 
+# Settings of ``model`` that change the arithmetic and that no key shows: the only value that is implemented, which
+# is also upstream's default.
+SUPPORTED: dict[tuple[str, ...], Any] = {
+    ("backbone", "interpolate_mode"): "bicubic",
+    ("backbone", "with_cls_token"): True,
+    ("backbone", "pre_norm"): False,
+    ("backbone", "act_cfg", "type"): "GELU",
+    ("backbone", "out_origin"): False,
+    ("neck", "act_cfg"): None,
+    ("decode_head", "expand_channels"): False,
+    ("decode_head", "align_corners"): False,
+    ("decode_head", "act_cfg", "type"): "ReLU",
+    ("decode_head", "norm_cfg", "eps"): 1e-5,
+    ("decode_head", "in_index"): (0, 1, 2, 3),
+}
+
 
 @dataclass(frozen=True)
 class Recognised:
@@ -94,17 +110,23 @@ class _Reader:
         self.warnings = []
         self._check_architecture()
         is_dpt = "decode_head.reassemble_blocks.projects.0.conv.weight" in self.shapes
-        return ModelSpec(
-            backbone=self._backbone(published, is_dpt),
-            neck=self._neck(),
-            head=self._dpt_head(published) if is_dpt else self._uper_head(),
-            num_classes=self._shape("decode_head.conv_seg.weight")[0],
-        )
+        try:
+            return ModelSpec(
+                backbone=self._backbone(published, is_dpt),
+                neck=self._neck(),
+                head=self._dpt_head(published) if is_dpt else self._uper_head(),
+                num_classes=self._shape("decode_head.conv_seg.weight", 4)[0],
+            )
+        except (TypeError, ValueError, OverflowError) as err:  # a setting of another type, or sizes that do not fit
+            raise CheckpointError(f"{self.checkpoint.path}: its model configuration cannot be used: {err}") from err
 
-    def _shape(self, key: str) -> tuple[int, ...]:
+    def _shape(self, key: str, dimensions: int) -> tuple[int, ...]:
         if key not in self.shapes:
             raise self._unknown_architecture(f"it has no {key!r}")
-        return self.shapes[key]
+        shape = self.shapes[key]
+        if len(shape) != dimensions or 0 in shape:
+            raise self._unknown_architecture(f"its {key!r} is {shape}, expected {dimensions} dimensions")
+        return shape
 
     def _unknown_architecture(self, reason: str) -> CheckpointError:
         parts = sorted({key.split(".")[0] for key in self.shapes})[:6]
@@ -117,22 +139,16 @@ class _Reader:
         )
 
     def _check_architecture(self) -> None:
-        for key in ("backbone.pos_embed", "backbone.cls_token", "backbone.patch_embed.projection.weight"):
-            self._shape(key)
+        self._shape("backbone.pos_embed", 3)
+        self._shape("backbone.cls_token", 3)
+        self._shape("backbone.patch_embed.projection.weight", 4)
         if not any(
             key.startswith(("decode_head.psp_modules.", "decode_head.reassemble_blocks.")) for key in self.shapes
         ):
             raise self._unknown_architecture("its head is neither DPT's nor UPerNet's")
-        unsupported = {
-            ("backbone", "interpolate_mode"): "bicubic",
-            ("backbone", "with_cls_token"): True,
-            ("backbone", "pre_norm"): False,
-            ("backbone", "act_cfg", "type"): "GELU",
-            ("decode_head", "expand_channels"): False,
-            ("decode_head", "align_corners"): False,
-        }
-        for path, supported in unsupported.items():
+        for path, supported in SUPPORTED.items():
             value = look_up(self.model, *path, default=supported)
+            value = tuple(value) if isinstance(value, list) else value
             if value != supported:
                 raise CheckpointError(
                     f"{self.checkpoint.path}: model.{'.'.join(path)} is {value!r}; only {supported!r} is supported",
@@ -140,16 +156,15 @@ class _Reader:
                 )
 
     def _backbone(self, published: ModelSpec | None, is_dpt: bool) -> ViTSpec:
-        dims, _, patch, _ = self._shape("backbone.patch_embed.projection.weight")
-        tokens = self._shape("backbone.pos_embed")[1] - 1
-        layers = 1 + max(
-            (int(m[1]) for key in self.shapes if (m := re.match(r"backbone\.layers\.(\d+)\.", key))), default=-1
-        )
+        dims, _, patch, _ = self._shape("backbone.patch_embed.projection.weight", 4)
+        tokens = self._shape("backbone.pos_embed", 3)[1] - 1
+        # Counted, not the highest index: a gap shows as missing and unexpected keys when the weights are loaded.
+        layers = len({m[1] for key in self.shapes if (m := re.match(r"backbone\.layers\.(\d+)\.", key))})
         return ViTSpec(
             embed_dims=dims,
             num_layers=layers,
             num_heads=self._heads(dims, published),
-            mlp_dims=self._shape("backbone.layers.0.ffn.layers.0.0.weight")[0],
+            mlp_dims=self._shape("backbone.layers.0.ffn.layers.0.0.weight", 2)[0],
             out_indices=self._out_indices(layers, published),
             pos_grid=self._pos_grid(tokens, patch),
             norm_eps=self._norm_eps(is_dpt, published),
@@ -167,7 +182,7 @@ class _Reader:
     def _heads(self, dims: int, published: ModelSpec | None) -> int:
         if "backbone" in self.model:
             heads = int(look_up(self.model, "backbone", "num_heads", default=12))  # upstream's default
-        elif published is not None:
+        elif published is not None and published.backbone.embed_dims == dims:
             heads = published.backbone.num_heads
         else:
             heads = max(1, dims // HEAD_DIMS)
@@ -181,7 +196,7 @@ class _Reader:
             given = look_up(self.model, "backbone", "out_indices", default=-1)  # upstream's default
             given = (given,) if isinstance(given, int) else tuple(given)
             indices = tuple(layers + i if i < 0 else i for i in given)
-        elif published is not None:
+        elif published is not None and published.backbone.num_layers == layers:
             indices = published.backbone.out_indices
         else:
             indices = tuple(layers * (i + 1) // 4 - 1 for i in range(4))
@@ -219,7 +234,9 @@ class _Reader:
         if "neck.convs.0.conv.weight" not in self.shapes:
             return None
         scales = look_up(self.model, "neck", "scales", default=(4, 2, 1, 0.5))
-        return NeckSpec(self._shape("neck.convs.0.conv.weight")[0], tuple(float(s) for s in scales))
+        if len(scales) != 4 or not all(scale > 0 for scale in scales):
+            raise ValueError(f"neck.scales {scales} are not four positive numbers")
+        return NeckSpec(self._shape("neck.convs.0.conv.weight", 4)[0], tuple(float(s) for s in scales))
 
     def _dpt_head(self, published: ModelSpec | None) -> DPTHeadSpec:
         prefix = "decode_head.reassemble_blocks"
@@ -232,15 +249,12 @@ class _Reader:
         else:
             readout = "ignore"
             self._assume("Whether the class token is added to the patches", "that it is ignored (readout 'ignore')")
-        widths = tuple(self._shape(f"{prefix}.projects.{i}.conv.weight")[0] for i in range(4))
-        try:
-            return DPTHeadSpec(self._shape("decode_head.project.conv.weight")[0], widths, readout)
-        except ValueError as err:
-            raise CheckpointError(f"{self.checkpoint.path}: model.decode_head: {err}") from err
+        widths = tuple(self._shape(f"{prefix}.projects.{i}.conv.weight", 4)[0] for i in range(4))
+        return DPTHeadSpec(self._shape("decode_head.project.conv.weight", 4)[0], widths, readout)
 
     def _uper_head(self) -> UPerHeadSpec:
         count = sum(bool(re.fullmatch(r"decode_head\.psp_modules\.\d+\.1\.conv\.weight", key)) for key in self.shapes)
         scales = tuple(int(s) for s in look_up(self.model, "decode_head", "pool_scales", default=(1, 2, 3, 6)))
         if len(scales) != count:
             raise CheckpointError(f"{self.checkpoint.path}: {count} pooling branches for pool_scales {scales}")
-        return UPerHeadSpec(self._shape("decode_head.conv_seg.weight")[1], scales)
+        return UPerHeadSpec(self._shape("decode_head.conv_seg.weight", 4)[1], scales)

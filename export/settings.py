@@ -24,39 +24,47 @@ HARMLESS = {
 }
 
 
+# The arguments of Resize that fix the network's input. Others are allowed with upstream's default, named here.
+RESIZE = {"type", "scale", "img_scale", "keep_ratio"}
+RESIZE_DEFAULTS = {"interpolation": "bilinear", "backend": "cv2", "clip_object_border": True}
+
+
 def preprocess_of(checkpoint: Checkpoint) -> tuple[Preprocess, list[str]]:
     """The test pipeline as a `Preprocess`, and warnings for what had to be assumed.
 
     Raises:
-        CheckpointError: the pipeline holds a step that is not supported.
+        CheckpointError: the pipeline holds a step that is not supported, or settings that cannot be used.
     """
-    config = checkpoint.config
-    steps = list(_steps(config.get("test_pipeline", ())))
-    normalise = _normalisation(config, steps)
-    resize = next((step for step in steps if step.get("type") == "Resize"), None)
-    scale = (resize or {}).get("scale")
-    warnings = []
-    if scale is None and not normalise:
-        warnings.append(
-            f"The file has no test pipeline: assumed {Preprocess()}. Change it with --scale, --mean and --std."
-        )
     try:
-        return Preprocess(
-            scale=_pair(scale) if scale is not None else Preprocess.scale,
-            keep_ratio=bool((resize or {}).get("keep_ratio", scale is None)),
-            **normalise,
-        ), warnings
-    except (TypeError, ValueError) as err:
-        raise CheckpointError(f"{checkpoint.path}: its test pipeline cannot be used: {err}") from err
+        steps = list(_steps(checkpoint.config.get("test_pipeline", ())))
+        given = {**_resizing(steps), **_normalisation(checkpoint.config, steps)}
+        preprocess = Preprocess(**given)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as err:
+        raise CheckpointError(f"{checkpoint.path}: its test pipeline cannot be used: {err!r}") from err
+    except CheckpointError as err:
+        raise CheckpointError(f"{checkpoint.path}: {err.message}", err.remedy) from err
+    warnings = []
+    if "scale" not in given:
+        warnings.append(
+            f"The file does not say how pictures are resized: assumed keep-ratio {preprocess.scale}. "
+            "Change it with --scale."
+        )
+    if "mean" not in given:
+        warnings.append(
+            f"The file does not say how pictures are normalised: assumed mean {preprocess.mean}, std {preprocess.std}."
+        )
+    return preprocess, warnings
 
 
 def _steps(pipeline: Any) -> Iterator[dict[str, Any]]:
     """The steps of a 1.x pipeline or, unwrapped, of a 0.x one, where MultiScaleFlipAug holds the scale."""
     for step in pipeline:
-        kind = step.get("type") if isinstance(step, Mapping) else None
+        kind = step["type"]
         if kind == "MultiScaleFlipAug":
-            for inner in step.get("transforms", ()):
-                yield {**inner, "scale": step.get("img_scale")} if inner.get("type") == "Resize" else dict(inner)
+            for inner in _steps(step["transforms"]):
+                # 0.x keeps the ratio unless told otherwise, 1.x does not.
+                resize = {"keep_ratio": True, **inner, "scale": step["img_scale"]}
+                yield resize if inner["type"] == "Resize" else inner
         elif kind in {"Resize", "Normalize", *HARMLESS}:
             yield dict(step)
         else:
@@ -66,15 +74,34 @@ def _steps(pipeline: Any) -> Iterator[dict[str, Any]]:
             )
 
 
+def _resizing(steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """Scale and keep_ratio of the only Resize step, nothing where there is none."""
+    resizes = [step for step in steps if step["type"] == "Resize"]
+    if not resizes:
+        return {}
+    for key, value in resizes[0].items():
+        if key not in RESIZE and value is not None and value != RESIZE_DEFAULTS.get(key):
+            raise CheckpointError(
+                f"test_pipeline: Resize with {key}={value!r} is not supported",
+                "Denseport resizes to a fixed scale, bilinear; correct the step and measure the accuracy again.",
+            )
+    if len(resizes) > 1:
+        raise CheckpointError("test_pipeline: Resize comes twice", "Denseport resizes once; leave one out.")
+    scale = resizes[0].get("scale", resizes[0].get("img_scale"))
+    return {"scale": _pair(scale), "keep_ratio": bool(resizes[0].get("keep_ratio", False))}
+
+
 def _normalisation(config: Mapping[str, Any], steps: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean, std and channel order: the data pre-processor's (1.x) or the Normalize step's (0.x)."""
     given = look_up(config, "model", "data_preprocessor", default=config.get("data_preprocessor"))
-    order = "bgr_to_rgb"
-    if given is None:
-        given = next((step for step in steps if step.get("type") == "Normalize"), None)
-        order = "to_rgb"
-    if given is None:
-        return {}
+    if given is not None:
+        # The two names ask for the same exchange of channels.
+        bgr_to_rgb = bool(given.get("bgr_to_rgb") or given.get("rgb_to_bgr"))
+    else:
+        given = next((step for step in steps if step["type"] == "Normalize"), None)
+        if given is None:
+            return {}
+        bgr_to_rgb = bool(given.get("to_rgb", True))
     if given.get("test_cfg"):
         raise CheckpointError(
             f"data_preprocessor.test_cfg is {given['test_cfg']}: padding at test time is not supported",
@@ -83,7 +110,7 @@ def _normalisation(config: Mapping[str, Any], steps: list[dict[str, Any]]) -> di
     return {
         "mean": tuple(float(v) for v in given["mean"]),
         "std": tuple(float(v) for v in given["std"]),
-        "bgr_to_rgb": bool(given.get(order, False)),
+        "bgr_to_rgb": bgr_to_rgb,
     }
 
 
@@ -94,15 +121,21 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def inference_of(checkpoint: Checkpoint) -> Inference:
-    """Whole or slide, as ``model.test_cfg`` says; whole where nothing does."""
-    test = look_up(checkpoint.config, "model", "test_cfg", default={})
-    mode = test.get("mode", "whole") if isinstance(test, Mapping) else "whole"
-    if mode == "whole":
+    """Whole or slide, as ``model.test_cfg`` says; whole where nothing does.
+
+    Raises:
+        CheckpointError: another mode, or windows that leave gaps.
+    """
+    test = look_up(checkpoint.config, "model", "test_cfg")
+    if not isinstance(test, Mapping) or test.get("mode", "whole") == "whole":
         return Inference()
     try:
-        return Inference(mode, crop=_pair(test["crop_size"]), stride=_pair(test["stride"]))
-    except (KeyError, TypeError, ValueError) as err:
+        inference = Inference(test["mode"], crop=_pair(test.get("crop_size")), stride=_pair(test.get("stride")))
+    except (TypeError, ValueError, OverflowError) as err:
         raise CheckpointError(f"{checkpoint.path}: model.test_cfg {test!r} cannot be used: {err}") from err
+    if any(stride > crop for stride, crop in zip(inference.stride or (), inference.crop or (), strict=True)):
+        raise CheckpointError(f"{checkpoint.path}: model.test_cfg {test!r}: strides beyond the crop leave gaps")
+    return inference
 
 
 def class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[tuple[str, ...], list[str]]:
@@ -137,6 +170,7 @@ def reduces_zero_label(checkpoint: Checkpoint) -> bool:
     """Whether the data set's masks count classes from 1 and leave 0 for "ignore"."""
     if checkpoint.reduce_zero_label is not None:
         return checkpoint.reduce_zero_label
-    pipelines = (checkpoint.config.get(name, ()) for name in ("train_pipeline", "test_pipeline"))
-    steps = [step for pipeline in pipelines for step in pipeline if isinstance(step, Mapping)]
+    pipelines = (checkpoint.config.get(name) for name in ("train_pipeline", "test_pipeline"))
+    lists = [pipeline for pipeline in pipelines if isinstance(pipeline, (list, tuple))]
+    steps = [step for pipeline in lists for step in pipeline if isinstance(step, Mapping)]
     return any(step.get("reduce_zero_label") for step in steps if step.get("type") == "LoadAnnotations")

@@ -23,7 +23,7 @@ def load_model(checkpoint: Checkpoint, spec: ModelSpec, *, rewrite: bool = True)
     The auxiliary head is left out by name; every other key must fit.
 
     Raises:
-        CheckpointError: missing or unexpected keys, or shapes that differ; all are listed.
+        CheckpointError: missing or unexpected keys, or shapes that differ; the first of each are listed.
     """
     weights = {
         key: value.float() if value.is_floating_point() else value
@@ -32,7 +32,7 @@ def load_model(checkpoint: Checkpoint, spec: ModelSpec, *, rewrite: bool = True)
     }
     with torch.device("meta"):
         model = build(spec, rewrite=rewrite)
-    problems = _problems({key: value.shape for key, value in model.state_dict().items()}, weights)
+    problems = _problems(model.state_dict(), weights)
     if problems:
         raise CheckpointError(
             f"{checkpoint.path}: its weights do not fit a {spec.architecture} network:\n  " + "\n  ".join(problems),
@@ -42,14 +42,18 @@ def load_model(checkpoint: Checkpoint, spec: ModelSpec, *, rewrite: bool = True)
     return model.requires_grad_(False)
 
 
-def _problems(wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor], at_most: int = 12) -> list[str]:
-    problems = [f"missing {key} {tuple(shape)}" for key, shape in wanted.items() if key not in found]
-    problems += [f"unexpected {key} {tuple(value.shape)}" for key, value in found.items() if key not in wanted]
-    problems += [
-        f"{key} is {tuple(value.shape)}, expected {tuple(wanted[key])}"
+def _problems(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], at_most: int = 6) -> list[str]:
+    """What does not fit, in words; of each kind the first few."""
+    missing = [f"missing {key} {tuple(value.shape)}" for key, value in wanted.items() if key not in found]
+    unexpected = [f"unexpected {key} {tuple(value.shape)}" for key, value in found.items() if key not in wanted]
+    different = [
+        f"{key} is {tuple(value.shape)} {value.dtype}, expected {tuple(wanted[key].shape)} {wanted[key].dtype}"
         for key, value in found.items()
-        if key in wanted and value.shape != wanted[key]
+        if key in wanted and (value.shape != wanted[key].shape or value.dtype != wanted[key].dtype)
     ]
-    if len(problems) > at_most:
-        problems = [*problems[:at_most], f"… and {len(problems) - at_most} more"]
+    problems = []
+    for kind in (missing, unexpected, different):
+        problems += kind[:at_most]
+        if len(kind) > at_most:
+            problems.append(f"… and {len(kind) - at_most} more like it")
     return problems

@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from denseport.runtime.errors import BundleError, OutputError
-from denseport.runtime.files import sha256_of, write_atomic, writing
+from denseport.runtime.files import folders_above, sha256_of, write_atomic, writing
 from denseport.runtime.manifest import Artifact, Manifest
 
 __all__ = ["MANIFEST", "Bundle", "new_bundle"]
 
 MANIFEST = "manifest.json"
+MAKE_ONE = "Make one: denseport export CHECKPOINT -o BUNDLE"
+EXPORT_AGAIN = "Export the checkpoint again."
+PREFIX = ".denseport-"  # of unfinished folders, hidden from globs
 
 
 class Bundle:
@@ -31,17 +34,13 @@ class Bundle:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         file = self.path / MANIFEST
-        if not self.path.is_dir():
-            reason = "not a bundle: a file" if self.path.exists() else "no such folder"
-            raise BundleError(f"{self.path}: {reason}", "Make one: denseport export CHECKPOINT -o BUNDLE")
-        try:
+        with _reading(file):
+            if not self.path.is_dir():
+                reason = "not a bundle: a file" if self.path.exists() else "no such folder"
+                raise BundleError(f"{self.path}: {reason}", MAKE_ONE)
+            if not file.exists():
+                raise BundleError(f"{self.path}: not a bundle: no {MANIFEST} in it", MAKE_ONE)
             text = file.read_text(encoding="utf-8")
-        except FileNotFoundError as err:
-            raise BundleError(
-                f"{self.path}: not a bundle: no {MANIFEST} in it", "Make one: denseport export CHECKPOINT -o BUNDLE"
-            ) from err
-        except (OSError, UnicodeDecodeError) as err:
-            raise BundleError(f"{file}: cannot be read: {err}") from err
         self.manifest = Manifest.from_json(text, str(file))
 
     def artifact(self, name: str) -> Artifact:
@@ -61,11 +60,16 @@ class Bundle:
         Raises:
             BundleError: a file is missing, altered, or lies outside the bundle.
         """
-        paths = []
-        for file_name, digest in self.artifact(name).files.items():
-            path = self.path / file_name
-            if Path(file_name).name != file_name or path.is_symlink():
-                raise BundleError(f"{self.path}: {name}: {file_name!r} does not name a file of the bundle itself")
+        paths = [self._verified_file(*entry) for entry in self.artifact(name).files.items()]
+        if not paths:
+            raise BundleError(f"{self.path}: {name}: lists no file", EXPORT_AGAIN)
+        return paths[0]
+
+    def _verified_file(self, name: str, digest: str) -> Path:
+        path = self.path / name
+        with _reading(path):
+            if Path(name).name != name or path.is_symlink():
+                raise BundleError(f"{self.path}: {name!r} does not name a file of the bundle itself", EXPORT_AGAIN)
             if not path.is_file():
                 raise BundleError(f"{path}: missing from the bundle", "Copy the bundle again, whole, or export again.")
             if sha256_of(path) != digest:
@@ -73,10 +77,7 @@ class Bundle:
                     f"{path}: altered since it was written: its hash differs from the manifest's",
                     "Copy the bundle again, or export again; an altered model is never run.",
                 )
-            paths.append(path)
-        if not paths:
-            raise BundleError(f"{self.path}: {name}: lists no file")
-        return paths[0]
+        return path
 
     def add(self, name: str, artifact: Artifact) -> None:
         """Enter an artifact, whose files are already in the folder, into the manifest."""
@@ -84,6 +85,16 @@ class Bundle:
         manifest = dataclasses.replace(self.manifest, artifacts=artifacts)
         write_atomic(self.path / MANIFEST, manifest.to_json().encode())
         self.manifest = manifest
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what goes wrong when ``path`` is read into a BundleError about it."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as err:
+        reason = getattr(err, "strerror", None) or err
+        raise BundleError(f"{path}: cannot be read: {reason}", "Check its permissions, or export again.") from err
 
 
 @contextmanager
@@ -96,27 +107,40 @@ def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: ``path`` exists (and is not a bundle to be replaced), or cannot be written.
     """
-    if path.exists() and not (replace and (path / MANIFEST).is_file()):
-        remedy = (
-            "Choose another name with -o."
-            if replace or not path.is_dir()
-            else "Choose another name with -o, or give --force."
-        )
-        what = "a bundle" if (path / MANIFEST).is_file() else "something that is no bundle"
-        raise OutputError(f"{path}: exists already and is {what}", remedy)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        yield temporary
+        _refuse_existing(path, replace)
+    with folders_above(path):
         with writing(path):
-            temporary.chmod(0o755)  # mkdtemp's 0700 would keep a server's user out
-            if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-                path.rename(old / path.name)
-                temporary.rename(path)
-                shutil.rmtree(old)
-            else:
-                temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            temporary = Path(tempfile.mkdtemp(prefix=PREFIX, dir=path.parent))
+        try:
+            yield temporary
+            with writing(path):
+                temporary.chmod(0o755)  # mkdtemp's 0700 would keep a server's user out
+                if replace and path.exists():
+                    _swap(temporary, path)
+                else:
+                    temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refuse_existing(path: Path, replace: bool) -> None:
+    is_bundle = (path / MANIFEST).is_file()
+    if not (path.exists() or path.is_symlink()) or (replace and is_bundle):
+        return
+    what = "a bundle" if is_bundle else "something that is no bundle"
+    raise OutputError(
+        f"{path}: exists already and is {what}",
+        "Choose another name with -o" + (", or give --force." if is_bundle else "."),
+    )
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Puts ``new`` in the place of the bundle ``path``, which stays if that fails."""
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=path.parent) as folder:
+        old = path.rename(Path(folder) / "old")
+        try:
+            new.rename(path)
+        except OSError:
+            old.rename(path)
+            raise

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from denseport.runtime.errors import OutputError
 
-__all__ = ["new_file", "sha256_of", "write_atomic", "writing"]
+__all__ = ["folders_above", "new_file", "sha256_of", "write_atomic", "writing"]
 
 _REMEDIES = {
     errno.ENOSPC: "Free some room, or choose another place.",
@@ -41,6 +41,25 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def folders_above(path: Path) -> Iterator[None]:
+    """Makes the folders above ``path``; after an error those that it made are removed again, if empty.
+
+    Raises:
+        OutputError: they cannot be made.
+    """
+    with writing(path):
+        made = [folder for folder in path.parents if not folder.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:  # the innermost first
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+@contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``, renamed to it at the end, or removed after an error.
 
@@ -49,15 +68,14 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     # The suffix stays, since OpenCV chooses a format by it.
     temporary = path.with_name(f".{secrets.token_hex(6)}{path.suffix}")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        with writing(path):
-            temporary.replace(path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    with folders_above(path):
+        try:
+            yield temporary
+            with writing(path):
+                temporary.replace(path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -38,8 +39,10 @@ class Preprocess:
     def __post_init__(self) -> None:
         if min(self.scale) < 1:
             raise ValueError(f"scale {self.scale} has a side below 1 pixel")
-        if min(self.std) <= 0:
-            raise ValueError(f"std {self.std} must be positive")
+        if len(self.mean) != 3 or not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean {self.mean} is not three numbers")
+        if len(self.std) != 3 or not all(0 < value < math.inf for value in self.std):
+            raise ValueError(f"std {self.std} is not three positive numbers")
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,13 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
+        for name in ("parameters", "patch_size", "stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is below 1")
+        if not self.classes:
+            raise ValueError("a model has at least one class")
+        if not all(0 <= level <= 255 for colour in self.palette for level in colour):
+            raise ValueError("the palette is not within 0..255")
         if len(self.palette) != len(self.classes):
             raise ValueError(f"{len(self.palette)} colours for {len(self.classes)} classes")
 
@@ -172,7 +182,7 @@ def _decode_dataclass(cls: type[T], value: dict[str, Any], where: str, at: str) 
             raise BundleError(f"{where}: {at}: {problem} {', '.join(sorted(keys))}", "Export the checkpoint again.")
     try:
         return cls(**{key: _decode(hints[key], item, where, f"{at}.{key}") for key, item in value.items()})
-    except ValueError as err:
+    except (ValueError, OverflowError) as err:
         raise BundleError(f"{where}: {at}: {err}", "Export the checkpoint again.") from err
 
 

@@ -1,0 +1,144 @@
+"""A bundle is run only as it was written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from denseport.runtime.bundle import Bundle, new_bundle
+from denseport.runtime.errors import BundleError, OutputError
+from denseport.runtime.manifest import Artifact
+
+
+@pytest.fixture
+def copy(sample: Bundle, tmp_path: Path) -> Bundle:
+    """The sample's bundle, to be damaged."""
+    return Bundle(shutil.copytree(sample.path, tmp_path / "bundle"))
+
+
+def rewrite(bundle: Bundle, files: dict[str, str]) -> Bundle:
+    """The bundle with another list of files for its artifact."""
+    data: dict[str, Any] = json.loads((bundle.path / "manifest.json").read_text())
+    data["artifacts"]["model.onnx"]["files"] = files
+    (bundle.path / "manifest.json").write_text(json.dumps(data))
+    return Bundle(bundle.path)
+
+
+def test_an_unchanged_bundle_is_verified_wherever_it_lies(copy: Bundle, tmp_path: Path) -> None:
+    assert copy.verified("model.onnx") == copy.path / "model.onnx"
+    moved = Bundle(str(copy.path.rename(tmp_path / "moved")))
+    assert moved.verified("model.onnx") == tmp_path / "moved/model.onnx"
+    (tmp_path / "link").symlink_to("moved")
+    assert Bundle(tmp_path / "link").verified("model.onnx").is_file()
+
+
+def test_places_that_are_no_bundle(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "odd/manifest.json").mkdir(parents=True)
+    (tmp_path / "binary").mkdir()
+    (tmp_path / "binary/manifest.json").write_bytes(b"\xff\xfe\x00")
+    for name, words in {
+        "none": "no such folder",
+        "file": "not a bundle: a file",
+        "empty": "not a bundle: no manifest.json",
+        "odd": "cannot be read",
+        "binary": "cannot be read",
+        "n" * 300: "cannot be read",
+        "file/below": "no such folder",
+    }.items():
+        with pytest.raises(BundleError, match=words) as caught:
+            Bundle(tmp_path / name)
+        assert str(caught.value).startswith(str(tmp_path / name)) and caught.value.remedy
+
+
+def test_an_unknown_artifact_is_refused_with_those_there_are(copy: Bundle) -> None:
+    with pytest.raises(BundleError, match=r"no artifact 'int8\.onnx'; it has model\.onnx") as caught:
+        copy.verified("int8.onnx")
+    assert "denseport build" in str(caught.value)
+
+
+def test_a_missing_file_is_named(copy: Bundle) -> None:
+    (copy.path / "model.onnx").unlink()
+    with pytest.raises(BundleError, match=r"bundle/model\.onnx: missing from the bundle"):
+        copy.verified("model.onnx")
+
+
+@pytest.mark.parametrize("at", [0, 1000, -1])
+def test_one_changed_bit_is_noticed(copy: Bundle, at: int) -> None:
+    data = bytearray((copy.path / "model.onnx").read_bytes())
+    data[at] ^= 1
+    (copy.path / "model.onnx").write_bytes(data)
+    with pytest.raises(BundleError, match=r"bundle/model\.onnx: altered since it was written"):
+        copy.verified("model.onnx")
+
+
+def test_a_link_in_the_place_of_a_file_is_refused(copy: Bundle, tmp_path: Path) -> None:
+    """A bundle from elsewhere must not make us open files of ours, not even one with the right content."""
+    (copy.path / "model.onnx").rename(tmp_path / "elsewhere.onnx")
+    (copy.path / "model.onnx").symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(BundleError, match="does not name a file of the bundle itself"):
+        copy.verified("model.onnx")
+
+
+@pytest.mark.parametrize("name", ["../model.onnx", "/etc/passwd", "a/b.onnx", "./model.onnx", "..", ".", "", "a\0b"])
+def test_files_outside_of_the_bundle_are_refused(copy: Bundle, name: str) -> None:
+    shutil.copy(copy.path / "model.onnx", copy.path.parent)
+    digest = copy.manifest.artifacts["model.onnx"].files["model.onnx"]
+    with pytest.raises(BundleError, match=r"of the bundle itself|missing from the bundle"):
+        rewrite(copy, {name: digest}).verified("model.onnx")
+
+
+def test_an_artifact_of_no_file_or_of_an_unreadable_name_is_refused(copy: Bundle) -> None:
+    with pytest.raises(BundleError, match="lists no file"):
+        rewrite(copy, {}).verified("model.onnx")
+    with pytest.raises(BundleError, match="cannot be read"):
+        rewrite(copy, {"n" * 300: ""}).verified("model.onnx")
+
+
+def test_every_file_of_an_artifact_is_checked_and_the_first_is_opened(copy: Bundle) -> None:
+    digest = copy.manifest.artifacts["model.onnx"].files["model.onnx"]
+    (copy.path / "model.onnx.data").write_bytes(b"weights")
+    with pytest.raises(BundleError, match=r"model\.onnx\.data: altered"):
+        rewrite(copy, {"model.onnx": digest, "model.onnx.data": digest}).verified("model.onnx")
+
+
+def test_an_artifact_can_be_added(copy: Bundle) -> None:
+    shutil.copy(copy.path / "model.onnx", copy.path / "again.onnx")
+    files = {"again.onnx": copy.manifest.artifacts["model.onnx"].files["model.onnx"]}
+    copy.add("again.onnx", Artifact("onnx", "fp32", files))
+    assert list(copy.manifest.artifacts) == ["model.onnx", "again.onnx"]
+    reread = Bundle(copy.path)
+    assert reread.manifest == copy.manifest
+    assert reread.verified("again.onnx") == copy.path / "again.onnx"
+    assert {path.name for path in copy.path.iterdir()} == {"manifest.json", "model.onnx", "again.onnx"}
+
+
+def test_a_new_bundle_appears_whole_and_can_be_read_by_others(tmp_path: Path) -> None:
+    path = tmp_path / "new/folder/bundle"
+    with new_bundle(path) as folder:
+        (folder / "file").touch()
+        assert not path.exists() and folder.parent == path.parent
+    assert [found.name for found in path.parent.iterdir()] == ["bundle"]
+    assert (path / "file").exists() and path.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_failed_bundle_leaves_neither_itself_nor_the_folders_above(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), new_bundle(tmp_path / "kept/new/folder/bundle") as folder:
+            (folder / "file").touch()
+            raise error
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
+
+
+def test_a_bundle_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    with pytest.raises(OutputError, match="bundle: cannot be written"), new_bundle(path):
+        path.mkdir()
+        (path / "manifest.json").touch()
+    assert [found.name for found in tmp_path.rglob("*")] == ["bundle", "manifest.json"]
