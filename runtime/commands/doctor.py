@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,6 @@ if TYPE_CHECKING:
     from denseport.runtime.machine import Machine
 
 HELP = "show what this machine can do, and how to get what is missing"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="also say which of its artifacts run here")
-    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 @dataclass(frozen=True)
@@ -27,6 +23,11 @@ class Ability:
     remedy: str
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="also say which of its artifacts run here")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
 def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.machine import inspect_machine
 
@@ -34,52 +35,58 @@ def run(arguments: argparse.Namespace) -> int:
     abilities = _abilities(machine)
     artifacts = _artifacts(arguments.bundle, machine) if arguments.bundle else []
     if arguments.json:
-        found = {"abilities": abilities, "artifacts": artifacts}
-        print(json.dumps({"machine": asdict(machine), **{k: [asdict(a) for a in v] for k, v in found.items()}}, indent=1))
+        print(json.dumps(_as_dict(machine, abilities, artifacts), indent=1))
     else:
         for name, text in machine.summary().items():
             print(f"{name:10} {text}")
-        for title, rows in (("", abilities), (f"{arguments.bundle}:", artifacts)):
-            if rows:
-                print(f"\n{title}".rstrip())
-            for row in rows:
-                print(f"{'yes' if not row.missing else 'no ':3} {row.name}" + (f": {row.missing}" if row.missing else ""))
-                if row.missing and row.remedy:
-                    print(f"      {row.remedy}")
+        _print("This machine can", abilities)
+        _print(f"Of {arguments.bundle}, here runs", artifacts)
     return 3 if artifacts and all(row.missing for row in artifacts) else 0
+
+
+def _as_dict(machine: Machine, abilities: Sequence[Ability], artifacts: Sequence[Ability]) -> dict[str, object]:
+    return {
+        "machine": asdict(machine),
+        "abilities": [asdict(row) for row in abilities],
+        "artifacts": [asdict(row) for row in artifacts],
+    }
+
+
+def _print(title: str, rows: Sequence[Ability]) -> None:
+    if not rows:
+        return
+    print(f"\n{title}")
+    for row in rows:
+        if not row.missing:
+            print(f"  yes  {row.name}")
+        else:
+            print(f"  no   {row.name}: {row.missing}\n         {row.remedy}")
 
 
 def _abilities(machine: Machine) -> list[Ability]:
     has = machine.packages
     gpu = "" if machine.gpus else "no NVIDIA GPU"
     cuda = "" if has["pycuda"] or has["cuda-bindings"] else "neither pycuda nor cuda-bindings"
-    gpu_onnx = gpu or ("" if "CUDAExecutionProvider" in machine.providers else "ONNX Runtime without CUDA")
+    providers = "" if "CUDAExecutionProvider" in machine.providers else "ONNX Runtime without CUDA"
 
-    def absent(*names: str) -> str:
+    def lacks(*names: str) -> str:
         return ", ".join(f"no {name}" for name in names if not has[name])
 
-    def first(*reasons: str) -> str:
+    def join(*reasons: str) -> str:
         return ", ".join(reason for reason in reasons if reason)
 
+    rows = (
+        ("export checkpoints", lacks("torch", "onnx", "onnxruntime"), "denseport[export,onnxruntime]"),
+        ("run ONNX models on the CPU", lacks("onnxruntime"), "denseport[onnxruntime]"),
+        ("run ONNX models on a GPU", join(gpu, providers), "denseport[onnxruntime-gpu]"),
+        ("build and run TensorRT engines", join(gpu, lacks("tensorrt"), cuda), "denseport[tensorrt]"),
+        ("build TensorRT-RTX engines, ahead of time", lacks("tensorrt_rtx"), "denseport[tensorrt-rtx]"),
+        ("run TensorRT-RTX engines", join(gpu, lacks("tensorrt_rtx"), cuda), "denseport[tensorrt-rtx]"),
+    )
+    where = "" if machine.gpus else " on a machine with an NVIDIA GPU"
     return [
-        Ability("export checkpoints", absent("torch", "onnx", "onnxruntime"), "pip install 'denseport[export,onnxruntime]'"),
-        Ability("run ONNX models on the CPU", absent("onnxruntime"), "pip install 'denseport[onnxruntime]'"),
-        Ability("run ONNX models on the GPU", gpu_onnx, "pip install 'denseport[onnxruntime-gpu]' on a machine with one"),
-        Ability(
-            "build and run TensorRT engines",
-            first(gpu, absent("tensorrt"), cuda),
-            "pip install 'denseport[tensorrt]' on the machine that will run them",
-        ),
-        Ability(
-            "build TensorRT-RTX engines, ahead of time, without a GPU",
-            absent("tensorrt_rtx"),
-            "pip install tensorrt-rtx-cu13",
-        ),
-        Ability(
-            "run TensorRT-RTX engines",
-            first(gpu, absent("tensorrt_rtx"), cuda),
-            "pip install tensorrt-rtx-cu13 cuda-bindings on a machine with an RTX GPU",
-        ),
+        Ability(name, missing, f"pip install '{extra}'" + (where if gpu and gpu in missing else ""))
+        for name, missing, extra in rows
     ]
 
 
@@ -87,9 +94,5 @@ def _artifacts(path: str, machine: Machine) -> list[Ability]:
     from denseport.runtime.bundle import Bundle
     from denseport.runtime.choice import obstacle
 
-    bundle = Bundle(path)
-    rows = []
-    for name, artifact in bundle.manifest.artifacts.items():
-        reason, remedy = obstacle(artifact, machine)
-        rows.append(Ability(f"{name} ({artifact.kind}, {artifact.precision})", reason, remedy))
-    return rows
+    artifacts = Bundle(path).manifest.artifacts
+    return [Ability(f"{name} ({a.kind}, {a.precision})", *obstacle(a, machine)) for name, a in artifacts.items()]

@@ -232,8 +232,8 @@ def _result(
     precision = segmenter.bundle.artifact(segmenter.artifact).precision
     if precision in ("fp16", "bf16") and "CPUExecutionProvider" in segmenter.description:
         warnings.append(
-            f"ONNX Runtime computes {precision} in FP32 on a CPU and skips most of its rounding: this is not the accuracy "
-            "of an engine. denseport build audits with the rounding emulated"
+            f"ONNX Runtime computes {precision} in FP32 on a CPU and skips most of its rounding: this is not the "
+            "accuracy of an engine. denseport build audits with the rounding emulated"
         )
     seconds = max(evaluation.seconds, 1e-9)
     return {
