@@ -7,9 +7,12 @@ Three layouts: mmsegmentation 1.x (``meta.cfg``, ``meta.dataset_meta``), 0.x (``
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from denseport.export.config import parse_config
 from denseport.export.errors import CheckpointError
+from denseport.runtime.errors import MachineError
 from denseport.runtime.files import sha256_of
 
 __all__ = ["Checkpoint", "read_checkpoint"]
@@ -36,6 +40,10 @@ class Checkpoint:
     reduce_zero_label: bool | None = None  # whether label 0 means "ignore" in the data set's masks
     experiment: str = ""
     iterations: int | None = None
+
+
+# What weights and counters are kept in; anything else (8 bits, complex) is no plain training checkpoint.
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32)
 
 
 class _Stub:
@@ -74,23 +82,35 @@ def read_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: no such file, not a checkpoint, truncated, or a pickle that names anything but
             tensors, containers and the training records that are known to be harmless.
     """
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path}: {'this is a folder' if path.is_dir() else 'no such file'}", "Give the .pth or .safetensors file."
-        )
+    with _reading(path):
+        if not path.is_file():
+            reason = "this is a folder" if path.is_dir() else "no such file"
+            raise CheckpointError(f"{path}: {reason}", "Give the .pth or .safetensors file.")
+        sha256 = sha256_of(path)
     data = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
     if not isinstance(data, Mapping):
         raise CheckpointError(f"{path}: holds a {type(data).__name__}, not the dict that a checkpoint is")
     state_dict = _state_dict(path, data)
     meta = data.get("meta") if "state_dict" in data else None
     if not isinstance(meta, Mapping):
-        return Checkpoint(path, sha256_of(path), "weights only", state_dict)
-    return _with_meta(path, state_dict, meta)
+        return Checkpoint(path, sha256, "weights only", state_dict)
+    return _with_meta(path, sha256, state_dict, meta)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns an OSError into a CheckpointError about ``path``."""
+    try:
+        yield
+    except OSError as err:
+        raise CheckpointError(f"{path}: cannot be read: {err.strerror or err}", "Check its permissions.") from err
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
+    try:
+        from safetensors.torch import load_file
+    except ImportError as err:
+        raise MachineError("safetensors is not installed", "pip install 'denseport[export]'") from err
     try:
         return load_file(path)
     except Exception as err:  # safetensors raises its own, OSError and ValueError alike
@@ -99,19 +119,23 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _load_pickle(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(list(_STUBS)):
+        with torch.serialization.safe_globals(list(_STUBS)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, to people who call torch.load themselves
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # hostile or broken bytes make the reader fail in any way it can
-        unsafe = re.search(r"GLOBAL ([\w.]+)", str(err))
-        if unsafe:
+        # torch puts its advice to load unsafely before what it found, and numbers that were bytes into KeyError.
+        reason = str(err).rpartition("WeightsUnpickler error:")[2].strip().split("\n")[0]
+        called = re.search(r"GLOBAL ([\w.]+)|unrecognized function", reason)
+        if called:
+            what = repr(called[1]) if called[1] else "what no checkpoint calls"
             raise CheckpointError(
-                f"{path}: refused: its pickle calls {unsafe[1]!r}, which is no part of a checkpoint's weights",
+                f"{path}: refused: its pickle calls {what}, which is no part of a checkpoint's weights",
                 "Do not open this file with torch.load(weights_only=False) unless you trust its author; "
                 "save only the weights: torch.save({'meta': meta, 'state_dict': model.state_dict()}, …).",
             ) from err
-        reason = str(err).split("\n")[0] or type(err).__name__
+        found = f": {reason}" if isinstance(err, (RuntimeError, UnpicklingError)) else ""
         raise CheckpointError(
-            f"{path}: not a checkpoint, or a truncated one: {reason}",
+            f"{path}: not a checkpoint, or a truncated one{found}",
             "Compare its size and hash with the source and fetch it again.",
         ) from err
 
@@ -125,6 +149,12 @@ def _state_dict(path: Path, data: Mapping[str, Any]) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path}: {key!r} is a {type(value).__name__}, not a tensor", "Give a file that holds a state dict."
             )
+        if value.layout != torch.strided or value.is_nested or value.is_meta or value.dtype not in DTYPES:
+            kind = f"{value.layout}, {value.dtype}, on {value.device}"
+            raise CheckpointError(
+                f"{path}: {key!r} is no plain tensor of floats or integers ({kind})",
+                "Save the weights dense, in float32 or float16; Denseport quantizes and prunes by itself.",
+            )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(
                 f"{path}: {key!r} holds NaN or infinity", "Take a checkpoint from before it diverged."
@@ -133,7 +163,7 @@ def _state_dict(path: Path, data: Mapping[str, Any]) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in weights.items()}
 
 
-def _with_meta(path: Path, state_dict: dict[str, Tensor], meta: Mapping[str, Any]) -> Checkpoint:
+def _with_meta(path: Path, sha256: str, state_dict: dict[str, Tensor], meta: Mapping[str, Any]) -> Checkpoint:
     dataset = meta.get("dataset_meta")
     if isinstance(dataset, Mapping):
         layout, classes, palette = "mmseg 1.x", dataset.get("classes"), dataset.get("palette")
@@ -145,16 +175,21 @@ def _with_meta(path: Path, state_dict: dict[str, Tensor], meta: Mapping[str, Any
     iterations = meta.get("iter")
     return Checkpoint(
         path=path,
-        sha256=sha256_of(path),
+        sha256=sha256,
         layout=layout,
         state_dict=state_dict,
         config=parse_config(text) if isinstance(text, str) else {},
-        classes=tuple(str(c).strip() for c in classes) if isinstance(classes, (list, tuple)) else None,
+        classes=tuple(_text(c) for c in classes) if isinstance(classes, (list, tuple)) else None,
         palette=_palette(path, palette),
         reduce_zero_label=reduce_zero_label if isinstance(reduce_zero_label, bool) else None,
-        experiment=str(meta.get("experiment_name") or meta.get("exp_name") or ""),
+        experiment=_text(meta.get("experiment_name") or meta.get("exp_name") or ""),
         iterations=iterations if isinstance(iterations, int) else None,
     )
+
+
+def _text(value: Any) -> str:
+    """As text that can be written: a pickled string may hold half of a surrogate pair."""
+    return str(value).strip().encode("utf-8", "replace").decode()
 
 
 def _palette(path: Path, palette: Any) -> tuple[tuple[int, int, int], ...] | None:
@@ -164,6 +199,6 @@ def _palette(path: Path, palette: Any) -> tuple[tuple[int, int, int], ...] | Non
         colours = tuple((int(r), int(g), int(b)) for r, g, b in palette)
         if all(0 <= v <= 255 for colour in colours for v in colour):
             return colours
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise CheckpointError(f"{path}: its palette is not a list of RGB triples in 0..255")

@@ -8,6 +8,7 @@ left out.
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,9 @@ __all__ = ["look_up", "parse_config"]
 def parse_config(text: str) -> dict[str, Any]:
     """Top-level assignments of a configuration text; empty where the text is no Python."""
     try:
-        tree = ast.parse(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a path such as 'C:\\data' is an unknown escape
+            tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}
     config: dict[str, Any] = {}
@@ -25,7 +28,7 @@ def parse_config(text: str) -> dict[str, Any]:
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
             try:
                 config[node.targets[0].id] = _evaluate(node.value)
-            except (ValueError, RecursionError):
+            except (TypeError, ValueError, RecursionError, MemoryError):
                 continue
     return config
 

@@ -35,10 +35,7 @@ def tidy(model: ir.Model) -> None:
     _name_nodes(model.graph)
     _name_tensors(model.graph)
     _name_sizes(model.graph)
-    for item in (model, model.graph, *model.graph.all_nodes(), *model.graph.inputs, *model.graph.outputs):
-        item.metadata_props.clear()
-    for value in model.graph.initializers.values():
-        value.metadata_props.clear()
+    _drop_notes(model)
     model.producer_name = "denseport"
 
 
@@ -73,9 +70,18 @@ def _name_tensors(graph: ir.Graph) -> None:
                 value.name = str(node.name) if i == 0 else f"{node.name}:{i}"
                 value.shape = None  # an expression of torch's symbols; whoever loads the file infers it anew
             value.metadata_props.clear()
-        for i, value in enumerate(node.inputs):
-            if value is not None and value.is_initializer() and str(value.name).startswith("val_"):
-                value.name = f"{node.name}.constant{i}"
+        for i, constant in enumerate(node.inputs):
+            if constant is not None and constant.is_initializer() and str(constant.name).startswith("val_"):
+                constant.name = f"{node.name}.constant{i}"
+
+
+def _drop_notes(model: ir.Model) -> None:
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
 
 
 def _name_sizes(graph: ir.Graph) -> None:

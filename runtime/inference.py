@@ -8,7 +8,7 @@ them tile by tile.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,11 +61,14 @@ def tta_views(size: tuple[int, int], preprocess: Preprocess, convention: str) ->
     views = []
     for ratio in RATIOS:
         if convention == "1.x":
-            resized = rescaled_size(size, ratio)
+            # mmcv rounds the scaled size, takes it for a scale, and fits the picture into that again.
+            scale, keep_ratio = rescaled_size(size, ratio), True
         else:
-            longer, shorter = (int(side * ratio) for side in preprocess.scale)
-            scaled = Preprocess((longer, shorter), preprocess.keep_ratio)
-            resized = resized_size(size, scaled)
+            scale, keep_ratio = (
+                (int(preprocess.scale[0] * ratio), int(preprocess.scale[1] * ratio)),
+                preprocess.keep_ratio,
+            )
+        resized = resized_size(size, replace(preprocess, scale=scale, keep_ratio=keep_ratio))
         views += [View(resized), View(resized, flip=True)]
     return views
 

@@ -17,6 +17,8 @@ from denseport.runtime.bundle import Bundle
 from denseport.runtime.errors import ImageError
 from denseport.runtime.inference import predict_view, single_view, tta_views
 from denseport.runtime.manifest import Manifest
+from denseport.runtime.postprocess import Field
+from denseport.runtime.protocol import Protocol, parse_protocol
 
 __all__ = ["Segmentation", "Segmenter"]
 
@@ -42,8 +44,8 @@ class Segmenter:
     Args:
         bundle: a bundle's folder.
         artifact: which artifact runs.
-        tta: multi-scale and flip testing in the convention of "0.x" or "1.x" (`denseport.runtime.inference.tta_views`);
-            twelve times the work.
+        protocol: how pictures reach the network: "reference" is as the checkpoint was tested, "ms-flip" averages
+            twelve scaled and mirrored views; `denseport.runtime.protocol.parse_protocol` has them all.
         threads: for the network and for post-processing; default: the CPUs this process may use.
 
     Raises:
@@ -56,12 +58,12 @@ class Segmenter:
         bundle: Path | str | Bundle,
         *,
         artifact: str = DEFAULT_ARTIFACT,
-        tta: str | None = None,
+        protocol: str | Protocol = "reference",
         threads: int | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
         self.artifact = artifact
-        self.tta = tta
+        self.protocol = protocol if isinstance(protocol, Protocol) else parse_protocol(protocol, self.manifest)
         self._threads = threads
         self._session: Session = OnnxRuntimeSession(self.bundle.verified(artifact), threads=threads)
 
@@ -89,18 +91,23 @@ class Segmenter:
                 f"expected a picture of shape (height, width, 3), uint8 BGR; got {image.shape} {image.dtype}",
                 "denseport.runtime.images.read_image reads any picture file as such.",
             )
-        manifest = self.manifest
-        size = (image.shape[0], image.shape[1])
-        if self.tta is None:
-            views = [single_view(size, manifest.preprocess, manifest.patch_size)]
+        return Segmentation(self.decide(self.predict(image)), self.artifact)
+
+    def predict(self, image: NDArray[np.uint8]) -> list[list[Field]]:
+        """The network's part of a call: its logits for each view of a picture, at their own resolution."""
+        protocol, size = self.protocol, (image.shape[0], image.shape[1])
+        if protocol.tta is None:
+            views = [single_view(size, protocol.preprocess, self.manifest.patch_size)]
         else:
-            views = tta_views(size, manifest.preprocess, self.tta)
-        fields = [predict_view(self._session, image, view, manifest.preprocess, manifest.inference) for view in views]
-        if self.tta is None:
-            mask = postprocess.argmax(fields[0], threads=self._threads)
-        else:
-            mask = postprocess.mean_softmax_argmax(fields, threads=self._threads)
-        return Segmentation(mask, self.artifact)
+            views = tta_views(size, protocol.preprocess, protocol.tta)
+        return [predict_view(self._session, image, view, protocol.preprocess, protocol.inference) for view in views]
+
+    def decide(self, views: list[list[Field]], threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
+        """The rest of a call: the mask (H, W) from the logits of `predict`, resized and compared tile by tile."""
+        threads = threads or self._threads
+        if self.protocol.tta is None:
+            return postprocess.argmax(views[0], threads=threads)
+        return postprocess.mean_softmax_argmax(views, threads=threads)
 
     def __enter__(self) -> Segmenter:
         return self

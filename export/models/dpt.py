@@ -11,6 +11,8 @@ exact but for rounding and save work; ``rewrite=False`` keeps upstream's order f
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,7 +49,8 @@ class ReassembleBlocks(nn.Module):
             return features
         if self.readout == "add":
             return features + cls[:, :, None, None]
-        linear, gelu = self.readout_projects[i]
+        linear, gelu = cast(nn.Sequential, self.readout_projects[i])
+        linear = cast(nn.Linear, linear)
         tokens = features.flatten(2).transpose(1, 2)  # (B, N, D)
         if self.rewrite:
             dims = tokens.shape[2]

@@ -40,14 +40,16 @@ def _(grid: Tensor, height: int, width: int) -> Tensor:
 
 def _resize_pos_embed_onnx(grid: Any, height: Any, width: Any) -> Any:
     _, dims, rows, columns = (int(n) for n in grid.shape)
-    size = op.Concat(op.Reshape(height, [1]), op.Reshape(width, [1]), axis=0)
+    one: Any = op.Constant(value_ints=[1])
+    size = op.Concat(op.Reshape(height, one), op.Reshape(width, one), axis=0)
     keep = op.Equal(op.ReduceProd(size, keepdims=0), op.Constant(value_int=rows * columns))
     size = op.Where(keep, op.Constant(value_ints=[rows, columns]), size)
     size = op.Concat(op.Constant(value_ints=[1, dims]), size, axis=0)
     resized = op.Resize(
         grid, None, None, size, mode="cubic", cubic_coeff_a=CUBIC_COEFF, coordinate_transformation_mode="half_pixel"
     )
-    return op.Transpose(op.Reshape(resized, op.Constant(value_ints=[1, dims, -1])), perm=[0, 2, 1])
+    shape: Any = op.Constant(value_ints=[1, dims, -1])
+    return op.Transpose(op.Reshape(resized, shape), perm=[0, 2, 1])
 
 
 def _attention_onnx(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:

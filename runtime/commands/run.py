@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--opacity", type=float, default=0.5, metavar="X", help="of the colours, 0 to 1; default: %(default)s"
     )
     parser.add_argument(
-        "--tta", choices=("0.x", "1.x"), help="multi-scale and flip, in mmsegmentation 0.x's or 1.x's convention"
+        "--protocol",
+        default="reference",
+        metavar="NAME",
+        help="reference (as the checkpoint was tested), ms-flip, slide, fixed:HEIGHTxWIDTH, …; default: %(default)s",
     )
     parser.add_argument("--no-overlay", action="store_true", help="write masks only")
     parser.add_argument("--no-mask", action="store_true", help="write overlays only")
@@ -50,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     inputs = find_inputs(arguments.inputs)
     job = _Job(arguments.output, arguments.opacity, not arguments.no_mask, not arguments.no_overlay)
     with Segmenter(
-        arguments.bundle, artifact=arguments.artifact, tta=arguments.tta, threads=arguments.threads
+        arguments.bundle, artifact=arguments.artifact, protocol=arguments.protocol, threads=arguments.threads
     ) as segmenter:
         print(segmenter.description, file=sys.stderr)
         for item in tqdm(inputs, unit="file", disable=len(inputs) < 2 or not sys.stderr.isatty()):
@@ -124,7 +127,7 @@ class _Job:
         with ExitStack() as stack:
             reader = stack.enter_context(VideoReader(item.path))
             writer = stack.enter_context(VideoWriter(target, reader.fps or 25.0)) if self.overlays else None
-            frames: Iterator[NDArray[np.uint8]] = tqdm(
+            frames: Iterable[NDArray[np.uint8]] = tqdm(
                 reader, total=reader.frames or None, unit="frame", desc=item.path.name, disable=not sys.stderr.isatty()
             )
             count = 0

@@ -1,0 +1,116 @@
+"""Typed artifacts of a bundle: written, audited against FP32, and entered only if they pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from denseport.export.divergence import find_divergence
+from denseport.export.errors import ExportError
+from denseport.export.precision import PrecisionRecord, write_precision
+from denseport.export.rounding import emulate_rounding
+from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.bundle import Bundle
+from denseport.runtime.feed import network_inputs
+from denseport.runtime.files import sha256_of
+from denseport.runtime.gate import AGREEMENTS
+from denseport.runtime.manifest import Artifact
+
+__all__ = ["FP32", "Audit", "audit", "build_typed"]
+
+FP32 = "model.onnx"
+NOTED = 0.05  # relative error of a tensor from which the audit names its layer
+AUDITED = 8  # pictures
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A typed graph compared with FP32 on pictures, its rounding emulated where the CPU would skip it."""
+
+    images: int
+    agreement: float  # share of logit positions with FP32's class
+    worst_image: float  # the same, of the worst picture
+    logit_error: float  # largest difference of the logits, relative to the largest logit
+    finite: bool
+    worst_layer: str | None  # the first layer that differs by more than NOTED, else the one that differs most
+    passed: bool
+
+
+def build_typed(
+    bundle: Bundle,
+    precision: str,
+    pictures: Sequence[Path],
+    *,
+    progress: Callable[[str], None] = lambda text: None,
+) -> tuple[str, PrecisionRecord, Audit | None]:
+    """Write the FP16 or BF16 form of a bundle's model and enter it as ``fp16.onnx`` or ``bf16.onnx``.
+
+    Args:
+        pictures: on which FP16's range is checked and the result is audited; none: only weights are checked.
+
+    Returns:
+        The artifact's name, what it computes in, and its audit (None without pictures). An artifact whose audit
+        failed is not kept.
+
+    Raises:
+        ExportError: nothing computes in the narrow type, although it was asked for.
+    """
+    name = f"{precision}.onnx"
+    model = bundle.verified(FP32)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=bundle.path) as folder:
+        output = Path(folder) / name
+        progress(f"typing {name}" + (f", ranges observed on {len(pictures)} pictures" if pictures else ""))
+        calibration = network_inputs(pictures, bundle.manifest) if pictures else None
+        record = write_precision(model, output, precision, calibration)
+        if not record.nodes.get(precision):
+            raise ExportError(f"{name}: no node computes in {precision}", "Look at --explain-precision.")
+        result = audit(bundle, output, precision, pictures, progress) if pictures else None
+        if result is not None and not result.passed:
+            return name, record, result
+        files = [output, *Path(folder).glob(f"{name}.data")]
+        hashes = {file.name: sha256_of(file) for file in files}
+        for file in files:
+            file.replace(bundle.path / file.name)
+    details: dict[str, Any] = {"source": FP32, "precision": dataclasses.asdict(record)}
+    if result is not None:
+        details["audit"] = dataclasses.asdict(result)
+    bundle.add(name, Artifact("onnx", precision, hashes, details))
+    return name, record, result
+
+
+def audit(
+    bundle: Bundle, typed: Path, precision: str, pictures: Sequence[Path], progress: Callable[[str], None]
+) -> Audit:
+    """Compare a typed graph with FP32 on up to `AUDITED` pictures, and name the layer that is worst."""
+    chosen = pictures[:: max(1, len(pictures) // AUDITED)][:AUDITED]
+    progress(f"comparing with FP32 on {len(chosen)} pictures, FP16's rounding emulated")
+    trusted = bundle.verified(FP32)
+    with tempfile.TemporaryDirectory(prefix=".audit-", dir=bundle.path) as folder:
+        emulated = Path(folder) / "emulated.onnx"
+        ir.save(emulate_rounding(ir.load(typed)), emulated)
+        reference, suspect = OnnxRuntimeSession(trusted), OnnxRuntimeSession(emulated)
+        shares, errors, finite = [], [], True
+        for image in network_inputs(chosen, bundle.manifest):
+            expected, found = reference.run(image), suspect.run(image)
+            finite = finite and bool(np.isfinite(found).all())
+            shares.append(float((expected.argmax(1) == found.argmax(1)).mean()))
+            errors.append(float(np.abs(expected - found).max() / max(np.abs(expected).max(), 1e-12)))
+        image = next(network_inputs(chosen, bundle.manifest))
+        worst = find_divergence(trusted, emulated, image, NOTED)
+    agreement = float(np.mean(shares))
+    return Audit(
+        images=len(chosen),
+        agreement=agreement,
+        worst_image=min(shares),
+        logit_error=max(errors),
+        finite=finite,
+        worst_layer=f"{worst.node} ({worst.operator}): {worst.difference}" if worst is not None else None,
+        passed=finite and agreement >= AGREEMENTS[precision],
+    )

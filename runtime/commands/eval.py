@@ -1,0 +1,380 @@
+"""``denseport eval``: the accuracy of an artifact, and whether it may ship."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from denseport.runtime.dataset import Dataset
+    from denseport.runtime.evaluate import Evaluation
+    from denseport.runtime.gate import Verdict
+    from denseport.runtime.metrics import Scores
+    from denseport.runtime.segmenter import Segmenter
+
+HELP = "measure accuracy on labelled pictures, and pass or fail the artifact"
+FP32 = "model.onnx"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("--artifact", metavar="NAME", default=FP32, help="what is measured; default: %(default)s")
+    parser.add_argument(
+        "--protocol",
+        default="reference",
+        metavar="NAME",
+        help="reference (as the checkpoint was tested), ms-flip, ms-flip:1.x, slide, slide:CROP:STRIDE, fixed:HxW",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", metavar="ROOT", type=Path, required=True, help="ADE20K folder, or one of pictures")
+    data.add_argument("--masks", metavar="DIR", type=Path, help="folder of masks; --data is then the pictures'")
+    data.add_argument("--list", metavar="FILE", type=Path, help="names or pairs to take, one a line, below --data")
+    data.add_argument("--split", default="validation", help="of the ADE20K layout; default: %(default)s")
+    data.add_argument(
+        "--reduce-zero-label",
+        action=argparse.BooleanOptionalAction,
+        help="masks count classes from 1 and 0 is ignored; default: yes for the ADE20K layout",
+    )
+    data.add_argument("--ignore-index", type=int, default=255, metavar="N", help="ignored label; default: %(default)s")
+    data.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
+    gate = parser.add_argument_group("gate")
+    gate.add_argument(
+        "--gate",
+        metavar="WITH",
+        help=f"compare with: reference (the published mIoU), an artifact ({FP32}), or a mIoU in percent",
+    )
+    gate.add_argument("--budget", type=float, metavar="POINTS", help="mIoU that may be lost; default: by precision")
+    gate.add_argument("--agreement", type=float, metavar="SHARE", help="least share of pixels with FP32's class")
+    work = parser.add_argument_group("running")
+    work.add_argument("--workers", type=int, default=2, metavar="N", help="threads beside the network; default: 2")
+    work.add_argument("--threads", type=int, metavar="N", help="CPU threads of the network; default: all")
+    work.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same measurement")
+    work.add_argument("--state", metavar="FILE", type=Path, help="where a run under way is kept; default: a cache")
+    result = parser.add_argument_group("result")
+    result.add_argument("--report", metavar="DIR", type=Path, help="write a self-contained HTML page there")
+    result.add_argument("--explain", action="store_true", help="say which step lost what, and name the culprit")
+    result.add_argument("--checkpoint", metavar="FILE", type=Path, help="the bundle's checkpoint, for --explain")
+    result.add_argument("--record", action="store_true", help="keep the result in the bundle's manifest")
+    result.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from denseport.runtime.bundle import Bundle
+    from denseport.runtime.evaluate import evaluate
+    from denseport.runtime.segmenter import Segmenter
+
+    _check(arguments)
+    bundle = Bundle(arguments.bundle)
+    dataset = _dataset(arguments)
+    segmenter = Segmenter(bundle, artifact=arguments.artifact, protocol=arguments.protocol, threads=arguments.threads)
+    _check_gate(arguments, segmenter, len(dataset))
+    fp32 = None
+    if arguments.gate is not None and arguments.artifact != FP32:
+        fp32 = Segmenter(bundle, artifact=FP32, protocol=segmenter.protocol, threads=arguments.threads)
+    key = _key(segmenter, dataset, with_fp32=fp32 is not None)
+    with _Progress(len(dataset)) as progress:
+        evaluation = evaluate(
+            dataset,
+            segmenter,
+            fp32=fp32,
+            workers=arguments.workers,
+            state_file=arguments.state or _cache() / f"{key[:16]}.npz",
+            resume=arguments.resume,
+            key=key,
+            progress=progress,
+        )
+    scores = evaluation.scores(segmenter.manifest.classes)
+    verdict = _judge(arguments, segmenter, evaluation, scores)
+    result = _result(segmenter, dataset, evaluation, scores, verdict)
+    if arguments.explain:
+        result["explanation"] = _explain(arguments, bundle, dataset, segmenter)
+    if arguments.report is not None:
+        result["report"] = _report(arguments.report, dataset, segmenter, fp32, evaluation, verdict, result["warnings"])
+    if arguments.record:
+        _record(bundle, arguments.artifact, result)
+    print(json.dumps(result, indent=1) if arguments.json else _table(result, scores))
+    return 0 if verdict is None or verdict.passed else 1
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from denseport.runtime.errors import InputError
+
+    for name in ("limit", "workers", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name} {value} is below 1")
+    if arguments.explain and arguments.checkpoint is None:
+        raise InputError("--explain compares with the checkpoint", "Name it with --checkpoint FILE.")
+
+
+def _dataset(arguments: argparse.Namespace) -> Dataset:
+    from dataclasses import replace
+
+    from denseport.runtime.dataset import open_dataset
+
+    dataset = open_dataset(
+        arguments.data,
+        masks=arguments.masks,
+        list_file=arguments.list,
+        split=arguments.split,
+        reduce_zero_label=arguments.reduce_zero_label,
+        ignore_index=arguments.ignore_index,
+    )
+    return replace(dataset, samples=dataset.samples[: arguments.limit])
+
+
+def _check_gate(arguments: argparse.Namespace, segmenter: Segmenter, images: int) -> None:
+    """Refuse before the work what could not be judged after it."""
+    from denseport.runtime.errors import InputError
+    from denseport.runtime.gate import AGREEMENTS, BUDGETS, threshold
+
+    gate, bundle = arguments.gate, segmenter.bundle
+    if gate is None:
+        return
+    precision = bundle.artifact(arguments.artifact).precision
+    threshold(BUDGETS, precision, arguments.budget)
+    threshold(AGREEMENTS, precision, arguments.agreement)
+    if _percent(gate) is not None:
+        return
+    if gate != "reference":
+        bundle.artifact(gate)
+        if gate == arguments.artifact:
+            raise InputError(f"--gate {gate}: an artifact cannot be compared with itself", "Name another --artifact.")
+        if gate != FP32:
+            raise InputError(f"--gate {gate}: only the FP32 artifact, {FP32}, is a yardstick")
+        return
+    if segmenter.manifest.reference is None:
+        raise InputError(
+            f"{bundle.path}: has no published mIoU to compare with: it is not recognised as a published model",
+            f"Give the mIoU itself (--gate 41.92), or compare with FP32 (--gate {FP32}).",
+        )
+    obstacle = _obstacle(segmenter, images)
+    if obstacle is not None and arguments.artifact == FP32:
+        raise InputError(
+            f"--gate reference: {obstacle}", "Measure the full set with that protocol, or give --gate MIOU."
+        )
+
+
+def _percent(gate: str) -> float | None:
+    try:
+        value = float(gate)
+    except ValueError:
+        return None
+    return value if 0 <= value <= 100 else None
+
+
+def _published(segmenter: Segmenter) -> float | None:
+    """The published mIoU that belongs to the protocol, percent."""
+    reference = segmenter.manifest.reference
+    if reference is None:
+        return None
+    if segmenter.protocol.name in ("ms-flip", "ms-flip:0.x"):
+        return reference.mIoU_ms_flip
+    return reference.mIoU if segmenter.protocol.name == "reference" else None
+
+
+def _obstacle(segmenter: Segmenter, images: int) -> str | None:
+    """Why a measurement cannot be compared with the published mIoU; None when it can."""
+    from denseport.runtime.gate import obstacle_to_published
+
+    if _published(segmenter) is None:
+        return f"no mIoU was published for protocol {segmenter.protocol.name}"
+    name = segmenter.protocol.name
+    return obstacle_to_published(images, name, name)
+
+
+def _judge(
+    arguments: argparse.Namespace, segmenter: Segmenter, evaluation: Evaluation, scores: Scores
+) -> Verdict | None:
+    from denseport.runtime.gate import (
+        AGREEMENTS,
+        BUDGETS,
+        against_fp32,
+        against_published,
+        check_collapse,
+        threshold,
+    )
+
+    gate = arguments.gate
+    if gate is None:
+        return None
+    precision = segmenter.bundle.artifact(arguments.artifact).precision
+    budget = threshold(BUDGETS, precision, arguments.budget)
+    given, published = _percent(gate), _published(segmenter)
+    obstacle = _obstacle(segmenter, len(evaluation.names)) if gate == "reference" else None
+    if given is not None:
+        verdict = against_published(scores.mIoU, given, budget, "the given mIoU")
+    elif gate == "reference" and published is not None and obstacle is None:
+        assert segmenter.manifest.reference is not None  # there is a published mIoU
+        name = f"published mIoU of {segmenter.manifest.reference.preset}"
+        verdict = against_published(scores.mIoU, published, budget, name)
+    else:
+        assert evaluation.fp32_areas is not None  # _check_gate refused every case without it
+        notes = (f"compared with FP32 instead: {obstacle}",) if obstacle else ()
+        verdict = against_fp32(evaluation.areas, evaluation.fp32_areas, budget, notes=notes)
+    least = threshold(AGREEMENTS, precision, arguments.agreement)
+    return check_collapse(verdict, evaluation.predictions, least, segmenter.manifest.classes)
+
+
+def _result(
+    segmenter: Segmenter, dataset: Dataset, evaluation: Evaluation, scores: Scores, verdict: Verdict | None
+) -> dict[str, Any]:
+    reference = segmenter.manifest.reference
+    warnings = []
+    if reference is not None and _published(segmenter) is None:
+        warnings.append(
+            f"the published mIoU {reference.mIoU} was measured with another protocol ({reference.protocol}) than this "
+            f"({segmenter.protocol.description})"
+        )
+    precision = segmenter.bundle.artifact(segmenter.artifact).precision
+    if precision in ("fp16", "bf16") and "CPUExecutionProvider" in segmenter.description:
+        warnings.append(
+            f"ONNX Runtime computes {precision} in FP32 on a CPU and skips most of its rounding: this is not the accuracy "
+            "of an engine. denseport build audits with the rounding emulated"
+        )
+    seconds = max(evaluation.seconds, 1e-9)
+    return {
+        "artifact": segmenter.artifact,
+        "session": segmenter.description,
+        "protocol": {"name": segmenter.protocol.name, "description": segmenter.protocol.description},
+        "images": len(dataset),
+        **scores.to_dict(),
+        "agreement": evaluation.predictions.agreement,
+        "gate": verdict.to_dict() if verdict is not None else None,
+        "warnings": warnings,
+        "seconds": round(evaluation.seconds, 3),
+        "images_per_second": round(evaluation.measured / seconds, 3),
+        "session_share": round(evaluation.session_seconds / seconds, 4),
+    }
+
+
+def _table(result: dict[str, Any], scores: Scores) -> str:
+    rows = [row for row in scores.per_class if row.IoU == row.IoU]  # NaN: in neither map
+    width = max([len(row.name) for row in rows] + [5])
+    lines = [f"{'class':{width}}  {'IoU':>6}  {'Acc':>6}  {'pixels':>12}"]
+    for row in rows:
+        accuracy = f"{row.Acc:6.2f}" if row.Acc == row.Acc else f"{'-':>6}"
+        lines.append(f"{row.name:{width}}  {row.IoU:6.2f}  {accuracy}  {row.pixels:12,}")
+    absent = len(scores.per_class) - len(rows)
+    if absent:
+        lines.append(f"({absent} classes occur neither in the masks nor in the predictions, and are left out)")
+    lines += ["", f"{result['artifact']}: {result['session']}"]
+    lines.append(
+        f"protocol {result['protocol']['name']} ({result['protocol']['description']}), {result['images']} images"
+    )
+    lines.append(f"mIoU {scores.mIoU:.2f}   mAcc {scores.mAcc:.2f}   aAcc {scores.aAcc:.2f}")
+    speed = f"{result['images_per_second']:.2f} images/s, {100 * result['session_share']:.0f} % of it in the network"
+    lines.append(speed)
+    lines += [f"warning: {text}" for text in result["warnings"]]
+    lines += result.get("explanation", {}).get("lines", [])
+    if "report" in result:
+        lines.append(f"report: {result['report']}")
+    verdict = result["gate"]
+    if verdict is not None:
+        delta = "" if verdict["delta"] is None else f", {verdict['delta']:+.3f} points"
+        lines.append(f"{'PASS' if verdict['passed'] else 'FAIL'}: against {verdict['compared_with']}{delta}")
+        if verdict["interval"] is not None:
+            low, high = verdict["interval"]
+            lines.append(f"  95 % confidence: {low:+.3f} to {high:+.3f} points; budget {verdict['budget']:g}")
+        lines += [f"  {text}" for text in (*verdict["reasons"], *verdict["notes"])]
+    return "\n".join(lines)
+
+
+def _explain(arguments: argparse.Namespace, bundle: Any, dataset: Dataset, segmenter: Segmenter) -> dict[str, Any]:
+    """What `denseport.export.explain` says; found through its entry point, as the runtime knows no export."""
+    from importlib.metadata import entry_points
+
+    from denseport.runtime.errors import MachineError
+
+    try:
+        (entry,) = entry_points(group="denseport.explain")
+        explain = entry.load()
+    except (ValueError, ImportError) as err:
+        raise MachineError("--explain needs torch", "pip install 'denseport[export,onnxruntime]'") from err
+    explanation = explain(bundle, arguments.artifact, arguments.checkpoint, dataset, segmenter.protocol)
+    return {**explanation.to_dict(), "lines": explanation.lines()}
+
+
+def _report(
+    folder: Path,
+    dataset: Dataset,
+    segmenter: Segmenter,
+    fp32: Segmenter | None,
+    evaluation: Evaluation,
+    verdict: Verdict | None,
+    warnings: list[str],
+) -> str:
+    import shlex
+
+    from denseport.runtime.machine import inspect_machine
+    from denseport.runtime.report import ReportInput, write_report
+    from denseport.runtime.worst import worst_pictures
+
+    classes, fp32_confusion = segmenter.manifest.classes, evaluation.fp32_confusion
+    data = ReportInput(
+        manifest=segmenter.manifest,
+        artifact=segmenter.artifact,
+        evaluation=evaluation,
+        scores=evaluation.scores(classes),
+        fp32_scores=fp32_confusion.scores(classes) if fp32_confusion is not None else None,
+        verdict=verdict,
+        protocol=segmenter.protocol.description,
+        warnings=warnings,
+        command=shlex.join(["denseport", *sys.argv[1:]]),
+        environment={"session": segmenter.description, **inspect_machine().summary()},
+        pictures=worst_pictures(dataset, evaluation, segmenter, fp32),
+    )
+    return str(write_report(folder, data))
+
+
+def _record(bundle: Any, name: str, result: dict[str, Any]) -> None:
+    from dataclasses import replace
+    from datetime import UTC, datetime
+
+    kept = {key: result[key] for key in ("mIoU", "mAcc", "aAcc", "images", "protocol", "agreement", "gate")}
+    kept["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+    artifact = bundle.artifact(name)
+    bundle.add(name, replace(artifact, record={**artifact.record, "accuracy": kept}))
+
+
+def _key(segmenter: Segmenter, dataset: Dataset, *, with_fp32: bool) -> str:
+    """What is measured, as a hash: a state of anything else is not taken up."""
+    import hashlib
+
+    facts = [
+        segmenter.bundle.artifact(segmenter.artifact).files,
+        repr(segmenter.protocol),
+        with_fp32,
+        dataset.reduce_zero_label,
+        dataset.ignore_index,
+        [(s.name, s.image.stat().st_size, s.mask.stat().st_size) for s in dataset.samples],
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _cache() -> Path:
+    import os
+
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "denseport" / "eval"
+
+
+class _Progress:
+    """A progress bar with the speed and the mIoU so far; silent where nobody watches."""
+
+    def __init__(self, images: int) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=images, unit="image", file=sys.stderr, disable=None)
+
+    def __call__(self, done: int, miou: float) -> None:
+        self._bar.update(done - self._bar.n)
+        self._bar.set_postfix_str(f"mIoU {miou:.2f}", refresh=False)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()

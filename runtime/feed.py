@@ -1,0 +1,41 @@
+"""Pictures as the network sees them, for calibration and comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.images import read_image
+from denseport.runtime.inference import single_view
+from denseport.runtime.inputs import find_inputs
+from denseport.runtime.manifest import Manifest
+from denseport.runtime.preprocess import normalise, resize
+
+__all__ = ["network_inputs", "spread"]
+
+
+def spread(patterns: Sequence[str], count: int) -> list[Path]:
+    """At most ``count`` pictures out of files, folders and globs, spread evenly over all that are found.
+
+    Raises:
+        InputError: nothing is found.
+    """
+    found = [item.path for item in find_inputs(patterns) if item.kind == "image"]
+    if len(found) <= count:
+        return found
+    return [found[i] for i in np.linspace(0, len(found) - 1, count).round().astype(int)]
+
+
+def network_inputs(pictures: Sequence[Path], manifest: Manifest) -> Iterator[NDArray[np.float32]]:
+    """Each picture resized and normalised as the bundle says, (1, 3, H, W) float32, one at a time.
+
+    Raises:
+        ImageError: a picture cannot be read or is too narrow for one patch.
+    """
+    for path in pictures:
+        image = read_image(path)
+        view = single_view((image.shape[0], image.shape[1]), manifest.preprocess, manifest.patch_size)
+        yield normalise(resize(image, view.size), manifest.preprocess)
