@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from google.protobuf.message import DecodeError
 
 from denseport.export.engine_errors import builder_error, parser_error
 from denseport.export.engine_progress import Progress, ProgressTree, monitor
@@ -174,7 +175,10 @@ def _peak_memory() -> Iterator[Callable[[], int | None]]:
 @contextlib.contextmanager
 def _prepared(model: Path, profiles: tuple[Profile, ...]) -> Iterator[tuple[Path, dict[str, int], bool]]:
     """The file to parse, the types in it, and whether it was folded for the one size that is wanted."""
-    graph = ir.load(model)
+    try:
+        graph = ir.load(model)
+    except DecodeError as err:
+        raise BuildError(f"{model}: no ONNX model: {err}", "Export the checkpoint again.") from err
     fixed = len(profiles) == 1 and profiles[0].fixed
     if not fixed:
         types = onnx_types(graph)

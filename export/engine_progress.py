@@ -67,7 +67,7 @@ class ProgressTree:
 def monitor(trt: Any, tree: ProgressTree) -> Any:
     """An IProgressMonitor for ``config.progress_monitor``."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]  # its base is only known now
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # its base is only known now
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 

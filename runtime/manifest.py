@@ -131,7 +131,7 @@ class Manifest:
                 f"{where}: format version {version!r}; this Denseport reads version {FORMAT_VERSION}",
                 "Use the Denseport that wrote the bundle, or export the checkpoint again.",
             )
-        return _decode_dataclass(cls, data, where, "manifest")
+        return decode_dataclass(cls, data, where, "manifest")
 
 
 def _decode(kind: Any, value: Any, where: str, at: str) -> Any:

@@ -189,7 +189,7 @@ class CudaBindings:
 
     def pinned(self, size: int) -> PinnedMemory:
         pointer = self._call("cuMemHostAlloc", size, 0)
-        data = np.frombuffer((ctypes.c_uint8 * size).from_address(int(pointer)), dtype=np.uint8)
+        data = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(pointer)))
         return PinnedMemory(data, lambda: self._call("cuMemFreeHost", pointer))
 
     def stream(self) -> Stream:

@@ -115,7 +115,7 @@ def load_library(flavour: str) -> Library:
 
 
 def _logger(trt: Any, book: LogBook) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]  # its base is only known now
+    class Logger(trt.ILogger):  # type: ignore[misc]  # its base is only known now
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 

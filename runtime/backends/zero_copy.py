@@ -199,12 +199,13 @@ class DeviceArray:
 _exported: dict[int, tuple[_Managed, Any, DeviceArray]] = {}  # what other libraries still hold
 
 
-@_Deleter
-def _delete(managed: int) -> None:
+def _forget(managed: int) -> None:
     _exported.pop(managed, None)
 
 
-@_Destructor
-def _destroy(capsule: int) -> None:
+def _forget_untaken(capsule: int) -> None:
     if _is_capsule(capsule, _NAME):  # nobody took the tensor over
-        _delete(_pointer(capsule, _NAME))
+        _forget(_pointer(capsule, _NAME))
+
+
+_delete, _destroy = _Deleter(_forget), _Destructor(_forget_untaken)
