@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from denseport.runtime.errors import BundleError
 
-__all__ = ["FORMAT_VERSION", "Artifact", "Inference", "Manifest", "Preprocess", "Reference"]
+__all__ = ["FORMAT_VERSION", "Artifact", "Inference", "Manifest", "Preprocess", "Reference", "decode_dataclass"]
 
 FORMAT_VERSION = 1
 
@@ -141,7 +141,7 @@ class Manifest:
                 f"{where}: format version {version!r}; this Denseport reads version {FORMAT_VERSION}",
                 "Use the Denseport that wrote the bundle, or export the checkpoint again.",
             )
-        return _decode_dataclass(cls, data, where, "manifest")
+        return decode_dataclass(cls, data, where, "manifest")
 
 
 def _decode(kind: Any, value: Any, where: str, at: str) -> Any:
@@ -153,7 +153,7 @@ def _decode(kind: Any, value: Any, where: str, at: str) -> Any:
         options = [option for option in arguments if option is not types.NoneType]
         return None if value is None else _decode(options[0], value, where, at)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        return _decode_dataclass(typing.cast(Any, kind), value, where, at)
+        return decode_dataclass(typing.cast(Any, kind), value, where, at)
     if origin is tuple and isinstance(value, list):
         many = arguments[-1] is Ellipsis
         if not many and len(value) != len(arguments):
@@ -169,7 +169,16 @@ def _decode(kind: Any, value: Any, where: str, at: str) -> Any:
     raise _mistyped(where, at, getattr(kind, "__name__", str(kind)), value)
 
 
-def _decode_dataclass(cls: type[T], value: dict[str, Any], where: str, at: str) -> T:
+def decode_dataclass(cls: type[T], value: dict[str, Any], where: str, at: str) -> T:
+    """A frozen dataclass from JSON values, strictly.
+
+    Args:
+        where: the file, and
+        at: the field in it, for messages.
+
+    Raises:
+        BundleError: a field is missing, unknown or mistyped.
+    """
     hints = typing.get_type_hints(cls)
     names = {f.name for f in dataclasses.fields(typing.cast(Any, cls))}
     required = {

@@ -1,0 +1,312 @@
+"""From an ONNX file to an engine, for TensorRT and TensorRT-RTX alike.
+
+The network is strongly typed: it computes in the graph's own types, no more and no less. Precision is decided
+before, by the passes that type or quantize the graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from denseport.export.engine_errors import builder_error, parser_error
+from denseport.export.engine_progress import Progress, ProgressTree, monitor
+from denseport.export.engine_types import inspect_engine, onnx_types
+from denseport.export.errors import BuildError
+from denseport.export.fold import fix_input_shape
+from denseport.runtime.backends.cuda import Device, open_cuda
+from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_library
+from denseport.runtime.build_record import PORTABLE_RTX, TITLES, BuildRecord, Profile, sm_name
+from denseport.runtime.errors import InputError, MachineError
+from denseport.runtime.files import new_file, sha256_of, write_atomic, writing
+
+__all__ = ["EngineOptions", "build_engine"]
+
+HARDWARE = ("none", "same_compute_capability", "ampere_plus")
+PROTOBUF_LIMIT = 2**31 - 2**20  # bytes
+NO_CACHE = "TensorRT-RTX has none"  # "Timing cache operations are no-ops" since 1.2
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is built.
+
+    Raises:
+        InputError: an option that the flavour does not have.
+    """
+
+    flavour: str  # "tensorrt" or "tensorrt_rtx"
+    profiles: tuple[Profile, ...]  # `denseport.export.engine_profile.named_profiles`
+    targets: tuple[str, ...] = ()  # RTX: "sm_86", …; empty: every GPU since Ampere that RTX supports
+    optimization_level: int = 3  # 0 to 5: how long TensorRT looks for faster kernels
+    workspace: int | None = None  # bytes of scratch memory for a layer; None: all the GPU has
+    version_compatible: bool = False  # TensorRT: opens in later releases too, at some cost of speed
+    hardware_compatibility: str = "none"  # TensorRT: one of HARDWARE
+    timing_cache: Path | None = None  # TensorRT: default: one for each GPU and release in the user's cache folder
+
+    def __post_init__(self) -> None:
+        if self.flavour not in TITLES:
+            raise InputError(f"no engine flavour {self.flavour!r}", f"Choose one of {', '.join(TITLES)}.")
+        if not self.profiles:
+            raise InputError("no optimization profile", "Give at least one, say reference.")
+        if not 0 <= self.optimization_level <= 5:
+            raise InputError(f"optimization level {self.optimization_level} is not between 0 and 5")
+        if self.workspace is not None and self.workspace < 1:
+            raise InputError(f"a workspace of {self.workspace} bytes")
+        if self.hardware_compatibility not in HARDWARE:
+            raise InputError(f"no hardware compatibility {self.hardware_compatibility!r}", f"One of {HARDWARE}.")
+        if self.flavour == "tensorrt_rtx":
+            self._refuse_for_rtx()
+        elif self.targets:
+            raise InputError(
+                "TensorRT builds for the GPU that it runs on; it takes no targets",
+                "Build there, or use --engine tensorrt_rtx.",
+            )
+
+    def _refuse_for_rtx(self) -> None:
+        if self.version_compatible:
+            raise InputError(
+                "TensorRT-RTX engines open in the release that built them alone",
+                "Leave version compatibility out, and build again for each release.",
+            )
+        if self.hardware_compatibility != "none":
+            raise InputError(
+                "TensorRT-RTX has no hardware compatibility level",
+                "Name the GPUs with --target; without, the engine runs on all that RTX supports.",
+            )
+        if self.timing_cache is not None:
+            raise InputError("TensorRT-RTX has no timing cache", "Leave --timing-cache out.")
+
+
+def build_engine(
+    model: Path,
+    engine: Path,
+    options: EngineOptions,
+    *,
+    progress: Progress = lambda share, phase: None,
+    verbose: Callable[[str], None] | None = None,
+) -> BuildRecord:
+    """Build an engine and write it, whole or not at all.
+
+    A profile of one fixed size is folded first (`denseport.export.fold`).
+
+    Args:
+        model: ONNX; its external data lies beside it.
+        engine: the file to write.
+        progress: told the share that is done and the phase; what it raises stops the build.
+        verbose: given every line of TensorRT's log.
+
+    Raises:
+        BuildError: TensorRT cannot read the graph or make an engine of it, or the profile does not fit it.
+        InputError: a target that this TensorRT does not know.
+        MachineError: TensorRT or the GPU that it builds on is missing, or memory ran out.
+        OutputError: ``engine`` cannot be written.
+    """
+    library = load_library(options.flavour)
+    device, driver = _device()
+    started = time.monotonic()
+    digest = sha256_of(model)
+    with library.log.collect(verbose) as lines, _peak_memory() as peak:
+        with _prepared(model, options.profiles) as (source, types, folded):
+            plan, cache = _build(library, source, model.name, options, device, progress, lines)
+        with new_file(engine) as temporary, writing(engine):
+            temporary.write_bytes(plan)
+        built, note = _types_built(library, plan, device, options)
+    return BuildRecord(
+        flavour=library.flavour,
+        version=library.version,
+        cuda=library.cuda,
+        driver=driver,
+        gpu=device.name if device else None,
+        compute_capability=sm_name(device.capability) if device else None,
+        targets=(options.targets or PORTABLE_RTX) if options.flavour == "tensorrt_rtx" else (),
+        version_compatible=options.version_compatible,
+        hardware_compatibility=options.hardware_compatibility,
+        profiles=options.profiles,
+        folded=folded,
+        optimization_level=options.optimization_level,
+        workspace=options.workspace,
+        timing_cache=cache,
+        types_asked=types,
+        types_built=built,
+        types_built_note=note,
+        onnx_sha256=digest,
+        engine_sha256=sha256_of(engine),
+        seconds=round(time.monotonic() - started, 2),
+        peak_host_bytes=peak(),
+        log=tuple(dict.fromkeys(str(line) for line in lines)),
+    )
+
+
+def _device() -> tuple[Device | None, str | None]:
+    """The GPU here and its driver, or neither: RTX builds without."""
+    try:
+        device = open_cuda().device
+    except MachineError:
+        return None, None
+    return device, device.driver
+
+
+@contextlib.contextmanager
+def _peak_memory() -> Iterator[Callable[[], int | None]]:
+    """Afterwards: the largest resident size of this process in the block, where Linux tells it."""
+    status = Path("/proc/self/status")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM (man 5 proc)
+    except OSError:
+        yield lambda: None
+        return
+    yield lambda: next(
+        (int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM")), None
+    )
+
+
+@contextlib.contextmanager
+def _prepared(model: Path, profiles: tuple[Profile, ...]) -> Iterator[tuple[Path, dict[str, int], bool]]:
+    """The file to parse, the types in it, and whether it was folded for the one size that is wanted."""
+    try:
+        graph = ir.load(model)
+    except DecodeError as err:
+        raise BuildError(f"{model}: no ONNX model: {err}", "Export the checkpoint again.") from err
+    fixed = len(profiles) == 1 and profiles[0].fixed
+    if not fixed:
+        types = onnx_types(graph)
+        del graph  # its weights need not stay in memory during the build
+        yield model, types, False
+        return
+    with tempfile.TemporaryDirectory(prefix="denseport-") as folder:
+        fix_input_shape(graph, profiles[0].optimum)
+        types = onnx_types(graph)
+        size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
+        path = Path(folder) / model.name
+        ir.save(graph, path, external_data=f"{model.name}.data" if size > PROTOBUF_LIMIT else None)
+        del graph
+        yield path, types, True
+
+
+def _build(
+    library: Library,
+    source: Path,
+    name: str,
+    options: EngineOptions,
+    device: Device | None,
+    progress: Progress,
+    lines: deque[LogLine],
+) -> tuple[Any, str]:
+    """The serialized engine, as a buffer, and the timing cache's story."""
+    trt = library.trt
+    try:
+        builder = trt.Builder(library.logger)
+    except (TypeError, RuntimeError) as err:  # pybind's answer to a null pointer from C++
+        raise builder_error(library, lines, name, options.workspace) from err
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, library.logger)
+    progress(0.0, "reading the graph")
+    if not parser.parse_from_file(str(source)):
+        raise parser_error(library, parser, name)
+    config = builder.create_builder_config()
+    _add_profiles(builder, network, config, options.profiles, name)
+    _configure(trt, config, options)
+    cache = _TimingCache(library, config, options, device)
+    tree = ProgressTree(progress)
+    watcher = config.progress_monitor = monitor(trt, tree)
+    plan = builder.build_serialized_network(network, config)
+    del watcher  # TensorRT holds no reference of its own; it must live until here
+    if tree.error is not None:
+        raise tree.error
+    if plan is None:
+        raise builder_error(library, lines, name, options.workspace)
+    return memoryview(plan), cache.keep()
+
+
+def _add_profiles(builder: Any, network: Any, config: Any, profiles: tuple[Profile, ...], name: str) -> None:
+    tensor = network.get_input(0)
+    declared = tuple(tensor.shape)
+    for profile in profiles:
+        for have, low, high in zip(declared, profile.minimum, profile.maximum, strict=True):
+            if have not in (-1, low) or have not in (-1, high):
+                raise BuildError(
+                    f"{name}: its input {tensor.name} is {declared}; the profile asks for {profile}",
+                    "Choose a profile within the input's shape; -1 is any size.",
+                )
+        entry = builder.create_optimization_profile()
+        entry.set_shape(tensor.name, profile.minimum, profile.optimum, profile.maximum)
+        if config.add_optimization_profile(entry) < 0:
+            raise BuildError(f"{name}: TensorRT refused the profile {profile}")
+
+
+def _configure(trt: Any, config: Any, options: EngineOptions) -> None:
+    config.builder_optimization_level = options.optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector does not tell types
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatibility != "none":
+        level = getattr(trt.HardwareCompatibilityLevel, options.hardware_compatibility.upper())
+        config.hardware_compatibility_level = level
+    if options.targets:
+        config.num_compute_capabilities = len(options.targets)
+        for index, target in enumerate(options.targets):
+            config.set_compute_capability(_capability(trt, target), index)
+
+
+def _capability(trt: Any, target: str) -> Any:
+    known = {name.replace("SM", "sm_"): name for name in dir(trt.ComputeCapability) if re.fullmatch(r"SM\d+", name)}
+    if target not in known:
+        raise InputError(f"TensorRT-RTX {trt.__version__} has no target {target!r}; it has {', '.join(sorted(known))}")
+    return getattr(trt.ComputeCapability, known[target])
+
+
+class _TimingCache:
+    """Kernel timings of earlier builds; they hold for one GPU, flavour and release."""
+
+    def __init__(self, library: Library, config: Any, options: EngineOptions, device: Device | None) -> None:
+        self._config = config
+        self.path = None
+        if library.flavour == "tensorrt_rtx":
+            return
+        self.path = options.timing_cache or default_timing_cache(library, device)
+        data = self.path.read_bytes() if self.path.is_file() else b""
+        cache = config.create_timing_cache(data)
+        if not config.set_timing_cache(cache, ignore_mismatch=False):
+            # Of another GPU or release after all: start anew.
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+    def keep(self) -> str:
+        """Write what the build has learnt; returns the file, or why there is none."""
+        if self.path is None:
+            return NO_CACHE
+        write_atomic(self.path, bytes(memoryview(self._config.get_timing_cache().serialize())))
+        return str(self.path)
+
+
+def default_timing_cache(library: Library, device: Device | None) -> Path:
+    """``$XDG_CACHE_HOME/denseport/timing/<flavour>-<version>-<gpu>.cache``."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    gpu = re.sub(r"\W+", "-", f"{device.name}-{sm_name(device.capability)}") if device else "no-gpu"
+    return cache / "denseport" / "timing" / f"{library.flavour}-{library.version}-{gpu}.cache"
+
+
+def _types_built(
+    library: Library, plan: Any, device: Device | None, options: EngineOptions
+) -> tuple[dict[str, int] | None, str | None]:
+    if device is None:
+        return None, "not read: opening an engine takes a GPU, and there is none here"
+    if options.targets and sm_name(device.capability) not in options.targets:
+        return None, f"not read: built for {', '.join(options.targets)}, here is {sm_name(device.capability)}"
+    try:
+        return inspect_engine(library, plan), None
+    except MachineError as err:
+        return None, f"not read: {err.message}"

@@ -1,0 +1,60 @@
+"""The input sizes that an engine is built for, by name or by shapes."""
+
+from __future__ import annotations
+
+import re
+
+from denseport.runtime.build_record import Profile, Shape
+from denseport.runtime.errors import InputError
+
+__all__ = ["named_profiles", "parse_shape", "profile_of"]
+
+REMEDY = "Give reference, fixed:HEIGHTxWIDTH (fixed:512x512), or three shapes with --min, --opt and --max."
+
+
+def named_profiles(name: str) -> tuple[Profile, ...]:
+    """Profiles by name.
+
+    ``reference`` is what pictures become at the test scale of 2048 x 512: landscapes of 512 x 512..2048 and
+    portraits of 512..2048 x 512, batch 1, tuned for 4:3. They are two profiles, since one range for both would plan
+    its memory for 2048 x 2048, four times the pixels of any such picture. ``fixed:512x512`` is one size alone.
+
+    Raises:
+        InputError: no such name.
+    """
+    if name == "reference":
+        return (
+            Profile((1, 3, 512, 512), (1, 3, 512, 683), (1, 3, 512, 2048)),
+            Profile((1, 3, 512, 512), (1, 3, 683, 512), (1, 3, 2048, 512)),
+        )
+    if found := re.fullmatch(r"fixed:(\d+)x(\d+)", name):
+        height, width = int(found[1]), int(found[2])
+        return (profile_of(*[(1, 3, height, width)] * 3),)
+    raise InputError(f"no profile {name!r}", REMEDY)
+
+
+def parse_shape(text: str) -> Shape:
+    """(N, 3, H, W) of "HxW" or "Nx3xHxW".
+
+    Raises:
+        InputError: not of that form.
+    """
+    numbers = [int(part) for part in text.split("x") if part.isdecimal()]
+    if len(numbers) != text.count("x") + 1 or len(numbers) not in (2, 4):
+        raise InputError(f"{text!r} is no shape: expected HEIGHTxWIDTH or BATCHx3xHEIGHTxWIDTH", REMEDY)
+    batch, channels, height, width = numbers if len(numbers) == 4 else (1, 3, *numbers)
+    return batch, channels, height, width
+
+
+def profile_of(minimum: Shape, optimum: Shape, maximum: Shape) -> Profile:
+    """A profile of three input shapes.
+
+    Raises:
+        InputError: not 3 channels, a size below 1, or not in order.
+    """
+    if any(shape[1] != 3 for shape in (minimum, optimum, maximum)):
+        raise InputError(f"the network's input has 3 channels; the profile gives {minimum}, {optimum}, {maximum}")
+    try:
+        return Profile(minimum, optimum, maximum)
+    except ValueError as err:
+        raise InputError(str(err), REMEDY) from err

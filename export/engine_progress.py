@@ -1,0 +1,104 @@
+"""TensorRT's progress monitor as one number that grows from 0 to 1."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Progress", "ProgressTree", "monitor", "progress_bar"]
+
+Progress = Callable[[float, str], None]  # share that is done, 0 to 1, and the name of the phase
+
+
+@dataclass
+class _Phase:
+    parent: str | None
+    steps: int
+    done: int = 0
+
+
+class ProgressTree:
+    """The phases under way. A phase's steps are filled by its sub-phases, so its share is steps plus theirs."""
+
+    def __init__(self, report: Progress) -> None:
+        self._report = report
+        self._phases: dict[str, _Phase] = {}
+        self._highest = 0.0
+        self._lock = threading.Lock()  # the builder calls from several threads
+        self.error: BaseException | None = None  # what the callback raised, Ctrl-C included
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        with self._lock:
+            self._phases[name] = _Phase(parent, max(steps, 1))
+        self._tell(name)
+
+    def step(self, name: str, index: int) -> bool:
+        """False asks TensorRT to stop."""
+        with self._lock:
+            if phase := self._phases.get(name):
+                phase.done = min(index + 1, phase.steps)
+        self._tell(name)
+        return self.error is None
+
+    def finish(self, name: str) -> None:
+        with self._lock:
+            self._phases.pop(name, None)
+
+    def _share(self, name: str) -> float:
+        phase = self._phases[name]
+        within = max((self._share(child) for child, p in self._phases.items() if p.parent == name), default=0.0)
+        return min((phase.done + within) / phase.steps, 1.0)
+
+    def _tell(self, name: str) -> None:
+        with self._lock:
+            roots = [key for key, phase in self._phases.items() if phase.parent not in self._phases]
+            # Phases of one name may follow one another; the bar never runs backwards for it.
+            self._highest = max([self._highest, *(self._share(root) for root in roots)])
+            share = self._highest
+        try:
+            self._report(share, name)
+        except BaseException as err:  # it may not pass through TensorRT's C++; the build is stopped and it is raised
+            self.error = self.error or err
+
+
+def monitor(trt: Any, tree: ProgressTree) -> Any:
+    """An IProgressMonitor for ``config.progress_monitor``."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # its base is only known now
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            tree.start(name, parent, steps)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            return tree.step(name, step)
+
+        def phase_finish(self, name: str) -> None:
+            tree.finish(name)
+
+    return Monitor()
+
+
+@contextmanager
+def progress_bar(title: str, *, disable: bool | None = None) -> Iterator[Progress]:
+    """A bar on the terminal; without one (``disable=None``) nothing is drawn."""
+    from tqdm import tqdm
+
+    with tqdm(
+        total=100,
+        desc=title,
+        unit="%",
+        disable=disable,
+        bar_format="{desc} {percentage:3.0f} %|{bar}| {elapsed} {postfix}",
+    ) as bar:
+
+        def report(share: float, phase: str) -> None:
+            bar.set_postfix_str(phase, refresh=False)
+            bar.update(round(100 * share, 1) - bar.n)
+
+        yield report
+        report(1.0, "done")

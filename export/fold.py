@@ -1,0 +1,128 @@
+"""Give a graph one input size and compute everything that depends on nothing else.
+
+At a fixed size the resized position embedding, the pooling matrices and all arithmetic on shapes are constants.
+Engines fold some of it themselves, but not over a Resize, and their builders take longer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import onnxruntime
+import onnxscript.optimizer
+from numpy.typing import NDArray
+
+from denseport.export.errors import ExportError
+
+__all__ = ["fix_input_shape"]
+
+SMALL = 4096  # bytes; up to here onnx's reference evaluator, slow but exact on integers, does the folding
+ROUNDS = 10  # folding uncovers shapes and shapes uncover folding; two rounds are what the networks here take
+# A quantized weight must stay one, and a random or stateful node is no constant.
+KEPT = {"QuantizeLinear", "DequantizeLinear", "ConstantOfShape", "RandomNormal", "RandomUniform"}
+
+
+def fix_input_shape(model: ir.Model, shape: tuple[int, int, int, int]) -> ir.Model:
+    """The model for inputs of ``shape`` (N, 3, H, W) alone, its constants folded. Works on the model in place.
+
+    Raises:
+        ExportError: the graph cannot have that input.
+    """
+    graph = model.graph
+    declared = graph.inputs[0].shape
+    if (
+        declared is None
+        or len(declared) != len(shape)
+        or any(isinstance(have, int) and have != want for have, want in zip(declared, shape, strict=True))
+    ):
+        raise ExportError(f"the graph's input {graph.inputs[0].name} is {declared}; it cannot become {shape}")
+    graph.inputs[0].shape = ir.Shape(shape)
+    for output in graph.outputs:
+        output.shape = None
+    for _ in range(ROUNDS):
+        before = graph.num_nodes()
+        passes.ShapeInferencePass()(model)
+        onnxscript.optimizer.fold_constants(model, input_size_limit=SMALL, output_size_limit=SMALL)
+        _fold_large(model)
+        onnxscript.optimizer.remove_unused_nodes(model)
+        if graph.num_nodes() == before:
+            break
+    passes.ShapeInferencePass()(model)
+    return model
+
+
+def _fold_large(model: ir.Model) -> None:
+    """Replace constant sub-graphs by their values, which ONNX Runtime computes."""
+    constant: set[ir.Value] = set(model.graph.initializers.values())
+    nodes = []
+    for node in model.graph:
+        if _computable(node) and all(value is None or value in constant for value in node.inputs):
+            nodes.append(node)
+            constant.update(node.outputs)
+    # Only what somebody else reads must become an initializer.
+    inner = set(nodes)
+    wanted = [
+        value
+        for node in nodes
+        for value in node.outputs
+        if value.is_graph_output() or any(user not in inner for user in value.consumers())
+    ]
+    if not wanted:
+        return
+    for value, array in zip(wanted, _evaluate(model, nodes, wanted), strict=True):
+        if value.is_graph_output():
+            continue
+        folded = ir.Value(name=f"{value.name}.constant", const_value=ir.tensor(array, name=f"{value.name}.constant"))
+        folded.shape, folded.type = (
+            ir.Shape(array.shape),
+            value.type or ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        )
+        model.graph.register_initializer(folded)
+        value.replace_all_uses_with(folded)
+
+
+def _computable(node: ir.Node) -> bool:
+    return (
+        node.domain in ("", "ai.onnx")
+        and node.op_type not in KEPT
+        and bool(node.inputs or node.op_type == "Constant")
+        and not any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values())
+    )
+
+
+def _evaluate(model: ir.Model, nodes: list[ir.Node], wanted: list[ir.Value]) -> list[NDArray[np.generic]]:
+    """Values of ``wanted``, computed from constants alone by ``nodes``."""
+    values: dict[ir.Value, ir.Value] = {}
+    for node in nodes:
+        for value in node.inputs:
+            if value is not None and value.is_initializer() and value not in values:
+                values[value] = ir.Value(
+                    name=value.name, shape=value.shape, type=value.type, const_value=value.const_value
+                )
+    clones = []
+    for node in nodes:
+        clone = ir.Node(
+            node.domain,
+            node.op_type,
+            [None if value is None else values[value] for value in node.inputs],
+            list(node.attributes.values()),
+            num_outputs=len(node.outputs),
+        )
+        for old, new in zip(node.outputs, clone.outputs, strict=True):
+            new.name, values[old] = old.name, new
+            new.type = old.type
+        clones.append(clone)
+    graph = ir.Graph(
+        [],
+        [values[value] for value in wanted],
+        nodes=clones,
+        initializers=[value for value in values.values() if value.const_value is not None],
+        opset_imports=model.opset_imports,
+    )
+    part = ir.to_proto(ir.Model(graph, ir_version=model.ir_version)).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(part, options, providers=["CPUExecutionProvider"])
+    results: list[NDArray[np.generic]] = session.run([str(value.name) for value in wanted], {})
+    return results

@@ -1,0 +1,309 @@
+"""Run an engine with TensorRT or TensorRT-RTX.
+
+An engine is native code: give this module only files whose hash `Bundle.verified` has compared with the manifest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.backends.cuda import Cuda, DeviceMemory, Graph, PinnedMemory, open_cuda
+from denseport.runtime.backends.pool import Pool
+from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_library
+from denseport.runtime.backends.zero_copy import DeviceArray, View, view_of
+from denseport.runtime.build_record import TITLES, BuildRecord, Profile, find_profile, mismatch
+from denseport.runtime.errors import BundleError, InputError, MachineError
+
+__all__ = ["TensorRTSession", "check_record", "why_not"]
+
+REBUILD = "Run: denseport build BUNDLE --engine {flavour}"
+
+
+def check_record(record: BuildRecord, library: Library, cuda: Cuda) -> None:
+    """Compare what an engine was built for with what is here.
+
+    Raises:
+        MachineError: another version of TensorRT, or a GPU that the engine was not built for.
+    """
+    problem = mismatch(record, library.version, cuda.device.capability)
+    if problem is not None:
+        raise MachineError(problem, REBUILD.format(flavour=record.flavour))
+
+
+def why_not(record: BuildRecord) -> str | None:
+    """Why this machine cannot run an engine, as one line; None if nothing speaks against it."""
+    try:
+        check_record(record, load_library(record.flavour), open_cuda())
+    except MachineError as err:
+        return err.message
+    return None
+
+
+class TensorRTSession:
+    """An engine, opened. Safe to call from several threads; it is a context manager.
+
+    Args:
+        path: the engine, verified.
+        record: how it was built, from the manifest.
+        contexts: how many inferences may run at once; each has its own activation memory on the GPU.
+        cuda_graphs: record the work of each input size once and repeat it: less work for the CPU. Each size then
+            has a context of its own, so ``contexts`` is also how many sizes are kept.
+        device: index of the GPU.
+        cuda: default: `open_cuda`.
+
+    Raises:
+        MachineError: TensorRT, the driver or the GPU is missing or is not what the engine was built for.
+        BundleError: the engine cannot be opened although it should fit.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        record: BuildRecord,
+        *,
+        contexts: int = 2,
+        cuda_graphs: bool = False,
+        device: int = 0,
+        cuda: Cuda | None = None,
+    ) -> None:
+        self._library = load_library(record.flavour)
+        self._cuda = cuda or open_cuda(device)
+        check_record(record, self._library, self._cuda)
+        self._graphs = cuda_graphs
+        with self._cuda.current():
+            self._engine = _deserialise(self._library, path, record)
+        self._profiles = _profiles(self._engine, self._library.trt)
+        self._pool: Pool[_Lane] = Pool(self._lane, contexts)
+
+    @property
+    def description(self) -> str:
+        name = TITLES[self._library.flavour]
+        graphs = ", CUDA graphs" if self._graphs else ""
+        return f"{name} {self._library.version}, {self._cuda.device.name}, {self._cuda.name}{graphs}"
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """The input shapes that the engine accepts."""
+        return self._profiles
+
+    def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (N, C, h, w), float32 (or whatever the engine's output is), of a normalised batch (N, 3, H, W).
+
+        Raises:
+            InputError: the engine was not built for this size.
+            MachineError: the GPU failed, or its memory is full.
+        """
+        shape = image.shape
+        profile = find_profile(self._profiles, shape)
+        with self._cuda.current(), self._pool.take(self._key(shape)) as lane:
+            return cast("NDArray[np.float32]", lane.run(image, profile))
+
+    def run_device(self, image: Any, out: Any = None) -> DeviceArray | Any:
+        """As `run`, on memory that is on the GPU already, without copies.
+
+        Args:
+            image: has ``__cuda_array_interface__`` or ``__dlpack__`` (a torch or cupy array, …); contiguous.
+            out: likewise, to be written; default: a new `DeviceArray`.
+
+        Returns:
+            ``out`` or the new array; the work on it is done.
+
+        Raises:
+            InputError: another size, type or memory layout than the engine's.
+        """
+        source = view_of(image)
+        profile = find_profile(self._profiles, source.shape)
+        target = view_of(out) if out is not None else None
+        with self._cuda.current(), self._pool.take(None) as lane:
+            made = lane.run_device(source, target, profile)
+        return out if made is None else made
+
+    def _key(self, shape: tuple[int, ...]) -> Hashable:
+        return shape if self._graphs else None
+
+    def _lane(self, key: Hashable) -> _Lane:
+        return _Lane(self._engine, self._library, self._cuda, graphs=key is not None)
+
+    def close(self) -> None:
+        """Give back contexts, streams and memory."""
+        with self._cuda.current():
+            self._pool.close()
+
+    def __enter__(self) -> TensorRTSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _deserialise(library: Library, path: Path, record: BuildRecord) -> Any:
+    runtime = library.trt.Runtime(library.logger)
+    if record.version_compatible:
+        runtime.engine_host_code_allowed = True  # the engine brings the lean runtime of its own release
+    with library.log.collect() as lines:
+        engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise BundleError(
+            f"{path}: {TITLES[library.flavour]} {library.version} cannot open it: {_last_error(lines)}",
+            REBUILD.format(flavour=record.flavour),
+        )
+    return engine
+
+
+def _last_error(lines: Any) -> str:
+    errors = [line.text for line in cast("list[LogLine]", list(lines)) if "ERROR" in line.severity]
+    return errors[-1] if errors else "it gave no reason"
+
+
+def _tensor_names(engine: Any, trt: Any) -> tuple[str, str]:
+    """The input's name and the output's: ``image`` and ``logits`` or ``mask``."""
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+    outputs = [name for name in names if name not in inputs]
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise BundleError(f"the engine has inputs {inputs} and outputs {outputs}; expected one of each")
+    return inputs[0], outputs[0]
+
+
+def _profiles(engine: Any, trt: Any) -> tuple[Profile, ...]:
+    name, _ = _tensor_names(engine, trt)
+    shapes = [engine.get_tensor_profile_shape(name, i) for i in range(engine.num_optimization_profiles)]
+    return tuple(Profile(*(cast("tuple[int, int, int, int]", tuple(shape)) for shape in trio)) for trio in shapes)
+
+
+class _Lane:
+    """One execution context with its stream and its buffers, which grow and are used again."""
+
+    def __init__(self, engine: Any, library: Library, cuda: Cuda, *, graphs: bool) -> None:
+        self._library, self._cuda = library, cuda
+        self._graphs = graphs
+        self._input, self._output = _tensor_names(engine, library.trt)
+        self._types = tuple(
+            np.dtype(library.trt.nptype(engine.get_tensor_dtype(name))) for name in (self._input, self._output)
+        )
+        self._context: Any = engine.create_execution_context()
+        if self._context is None:
+            raise MachineError(
+                "no execution context: the GPU has too little free memory for the engine's activations",
+                "Use fewer contexts, close other programs on the GPU, or build for smaller sizes.",
+            )
+        self._profile = 0  # a new context's
+        self._graph: Graph | None = None
+        self._device: dict[str, DeviceMemory] = {}
+        self._host: dict[str, PinnedMemory] = {}
+        self._stack = ExitStack()
+        self._stream = self._stack.enter_context(cuda.stream())
+
+    def run(self, image: NDArray[Any], profile: int) -> NDArray[Any]:
+        self._accept(image.shape, profile)
+        shape = self._output_shape()
+        source = self._host_array(self._input, image.shape, self._types[0])
+        target = self._host_array(self._output, shape, self._types[1])
+        addresses = {
+            name: self._device_memory(name, array.nbytes)
+            for name, array in ((self._input, source), (self._output, target))
+        }
+
+        def work() -> None:
+            self._cuda.copy_to_device(addresses[self._input], source, self._stream)
+            self._execute(addresses)
+            self._cuda.copy_to_host(target, addresses[self._output], self._stream)
+
+        np.copyto(source, image, casting="same_kind")
+        if self._graph is not None:
+            self._graph.launch()
+        else:
+            work()
+        self._cuda.synchronize(self._stream)
+        if self._graphs and self._graph is None:
+            # The first run of a size prepares the context, which may not happen while its work is recorded.
+            self._graph = self._stack.enter_context(self._cuda.capture(self._stream, work))
+        return target.copy()
+
+    def run_device(self, source: View, target: View | None, profile: int) -> DeviceArray | None:
+        self._check("the image", source, source.shape, self._types[0])
+        self._accept(source.shape, profile)
+        shape = self._output_shape()
+        made: DeviceArray | None = None
+        if target is None:
+            made = self._new_array(shape)
+            address = made.address
+        else:
+            self._check("out", target, shape, self._types[1])
+            address = target.address
+        for view in (source, target):
+            # 1 is the legacy default stream: ours is ordered with it already.
+            if view is not None and view.stream not in (None, 1):
+                self._cuda.synchronize()
+        self._execute({self._input: source.address, self._output: address})
+        self._cuda.synchronize(self._stream)
+        return made
+
+    def _new_array(self, shape: tuple[int, ...]) -> DeviceArray:
+        memory = self._cuda.allocate(math.prod(shape) * self._types[1].itemsize)
+        cuda = self._cuda
+
+        def release() -> None:
+            with cuda.current():
+                memory.close()
+
+        return DeviceArray(memory.address, shape, self._types[1], release)
+
+    def _check(self, what: str, view: View, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        if view.shape != shape or view.dtype != dtype:
+            raise InputError(f"{what} is {view.shape} {view.dtype}; the engine needs {shape} {dtype}")
+
+    def _accept(self, shape: tuple[int, ...], profile: int) -> None:
+        if profile != self._profile:
+            if not self._context.set_optimization_profile_async(profile, self._stream.handle):
+                raise MachineError(f"TensorRT refused optimization profile {profile}")
+            self._profile = profile
+        if not self._context.set_input_shape(self._input, shape):
+            raise InputError(f"TensorRT refused an input of {shape}")
+
+    def _output_shape(self) -> tuple[int, ...]:
+        shape = tuple(self._context.get_tensor_shape(self._output))
+        if any(n < 0 for n in shape):
+            raise BundleError(f"the engine's output shape {shape} depends on more than the input's shape")
+        return shape
+
+    def _execute(self, addresses: dict[str, int]) -> None:
+        for name, address in addresses.items():
+            self._context.set_tensor_address(name, address)
+        with self._library.log.collect() as lines:
+            done = self._context.execute_async_v3(self._stream.handle)
+        if not done:
+            raise MachineError(f"TensorRT could not run the engine: {_last_error(lines)}")
+
+    def _device_memory(self, name: str, size: int) -> int:
+        memory = self._device.get(name)
+        if memory is None or memory.size < size:
+            if memory is not None:
+                memory.close()
+            memory = self._device[name] = self._cuda.allocate(size)
+            self._stack.callback(memory.close)
+        return memory.address
+
+    def _host_array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        size = math.prod(shape) * dtype.itemsize
+        memory = self._host.get(name)
+        if memory is None or memory.data.nbytes < size:
+            if memory is not None:
+                memory.close()
+            memory = self._host[name] = self._cuda.pinned(size)
+            self._stack.callback(memory.close)
+        return memory.data[:size].view(dtype).reshape(shape)
+
+    def close(self) -> None:
+        self._context = None  # before the stream that it may still use
+        self._stack.close()

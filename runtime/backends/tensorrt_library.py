@@ -1,0 +1,136 @@
+"""TensorRT and TensorRT-RTX as installed here, with the one logger that each takes in a process.
+
+Both packages have the same Python API. TensorRT honours only the first logger that a process gives it, so there is
+one for builder, parser and runtime alike; what it hears between two points is had with `LogBook.collect`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from denseport.runtime.errors import MachineError
+
+__all__ = ["FLAVOURS", "Library", "LogBook", "LogLine", "load_library"]
+
+FLAVOURS = ("tensorrt", "tensorrt_rtx")
+OLDEST = {"tensorrt": (10, 9), "tensorrt_rtx": (1, 0)}
+INSTALL = {
+    "tensorrt": "pip install 'denseport[tensorrt]' (TensorRT from NVIDIA; it needs an NVIDIA GPU)",
+    "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
+}
+NOTABLE = ("INTERNAL_ERROR", "ERROR", "WARNING")
+KEPT_LINES = 20_000  # of one collection; a verbose build of a large model says more than that
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line of TensorRT's log."""
+
+    severity: str  # INTERNAL_ERROR, ERROR, WARNING, INFO or VERBOSE
+    text: str
+
+    def __str__(self) -> str:
+        return f"[{self.severity}] {self.text}"
+
+
+class LogBook:
+    """What TensorRT says, for whoever listens. Safe for several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listeners: list[Callable[[LogLine], None]] = []
+
+    def write(self, severity: str, text: str) -> None:
+        """Called by TensorRT, from any of its threads."""
+        with self._lock:
+            for listener in self._listeners:
+                listener(LogLine(severity, text))
+
+    @contextmanager
+    def collect(self, verbose: Callable[[str], None] | None = None) -> Iterator[deque[LogLine]]:
+        """The warnings and errors of a block; all of its lines, passed on as they come, if ``verbose`` is given."""
+        lines: deque[LogLine] = deque(maxlen=KEPT_LINES)
+
+        def listen(line: LogLine) -> None:
+            if line.severity in NOTABLE:
+                lines.append(line)
+            if verbose is not None:
+                verbose(str(line))
+
+        with self._lock:
+            self._listeners.append(listen)
+        try:
+            yield lines
+        finally:
+            with self._lock:
+                self._listeners.remove(listen)
+
+
+@dataclass(frozen=True)
+class Library:
+    """An imported TensorRT."""
+
+    flavour: str
+    trt: Any  # the module
+    version: str
+    cuda: str | None  # CUDA's major version that the package is made for, where it comes from pip
+    logger: Any  # trt.ILogger; give this one to every builder, parser and runtime
+    log: LogBook  # what the logger writes to
+
+
+@functools.cache
+def load_library(flavour: str) -> Library:
+    """Import TensorRT.
+
+    Args:
+        flavour: "tensorrt" or "tensorrt_rtx".
+
+    Raises:
+        MachineError: it is not installed, cannot be loaded, or is older than what Denseport knows.
+    """
+    try:
+        trt = importlib.import_module(flavour)
+    except ImportError as err:
+        missing = isinstance(err, ModuleNotFoundError) and err.name == flavour
+        what = "is not installed" if missing else f"cannot be loaded: {err}"
+        raise MachineError(f"the package {flavour} {what}", INSTALL[flavour]) from err
+    except OSError as err:  # a shared library that it needs
+        raise MachineError(f"the package {flavour} cannot be loaded: {err}", INSTALL[flavour]) from err
+    oldest = OLDEST[flavour]
+    if tuple(int(part) for part in trt.__version__.split(".")[:2]) < oldest:
+        raise MachineError(
+            f"{flavour} {trt.__version__} is too old: Denseport needs {oldest[0]}.{oldest[1]} or newer",
+            INSTALL[flavour],
+        )
+    book = LogBook()
+    return Library(flavour, trt, trt.__version__, _cuda_of(flavour), _logger(trt, book), book)
+
+
+def _logger(trt: Any, book: LogBook) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]  # its base is only known now
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            book.write(severity.name, message)
+
+    return Logger()
+
+
+def _cuda_of(flavour: str) -> str | None:
+    """From the pip package's name (``tensorrt_rtx_cu13``); the module itself does not say."""
+    for cuda in ("13", "12"):
+        try:
+            version(f"{flavour}_cu{cuda}")
+        except PackageNotFoundError:
+            continue
+        return cuda
+    return None

@@ -1,0 +1,211 @@
+"""Arrays of other libraries on the GPU, without a copy: ``__cuda_array_interface__`` and DLPack, both ways.
+
+Sources: numba's "CUDA Array Interface (Version 3)" and the array API's DLPack protocol (dlpack.h, version 0).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from denseport.runtime.errors import InputError
+
+__all__ = ["DeviceArray", "View", "view_of"]
+
+CPU, CUDA = 1, 2  # DLPack's device types
+CODES = {"i": 0, "u": 1, "f": 2}  # DLPack's type codes by numpy's kinds
+
+
+@dataclass(frozen=True)
+class View:
+    """Contiguous memory of another library."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    stream: int | None  # the producer's stream, where work on it may be under way; None: it is ready
+    keep: Any  # what must live as long as the address is used
+
+
+def view_of(array: Any, *, device: int = CUDA) -> View:
+    """Memory of an object that has ``__cuda_array_interface__`` or ``__dlpack__``.
+
+    Raises:
+        InputError: it has neither, lies elsewhere than on the GPU, or is not contiguous.
+    """
+    if device == CUDA and hasattr(array, "__cuda_array_interface__"):
+        view, strides = _from_interface(array)
+    elif hasattr(array, "__dlpack__"):
+        view, strides = _from_dlpack(array, device)
+    else:
+        raise InputError(
+            f"a {type(array).__name__} is no array on the GPU: it has neither __cuda_array_interface__ nor __dlpack__"
+        )
+    if strides is not None and not _contiguous(view, strides):
+        raise InputError(
+            f"the array of shape {view.shape} is not contiguous in memory", "Pass array.contiguous() or a copy."
+        )
+    return view
+
+
+def _contiguous(view: View, strides: tuple[int, ...]) -> bool:
+    expected = view.dtype.itemsize
+    for length, stride in zip(reversed(view.shape), reversed(strides), strict=True):
+        if length > 1 and stride != expected:
+            return False
+        expected *= length
+    return True
+
+
+def _from_interface(array: Any) -> tuple[View, tuple[int, ...] | None]:
+    interface = array.__cuda_array_interface__
+    strides = interface.get("strides")
+    view = View(
+        address=int(interface["data"][0]),
+        shape=tuple(interface["shape"]),
+        dtype=np.dtype(interface["typestr"]),
+        stream=interface.get("stream"),
+        keep=array,
+    )
+    return view, tuple(strides) if strides is not None else None
+
+
+class _Tensor(ctypes.Structure):
+    """DLTensor, its device and its type written out."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+class _Managed(ctypes.Structure):
+    """DLManagedTensor."""
+
+    _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
+
+
+_new_capsule = ctypes.pythonapi.PyCapsule_New
+_new_capsule.restype = ctypes.py_object
+_Destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, _Destructor)
+_is_capsule = ctypes.pythonapi.PyCapsule_IsValid
+_is_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
+_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer.restype = ctypes.c_void_p
+_pointer.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
+_NAME = b"dltensor"  # of a capsule that nobody has taken over; kept alive here, since capsules only point at it
+
+
+def _from_dlpack(array: Any, device: int) -> tuple[View, tuple[int, ...] | None]:
+    found = array.__dlpack_device__()[0]
+    if found != device:
+        raise InputError(f"the array lies on DLPack device type {found}, not on an NVIDIA GPU", "Move it there first.")
+    # Stream 1 is the legacy default stream, with which all of our streams are ordered.
+    capsule = array.__dlpack__(stream=1) if device == CUDA else array.__dlpack__()
+    address = _pointer(id(capsule), _NAME)
+    if address is None:
+        raise InputError("__dlpack__ gave no capsule named dltensor")
+    tensor = ctypes.cast(address, ctypes.POINTER(_Managed)).contents.tensor
+    kinds = {code: kind for kind, code in CODES.items()}
+    if tensor.lanes != 1 or tensor.code not in kinds:
+        raise InputError(f"the array's type (DLPack code {tensor.code}, {tensor.bits} bits) is not supported")
+    dtype = np.dtype(f"{kinds[tensor.code]}{tensor.bits // 8}")
+    shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
+    strides = tuple(tensor.strides[i] * dtype.itemsize for i in range(tensor.ndim)) if tensor.strides else None
+    # The capsule is kept, not taken over: it frees the tensor itself when it goes.
+    return View((tensor.data or 0) + tensor.byte_offset, shape, dtype, None, capsule), strides
+
+
+class DeviceArray:
+    """A result on the GPU, for torch, cupy, numba and whoever else reads either protocol.
+
+    ::
+
+        logits = torch.from_dlpack(result)          # or torch.as_tensor(result, device="cuda"), cupy.asarray(result)
+
+    Its memory is given back when neither this object nor a tensor made from it is left.
+    """
+
+    def __init__(
+        self,
+        address: int,
+        shape: tuple[int, ...],
+        dtype: DTypeLike,
+        release: Callable[[], None],
+        *,
+        device: tuple[int, int] = (CUDA, 0),
+    ) -> None:
+        self.address = address
+        self.shape = shape
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self._device = device
+        self._release = release
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        if self._device[0] != CUDA:
+            raise AttributeError("not on a GPU")
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.address, False),
+            "strides": None,
+            "version": 3,
+            "stream": None,  # the work is done
+        }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._device
+
+    def __dlpack__(self, *, stream: int | None = None, **_: Any) -> Any:
+        """A capsule; the work on the memory is done, so ``stream`` has nothing to wait for."""
+        managed = _Managed()
+        shape = (ctypes.c_int64 * len(self.shape))(*self.shape)
+        tensor = managed.tensor
+        tensor.data, (tensor.device_type, tensor.device_id) = self.address, self._device
+        tensor.ndim, tensor.shape = len(self.shape), ctypes.cast(shape, ctypes.POINTER(ctypes.c_int64))
+        tensor.code, tensor.bits, tensor.lanes = CODES[self.dtype.kind], 8 * self.dtype.itemsize, 1
+        managed.deleter = _delete
+        address = ctypes.addressof(managed)
+        _exported[address] = (managed, shape, self)
+        return _new_capsule(address, _NAME, _destroy)
+
+    def __del__(self) -> None:
+        self._release()
+
+
+_exported: dict[int, tuple[_Managed, Any, DeviceArray]] = {}  # what other libraries still hold
+
+
+def _forget(managed: int) -> None:
+    _exported.pop(managed, None)
+
+
+def _forget_untaken(capsule: int) -> None:
+    if _is_capsule(capsule, _NAME):  # nobody took the tensor over
+        _forget(_pointer(capsule, _NAME))
+
+
+_delete, _destroy = _Deleter(_forget), _Destructor(_forget_untaken)

@@ -1,0 +1,72 @@
+"""Build engines of a full-size model with random weights and print what it takes.
+
+::
+
+    python scripts/bench_engine.py dpt_vit-b16_160k --profile reference --engine tensorrt_rtx
+
+The host memory is this process's peak during the build, without the export.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("preset", help="denseport models lists them")
+    parser.add_argument("--profile", default="reference")
+    parser.add_argument("--engine", default="tensorrt_rtx")
+    parser.add_argument("--target", action="append", default=[])
+    parser.add_argument("--onnx", type=Path, help="build this file instead of exporting the preset")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = arguments.onnx
+        if model is None:
+            model = Path(folder) / "model.onnx"
+            # Another process, so that torch and its copies of the weights are not in the figure.
+            subprocess.run([sys.executable, "-c", EXPORT, arguments.preset, str(model)], check=True)
+        build(model, Path(folder) / "model.engine", arguments)
+
+
+EXPORT = """
+import sys
+from pathlib import Path
+import torch
+from denseport.export.models.segmentor import build
+from denseport.export.onnx import export_onnx
+from denseport.export.presets import PRESETS
+torch.manual_seed(0)
+export_onnx(build(PRESETS[sys.argv[1]].spec).eval(), Path(sys.argv[2]))
+"""
+
+
+def build(model: Path, engine: Path, arguments: argparse.Namespace) -> None:
+    from denseport.export.engine import EngineOptions, build_engine
+    from denseport.export.engine_profile import named_profiles
+    from denseport.export.engine_progress import progress_bar
+
+    options = EngineOptions(arguments.engine, named_profiles(arguments.profile), tuple(arguments.target))
+    with progress_bar(arguments.preset) as progress:
+        record = build_engine(model, engine, options, progress=progress)
+    figures = {
+        "preset": arguments.preset,
+        "profiles": [str(profile) for profile in record.profiles],
+        "built": record.built_for,
+        "seconds": record.seconds,
+        "peak_host_GB": record.peak_host_bytes and round(record.peak_host_bytes / 1e9, 2),
+        "onnx_MB": round(model.stat().st_size / 1e6, 1),
+        "engine_MB": round(engine.stat().st_size / 1e6, 1),
+        "types_asked": record.types_asked,
+        "log": record.log,
+    }
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
