@@ -13,17 +13,20 @@ import numpy as np
 import onnx_ir as ir
 
 from denseport.export.divergence import find_divergence
+from denseport.export.engine import EngineOptions, build_engine
+from denseport.export.engine_progress import progress_bar
 from denseport.export.errors import ExportError
 from denseport.export.precision import PrecisionRecord, write_precision
 from denseport.export.rounding import emulate_rounding
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.build_record import BuildRecord
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.feed import network_inputs
 from denseport.runtime.files import sha256_of
 from denseport.runtime.gate import AGREEMENTS
 from denseport.runtime.manifest import Artifact
 
-__all__ = ["FP32", "Audit", "audit", "build_typed"]
+__all__ = ["FP32", "Audit", "audit", "build_engine_artifact", "build_typed"]
 
 FP32 = "model.onnx"
 NOTED = 0.05  # relative error of a tensor from which the audit names its layer
@@ -83,6 +86,39 @@ def build_typed(
         details["audit"] = dataclasses.asdict(result)
     bundle.add(name, Artifact("onnx", precision, hashes, details))
     return name, record, result
+
+
+def build_engine_artifact(
+    bundle: Bundle, precision: str, options: EngineOptions, *, verbose: Callable[[str], None] | None = None
+) -> tuple[str, BuildRecord]:
+    """Build an engine of a bundle's ``model.onnx`` or typed graph, and enter it, ``fp16.rtx.sm_86.engine`` say.
+
+    Raises:
+        BundleError: the graph of that precision is not there yet.
+        BuildError, MachineError: see `denseport.export.engine.build_engine`.
+    """
+    source = FP32 if precision == "fp32" else f"{precision}.onnx"
+    model = bundle.verified(source)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=bundle.path) as folder:
+        output = Path(folder) / "new.engine"
+        with progress_bar(f"building {precision}") as progress:
+            record = build_engine(model, output, options, progress=progress, verbose=verbose)
+        name = _engine_name(precision, options, record)
+        output.replace(bundle.path / name)
+    details = {**record.to_dict(), "source": source}
+    bundle.add(name, Artifact("engine", precision, {name: record.engine_sha256}, details))
+    return name, record
+
+
+def _engine_name(precision: str, options: EngineOptions, record: BuildRecord) -> str:
+    """Precision, flavour, what it runs on, and the size where it is fixed."""
+    flavour = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}[options.flavour]
+    where = "+".join(options.targets) or record.compute_capability or "any"
+    if options.flavour == "tensorrt_rtx" and not options.targets:
+        where = "any"
+    first = options.profiles[0]
+    size = f".{first.optimum[2]}x{first.optimum[3]}" if len(options.profiles) == 1 and first.fixed else ""
+    return f"{precision}.{flavour}.{where}{size}.engine"
 
 
 def audit(

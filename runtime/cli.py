@@ -17,7 +17,16 @@ from denseport.runtime.errors import DenseportError
 __all__ = ["main"]
 
 GROUP = "denseport.commands"
-ORDER = ("models", "export", "inspect", "run", "eval", "build")  # as people meet them; commands from elsewhere follow
+# As people meet them; commands from elsewhere follow.
+ORDER = ("models", "export", "inspect", "run", "eval", "build", "doctor")
+    "models",
+    "export",
+    "inspect",
+    "run",
+    "eval",
+    "build",
+    "doctor",
+)  # as people meet them; commands from elsewhere follow
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from denseport.runtime import postprocess
 from denseport.runtime.backends import Session
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.build_record import BuildRecord
 from denseport.runtime.bundle import Bundle
+from denseport.runtime.choice import choose
 from denseport.runtime.errors import ImageError
 from denseport.runtime.inference import predict_view, single_view, tta_views
 from denseport.runtime.manifest import Manifest
@@ -21,8 +23,6 @@ from denseport.runtime.postprocess import Field
 from denseport.runtime.protocol import Protocol, parse_protocol
 
 __all__ = ["Segmentation", "Segmenter"]
-
-DEFAULT_ARTIFACT = "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Segmenter:
 
     Args:
         bundle: a bundle's folder.
-        artifact: which artifact runs.
+        artifact: which artifact runs; default: the best for this machine (`denseport.runtime.choice`).
         protocol: how pictures reach the network: "reference" is as the checkpoint was tested, "ms-flip" averages
             twelve scaled and mirrored views; `denseport.runtime.protocol.parse_protocol` has them all.
         threads: for the network and for post-processing; default: the CPUs this process may use.
@@ -57,15 +57,24 @@ class Segmenter:
         self,
         bundle: Path | str | Bundle,
         *,
-        artifact: str = DEFAULT_ARTIFACT,
+        artifact: str | None = None,
         protocol: str | Protocol = "reference",
         threads: int | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-        self.artifact = artifact
         self.protocol = protocol if isinstance(protocol, Protocol) else parse_protocol(protocol, self.manifest)
         self._threads = threads
-        self._session: Session = OnnxRuntimeSession(self.bundle.verified(artifact), threads=threads)
+        self.choice = choose(self.bundle, artifact)
+        self.artifact = self.choice.name
+        self._session = self._open()
+
+    def _open(self) -> Session:
+        path, artifact = self.bundle.verified(self.artifact), self.bundle.artifact(self.artifact)
+        if artifact.kind == "onnx":
+            return OnnxRuntimeSession(path, threads=self._threads, providers=self.choice.providers)
+        from denseport.runtime.backends.tensorrt import TensorRTSession
+
+        return TensorRTSession(path, BuildRecord.from_dict(artifact.record, f"{self.bundle.path}: {self.artifact}"))
 
     @property
     def manifest(self) -> Manifest:

@@ -5,61 +5,160 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-HELP = "build FP16 and other artifacts, audited against FP32"
+if TYPE_CHECKING:
+    from denseport.export.build import Audit
+    from denseport.export.engine import EngineOptions
+    from denseport.export.precision import PrecisionRecord
+    from denseport.runtime.bundle import Bundle
+
+HELP = "build FP16 graphs and TensorRT engines, audited against FP32"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp16", help="default: %(default)s")
     parser.add_argument(
-        "--engine", choices=("onnx",), default="onnx", help="onnx writes the typed graph; default: %(default)s"
+        "--engine",
+        choices=("onnx", "tensorrt", "tensorrt_rtx"),
+        default="onnx",
+        help="onnx writes the typed graph alone; default: %(default)s",
     )
-    parser.add_argument(
+    typed = parser.add_argument_group("precision")
+    typed.add_argument(
         "--images",
         metavar="PICTURE",
         nargs="+",
-        help="pictures like those of the application: their activations show what FP16's range cannot hold, and on "
-        "them the result is compared with FP32",
+        help="pictures like the application's: on them FP16's range is checked and the result compared with FP32",
     )
-    parser.add_argument("--limit", type=int, default=16, metavar="N", help="pictures to take; default: %(default)s")
-    parser.add_argument("--explain-precision", action="store_true", help="print what computes in which type, and why")
+    typed.add_argument("--limit", type=int, default=16, metavar="N", help="pictures to take; default: %(default)s")
+    typed.add_argument("--explain-precision", action="store_true", help="print what computes in which type, and why")
+    engine = parser.add_argument_group("engine")
+    engine.add_argument(
+        "--profile", metavar="NAME", help="reference (512 x 512..2048 and portraits) or fixed:HxW; default: reference"
+    )
+    for name, words in (("min", "smallest"), ("opt", "most usual"), ("max", "largest")):
+        engine.add_argument(f"--{name}", metavar="[Nx3x]HxW", help=f"{words} input, instead of --profile")
+    engine.add_argument("--target", metavar="SM", nargs="+", default=[], help="RTX: GPUs to build for, such as sm_86")
+    engine.add_argument("--workspace", type=int, metavar="MIB", help="scratch memory for a layer; default: no limit")
+    engine.add_argument("--level", type=int, default=3, metavar="0-5", help="optimization level; default: %(default)s")
+    engine.add_argument("--timing-cache", type=Path, metavar="FILE", help="TensorRT: default: one for each GPU")
+    engine.add_argument("--version-compatible", action="store_true", help="TensorRT: open in later releases too")
+    engine.add_argument(
+        "--hardware-compatible", choices=("none", "same_compute_capability", "ampere_plus"), default="none"
+    )
+    engine.add_argument("--verbose", action="store_true", help="print TensorRT's log")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from denseport.export.build import FP32, build_typed
-    from denseport.export.precision import explain
+    from denseport.export.build import FP32
     from denseport.runtime.bundle import Bundle
     from denseport.runtime.errors import InputError
-    from denseport.runtime.feed import spread
 
     if arguments.limit < 1:
         raise InputError(f"--limit {arguments.limit} is below 1")
+    if arguments.precision == "fp32" and arguments.engine == "onnx":
+        raise InputError(f"{FP32} is the FP32 graph already", "Choose --precision fp16 or bf16, or an --engine.")
     bundle = Bundle(arguments.bundle)
-    if arguments.precision == "fp32":
-        raise InputError(f"{FP32} is the FP32 model already", "Choose --precision fp16 or bf16.")
+    options = _engine_options(arguments) if arguments.engine != "onnx" else None
+    result: dict[str, Any] = {"bundle": str(bundle.path), "passed": True}
+    if arguments.precision != "fp32":
+        result |= _typed(bundle, arguments, reuse=options is not None)
+    if options is not None and result["passed"]:
+        result |= _engine(bundle, arguments, options)
+    print(json.dumps(result, indent=1) if arguments.json else "\n".join(_lines(result)))
+    return 0 if result["passed"] else 1
+
+
+def _typed(bundle: Bundle, arguments: argparse.Namespace, *, reuse: bool) -> dict[str, Any]:
+    """Write the typed graph; for an engine, one that is there already is taken unless pictures are given."""
+    from denseport.export.build import build_typed
+    from denseport.export.precision import explain
+    from denseport.runtime.feed import spread
+
+    name = f"{arguments.precision}.onnx"
+    if reuse and not arguments.images and name in bundle.manifest.artifacts:
+        return {"artifact": name, "reused": True}
     pictures = spread(arguments.images, arguments.limit) if arguments.images else []
-    name, record, audit = build_typed(
-        bundle, arguments.precision, pictures, progress=lambda text: print(text, file=sys.stderr)
-    )
-    passed = audit is None or audit.passed
-    if arguments.json:
-        result = {"artifact": name, "passed": passed, "precision": asdict(record)}
-        print(json.dumps({**result, "audit": asdict(audit) if audit is not None else None}, indent=1))
-        return 0 if passed else 1
-    if arguments.explain_precision:
-        print(explain(record) + "\n")
-    counts = ", ".join(f"{count} nodes {kind}" for kind, count in record.nodes.items())
-    print(f"{bundle.path / name}: {counts}, {record.casts} casts, {len(record.islands)} islands of FP32")
-    if audit is None:
-        print("not audited: give --images to check FP16's range and to compare with FP32")
+    name, record, audit = build_typed(bundle, arguments.precision, pictures, progress=_say)
+    table = explain(record) if arguments.explain_precision else None
+    return _typed_result(name, record, audit) | ({"table": table} if table else {})
+
+
+def _typed_result(name: str, record: PrecisionRecord, audit: Audit | None) -> dict[str, Any]:
+    return {
+        "artifact": name,
+        "precision": asdict(record),
+        "audit": asdict(audit) if audit is not None else None,
+        "passed": audit is None or audit.passed,
+    }
+
+
+def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
+    from denseport.export.engine import EngineOptions
+    from denseport.export.engine_profile import named_profiles, parse_shape, profile_of
+    from denseport.runtime.errors import InputError
+
+    shapes = [getattr(arguments, name) for name in ("min", "opt", "max")]
+    if any(shapes):
+        if arguments.profile or not all(shapes):
+            raise InputError("--min, --opt and --max go together, and not with --profile")
+        profiles: Sequence[Any] = (profile_of(*(parse_shape(text) for text in shapes)),)
     else:
-        print(
-            f"{'PASS' if passed else 'FAIL'}: {100 * audit.agreement:.3f} % of the logits' classes are FP32's "
-            f"(worst picture {100 * audit.worst_image:.3f} %), {audit.images} pictures"
-        )
-        if audit.worst_layer is not None:
-            print(f"  most different layer: {audit.worst_layer}")
-    return 0 if passed else 1
+        profiles = named_profiles(arguments.profile or "reference")
+    return EngineOptions(
+        arguments.engine,
+        tuple(profiles),
+        targets=tuple(arguments.target),
+        optimization_level=arguments.level,
+        workspace=arguments.workspace * 2**20 if arguments.workspace is not None else None,
+        version_compatible=arguments.version_compatible,
+        hardware_compatibility=arguments.hardware_compatible,
+        timing_cache=arguments.timing_cache,
+    )
+
+
+def _engine(bundle: Bundle, arguments: argparse.Namespace, options: EngineOptions) -> dict[str, Any]:
+    from denseport.export.build import build_engine_artifact
+
+    verbose = _say if arguments.verbose else None
+    name, record = build_engine_artifact(bundle, arguments.precision, options, verbose=verbose)
+    return {"engine": name, "bytes": (bundle.path / name).stat().st_size, "record": record.to_dict()}
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    lines: list[str] = [result["table"], ""] if "table" in result else []
+    if "precision" in result:
+        record = result["precision"]
+        counts = ", ".join(f"{count} nodes {kind}" for kind, count in record["nodes"].items())
+        lines.append(f"{result['artifact']}: {counts}, {record['casts']} casts, {len(record['islands'])} FP32 islands")
+        lines += _audit_lines(result["audit"])
+    if "engine" in result:
+        record = result["record"]
+        asked = ", ".join(f"{count} nodes {kind}" for kind, count in record["types_asked"].items())
+        size = f"{result['bytes'] / 2**20:.1f} MiB, {record['seconds']:.0f} s"
+        peak = record["peak_host_bytes"]
+        lines.append(f"{result['engine']}: {size}" + (f", {peak / 2**30:.1f} GiB of memory" if peak else ""))
+        lines.append(f"  asked for {asked}")
+        lines.append(f"  built as {record['types_built'] or record['types_built_note']}")
+        lines += [f"  {line}" for line in record["log"]]
+    return lines
+
+
+def _audit_lines(audit: dict[str, Any] | None) -> list[str]:
+    if audit is None:
+        return ["not audited: give --images to check FP16's range and to compare with FP32"]
+    lines = [
+        f"{'PASS' if audit['passed'] else 'FAIL'}: {100 * audit['agreement']:.3f} % of the logits' classes are FP32's "
+        f"(worst picture {100 * audit['worst_image']:.3f} %), {audit['images']} pictures"
+    ]
+    return lines + ([f"  most different layer: {audit['worst_layer']}"] if audit["worst_layer"] else [])

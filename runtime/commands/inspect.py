@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from denseport.runtime.bundle import Bundle
+    from denseport.runtime.manifest import Artifact
 
 HELP = "show what is in a bundle"
 
@@ -71,5 +72,29 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
         if difference is not None:
             sizes = len(artifact.record["checks"])
             yield "", f"checked against torch on {sizes} sizes: logits differ by {difference:.1e} at most"
+        yield from _measured(artifact.record)
+        if artifact.kind == "engine":
+            yield from _built(name, artifact)
     for warning in source.get("warnings", []):
         yield "warning", warning
+
+
+def _measured(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What `denseport build` and `denseport eval --record` found out about an artifact."""
+    audit, accuracy = record.get("audit"), record.get("accuracy")
+    if audit is not None:
+        yield "", f"audited on {audit['images']} pictures: {100 * audit['agreement']:.3f} % of the classes are FP32's"
+    if accuracy is not None:
+        verdict = {None: "", True: ", passed", False: ", FAILED"}[accuracy["gate"] and accuracy["gate"]["passed"]]
+        where = f"{accuracy['images']} images, {accuracy['protocol']['description']}, {accuracy['date'][:10]}"
+        yield "", f"mIoU {accuracy['mIoU']:.2f} ({where}){verdict}"
+
+
+def _built(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
+    from denseport.runtime.build_record import BuildRecord
+
+    record = BuildRecord.from_dict(artifact.record, name)
+    yield "", f"built with {record.built_for} in {record.seconds:.0f} s, from {artifact.record.get('source')}"
+    yield "", "accepts " + " or ".join(str(profile) for profile in record.profiles)
+    asked = ", ".join(f"{count} nodes {kind}" for kind, count in record.types_asked.items())
+    yield "", f"asked for {asked}; built as {record.types_built or record.types_built_note}"

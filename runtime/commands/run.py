@@ -24,9 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="picture, video, folder, or glob in quotes")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the results")
-    parser.add_argument(
-        "--artifact", metavar="NAME", default="model.onnx", help="which artifact runs; default: %(default)s"
-    )
+    parser.add_argument("--artifact", metavar="NAME", help="which artifact runs; default: the best for this machine")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all this process may use")
     parser.add_argument(
         "--opacity", type=float, default=0.5, metavar="X", help="of the colours, 0 to 1; default: %(default)s"
@@ -56,6 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.bundle, artifact=arguments.artifact, protocol=arguments.protocol, threads=arguments.threads
     ) as segmenter:
         print(segmenter.description, file=sys.stderr)
+        for name, reason in segmenter.choice.others.items():
+            print(f"  not {name}: {reason}", file=sys.stderr)
         for item in tqdm(inputs, unit="file", disable=len(inputs) < 2 or not sys.stderr.isatty()):
             try:
                 job.results.append(job.video(segmenter, item) if item.kind == "video" else job.picture(segmenter, item))
