@@ -19,14 +19,6 @@ __all__ = ["main"]
 GROUP = "denseport.commands"
 # As people meet them; commands from elsewhere follow.
 ORDER = ("models", "export", "inspect", "run", "eval", "build", "doctor")
-    "models",
-    "export",
-    "inspect",
-    "run",
-    "eval",
-    "build",
-    "doctor",
-)  # as people meet them; commands from elsewhere follow
 
 
 def main(argv: Sequence[str] | None = None) -> int:
