@@ -29,7 +29,7 @@ from denseport.runtime.backends.cuda import Device, open_cuda
 from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_library
 from denseport.runtime.build_record import PORTABLE_RTX, TITLES, BuildRecord, Profile, sm_name
 from denseport.runtime.errors import InputError, MachineError
-from denseport.runtime.files import new_file, sha256_of, write_atomic, writing
+from denseport.runtime.files import sha256_of, write_atomic
 
 __all__ = ["EngineOptions", "build_engine"]
 
@@ -120,8 +120,7 @@ def build_engine(
     with library.log.collect(verbose) as lines, _peak_memory() as peak:
         with _prepared(model, options.profiles) as (source, types, folded):
             plan, cache = _build(library, source, model.name, options, device, progress, lines)
-        with new_file(engine) as temporary, writing(engine):
-            temporary.write_bytes(plan)
+        write_atomic(engine, plan)
         built, note = _types_built(library, plan, device, options)
     return BuildRecord(
         flavour=library.flavour,

@@ -12,16 +12,20 @@ __all__ = ["named_profiles", "parse_shape", "profile_of"]
 REMEDY = "Give reference, fixed:HEIGHTxWIDTH (fixed:512x512), or three shapes with --min, --opt and --max."
 
 
-def named_profiles(name: str) -> tuple[Profile, ...]:
-    """Profiles by name.
+def named_profiles(name: str, flavour: str) -> tuple[Profile, ...]:
+    """Profiles by name, for an engine flavour.
 
     ``reference`` is what pictures become at the test scale of 2048 x 512: landscapes of 512 x 512..2048 and
-    portraits of 512..2048 x 512, batch 1, tuned for 4:3. They are two profiles, since one range for both would plan
-    its memory for 2048 x 2048, four times the pixels of any such picture. ``fixed:512x512`` is one size alone.
+    portraits of 512..2048 x 512, batch 1, tuned for 4:3. TensorRT gets a profile for each, since it plans and times
+    a profile up to its largest shape, and 2048 x 2048 has four times the pixels of any such picture. TensorRT-RTX
+    plans for the shapes that come, so it gets one range; a second profile would cost it 7 MB of kernels.
+    ``fixed:512x512`` is one size alone.
 
     Raises:
         InputError: no such name.
     """
+    if name == "reference" and flavour == "tensorrt_rtx":
+        return (Profile((1, 3, 512, 512), (1, 3, 512, 683), (1, 3, 2048, 2048)),)
     if name == "reference":
         return (
             Profile((1, 3, 512, 512), (1, 3, 512, 683), (1, 3, 512, 2048)),

@@ -78,7 +78,7 @@ def new_file(path: Path) -> Iterator[Path]:
                 temporary.unlink()
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Writes a whole file or nothing; makes the folders above it.
 
     Raises:

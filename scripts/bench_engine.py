@@ -21,6 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("preset", help="denseport models lists them")
     parser.add_argument("--profile", default="reference")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32")
     parser.add_argument("--engine", default="tensorrt_rtx")
     parser.add_argument("--target", action="append", default=[])
     parser.add_argument("--onnx", type=Path, help="build this file instead of exporting the preset")
@@ -31,6 +32,10 @@ def main() -> None:
             model = Path(folder) / "model.onnx"
             # Another process, so that torch and its copies of the weights are not in the figure.
             subprocess.run([sys.executable, "-c", EXPORT, arguments.preset, str(model)], check=True)
+        if arguments.precision != "fp32":
+            typed = Path(folder) / f"{arguments.precision}.onnx"
+            subprocess.run([sys.executable, "-c", TYPE, str(model), str(typed), arguments.precision], check=True)
+            model = typed
         build(model, Path(folder) / "model.engine", arguments)
 
 
@@ -45,17 +50,27 @@ torch.manual_seed(0)
 export_onnx(build(PRESETS[sys.argv[1]].spec).eval(), Path(sys.argv[2]))
 """
 
+TYPE = """
+import sys
+from pathlib import Path
+from denseport.export.precision import write_precision
+write_precision(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+"""
+
 
 def build(model: Path, engine: Path, arguments: argparse.Namespace) -> None:
     from denseport.export.engine import EngineOptions, build_engine
     from denseport.export.engine_profile import named_profiles
     from denseport.export.engine_progress import progress_bar
 
-    options = EngineOptions(arguments.engine, named_profiles(arguments.profile), tuple(arguments.target))
+    options = EngineOptions(
+        arguments.engine, named_profiles(arguments.profile, arguments.engine), tuple(arguments.target)
+    )
     with progress_bar(arguments.preset) as progress:
         record = build_engine(model, engine, options, progress=progress)
     figures = {
         "preset": arguments.preset,
+        "precision": arguments.precision,
         "profiles": [str(profile) for profile in record.profiles],
         "built": record.built_for,
         "seconds": record.seconds,

@@ -24,6 +24,7 @@ from denseport.runtime.errors import BundleError, InputError, MachineError
 
 __all__ = ["TensorRTSession", "check_record", "why_not"]
 
+ACTIVATIONS = "activations"  # beside the tensors' names in a lane's buffers
 REBUILD = "Run: denseport build BUNDLE --engine {flavour}"
 
 
@@ -191,13 +192,17 @@ class _Lane:
         self._types = tuple(
             np.dtype(library.trt.nptype(engine.get_tensor_dtype(name))) for name in (self._input, self._output)
         )
-        self._context: Any = engine.create_execution_context()
+        # Without memory of its own: a context would take what the largest shape of all profiles needs.
+        strategy = library.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        with library.log.collect() as lines:
+            self._context: Any = engine.create_execution_context(strategy)
         if self._context is None:
             raise MachineError(
-                "no execution context: the GPU has too little free memory for the engine's activations",
+                f"no execution context: {_last_error(lines)}",
                 "Use fewer contexts, close other programs on the GPU, or build for smaller sizes.",
             )
         self._profile = 0  # a new context's
+        self._shape: tuple[int, ...] | None = None  # that the activations' memory is for
         self._graph: Graph | None = None
         self._device: dict[str, DeviceMemory] = {}
         self._host: dict[str, PinnedMemory] = {}
@@ -267,9 +272,13 @@ class _Lane:
         if profile != self._profile:
             if not self._context.set_optimization_profile_async(profile, self._stream.handle):
                 raise MachineError(f"TensorRT refused optimization profile {profile}")
-            self._profile = profile
+            self._profile, self._shape = profile, None
         if not self._context.set_input_shape(self._input, shape):
             raise InputError(f"TensorRT refused an input of {shape}")
+        if shape != self._shape:
+            needed = self._context.update_device_memory_size_for_shapes()
+            self._context.set_device_memory(self._device_memory(ACTIVATIONS, max(needed, 1)), needed)
+            self._shape = shape
 
     def _output_shape(self) -> tuple[int, ...]:
         shape = tuple(self._context.get_tensor_shape(self._output))

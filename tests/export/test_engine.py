@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +16,22 @@ from denseport.export.engine import EngineOptions, build_engine, default_timing_
 from denseport.export.engine_errors import builder_error
 from denseport.export.engine_profile import named_profiles, parse_shape, profile_of
 from denseport.export.errors import BuildError
+from denseport.export.precision import write_precision
 from denseport.runtime.backends.tensorrt_library import Library, LogBook, LogLine
 from denseport.runtime.build_record import BuildRecord, Profile
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.errors import InputError, MachineError, OutputError
 from denseport.runtime.files import sha256_of
 
-EVERY_RUN = {("tiny_dpt_project", "reference"), ("tiny_upernet_mln", "fixed:512x512")}
+EVERY_RUN = {
+    ("tiny_dpt_project", "fp32", "reference"),
+    ("tiny_dpt_project", "fp16", "fixed:512x512"),
+    ("tiny_upernet_mln", "fp32", "fixed:512x512"),
+    ("tiny_upernet_mln", "fp16", "reference"),
+}
 CASES = [
-    pytest.param(name, profile, marks=() if (name, profile) in EVERY_RUN else pytest.mark.slow)
-    for name in ORACLE_MODELS
-    for profile in ("reference", "fixed:512x512")
+    pytest.param(*case, marks=() if case in EVERY_RUN else pytest.mark.slow)
+    for case in itertools.product(ORACLE_MODELS, ("fp32", "fp16"), ("reference", "fixed:512x512"))
 ]
 
 
@@ -38,7 +44,7 @@ def rtx() -> Library:
 
 
 def options(profile: str | Profile = "fixed:64x64", **changes: object) -> EngineOptions:
-    profiles = named_profiles(profile) if isinstance(profile, str) else (profile,)
+    profiles = named_profiles(profile, "tensorrt_rtx") if isinstance(profile, str) else (profile,)
     return EngineOptions("tensorrt_rtx", profiles, **changes)  # type: ignore[arg-type]
 
 
@@ -62,11 +68,14 @@ def relu(tmp_path: Path) -> Path:
     return graph_of(tmp_path / "relu.onnx", helper.make_node("Relu", ["image"], ["logits"], name="head/Relu"))
 
 
-@pytest.mark.parametrize(("name", "profile"), CASES)
+@pytest.mark.parametrize(("name", "precision", "profile"), CASES)
 def test_oracle_models_build(
-    rtx: Library, exported: Callable[[str], Bundle], tmp_path: Path, name: str, profile: str
+    rtx: Library, exported: Callable[[str], Bundle], tmp_path: Path, name: str, precision: str, profile: str
 ) -> None:
     model = exported(name).verified("model.onnx")
+    if precision != "fp32":
+        write_precision(model, tmp_path / "typed.onnx", precision)
+        model = tmp_path / "typed.onnx"
     phases: list[tuple[float, str]] = []
     record = build_engine(
         model, tmp_path / "e.engine", options(profile), progress=lambda share, phase: phases.append((share, phase))
@@ -76,7 +85,7 @@ def test_oracle_models_build(
     assert record.onnx_sha256 == sha256_of(model)
     assert record.version == rtx.version and record.folded == profile.startswith("fixed")
     assert not record.log
-    assert record.types_asked["fp32"] > 100 and not record.types_asked.keys() & {"fp16", "int8", "unknown"}
+    assert record.types_asked[precision] > 100 and record.types_asked.keys() <= {"fp32", precision, "other"}
     assert record.folded == ("other" not in record.types_asked)  # no arithmetic on shapes is left
     assert record.seconds > 0 and (record.peak_host_bytes or 0) > 50e6
     shares = [share for share, _ in phases]
@@ -195,7 +204,7 @@ def test_without_the_package_the_command_that_installs_it_is_named(monkeypatch: 
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
     load_library.cache_clear()
     with pytest.raises(MachineError, match="the package tensorrt") as caught:
-        build_engine(relu, relu.with_name("e"), EngineOptions("tensorrt", named_profiles("reference")))
+        build_engine(relu, relu.with_name("e"), EngineOptions("tensorrt", named_profiles("reference", "tensorrt")))
     assert "pip install" in str(caught.value) and caught.value.exit_code == 3
 
 
@@ -214,14 +223,16 @@ def test_without_the_package_the_command_that_installs_it_is_named(monkeypatch: 
 )
 def test_options_that_a_flavour_lacks_are_refused(changes: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        EngineOptions(**{"flavour": "tensorrt_rtx", "profiles": named_profiles("reference"), **changes})  # type: ignore[arg-type]
+        EngineOptions(**{"flavour": "tensorrt_rtx", "profiles": named_profiles("reference", "tensorrt"), **changes})  # type: ignore[arg-type]
 
 
 def test_profiles_have_names() -> None:
-    landscape, portrait = named_profiles("reference")
+    landscape, portrait = named_profiles("reference", "tensorrt")
     assert (1, 3, 512, 683) in landscape and (1, 3, 512, 2048) in landscape and (1, 3, 512, 2049) not in landscape
     assert (1, 3, 2048, 512) in portrait and (1, 3, 683, 512) not in landscape
-    assert named_profiles("fixed:512x768") == (Profile(*[(1, 3, 512, 768)] * 3),)
+    assert named_profiles("fixed:512x768", "tensorrt") == (Profile(*[(1, 3, 512, 768)] * 3),)
+    (both,) = named_profiles("reference", "tensorrt_rtx")
+    assert all(shape in both for profile in (landscape, portrait) for shape in (profile.minimum, profile.maximum))
     assert parse_shape("512x768") == (1, 3, 512, 768) and parse_shape("4x3x64x64") == (4, 3, 64, 64)
 
 
@@ -233,13 +244,13 @@ def test_a_mistyped_shape_is_refused(text: str) -> None:
 
 def test_mistyped_profiles_are_refused() -> None:
     with pytest.raises(InputError, match="no profile 'big'"):
-        named_profiles("big")
+        named_profiles("big", "tensorrt")
     with pytest.raises(InputError, match="from the minimum over the optimum"):
         profile_of((1, 3, 512, 512), (1, 3, 256, 512), (1, 3, 512, 512))
     with pytest.raises(InputError, match="3 channels"):
         profile_of((1, 4, 8, 8), (1, 4, 8, 8), (1, 4, 8, 8))
     with pytest.raises(InputError):
-        named_profiles("fixed:0x512")
+        named_profiles("fixed:0x512", "tensorrt")
 
 
 # The enterprise flavour cannot run here: its messages are those that its users report, its objects are fakes.

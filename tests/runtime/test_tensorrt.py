@@ -123,6 +123,7 @@ class FakeContext:
         self.profile = 0
         self.shape: tuple[int, ...] = ()
         self.addresses: dict[str, int] = {}
+        self.memory = np.zeros(0, np.uint8)
         self.running = threading.Lock()
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
@@ -133,6 +134,13 @@ class FakeContext:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shape = shape
         return name == "image" and shape in (LANDSCAPE, PORTRAIT)[self.profile]
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        return 10 * int(np.prod(self.shape))
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert size == 10 * int(np.prod(self.shape))
+        self.memory = at(address, size)  # a wrong address ends the process here
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         n, _, h, w = self.shape
@@ -150,6 +158,8 @@ class FakeContext:
             self.engine.book.write("ERROR", "illegal memory access")
             self.running.release()
             return False
+        assert self.memory.size == 10 * int(np.prod(self.shape)), "activations of another shape"
+        self.memory[:] = 0xFF
         size = 4 * int(np.prod(self.shape))
         image = at(self.addresses["image"], size).view(np.float32).reshape(self.shape)
         result = np.ascontiguousarray(2 * image[:, :1, ::2, ::2])
@@ -181,7 +191,8 @@ class FakeEngine:
         profile = (LANDSCAPE, PORTRAIT)[index]
         return [profile.minimum, profile.optimum, profile.maximum]
 
-    def create_execution_context(self) -> FakeContext:
+    def create_execution_context(self, strategy: str) -> FakeContext:
+        assert strategy == "user"
         self.contexts.append(FakeContext(self))
         return self.contexts[-1]
 
@@ -198,6 +209,7 @@ class Machine:
         trt = SimpleNamespace(
             Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=self._deserialise),
             TensorIOMode=SimpleNamespace(INPUT="in"),
+            ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
             nptype=np.dtype,
         )
         library = Library("tensorrt", trt, "11.4.0.1", "13", None, self.book)
@@ -344,7 +356,7 @@ def test_shapes_profiles_and_buffers(machine: Machine) -> None:
         shapes = [(1, 3, 8, 32), (1, 3, 8, 8), (2, 3, 8, 16), (1, 3, 24, 8), (1, 3, 8, 10)]
         results = [(image, session.run(image)) for image in (image_of(*shape) for shape in shapes)]
         # The first shape's buffers serve the smaller ones.
-        assert len(machine.cuda.allocated) == 2
+        assert len(machine.cuda.allocated) == 3  # input, output, activations
         assert session.profiles == (LANDSCAPE, PORTRAIT)
         assert session.description == "TensorRT 11.4.0.1, Fake GPU, fake"
     for image, logits in results:  # compared at the end: no result may lie in a buffer that was used again
@@ -358,7 +370,7 @@ def test_larger_inputs_grow_the_buffers(machine: Machine) -> None:
         for width in (8, 16, 32):
             image = image_of(1, 3, 8, width)
             np.testing.assert_array_equal(session.run(image), expected(image))
-    assert len(machine.cuda.allocated) == 6 and machine.cuda.alive == 0
+    assert len(machine.cuda.allocated) == 9 and machine.cuda.alive == 0
 
 
 def test_threads_have_contexts_of_their_own(machine: Machine) -> None:
@@ -408,14 +420,14 @@ def test_arrays_on_the_gpu_are_used_in_place(machine: Machine) -> None:
     image = image_of(1, 3, 8, 12)
     with machine.session() as session:
         result = session.run_device(OnDevice(image))
-        assert result.shape == (1, 1, 4, 6) and len(machine.cuda.allocated) == 1  # the result's alone
+        assert result.shape == (1, 1, 4, 6) and len(machine.cuda.allocated) == 2  # activations and the result
         found = at(result.address, result.nbytes).view(np.float32).reshape(result.shape)
         np.testing.assert_array_equal(found, expected(image))
         assert machine.engine.contexts[0].addresses["image"] == image.ctypes.data
         out = OnDevice(np.zeros((1, 1, 4, 6), np.float32))
         assert session.run_device(OnDevice(image), out) is out
         np.testing.assert_array_equal(out.array, expected(image))
-        assert len(machine.cuda.allocated) == 1 and machine.cuda.device_synchronizations == 0
+        assert len(machine.cuda.allocated) == 2 and machine.cuda.device_synchronizations == 0
         session.run_device(OnDevice(image, stream=77), out)
         assert machine.cuda.device_synchronizations == 1  # another library's stream may still write
         del result
