@@ -69,7 +69,7 @@ def build_typed(
     model = bundle.verified(FP32)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=bundle.path) as folder:
         output = Path(folder) / name
-        progress(f"typing {name}" + (f", ranges observed on {len(pictures)} pictures" if pictures else ""))
+        progress(f"typing {name}" + (f"; pictures to observe ranges on: {len(pictures)}" if pictures else ""))
         calibration = network_inputs(pictures, bundle.manifest) if pictures else None
         record = write_precision(model, output, precision, calibration)
         if not record.nodes.get(precision):
@@ -126,7 +126,7 @@ def audit(
 ) -> Audit:
     """Compare a typed graph with FP32 on up to `AUDITED` pictures, and name the layer that is worst."""
     chosen = pictures[:: max(1, len(pictures) // AUDITED)][:AUDITED]
-    progress(f"comparing with FP32 on {len(chosen)} pictures, FP16's rounding emulated")
+    progress(f"comparing with FP32, {precision.upper()}'s rounding emulated; pictures: {len(chosen)}")
     trusted = bundle.verified(FP32)
     with tempfile.TemporaryDirectory(prefix=".audit-", dir=bundle.path) as folder:
         emulated = Path(folder) / "emulated.onnx"

@@ -7,6 +7,7 @@ through the entry-point group ``denseport.commands``. Heavy libraries are import
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points, version
@@ -23,6 +24,9 @@ ORDER = ("models", "export", "inspect", "run", "eval", "build", "doctor")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 gate failed, 2 bad input, 3 machine lacks something."""
+    # Before OpenCV is loaded: what it has to say about a bad file, we say, and better.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command.run(arguments))

@@ -204,11 +204,11 @@ def check_collapse(
     found = [_non_finite(predictions)]
     notes = verdict.notes
     if predictions.fp32_pixels is None:
-        notes += ("FP32 was not run: a collapse to one class was not looked for",)
+        notes += ("FP32 was not run beside it: a collapse to one class was not looked for",)
     else:
         found.append(_one_class(predictions.pixels, predictions.fp32_pixels, classes))
     if predictions.agreement is None:
-        notes += ("FP32 was not run: the agreement with it is unknown",)
+        notes += ("FP32 was not run beside it: the agreement with it is unknown",)
     else:
         found.append(_low_agreement(predictions.agreement, least_agreement))
     reasons = verdict.reasons + tuple(reason for reason in found if reason)

@@ -51,6 +51,7 @@ class ReportInput:
     command: str  # the command line
     environment: Mapping[str, str]  # machine and versions
     pictures: Sequence[WorstPicture]
+    explanation: Sequence[str] = ()  # lines of --explain
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
@@ -60,7 +61,7 @@ def write_report(folder: Path, data: ReportInput) -> Path:
     Raises:
         OutputError: the place cannot be written.
     """
-    sections = (_verdict, _tiles, _classes, _pairs, _gallery, _running, _provenance)
+    sections = (_verdict, _tiles, _explanation, _classes, _pairs, _gallery, _running, _provenance)
     word = {None: "Report", True: "PASS", False: "FAIL"}[data.verdict.passed if data.verdict else None]
     page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(f"{word}: {data.artifact} of {data.manifest.name}"),
@@ -151,6 +152,13 @@ def _tiles(data: ReportInput) -> str:
             f'<div><dt><abbr title="{meaning}">{key}</abbr>, %</dt><dd class="figure">{_number(value)}</dd>{than}</div>'
         )
     return f'<dl class="tiles">\n{"".join(tiles)}\n</dl>'
+
+
+def _explanation(data: ReportInput) -> str:
+    if not data.explanation:
+        return ""
+    lines = "\n".join(escape(line) for line in data.explanation)
+    return _section("explanation", "Where the points went", "", f"<pre>{lines}</pre>")
 
 
 def _classes(data: ReportInput) -> str:

@@ -95,6 +95,11 @@ class Segmenter:
         Raises:
             ImageError: another shape or type, or so narrow that it has no whole patch.
         """
+        if image is None:
+            raise ImageError(
+                "the picture is None: cv2.imread could not read the file",
+                "Check its path; denseport.runtime.images.read_image says what is wrong with a file.",
+            )
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise ImageError(
                 f"expected a picture of shape (height, width, 3), uint8 BGR; got {image.shape} {image.dtype}",

@@ -110,7 +110,7 @@ def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
             raise InputError("--min, --opt and --max go together, and not with --profile")
         profiles: Sequence[Any] = (profile_of(*(parse_shape(text) for text in shapes)),)
     else:
-        profiles = named_profiles(arguments.profile or "reference")
+        profiles = named_profiles(arguments.profile or "reference", arguments.engine)
     return EngineOptions(
         arguments.engine,
         tuple(profiles),

@@ -52,6 +52,11 @@ class OnnxRuntimeSession:
         try:
             self._session: Any = onnxruntime.InferenceSession(path, options, providers=list(providers))
         except Exception as err:  # ONNX Runtime raises a class of its own for every status code
+            if "NOT_IMPLEMENTED" in str(err):
+                raise MachineError(
+                    f"{path}: ONNX Runtime's {providers[0]} lacks an operator of it: {err}",
+                    "Run another artifact, such as model.onnx, or this one where a GPU is.",
+                ) from err
             raise BundleError(f"{path}: ONNX Runtime cannot load it: {err}", "Export the checkpoint again.") from err
         self._description = (
             f"ONNX Runtime {onnxruntime.__version__}, {providers[0]}, {options.intra_op_num_threads} threads"

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--reduce-zero-label",
         action=argparse.BooleanOptionalAction,
-        help="masks count classes from 1 and 0 is ignored; default: yes for the ADE20K layout",
+        help="masks count classes from 1 and 0 is ignored; default: as the bundle's data set does",
     )
     data.add_argument("--ignore-index", type=int, default=255, metavar="N", help="ignored label; default: %(default)s")
     data.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     _check(arguments)
     bundle = Bundle(arguments.bundle)
-    dataset = _dataset(arguments)
+    dataset = _dataset(arguments, bundle.manifest.reduce_zero_label)
     segmenter = Segmenter(bundle, artifact=arguments.artifact, protocol=arguments.protocol, threads=arguments.threads)
     _check_gate(arguments, segmenter, len(dataset))
     fp32 = None
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.explain:
         result["explanation"] = _explain(arguments, bundle, dataset, segmenter)
     if arguments.report is not None:
-        result["report"] = _report(arguments.report, dataset, segmenter, fp32, evaluation, verdict, result["warnings"])
+        result["report"] = _report(arguments.report, dataset, segmenter, fp32, evaluation, verdict, result)
     if arguments.record:
         _record(bundle, arguments.artifact, result)
     print(json.dumps(result, indent=1) if arguments.json else _table(result, scores))
@@ -106,11 +106,13 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise InputError(f"--{name} {value} is below 1")
+    if arguments.report is not None and arguments.report.exists() and not arguments.report.is_dir():
+        raise InputError(f"--report {arguments.report}: is a file", "Name a folder for the page.")
     if arguments.explain and arguments.checkpoint is None:
         raise InputError("--explain compares with the checkpoint", "Name it with --checkpoint FILE.")
 
 
-def _dataset(arguments: argparse.Namespace) -> Dataset:
+def _dataset(arguments: argparse.Namespace, reduce_zero_label: bool) -> Dataset:
     from dataclasses import replace
 
     from denseport.runtime.dataset import open_dataset
@@ -120,7 +122,7 @@ def _dataset(arguments: argparse.Namespace) -> Dataset:
         masks=arguments.masks,
         list_file=arguments.list,
         split=arguments.split,
-        reduce_zero_label=arguments.reduce_zero_label,
+        reduce_zero_label=reduce_zero_label if arguments.reduce_zero_label is None else arguments.reduce_zero_label,
         ignore_index=arguments.ignore_index,
     )
     return replace(dataset, samples=dataset.samples[: arguments.limit])
@@ -241,6 +243,7 @@ def _result(
         "session": segmenter.description,
         "protocol": {"name": segmenter.protocol.name, "description": segmenter.protocol.description},
         "images": len(dataset),
+        "reduce_zero_label": dataset.reduce_zero_label,
         **scores.to_dict(),
         "agreement": evaluation.predictions.agreement,
         "gate": verdict.to_dict() if verdict is not None else None,
@@ -265,6 +268,8 @@ def _table(result: dict[str, Any], scores: Scores) -> str:
     lines.append(
         f"protocol {result['protocol']['name']} ({result['protocol']['description']}), {result['images']} images"
     )
+    if result["reduce_zero_label"]:
+        lines.append("masks: classes count from 1, 0 is ignored")
     lines.append(f"mIoU {scores.mIoU:.2f}   mAcc {scores.mAcc:.2f}   aAcc {scores.aAcc:.2f}")
     speed = f"{result['images_per_second']:.2f} images/s, {100 * result['session_share']:.0f} % of it in the network"
     lines.append(speed)
@@ -305,7 +310,7 @@ def _report(
     fp32: Segmenter | None,
     evaluation: Evaluation,
     verdict: Verdict | None,
-    warnings: list[str],
+    result: dict[str, Any],
 ) -> str:
     import shlex
 
@@ -322,7 +327,8 @@ def _report(
         fp32_scores=fp32_confusion.scores(classes) if fp32_confusion is not None else None,
         verdict=verdict,
         protocol=segmenter.protocol.description,
-        warnings=warnings,
+        warnings=result["warnings"],
+        explanation=result.get("explanation", {}).get("lines", ()),
         command=shlex.join(["denseport", *sys.argv[1:]]),
         environment={"session": segmenter.description, **inspect_machine().summary()},
         pictures=worst_pictures(dataset, evaluation, segmenter, fp32),

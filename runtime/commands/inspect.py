@@ -66,8 +66,10 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
             ),
         )
     for name, artifact in manifest.artifacts.items():
-        size = sum((bundle.path / file).stat().st_size for file in artifact.files if (bundle.path / file).is_file())
-        yield "artifact", f"{name}: {artifact.kind}, {artifact.precision}, {size / 2**20:,.1f} MiB"
+        files = [bundle.path / file for file in artifact.files]
+        size = f"{sum(file.stat().st_size for file in files if file.is_file()) / 2**20:,.1f} MiB"
+        missing = "".join(f", {file.name} is MISSING" for file in files if not file.is_file())
+        yield "artifact", f"{name}: {artifact.kind}, {artifact.precision}, {size}{missing}"
         difference = artifact.record.get("max_difference")
         if difference is not None:
             sizes = len(artifact.record["checks"])

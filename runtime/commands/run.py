@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="reference (as the checkpoint was tested), ms-flip, slide, fixed:HEIGHTxWIDTH, …; default: %(default)s",
     )
+    parser.add_argument(
+        "--grey", action="store_true", help="write masks as grey PNGs, whose pixels OpenCV reads as class indices too"
+    )
     parser.add_argument("--no-overlay", action="store_true", help="write masks only")
     parser.add_argument("--no-mask", action="store_true", help="write overlays only")
     parser.add_argument("--json", action="store_true", help="print what was found and written as JSON")
@@ -49,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     _check(arguments)
     inputs = find_inputs(arguments.inputs)
-    job = _Job(arguments.output, arguments.opacity, not arguments.no_mask, not arguments.no_overlay)
+    job = _Job(arguments.output, arguments.opacity, not arguments.no_mask, not arguments.no_overlay, arguments.grey)
     with Segmenter(
         arguments.bundle, artifact=arguments.artifact, protocol=arguments.protocol, threads=arguments.threads
     ) as segmenter:
@@ -66,8 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     job.report(as_json=arguments.json)
     if job.failures:
         raise InputError(
-            f"{len(job.failures)} of {len(inputs)} inputs failed:\n  "
-            + "\n  ".join(f"{failure['error']} {failure['remedy'] or ''}".rstrip() for failure in job.failures)
+            f"{len(job.failures)} of {len(inputs)} inputs failed\n"
+            + "\n".join(f"  {failure['error']}\n    {failure['remedy'] or ''}".rstrip() for failure in job.failures)
         )
     return 0
 
@@ -91,6 +94,7 @@ class _Job:
     opacity: float
     masks: bool
     overlays: bool
+    grey: bool
     results: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
 
@@ -102,7 +106,7 @@ class _Job:
         written = []
         if self.masks:
             written.append(item.output(self.folder, "_mask.png"))
-            write_mask(written[-1], mask, _palette(segmenter))
+            write_mask(written[-1], mask, self._palette(segmenter))
         if self.overlays:
             written.append(item.output(self.folder, "_overlay.png"))
             write_image(written[-1], self._overlay(segmenter, image, mask))
@@ -134,7 +138,7 @@ class _Job:
             for count, frame in enumerate(frames, start=1):
                 mask = segmenter(frame).mask
                 if self.masks:
-                    write_mask(item.output(self.folder, f"_mask/{count:06}.png"), mask, _palette(segmenter))
+                    write_mask(item.output(self.folder, f"_mask/{count:06}.png"), mask, self._palette(segmenter))
                 if writer is not None:
                     writer.write(self._overlay(segmenter, frame, mask))
         files = [str(item.output(self.folder, "_mask"))] if self.masks else []
@@ -145,6 +149,11 @@ class _Job:
 
         manifest = segmenter.manifest
         return overlay(image, mask, manifest.classes, manifest.palette, opacity=self.opacity)
+
+    def _palette(self, segmenter: Segmenter) -> tuple[tuple[int, int, int], ...] | None:
+        """The colours for an indexed PNG, which holds 256 at most; None makes it grey."""
+        palette = segmenter.manifest.palette
+        return palette if len(palette) <= 256 and not self.grey else None
 
     def report(self, *, as_json: bool) -> None:
         if as_json:
@@ -165,9 +174,3 @@ def _shares(segmenter: Segmenter, mask: NDArray[Any]) -> list[dict[str, Any]]:
         for index, share in class_shares(mask, len(classes))
         if index < len(classes)
     ]
-
-
-def _palette(segmenter: Segmenter) -> tuple[tuple[int, int, int], ...] | None:
-    """The colours for an indexed PNG, which holds 256 at most; None makes it grey."""
-    palette = segmenter.manifest.palette
-    return palette if len(palette) <= 256 else None
