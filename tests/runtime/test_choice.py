@@ -1,0 +1,112 @@
+"""Which artifact runs where; machines are made up, the rules are the real ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from denseport.runtime import choice
+from denseport.runtime.build_record import BuildRecord, Profile
+from denseport.runtime.bundle import Bundle
+from denseport.runtime.cli import main
+from denseport.runtime.machine import Gpu, Machine
+from denseport.runtime.manifest import Artifact
+
+H200 = Gpu("NVIDIA H200", "9.0", 143771, "580.0")
+A40 = Gpu("NVIDIA A40", "8.6", 46068, "580.0")
+
+
+def machine(gpu: Gpu | None = None, *, cuda: bool = False, **packages: str) -> Machine:
+    providers = ("CUDAExecutionProvider", "CPUExecutionProvider") if cuda else ("CPUExecutionProvider",)
+    known = dict.fromkeys(("tensorrt", "tensorrt_rtx", "pycuda", "onnxruntime"))
+    return Machine("Linux", "a processor", 2, 24.0, (gpu,) if gpu else (), {**known, **packages}, providers)
+
+
+def engine(version: str = "11.4.0", capability: str = "sm_86") -> Artifact:
+    profile = Profile(*[(1, 3, 512, 512)] * 3)
+    record = BuildRecord(
+        flavour="tensorrt",
+        version=version,
+        cuda="13",
+        driver="13.0",
+        gpu="NVIDIA A40",
+        compute_capability=capability,
+        targets=(),
+        version_compatible=False,
+        hardware_compatibility="none",
+        profiles=(profile,),
+        folded=True,
+        optimization_level=3,
+        workspace=None,
+        timing_cache="none",
+        types_asked={"fp16": 1},
+        types_built=None,
+        types_built_note="a test",
+        onnx_sha256="0",
+        engine_sha256="0",
+        seconds=1.0,
+        peak_host_bytes=None,
+        log=(),
+    )
+    return Artifact("engine", "fp16", {"fp16.engine": "0"}, json.loads(json.dumps(record.to_dict())))
+
+
+@pytest.fixture
+def bundle(sample: Bundle) -> Bundle:
+    """The sample with an FP16 graph, an INT8 graph and an engine on its list; nothing is opened here."""
+    bundle = Bundle(sample.path)
+    fp32 = bundle.artifact("model.onnx")
+    artifacts = {
+        "model.onnx": fp32,
+        "fp16.onnx": dataclasses.replace(fp32, precision="fp16"),
+        "int8.onnx": dataclasses.replace(fp32, precision="int8"),
+        "fp16.engine": engine(),
+    }
+    bundle.manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)
+    return bundle
+
+
+@pytest.mark.parametrize(
+    ("here", "name", "reason"),
+    [
+        (machine(), "model.onnx", "here is no NVIDIA GPU"),
+        (machine(A40, tensorrt="11.4.0"), "fp16.engine", None),
+        (
+            machine(A40, tensorrt="11.2.0"),
+            "model.onnx",
+            "built with TensorRT 11.4.0 for sm_86; here is 11.2.0 on sm_86",
+        ),
+        (machine(H200, tensorrt="11.4.0"), "model.onnx", "here is 11.4.0 on sm_90"),
+        (machine(H200, cuda=True), "fp16.onnx", "needs tensorrt, which is not installed"),
+    ],
+)
+def test_the_best_artifact_is_taken_and_the_others_have_reasons(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, here: Machine, name: str, reason: str | None
+) -> None:
+    monkeypatch.setattr(choice, "inspect_machine", lambda **_: here)
+    chosen = choice.choose(bundle)
+    assert chosen.name == name
+    assert set(chosen.others) == set(bundle.manifest.artifacts) - {name}
+    assert chosen.others["int8.onnx"] == "int8 runs only when it is asked for"
+    if reason is not None:
+        assert reason in chosen.others["fp16.engine"]
+    on_cuda = name.endswith("onnx") and bool(here.gpus) and len(here.providers) == 2
+    assert ("CUDAExecutionProvider" in chosen.providers) == on_cuda
+
+
+def test_what_was_asked_for_is_taken(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "inspect_machine", lambda **_: machine())
+    assert choice.choose(bundle, "fp16.onnx").name == "fp16.onnx"
+
+
+def test_doctor_says_what_is_there_and_how_to_get_the_rest(sample: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", str(sample.path)]) == 0
+    out = capsys.readouterr().out
+    assert "yes  run ONNX models on the CPU" in out and "yes  model.onnx (onnx, fp32)" in out
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["machine"]["cpus"] >= 1
+    for ability in found["abilities"]:
+        assert not ability["missing"] or "pip install" in ability["remedy"]
