@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -125,6 +126,7 @@ class FakeContext:
         self.addresses: dict[str, int] = {}
         self.memory = np.zeros(0, np.uint8)
         self.running = threading.Lock()
+        self.asked = 0
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         self.profile = index
@@ -145,6 +147,10 @@ class FakeContext:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         n, _, h, w = self.shape
         return (n, 1, h // 2, w // 2)
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        self.asked += 1
+        return self.asked > self.engine.compiling
 
     def set_tensor_address(self, name: str, address: int) -> None:
         self.addresses[name] = address
@@ -177,6 +183,7 @@ class FakeEngine:
         self.contexts: list[FakeContext] = []
         self.switches: list[int] = []
         self.broken = False
+        self.compiling = 0  # runs until a context can be captured
 
     def get_tensor_name(self, index: int) -> str:
         return ("image", "logits")[index]
@@ -405,6 +412,15 @@ def test_cuda_graphs_are_kept_by_shape(machine: Machine) -> None:
     assert machine.cuda.alive == 0
 
 
+def test_a_context_that_still_compiles_is_captured_later(machine: Machine) -> None:
+    machine.engine.compiling = 2
+    image = image_of(1, 3, 8, 8)
+    with machine.session(cuda_graphs=True) as session:
+        for _ in range(5):
+            np.testing.assert_array_equal(session.run(image), expected(image))
+    assert (machine.cuda.captures, machine.cuda.launches) == (1, 2)
+
+
 class OnDevice:
     """Host memory that claims to be the fake GPU's."""
 
@@ -457,3 +473,23 @@ def test_lines_are_collected_by_whoever_listens() -> None:
     book.write("ERROR", "nobody listens")
     assert [line.text for line in outer] == ["one", "three"] and [line.text for line in inner] == ["three"]
     assert heard == ["[VERBOSE] two", "[ERROR] three"]
+
+
+# What the fakes and the CUDA module rely on, asked of the real packages.
+
+
+def test_the_fakes_have_no_call_that_the_real_objects_lack() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
+    for fake, real in ((FakeContext, trt.IExecutionContext), (FakeEngine, trt.ICudaEngine)):
+        for name in (name for name in vars(fake) if not name.startswith("_")):
+            assert hasattr(real, name), f"{real.__name__}.{name}"
+    assert trt.ExecutionContextAllocationStrategy.USER_MANAGED is not None
+
+
+def test_the_real_bindings_have_every_function_that_is_called() -> None:
+    driver = pytest.importorskip("cuda.bindings.driver", reason="pip install cuda-bindings")
+    called = set(re.findall(r'"(cu[A-Z]\w+)"', Path(cuda_module.__file__).read_text(encoding="utf-8")))
+    assert len(called) > 25
+    assert not [name for name in called if not hasattr(driver, name)]
+    assert all(hasattr(driver.CUresult, name) for name in ("CUDA_ERROR_OUT_OF_MEMORY", "CUDA_ERROR_NO_DEVICE"))
+    assert hasattr(driver.CUstreamCaptureMode, "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL")
