@@ -134,9 +134,10 @@ class TensorRTSession:
         return _Lane(self._engine, self._library, self._cuda, graphs=key is not None)
 
     def close(self) -> None:
-        """Give back contexts, streams and memory."""
+        """Give back contexts, streams and memory; the session cannot be used again."""
         with self._cuda.current():
             self._pool.close()
+            self._engine = None
 
     def __enter__(self) -> TensorRTSession:
         return self
