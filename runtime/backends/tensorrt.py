@@ -134,9 +134,10 @@ class TensorRTSession:
         return _Lane(self._engine, self._library, self._cuda, graphs=key is not None)
 
     def close(self) -> None:
-        """Give back contexts, streams and memory."""
+        """Give back contexts, streams and memory; the session cannot be used again."""
         with self._cuda.current():
             self._pool.close()
+            self._engine = None
 
     def __enter__(self) -> TensorRTSession:
         return self
@@ -230,10 +231,15 @@ class _Lane:
         else:
             work()
         self._cuda.synchronize(self._stream)
-        if self._graphs and self._graph is None:
+        if self._graphs and self._graph is None and self._capturable():
             # The first run of a size prepares the context, which may not happen while its work is recorded.
             self._graph = self._stack.enter_context(self._cuda.capture(self._stream, work))
         return target.copy()
+
+    def _capturable(self) -> bool:
+        """TensorRT-RTX says when it is still compiling kernels; TensorRT has no such call and need of it."""
+        ask = getattr(self._context, "is_stream_capturable", None)
+        return ask is None or bool(ask(self._stream.handle))
 
     def run_device(self, source: View, target: View | None, profile: int) -> DeviceArray | None:
         self._check("the image", source, source.shape, self._types[0])

@@ -5,227 +5,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from fake_tensorrt import LANDSCAPE, PORTRAIT, RECORD, FakeContext, FakeCuda, FakeEngine, Machine, at
 
 from denseport.runtime.backends import cuda as cuda_module
-from denseport.runtime.backends import tensorrt as backend
-from denseport.runtime.backends.cuda import Device, DeviceMemory, Graph, PinnedMemory, Stream, open_cuda
+from denseport.runtime.backends.cuda import open_cuda
 from denseport.runtime.backends.tensorrt import TensorRTSession, why_not
-from denseport.runtime.backends.tensorrt_library import Library, LogBook, load_library
-from denseport.runtime.build_record import BuildRecord, Profile
+from denseport.runtime.backends.tensorrt_library import LogBook, load_library
 from denseport.runtime.errors import BundleError, InputError, MachineError
 
-LANDSCAPE = Profile((1, 3, 8, 8), (1, 3, 8, 12), (2, 3, 8, 32))
-PORTRAIT = Profile((1, 3, 8, 8), (1, 3, 12, 8), (1, 3, 32, 8))
-RECORD = BuildRecord(
-    flavour="tensorrt", version="11.4.0.1", cuda="13", driver="13.0", gpu="Fake", compute_capability="sm_86",
-    targets=(), version_compatible=False, hardware_compatibility="none", profiles=(LANDSCAPE, PORTRAIT), folded=False,
-    optimization_level=3, workspace=None, timing_cache="", types_asked={}, types_built=None, types_built_note=None,
-    onnx_sha256="", engine_sha256="", seconds=1.0, peak_host_bytes=None, log=(),
-)  # fmt: skip
-
 HAS_DRIVER = Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0").exists()
-
-
-class FakeCuda:
-    """Memory is host memory, copies happen at once, a graph repeats its Python calls."""
-
-    name = "fake"
-    device = Device("Fake GPU", (8, 6), 2**30, "13.0")
-
-    def __init__(self) -> None:
-        self.allocated: list[np.ndarray[Any, Any]] = []
-        self.alive = 0
-        self.captures = self.launches = self.device_synchronizations = 0
-        self.capturing = False
-        self._inside = threading.local()
-
-    @contextmanager
-    def current(self) -> Iterator[None]:
-        self._inside.depth = getattr(self._inside, "depth", 0) + 1
-        yield
-        self._inside.depth -= 1
-
-    def _need_context(self) -> None:
-        assert getattr(self._inside, "depth", 0) > 0, "a CUDA call outside of the context"
-
-    def _release(self) -> None:
-        self._need_context()
-        self.alive -= 1
-
-    def allocate(self, size: int) -> DeviceMemory:
-        self._need_context()
-        assert not self.capturing
-        self.allocated.append(np.zeros(size, np.uint8))
-        self.alive += 1
-        return DeviceMemory(self.allocated[-1].ctypes.data, size, self._release)
-
-    def pinned(self, size: int) -> PinnedMemory:
-        self._need_context()
-        self.alive += 1
-        return PinnedMemory(np.zeros(size, np.uint8), self._release)
-
-    def stream(self) -> Stream:
-        self._need_context()
-        self.alive += 1
-        return Stream(id(object()), None, self._release)
-
-    def copy_to_device(self, target: int, source: np.ndarray[Any, Any], stream: Stream) -> None:
-        if not self.capturing:
-            at(target, source.nbytes)[:] = source.reshape(-1).view(np.uint8)
-
-    def copy_to_host(self, target: np.ndarray[Any, Any], source: int, stream: Stream) -> None:
-        if not self.capturing:
-            target.reshape(-1).view(np.uint8)[:] = at(source, target.nbytes)
-
-    def synchronize(self, stream: Stream | None = None) -> None:
-        self._need_context()
-        self.device_synchronizations += stream is None
-
-    def elapsed(self, stream: Stream, work: Callable[[], None]) -> float:
-        work()
-        return 0.0
-
-    def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
-        self.captures += 1
-        self.capturing = True
-        work()
-        self.capturing = False
-
-        def launch() -> None:
-            self.launches += 1
-            work()
-
-        self.alive += 1
-        return Graph(launch, self._release)
-
-
-def at(address: int, size: int) -> np.ndarray[Any, Any]:
-    import ctypes
-
-    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
-
-
-class FakeContext:
-    """Its network takes every second row and column of the first channel and doubles it: (N, 1, H/2, W/2)."""
-
-    def __init__(self, engine: FakeEngine) -> None:
-        self.engine = engine
-        self.profile = 0
-        self.shape: tuple[int, ...] = ()
-        self.addresses: dict[str, int] = {}
-        self.memory = np.zeros(0, np.uint8)
-        self.running = threading.Lock()
-
-    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        self.profile = index
-        self.engine.switches.append(index)
-        return True
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.shape = shape
-        return name == "image" and shape in (LANDSCAPE, PORTRAIT)[self.profile]
-
-    def update_device_memory_size_for_shapes(self) -> int:
-        return 10 * int(np.prod(self.shape))
-
-    def set_device_memory(self, address: int, size: int) -> None:
-        assert size == 10 * int(np.prod(self.shape))
-        self.memory = at(address, size)  # a wrong address ends the process here
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        n, _, h, w = self.shape
-        return (n, 1, h // 2, w // 2)
-
-    def set_tensor_address(self, name: str, address: int) -> None:
-        self.addresses[name] = address
-
-    def execute_async_v3(self, stream: int) -> bool:
-        assert self.running.acquire(blocking=False), "two threads in one context"
-        if self.engine.cuda.capturing:
-            self.running.release()
-            return True
-        if self.engine.broken:
-            self.engine.book.write("ERROR", "illegal memory access")
-            self.running.release()
-            return False
-        assert self.memory.size == 10 * int(np.prod(self.shape)), "activations of another shape"
-        self.memory[:] = 0xFF
-        size = 4 * int(np.prod(self.shape))
-        image = at(self.addresses["image"], size).view(np.float32).reshape(self.shape)
-        result = np.ascontiguousarray(2 * image[:, :1, ::2, ::2])
-        at(self.addresses["logits"], result.nbytes)[:] = result.reshape(-1).view(np.uint8)
-        self.running.release()
-        return True
-
-
-class FakeEngine:
-    num_io_tensors = 2
-    num_optimization_profiles = 2
-
-    def __init__(self, cuda: FakeCuda, book: LogBook) -> None:
-        self.cuda, self.book = cuda, book
-        self.contexts: list[FakeContext] = []
-        self.switches: list[int] = []
-        self.broken = False
-
-    def get_tensor_name(self, index: int) -> str:
-        return ("image", "logits")[index]
-
-    def get_tensor_mode(self, name: str) -> str:
-        return "in" if name == "image" else "out"
-
-    def get_tensor_dtype(self, name: str) -> str:
-        return "float32"
-
-    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
-        profile = (LANDSCAPE, PORTRAIT)[index]
-        return [profile.minimum, profile.optimum, profile.maximum]
-
-    def create_execution_context(self, strategy: str) -> FakeContext:
-        assert strategy == "user"
-        self.contexts.append(FakeContext(self))
-        return self.contexts[-1]
-
-
-class Machine:
-    """Fakes of TensorRT 11.4 on an sm_86 GPU, and sessions on them."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-        self.cuda = FakeCuda()
-        self.book = LogBook()
-        self.engine = FakeEngine(self.cuda, self.book)
-        self.deserialised: list[bytes] = []
-        self.refusal: str | None = None
-        trt = SimpleNamespace(
-            Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=self._deserialise),
-            TensorIOMode=SimpleNamespace(INPUT="in"),
-            ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
-            nptype=np.dtype,
-        )
-        library = Library("tensorrt", trt, "11.4.0.1", "13", None, self.book)
-        monkeypatch.setattr(backend, "load_library", lambda flavour: library)
-        self.path = path
-        path.write_bytes(b"engine")
-
-    def _deserialise(self, data: bytes) -> FakeEngine | None:
-        self.deserialised.append(data)
-        if self.refusal:
-            self.book.write("ERROR", self.refusal)
-            return None
-        return self.engine
-
-    def session(self, record: BuildRecord = RECORD, **options: Any) -> TensorRTSession:
-        return TensorRTSession(self.path, record, cuda=self.cuda, **options)
 
 
 @pytest.fixture
@@ -405,6 +202,15 @@ def test_cuda_graphs_are_kept_by_shape(machine: Machine) -> None:
     assert machine.cuda.alive == 0
 
 
+def test_a_context_that_still_compiles_is_captured_later(machine: Machine) -> None:
+    machine.engine.compiling = 2
+    image = image_of(1, 3, 8, 8)
+    with machine.session(cuda_graphs=True) as session:
+        for _ in range(5):
+            np.testing.assert_array_equal(session.run(image), expected(image))
+    assert (machine.cuda.captures, machine.cuda.launches) == (1, 2)
+
+
 class OnDevice:
     """Host memory that claims to be the fake GPU's."""
 
@@ -457,3 +263,23 @@ def test_lines_are_collected_by_whoever_listens() -> None:
     book.write("ERROR", "nobody listens")
     assert [line.text for line in outer] == ["one", "three"] and [line.text for line in inner] == ["three"]
     assert heard == ["[VERBOSE] two", "[ERROR] three"]
+
+
+# What the fakes and the CUDA module rely on, asked of the real packages.
+
+
+def test_the_fakes_have_no_call_that_the_real_objects_lack() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
+    for fake, real in ((FakeContext, trt.IExecutionContext), (FakeEngine, trt.ICudaEngine)):
+        for name in (name for name in vars(fake) if not name.startswith("_")):
+            assert hasattr(real, name), f"{real.__name__}.{name}"
+    assert trt.ExecutionContextAllocationStrategy.USER_MANAGED is not None
+
+
+def test_the_real_bindings_have_every_function_that_is_called() -> None:
+    driver = pytest.importorskip("cuda.bindings.driver", reason="pip install cuda-bindings")
+    called = set(re.findall(r'"(cu[A-Z]\w+)"', Path(cuda_module.__file__).read_text(encoding="utf-8")))
+    assert len(called) > 25
+    assert not [name for name in called if not hasattr(driver, name)]
+    assert all(hasattr(driver.CUresult, name) for name in ("CUDA_ERROR_OUT_OF_MEMORY", "CUDA_ERROR_NO_DEVICE"))
+    assert hasattr(driver.CUstreamCaptureMode, "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL")
