@@ -233,7 +233,7 @@ __device__ __forceinline__ void upsample_add_hwc8(const Half* __restrict__ input
 // Argmax over classes: the first maximum wins, and the first NaN wins over every number, as in numpy
 // ---------------------------------------------------------------------------------------------------------
 
-constexpr float LOWEST = -__builtin_huge_valf();
+__device__ __forceinline__ float lowest() { return -1.0f / 0.0f; }  // minus infinity
 
 // Any non-finite tap turns this sum into NaN. The fast loops below know no NaN; a thread that met a non-finite
 // tap computes its pixels again, one by one, with `careful_argmax`. This check costs one operation a tap, a
@@ -251,7 +251,7 @@ struct Side {
 template <int TAPS, typename T>
 __device__ __forceinline__ int careful_argmax(const T* logits, int classes, int height, int width, Side<TAPS> rows,
                               Side<TAPS> columns) {
-  float best = LOWEST;
+  float best = lowest();
   int winner = 0;
 #pragma unroll 1
   for (int c = 0; c < classes; ++c) {
@@ -330,7 +330,7 @@ __device__ __forceinline__ void upsample_argmax_strip(const T* __restrict__ logi
 #pragma unroll
   for (int r = 0; r < ROWS; ++r)
 #pragma unroll
-    for (int i = 0; i < OUTPUTS; ++i) best[r][i] = LOWEST, winner[r][i] = 0;
+    for (int i = 0; i < OUTPUTS; ++i) best[r][i] = lowest(), winner[r][i] = 0;
 
   Taps<T, COLUMNS> upper_next = load_taps<COLUMNS>(upper, at_left, at_right);
   Taps<T, COLUMNS> lower_next = load_taps<COLUMNS>(lower, at_left, at_right);
@@ -479,7 +479,7 @@ __device__ __forceinline__ bool resize_argmax_strip(const T* __restrict__ logits
   for (int r = 0; r < STRIP_ROWS; ++r) {
     const int row = at_most(top + r, sizes.picture_height - 1);
     rows[r] = window(composed_side(row, sizes.height, sizes.network_height, sizes.picture_height), sizes.height);
-    best[r] = LOWEST;
+    best[r] = lowest();
     winner[r] = 0;
   }
 
