@@ -1,7 +1,8 @@
 """Compiles kernels.cu to PTX with NVRTC, NVIDIA's run-time compiler, from its wheel; no CUDA toolkit, no GPU.
 
-One PTX for compute capability 7.5 serves every GPU since Turing: the driver turns it into machine code when an engine
-is loaded. NVRTC is pinned to 13.0, since a newer one writes a PTX version that drivers of CUDA 13.0 reject.
+One PTX for compute capability 7.5 serves every GPU since Turing: the driver turns it into machine code when
+an engine is loaded. NVRTC is pinned to 13.0, since a newer one writes a PTX version that drivers of CUDA 13.0
+reject.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def compile_ptx(source: Path = SOURCE) -> bytes:
 
 
 def single_kernel(ptx: bytes, kernel: str) -> bytes:
-    """Return ``ptx`` cut down to one entry point: an engine then holds 30 kB a layer, not 700, and loads faster.
+    """Return ``ptx`` cut down to one entry point: an engine then holds 15 to 95 kB of it a layer, not 700.
 
     Raises:
         ValueError: ``ptx`` has no such entry point, or it calls a function outside of it.
@@ -43,7 +44,9 @@ def single_kernel(ptx: bytes, kernel: str) -> bytes:
     entries = list(re.finditer(r"^(?:\t?//.*\n)*\.visible \.entry (\w+)\((?:.*\n)*?^}\n", text, re.MULTILINE))
     wanted = [entry for entry in entries if entry[1] == kernel]
     if not wanted or ".func" in text:
-        raise ValueError(f"no self-contained kernel {kernel} in the PTX: it has {[entry[1] for entry in entries]}")
+        raise ValueError(
+            f"no self-contained kernel {kernel} in the PTX: it has {[entry[1] for entry in entries]}"
+        )
     return (text[: entries[0].start()] + wanted[0][0]).encode("ascii")
 
 
@@ -52,7 +55,7 @@ class _Nvrtc:
 
     def __init__(self) -> None:
         library = _find_library()
-        # NVRTC opens this one by its bare name, which finds it outside the library path only if it is loaded already.
+        # NVRTC opens this one by its bare name, which works outside the library path if it is loaded already.
         self._builtins = ctypes.CDLL(str(library.with_name("libnvrtc-builtins.so.13.0")))
         self._library = ctypes.CDLL(str(library))
         major, minor = ctypes.c_int(), ctypes.c_int()

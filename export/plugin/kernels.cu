@@ -9,34 +9,38 @@
 // two rows and nothing else; h rows make h + 1 bands, the outer two of half the height. A thread owns a
 // *strip*: one band (or a few of its rows) by COLUMNS source columns. It loads each tap once, with vector
 // loads along the row, and computes all its outputs from registers. COLUMNS is the largest power of two that
-// divides the row's length, so that vector accesses are aligned at any size; an odd row goes by single columns.
+// divides the row's length, so that vector accesses are aligned at any size; an odd row goes by single
+// columns.
 //
 // Weights are ratios of exact integers, never differences of rounded coordinates: a coordinate near 500 in
 // FP32 would cost its fraction nine bits. Arithmetic is FP32 throughout. A tap of weight zero does not
 // count, whatever it holds (0 x infinity is no NaN here).
 
-#ifdef __CUDACC__
-struct Half { unsigned short bits; };
+#define DEVICE __device__ __forceinline__
 
-__device__ __forceinline__ float to_float(Half value) {
+#ifdef __CUDACC__
+struct Half {
+  unsigned short bits;
+};
+
+DEVICE float to_float(Half value) {
   float result;
   asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
   return result;
 }
-__device__ __forceinline__ void from_float(float value, Half& result) {
+DEVICE void from_float(float value, Half& result) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
 }
-__device__ __forceinline__ void unpack(unsigned halves, float& low, float& high) {
+DEVICE void unpack(unsigned halves, float& low, float& high) {
   asm("{ .reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }"
-      : "=f"(low), "=f"(high) : "r"(halves));
+      : "=f"(low), "=f"(high)
+      : "r"(halves));
 }
-__device__ __forceinline__ void prefetch_to_l2(const void* address) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-}
+DEVICE void prefetch_to_l2(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 #endif
 
-__device__ __forceinline__ float to_float(float value) { return value; }
-__device__ __forceinline__ void from_float(float value, float& result) { result = value; }
+DEVICE float to_float(float value) { return value; }
+DEVICE void from_float(float value, float& result) { result = value; }
 
 // N neighbouring elements, moved by the widest access that they allow.
 template <typename T, int N>
@@ -45,38 +49,38 @@ struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Vector {
 };
 
 template <int N, typename T>
-__device__ __forceinline__ Vector<T, N> load(const T* address) {
+DEVICE Vector<T, N> load(const T* address) {
   return *reinterpret_cast<const Vector<T, N>*>(address);
 }
 
 template <int N, typename T>
-__device__ __forceinline__ void store(T* address, const Vector<T, N>& vector) {
+DEVICE void store(T* address, const Vector<T, N>& vector) {
   *reinterpret_cast<Vector<T, N>*>(address) = vector;
 }
 
 template <int N>
-__device__ __forceinline__ void to_floats(const Vector<float, N>& vector, float* floats) {
+DEVICE void to_floats(const Vector<float, N>& vector, float* floats) {
 #pragma unroll
   for (int i = 0; i < N; ++i) floats[i] = vector.at[i];
 }
 
 // Two by two: one by one, the compiler spends an instruction on taking each pair apart.
 template <int N>
-__device__ __forceinline__ void to_floats(const Vector<Half, N>& vector, float* floats) {
+DEVICE void to_floats(const Vector<Half, N>& vector, float* floats) {
 #pragma unroll
   for (int i = 0; i + 1 < N; i += 2)
     unpack(reinterpret_cast<const unsigned*>(vector.at)[i / 2], floats[i], floats[i + 1]);
   if (N % 2) floats[N - 1] = to_float(vector.at[N - 1]);
 }
 
-__device__ __forceinline__ unsigned first_item() { return blockIdx.x * blockDim.x + threadIdx.x; }
-__device__ __forceinline__ unsigned item_stride() { return gridDim.x * blockDim.x; }
+DEVICE unsigned first_item() { return blockIdx.x * blockDim.x + threadIdx.x; }
+DEVICE unsigned item_stride() { return gridDim.x * blockDim.x; }
 
-__device__ __forceinline__ int at_most(int value, int limit) { return value < limit ? value : limit; }
-__device__ __forceinline__ int at_least(int value, int limit) { return value > limit ? value : limit; }
+DEVICE int at_most(int value, int limit) { return value < limit ? value : limit; }
+DEVICE int at_least(int value, int limit) { return value > limit ? value : limit; }
 
-// COLUMNS pixels of a source row as they come from memory, and their two neighbours; the border repeats itself.
-// They stay raw until needed, since one class's taps are loaded while the class before is worked on.
+// COLUMNS pixels of a source row as they come from memory, and their two neighbours; the border repeats
+// itself. They stay raw until needed, since one class's taps are loaded while the class before is worked on.
 template <typename T, int COLUMNS>
 struct Taps {
   Vector<T, COLUMNS> own;
@@ -84,7 +88,7 @@ struct Taps {
 };
 
 template <int COLUMNS, typename T>
-__device__ __forceinline__ Taps<T, COLUMNS> load_taps(const T* address, bool at_left, bool at_right) {
+DEVICE Taps<T, COLUMNS> load_taps(const T* address, bool at_left, bool at_right) {
   Taps<T, COLUMNS> taps;
   taps.own = load<COLUMNS>(address);
   taps.before = at_left ? taps.own.at[0] : address[-1];
@@ -93,7 +97,7 @@ __device__ __forceinline__ Taps<T, COLUMNS> load_taps(const T* address, bool at_
 }
 
 template <int COLUMNS, typename T>
-__device__ __forceinline__ void to_floats(const Taps<T, COLUMNS>& taps, float (&floats)[COLUMNS + 2]) {
+DEVICE void to_floats(const Taps<T, COLUMNS>& taps, float (&floats)[COLUMNS + 2]) {
   floats[0] = to_float(taps.before);
   to_floats(taps.own, floats + 1);
   floats[COLUMNS + 1] = to_float(taps.after);
@@ -103,13 +107,17 @@ __device__ __forceinline__ void to_floats(const Taps<T, COLUMNS>& taps, float (&
 // UpsampleAdd: output = bilinear x2 of `input` + `residual`
 // ---------------------------------------------------------------------------------------------------------
 
-struct Pair { float before, after; };  // the weights of an output's two taps
+// The weights of an output's two taps.
+struct Pair {
+  float before, after;
+};
 
-// The weights of output 2k, whose taps are k - 1 and k, and of output 2k + 1, whose taps are k and k + 1, on a
-// side of `size` source pixels. With aligned corners output o lies at o (size - 1) / (2 size - 1). Where both
-// taps are the border pixel any two weights that sum to one are right; halves keep infinities clean of zeros.
+// The weights of output 2k, whose taps are k - 1 and k, and of output 2k + 1, whose taps are k and k + 1, on
+// a side of `size` source pixels. With aligned corners output o lies at o (size - 1) / (2 size - 1). Where
+// both taps are the border pixel any two weights that sum to one are right; halves keep infinities clean of
+// zeros.
 template <bool CORNERS>
-__device__ __forceinline__ Pair even_weights(int k, int size) {
+DEVICE Pair even_weights(int k, int size) {
   if (!CORNERS) return {0.25f, 0.75f};
   if (k == 0) return {0.5f, 0.5f};
   const float unit = 1.0f / (float)(2 * size - 1);
@@ -117,27 +125,29 @@ __device__ __forceinline__ Pair even_weights(int k, int size) {
 }
 
 template <bool CORNERS>
-__device__ __forceinline__ Pair odd_weights(int k, int size) {
+DEVICE Pair odd_weights(int k, int size) {
   if (!CORNERS) return {0.75f, 0.25f};
   if (k == size - 1) return {0.5f, 0.5f};
   const float unit = 1.0f / (float)(2 * size - 1);
   return {(float)(size + k) * unit, (float)(size - 1 - k) * unit};
 }
 
-__device__ __forceinline__ float blend(Pair weights, float before, float after, float addend = 0.0f) {
+DEVICE float blend(Pair weights, float before, float after, float addend = 0.0f) {
   return fmaf(weights.after, after, fmaf(weights.before, before, addend));
 }
 
 // Rows 2 band - 1 and 2 band of one plane's output, columns 2 column to 2 (column + COLUMNS) - 1.
 template <bool CORNERS, int COLUMNS, typename T>
-__device__ __forceinline__ void upsample_add_strip(const T* __restrict__ input, const T* __restrict__ residual,
-                                                   T* __restrict__ output, int height, int width, int band,
-                                                   int column) {
+DEVICE void upsample_add_strip(const T* __restrict__ input, const T* __restrict__ residual,
+                               T* __restrict__ output, int height, int width, int band, int column) {
   constexpr int OUTPUTS = 2 * COLUMNS, CHUNK = sizeof(T) * OUTPUTS > 16 ? 16 / sizeof(T) : OUTPUTS;
   const bool at_left = column == 0, at_right = column + COLUMNS == width;
   float upper[COLUMNS + 2], lower[COLUMNS + 2], upper_wide[OUTPUTS], lower_wide[OUTPUTS];
-  to_floats(load_taps<COLUMNS>(input + (long long)at_least(band - 1, 0) * width + column, at_left, at_right), upper);
-  to_floats(load_taps<COLUMNS>(input + (long long)at_most(band, height - 1) * width + column, at_left, at_right), lower);
+  to_floats(load_taps<COLUMNS>(input + (long long)at_least(band - 1, 0) * width + column, at_left, at_right),
+            upper);
+  to_floats(
+      load_taps<COLUMNS>(input + (long long)at_most(band, height - 1) * width + column, at_left, at_right),
+      lower);
 #pragma unroll
   for (int i = 0; i < COLUMNS; ++i) {
     const Pair even = even_weights<CORNERS>(column + i, width), odd = odd_weights<CORNERS>(column + i, width);
@@ -167,42 +177,49 @@ __device__ __forceinline__ void upsample_add_strip(const T* __restrict__ input, 
 }
 
 template <bool CORNERS, int COLUMNS, typename T>
-__device__ __forceinline__ void upsample_add_strips(const T* __restrict__ input, const T* __restrict__ residual,
-                                                    int planes, int height, int width, T* __restrict__ output) {
+DEVICE void upsample_add_strips(const T* __restrict__ input, const T* __restrict__ residual, int planes,
+                                int height, int width, T* __restrict__ output) {
   const unsigned strips = width / COLUMNS, bands = height + 1, items = planes * bands * strips;
   for (unsigned item = first_item(); item < items; item += item_stride()) {
     const unsigned row = item / strips, plane = row / bands;
     const long long offset = (long long)plane * height * width;
-    upsample_add_strip<CORNERS, COLUMNS>(input + offset, residual + 4 * offset, output + 4 * offset, height, width,
-                                         (int)(row - plane * bands), (int)(item - row * strips) * COLUMNS);
+    upsample_add_strip<CORNERS, COLUMNS>(input + offset, residual + 4 * offset, output + 4 * offset, height,
+                                         width, (int)(row - plane * bands),
+                                         (int)(item - row * strips) * COLUMNS);
   }
 }
 
 // input (planes, height, width), residual and output (planes, 2 height, 2 width), all contiguous.
 template <bool CORNERS, typename T>
-__device__ __forceinline__ void upsample_add(const T* __restrict__ input, const T* __restrict__ residual, int planes,
-                                             int height, int width, T* __restrict__ output) {
+DEVICE void upsample_add(const T* __restrict__ input, const T* __restrict__ residual, int planes, int height,
+                         int width, T* __restrict__ output) {
   constexpr int WIDEST = 16 / sizeof(T);
-  if (width % WIDEST == 0) upsample_add_strips<CORNERS, WIDEST>(input, residual, planes, height, width, output);
-  else if (WIDEST == 8 && width % 4 == 0) upsample_add_strips<CORNERS, 4>(input, residual, planes, height, width, output);
-  else if (width % 2 == 0) upsample_add_strips<CORNERS, 2>(input, residual, planes, height, width, output);
-  else upsample_add_strips<CORNERS, 1>(input, residual, planes, height, width, output);
+  if (width % WIDEST == 0)
+    upsample_add_strips<CORNERS, WIDEST>(input, residual, planes, height, width, output);
+  else if (WIDEST == 8 && width % 4 == 0)
+    upsample_add_strips<CORNERS, 4>(input, residual, planes, height, width, output);
+  else if (width % 2 == 0)
+    upsample_add_strips<CORNERS, 2>(input, residual, planes, height, width, output);
+  else
+    upsample_add_strips<CORNERS, 1>(input, residual, planes, height, width, output);
 }
 
-// The same with channels last: input (batch, height, width, 8 groups), where a group is 8 channels (TensorRT's
-// HWC8; channels are padded to whole groups). A thread owns one group of the four outputs between four pixels.
+// The same with channels last: input (batch, height, width, 8 groups), where a group is 8 channels
+// (TensorRT's HWC8; channels are padded to whole groups). A thread owns one group of the four outputs between
+// four pixels.
 template <bool CORNERS>
-__device__ __forceinline__ void upsample_add_hwc8(const Half* __restrict__ input, const Half* __restrict__ residual,
-                                                  int batch, int groups, int height, int width,
-                                                  Half* __restrict__ output) {
+DEVICE void upsample_add_hwc8(const Half* __restrict__ input, const Half* __restrict__ residual, int batch,
+                              int groups, int height, int width, Half* __restrict__ output) {
   const unsigned cells_x = width + 1, cells_y = height + 1, items = batch * cells_y * cells_x * groups;
   for (unsigned item = first_item(); item < items; item += item_stride()) {
     const unsigned cell = item / groups, cell_row = cell / cells_x, image = cell_row / cells_y;
     const int group = (int)(item - cell * groups), x = (int)(cell - cell_row * cells_x);
     const int y = (int)(cell_row - image * cells_y);
     const int left = at_least(x - 1, 0), right = at_most(x, width - 1);
-    const Half* upper = input + ((long long)image * height + at_least(y - 1, 0)) * width * groups * 8 + group * 8;
-    const Half* lower = input + ((long long)image * height + at_most(y, height - 1)) * width * groups * 8 + group * 8;
+    const Half* upper =
+        input + ((long long)image * height + at_least(y - 1, 0)) * width * groups * 8 + group * 8;
+    const Half* lower =
+        input + ((long long)image * height + at_most(y, height - 1)) * width * groups * 8 + group * 8;
     float upper_left[8], upper_right[8], lower_left[8], lower_right[8];
     to_floats(load<8>(upper + (long long)left * groups * 8), upper_left);
     to_floats(load<8>(upper + (long long)right * groups * 8), upper_right);
@@ -214,7 +231,8 @@ __device__ __forceinline__ void upsample_add_hwc8(const Half* __restrict__ input
       if (column < 0 || column >= 2 * width || row < 0 || row >= 2 * height) continue;
       const Pair across = corner % 2 ? even_weights<CORNERS>(x, width) : odd_weights<CORNERS>(x - 1, width);
       const Pair down = corner / 2 ? even_weights<CORNERS>(y, height) : odd_weights<CORNERS>(y - 1, height);
-      const long long start = (((long long)image * 2 * height + row) * (2 * width) + column) * groups * 8 + group * 8;
+      const long long start =
+          (((long long)image * 2 * height + row) * (2 * width) + column) * groups * 8 + group * 8;
       float addend[8];
       to_floats(load<8>(residual + start), addend);
       Vector<Half, 8> sums;
@@ -233,13 +251,13 @@ __device__ __forceinline__ void upsample_add_hwc8(const Half* __restrict__ input
 // Argmax over classes: the first maximum wins, and the first NaN wins over every number, as in numpy
 // ---------------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ float lowest() { return -1.0f / 0.0f; }  // minus infinity
+DEVICE float minus_infinity() { return -1.0f / 0.0f; }
 
-// Any non-finite tap turns this sum into NaN. The fast loops below know no NaN; a thread that met a non-finite
-// tap computes its pixels again, one by one, with `careful_argmax`. This check costs one operation a tap, a
-// comparison that knows NaN one for each output and class.
-__device__ __forceinline__ float suspect(float sum, float tap) { return fmaf(tap, 0.0f, sum); }
-__device__ __forceinline__ bool is_nan(float value) { return value != value; }
+// Any non-finite tap turns this sum into NaN. The fast loops below know no NaN; a thread that met a
+// non-finite tap computes its pixels again, one by one, with `careful_argmax`. This check costs one operation
+// a tap, a comparison that knows NaN one for each output and class.
+DEVICE float suspect(float sum, float tap) { return fmaf(tap, 0.0f, sum); }
+DEVICE bool is_nan(float value) { return value != value; }
 
 // One side's taps of one output pixel: the output is the sum of weight[i] x source[index[i]].
 template <int TAPS>
@@ -249,9 +267,9 @@ struct Side {
 };
 
 template <int TAPS, typename T>
-__device__ __forceinline__ int careful_argmax(const T* logits, int classes, int height, int width, Side<TAPS> rows,
-                              Side<TAPS> columns) {
-  float best = lowest();
+DEVICE int careful_argmax(const T* logits, int classes, int height, int width, Side<TAPS> rows,
+                          Side<TAPS> columns) {
+  float best = minus_infinity();
   int winner = 0;
 #pragma unroll 1
   for (int c = 0; c < classes; ++c) {
@@ -263,7 +281,8 @@ __device__ __forceinline__ int careful_argmax(const T* logits, int classes, int 
 #pragma unroll
       for (int j = 0; j < TAPS; ++j) {
         if (columns.weight[j] == 0.0f) continue;
-        const float tap = to_float(logits[((long long)c * height + rows.index[i]) * width + columns.index[j]]);
+        const float tap =
+            to_float(logits[((long long)c * height + rows.index[i]) * width + columns.index[j]]);
         across = fmaf(columns.weight[j], tap, across);
       }
       value = fmaf(rows.weight[i], across, value);
@@ -281,21 +300,21 @@ __device__ __forceinline__ int careful_argmax(const T* logits, int classes, int 
 // Output SCALE k + j has taps k - 1 and k for j < SCALE / 2, else k and k + 1. Weights are in units of
 // 1 / (2 SCALE): small odd integers, so that sums of FP16 logits are nearly always exact, and ties with them.
 template <int SCALE>
-__device__ __forceinline__ constexpr int weight_after(int j) {
+DEVICE constexpr int weight_after(int j) {
   return j < SCALE / 2 ? SCALE + 2 * j + 1 : 2 * j + 1 - SCALE;
 }
 
 template <int SCALE>
-__device__ __forceinline__ Side<2> whole_factor_side(int output, int size) {
+DEVICE Side<2> whole_factor_side(int output, int size) {
   const int k = output / SCALE, j = output % SCALE, before = k - (j < SCALE / 2);
   const float after = (float)weight_after<SCALE>(j) / (2 * SCALE);
   return {{at_least(before, 0), at_most(before + 1, size - 1)}, {1.0f - after, after}};
 }
 
-// A row's taps in FP32. An argmax does not mind a common factor: FP16 logits in units of 1 / (2 SCALE)^2 stay far below
-// FP32's limit; FP32 logits might overflow, and are first made smaller by the same power of two.
+// A row's taps in FP32. An argmax does not mind a common factor: FP16 logits in units of 1 / (2 SCALE)^2 stay
+// far below FP32's limit; FP32 logits might overflow, and are first made smaller by the same power of two.
 template <int SCALE, int COLUMNS, typename T>
-__device__ __forceinline__ void prepare(const Taps<T, COLUMNS>& taps, float (&floats)[COLUMNS + 2], float& doubt) {
+DEVICE void prepare(const Taps<T, COLUMNS>& taps, float (&floats)[COLUMNS + 2], float& doubt) {
   to_floats(taps, floats);
 #pragma unroll
   for (int i = 0; i < COLUMNS + 2; ++i) {
@@ -306,7 +325,7 @@ __device__ __forceinline__ void prepare(const Taps<T, COLUMNS>& taps, float (&fl
 
 // Output `i` of the SCALE x COLUMNS outputs of a prepared row, in units of 1 / (2 SCALE).
 template <int SCALE, int TAPS>
-__device__ __forceinline__ float widen(const float (&tap)[TAPS], int i) {
+DEVICE float widen(const float (&tap)[TAPS], int i) {
   const int first = i / SCALE + (i % SCALE >= SCALE / 2), weight = weight_after<SCALE>(i % SCALE);
   return (float)(2 * SCALE - weight) * tap[first] + (float)weight * tap[first + 1];
 }
@@ -316,8 +335,8 @@ constexpr int AHEAD = 6;
 
 // Output rows `top` to `top` + ROWS - 1, all in one band, of one image.
 template <int SCALE, int COLUMNS, int ROWS, typename T>
-__device__ __forceinline__ void upsample_argmax_strip(const T* __restrict__ logits, int classes, int height, int width,
-                                                      int top, int column, int* __restrict__ output) {
+DEVICE void upsample_argmax_strip(const T* __restrict__ logits, int classes, int height, int width, int top,
+                                  int column, int* __restrict__ output) {
   constexpr int OUTPUTS = SCALE * COLUMNS;
   const int band = (top + SCALE / 2) / SCALE, phase = ROWS == SCALE ? 0 : (top + SCALE / 2) % SCALE;
   const bool at_left = column == 0, at_right = column + COLUMNS == width;
@@ -330,7 +349,7 @@ __device__ __forceinline__ void upsample_argmax_strip(const T* __restrict__ logi
 #pragma unroll
   for (int r = 0; r < ROWS; ++r)
 #pragma unroll
-    for (int i = 0; i < OUTPUTS; ++i) best[r][i] = lowest(), winner[r][i] = 0;
+    for (int i = 0; i < OUTPUTS; ++i) best[r][i] = minus_infinity(), winner[r][i] = 0;
 
   Taps<T, COLUMNS> upper_next = load_taps<COLUMNS>(upper, at_left, at_right);
   Taps<T, COLUMNS> lower_next = load_taps<COLUMNS>(lower, at_left, at_right);
@@ -366,8 +385,9 @@ __device__ __forceinline__ void upsample_argmax_strip(const T* __restrict__ logi
     for (int i = 0; i < ROWS * OUTPUTS; ++i) {
       const int row = top + i / OUTPUTS, x = SCALE * column + i % OUTPUTS;
       if (row < 0 || row >= SCALE * height) continue;
-      target[(long long)(i / OUTPUTS) * (SCALE * width) + i % OUTPUTS] = careful_argmax<2>(
-          logits, classes, height, width, whole_factor_side<SCALE>(row, height), whole_factor_side<SCALE>(x, width));
+      target[(long long)(i / OUTPUTS) * (SCALE * width) + i % OUTPUTS] =
+          careful_argmax<2>(logits, classes, height, width, whole_factor_side<SCALE>(row, height),
+                            whole_factor_side<SCALE>(x, width));
     }
     return;
   }
@@ -385,23 +405,25 @@ __device__ __forceinline__ void upsample_argmax_strip(const T* __restrict__ logi
 }
 
 template <int SCALE, int COLUMNS, int ROWS, typename T>
-__device__ __forceinline__ void upsample_argmax_strips(const T* __restrict__ logits, int batch, int classes, int height,
-                                                       int width, int* __restrict__ output) {
-  const unsigned strips = width / COLUMNS, tops = (height + 1) * (SCALE / ROWS), items = batch * tops * strips;
+DEVICE void upsample_argmax_strips(const T* __restrict__ logits, int batch, int classes, int height,
+                                   int width, int* __restrict__ output) {
+  const unsigned strips = width / COLUMNS, tops = (height + 1) * (SCALE / ROWS),
+                 items = batch * tops * strips;
   const long long image_size = (long long)height * width;
   for (unsigned item = first_item(); item < items; item += item_stride()) {
     const unsigned row = item / strips, image = row / tops;
-    upsample_argmax_strip<SCALE, COLUMNS, ROWS>(
-        logits + image * classes * image_size, classes, height, width,
-        (int)(row - image * tops) * ROWS - SCALE / 2, (int)(item - row * strips) * COLUMNS,
-        output + image * SCALE * SCALE * image_size);
+    upsample_argmax_strip<SCALE, COLUMNS, ROWS>(logits + image * classes * image_size, classes, height, width,
+                                                (int)(row - image * tops) * ROWS - SCALE / 2,
+                                                (int)(item - row * strips) * COLUMNS,
+                                                output + image * SCALE * SCALE * image_size);
   }
 }
 
-// logits (batch, classes, height, width) -> output (batch, SCALE height, SCALE width). WIDEST: columns of a strip.
+// logits (batch, classes, height, width) -> output (batch, SCALE height, SCALE width). WIDEST: columns of a
+// strip.
 template <int SCALE, int WIDEST, int ROWS, typename T>
-__device__ __forceinline__ void upsample_argmax(const T* __restrict__ logits, int batch, int classes, int height,
-                                                int width, int* __restrict__ output) {
+DEVICE void upsample_argmax(const T* __restrict__ logits, int batch, int classes, int height, int width,
+                            int* __restrict__ output) {
   if (width % WIDEST == 0)
     upsample_argmax_strips<SCALE, WIDEST, ROWS>(logits, batch, classes, height, width, output);
   else if (WIDEST > 4 && width % 4 == 0)
@@ -421,13 +443,13 @@ struct Position {
   Pair weights;  // of the pixels `index` and `index` + 1
 };
 
-__device__ __forceinline__ Position position(int output, int from, int to) {
+DEVICE Position position(int output, int from, int to) {
   const int numerator = at_least((2 * output + 1) * from - to, 0), index = numerator / (2 * to);
   const int rest = numerator - index * 2 * to;
   return {index, {(float)(2 * to - rest) / (float)(2 * to), (float)rest / (float)(2 * to)}};
 }
 
-__device__ __forceinline__ Side<4> composed_side(int output, int source, int network, int picture) {
+DEVICE Side<4> composed_side(int output, int source, int network, int picture) {
   const Position outer = position(output, network, picture);
   const Position first = position(outer.index, source, network);
   const Position second = position(at_most(outer.index + 1, network - 1), source, network);
@@ -443,7 +465,7 @@ struct Window {
   float weight[3];
 };
 
-__device__ __forceinline__ Window window(Side<4> side, int source) {
+DEVICE Window window(Side<4> side, int source) {
   Window result = {at_most(side.index[0], source - 3), {0.0f, 0.0f, 0.0f}};
 #pragma unroll
   for (int i = 0; i < 4; ++i)
@@ -457,29 +479,31 @@ struct Sizes {
   int height, width, network_height, network_width, picture_height, picture_width;
 };
 
-// A thread owns STRIP_ROWS rows of one output column and walks down the source rows that they need; neighbouring
-// threads own neighbouring columns and read the same few taps. GROUP classes go together, for loads in flight.
+// A thread owns STRIP_ROWS rows of one output column and walks down the source rows that they need;
+// neighbouring threads own neighbouring columns and read the same few taps. GROUP classes go together, for
+// loads in flight.
 constexpr int STRIP_ROWS = 8, GROUP = 2;
 
 template <typename T>
-__device__ __forceinline__ float across(const T* row, const Window& columns) {
+DEVICE float across(const T* row, const Window& columns) {
   return fmaf(columns.weight[2], to_float(row[2]),
               fmaf(columns.weight[1], to_float(row[1]), columns.weight[0] * to_float(row[0])));
 }
 
 // Fills `winner`; returns false where a non-finite logit calls for `careful_argmax`.
 template <typename T>
-__device__ __forceinline__ bool resize_argmax_strip(const T* __restrict__ logits, int classes, const Sizes& sizes,
-                                                    int top, int column, int (&winner)[STRIP_ROWS]) {
-  const Window columns = window(
-      composed_side(column, sizes.width, sizes.network_width, sizes.picture_width), sizes.width);
+DEVICE bool resize_argmax_strip(const T* __restrict__ logits, int classes, const Sizes& sizes, int top,
+                                int column, int (&winner)[STRIP_ROWS]) {
+  const Window columns =
+      window(composed_side(column, sizes.width, sizes.network_width, sizes.picture_width), sizes.width);
   Window rows[STRIP_ROWS];
   float best[STRIP_ROWS], doubt = 0.0f;
 #pragma unroll
   for (int r = 0; r < STRIP_ROWS; ++r) {
     const int row = at_most(top + r, sizes.picture_height - 1);
-    rows[r] = window(composed_side(row, sizes.height, sizes.network_height, sizes.picture_height), sizes.height);
-    best[r] = lowest();
+    rows[r] =
+        window(composed_side(row, sizes.height, sizes.network_height, sizes.picture_height), sizes.height);
+    best[r] = minus_infinity();
     winner[r] = 0;
   }
 
@@ -527,15 +551,16 @@ __device__ __forceinline__ bool resize_argmax_strip(const T* __restrict__ logits
 
 // logits (batch, classes, height, width) -> output (batch, picture_height, picture_width).
 template <typename T>
-__device__ __forceinline__ void resize_argmax(const T* __restrict__ logits, int batch, int classes, Sizes sizes,
-                                              int* __restrict__ output) {
+DEVICE void resize_argmax(const T* __restrict__ logits, int batch, int classes, Sizes sizes,
+                          int* __restrict__ output) {
   const bool windowed = sizes.height >= 3 && sizes.width >= 3 && sizes.network_height >= sizes.height &&
                         sizes.network_width >= sizes.width;
   const unsigned strips = (sizes.picture_height + STRIP_ROWS - 1) / STRIP_ROWS;
   const unsigned items = batch * strips * sizes.picture_width;
   for (unsigned item = first_item(); item < items; item += item_stride()) {
     const unsigned strip = item / sizes.picture_width, image = strip / strips;
-    const int column = (int)(item - strip * sizes.picture_width), top = (int)(strip - image * strips) * STRIP_ROWS;
+    const int column = (int)(item - strip * sizes.picture_width),
+              top = (int)(strip - image * strips) * STRIP_ROWS;
     const T* own = logits + (long long)image * classes * sizes.height * sizes.width;
     int* target = output + ((long long)image * sizes.picture_height + top) * sizes.picture_width + column;
     int winner[STRIP_ROWS];
@@ -546,10 +571,10 @@ __device__ __forceinline__ void resize_argmax(const T* __restrict__ logits, int 
     if (done) continue;
 #pragma unroll 1
     for (int r = 0; r < STRIP_ROWS && top + r < sizes.picture_height; ++r)
-      target[(long long)r * sizes.picture_width] = careful_argmax<4>(
-          own, classes, sizes.height, sizes.width,
-          composed_side(top + r, sizes.height, sizes.network_height, sizes.picture_height),
-          composed_side(column, sizes.width, sizes.network_width, sizes.picture_width));
+      target[(long long)r * sizes.picture_width] =
+          careful_argmax<4>(own, classes, sizes.height, sizes.width,
+                            composed_side(top + r, sizes.height, sizes.network_height, sizes.picture_height),
+                            composed_side(column, sizes.width, sizes.network_width, sizes.picture_width));
   }
 }
 
@@ -557,29 +582,30 @@ __device__ __forceinline__ void resize_argmax(const T* __restrict__ logits, int 
 // Entry points. launch.py holds their names and the numbers that they are launched with.
 // ---------------------------------------------------------------------------------------------------------
 
-#define UPSAMPLE_ADD(NAME, T, CORNERS)                                                                          \
-  extern "C" __global__ void __launch_bounds__(256)                                                             \
-      NAME(const T* input, const T* residual, int planes, int height, int width, T* output) {                   \
-    upsample_add<CORNERS>(input, residual, planes, height, width, output);                                      \
+#define UPSAMPLE_ADD(NAME, T, CORNERS)                                                        \
+  extern "C" __global__ void __launch_bounds__(256)                                           \
+      NAME(const T* input, const T* residual, int planes, int height, int width, T* output) { \
+    upsample_add<CORNERS>(input, residual, planes, height, width, output);                    \
   }
 UPSAMPLE_ADD(upsample_add_f32_corners, float, true)
 UPSAMPLE_ADD(upsample_add_f32_centres, float, false)
 UPSAMPLE_ADD(upsample_add_f16_corners, Half, true)
 UPSAMPLE_ADD(upsample_add_f16_centres, Half, false)
 
-#define UPSAMPLE_ADD_HWC8(NAME, CORNERS)                                                                        \
-  extern "C" __global__ void __launch_bounds__(256) NAME(const Half* input, const Half* residual, int batch,    \
-                                                         int groups, int height, int width, Half* output) {     \
-    upsample_add_hwc8<CORNERS>(input, residual, batch, groups, height, width, output);                          \
+#define UPSAMPLE_ADD_HWC8(NAME, CORNERS)                                                                     \
+  extern "C" __global__ void __launch_bounds__(256) NAME(const Half* input, const Half* residual, int batch, \
+                                                         int groups, int height, int width, Half* output) {  \
+    upsample_add_hwc8<CORNERS>(input, residual, batch, groups, height, width, output);                       \
   }
 UPSAMPLE_ADD_HWC8(upsample_add_f16_hwc8_corners, true)
 UPSAMPLE_ADD_HWC8(upsample_add_f16_hwc8_centres, false)
 
-// `wide` strips have 32 outputs: the fewest loads an output. `slim` ones have 16: twice the threads, for small work.
-#define UPSAMPLE_ARGMAX(NAME, T, SCALE, COLUMNS, ROWS)                                                          \
-  extern "C" __global__ void __launch_bounds__(128, SCALE * COLUMNS * ROWS > 16 ? 4 : 5)                        \
-      NAME(const T* logits, int batch, int classes, int height, int width, int* output) {                       \
-    upsample_argmax<SCALE, COLUMNS, ROWS>(logits, batch, classes, height, width, output);                       \
+// `wide` strips have 32 outputs: the fewest loads an output. `slim` ones have 16: twice the threads, for
+// small work.
+#define UPSAMPLE_ARGMAX(NAME, T, SCALE, COLUMNS, ROWS)                                    \
+  extern "C" __global__ void __launch_bounds__(128, SCALE * COLUMNS * ROWS > 16 ? 4 : 5)  \
+      NAME(const T* logits, int batch, int classes, int height, int width, int* output) { \
+    upsample_argmax<SCALE, COLUMNS, ROWS>(logits, batch, classes, height, width, output); \
   }
 UPSAMPLE_ARGMAX(upsample_argmax_x2_f32_wide, float, 2, 4, 2)
 UPSAMPLE_ARGMAX(upsample_argmax_x2_f32_slim, float, 2, 2, 2)
@@ -595,13 +621,12 @@ UPSAMPLE_ARGMAX(upsample_argmax_x16_f16_wide, Half, 16, 1, 2)
 UPSAMPLE_ARGMAX(upsample_argmax_x16_f16_slim, Half, 16, 1, 1)
 
 // The tensors behind logits only lend their shapes.
-#define RESIZE_ARGMAX(NAME, T)                                                                                  \
-  extern "C" __global__ void __launch_bounds__(128, 4)                                                          \
-      NAME(const T* logits, const void*, const void*, const void*, int batch, int classes, int height,          \
-           int width, int network_height, int network_width, int picture_height, int picture_width,             \
-           int* output) {                                                                                       \
-    resize_argmax(logits, batch, classes,                                                                       \
-                  {height, width, network_height, network_width, picture_height, picture_width}, output);       \
+#define RESIZE_ARGMAX(NAME, T)                                                                               \
+  extern "C" __global__ void __launch_bounds__(128, 4) NAME(                                                 \
+      const T* logits, const void*, const void*, const void*, int batch, int classes, int height, int width, \
+      int network_height, int network_width, int picture_height, int picture_width, int* output) {           \
+    resize_argmax(logits, batch, classes,                                                                    \
+                  {height, width, network_height, network_width, picture_height, picture_width}, output);    \
   }
 RESIZE_ARGMAX(resize_argmax_f32, float)
 RESIZE_ARGMAX(resize_argmax_f16, Half)

@@ -1,8 +1,8 @@
-"""Which kernel to launch, on how many threads and with which numbers: pure functions of type, layout and size.
+"""Which kernel to launch, on how many threads, with which numbers: pure functions of type, layout and size.
 
-TensorRT (through :mod:`denseport.export.plugin.tensorrt_plugin`), the CPU tests and ``scripts/gpu-check`` all launch
-with what these functions return. Sizes may be integers or TensorRT's symbolic expressions, which know ``+``, ``*``
-and ``//`` with the expression on the left and have no values yet; so the functions compute and never compare.
+TensorRT (through :mod:`denseport.export.plugin.tensorrt_plugin`), the CPU tests and ``scripts/gpu-check`` all
+launch with what these functions return. Sizes may be integers or TensorRT's symbolic expressions, which know
+``+``, ``*`` and ``//`` with the expression on the left and have no values yet: nothing here compares sizes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeAlias
 __all__ = [
     "KERNELS",
     "STRIPS",
-    "Layout",
     "Launch",
+    "Layout",
     "Precision",
     "Strip",
     "resize_argmax",
@@ -48,7 +48,11 @@ _STRIP_SHAPE: dict[tuple[int, Precision, Strip], tuple[int, int]] = {
 _RESIZE_ROWS = 8  # STRIP_ROWS in kernels.cu
 
 KERNELS: tuple[str, ...] = (
-    *(f"upsample_add_{kind}_{grid}" for kind in ("f32", "f16", "f16_hwc8") for grid in ("corners", "centres")),
+    *(
+        f"upsample_add_{kind}_{grid}"
+        for kind in ("f32", "f16", "f16_hwc8")
+        for grid in ("corners", "centres")
+    ),
     *(f"upsample_argmax_x{scale}_{kind}_{strip}" for scale, kind, strip in _STRIP_SHAPE),
     "resize_argmax_f32",
     "resize_argmax_f16",
@@ -59,9 +63,9 @@ KERNELS: tuple[str, ...] = (
 class Launch:
     """One launch of one kernel.
 
-    The kernel's parameters are the input pointers, ``scalars`` as int32, and the output pointers, in this order.
-    Every kernel strides over its work, so any positive ``grid`` gives the right result; this one gives each thread
-    one strip where the row length allows the widest vectors.
+    The kernel's parameters are the input pointers, ``scalars`` as int32, and the output pointer, in this
+    order. Every kernel strides over its work, so any positive ``grid`` gives the right result; this one gives
+    each thread one strip where the row length allows the widest vectors.
     """
 
     kernel: str  # the entry point in the PTX
@@ -84,7 +88,8 @@ def upsample_add(
 ) -> Launch:
     """UpsampleAdd of an input (batch, channels, height, width) and a residual of twice its height and width.
 
-    ``layout`` "hwc8" (FP16 only) holds the channels last, padded to whole groups of eight. ``block`` is at most 256.
+    ``layout`` "hwc8" (FP16 only) holds the channels last, padded to whole groups of eight. ``block``: at most
+    256.
     """
     grid_name = "corners" if align_corners else "centres"
     if layout == "hwc8":
@@ -93,7 +98,10 @@ def upsample_add(
         groups = _ceil_div(channels, 8)
         cells = batch * (height + 1) * (width + 1) * groups
         return Launch(
-            f"upsample_add_f16_hwc8_{grid_name}", _ceil_div(cells, block), block, (batch, groups, height, width)
+            f"upsample_add_f16_hwc8_{grid_name}",
+            _ceil_div(cells, block),
+            block,
+            (batch, groups, height, width),
         )
     planes = batch * channels
     strips = planes * (height + 1) * _ceil_div(width, 8 if precision == "f16" else 4)
@@ -113,7 +121,10 @@ def upsample_argmax(
     strip: Strip = "wide",
     block: int = 128,
 ) -> Launch:
-    """UpsampleArgmax of logits (batch, classes, height, width) by ``scale`` (2, 4 or 16), ``block`` at most 128."""
+    """UpsampleArgmax of logits (batch, classes, height, width) by ``scale``: 2, 4 or 16.
+
+    ``block``: at most 128.
+    """
     if scale not in SCALES:
         raise ValueError(f"scale must be one of {SCALES}, not {scale}")
     columns, rows = _STRIP_SHAPE[scale, precision, strip]
@@ -132,9 +143,9 @@ def resize_argmax(
     precision: Precision,
     block: int = 128,
 ) -> Launch:
-    """ResizeArgmax of logits, resized from ``size`` to ``network`` and then to ``picture``, each (height, width).
+    """ResizeArgmax of logits, from ``size`` to ``network`` and then to ``picture``, each (height, width).
 
-    A single resize is the case ``network == picture``. Sides stay below 2^15. ``block`` is at most 128.
+    A single resize is the case ``network == picture``. Sides stay below 2^15. ``block``: at most 128.
     """
     strips = batch * _ceil_div(picture[0], _RESIZE_ROWS) * picture[1]
     scalars = (batch, classes, *size, *network, *picture)

@@ -1,7 +1,7 @@
 """What each kernel takes of a GPU (registers, memory, spills), from NVIDIA's assembler ptxas; no GPU needed.
 
-ptxas comes with the CUDA toolkit or in the wheel ``nvidia-cuda-nvcc``. It does here what the driver does when it loads
-an engine, so it also shows that the driver of each architecture will accept the PTX.
+ptxas comes with the CUDA toolkit or in the wheel ``nvidia-cuda-nvcc``. It does here what the driver does when
+it loads an engine, so it also shows that every architecture can run the PTX.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"
 _REMEDY = "install the CUDA toolkit 13.0, or: pip install 'nvidia-cuda-nvcc==13.0.*'"
 _REPORT = re.compile(
     r"Function properties for (?P<kernel>\w+)\n"
-    r"\s*(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads\n"
+    r"\s*(?P<stack>\d+) bytes stack frame, "
+    r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads\n"
     r".*Used (?P<registers>\d+) registers"
     r"(?:.*?, (?P<shared>\d+) bytes smem)?"
 )
@@ -36,7 +37,9 @@ class KernelResources:
     architecture: str  # "sm_90"
     registers: int  # a thread
     stack_bytes: int  # a thread, in local memory
-    spill_bytes: int  # stored to and loaded from local memory for want of registers, as instructions in the code
+    spill_bytes: (
+        int  # stored to and loaded from local memory for want of registers, as instructions in the code
+    )
     shared_bytes: int  # a block, static
 
 
@@ -51,7 +54,13 @@ def assemble(ptx: bytes, architecture: str, ptxas: Path | None = None) -> tuple[
         source = Path(folder) / "kernels.ptx"
         source.write_bytes(ptx)
         run = subprocess.run(
-            [str(assembler), "--verbose", f"--gpu-name={architecture}", str(source), f"--output-file={folder}/cubin"],
+            [
+                str(assembler),
+                "--verbose",
+                f"--gpu-name={architecture}",
+                str(source),
+                f"--output-file={folder}/cubin",
+            ],
             capture_output=True,
             text=True,
             check=False,

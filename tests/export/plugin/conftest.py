@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-
 from denseport.export.plugin import launch
+from numpy.typing import NDArray
 
 HERE = Path(__file__).parent
 SOURCE = Path(launch.__file__).with_name("kernels.cu")
