@@ -67,9 +67,7 @@ class Case:
             )
         if self.operator == "UpsampleArgmax":
             strip: launch.Strip = "slim" if self.variant == "slim" else "wide"
-            return launch.upsample_argmax(
-                *self.shape, precision=self.precision, scale=self.scale, strip=strip
-            )
+            return launch.upsample_argmax(*self.shape, precision=self.precision, scale=self.scale, strip=strip)
         return launch.resize_argmax(
             batch, channels, (height, width), self.network, self.picture, precision=self.precision
         )
@@ -97,10 +95,7 @@ def cases() -> list[Case]:
         Case("UpsampleAdd", fusion, "f16", "linear"),
         Case("UpsampleAdd", fusion, "f16", "hwc8"),
         Case("UpsampleAdd", fusion, "f32", "linear"),
-        *(
-            Case("UpsampleAdd", (8, 256, 128, width), "f16", "linear", align_corners=True)
-            for width in (43, 86, 172)
-        ),
+        *(Case("UpsampleAdd", (8, 256, 128, width), "f16", "linear", align_corners=True) for width in (43, 86, 172)),
         Case("UpsampleAdd", (1, 256, 128, 128), "f16", "linear", align_corners=True),
     ]
     argmax = [
@@ -152,20 +147,14 @@ class Driver:
         self._ptx = ptx
         self._functions: dict[str, ctypes.c_void_p] = {}
 
-    def launch(
-        self, plan: launch.Launch, inputs: Sequence[torch.Tensor | None], output: torch.Tensor
-    ) -> None:
+    def launch(self, plan: launch.Launch, inputs: Sequence[torch.Tensor | None], output: torch.Tensor) -> None:
         import torch
 
         function = self._functions.get(plan.kernel) or self._load(plan.kernel)
-        arguments: list[Any] = [
-            ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in inputs
-        ]
+        arguments: list[Any] = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in inputs]
         arguments += [ctypes.c_int(value) for value in plan.scalars]
         arguments.append(ctypes.c_void_p(output.data_ptr()))
-        addresses = (ctypes.c_void_p * len(arguments))(
-            *(ctypes.addressof(argument) for argument in arguments)
-        )
+        addresses = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         self._call(
             "cuLaunchKernel",
@@ -200,10 +189,7 @@ def make_inputs(case: Case) -> list[torch.Tensor]:
     if case.operator == "UpsampleAdd":
         shapes.append((*case.shape[:2], *case.output_size))
     memory_format = torch.channels_last if case.variant == "hwc8" else torch.contiguous_format
-    return [
-        torch.randn(shape, device=DEVICE, dtype=dtype).contiguous(memory_format=memory_format)
-        for shape in shapes
-    ]
+    return [torch.randn(shape, device=DEVICE, dtype=dtype).contiguous(memory_format=memory_format) for shape in shapes]
 
 
 def make_output(case: Case, inputs: list[torch.Tensor]) -> torch.Tensor:
@@ -220,10 +206,7 @@ def torch_pair(case: Case, inputs: list[torch.Tensor]) -> torch.Tensor:
     from torch.nn.functional import interpolate
 
     if case.operator == "UpsampleAdd":
-        return (
-            interpolate(inputs[0], case.output_size, mode="bilinear", align_corners=case.align_corners)
-            + inputs[1]
-        )
+        return interpolate(inputs[0], case.output_size, mode="bilinear", align_corners=case.align_corners) + inputs[1]
     return _resized_logits(case, inputs[0]).argmax(1)
 
 
@@ -367,9 +350,7 @@ def dry_run(ptx: bytes) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gpu-check", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the table and the machine's description"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table and the machine's description")
     parser.add_argument("--dry-run", action="store_true", help="compile and show the launches; needs no GPU")
     options = parser.parse_args(arguments)
     try:
@@ -397,9 +378,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     print_table(rows)
     if options.json:
-        options.json.write_text(
-            json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=2)
-        )
+        options.json.write_text(json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=2))
     return 0 if all(row.correct for row in rows) else 1
 
 

@@ -44,9 +44,7 @@ def single_kernel(ptx: bytes, kernel: str) -> bytes:
     entries = list(re.finditer(r"^(?:\t?//.*\n)*\.visible \.entry (\w+)\((?:.*\n)*?^}\n", text, re.MULTILINE))
     wanted = [entry for entry in entries if entry[1] == kernel]
     if not wanted or ".func" in text:
-        raise ValueError(
-            f"no self-contained kernel {kernel} in the PTX: it has {[entry[1] for entry in entries]}"
-        )
+        raise ValueError(f"no self-contained kernel {kernel} in the PTX: it has {[entry[1] for entry in entries]}")
     return (text[: entries[0].start()] + wanted[0][0]).encode("ascii")
 
 

@@ -48,11 +48,7 @@ _STRIP_SHAPE: dict[tuple[int, Precision, Strip], tuple[int, int]] = {
 _RESIZE_ROWS = 8  # STRIP_ROWS in kernels.cu
 
 KERNELS: tuple[str, ...] = (
-    *(
-        f"upsample_add_{kind}_{grid}"
-        for kind in ("f32", "f16", "f16_hwc8")
-        for grid in ("corners", "centres")
-    ),
+    *(f"upsample_add_{kind}_{grid}" for kind in ("f32", "f16", "f16_hwc8") for grid in ("corners", "centres")),
     *(f"upsample_argmax_x{scale}_{kind}_{strip}" for scale, kind, strip in _STRIP_SHAPE),
     "resize_argmax_f32",
     "resize_argmax_f16",
@@ -105,9 +101,7 @@ def upsample_add(
         )
     planes = batch * channels
     strips = planes * (height + 1) * _ceil_div(width, 8 if precision == "f16" else 4)
-    return Launch(
-        f"upsample_add_{precision}_{grid_name}", _ceil_div(strips, block), block, (planes, height, width)
-    )
+    return Launch(f"upsample_add_{precision}_{grid_name}", _ceil_div(strips, block), block, (planes, height, width))
 
 
 def upsample_argmax(

@@ -37,9 +37,7 @@ class KernelResources:
     architecture: str  # "sm_90"
     registers: int  # a thread
     stack_bytes: int  # a thread, in local memory
-    spill_bytes: (
-        int  # stored to and loaded from local memory for want of registers, as instructions in the code
-    )
+    spill_bytes: int  # stored to and loaded from local memory for want of registers, as instructions in the code
     shared_bytes: int  # a block, static
 
 

@@ -10,8 +10,10 @@ ONNX nodes carry the operator's name and the attributes ``plugin_namespace`` "de
 TensorRT-RTX takes no plugins. (TensorRT reads the annotations below as types: no ``from __future__`` here.)
 """
 
+# mypy: disable-error-code="import-not-found,import-untyped,untyped-decorator"
 import tensorrt as trt
 import tensorrt.plugin as trtp
+
 from denseport.export.plugin import launch
 from denseport.export.plugin.compile import compile_ptx, single_kernel
 
@@ -66,19 +68,13 @@ def _argmax(logits: trtp.TensorDesc, scale: int) -> trtp.TensorDesc:
 
 
 @trtp.autotune("denseport::UpsampleArgmax")
-def _argmax_variants(
-    logits: trtp.TensorDesc, outputs: tuple[trtp.TensorDesc]
-) -> list[trtp.AutoTuneCombination]:
+def _argmax_variants(logits: trtp.TensorDesc, outputs: tuple[trtp.TensorDesc]) -> list[trtp.AutoTuneCombination]:
     return [trtp.AutoTuneCombination("FP32*FP16, INT32", "LINEAR", list(_STRIPS))]
 
 
 @trtp.aot_impl("denseport::UpsampleArgmax")
-def _argmax_kernel(
-    logits: trtp.TensorDesc, scale: int, outputs: tuple[trtp.TensorDesc], tactic: int
-) -> Kernel:
-    plan = launch.upsample_argmax(
-        *logits.shape_expr, precision=_precision(logits), scale=scale, strip=_STRIPS[tactic]
-    )
+def _argmax_kernel(logits: trtp.TensorDesc, scale: int, outputs: tuple[trtp.TensorDesc], tactic: int) -> Kernel:
+    plan = launch.upsample_argmax(*logits.shape_expr, precision=_precision(logits), scale=scale, strip=_STRIPS[tactic])
     return _kernel(plan)
 
 

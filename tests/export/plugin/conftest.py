@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from denseport.export.plugin import launch
 from numpy.typing import NDArray
+
+from denseport.export.plugin import launch
 
 HERE = Path(__file__).parent
 SOURCE = Path(launch.__file__).with_name("kernels.cu")

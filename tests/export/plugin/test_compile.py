@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from denseport.export.plugin import launch
 from denseport.export.plugin.compile import compile_ptx, single_kernel
 from denseport.export.plugin.resources import ARCHITECTURES, assemble, find_ptxas

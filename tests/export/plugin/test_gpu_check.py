@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from denseport.export.plugin import launch
 from denseport.export.plugin.compile import compile_ptx
 from denseport.runtime.errors import MachineError

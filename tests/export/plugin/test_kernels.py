@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from denseport.export.plugin import launch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from denseport.export.plugin import launch
 
 Array = NDArray[Any]
 Precision = Literal["f32", "f16"]
@@ -93,9 +94,7 @@ def numbers(seed: int, shape: tuple[int, ...], precision: Precision, kind: str) 
     elif kind == "integers":
         array = random.integers(-3, 4, shape).astype(np.float64)
     elif kind != "normal":
-        special = {"infinities": [np.inf, -np.inf], "masked": [-np.inf], "nan": [np.nan, np.inf, -np.inf]}[
-            kind
-        ]
+        special = {"infinities": [np.inf, -np.inf], "masked": [-np.inf], "nan": [np.nan, np.inf, -np.inf]}[kind]
         array = np.where(random.random(shape) < 0.05, random.choice(special, shape), array)
     return array.astype(DTYPE[precision])
 
@@ -108,9 +107,7 @@ sides = st.one_of(st.integers(1, 9), st.sampled_from([12, 16, 20, 24, 33]))
 # --- upsample + add ---
 
 
-def run_upsample_add(
-    kernels: Any, x: Array, residual: Array, layout: launch.Layout, align_corners: bool
-) -> Array:
+def run_upsample_add(kernels: Any, x: Array, residual: Array, layout: launch.Layout, align_corners: bool) -> Array:
     precision: Precision = "f16" if x.dtype == np.float16 else "f32"
     plan = launch.upsample_add(*x.shape, precision=precision, layout=layout, align_corners=align_corners)
     if layout == "linear":
@@ -167,9 +164,7 @@ def test_upsample_add_strides_over_its_work(kernels: Any) -> None:
     plan = launch.upsample_add(2, 3, 7, 8, precision="f16", align_corners=True)
     one_thread = launch.Launch(plan.kernel, 1, 1, plan.scalars)
     expected = kernels.run(plan, [x, residual], residual.shape, np.float16)
-    np.testing.assert_array_equal(
-        kernels.run(one_thread, [x, residual], residual.shape, np.float16), expected
-    )
+    np.testing.assert_array_equal(kernels.run(one_thread, [x, residual], residual.shape, np.float16), expected)
 
 
 # --- upsample + argmax ---
@@ -215,9 +210,7 @@ def test_upsample_argmax_at_the_limits_of_the_type(kernels: Any, precision: Prec
 # --- the two resizes + argmax ---
 
 
-def run_resize_argmax(
-    kernels: Any, logits: Array, network: tuple[int, int], picture: tuple[int, int]
-) -> Array:
+def run_resize_argmax(kernels: Any, logits: Array, network: tuple[int, int], picture: tuple[int, int]) -> Array:
     precision: Precision = "f16" if logits.dtype == np.float16 else "f32"
     batch, classes, *size = logits.shape
     plan = launch.resize_argmax(batch, classes, (size[0], size[1]), network, picture, precision=precision)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from denseport.export.plugin import launch
 from hypothesis import given
 from hypothesis import strategies as st
+
+from denseport.export.plugin import launch
 
 sizes = st.integers(1, 3000)
 
@@ -84,8 +85,7 @@ def test_every_plan_names_a_kernel() -> None:
         for corners in (True, False)
     }
     named |= {
-        launch.resize_argmax(1, 2, (3, 4), (5, 6), (7, 8), precision=precision).kernel
-        for precision in ("f32", "f16")
+        launch.resize_argmax(1, 2, (3, 4), (5, 6), (7, 8), precision=precision).kernel for precision in ("f32", "f16")
     }
     assert named == set(launch.KERNELS)
 
