@@ -9,6 +9,7 @@ Exit codes: 0 every result is right, 1 some result is wrong (a missed speed goal
     scripts/gpu-check --dry-run             compile, and show what would be launched; needs no GPU
 """
 
+# mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
 
 import argparse

@@ -28,9 +28,7 @@ DEVICE float to_float(Half value) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
   return result;
 }
-DEVICE void from_float(float value, Half& result) {
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
-}
+DEVICE void from_float(float value, Half& result) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value)); }
 DEVICE void unpack(unsigned halves, float& low, float& high) {
   asm("{ .reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }"
       : "=f"(low), "=f"(high)
@@ -138,16 +136,27 @@ DEVICE float blend(Pair weights, float before, float after, float addend = 0.0f)
 
 // Rows 2 band - 1 and 2 band of one plane's output, columns 2 column to 2 (column + COLUMNS) - 1.
 template <bool CORNERS, int COLUMNS, typename T>
-DEVICE void upsample_add_strip(const T* __restrict__ input, const T* __restrict__ residual,
-                               T* __restrict__ output, int height, int width, int band, int column) {
+DEVICE void upsample_add_strip(const T* __restrict__ input, const T* __restrict__ residual, T* __restrict__ output,
+                               int height, int width, int band, int column) {
   constexpr int OUTPUTS = 2 * COLUMNS, CHUNK = sizeof(T) * OUTPUTS > 16 ? 16 / sizeof(T) : OUTPUTS;
   const bool at_left = column == 0, at_right = column + COLUMNS == width;
+  const int above = at_least(band - 1, 0), below = at_most(band, height - 1);
+  const Taps<T, COLUMNS> above_taps = load_taps<COLUMNS>(input + above * width + column, at_left, at_right);
+  const Taps<T, COLUMNS> below_taps = load_taps<COLUMNS>(input + below * width + column, at_left, at_right);
+
+  // All loads come before any use. Rows outside of the plane load another one, and are not stored.
+  Vector<T, CHUNK> addends[2][OUTPUTS / CHUNK];
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int chunk = 0; chunk < OUTPUTS / CHUNK; ++chunk) {
+      const int row = at_most(at_least(2 * band - 1 + half, 0), 2 * height - 1);
+      addends[half][chunk] = load<CHUNK>(residual + 2 * (row * width + column) + chunk * CHUNK);
+    }
+
   float upper[COLUMNS + 2], lower[COLUMNS + 2], upper_wide[OUTPUTS], lower_wide[OUTPUTS];
-  to_floats(load_taps<COLUMNS>(input + (long long)at_least(band - 1, 0) * width + column, at_left, at_right),
-            upper);
-  to_floats(
-      load_taps<COLUMNS>(input + (long long)at_most(band, height - 1) * width + column, at_left, at_right),
-      lower);
+  to_floats(above_taps, upper);
+  to_floats(below_taps, lower);
 #pragma unroll
   for (int i = 0; i < COLUMNS; ++i) {
     const Pair even = even_weights<CORNERS>(column + i, width), odd = odd_weights<CORNERS>(column + i, width);
@@ -162,30 +171,30 @@ DEVICE void upsample_add_strip(const T* __restrict__ input, const T* __restrict_
     const int row = 2 * band - 1 + half;
     if (row < 0 || row >= 2 * height) continue;
     const Pair weights = half ? even_weights<CORNERS>(band, height) : odd_weights<CORNERS>(band - 1, height);
-    const long long start = (long long)row * (2 * width) + 2 * column;
 #pragma unroll
-    for (int chunk = 0; chunk < OUTPUTS; chunk += CHUNK) {
+    for (int chunk = 0; chunk < OUTPUTS / CHUNK; ++chunk) {
       float addend[CHUNK];
-      to_floats(load<CHUNK>(residual + start + chunk), addend);
+      to_floats(addends[half][chunk], addend);
       Vector<T, CHUNK> sums;
 #pragma unroll
-      for (int i = 0; i < CHUNK; ++i)
-        from_float(blend(weights, upper_wide[chunk + i], lower_wide[chunk + i], addend[i]), sums.at[i]);
-      store<CHUNK>(output + start + chunk, sums);
+      for (int i = 0; i < CHUNK; ++i) {
+        const int column_of_strip = chunk * CHUNK + i;
+        from_float(blend(weights, upper_wide[column_of_strip], lower_wide[column_of_strip], addend[i]), sums.at[i]);
+      }
+      store<CHUNK>(output + 2 * (row * width + column) + chunk * CHUNK, sums);
     }
   }
 }
 
 template <bool CORNERS, int COLUMNS, typename T>
-DEVICE void upsample_add_strips(const T* __restrict__ input, const T* __restrict__ residual, int planes,
-                                int height, int width, T* __restrict__ output) {
+DEVICE void upsample_add_strips(const T* __restrict__ input, const T* __restrict__ residual, int planes, int height,
+                                int width, T* __restrict__ output) {
   const unsigned strips = width / COLUMNS, bands = height + 1, items = planes * bands * strips;
   for (unsigned item = first_item(); item < items; item += item_stride()) {
     const unsigned row = item / strips, plane = row / bands;
     const long long offset = (long long)plane * height * width;
-    upsample_add_strip<CORNERS, COLUMNS>(input + offset, residual + 4 * offset, output + 4 * offset, height,
-                                         width, (int)(row - plane * bands),
-                                         (int)(item - row * strips) * COLUMNS);
+    upsample_add_strip<CORNERS, COLUMNS>(input + offset, residual + 4 * offset, output + 4 * offset, height, width,
+                                         (int)(row - plane * bands), (int)(item - row * strips) * COLUMNS);
   }
 }
 
@@ -204,46 +213,60 @@ DEVICE void upsample_add(const T* __restrict__ input, const T* __restrict__ resi
     upsample_add_strips<CORNERS, 1>(input, residual, planes, height, width, output);
 }
 
-// The same with channels last: input (batch, height, width, 8 groups), where a group is 8 channels
-// (TensorRT's HWC8; channels are padded to whole groups). A thread owns one group of the four outputs between
-// four pixels.
+// The same with channels last, in groups of 8 (TensorRT's HWC8). A thread owns one group of the four outputs between
+// four pixels; pointers are at this group of an image's first pixel, and pixels are `pitch` elements apart.
+template <bool CORNERS>
+DEVICE void upsample_add_cell(const Half* __restrict__ input, const Half* __restrict__ residual,
+                              Half* __restrict__ output, long long pitch, int height, int width, int y, int x) {
+  const int above = at_least(y - 1, 0) * width, below = at_most(y, height - 1) * width;
+  const int left = at_least(x - 1, 0), right = at_most(x, width - 1);
+  const Vector<Half, 8> taps[4] = {load<8>(input + (above + left) * pitch), load<8>(input + (above + right) * pitch),
+                                   load<8>(input + (below + left) * pitch), load<8>(input + (below + right) * pitch)};
+  Vector<Half, 8> addends[4];
+#pragma unroll
+  for (int corner = 0; corner < 4; ++corner) {
+    const int column = at_most(at_least(2 * x - 1 + corner % 2, 0), 2 * width - 1);
+    const int row = at_most(at_least(2 * y - 1 + corner / 2, 0), 2 * height - 1);
+    addends[corner] = load<8>(residual + (row * (2 * width) + column) * pitch);
+  }
+
+  float upper_left[8], upper_right[8], lower_left[8], lower_right[8];
+  to_floats(taps[0], upper_left);
+  to_floats(taps[1], upper_right);
+  to_floats(taps[2], lower_left);
+  to_floats(taps[3], lower_right);
+#pragma unroll
+  for (int corner = 0; corner < 4; ++corner) {
+    const int column = 2 * x - 1 + corner % 2, row = 2 * y - 1 + corner / 2;
+    if (column < 0 || column >= 2 * width || row < 0 || row >= 2 * height) continue;
+    const Pair across = corner % 2 ? even_weights<CORNERS>(x, width) : odd_weights<CORNERS>(x - 1, width);
+    const Pair down = corner / 2 ? even_weights<CORNERS>(y, height) : odd_weights<CORNERS>(y - 1, height);
+    float addend[8];
+    to_floats(addends[corner], addend);
+    Vector<Half, 8> sums;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float upper = blend(across, upper_left[i], upper_right[i]);
+      const float lower = blend(across, lower_left[i], lower_right[i]);
+      from_float(blend(down, upper, lower, addend[i]), sums.at[i]);
+    }
+    store<8>(output + (row * (2 * width) + column) * pitch, sums);
+  }
+}
+
+// input (batch, height, width, 8 groups), residual and output (batch, 2 height, 2 width, 8 groups).
 template <bool CORNERS>
 DEVICE void upsample_add_hwc8(const Half* __restrict__ input, const Half* __restrict__ residual, int batch,
                               int groups, int height, int width, Half* __restrict__ output) {
   const unsigned cells_x = width + 1, cells_y = height + 1, items = batch * cells_y * cells_x * groups;
+  const long long pitch = 8 * groups;
   for (unsigned item = first_item(); item < items; item += item_stride()) {
     const unsigned cell = item / groups, cell_row = cell / cells_x, image = cell_row / cells_y;
-    const int group = (int)(item - cell * groups), x = (int)(cell - cell_row * cells_x);
-    const int y = (int)(cell_row - image * cells_y);
-    const int left = at_least(x - 1, 0), right = at_most(x, width - 1);
-    const Half* upper =
-        input + ((long long)image * height + at_least(y - 1, 0)) * width * groups * 8 + group * 8;
-    const Half* lower =
-        input + ((long long)image * height + at_most(y, height - 1)) * width * groups * 8 + group * 8;
-    float upper_left[8], upper_right[8], lower_left[8], lower_right[8];
-    to_floats(load<8>(upper + (long long)left * groups * 8), upper_left);
-    to_floats(load<8>(upper + (long long)right * groups * 8), upper_right);
-    to_floats(load<8>(lower + (long long)left * groups * 8), lower_left);
-    to_floats(load<8>(lower + (long long)right * groups * 8), lower_right);
-#pragma unroll
-    for (int corner = 0; corner < 4; ++corner) {
-      const int column = 2 * x - 1 + corner % 2, row = 2 * y - 1 + corner / 2;
-      if (column < 0 || column >= 2 * width || row < 0 || row >= 2 * height) continue;
-      const Pair across = corner % 2 ? even_weights<CORNERS>(x, width) : odd_weights<CORNERS>(x - 1, width);
-      const Pair down = corner / 2 ? even_weights<CORNERS>(y, height) : odd_weights<CORNERS>(y - 1, height);
-      const long long start =
-          (((long long)image * 2 * height + row) * (2 * width) + column) * groups * 8 + group * 8;
-      float addend[8];
-      to_floats(load<8>(residual + start), addend);
-      Vector<Half, 8> sums;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const float above = blend(across, upper_left[i], upper_right[i]);
-        const float below = blend(across, lower_left[i], lower_right[i]);
-        from_float(blend(down, above, below, addend[i]), sums.at[i]);
-      }
-      store<8>(output + start, sums);
-    }
+    const long long offset = (long long)image * height * width * pitch;
+    const int channel = (int)(item - cell * groups) * 8;
+    upsample_add_cell<CORNERS>(input + offset + channel, residual + 4 * offset + channel,
+                               output + 4 * offset + channel, pitch, height, width, (int)(cell_row - image * cells_y),
+                               (int)(cell - cell_row * cells_x));
   }
 }
 
@@ -267,8 +290,7 @@ struct Side {
 };
 
 template <int TAPS, typename T>
-DEVICE int careful_argmax(const T* logits, int classes, int height, int width, Side<TAPS> rows,
-                          Side<TAPS> columns) {
+DEVICE int careful_argmax(const T* logits, int classes, int height, int width, Side<TAPS> rows, Side<TAPS> columns) {
   float best = minus_infinity();
   int winner = 0;
 #pragma unroll 1
@@ -281,8 +303,7 @@ DEVICE int careful_argmax(const T* logits, int classes, int height, int width, S
 #pragma unroll
       for (int j = 0; j < TAPS; ++j) {
         if (columns.weight[j] == 0.0f) continue;
-        const float tap =
-            to_float(logits[((long long)c * height + rows.index[i]) * width + columns.index[j]]);
+        const float tap = to_float(logits[((long long)c * height + rows.index[i]) * width + columns.index[j]]);
         across = fmaf(columns.weight[j], tap, across);
       }
       value = fmaf(rows.weight[i], across, value);
@@ -385,9 +406,8 @@ DEVICE void upsample_argmax_strip(const T* __restrict__ logits, int classes, int
     for (int i = 0; i < ROWS * OUTPUTS; ++i) {
       const int row = top + i / OUTPUTS, x = SCALE * column + i % OUTPUTS;
       if (row < 0 || row >= SCALE * height) continue;
-      target[(long long)(i / OUTPUTS) * (SCALE * width) + i % OUTPUTS] =
-          careful_argmax<2>(logits, classes, height, width, whole_factor_side<SCALE>(row, height),
-                            whole_factor_side<SCALE>(x, width));
+      target[(long long)(i / OUTPUTS) * (SCALE * width) + i % OUTPUTS] = careful_argmax<2>(
+          logits, classes, height, width, whole_factor_side<SCALE>(row, height), whole_factor_side<SCALE>(x, width));
     }
     return;
   }
@@ -405,17 +425,15 @@ DEVICE void upsample_argmax_strip(const T* __restrict__ logits, int classes, int
 }
 
 template <int SCALE, int COLUMNS, int ROWS, typename T>
-DEVICE void upsample_argmax_strips(const T* __restrict__ logits, int batch, int classes, int height,
-                                   int width, int* __restrict__ output) {
-  const unsigned strips = width / COLUMNS, tops = (height + 1) * (SCALE / ROWS),
-                 items = batch * tops * strips;
+DEVICE void upsample_argmax_strips(const T* __restrict__ logits, int batch, int classes, int height, int width,
+                                   int* __restrict__ output) {
+  const unsigned strips = width / COLUMNS, tops = (height + 1) * (SCALE / ROWS), items = batch * tops * strips;
   const long long image_size = (long long)height * width;
   for (unsigned item = first_item(); item < items; item += item_stride()) {
     const unsigned row = item / strips, image = row / tops;
-    upsample_argmax_strip<SCALE, COLUMNS, ROWS>(logits + image * classes * image_size, classes, height, width,
-                                                (int)(row - image * tops) * ROWS - SCALE / 2,
-                                                (int)(item - row * strips) * COLUMNS,
-                                                output + image * SCALE * SCALE * image_size);
+    upsample_argmax_strip<SCALE, COLUMNS, ROWS>(
+        logits + image * classes * image_size, classes, height, width, (int)(row - image * tops) * ROWS - SCALE / 2,
+        (int)(item - row * strips) * COLUMNS, output + image * SCALE * SCALE * image_size);
   }
 }
 
@@ -492,8 +510,8 @@ DEVICE float across(const T* row, const Window& columns) {
 
 // Fills `winner`; returns false where a non-finite logit calls for `careful_argmax`.
 template <typename T>
-DEVICE bool resize_argmax_strip(const T* __restrict__ logits, int classes, const Sizes& sizes, int top,
-                                int column, int (&winner)[STRIP_ROWS]) {
+DEVICE bool resize_argmax_strip(const T* __restrict__ logits, int classes, const Sizes& sizes, int top, int column,
+                                int (&winner)[STRIP_ROWS]) {
   const Window columns =
       window(composed_side(column, sizes.width, sizes.network_width, sizes.picture_width), sizes.width);
   Window rows[STRIP_ROWS];
@@ -501,8 +519,7 @@ DEVICE bool resize_argmax_strip(const T* __restrict__ logits, int classes, const
 #pragma unroll
   for (int r = 0; r < STRIP_ROWS; ++r) {
     const int row = at_most(top + r, sizes.picture_height - 1);
-    rows[r] =
-        window(composed_side(row, sizes.height, sizes.network_height, sizes.picture_height), sizes.height);
+    rows[r] = window(composed_side(row, sizes.height, sizes.network_height, sizes.picture_height), sizes.height);
     best[r] = minus_infinity();
     winner[r] = 0;
   }
@@ -537,8 +554,8 @@ DEVICE bool resize_argmax_strip(const T* __restrict__ logits, int classes, const
       }
 #pragma unroll
       for (int g = 0; g < GROUP; ++g) {
-        const float value = fmaf(rows[r].weight[2], near[g][2],
-                                 fmaf(rows[r].weight[1], near[g][1], rows[r].weight[0] * near[g][0]));
+        const float value =
+            fmaf(rows[r].weight[2], near[g][2], fmaf(rows[r].weight[1], near[g][1], rows[r].weight[0] * near[g][0]));
         if (value > best[r]) {
           best[r] = value;
           winner[r] = c + g;
@@ -559,8 +576,7 @@ DEVICE void resize_argmax(const T* __restrict__ logits, int batch, int classes, 
   const unsigned items = batch * strips * sizes.picture_width;
   for (unsigned item = first_item(); item < items; item += item_stride()) {
     const unsigned strip = item / sizes.picture_width, image = strip / strips;
-    const int column = (int)(item - strip * sizes.picture_width),
-              top = (int)(strip - image * strips) * STRIP_ROWS;
+    const int column = (int)(item - strip * sizes.picture_width), top = (int)(strip - image * strips) * STRIP_ROWS;
     const T* own = logits + (long long)image * classes * sizes.height * sizes.width;
     int* target = output + ((long long)image * sizes.picture_height + top) * sizes.picture_width + column;
     int winner[STRIP_ROWS];
@@ -582,30 +598,32 @@ DEVICE void resize_argmax(const T* __restrict__ logits, int batch, int classes, 
 // Entry points. launch.py holds their names and the numbers that they are launched with.
 // ---------------------------------------------------------------------------------------------------------
 
-#define UPSAMPLE_ADD(NAME, T, CORNERS)                                                        \
-  extern "C" __global__ void __launch_bounds__(256)                                           \
-      NAME(const T* input, const T* residual, int planes, int height, int width, T* output) { \
-    upsample_add<CORNERS>(input, residual, planes, height, width, output);                    \
+#define UPSAMPLE_ADD(NAME, T, CORNERS)                                                                     \
+  extern "C" __global__ void __launch_bounds__(256, 3)                                                     \
+      NAME(const T* __restrict__ input, const T* __restrict__ residual, int planes, int height, int width, \
+           T* __restrict__ output) {                                                                       \
+    upsample_add<CORNERS>(input, residual, planes, height, width, output);                                 \
   }
 UPSAMPLE_ADD(upsample_add_f32_corners, float, true)
 UPSAMPLE_ADD(upsample_add_f32_centres, float, false)
 UPSAMPLE_ADD(upsample_add_f16_corners, Half, true)
 UPSAMPLE_ADD(upsample_add_f16_centres, Half, false)
 
-#define UPSAMPLE_ADD_HWC8(NAME, CORNERS)                                                                     \
-  extern "C" __global__ void __launch_bounds__(256) NAME(const Half* input, const Half* residual, int batch, \
-                                                         int groups, int height, int width, Half* output) {  \
-    upsample_add_hwc8<CORNERS>(input, residual, batch, groups, height, width, output);                       \
+#define UPSAMPLE_ADD_HWC8(NAME, CORNERS)                                                                         \
+  extern "C" __global__ void __launch_bounds__(256, 3)                                                           \
+      NAME(const Half* __restrict__ input, const Half* __restrict__ residual, int batch, int groups, int height, \
+           int width, Half* __restrict__ output) {                                                               \
+    upsample_add_hwc8<CORNERS>(input, residual, batch, groups, height, width, output);                           \
   }
 UPSAMPLE_ADD_HWC8(upsample_add_f16_hwc8_corners, true)
 UPSAMPLE_ADD_HWC8(upsample_add_f16_hwc8_centres, false)
 
 // `wide` strips have 32 outputs: the fewest loads an output. `slim` ones have 16: twice the threads, for
 // small work.
-#define UPSAMPLE_ARGMAX(NAME, T, SCALE, COLUMNS, ROWS)                                    \
-  extern "C" __global__ void __launch_bounds__(128, SCALE * COLUMNS * ROWS > 16 ? 4 : 5)  \
-      NAME(const T* logits, int batch, int classes, int height, int width, int* output) { \
-    upsample_argmax<SCALE, COLUMNS, ROWS>(logits, batch, classes, height, width, output); \
+#define UPSAMPLE_ARGMAX(NAME, T, SCALE, COLUMNS, ROWS)                                                              \
+  extern "C" __global__ void __launch_bounds__(128, SCALE * COLUMNS * ROWS > 16 ? 4 : 5)                            \
+      NAME(const T* __restrict__ logits, int batch, int classes, int height, int width, int* __restrict__ output) { \
+    upsample_argmax<SCALE, COLUMNS, ROWS>(logits, batch, classes, height, width, output);                           \
   }
 UPSAMPLE_ARGMAX(upsample_argmax_x2_f32_wide, float, 2, 4, 2)
 UPSAMPLE_ARGMAX(upsample_argmax_x2_f32_slim, float, 2, 2, 2)
@@ -621,12 +639,13 @@ UPSAMPLE_ARGMAX(upsample_argmax_x16_f16_wide, Half, 16, 1, 2)
 UPSAMPLE_ARGMAX(upsample_argmax_x16_f16_slim, Half, 16, 1, 1)
 
 // The tensors behind logits only lend their shapes.
-#define RESIZE_ARGMAX(NAME, T)                                                                               \
-  extern "C" __global__ void __launch_bounds__(128, 4) NAME(                                                 \
-      const T* logits, const void*, const void*, const void*, int batch, int classes, int height, int width, \
-      int network_height, int network_width, int picture_height, int picture_width, int* output) {           \
-    resize_argmax(logits, batch, classes,                                                                    \
-                  {height, width, network_height, network_width, picture_height, picture_width}, output);    \
+#define RESIZE_ARGMAX(NAME, T)                                                                                      \
+  extern "C" __global__ void __launch_bounds__(128, 4)                                                              \
+      NAME(const T* __restrict__ logits, const void*, const void*, const void*, int batch, int classes, int height, \
+           int width, int network_height, int network_width, int picture_height, int picture_width,                 \
+           int* __restrict__ output) {                                                                              \
+    resize_argmax(logits, batch, classes,                                                                           \
+                  {height, width, network_height, network_width, picture_height, picture_width}, output);           \
   }
 RESIZE_ARGMAX(resize_argmax_f32, float)
 RESIZE_ARGMAX(resize_argmax_f16, Half)

@@ -32,19 +32,15 @@ def resized(array: Array, axis: int, size: int, align_corners: bool = False) -> 
     after = np.minimum(before + 1, source - 1)
     shape = [1] * array.ndim
     shape[axis] = size
+    before_weight, after_weight = (
+        ((denominator - rest) / denominator).reshape(shape),
+        (rest / denominator).reshape(shape),
+    )
+    wide = array.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        taps = (
-            (before, (denominator - rest) / denominator),
-            (after, rest / denominator),
-        )
-        return sum(
-            np.where(
-                weight.reshape(shape) == 0,
-                0.0,
-                weight.reshape(shape) * array.astype(np.float64).take(at, axis),
-            )
-            for at, weight in taps
-        )
+        before_part = np.where(before_weight == 0, 0.0, before_weight * wide.take(before, axis))
+        after_part = np.where(after_weight == 0, 0.0, after_weight * wide.take(after, axis))
+        return np.asarray(before_part + after_part)
 
 
 def bilinear(array: Array, size: tuple[int, int], align_corners: bool = False) -> Array:
@@ -113,7 +109,7 @@ def run_upsample_add(kernels: Any, x: Array, residual: Array, layout: launch.Lay
     if layout == "linear":
         return np.asarray(kernels.run(plan, [x, residual], residual.shape, x.dtype.type))
     packed = kernels.run(plan, [to_hwc8(x), to_hwc8(residual)], to_hwc8(residual).shape, np.float16)
-    return np.moveaxis(packed, -1, 1)[:, : x.shape[1]]
+    return np.asarray(np.moveaxis(packed, -1, 1)[:, : x.shape[1]])
 
 
 def to_hwc8(array: Array) -> Array:

@@ -79,9 +79,10 @@ def test_every_plan_names_a_kernel() -> None:
         for scale in launch.SCALES
         for strip in launch.STRIPS
     }
+    variants: list[tuple[launch.Precision, launch.Layout]] = [("f32", "linear"), ("f16", "linear"), ("f16", "hwc8")]
     named |= {
         launch.upsample_add(1, 2, 3, 4, precision=precision, layout=layout, align_corners=corners).kernel
-        for precision, layout in (("f32", "linear"), ("f16", "linear"), ("f16", "hwc8"))
+        for precision, layout in variants
         for corners in (True, False)
     }
     named |= {
