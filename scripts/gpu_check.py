@@ -280,7 +280,7 @@ def copy_rate() -> float:
 def measure(case: Case, driver: Driver, copy: float) -> Row:
     """Check the case, then time it on inputs that together exceed the GPU's L2 cache."""
     plan = case.plan()
-    sets = max(2, min(8, 2**28 // case.input_bytes()))
+    sets = max(2, min(32, 2**28 // case.input_bytes()))
     inputs = [make_inputs(case) for _ in range(sets)]
     outputs = [make_output(case, tensors) for tensors in inputs]
     unused = [None] * 3 if case.operator == "ResizeArgmax" else []

@@ -34,6 +34,13 @@ DEVICE void unpack(unsigned halves, float& low, float& high) {
       : "=f"(low), "=f"(high)
       : "r"(halves));
 }
+// target = value, where `condition` holds; as an addition of -0, which changes no number. The units that select are
+// half as many as those that add, and the loop over classes already keeps them busy with comparisons.
+DEVICE void copy_if(bool condition, float value, float& target) {
+  asm("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p add.f32 %0, %1, 0f80000000; }"
+      : "+f"(target)
+      : "f"(value), "r"((int)condition));
+}
 DEVICE void prefetch_to_l2(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 #endif
 
@@ -391,10 +398,9 @@ DEVICE void upsample_argmax_strip(const T* __restrict__ logits, int classes, int
       for (int r = 0; r < ROWS; ++r) {
         const float weight = (float)(2 * (phase + r) + 1), other = (float)(2 * SCALE) - weight;
         const float value = other * from_above + weight * from_below;
-        if (value > best[r][i]) {
-          best[r][i] = value;
-          winner[r][i] = c;
-        }
+        const bool larger = value > best[r][i];
+        copy_if(larger, value, best[r][i]);
+        if (larger) winner[r][i] = c;
       }
     }
   }
@@ -556,10 +562,9 @@ DEVICE bool resize_argmax_strip(const T* __restrict__ logits, int classes, const
       for (int g = 0; g < GROUP; ++g) {
         const float value =
             fmaf(rows[r].weight[2], near[g][2], fmaf(rows[r].weight[1], near[g][1], rows[r].weight[0] * near[g][0]));
-        if (value > best[r]) {
-          best[r] = value;
-          winner[r] = c + g;
-        }
+        const bool larger = value > best[r];
+        copy_if(larger, value, best[r]);
+        if (larger) winner[r] = c + g;
       }
     }
   }

@@ -27,6 +27,9 @@ inline void unpack(unsigned halves, float& low, float& high) {
   low = to_float(Half{(unsigned short)halves});
   high = to_float(Half{(unsigned short)(halves >> 16)});
 }
+inline void copy_if(bool condition, float value, float& target) {
+  if (condition) target = value;
+}
 inline void prefetch_to_l2(const void*) {}
 
 #include "kernels.cu"
