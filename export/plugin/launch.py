@@ -1,0 +1,150 @@
+"""Which kernel to launch, on how many threads, with which numbers: pure functions of type, layout and size.
+
+TensorRT (through :mod:`denseport.export.plugin.tensorrt_plugin`), the CPU tests and ``scripts/gpu-check`` all
+launch with what these functions return. Sizes may be integers or TensorRT's symbolic expressions, which know
+``+``, ``*`` and ``//`` with the expression on the left and have no values yet: nothing here compares sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+__all__ = [
+    "KERNELS",
+    "STRIPS",
+    "Launch",
+    "Layout",
+    "Precision",
+    "Strip",
+    "resize_argmax",
+    "upsample_add",
+    "upsample_argmax",
+]
+
+Size: TypeAlias = Any  # an int, or a tensorrt.plugin.SymInt32 (TensorRT is not needed to import this module)
+Precision = Literal["f32", "f16"]
+Layout = Literal["linear", "hwc8"]
+Strip = Literal["wide", "slim"]  # a thread's outputs: 32 or 16
+
+SCALES = (2, 4, 16)  # the output strides of DPT, UPerNet with a neck, and UPerNet without
+STRIPS: tuple[Strip, ...] = ("wide", "slim")
+
+# (columns, rows) of a thread's strip: `columns` of the source, `rows` of the output. As in kernels.cu.
+_STRIP_SHAPE: dict[tuple[int, Precision, Strip], tuple[int, int]] = {
+    (2, "f32", "wide"): (4, 2),
+    (2, "f32", "slim"): (2, 2),
+    (2, "f16", "wide"): (8, 2),
+    (2, "f16", "slim"): (4, 2),
+    (4, "f32", "wide"): (2, 4),
+    (4, "f32", "slim"): (2, 2),
+    (4, "f16", "wide"): (2, 4),
+    (4, "f16", "slim"): (2, 2),
+    (16, "f32", "wide"): (1, 2),
+    (16, "f32", "slim"): (1, 1),
+    (16, "f16", "wide"): (1, 2),
+    (16, "f16", "slim"): (1, 1),
+}
+_RESIZE_ROWS = 8  # STRIP_ROWS in kernels.cu
+
+KERNELS: tuple[str, ...] = (
+    *(f"upsample_add_{kind}_{grid}" for kind in ("f32", "f16", "f16_hwc8") for grid in ("corners", "centres")),
+    *(f"upsample_argmax_x{scale}_{kind}_{strip}" for scale, kind, strip in _STRIP_SHAPE),
+    "resize_argmax_f32",
+    "resize_argmax_f16",
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of one kernel.
+
+    The kernel's parameters are the input pointers, ``scalars`` as int32, and the output pointer, in this
+    order. Every kernel strides over its work, so any positive ``grid`` gives the right result; this one gives
+    each thread one strip where the row length allows the widest vectors.
+    """
+
+    kernel: str  # the entry point in the PTX
+    grid: Size  # blocks, in x
+    block: int  # threads a block, in x
+    scalars: tuple[Size, ...]  # int32
+    shared_bytes: int = 0  # dynamic shared memory a block: none of the kernels uses any
+
+
+def upsample_add(
+    batch: Size,
+    channels: Size,
+    height: Size,
+    width: Size,
+    *,
+    precision: Precision,
+    layout: Layout = "linear",
+    align_corners: bool,
+    block: int = 256,
+) -> Launch:
+    """UpsampleAdd of an input (batch, channels, height, width) and a residual of twice its height and width.
+
+    ``layout`` "hwc8" (FP16 only) holds the channels last, padded to whole groups of eight. ``block``: at most
+    256.
+    """
+    grid_name = "corners" if align_corners else "centres"
+    if layout == "hwc8":
+        if precision != "f16":
+            raise ValueError(f"layout hwc8 needs f16, not {precision}")
+        groups = _ceil_div(channels, 8)
+        cells = batch * (height + 1) * (width + 1) * groups
+        return Launch(
+            f"upsample_add_f16_hwc8_{grid_name}",
+            _ceil_div(cells, block),
+            block,
+            (batch, groups, height, width),
+        )
+    planes = batch * channels
+    strips = planes * (height + 1) * _ceil_div(width, 8 if precision == "f16" else 4)
+    return Launch(f"upsample_add_{precision}_{grid_name}", _ceil_div(strips, block), block, (planes, height, width))
+
+
+def upsample_argmax(
+    batch: Size,
+    classes: Size,
+    height: Size,
+    width: Size,
+    *,
+    precision: Precision,
+    scale: int,
+    strip: Strip = "wide",
+    block: int = 128,
+) -> Launch:
+    """UpsampleArgmax of logits (batch, classes, height, width) by ``scale``: 2, 4 or 16.
+
+    ``block``: at most 128.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"scale must be one of {SCALES}, not {scale}")
+    columns, rows = _STRIP_SHAPE[scale, precision, strip]
+    strips = batch * (height + 1) * (scale // rows) * _ceil_div(width, columns)
+    kernel = f"upsample_argmax_x{scale}_{precision}_{strip}"
+    return Launch(kernel, _ceil_div(strips, block), block, (batch, classes, height, width))
+
+
+def resize_argmax(
+    batch: Size,
+    classes: Size,
+    size: tuple[Size, Size],
+    network: tuple[Size, Size],
+    picture: tuple[Size, Size],
+    *,
+    precision: Precision,
+    block: int = 128,
+) -> Launch:
+    """ResizeArgmax of logits, from ``size`` to ``network`` and then to ``picture``, each (height, width).
+
+    A single resize is the case ``network == picture``. Sides stay below 2^15. ``block``: at most 128.
+    """
+    strips = batch * _ceil_div(picture[0], _RESIZE_ROWS) * picture[1]
+    scalars = (batch, classes, *size, *network, *picture)
+    return Launch(f"resize_argmax_{precision}", _ceil_div(strips, block), block, scalars)
+
+
+def _ceil_div(value: Size, by: int) -> Size:
+    return (value + (by - 1)) // by
