@@ -15,7 +15,7 @@ from typing import Any
 from denseport.runtime.errors import InputError
 from denseport.runtime.manifest import decode_dataclass
 
-__all__ = ["PORTABLE_RTX", "TITLES", "BuildRecord", "Profile", "find_profile", "mismatch", "sm_name"]
+__all__ = ["PORTABLE_RTX", "TITLES", "BuildRecord", "Profile", "Shape", "find_profile", "mismatch", "sm_name"]
 
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 # What TensorRT-RTX builds for unless told otherwise: "8.0, 8.6, 8.9, 12.0, and later" (its guide, "CPU-Only AOT").

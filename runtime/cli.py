@@ -7,6 +7,7 @@ through the entry-point group ``denseport.commands``. Heavy libraries are import
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before OpenCV is loaded: what it has to say about a bad file, we say, and better.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command.run(arguments))

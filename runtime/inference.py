@@ -19,7 +19,7 @@ from denseport.runtime.manifest import Inference, Preprocess
 from denseport.runtime.postprocess import Field, slide_fields, whole_field
 from denseport.runtime.preprocess import normalise, rescaled_size, resize, resized_size
 
-__all__ = ["RATIOS", "TTA_CONVENTIONS", "View", "predict_view", "tta_views", "window_starts"]
+__all__ = ["RATIOS", "TTA_CONVENTIONS", "View", "predict_view", "single_view", "tta_views", "window_starts"]
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of multi-scale testing, in every published configuration
 TTA_CONVENTIONS = ("0.x", "1.x")

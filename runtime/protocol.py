@@ -55,7 +55,7 @@ def parse_protocol(text: str, manifest: Manifest) -> Protocol:
         return replace(base, inference=_slide(manifest.inference))
     if match := re.fullmatch(r"slide:(\d+):(\d+)", text):
         crop, stride = int(match[1]), int(match[2])
-        if crop >= manifest.patch_size and stride >= 1:
+        if crop >= manifest.patch_size and 1 <= stride <= crop:  # a longer stride would leave gaps
             return replace(base, inference=Inference("slide", (crop, crop), (stride, stride)))
     if match := re.fullmatch(r"fixed:(\d+)x(\d+)", text):
         height, width = int(match[1]), int(match[2])

@@ -16,7 +16,7 @@ from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.build_record import BuildRecord
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.choice import choose
-from denseport.runtime.errors import ImageError
+from denseport.runtime.errors import BundleError, ImageError
 from denseport.runtime.inference import predict_view, single_view, tta_views
 from denseport.runtime.manifest import Manifest
 from denseport.runtime.postprocess import Field
@@ -108,13 +108,24 @@ class Segmenter:
         return Segmentation(self.decide(self.predict(image)), self.artifact)
 
     def predict(self, image: NDArray[np.uint8]) -> list[list[Field]]:
-        """The network's part of a call: its logits for each view of a picture, at their own resolution."""
+        """The network's part of a call: its logits for each view of a picture, at their own resolution.
+
+        Raises:
+            BundleError: the network has another number of classes than the manifest names.
+        """
         protocol, size = self.protocol, (image.shape[0], image.shape[1])
         if protocol.tta is None:
             views = [single_view(size, protocol.preprocess, self.manifest.patch_size)]
         else:
             views = tta_views(size, protocol.preprocess, protocol.tta)
-        return [predict_view(self._session, image, view, protocol.preprocess, protocol.inference) for view in views]
+        fields = [predict_view(self._session, image, view, protocol.preprocess, protocol.inference) for view in views]
+        found, named = len(fields[0][0].logits), len(self.manifest.classes)
+        if found != named:
+            raise BundleError(
+                f"{self.bundle.path}: {self.artifact} tells {found} classes apart, the manifest names {named}",
+                "Export the checkpoint again; a manifest is not to be edited by hand.",
+            )
+        return fields
 
     def decide(self, views: list[list[Field]], threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
         """The rest of a call: the mask (H, W) from the logits of `predict`, resized and compared tile by tile."""

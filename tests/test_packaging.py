@@ -72,15 +72,25 @@ def test_importing_the_runtime_is_light() -> None:
     assert not {"torch", "onnx", "onnxruntime", "cv2", "numpy"} & set(run_python(code).split())
 
 
+# Importing it registers operators with NVIDIA's enterprise TensorRT, which no registry here has.
+NEEDS_TENSORRT = "denseport.export.plugin.tensorrt_plugin"
+
+
 @pytest.mark.parametrize("name", modules(*ROOTS))
 def test_what_a_module_promises_exists(name: str) -> None:
+    if name == NEEDS_TENSORRT:
+        pytest.importorskip("tensorrt")
     module = importlib.import_module(name)
     for public in getattr(module, "__all__", ()):
         assert hasattr(module, public), f"{name}.__all__ names {public}"
 
 
 def test_modules_use_only_what_others_promise() -> None:
-    promised = {name: getattr(importlib.import_module(name), "__all__", None) for name in modules(*ROOTS)}
+    promised = {
+        name: getattr(importlib.import_module(name), "__all__", None)
+        for name in modules(*ROOTS)
+        if name != NEEDS_TENSORRT
+    }
     trespasses = [
         f"{name} takes {alias.name} from {node.module}"
         for name in promised

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from pathlib import Path
 
+NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime")  # looked for first, since the work takes a while
 HELP = "export a checkpoint to a bundle with a checked ONNX model"
 
 
@@ -27,14 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from denseport.export.export import export_bundle
     from denseport.export.presets import PRESETS
     from denseport.runtime.errors import InputError, MachineError
 
-    try:
-        import torch  # noqa: F401  (only to say early that it is missing)
-    except ImportError as err:
-        raise MachineError("torch is not installed", "pip install 'denseport[export,onnxruntime]'") from err
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MachineError(f"not installed: {', '.join(missing)}", "pip install 'denseport[export,onnxruntime]'")
+    from denseport.export.export import export_bundle
+
     if arguments.preset is not None and arguments.preset not in PRESETS:
         raise InputError(f"no preset {arguments.preset!r}", "See denseport models for their names.")
     bundle = export_bundle(

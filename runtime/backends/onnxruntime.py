@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.errors import BundleError, MachineError
 
-__all__ = ["OnnxRuntimeSession"]
+__all__ = ["INPUT", "OUTPUT", "OnnxRuntimeSession"]
 
 INPUT, OUTPUT = "image", "logits"
 

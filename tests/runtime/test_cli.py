@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -281,6 +283,7 @@ def test_results_that_cannot_be_written(
     [
         (["--artifact", "int8.onnx"], ["no artifact 'int8.onnx'; it has model.onnx", "denseport build"]),
         (["--protocol", "best"], ["no protocol 'best'", "ms-flip"]),
+        (["--protocol", "slide:64:65"], ["no protocol 'slide:64:65'", "slide:CROP:STRIDE"]),
         (["--no-overlay", "--no-mask"], ["leave nothing to write", "--json"]),
     ],
 )
@@ -307,6 +310,41 @@ def test_a_missing_onnx_runtime_is_the_machines_fault(
     words = ["ONNX Runtime is not installed", "pip install 'denseport[onnxruntime]'"]
     refused(call("run", sample.path, photo, "-o", tmp_path / "out"), *words, code=3)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("library", ["torch", "onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_library_of_export_is_told_at_once(
+    call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    result = call("export", SAMPLE, "-o", tmp_path / "bundle")
+    refused(result, f"not installed: {library}", "pip install 'denseport[export,onnxruntime]'", code=3)
+
+
+def test_another_number_of_classes_than_the_network_has_is_noticed(
+    call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path
+) -> None:
+    bundle = Path(shutil.copytree(sample.path, tmp_path / "bundle"))
+    data = json.loads((bundle / "manifest.json").read_text())
+    data.update(classes=data["classes"][:10], palette=data["palette"][:10])
+    (bundle / "manifest.json").write_text(json.dumps(data))
+    code, _, err = call("run", bundle, photo, "-o", tmp_path / "out")
+    assert code == 2 and "model.onnx tells 150 classes apart, the manifest names 10" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_name_of_any_bytes_can_be_printed(sample: Bundle, tmp_path: Path, photo: Path) -> None:
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")  # Latin-1 on a UTF-8 system
+    shutil.copy(photo, tmp_path / name)
+    done = subprocess.run(
+        [sys.executable, "-m", "denseport.runtime.cli", "run", sample.path, tmp_path / name, "-o", tmp_path / "out"],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert rb"caf\udce9_mask.png" in done.stdout
+    assert len(files(tmp_path / "out")) == 2
 
 
 # The rest
