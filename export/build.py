@@ -5,45 +5,22 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx_ir as ir
-
-from denseport.export.divergence import find_divergence
+from denseport.export.audit import FP32, Audit, audit_engine, audit_graph
 from denseport.export.engine import EngineOptions, build_engine
 from denseport.export.engine_progress import progress_bar
 from denseport.export.errors import ExportError
 from denseport.export.precision import PrecisionRecord, write_precision
-from denseport.export.rounding import emulate_rounding
-from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.backends.tensorrt import why_not
 from denseport.runtime.build_record import BuildRecord
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.feed import network_inputs
 from denseport.runtime.files import sha256_of
-from denseport.runtime.gate import AGREEMENTS
 from denseport.runtime.manifest import Artifact
 
-__all__ = ["FP32", "Audit", "audit", "build_engine_artifact", "build_typed"]
-
-FP32 = "model.onnx"
-NOTED = 0.05  # relative error of a tensor from which the audit names its layer
-AUDITED = 8  # pictures
-
-
-@dataclass(frozen=True)
-class Audit:
-    """A typed graph compared with FP32 on pictures, its rounding emulated where the CPU would skip it."""
-
-    images: int
-    agreement: float  # share of logit positions with FP32's class
-    worst_image: float  # the same, of the worst picture
-    logit_error: float  # largest difference of the logits, relative to the largest logit
-    finite: bool
-    worst_layer: str | None  # the first layer that differs by more than NOTED, else the one that differs most
-    passed: bool
+__all__ = ["build_engine_artifact", "build_typed"]
 
 
 def build_typed(
@@ -74,7 +51,7 @@ def build_typed(
         record = write_precision(model, output, precision, calibration)
         if not record.nodes.get(precision):
             raise ExportError(f"{name}: no node computes in {precision}", "Look at --explain-precision.")
-        result = audit(bundle, output, precision, pictures, progress) if pictures else None
+        result = audit_graph(bundle, output, precision, pictures, progress) if pictures else None
         if result is not None and not result.passed:
             return name, record, result
         files = [output, *Path(folder).glob(f"{name}.data")]
@@ -89,9 +66,18 @@ def build_typed(
 
 
 def build_engine_artifact(
-    bundle: Bundle, precision: str, options: EngineOptions, *, verbose: Callable[[str], None] | None = None
-) -> tuple[str, BuildRecord]:
+    bundle: Bundle,
+    precision: str,
+    options: EngineOptions,
+    pictures: Sequence[Path],
+    *,
+    verbose: Callable[[str], None] | None = None,
+) -> tuple[str, BuildRecord, Audit | str]:
     """Build an engine of a bundle's ``model.onnx`` or typed graph, and enter it, ``fp16.rtx.sm_86.engine`` say.
+
+    Returns:
+        The artifact's name, its build record, and its audit or why there is none. An engine whose audit failed is
+        not kept.
 
     Raises:
         BundleError: the graph of that precision is not there yet.
@@ -104,10 +90,16 @@ def build_engine_artifact(
         with progress_bar(f"building {precision}") as progress:
             record = build_engine(model, output, options, progress=progress, verbose=verbose)
         name = _engine_name(precision, options, record)
+        result = why_not(record) or ("no pictures were given" if not pictures else "")
+        checked = result or audit_engine(bundle, output, record, precision, pictures)
+        if isinstance(checked, Audit) and not checked.passed:
+            return name, record, checked
         output.replace(bundle.path / name)
-    details = {**record.to_dict(), "source": source}
+    details: dict[str, Any] = {**record.to_dict(), "source": source}
+    if isinstance(checked, Audit):
+        details["audit"] = dataclasses.asdict(checked)
     bundle.add(name, Artifact("engine", precision, {name: record.engine_sha256}, details))
-    return name, record
+    return name, record, checked
 
 
 def _engine_name(precision: str, options: EngineOptions, record: BuildRecord) -> str:
@@ -119,34 +111,3 @@ def _engine_name(precision: str, options: EngineOptions, record: BuildRecord) ->
     first = options.profiles[0]
     size = f".{first.optimum[2]}x{first.optimum[3]}" if len(options.profiles) == 1 and first.fixed else ""
     return f"{precision}.{flavour}.{where}{size}.engine"
-
-
-def audit(
-    bundle: Bundle, typed: Path, precision: str, pictures: Sequence[Path], progress: Callable[[str], None]
-) -> Audit:
-    """Compare a typed graph with FP32 on up to `AUDITED` pictures, and name the layer that is worst."""
-    chosen = pictures[:: max(1, len(pictures) // AUDITED)][:AUDITED]
-    progress(f"comparing with FP32, {precision.upper()}'s rounding emulated; pictures: {len(chosen)}")
-    trusted = bundle.verified(FP32)
-    with tempfile.TemporaryDirectory(prefix=".audit-", dir=bundle.path) as folder:
-        emulated = Path(folder) / "emulated.onnx"
-        ir.save(emulate_rounding(ir.load(typed)), emulated)
-        reference, suspect = OnnxRuntimeSession(trusted), OnnxRuntimeSession(emulated)
-        shares, errors, finite = [], [], True
-        for image in network_inputs(chosen, bundle.manifest):
-            expected, found = reference.run(image), suspect.run(image)
-            finite = finite and bool(np.isfinite(found).all())
-            shares.append(float((expected.argmax(1) == found.argmax(1)).mean()))
-            errors.append(float(np.abs(expected - found).max() / max(np.abs(expected).max(), 1e-12)))
-        image = next(network_inputs(chosen, bundle.manifest))
-        worst = find_divergence(trusted, emulated, image, NOTED)
-    agreement = float(np.mean(shares))
-    return Audit(
-        images=len(chosen),
-        agreement=agreement,
-        worst_image=min(shares),
-        logit_error=max(errors),
-        finite=finite,
-        worst_layer=f"{worst.node} ({worst.operator}): {worst.difference}" if worst is not None else None,
-        passed=finite and agreement >= AGREEMENTS[precision],
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +48,8 @@ class Segmenter:
         protocol: how pictures reach the network: "reference" is as the checkpoint was tested, "ms-flip" averages
             twelve scaled and mirrored views; `denseport.runtime.protocol.parse_protocol` has them all.
         threads: for the network and for post-processing; default: the CPUs this process may use.
+        providers: ONNX Runtime's execution providers for an ONNX artifact, best first, such as
+            ``("TensorrtExecutionProvider", "CUDAExecutionProvider")``; default: CUDA if it can, else the CPU.
 
     Raises:
         BundleError: the bundle is incomplete or altered.
@@ -60,10 +63,12 @@ class Segmenter:
         artifact: str | None = None,
         protocol: str | Protocol = "reference",
         threads: int | None = None,
+        providers: Sequence[str] | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
         self.protocol = protocol if isinstance(protocol, Protocol) else parse_protocol(protocol, self.manifest)
         self._threads = threads
+        self._providers = providers
         self.choice = choose(self.bundle, artifact)
         self.artifact = self.choice.name
         self._session = self._open()
@@ -71,7 +76,7 @@ class Segmenter:
     def _open(self) -> Session:
         path, artifact = self.bundle.verified(self.artifact), self.bundle.artifact(self.artifact)
         if artifact.kind == "onnx":
-            return OnnxRuntimeSession(path, threads=self._threads, providers=self.choice.providers)
+            return OnnxRuntimeSession(path, threads=self._threads, providers=self._providers or self.choice.providers)
         from denseport.runtime.backends.tensorrt import TensorRTSession
 
         return TensorRTSession(path, BuildRecord.from_dict(artifact.record, f"{self.bundle.path}: {self.artifact}"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from denseport.export.build import Audit
+    from denseport.export.audit import Audit
     from denseport.export.engine import EngineOptions
     from denseport.export.precision import PrecisionRecord
     from denseport.runtime.bundle import Bundle
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from denseport.export.build import FP32
+    from denseport.export.audit import FP32
     from denseport.runtime.bundle import Bundle
     from denseport.runtime.errors import InputError
 
@@ -125,10 +125,19 @@ def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
 
 def _engine(bundle: Bundle, arguments: argparse.Namespace, options: EngineOptions) -> dict[str, Any]:
     from denseport.export.build import build_engine_artifact
+    from denseport.runtime.feed import spread
 
     verbose = _say if arguments.verbose else None
-    name, record = build_engine_artifact(bundle, arguments.precision, options, verbose=verbose)
-    return {"engine": name, "bytes": (bundle.path / name).stat().st_size, "record": record.to_dict()}
+    pictures = spread(arguments.images, arguments.limit) if arguments.images else []
+    name, record, audit = build_engine_artifact(bundle, arguments.precision, options, pictures, verbose=verbose)
+    file = bundle.path / name
+    return {
+        "engine": name,
+        "bytes": file.stat().st_size if file.exists() else 0,
+        "record": record.to_dict(),
+        "engine_audit": audit if isinstance(audit, str) else asdict(audit),
+        "passed": isinstance(audit, str) or audit.passed,
+    }
 
 
 def _say(text: str) -> None:
@@ -150,6 +159,8 @@ def _lines(result: dict[str, Any]) -> list[str]:
         lines.append(f"{result['engine']}: {size}" + (f", {peak / 2**30:.1f} GiB of memory" if peak else ""))
         lines.append(f"  asked for {asked}")
         lines.append(f"  built as {record['types_built'] or record['types_built_note']}")
+        audit = result["engine_audit"]
+        lines += [f"  not audited: {audit}"] if isinstance(audit, str) else _audit_lines(audit)
         lines += [f"  {line}" for line in record["log"]]
     return lines
 

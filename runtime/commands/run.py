@@ -36,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="reference (as the checkpoint was tested), ms-flip, slide, fixed:HEIGHTxWIDTH, …; default: %(default)s",
     )
     parser.add_argument(
+        "--provider",
+        nargs="+",
+        metavar="NAME",
+        help="ONNX Runtime's execution providers, best first; default: automatic",
+    )
+    parser.add_argument(
         "--grey", action="store_true", help="write masks as grey PNGs, whose pixels OpenCV reads as class indices too"
     )
     parser.add_argument("--no-overlay", action="store_true", help="write masks only")
@@ -54,7 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
     inputs = find_inputs(arguments.inputs)
     job = _Job(arguments.output, arguments.opacity, not arguments.no_mask, not arguments.no_overlay, arguments.grey)
     with Segmenter(
-        arguments.bundle, artifact=arguments.artifact, protocol=arguments.protocol, threads=arguments.threads
+        arguments.bundle,
+        artifact=arguments.artifact,
+        protocol=arguments.protocol,
+        threads=arguments.threads,
+        providers=arguments.provider,
     ) as segmenter:
         print(segmenter.description, file=sys.stderr)
         for name, reason in segmenter.choice.others.items():

@@ -11,7 +11,7 @@ import pytest
 from planting import overflow, with_graph
 from support import ASSETS
 
-from denseport.export.build import audit
+from denseport.export.audit import audit_graph
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.cli import main
 from denseport.runtime.feed import spread
@@ -41,7 +41,7 @@ def test_fp16_is_written_audited_and_shown(bundle: Bundle, capsys: pytest.Captur
 
 def test_an_audit_fails_what_collapses(bundle: Bundle) -> None:
     with_graph(bundle, lambda graph: overflow(graph, "backbone.layers.2.ln1.weight"), "planted.onnx", "fp16")
-    result = audit(bundle, bundle.path / "planted.onnx", "fp16", spread([PICTURES], 2), lambda text: None)
+    result = audit_graph(bundle, bundle.path / "planted.onnx", "fp16", spread([PICTURES], 2), lambda text: None)
     assert not result.passed and not result.finite
     assert result.worst_layer is not None and "backbone.layers.2.ln1/LayerNormalization" in result.worst_layer
 

@@ -1,0 +1,98 @@
+"""Compare what was built with FP32, on pictures, before anyone relies on it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from denseport.export.divergence import find_divergence
+from denseport.export.rounding import emulate_rounding
+from denseport.runtime.backends import Session
+from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.backends.tensorrt import TensorRTSession
+from denseport.runtime.build_record import BuildRecord
+from denseport.runtime.bundle import Bundle
+from denseport.runtime.feed import network_inputs
+from denseport.runtime.gate import AGREEMENTS
+from denseport.runtime.manifest import Manifest
+
+__all__ = ["FP32", "Audit", "audit_engine", "audit_graph"]
+
+FP32 = "model.onnx"
+NOTED = 0.05  # relative error of a tensor from which the audit names its layer as the first to diverge
+AUDITED = 8  # pictures
+
+
+@dataclass(frozen=True)
+class Audit:
+    """An artifact compared with FP32 on pictures."""
+
+    images: int
+    agreement: float  # share of logit positions with FP32's class
+    worst_image: float  # the same, of the worst picture
+    logit_error: float  # largest difference of the logits, relative to the largest logit
+    finite: bool
+    worst_layer: str | None  # the first layer that differs by more than NOTED, else the one that differs most
+    passed: bool
+
+
+def audit_graph(
+    bundle: Bundle, typed: Path, precision: str, pictures: Sequence[Path], progress: Callable[[str], None]
+) -> Audit:
+    """Compare a typed graph with FP32 on up to `AUDITED` pictures, and name the layer that is worst.
+
+    Its rounding is emulated, since ONNX Runtime's CPU back end would skip it.
+    """
+    chosen = _some(pictures)
+    progress(f"comparing with FP32, {precision.upper()}'s rounding emulated; pictures: {len(chosen)}")
+    trusted = bundle.verified(FP32)
+    with tempfile.TemporaryDirectory(prefix=".audit-", dir=bundle.path) as folder:
+        emulated = Path(folder) / "emulated.onnx"
+        ir.save(emulate_rounding(ir.load(typed)), emulated)
+        result = _compare(OnnxRuntimeSession(trusted), OnnxRuntimeSession(emulated), chosen, bundle.manifest, precision)
+        image = next(network_inputs(chosen, bundle.manifest))
+        worst = find_divergence(trusted, emulated, image, NOTED)
+    return replace(result, worst_layer=f"{worst.node} ({worst.operator}): {worst.difference}" if worst else None)
+
+
+def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: str, pictures: Sequence[Path]) -> Audit:
+    """Compare an engine, on the GPU here, with FP32 at the size that it is tuned for.
+
+    Raises:
+        MachineError: the engine does not run on this machine.
+    """
+    _, _, height, width = record.profiles[0].optimum
+    preprocess = replace(bundle.manifest.preprocess, scale=(width, height), keep_ratio=False)
+    manifest = replace(bundle.manifest, preprocess=preprocess)
+    with TensorRTSession(engine, record) as session:
+        return _compare(OnnxRuntimeSession(bundle.verified(FP32)), session, _some(pictures), manifest, precision)
+
+
+def _some(pictures: Sequence[Path]) -> Sequence[Path]:
+    return pictures[:: max(1, len(pictures) // AUDITED)][:AUDITED]
+
+
+def _compare(
+    reference: Session, suspect: Session, pictures: Sequence[Path], manifest: Manifest, precision: str
+) -> Audit:
+    shares, errors, finite = [], [], True
+    for image in network_inputs(pictures, manifest):
+        expected, found = reference.run(image), suspect.run(image)
+        finite = finite and bool(np.isfinite(found).all())
+        shares.append(float((expected.argmax(1) == found.argmax(1)).mean()))
+        errors.append(float(np.abs(expected - found).max() / max(np.abs(expected).max(), 1e-12)))
+    agreement = float(np.mean(shares))
+    return Audit(
+        images=len(pictures),
+        agreement=agreement,
+        worst_image=min(shares),
+        logit_error=max(errors),
+        finite=finite,
+        worst_layer=None,
+        passed=finite and agreement >= AGREEMENTS[precision],
+    )
