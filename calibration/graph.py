@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from denseport.calibration.errors import CalibrationError
 
-__all__ = ["LARGEST", "GraphSession", "load_model", "serialise", "shapes_at", "weight_of"]
+__all__ = ["LARGEST", "GraphSession", "load_model", "new_constant", "serialise", "shapes_at", "weight_of"]
 
 INPUT, OUTPUT = "image", "logits"
 LARGEST = 2**31 - 2**20  # bytes of a model that fits a single protobuf message
@@ -63,6 +63,15 @@ def weight_of(value: ir.Value | None) -> NDArray[Any] | None:
     if value is None or not value.is_initializer() or value.const_value is None:
         return None
     return value.const_value.numpy()
+
+
+def new_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """A new initializer of a graph."""
+    tensor = ir.tensor(array, name=name)
+    shape = ir.Shape(array.shape)
+    value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
 
 
 class GraphSession:

@@ -215,7 +215,7 @@ def _mse(histogram: Histogram) -> float:
     return float(thresholds[int(np.argmin(errors))])
 
 
-def _squared_error(values: NDArray[np.float64], counts: NDArray[np.float64], scale: float) -> float:
+def _squared_error(values: NDArray[Any], counts: NDArray[Any], scale: float) -> float:
     rounded = np.minimum(np.rint(values / scale), LEVELS) * scale
     return float(counts @ (values - rounded) ** 2)
 

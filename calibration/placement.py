@@ -146,7 +146,7 @@ def _group_name(node: ir.Node, scopes: Mapping[str, int], attentions: set[str]) 
 
 def _attention_products(model: ir.Model) -> dict[ir.Node, tuple[ir.Node, ir.Node]]:
     """Both products around each softmax, under each of the two."""
-    found = {}
+    found: dict[ir.Node, tuple[ir.Node, ir.Node]] = {}
     for node in model.graph:
         if node.op_type != "Softmax" or node.inputs[0] is None:
             continue

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from denseport.calibration.errors import CalibrationError
-from denseport.calibration.graph import weight_of
+from denseport.calibration.graph import new_constant, weight_of
 from denseport.calibration.observers import LEVELS
 from denseport.calibration.placement import Group, residual_inputs
 
@@ -149,8 +149,8 @@ class _Writer:
         if not np.isfinite(limit) or limit < 0:
             raise CalibrationError(f"{name}: {limit} is no threshold")
         # A tensor that was always 0 is exact in any scale.
-        scale = self._constant(f"{name}.scale", np.float32(limit / LEVELS if limit else 1))
-        zero = self._constant(f"{name}.zero_point", np.int8(0))
+        scale = new_constant(self.graph, f"{name}.scale", np.array(limit / LEVELS if limit else 1, np.float32))
+        zero = new_constant(self.graph, f"{name}.zero_point", np.array(0, np.int8))
         quantized = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}/QuantizeLinear")
         quantized.outputs[0].name = f"{name}/QuantizeLinear"
         back = self._dequantize(name, quantized.outputs[0], scale, zero)
@@ -166,9 +166,9 @@ class _Writer:
         scales = weight_scales(weight, axis)
         shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
         integers = np.clip(np.rint(weight / scales.reshape(shape)), -LEVELS, LEVELS).astype(np.int8)
-        stored = self._constant(f"{name}.int8", integers)
-        scale = self._constant(f"{name}.scale", scales)
-        zero = self._constant(f"{name}.zero_point", np.zeros(len(scales), np.int8))
+        stored = new_constant(self.graph, f"{name}.int8", integers)
+        scale = new_constant(self.graph, f"{name}.scale", scales)
+        zero = new_constant(self.graph, f"{name}.zero_point", np.zeros(len(scales), np.int8))
         back = self._dequantize(name, stored, scale, zero, axis)
         self.graph.insert_before(node, back)
         self.replaced.append(value)
@@ -181,12 +181,6 @@ class _Writer:
         node = ir.node("DequantizeLinear", [value, scale, zero], attributes, name=f"{name}/DequantizeLinear")
         node.outputs[0].name = f"{name}/DequantizeLinear"
         return node
-
-    def _constant(self, name: str, array: NDArray[Any] | np.generic) -> ir.Value:
-        tensor = ir.tensor(np.asarray(array), name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.graph.register_initializer(value)
-        return value
 
 
 def _output_axis(node: ir.Node, rank: int) -> int:

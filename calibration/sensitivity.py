@@ -94,8 +94,8 @@ class Reference:
             truth, size = self.labels[i], found.shape[1:]
             if truth.ndim != 2 or found.shape[0] != 1:
                 raise CalibrationError(f"labels of shape {truth.shape} do not fit an image batch of {found.shape[0]}")
-            small = cv2.resize(truth, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
-            confusion.update(small.astype(truth.dtype, copy=False), found[0].astype(np.uint16))
+            small: Any = cv2.resize(truth, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+            confusion.update(small, found[0].astype(np.uint16))
         return float(mean_iou(confusion.intersect, confusion.union))
 
 

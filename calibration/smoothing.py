@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from denseport.calibration.errors import CalibrationError
-from denseport.calibration.graph import weight_of
+from denseport.calibration.graph import new_constant, weight_of
 from denseport.calibration.observers import LEVELS, ChannelMaximum, RowSample
 from denseport.calibration.qdq import weight_scales
 
@@ -144,9 +144,6 @@ def _replace(model: ir.Model, node: ir.Node, index: int, change: Callable[[Array
     array = weight_of(value)
     assert value is not None and array is not None  # find_norms saw it
     name = f"{value.name}.smoothed" if len(value.uses()) == 1 else f"{node.name}.smoothed{index}"
-    tensor = ir.tensor(change(array).astype(array.dtype), name=name)
-    changed = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    model.graph.register_initializer(changed)
-    node.replace_input_with(index, changed)
+    node.replace_input_with(index, new_constant(model.graph, name, change(array).astype(array.dtype)))
     if not value.uses() and value.name is not None:
         del model.graph.initializers[value.name]
