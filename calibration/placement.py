@@ -60,13 +60,13 @@ def find_groups(
     costly = [node for node in model.graph if node.op_type in _COSTLY]
     macs = _multiply_adds(model, costly, size)
     attention = _attention_products(model)
-    scopes = Counter(_scope(node) for node in costly if node not in attention)
+    together: dict[ir.Node, tuple[ir.Node, ...]] = {**attention, **_projections(costly, attention)}
+    firsts = [node for node in costly if together.get(node, (node,))[0] is node]
+    scopes = Counter(_scope(node) for node in firsts if node not in attention)
     total = sum(macs.values())
     groups = []
-    for node in costly:
-        members = attention.get(node, (node,))
-        if node is not members[0]:
-            continue  # listed with its first
+    for node in firsts:
+        members = together.get(node, (node,))
         cost = sum(macs[str(member.name)] for member in members)
         name = _group_name(node, scopes, {_scope(first) for first in attention})
         names = tuple(str(member.name) for member in members)
@@ -159,6 +159,18 @@ def _attention_products(model: ir.Model) -> dict[ir.Node, tuple[ir.Node, ir.Node
             if all(weight_of(value) is None for product in pair for value in product.inputs):
                 found |= dict.fromkeys(pair, pair)
     return found
+
+
+def _projections(
+    nodes: Sequence[ir.Node], attention: Mapping[ir.Node, tuple[ir.Node, ...]]
+) -> dict[ir.Node, tuple[ir.Node, ...]]:
+    """Linear layers in an attention's scope that read one tensor (query, key, value), under each of them."""
+    scopes = {_scope(node) for node in attention}
+    readers: dict[tuple[str, ir.Value | None], list[ir.Node]] = {}
+    for node in nodes:
+        if _scope(node) in scopes and node not in attention:
+            readers.setdefault((_scope(node), node.inputs[0]), []).append(node)
+    return {node: tuple(members) for members in readers.values() for node in members}
 
 
 def _multiply_adds(model: ir.Model, nodes: Sequence[ir.Node], size: tuple[int, int]) -> dict[str, int]:

@@ -33,6 +33,7 @@ from denseport.calibration.qdq import quantize
 from denseport.calibration.search import Budget, search
 from denseport.calibration.sensitivity import Reference
 from denseport.calibration.smoothing import find_norms, smooth
+from denseport.calibration.unpack import unpack_projections
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.dataset import open_dataset
 from denseport.runtime.evaluate import evaluate
@@ -72,7 +73,7 @@ class Bench:
 
     def model(self, smoothed: bool) -> ir.Model:
         if not smoothed:
-            return load_model(self.bundle.verified("model.onnx"))
+            return unpack_projections(load_model(self.bundle.verified("model.onnx")))[0]
         path = self.work / "smoothed.onnx"
         if not path.exists():
             model = self.model(False)
@@ -84,7 +85,7 @@ class Bench:
             path.write_bytes(serialise(result))
             for row in report:
                 print(f"  {row.norm}: {row.strength}, error {row.error_before:.4f} -> {row.error:.4f}", file=sys.stderr)
-        return load_model(path)
+        return unpack_projections(load_model(path))[0]
 
     def histograms(self, model: ir.Model, smoothed: bool) -> dict[str, Histogram]:
         path = self.work / f"histograms{'-smoothed' if smoothed else ''}.pickle"
