@@ -62,7 +62,7 @@ def _unpack(graph: ir.Graph, split: ir.Node) -> bool:
     constants = [value for node in chain for value in node.inputs if value is not None and value.is_initializer()]
     graph.remove(chain, safe=True)
     for value in constants:
-        if not value.uses() and value.name in graph.initializers:
+        if value.name is not None and not value.uses() and value.name in graph.initializers:
             del graph.initializers[value.name]
     return True
 
