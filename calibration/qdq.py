@@ -1,0 +1,192 @@
+"""Write INT8 into a graph: explicit QuantizeLinear and DequantizeLinear on both inputs of the chosen layers.
+
+Everything is symmetric: int8 with zero point 0, as TensorRT demands (it takes a uint8 zero point for int8 without a
+word). An activation has one scale; a weight has one for each output channel, and is stored as int8, so the file shrinks
+too. Biases stay float: TensorRT accepts no INT32 behind DequantizeLinear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from denseport.calibration.errors import CalibrationError
+from denseport.calibration.graph import new_constant, weight_of
+from denseport.calibration.observers import LEVELS
+from denseport.calibration.placement import Group, residual_inputs
+
+__all__ = ["Quantization", "quantize", "weight_scales"]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Which groups of a model compute in INT8, and which stay float and why."""
+
+    int8: tuple[Group, ...]
+    floats: tuple[tuple[Group, str], ...]  # with the reason
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of all groups, for one image."""
+        return self.int8_macs + sum(group.macs for group, _ in self.floats)
+
+    @property
+    def int8_macs(self) -> int:
+        """Multiply-adds in INT8."""
+        return sum(group.macs for group in self.int8)
+
+    @property
+    def share(self) -> float:
+        """Of the multiply-adds that is in INT8, 0..1."""
+        return self.int8_macs / max(1, self.macs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form for a report."""
+        return {
+            "int8_multiply_adds": self.int8_macs,
+            "multiply_adds": self.macs,
+            "share": self.share,
+            "int8": [group.name for group in self.int8],
+            "float": {group.name: reason for group, reason in self.floats},
+        }
+
+
+def quantize(
+    model: ir.Model,
+    thresholds: Mapping[str, float],
+    groups: Iterable[Group],
+    chosen: Iterable[str],
+    *,
+    residual: bool = False,
+    reasons: Mapping[str, str] | None = None,
+) -> tuple[ir.Model, Quantization]:
+    """A copy of ``model`` in which the chosen groups compute in INT8.
+
+    Args:
+        thresholds: by tensor: the magnitude that becomes 127, for all of `placement.activations`.
+        groups: all groups of the model, as `placement.find_groups` gives them.
+        chosen: names of those that become INT8.
+        residual: quantize also the other summand of additions behind a chosen convolution.
+        reasons: why groups stay float that could be INT8, for the record.
+
+    Raises:
+        CalibrationError: an unknown group, one that no engine computes in INT8, or a tensor without a threshold.
+    """
+    groups = tuple(groups)
+    wanted = _checked(groups, set(chosen))
+    result = model.clone()
+    nodes = {str(node.name): node for node in result.graph}
+    writer = _Writer(result.graph, thresholds)
+    for group in wanted:
+        for name in group.nodes:
+            node = nodes[name]
+            writer.quantize_input(node, 0)
+            writer.quantize_input(node, 1)
+    if residual:
+        # Read off the float model: by now the other summand may come from a DequantizeLinear.
+        for node, other in residual_inputs(model, [name for group in wanted for name in group.nodes]):
+            writer.quantize_input(nodes[str(node.name)], list(node.inputs).index(other))
+    writer.drop_unused()
+    given = reasons or {}
+    floats = tuple((g, given.get(g.name) or g.float_reason or "not chosen") for g in groups if g not in wanted)
+    return result, Quantization(wanted, floats)
+
+
+def weight_scales(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """(C,) scales of a weight's channels: the largest magnitude of each becomes 127."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    largest = np.abs(weight).max(axis=others).astype(np.float32)
+    return np.where(largest > 0, largest / np.float32(LEVELS), np.float32(1)).astype(np.float32)
+
+
+def _checked(groups: tuple[Group, ...], chosen: set[str]) -> tuple[Group, ...]:
+    unknown = chosen - {group.name for group in groups}
+    if unknown:
+        raise CalibrationError(f"no layer {sorted(unknown)[0]!r} to quantize", "denseport inspect lists the layers.")
+    wanted = tuple(group for group in groups if group.name in chosen)
+    for group in wanted:
+        if not group.possible:
+            raise CalibrationError(f"{group.name}: cannot be quantized: {group.float_reason}")
+    return wanted
+
+
+class _Writer:
+    """Inserts Q/DQ into a graph; a tensor or weight that several layers read gets one pair."""
+
+    def __init__(self, graph: ir.Graph, thresholds: Mapping[str, float]) -> None:
+        self.graph = graph
+        self.thresholds = thresholds
+        self.made: dict[tuple[str, int | None], ir.Value] = {}
+        self.replaced: list[ir.Value] = []
+
+    def quantize_input(self, node: ir.Node, index: int) -> None:
+        value = node.inputs[index]
+        assert value is not None and value.name is not None  # both inputs are required by ONNX
+        weight = weight_of(value)
+        axis = None if weight is None else _output_axis(node, weight.ndim)
+        if (value.name, axis) not in self.made:
+            self.made[value.name, axis] = (
+                self._activation(value) if weight is None or axis is None else self._weight(value, weight, axis, node)
+            )
+        node.replace_input_with(index, self.made[value.name, axis])
+
+    def drop_unused(self) -> None:
+        """Remove float weights that no layer reads any more."""
+        for value in self.replaced:
+            if not value.uses():
+                del self.graph.initializers[str(value.name)]
+
+    def _activation(self, value: ir.Value) -> ir.Value:
+        name = str(value.name)
+        if name not in self.thresholds:
+            raise CalibrationError(f"{name}: no threshold was collected for this tensor")
+        limit = self.thresholds[name]
+        if not np.isfinite(limit) or limit < 0:
+            raise CalibrationError(f"{name}: {limit} is no threshold")
+        # A tensor that was always 0 is exact in any scale.
+        scale = new_constant(self.graph, f"{name}.scale", np.array(limit / LEVELS if limit else 1, np.float32))
+        zero = new_constant(self.graph, f"{name}.zero_point", np.array(0, np.int8))
+        quantized = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}/QuantizeLinear")
+        quantized.outputs[0].name = f"{name}/QuantizeLinear"
+        back = self._dequantize(name, quantized.outputs[0], scale, zero)
+        producer = value.producer()
+        if producer is None:
+            self.graph.insert_before(self.graph[0], [quantized, back])
+        else:
+            self.graph.insert_after(producer, [quantized, back])
+        return back.outputs[0]
+
+    def _weight(self, value: ir.Value, weight: NDArray[Any], axis: int, node: ir.Node) -> ir.Value:
+        name = str(value.name)
+        scales = weight_scales(weight, axis)
+        shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+        integers = np.clip(np.rint(weight / scales.reshape(shape)), -LEVELS, LEVELS).astype(np.int8)
+        stored = new_constant(self.graph, f"{name}.int8", integers)
+        scale = new_constant(self.graph, f"{name}.scale", scales)
+        zero = new_constant(self.graph, f"{name}.zero_point", np.zeros(len(scales), np.int8))
+        back = self._dequantize(name, stored, scale, zero, axis)
+        self.graph.insert_before(node, back)
+        self.replaced.append(value)
+        return back.outputs[0]
+
+    def _dequantize(
+        self, name: str, value: ir.Value, scale: ir.Value, zero: ir.Value, axis: int | None = None
+    ) -> ir.Node:
+        attributes = {} if axis is None else {"axis": axis}
+        node = ir.node("DequantizeLinear", [value, scale, zero], attributes, name=f"{name}/DequantizeLinear")
+        node.outputs[0].name = f"{name}/DequantizeLinear"
+        return node
+
+
+def _output_axis(node: ir.Node, rank: int) -> int:
+    """The axis of a layer's weight that counts its outputs."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int():
+        return 0
+    return rank - 1

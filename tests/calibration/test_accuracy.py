@@ -1,0 +1,58 @@
+"""INT8 of the sample DPT DeiT-S on labelled pictures it was not calibrated with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from denseport.calibration.collect import collect
+from denseport.calibration.graph import load_model, serialise
+from denseport.calibration.images import CalibrationImages
+from denseport.calibration.observers import ChannelMaximum, Histogram, RowSample, threshold
+from denseport.calibration.placement import activations, find_groups
+from denseport.calibration.qdq import quantize
+from denseport.calibration.smoothing import find_norms, smooth
+from denseport.calibration.unpack import unpack_projections
+from denseport.runtime.dataset import open_dataset
+from denseport.runtime.evaluate import evaluate
+from denseport.runtime.files import sha256_of
+from denseport.runtime.manifest import Artifact
+from denseport.runtime.protocol import parse_protocol
+from denseport.runtime.segmenter import Segmenter
+
+
+@pytest.mark.slow
+def test_the_sample_keeps_its_accuracy(shared: Path, tmp_path: Path) -> None:
+    from denseport.export.export import export_bundle
+
+    bundle = export_bundle(shared / "data/checkpoints/dpt_deit-s16_street.pth", tmp_path / "bundle")
+    protocol = parse_protocol("reference", bundle.manifest)
+    images = CalibrationImages.of_folder(shared / "data/street/images/training", protocol, limit=40)
+    model, count = unpack_projections(load_model(bundle.verified("model.onnx")))
+    assert count == 12
+
+    norms = find_norms(model)
+    maxima = {name: ChannelMaximum() for name in norms}
+    rows = {name: RowSample(per_image=20) for name in norms}
+    collect(model, images, {name: [maxima[name], rows[name]] for name in norms})
+    model, _ = smooth(model, maxima, rows)
+
+    groups = find_groups(model, (240, 320))
+    chosen = [group for group in groups if group.float_reason is None and group.kind != "attention"]
+    histograms = {name: Histogram() for name in activations(model, chosen)}
+    collect(model, images, {name: [histogram] for name, histogram in histograms.items()})
+    limits = {name: threshold(histogram, "minmax") for name, histogram in histograms.items()}
+    quantized, record = quantize(model, limits, groups, [group.name for group in chosen])
+    assert record.share >= 0.8
+
+    (bundle.path / "int8.onnx").write_bytes(serialise(quantized))
+    bundle.add("int8.onnx", Artifact("onnx", "int8", {"int8.onnx": sha256_of(bundle.path / "int8.onnx")}))
+    dataset = open_dataset(shared / "data/street")
+    dataset = replace(dataset, samples=dataset.samples[::2])
+    scores = []
+    for name in ("model.onnx", "int8.onnx"):
+        segmenter = Segmenter(bundle, artifact=name)
+        scores.append(evaluate(dataset, segmenter).scores(segmenter.manifest.classes).mIoU)
+    assert scores[0] - scores[1] <= 0.5
