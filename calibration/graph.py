@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from denseport.calibration.errors import CalibrationError
 
-__all__ = ["LARGEST", "GraphSession", "load_model", "new_constant", "serialise", "shapes_at", "weight_of"]
+__all__ = ["INPUT", "LARGEST", "GraphSession", "load_model", "new_constant", "serialise", "shapes_at", "weight_of"]
 
 INPUT, OUTPUT = "image", "logits"
 LARGEST = 2**31 - 2**20  # bytes of a model that fits a single protobuf message
