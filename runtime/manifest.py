@@ -104,6 +104,7 @@ class Manifest:
     provenance: dict[str, Any]  # checkpoint and its hash, versions, warnings given
     spec: dict[str, Any]  # the network, for people; `denseport.export.spec` has the meaning
     artifacts: dict[str, Artifact] = field(default_factory=dict)
+    budgets: dict[str, float] = field(default_factory=dict)  # mIoU points a precision may lose; default: the gate's own
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from denseport.runtime.bundle import Bundle
     from denseport.runtime.dataset import Dataset
     from denseport.runtime.evaluate import Evaluation
     from denseport.runtime.gate import Verdict
@@ -137,7 +138,7 @@ def _check_gate(arguments: argparse.Namespace, segmenter: Segmenter, images: int
     if gate is None:
         return
     precision = bundle.artifact(arguments.artifact).precision
-    threshold(BUDGETS, precision, arguments.budget)
+    threshold(BUDGETS, precision, _budget(arguments, bundle))
     threshold(AGREEMENTS, precision, arguments.agreement)
     if _percent(gate) is not None:
         return
@@ -158,6 +159,13 @@ def _check_gate(arguments: argparse.Namespace, segmenter: Segmenter, images: int
         raise InputError(
             f"--gate reference: {obstacle}", "Measure the full set with that protocol, or give --gate MIOU."
         )
+
+
+def _budget(arguments: argparse.Namespace, bundle: Bundle) -> float | None:
+    """The budget that was given, by option or else in the manifest; None for the precision's default."""
+    if arguments.budget is not None:
+        return float(arguments.budget)
+    return bundle.manifest.budgets.get(bundle.artifact(arguments.artifact).precision)
 
 
 def _percent(gate: str) -> float | None:
@@ -204,7 +212,7 @@ def _judge(
     if gate is None:
         return None
     precision = segmenter.bundle.artifact(arguments.artifact).precision
-    budget = threshold(BUDGETS, precision, arguments.budget)
+    budget = threshold(BUDGETS, precision, _budget(arguments, segmenter.bundle))
     given, published = _percent(gate), _published(segmenter)
     obstacle = _obstacle(segmenter, len(evaluation.names)) if gate == "reference" else None
     if given is not None:

@@ -101,3 +101,15 @@ def test_explain_is_reached_through_the_command(bundle: Bundle, capsys: pytest.C
     arguments = ["--explain", "--checkpoint", str(ASSETS / "dpt_tiny_street.pth")]
     assert main(["eval", str(bundle.path), *DATA, *arguments]) == 0
     assert "preprocess.bgr_to_rgb" in capsys.readouterr().out
+
+
+def test_a_budget_in_the_manifest_holds(bundle: Bundle, right_miou: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import dataclasses
+
+    from denseport.runtime.bundle import MANIFEST
+
+    wrong = with_preprocess(bundle, bgr_to_rgb=False)
+    for budget, code in ((50.0, 0), (0.01, 1)):
+        manifest = dataclasses.replace(wrong.manifest, budgets={"fp32": budget})
+        (bundle.path / MANIFEST).write_text(manifest.to_json())
+        assert gate(Bundle(bundle.path), capsys, "--gate", right_miou)[0] == code
