@@ -19,6 +19,7 @@ from denseport.runtime.errors import DenseportError
 __all__ = ["main"]
 
 GROUP = "denseport.commands"
+BROKEN_PIPE = 141  # 128 + SIGPIPE, as other programs; never 0, lest a failed gate pass for a success
 # As people meet them; commands from elsewhere follow.
 ORDER = ("models", "export", "inspect", "run", "eval", "build", "doctor")
 
@@ -33,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     arguments = _parser().parse_args(argv)
     try:
-        return int(arguments.command.run(arguments))
+        code = int(arguments.command.run(arguments))
+        sys.stdout.flush()  # here, where a closed pipe is still ours to handle
+        return code
     except DenseportError as err:
         print(f"denseport: error: {err}", file=sys.stderr)
         return err.exit_code
@@ -41,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("denseport: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
-        sys.stderr.close()
-        return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        return BROKEN_PIPE
 
 
 def _parser() -> argparse.ArgumentParser:

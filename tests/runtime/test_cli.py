@@ -380,3 +380,12 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     for command in ("export", "models", "run", "inspect", "eval"):
         assert f"\n    {command} " in out
+
+
+def test_a_pipe_that_closes_early_is_no_success(sample: Bundle) -> None:
+    """A failed gate whose output goes into ``head`` must not exit with 0."""
+    program = Path(sys.executable).with_name("denseport")
+    gate = f"'{program}' eval '{sample.path}' --data '{ASSETS / 'street'}' --gate 99"
+    done = subprocess.run(["bash", "-c", f"{gate} | true; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr
