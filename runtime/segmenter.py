@@ -87,6 +87,11 @@ class Segmenter:
         return self.bundle.manifest
 
     @property
+    def session(self) -> Session:
+        """The artifact opened on its back end: the network alone."""
+        return self._session
+
+    @property
     def description(self) -> str:
         """Which artifact runs on what, for people."""
         return f"{self.artifact} on {self._session.description}"

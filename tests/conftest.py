@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,3 +59,9 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from denseport.export.export import export_bundle
 
     return export_bundle(ASSETS / "dpt_tiny_street.pth", tmp_path_factory.mktemp("bundles") / "sample")
+
+
+@pytest.fixture
+def sample_copy(sample: Bundle, tmp_path: Path) -> Bundle:
+    """The sample's bundle, to be changed or damaged."""
+    return Bundle(shutil.copytree(sample.path, tmp_path / "bundle"))

@@ -16,12 +16,6 @@ from denseport.runtime.files import sha256_of
 from denseport.runtime.manifest import Artifact
 
 
-@pytest.fixture
-def copy(sample: Bundle, tmp_path: Path) -> Bundle:
-    """The sample's bundle, to be damaged."""
-    return Bundle(shutil.copytree(sample.path, tmp_path / "bundle"))
-
-
 def rewrite(bundle: Bundle, files: dict[str, str]) -> Bundle:
     """The bundle with another list of files for its artifact."""
     data: dict[str, Any] = json.loads((bundle.path / "manifest.json").read_text())
@@ -30,9 +24,9 @@ def rewrite(bundle: Bundle, files: dict[str, str]) -> Bundle:
     return Bundle(bundle.path)
 
 
-def test_an_unchanged_bundle_is_verified_wherever_it_lies(copy: Bundle, tmp_path: Path) -> None:
-    assert copy.verified("model.onnx") == copy.path / "model.onnx"
-    moved = Bundle(str(copy.path.rename(tmp_path / "moved")))
+def test_an_unchanged_bundle_is_verified_wherever_it_lies(sample_copy: Bundle, tmp_path: Path) -> None:
+    assert sample_copy.verified("model.onnx") == sample_copy.path / "model.onnx"
+    moved = Bundle(str(sample_copy.path.rename(tmp_path / "moved")))
     assert moved.verified("model.onnx") == tmp_path / "moved/model.onnx"
     (tmp_path / "link").symlink_to("moved")
     assert Bundle(tmp_path / "link").verified("model.onnx").is_file()
@@ -58,77 +52,77 @@ def test_places_that_are_no_bundle(tmp_path: Path) -> None:
         assert str(caught.value).startswith(str(tmp_path / name)) and caught.value.remedy
 
 
-def test_an_unknown_artifact_is_refused_with_those_there_are(copy: Bundle) -> None:
+def test_an_unknown_artifact_is_refused_with_those_there_are(sample_copy: Bundle) -> None:
     with pytest.raises(BundleError, match=r"no artifact 'int8\.onnx'; it has model\.onnx") as caught:
-        copy.verified("int8.onnx")
+        sample_copy.verified("int8.onnx")
     assert "denseport build" in str(caught.value)
     for part in ("model", "fp32"):
         with pytest.raises(BundleError, match=r"Give its whole name: model\.onnx\."):
-            copy.verified(part)
+            sample_copy.verified(part)
 
 
-def test_a_missing_file_is_named(copy: Bundle) -> None:
-    (copy.path / "model.onnx").unlink()
+def test_a_missing_file_is_named(sample_copy: Bundle) -> None:
+    (sample_copy.path / "model.onnx").unlink()
     with pytest.raises(BundleError, match=r"bundle/model\.onnx: missing from the bundle"):
-        copy.verified("model.onnx")
+        sample_copy.verified("model.onnx")
 
 
 @pytest.mark.parametrize("at", [0, 1000, -1])
-def test_one_changed_bit_is_noticed(copy: Bundle, at: int) -> None:
-    data = bytearray((copy.path / "model.onnx").read_bytes())
+def test_one_changed_bit_is_noticed(sample_copy: Bundle, at: int) -> None:
+    data = bytearray((sample_copy.path / "model.onnx").read_bytes())
     data[at] ^= 1
-    (copy.path / "model.onnx").write_bytes(data)
+    (sample_copy.path / "model.onnx").write_bytes(data)
     with pytest.raises(BundleError, match=r"bundle/model\.onnx: altered since it was written"):
-        copy.verified("model.onnx")
+        sample_copy.verified("model.onnx")
 
 
-def test_a_link_in_the_place_of_a_file_is_refused(copy: Bundle, tmp_path: Path) -> None:
+def test_a_link_in_the_place_of_a_file_is_refused(sample_copy: Bundle, tmp_path: Path) -> None:
     """A bundle from elsewhere must not make us open files of ours, not even one with the right content."""
-    (copy.path / "model.onnx").rename(tmp_path / "elsewhere.onnx")
-    (copy.path / "model.onnx").symlink_to(tmp_path / "elsewhere.onnx")
+    (sample_copy.path / "model.onnx").rename(tmp_path / "elsewhere.onnx")
+    (sample_copy.path / "model.onnx").symlink_to(tmp_path / "elsewhere.onnx")
     with pytest.raises(BundleError, match="does not name a file of the bundle itself"):
-        copy.verified("model.onnx")
+        sample_copy.verified("model.onnx")
 
 
 @pytest.mark.parametrize("name", ["../model.onnx", "/etc/passwd", "a/b.onnx", "./model.onnx", "..", ".", "", "a\0b"])
-def test_files_outside_of_the_bundle_are_refused(copy: Bundle, name: str) -> None:
-    shutil.copy(copy.path / "model.onnx", copy.path.parent)
-    digest = copy.manifest.artifacts["model.onnx"].files["model.onnx"]
+def test_files_outside_of_the_bundle_are_refused(sample_copy: Bundle, name: str) -> None:
+    shutil.copy(sample_copy.path / "model.onnx", sample_copy.path.parent)
+    digest = sample_copy.manifest.artifacts["model.onnx"].files["model.onnx"]
     with pytest.raises(BundleError, match=r"of the bundle itself|missing from the bundle"):
-        rewrite(copy, {name: digest}).verified("model.onnx")
+        rewrite(sample_copy, {name: digest}).verified("model.onnx")
 
 
-def test_an_artifact_of_no_file_or_of_an_unreadable_name_is_refused(copy: Bundle) -> None:
+def test_an_artifact_of_no_file_or_of_an_unreadable_name_is_refused(sample_copy: Bundle) -> None:
     with pytest.raises(BundleError, match="lists no file"):
-        rewrite(copy, {}).verified("model.onnx")
+        rewrite(sample_copy, {}).verified("model.onnx")
     with pytest.raises(BundleError, match="cannot be read"):
-        rewrite(copy, {"n" * 300: ""}).verified("model.onnx")
+        rewrite(sample_copy, {"n" * 300: ""}).verified("model.onnx")
 
 
-def test_every_file_of_an_artifact_is_checked_and_the_first_is_opened(copy: Bundle) -> None:
-    digest = copy.manifest.artifacts["model.onnx"].files["model.onnx"]
-    (copy.path / "model.onnx.data").write_bytes(b"weights")
+def test_every_file_of_an_artifact_is_checked_and_the_first_is_opened(sample_copy: Bundle) -> None:
+    digest = sample_copy.manifest.artifacts["model.onnx"].files["model.onnx"]
+    (sample_copy.path / "model.onnx.data").write_bytes(b"weights")
     with pytest.raises(BundleError, match=r"model\.onnx\.data: altered"):
-        rewrite(copy, {"model.onnx": digest, "model.onnx.data": digest}).verified("model.onnx")
+        rewrite(sample_copy, {"model.onnx": digest, "model.onnx.data": digest}).verified("model.onnx")
 
 
-def test_an_artifact_can_be_added(copy: Bundle) -> None:
-    shutil.copy(copy.path / "model.onnx", copy.path / "again.onnx")
-    files = {"again.onnx": copy.manifest.artifacts["model.onnx"].files["model.onnx"]}
-    copy.add("again.onnx", Artifact("onnx", "fp32", files))
-    assert list(copy.manifest.artifacts) == ["model.onnx", "again.onnx"]
-    reread = Bundle(copy.path)
-    assert reread.manifest == copy.manifest
-    assert reread.verified("again.onnx") == copy.path / "again.onnx"
-    assert {path.name for path in copy.path.iterdir()} == {"manifest.json", "model.onnx", "again.onnx"}
+def test_an_artifact_can_be_added(sample_copy: Bundle) -> None:
+    shutil.copy(sample_copy.path / "model.onnx", sample_copy.path / "again.onnx")
+    files = {"again.onnx": sample_copy.manifest.artifacts["model.onnx"].files["model.onnx"]}
+    sample_copy.add("again.onnx", Artifact("onnx", "fp32", files))
+    assert list(sample_copy.manifest.artifacts) == ["model.onnx", "again.onnx"]
+    reread = Bundle(sample_copy.path)
+    assert reread.manifest == sample_copy.manifest
+    assert reread.verified("again.onnx") == sample_copy.path / "again.onnx"
+    assert {path.name for path in sample_copy.path.iterdir()} == {"manifest.json", "model.onnx", "again.onnx"}
 
 
-def test_two_processes_that_add_at_once_both_keep_their_artifact(copy: Bundle) -> None:
+def test_two_processes_that_add_at_once_both_keep_their_artifact(sample_copy: Bundle) -> None:
     """Each opened the bundle before the other wrote it."""
-    digest = copy.manifest.artifacts["model.onnx"].files["model.onnx"]
+    digest = sample_copy.manifest.artifacts["model.onnx"].files["model.onnx"]
 
     def add(number: int) -> None:
-        bundle = Bundle(copy.path)
+        bundle = Bundle(sample_copy.path)
         barrier.wait()
         bundle.add(f"{number}.onnx", Artifact("onnx", "fp32", {"model.onnx": digest}))
         bundle.note(f"{number}.onnx", {"number": number})
@@ -139,7 +133,7 @@ def test_two_processes_that_add_at_once_both_keep_their_artifact(copy: Bundle) -
         thread.start()
     for thread in threads:
         thread.join()
-    artifacts = Bundle(copy.path).manifest.artifacts
+    artifacts = Bundle(sample_copy.path).manifest.artifacts
     assert {name: artifact.record.get("number") for name, artifact in artifacts.items()} == {
         "model.onnx": None,
         **{f"{number}.onnx": number for number in range(8)},
@@ -147,23 +141,23 @@ def test_two_processes_that_add_at_once_both_keep_their_artifact(copy: Bundle) -
 
 
 def test_an_artifact_that_is_replaced_is_never_named_with_the_wrong_file(
-    copy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sample_copy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed between the files and the manifest: the artifact is gone, the bundle is whole."""
-    before = copy.manifest.artifacts["model.onnx"]
+    before = sample_copy.manifest.artifacts["model.onnx"]
     for number in (1, 2):
         (tmp_path / "other.onnx").write_bytes(b"other" * number)
         artifact = Artifact("onnx", "fp16", {"other.onnx": sha256_of(tmp_path / "other.onnx")})
         if number == 2:
             monkeypatch.setattr(Path, "replace", killed_after(2, Path.replace))
             with pytest.raises(KeyboardInterrupt):
-                copy.add("other.onnx", artifact, [tmp_path / "other.onnx"])
+                sample_copy.add("other.onnx", artifact, [tmp_path / "other.onnx"])
         else:
-            copy.add("other.onnx", artifact, [tmp_path / "other.onnx"])
-            assert Bundle(copy.path).verified("other.onnx").read_bytes() == b"other"
+            sample_copy.add("other.onnx", artifact, [tmp_path / "other.onnx"])
+            assert Bundle(sample_copy.path).verified("other.onnx").read_bytes() == b"other"
     monkeypatch.undo()
-    assert (copy.path / "other.onnx").read_bytes() == b"otherother"
-    assert Bundle(copy.path).manifest.artifacts == {"model.onnx": before}
+    assert (sample_copy.path / "other.onnx").read_bytes() == b"otherother"
+    assert Bundle(sample_copy.path).manifest.artifacts == {"model.onnx": before}
 
 
 def killed_after(calls: int, function: Any) -> Any:
@@ -179,11 +173,11 @@ def killed_after(calls: int, function: Any) -> Any:
     return wrapper
 
 
-def test_a_note_on_an_artifact_that_was_replaced_is_refused(copy: Bundle) -> None:
-    digest = copy.manifest.artifacts["model.onnx"].files["model.onnx"]
-    copy.add("other.onnx", Artifact("onnx", "fp16", {"model.onnx": digest}))
-    late = Bundle(copy.path)
-    copy.add("other.onnx", Artifact("onnx", "fp16", {"manifest.json": digest}))
+def test_a_note_on_an_artifact_that_was_replaced_is_refused(sample_copy: Bundle) -> None:
+    digest = sample_copy.manifest.artifacts["model.onnx"].files["model.onnx"]
+    sample_copy.add("other.onnx", Artifact("onnx", "fp16", {"model.onnx": digest}))
+    late = Bundle(sample_copy.path)
+    sample_copy.add("other.onnx", Artifact("onnx", "fp16", {"manifest.json": digest}))
     with pytest.raises(BundleError, match=r"other\.onnx was replaced meanwhile"):
         late.note("other.onnx", {"accuracy": {}})
 

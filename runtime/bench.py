@@ -1,0 +1,216 @@
+"""How fast artifacts are, against each other, honestly.
+
+Everything is measured in rounds in which each contender has its turn, the order rotating, so that a drift of the
+machine hits all alike; ratios are taken within a round, and their median is given. A percentile is given only where
+there are enough samples to have one.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.backends import Session
+from denseport.runtime.segmenter import Segmenter
+
+__all__ = ["Contender", "Latency", "Plan", "Result", "run_bench", "speed_warnings", "synthetic_picture"]
+
+DRIFT = 0.15  # change of a contender's median from the first round to the last before the figures are doubted
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure."""
+
+    rounds: int = 5
+    seconds: float = 4.0  # for one contender in one round, of each kind of measurement; at least one run
+    concurrency: tuple[int, ...] = (1, 2, 4)  # callers at once
+    batches: tuple[int, ...] = (1, 2, 4)  # pictures in one run of the session
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "seconds"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} {getattr(self, name)} is not above 0")
+        for name in ("concurrency", "batches"):
+            if any(number < 1 for number in getattr(self, name)):
+                raise ValueError(f"{name} {getattr(self, name)} holds a number below 1")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One thing that is measured: an artifact through its segmenter, or a bare session such as the torch baseline."""
+
+    name: str
+    session: Session
+    segmenter: Segmenter | None = None  # None: only the session is measured
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Durations of single runs, milliseconds, round by round."""
+
+    rounds: tuple[tuple[float, ...], ...]
+
+    @property
+    def samples(self) -> int:
+        return sum(map(len, self.rounds))
+
+    def percentile(self, percent: float) -> float | None:
+        """None where fewer than 1 / (1 - percent) samples leave it undefined."""
+        if self.samples * (100 - percent) < 100:
+            return None
+        return float(np.percentile(np.concatenate(self.rounds), percent))
+
+    @property
+    def median(self) -> float:
+        return statistics.median(value for each in self.rounds for value in each)
+
+    @property
+    def drift(self) -> float:
+        """Of the median from the first round to the last, as a share; 0.1 is ten percent slower."""
+        return statistics.median(self.rounds[-1]) / statistics.median(self.rounds[0]) - 1
+
+    def times_as_fast_as(self, other: Latency) -> float:
+        """Median over the rounds of the other's time over this one's."""
+        return statistics.median(
+            statistics.median(theirs) / statistics.median(ours)
+            for ours, theirs in zip(self.rounds, other.rounds, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of one contender."""
+
+    name: str
+    description: str
+    session: Latency
+    whole: Latency | None  # picture to mask
+    throughput: dict[int, float] = field(default_factory=dict)  # callers at once -> pictures a second
+    batches: dict[int, float] = field(default_factory=dict)  # batch -> pictures a second of the session
+
+
+def synthetic_picture(height: int, width: int) -> NDArray[np.uint8]:
+    """A picture (height, width, 3), uint8 BGR, always the same: smooth patches and edges, neither uniform nor noise."""
+    random = np.random.default_rng(0)
+    coarse = random.integers(0, 256, (max(2, height // 64), max(2, width // 64), 3), np.uint8)
+    picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    for _ in range(12):
+        centre = (int(random.integers(width)), int(random.integers(height)))
+        colour = tuple(int(value) for value in random.integers(0, 256, 3))
+        cv2.circle(picture, centre, max(1, min(height, width) // int(random.integers(4, 16))), colour, -1)
+    return np.asarray(picture, np.uint8)
+
+
+def run_bench(
+    contenders: Sequence[Contender],
+    picture: NDArray[np.uint8],
+    tensor: NDArray[np.float32],
+    plan: Plan,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Result]:
+    """Measure all contenders side by side.
+
+    Args:
+        picture: for the whole way, (H, W, 3) uint8 BGR.
+        tensor: the same as the network sees it, (1, 3, h, w) float32.
+
+    Raises:
+        DenseportError: a contender cannot run the picture.
+    """
+    for contender in contenders:
+        progress(f"warming up {contender.name}")
+        contender.session.run(tensor)
+        if contender.segmenter is not None:
+            contender.segmenter(picture)
+    whole = [each for each in contenders if each.segmenter is not None]
+    progress("latency of the sessions")
+    sessions = _latencies({each.name: _bound(each.session.run, tensor) for each in contenders}, plan)
+    progress("latency from picture to mask")
+    wholes = _latencies({each.name: _bound(each.segmenter, picture) for each in whole}, plan)
+    throughput: dict[str, dict[int, float]] = {each.name: {} for each in contenders}
+    for callers in plan.concurrency:
+        progress(f"pictures a second, callers at once: {callers}")
+        work = {each.name: _bound(each.segmenter, picture) for each in whole}
+        for name, value in _throughputs(work, callers, plan).items():
+            throughput[name][callers] = value
+    batches: dict[str, dict[int, float]] = {each.name: {} for each in contenders}
+    for size in plan.batches:
+        progress(f"batches of {size}")
+        batch = np.repeat(tensor, size, axis=0)
+        for name, latency in _latencies({c.name: _bound(c.session.run, batch) for c in contenders}, plan).items():
+            batches[name][size] = 1000 * size / latency.median
+    return [
+        Result(
+            c.name,
+            c.session.description,
+            sessions[c.name],
+            wholes.get(c.name),
+            throughput[c.name],
+            batches[c.name],
+        )
+        for c in contenders
+    ]
+
+
+def speed_warnings(results: Sequence[Result]) -> list[str]:
+    """Where the rounds disagree too much to be trusted, in words."""
+    return [
+        f"{each.name}: the last round was {100 * each.session.drift:+.0f} % slower than the first: "
+        "throttled, or a busy machine"
+        for each in results
+        if abs(each.session.drift) > DRIFT
+    ]
+
+
+def _bound(function: Callable[..., object] | None, argument: object) -> Callable[[], object]:
+    if function is None:
+        raise TypeError("nothing to measure")
+    return lambda: function(argument)
+
+
+def _latencies(work: dict[str, Callable[[], object]], plan: Plan) -> dict[str, Latency]:
+    """Each piece of work alone, in rounds."""
+    counts = {name: _count(run, plan.seconds) for name, run in work.items()}
+    rounds: dict[str, list[tuple[float, ...]]] = {name: [] for name in work}
+    for turn in range(plan.rounds):
+        for name in _rotated(list(work), turn):
+            rounds[name].append(tuple(_milliseconds(work[name]) for _ in range(counts[name])))
+    return {name: Latency(tuple(each)) for name, each in rounds.items()}
+
+
+def _throughputs(work: dict[str, Callable[[], object]], callers: int, plan: Plan) -> dict[str, float]:
+    """Calls a second with so many callers at once; the median of the rounds."""
+    counts = {name: max(callers, _count(run, plan.seconds)) for name, run in work.items()}
+    rates: dict[str, list[float]] = {name: [] for name in work}
+    with ThreadPoolExecutor(callers) as pool:
+        for turn in range(plan.rounds):
+            for name in _rotated(list(work), turn):
+                start = time.perf_counter()
+                for done in [pool.submit(work[name]) for _ in range(counts[name])]:
+                    done.result()
+                rates[name].append(counts[name] / (time.perf_counter() - start))
+    return {name: statistics.median(each) for name, each in rates.items()}
+
+
+def _count(run: Callable[[], object], seconds: float) -> int:
+    """How often it runs in so many seconds; at least once."""
+    return max(1, round(seconds * 1000 / _milliseconds(run)))
+
+
+def _milliseconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return 1000 * (time.perf_counter() - start)
+
+
+def _rotated(names: list[str], turn: int) -> list[str]:
+    turn %= max(1, len(names))
+    return names[turn:] + names[:turn]
