@@ -163,7 +163,7 @@ def run_bench(
 def speed_warnings(results: Sequence[Result]) -> list[str]:
     """Where the rounds disagree too much to be trusted, in words."""
     return [
-        f"{each.name}: the last round was {100 * each.session.drift:+.0f} % slower than the first: "
+        f"{each.name}: from the first round to the last its time changed by {100 * each.session.drift:+.0f} %: "
         "throttled, or a busy machine"
         for each in results
         if abs(each.session.drift) > DRIFT
