@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plugin",
         choices=("auto", "on", "off"),
         default="auto",
-        help="fused upsampling kernels; auto: TensorRT builds with and without, and keeps the faster; the other engines "
-        "are built without; default: %(default)s",
+        help="fused upsampling kernels; auto: TensorRT builds with and without and keeps the faster, the others build "
+        "without; default: %(default)s",
     )
     typed = parser.add_argument_group("precision")
     typed.add_argument(
