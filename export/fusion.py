@@ -30,10 +30,11 @@ from denseport.export.errors import ExportError
 __all__ = ["DOMAIN", "OPERATORS", "FusionRecord", "fuse", "fused_nodes"]
 
 DOMAIN = "denseport"  # of the functions, and the plugin's namespace
-CALL = {"plugin_namespace": DOMAIN, "plugin_version": "1", "aot": 1}
+CALL: dict[str, int | str] = {"plugin_namespace": DOMAIN, "plugin_version": "1", "aot": 1}
 OPERATORS = ("UpsampleAdd", "UpsampleArgmax", "ResizeArgmax")
 SCALES = (2, 4, 16)  # that the kernel of UpsampleArgmax has
 GRIDS = ("half_pixel", "pytorch_half_pixel", "align_corners")  # the first two differ for an output of one pixel only
+ROUNDINGS = ("Cast", "QuantizeLinear", "DequantizeLinear")
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 RESIZE = 'Resize <mode = "linear", coordinate_transformation_mode = "{grid}">'
@@ -146,8 +147,8 @@ def _match(resize: ir.Node, graph: ir.Graph, types: _Types) -> _Match | str | No
     """The nodes that go with a Resize; why it stays; or None, if no kernel is for it."""
     grid, output = _grid(resize), resize.outputs[0]
     readers = [use.node for use in output.uses()]
-    behind = {reader.op_type for reader in readers}
-    if grid is None or not behind & {"Add", "ArgMax", "Cast", "QuantizeLinear"}:
+    behind = {_behind(reader) for reader in readers}
+    if grid is None or not behind & {"Add", "ArgMax"}:
         return None
     factor = _factor(resize, types)
     if "ArgMax" not in behind and factor != 2:
@@ -160,6 +161,13 @@ def _match(resize: ir.Node, graph: ir.Graph, types: _Types) -> _Match | str | No
     if reader.op_type == "ArgMax":
         return _argmax(resize, reader, grid, factor, graph, types)
     return f"a {reader.op_type} behind it rounds before anything is added"
+
+
+def _behind(node: ir.Node) -> str:
+    """A node's operator, or the first that is no rounding behind it."""
+    while node.op_type in ROUNDINGS and node.outputs[0].uses():
+        node = node.outputs[0].uses()[0].node
+    return node.op_type
 
 
 def _grid(resize: ir.Node) -> str | None:
@@ -275,8 +283,10 @@ def _side(graph: ir.Graph, before: ir.Node, image: ir.Value, axis: int) -> ir.Va
     side = "rows" if axis == 2 else "columns"
 
     def constant(name: str, values: list[int]) -> ir.Value:
-        tensor = ir.tensor(np.array(values, np.int64), name=f"mask/{side}.{name}")
-        value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        array = np.array(values, np.int64)
+        tensor = ir.tensor(array, name=f"mask/{side}.{name}")
+        dtype = ir.TensorType(ir.DataType.INT64)
+        value = ir.Value(name=tensor.name, shape=ir.Shape(array.shape), type=dtype, const_value=tensor)
         graph.register_initializer(value)
         return value
 
@@ -284,19 +294,20 @@ def _side(graph: ir.Graph, before: ir.Node, image: ir.Value, axis: int) -> ir.Va
     line = ir.node("Slice", [image, *cut], name=f"mask/{side}/Slice")
     flat = ir.node("Reshape", [line.outputs[0], constant("shape", [-1])], name=f"mask/{side}/Reshape")
     for node in (line, flat):
-        node.outputs[0].name, node.outputs[0].dtype = node.name, image.dtype
+        node.outputs[0].name, node.outputs[0].dtype = node.name, FLOAT
     graph.insert_before(before, [line, flat])
     return flat.outputs[0]
 
 
 def _replace(graph: ir.Graph, match: _Match) -> None:
     last = match.nodes[-1]
-    call = ir.node(match.operator, match.inputs, match.attributes | CALL, domain=DOMAIN, name=last.name)
+    call = ir.node(match.operator, match.inputs, {**match.attributes, **CALL}, domain=DOMAIN, name=last.name)
     ir.convenience.replace_nodes_and_values(graph, last, match.nodes, [call], last.outputs, call.outputs)
 
 
 def _add_function(model: ir.Model, operator: str, body: str) -> None:
     opset = model.opset_imports[""]
-    function = ir.from_proto(onnx.parser.parse_function(f'<opset_import: ["" : {opset}], domain: "{DOMAIN}">{body}'))
+    proto = onnx.parser.parse_function(f'<opset_import: ["" : {opset}], domain: "{DOMAIN}">{body}')
+    function = ir.serde.deserialize_function(proto)
     model.functions[function.identifier()] = function
     model.opset_imports[DOMAIN] = 1

@@ -120,7 +120,7 @@ def test_an_int8_graph_is_fused(exported: Callable[[str], Bundle], tmp_path: Pat
 
 
 def test_a_second_time_changes_nothing(exported: Callable[[str], Bundle], tmp_path: Path) -> None:
-    model = graph_of(exported("tiny_dpt_add"), mask=True)
+    model = graph_of(exported("tiny_dpt_project"), mask=True)
     record = fused_and_equal(model, tmp_path, IMAGE)
     again = ir.load(tmp_path / "fused.onnx")
     assert fuse(again) == record
