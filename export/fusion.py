@@ -165,8 +165,8 @@ def _match(resize: ir.Node, graph: ir.Graph, types: _Types) -> _Match | str | No
 
 def _behind(node: ir.Node) -> str:
     """A node's operator, or the first that is no rounding behind it."""
-    while node.op_type in ROUNDINGS and node.outputs[0].uses():
-        node = node.outputs[0].uses()[0].node
+    while node.op_type in ROUNDINGS and (reader := next(iter(node.outputs[0].uses()), None)) is not None:
+        node = reader.node
     return node.op_type
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -19,6 +22,7 @@ from support import REPO
 from denseport.calibration.graph import GraphSession
 from denseport.calibration.placement import activations, find_groups
 from denseport.calibration.qdq import quantize
+from denseport.export import engine
 from denseport.export.engine import EngineOptions, build_engine
 from denseport.export.engine_profile import named_profiles
 from denseport.export.errors import ExportError
@@ -27,7 +31,10 @@ from denseport.export.fusion import DOMAIN, OPERATORS, FusionRecord, fuse, fused
 from denseport.export.mask import append_mask
 from denseport.export.precision import FORMATS, set_types
 from denseport.export.save import save_model
+from denseport.runtime.backends.tensorrt_library import Library, LogBook
 from denseport.runtime.bundle import Bundle
+from denseport.runtime.errors import MachineError
+from denseport.runtime.files import sha256_of
 
 DPT = ("tiny_dpt_project", "tiny_dpt_add", "tiny_dpt_ignore", "tiny_dpt_l_project", "runner_real_dpt")
 SIZE = (64, 96)
@@ -283,3 +290,43 @@ def test_rtx_builds_the_body_and_says_so(exported: Callable[[str], Bundle], tmp_
     assert record.plugin == "inlined: TensorRT-RTX takes no plugins"
     assert record.fused == {"ResizeArgmax": 1, "UpsampleAdd": 3} and record.output == "mask"
     assert (tmp_path / "e.engine").stat().st_size > 100_000
+
+
+@pytest.fixture
+def tensorrt(monkeypatch: pytest.MonkeyPatch) -> list[ir.Model]:
+    """TensorRT up to its parser, which takes any graph; the graphs that it was given."""
+    parsed: list[ir.Model] = []
+
+    def build(library: Library, source: Path, *_: object) -> tuple[bytes, str]:
+        parsed.append(ir.load(source))
+        return b"engine", "none"
+
+    monkeypatch.setattr(engine, "load_library", lambda _: Library("tensorrt", None, "11.4.0", "13", None, LogBook()))
+    monkeypatch.setattr(engine, "_build", build)
+    monkeypatch.setattr(engine, "_device", lambda: (None, None))
+    monkeypatch.setattr(engine, "compile_ptx", lambda: b"")
+    return parsed
+
+
+def test_tensorrt_reads_the_fused_graph_with_its_plugin_known(
+    exported: Callable[[str], Bundle], tmp_path: Path, tensorrt: list[ir.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "denseport.export.plugin.tensorrt_plugin", SimpleNamespace())  # type: ignore[arg-type]
+    model = exported("tiny_upernet_mln").verified("model.onnx")
+    options = EngineOptions("tensorrt", named_profiles("fixed:64x96", "tensorrt"), mask=True, plugin=True)
+    record = build_engine(model, tmp_path / "e.engine", options)
+    assert record.plugin == "on" and record.output == "mask" and record.folded
+    assert record.fused == fused_nodes(tensorrt[0]) == {"UpsampleAdd": 3, "UpsampleArgmax": 1}
+    native = build_engine(model, tmp_path / "n.engine", dataclasses.replace(options, plugin=False))
+    assert native.plugin == "off" and native.fused == fused_nodes(tensorrt[1]) == {}
+    assert native.onnx_sha256 == record.onnx_sha256 == sha256_of(model)
+
+
+def test_a_tensorrt_without_quick_plugins_is_named(
+    exported: Callable[[str], Bundle], tmp_path: Path, tensorrt: list[ir.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "denseport.export.plugin.tensorrt_plugin", None)
+    options = EngineOptions("tensorrt", named_profiles("reference", "tensorrt"), plugin=True)
+    with pytest.raises(MachineError, match="takes no quick plugins") as caught:
+        build_engine(exported("tiny_dpt_project").verified("model.onnx"), tmp_path / "e.engine", options)
+    assert "--plugin off" in str(caught.value) and not tensorrt and not (tmp_path / "e.engine").exists()
