@@ -11,7 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from denseport.export.divergence import find_divergence
+from denseport.export.mask import LOGITS, append_mask, output_of
 from denseport.export.rounding import emulate_rounding
+from denseport.export.save import save_model
 from denseport.runtime.backends import Session
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.tensorrt import TensorRTSession
@@ -33,10 +35,10 @@ class Audit:
     """An artifact compared with FP32 on pictures."""
 
     images: int
-    agreement: float  # share of logit positions with FP32's class
+    agreement: float  # share of logit positions, or of a mask's pixels, with FP32's class
     worst_image: float  # the same, of the worst picture
-    logit_error: float  # largest difference of the logits, relative to the largest logit
-    finite: bool
+    logit_error: float | None  # largest difference of logits, relative to the largest logit; None: a mask has none
+    finite: bool | None  # all logits are; None: a mask does not show it
     worst_layer: str | None  # the first layer that differs by more than NOTED, else the one that differs most
     passed: bool
 
@@ -46,15 +48,18 @@ def audit_graph(
 ) -> Audit:
     """Compare a typed graph with FP32 on up to `AUDITED` pictures, and name the layer that is worst.
 
-    Its rounding is emulated, since ONNX Runtime's CPU back end would skip it.
+    Its rounding is emulated, since ONNX Runtime's CPU back end would skip it. Masks are compared with FP32's masks.
     """
     chosen = _some(pictures)
     progress(f"comparing with FP32, {precision.upper()}'s rounding emulated; pictures: {len(chosen)}")
     trusted = bundle.verified(FP32)
     with tempfile.TemporaryDirectory(prefix=".audit-", dir=bundle.path) as folder:
         emulated = Path(folder) / "emulated.onnx"
-        ir.save(emulate_rounding(ir.load(typed)), emulated)
-        result = _compare(OnnxRuntimeSession(trusted), OnnxRuntimeSession(emulated), chosen, bundle.manifest, precision)
+        graph = emulate_rounding(ir.load(typed))
+        output = output_of(graph)
+        ir.save(graph, emulated)
+        reference = _reference(trusted, output, Path(folder))
+        result = _compare(reference, OnnxRuntimeSession(emulated), chosen, bundle.manifest, precision)
         image = next(network_inputs(chosen, bundle.manifest))
         worst = find_divergence(trusted, emulated, image, NOTED)
     return replace(result, worst_layer=f"{worst.node} ({worst.operator}): {worst.difference}" if worst else None)
@@ -69,8 +74,21 @@ def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: s
     _, _, height, width = record.profiles[0].optimum
     preprocess = replace(bundle.manifest.preprocess, scale=(width, height), keep_ratio=False)
     manifest = replace(bundle.manifest, preprocess=preprocess)
-    with TensorRTSession(engine, record) as session:
-        return _compare(OnnxRuntimeSession(bundle.verified(FP32)), session, _some(pictures), manifest, precision)
+    with (
+        tempfile.TemporaryDirectory(prefix=".audit-", dir=bundle.path) as folder,
+        TensorRTSession(engine, record) as session,
+    ):
+        reference = _reference(bundle.verified(FP32), record.output, Path(folder))
+        return _compare(reference, session, _some(pictures), manifest, precision)
+
+
+def _reference(fp32: Path, output: str, folder: Path) -> Session:
+    """FP32, ending in logits or masks as what is compared with it."""
+    if output == LOGITS:
+        return OnnxRuntimeSession(fp32)
+    path = folder / "reference.onnx"
+    save_model(append_mask(ir.load(fp32)), path)
+    return OnnxRuntimeSession(path)
 
 
 def _some(pictures: Sequence[Path]) -> Sequence[Path]:
@@ -80,10 +98,13 @@ def _some(pictures: Sequence[Path]) -> Sequence[Path]:
 def _compare(
     reference: Session, suspect: Session, pictures: Sequence[Path], manifest: Manifest, precision: str
 ) -> Audit:
-    shares, errors, finite = [], [], True
+    shares, errors, finite = list[float](), list[float](), list[bool]()
     for image in network_inputs(pictures, manifest):
         expected, found = reference.run(image), suspect.run(image)
-        finite = finite and bool(np.isfinite(found).all())
+        if found.dtype.kind == "i":
+            shares.append(float((expected == found).mean()))
+            continue
+        finite.append(bool(np.isfinite(found).all()))
         shares.append(float((expected.argmax(1) == found.argmax(1)).mean()))
         errors.append(float(np.abs(expected - found).max() / max(np.abs(expected).max(), 1e-12)))
     agreement = float(np.mean(shares))
@@ -91,8 +112,8 @@ def _compare(
         images=len(pictures),
         agreement=agreement,
         worst_image=min(shares),
-        logit_error=max(errors),
-        finite=finite,
+        logit_error=max(errors, default=None),
+        finite=all(finite) if finite else None,
         worst_layer=None,
-        passed=finite and agreement >= AGREEMENTS[precision],
+        passed=all(finite) and agreement >= AGREEMENTS[precision],
     )

@@ -6,21 +6,30 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import onnx_ir as ir
 
 from denseport.export.audit import FP32, Audit, audit_engine, audit_graph
-from denseport.export.engine import EngineOptions, build_engine
+from denseport.export.engine import NO_PLUGINS, EngineOptions, build_engine
 from denseport.export.engine_progress import progress_bar
-from denseport.export.errors import ExportError
+from denseport.export.errors import BuildError, ExportError
+from denseport.export.fusion import FusionRecord, fuse
+from denseport.export.mask import LOGITS, MASK, append_mask
 from denseport.export.precision import PrecisionRecord, write_precision
+from denseport.export.race import race
+from denseport.export.save import save_model
 from denseport.runtime.backends.tensorrt import why_not
 from denseport.runtime.build_record import BuildRecord
 from denseport.runtime.bundle import Bundle
+from denseport.runtime.errors import MachineError
 from denseport.runtime.feed import network_inputs
 from denseport.runtime.files import sha256_of
 from denseport.runtime.manifest import Artifact
 
-__all__ = ["build_engine_artifact", "build_typed"]
+__all__ = ["build_engine_artifact", "build_typed", "build_variant"]
+
+Candidate: TypeAlias = tuple[Path, BuildRecord]
 
 
 def build_typed(
@@ -65,15 +74,66 @@ def build_typed(
     return name, record, result
 
 
+def build_variant(
+    bundle: Bundle,
+    precision: str,
+    pictures: Sequence[Path],
+    *,
+    mask: bool,
+    fused: bool,
+    progress: Callable[[str], None] = lambda text: None,
+) -> tuple[str, FusionRecord | None, Audit | None]:
+    """Write a bundle's graph of that precision with masks as its output, or fused, or both: ``fp16.mask.fused.onnx``.
+
+    Returns:
+        The artifact's name, what was fused, and its audit (None without pictures). An artifact whose audit failed is
+        not kept.
+
+    Raises:
+        BundleError: the graph of that precision is not there yet.
+        ExportError: there is nothing to fuse.
+    """
+    name = ".".join([precision, *["mask"] * mask, *["fused"] * fused, "onnx"])
+    source = _source(precision)
+    model = ir.load(bundle.verified(source))
+    progress(f"writing {name}")
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=bundle.path) as folder:
+        output = Path(folder) / name
+        if mask:
+            append_mask(model)
+        fusion = fuse(model) if fused else None
+        save_model(model, output)
+        result = audit_graph(bundle, output, precision, pictures, progress) if pictures else None
+        if result is not None and not result.passed:
+            return name, fusion, result
+        files = [output, *Path(folder).glob(f"{name}.data")]
+        hashes = {file.name: sha256_of(file) for file in files}
+        for file in files:
+            file.replace(bundle.path / file.name)
+    details: dict[str, Any] = {"source": source, "output": MASK if mask else LOGITS}
+    details |= {"fusion": dataclasses.asdict(fusion)} if fusion is not None else {}
+    details |= {"audit": dataclasses.asdict(result)} if result is not None else {}
+    bundle.add(name, Artifact("onnx", precision, hashes, details))
+    return name, fusion, result
+
+
+def _source(precision: str) -> str:
+    return FP32 if precision == "fp32" else f"{precision}.onnx"
+
+
 def build_engine_artifact(
     bundle: Bundle,
     precision: str,
     options: EngineOptions,
     pictures: Sequence[Path],
     *,
+    try_plugin: bool = False,
     verbose: Callable[[str], None] | None = None,
 ) -> tuple[str, BuildRecord, Audit | str]:
     """Build an engine of a bundle's ``model.onnx`` or typed graph, and enter it, ``fp16.rtx.sm_86.engine`` say.
+
+    Args:
+        try_plugin: TensorRT: build with the plugin too, time both, and keep the faster.
 
     Returns:
         The artifact's name, its build record, and its audit or why there is none. An engine whose audit failed is
@@ -81,14 +141,19 @@ def build_engine_artifact(
 
     Raises:
         BundleError: the graph of that precision is not there yet.
-        BuildError, MachineError: see `denseport.export.engine.build_engine`.
+        BuildError, ExportError, InputError, MachineError: see `denseport.export.engine`.
     """
-    source = FP32 if precision == "fp32" else f"{precision}.onnx"
+    source = _source(precision)
     model = bundle.verified(source)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=bundle.path) as folder:
-        output = Path(folder) / "new.engine"
-        with progress_bar(f"building {precision}") as progress:
-            record = build_engine(model, output, options, progress=progress, verbose=verbose)
+
+        def build(options: EngineOptions) -> Candidate:
+            words = f"building {precision}" + (" with the plugin" if options.plugin else "")
+            path = Path(folder) / ("fused.engine" if options.plugin else "native.engine")
+            with progress_bar(words) as progress:
+                return path, build_engine(model, path, options, progress=progress, verbose=verbose)
+
+        output, record, times = _faster(build, options) if try_plugin else (*build(options), {})
         name = _engine_name(precision, options, record)
         result = why_not(record) or ("no pictures were given" if not pictures else "")
         checked = result or audit_engine(bundle, output, record, precision, pictures)
@@ -96,18 +161,39 @@ def build_engine_artifact(
             return name, record, checked
         output.replace(bundle.path / name)
     details: dict[str, Any] = {**record.to_dict(), "source": source}
-    if isinstance(checked, Audit):
-        details["audit"] = dataclasses.asdict(checked)
+    details |= {"milliseconds": times} if times else {}
+    details |= {"audit": dataclasses.asdict(checked)} if isinstance(checked, Audit) else {}
     bundle.add(name, Artifact("engine", precision, {name: record.engine_sha256}, details))
     return name, record, checked
 
 
+def _faster(
+    build: Callable[[EngineOptions], Candidate], options: EngineOptions
+) -> tuple[Path, BuildRecord, dict[str, float]]:
+    """The faster of the engines without and with the plugin, and the milliseconds of both, by "off" and "on".
+
+    Where there can be no second one, no milliseconds. The record's ``plugin`` says which it is, and why.
+    """
+    native, record = build(options)
+    if options.flavour == "tensorrt_rtx":
+        return native, dataclasses.replace(record, plugin=f"off: {NO_PLUGINS}"), {}
+    try:
+        fused, with_plugin = build(dataclasses.replace(options, plugin=True))
+        times = race({"off": (native, record), "on": (fused, with_plugin)}, record.profiles[0].optimum)
+    except (ExportError, BuildError, MachineError) as err:
+        return native, dataclasses.replace(record, plugin=f"off: {err.message}"), {}
+    on, off = times["on"], times["off"]
+    if on < off:
+        return fused, dataclasses.replace(with_plugin, plugin=f"on: {on:g} ms, {off:g} ms without"), times
+    return native, dataclasses.replace(record, plugin=f"off: {off:g} ms, {on:g} ms with it"), times
+
+
 def _engine_name(precision: str, options: EngineOptions, record: BuildRecord) -> str:
-    """Precision, flavour, what it runs on, and the size where it is fixed."""
+    """Precision, output if it is masks, flavour, what it runs on, and the size where it is fixed."""
     flavour = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}[options.flavour]
     where = "+".join(options.targets) or record.compute_capability or "any"
     if options.flavour == "tensorrt_rtx" and not options.targets:
         where = "any"
     first = options.profiles[0]
     size = f".{first.optimum[2]}x{first.optimum[3]}" if len(options.profiles) == 1 and first.fixed else ""
-    return f"{precision}.{flavour}.{where}{size}.engine"
+    return f"{precision}{'.mask' if options.mask else ''}.{flavour}.{where}{size}.engine"

@@ -7,6 +7,7 @@ before, by the passes that type or quantize the graph.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import tempfile
@@ -25,16 +26,20 @@ from denseport.export.engine_progress import Progress, ProgressTree, monitor
 from denseport.export.engine_types import inspect_engine, onnx_types
 from denseport.export.errors import BuildError
 from denseport.export.fold import fix_input_shape
+from denseport.export.fusion import fuse, fused_nodes
+from denseport.export.mask import append_mask
+from denseport.export.plugin.compile import compile_ptx
+from denseport.export.save import PROTOBUF_LIMIT
 from denseport.runtime.backends.cuda import Device, open_cuda
 from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_library
 from denseport.runtime.build_record import PORTABLE_RTX, TITLES, BuildRecord, Profile, sm_name
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.files import sha256_of, write_atomic
 
-__all__ = ["EngineOptions", "build_engine"]
+__all__ = ["NO_PLUGINS", "EngineOptions", "build_engine"]
 
 HARDWARE = ("none", "same_compute_capability", "ampere_plus")
-PROTOBUF_LIMIT = 2**31 - 2**20  # bytes
+NO_PLUGINS = "TensorRT-RTX takes no plugins"
 NO_CACHE = "TensorRT-RTX has none"  # "Timing cache operations are no-ops" since 1.2
 
 
@@ -54,6 +59,8 @@ class EngineOptions:
     version_compatible: bool = False  # TensorRT: opens in later releases too, at some cost of speed
     hardware_compatibility: str = "none"  # TensorRT: one of HARDWARE
     timing_cache: Path | None = None  # TensorRT: default: one for each GPU and release in the user's cache folder
+    mask: bool = False  # the engine gives class masks (`denseport.export.mask`) instead of logits
+    plugin: bool = False  # TensorRT: fuse what the project's plugin computes (`denseport.export.fusion`)
 
     def __post_init__(self) -> None:
         if self.flavour not in TITLES:
@@ -87,6 +94,8 @@ class EngineOptions:
             )
         if self.timing_cache is not None:
             raise InputError("TensorRT-RTX has no timing cache", "Leave --timing-cache out.")
+        if self.plugin:
+            raise InputError(NO_PLUGINS, "Leave out --plugin on, or use --engine tensorrt.")
 
 
 def build_engine(
@@ -99,7 +108,8 @@ def build_engine(
 ) -> BuildRecord:
     """Build an engine and write it, whole or not at all.
 
-    A profile of one fixed size is folded first (`denseport.export.fold`).
+    The graph gets its argmax first, if the engine is to give masks; then it is folded, if the profile is one fixed size
+    (`denseport.export.fold`); fusing comes last. A graph that is fused already needs no option for it.
 
     Args:
         model: ONNX; its external data lies beside it.
@@ -109,6 +119,7 @@ def build_engine(
 
     Raises:
         BuildError: TensorRT cannot read the graph or make an engine of it, or the profile does not fit it.
+        ExportError: there is nothing to fuse, or a mask is asked of a graph that ends in one.
         InputError: a target that this TensorRT does not know.
         MachineError: TensorRT or the GPU that it builds on is missing, or memory ran out.
         OutputError: ``engine`` cannot be written.
@@ -118,8 +129,9 @@ def build_engine(
     started = time.monotonic()
     digest = sha256_of(model)
     with library.log.collect(verbose) as lines, _peak_memory() as peak:
-        with _prepared(model, options.profiles) as (source, types, folded):
-            plan, cache = _build(library, source, model.name, options, device, progress, lines)
+        with _prepared(model, options) as source:
+            plugin = _register_plugin(library) if source.fused else "off"
+            plan, cache = _build(library, source.path, model.name, options, device, progress, lines)
         write_atomic(engine, plan)
         built, note = _types_built(library, plan, device, options)
     return BuildRecord(
@@ -133,11 +145,11 @@ def build_engine(
         version_compatible=options.version_compatible,
         hardware_compatibility=options.hardware_compatibility,
         profiles=options.profiles,
-        folded=folded,
+        folded=source.folded,
         optimization_level=options.optimization_level,
         workspace=options.workspace,
         timing_cache=cache,
-        types_asked=types,
+        types_asked=source.types,
         types_built=built,
         types_built_note=note,
         onnx_sha256=digest,
@@ -145,6 +157,9 @@ def build_engine(
         seconds=round(time.monotonic() - started, 2),
         peak_host_bytes=peak(),
         log=tuple(dict.fromkeys(str(line) for line in lines)),
+        output=source.output,
+        plugin=plugin,
+        fused=source.fused,
     )
 
 
@@ -171,27 +186,61 @@ def _peak_memory() -> Iterator[Callable[[], int | None]]:
     )
 
 
+@dataclass(frozen=True)
+class _Source:
+    """The file to parse."""
+
+    path: Path
+    output: str  # the name of what it gives
+    types: dict[str, int]  # `onnx_types`
+    folded: bool  # for the one size that is wanted
+    fused: dict[str, int]  # `fused_nodes`
+
+
 @contextlib.contextmanager
-def _prepared(model: Path, profiles: tuple[Profile, ...]) -> Iterator[tuple[Path, dict[str, int], bool]]:
-    """The file to parse, the types in it, and whether it was folded for the one size that is wanted."""
+def _prepared(model: Path, options: EngineOptions) -> Iterator[_Source]:
+    """The graph as TensorRT is to read it: ``model`` itself if nothing is to be changed in it."""
     try:
         graph = ir.load(model)
     except DecodeError as err:
         raise BuildError(f"{model}: no ONNX model: {err}", "Export the checkpoint again.") from err
-    fixed = len(profiles) == 1 and profiles[0].fixed
-    if not fixed:
-        types = onnx_types(graph)
+    fixed = len(options.profiles) == 1 and options.profiles[0].fixed
+    if options.mask:
+        append_mask(graph)
+    if fixed:
+        fix_input_shape(graph, options.profiles[0].optimum)
+    if options.plugin:
+        fuse(graph)
+    types, fused, output = onnx_types(graph), fused_nodes(graph), str(graph.graph.outputs[0].name)
+    if not (options.mask or fixed or options.plugin):
         del graph  # its weights need not stay in memory during the build
-        yield model, types, False
+        yield _Source(model, output, types, fixed, fused)
         return
     with tempfile.TemporaryDirectory(prefix="denseport-") as folder:
-        fix_input_shape(graph, profiles[0].optimum)
-        types = onnx_types(graph)
         size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
         path = Path(folder) / model.name
         ir.save(graph, path, external_data=f"{model.name}.data" if size > PROTOBUF_LIMIT else None)
         del graph
-        yield path, types, True
+        yield _Source(path, output, types, fixed, fused)
+
+
+def _register_plugin(library: Library) -> str:
+    """Let TensorRT know the kernels of a fused graph; returns what becomes of it, for the record.
+
+    Raises:
+        MachineError: this TensorRT, or NVRTC, which compiles the kernels, is not up to it.
+    """
+    if library.flavour == "tensorrt_rtx":
+        return f"inlined: {NO_PLUGINS}"
+    compile_ptx()  # TensorRT would call it, and swallow the reason of a failure
+    try:
+        importlib.import_module("denseport.export.plugin.tensorrt_plugin")
+    except (ImportError, AttributeError) as err:
+        raise MachineError(
+            f"TensorRT {library.version} takes no quick plugins: {err}",
+            "Install a newer TensorRT, or build with --plugin off.",
+        ) from err
+    return "on"
 
 
 def _build(

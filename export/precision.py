@@ -31,8 +31,8 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferenc
 from denseport.export.casts import Caster, fewest_casts
 from denseport.export.errors import ExportError
 from denseport.export.ranges import Ranges, observe
+from denseport.export.save import PROTOBUF_LIMIT, save_model
 from denseport.runtime.errors import InputError
-from denseport.runtime.files import new_file
 
 __all__ = [
     "FORMATS",
@@ -49,7 +49,6 @@ __all__ = [
 
 FLOAT = ir.DataType.FLOAT
 HEADROOM = 2.0  # other images may reach further than those of the calibration
-PROTOBUF_LIMIT = 2**31 - 2**20  # bytes; a single ONNX file cannot be larger
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def write_precision(
         raise InputError(f"unknown precision {precision!r}", f"Choose one of {', '.join(FORMATS)}.")
     ranges = Ranges() if calibration is None else observe(model_path, calibration)
     model, record = set_types(ir.load(model_path), FORMATS[precision], ranges)
-    _save(model, output, limit)
+    save_model(model, output, limit)
     return record
 
 
@@ -372,37 +371,3 @@ def _record(choices: dict[ir.Node, _Choice], narrow: Format, casts: int, ranges:
         islands=tuple(Island(str(node.name), choice.why) for node, choice in choices.items() if choice.island),
         groups=tuple(Group(layers, kind, name, n, why) for (layers, kind, name, why), n in groups.items()),
     )
-
-
-def _save(model: ir.Model, output: Path, limit: int) -> None:
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    data = output.with_name(f"{output.name}.data")
-    if size > limit:
-        with new_file(data) as temporary:
-            # Shapes stay inside: the checker reads them.
-            ir.external_data.unload_from_model(model, temporary.parent, temporary.name, size_threshold_bytes=1024)
-        _point_to(model, data)
-    with new_file(output) as temporary:
-        ir.save(model, temporary)
-        try:
-            onnx.checker.check_model(temporary, full_check=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
-            raise ExportError(f"the typed model is no valid ONNX: {err}", "Please report this.") from err
-    if size <= limit:
-        data.unlink(missing_ok=True)  # of a larger model that had this name
-
-
-def _point_to(model: ir.Model, data: Path) -> None:
-    """Tell external tensors the name that their file got."""
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            value.const_value = ir.ExternalTensor(
-                data.name,
-                tensor.offset,
-                tensor.length,
-                tensor.dtype,
-                shape=tensor.shape,
-                name=str(tensor.name),
-                base_dir=data.parent,
-            )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from denseport.runtime.errors import InputError
@@ -83,6 +83,9 @@ class BuildRecord:
     seconds: float  # parsing, folding and building
     peak_host_bytes: int | None  # of this process during the build; None where the kernel does not say
     log: tuple[str, ...]  # TensorRT's warnings and errors
+    output: str = "logits"  # what the engine gives: "logits" or "mask"
+    plugin: str = "off"  # whether the project's kernels are in it: on, off or inlined, and why
+    fused: dict[str, int] = field(default_factory=dict)  # nodes of the graph by the kernel that they call
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from denseport.runtime.build_record import BuildRecord, mismatch
 from denseport.runtime.bundle import Bundle
+from denseport.runtime.errors import InputError
 from denseport.runtime.machine import Machine, inspect_machine
 from denseport.runtime.manifest import Artifact
 
@@ -36,14 +37,16 @@ def choose(bundle: Bundle, wanted: str | None = None) -> Choice:
 
     Raises:
         BundleError: there is no such artifact, or an engine's record is damaged.
+        InputError: the artifact that was asked for gives masks.
     """
     artifacts = bundle.manifest.artifacts
     engines = any(artifact.kind == "engine" for artifact in artifacts.values())
     machine = inspect_machine(look_for_gpus=engines or None)
     on_gpu = bool(machine.gpus) and CUDA in machine.providers
     if wanted is not None:
+        _refuse_masks(wanted, bundle.artifact(wanted))
         return Choice(wanted, _providers(bundle.artifact(wanted), on_gpu), "asked for", {})
-    reasons = {name: obstacle(artifact, machine)[0] for name, artifact in artifacts.items()}
+    reasons = {name: _why_no_logits(artifact) or obstacle(artifact, machine)[0] for name, artifact in artifacts.items()}
     fitting = [name for name, a in artifacts.items() if not reasons[name] and a.precision in ORDER]
     name = min(fitting, key=lambda each: _rank(artifacts[each], on_gpu), default=FP32)
     chosen = bundle.artifact(name)
@@ -53,6 +56,19 @@ def choose(bundle: Bundle, wanted: str | None = None) -> Choice:
     else:
         why = "ONNX Runtime with CUDA" if on_gpu else "ONNX Runtime on the CPU"
     return Choice(name, _providers(chosen, on_gpu), why, others)
+
+
+def _why_no_logits(artifact: Artifact) -> str:
+    masks = artifact.record.get("output") == "mask"
+    return "gives masks of the network's input, not logits that can be resized to the picture" if masks else ""
+
+
+def _refuse_masks(name: str, artifact: Artifact) -> None:
+    if reason := _why_no_logits(artifact):
+        raise InputError(
+            f"{name} {reason}",
+            "Choose an artifact without .mask in its name; this one is for a session, or for programs of your own.",
+        )
 
 
 def _providers(artifact: Artifact, on_gpu: bool) -> tuple[str, ...]:

@@ -24,6 +24,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32")
     parser.add_argument("--engine", default="tensorrt_rtx")
     parser.add_argument("--target", action="append", default=[])
+    parser.add_argument(
+        "--fused", action="store_true", help="fuse the graph for the plugin; RTX runs the functions' bodies"
+    )
     parser.add_argument("--onnx", type=Path, help="build this file instead of exporting the preset")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -36,6 +39,10 @@ def main() -> None:
             typed = Path(folder) / f"{arguments.precision}.onnx"
             subprocess.run([sys.executable, "-c", TYPE, str(model), str(typed), arguments.precision], check=True)
             model = typed
+        if arguments.fused:
+            fused = Path(folder) / "fused.onnx"
+            subprocess.run([sys.executable, "-c", FUSE, str(model), str(fused)], check=True)
+            model = fused
         build(model, Path(folder) / "model.engine", arguments)
 
 
@@ -55,6 +62,17 @@ import sys
 from pathlib import Path
 from denseport.export.precision import write_precision
 write_precision(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+"""
+
+FUSE = """
+import sys
+from pathlib import Path
+import onnx_ir as ir
+from denseport.export.fusion import fuse
+from denseport.export.save import save_model
+model = ir.load(sys.argv[1])
+fuse(model)
+save_model(model, Path(sys.argv[2]))
 """
 
 
@@ -78,6 +96,8 @@ def build(model: Path, engine: Path, arguments: argparse.Namespace) -> None:
         "onnx_MB": round(model.stat().st_size / 1e6, 1),
         "engine_MB": round(engine.stat().st_size / 1e6, 1),
         "types_asked": record.types_asked,
+        "plugin": record.plugin,
+        "fused": record.fused,
         "log": record.log,
     }
     print(json.dumps(figures, indent=1))

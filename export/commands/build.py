@@ -28,6 +28,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="onnx",
         help="onnx writes the typed graph alone; default: %(default)s",
     )
+    parser.add_argument(
+        "--output",
+        choices=("logits", "mask"),
+        default="logits",
+        help="what the graph gives: logits, which the runtime resizes to the picture, or a class for each pixel of the "
+        "network's input; default: %(default)s",
+    )
+    parser.add_argument(
+        "--plugin",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="fused upsampling kernels; auto: TensorRT builds with and without and keeps the faster, the others build "
+        "without; default: %(default)s",
+    )
     typed = parser.add_argument_group("precision")
     typed.add_argument(
         "--images",
@@ -62,13 +76,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.limit < 1:
         raise InputError(f"--limit {arguments.limit} is below 1")
-    if arguments.precision == "fp32" and arguments.engine == "onnx":
-        raise InputError(f"{FP32} is the FP32 graph already", "Choose --precision fp16 or bf16, or an --engine.")
+    variant = arguments.engine == "onnx" and (arguments.output == "mask" or arguments.plugin == "on")
+    if arguments.precision == "fp32" and arguments.engine == "onnx" and not variant:
+        raise InputError(
+            f"{FP32} is the FP32 graph already",
+            "Choose --precision fp16 or bf16, --output mask, --plugin on, or an --engine.",
+        )
     bundle = Bundle(arguments.bundle)
     options = _engine_options(arguments) if arguments.engine != "onnx" else None
     result: dict[str, Any] = {"bundle": str(bundle.path), "passed": True}
     if arguments.precision != "fp32":
-        result |= _typed(bundle, arguments, reuse=options is not None)
+        result |= _typed(bundle, arguments, reuse=variant or options is not None)
+    if variant and result["passed"]:
+        result |= _variant(bundle, arguments)
     if options is not None and result["passed"]:
         result |= _engine(bundle, arguments, options)
     print(json.dumps(result, indent=1) if arguments.json else "\n".join(_lines(result)))
@@ -76,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _typed(bundle: Bundle, arguments: argparse.Namespace, *, reuse: bool) -> dict[str, Any]:
-    """Write the typed graph; for an engine, one that is there already is taken unless pictures are given."""
+    """Write the typed graph; as a means to an end, one that is there is taken unless pictures are given."""
     from denseport.export.build import build_typed
     from denseport.export.precision import explain
     from denseport.runtime.feed import spread
@@ -95,6 +115,22 @@ def _typed_result(name: str, record: PrecisionRecord, audit: Audit | None) -> di
         "artifact": name,
         "precision": asdict(record),
         "audit": asdict(audit) if audit is not None else None,
+        "passed": audit is None or audit.passed,
+    }
+
+
+def _variant(bundle: Bundle, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Write the graph with the output, or with the fused nodes, that were asked for."""
+    from denseport.export.build import build_variant
+    from denseport.runtime.feed import spread
+
+    pictures = spread(arguments.images, arguments.limit) if arguments.images else []
+    mask, fused = arguments.output == "mask", arguments.plugin == "on"
+    name, fusion, audit = build_variant(bundle, arguments.precision, pictures, mask=mask, fused=fused, progress=_say)
+    return {
+        "variant": name,
+        "fusion": asdict(fusion) if fusion is not None else None,
+        "variant_audit": asdict(audit) if audit is not None else None,
         "passed": audit is None or audit.passed,
     }
 
@@ -120,6 +156,8 @@ def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
         version_compatible=arguments.version_compatible,
         hardware_compatibility=arguments.hardware_compatible,
         timing_cache=arguments.timing_cache,
+        mask=arguments.output == "mask",
+        plugin=arguments.plugin == "on",
     )
 
 
@@ -129,7 +167,9 @@ def _engine(bundle: Bundle, arguments: argparse.Namespace, options: EngineOption
 
     verbose = _say if arguments.verbose else None
     pictures = spread(arguments.images, arguments.limit) if arguments.images else []
-    name, record, audit = build_engine_artifact(bundle, arguments.precision, options, pictures, verbose=verbose)
+    name, record, audit = build_engine_artifact(
+        bundle, arguments.precision, options, pictures, try_plugin=arguments.plugin == "auto", verbose=verbose
+    )
     file = bundle.path / name
     return {
         "engine": name,
@@ -151,6 +191,9 @@ def _lines(result: dict[str, Any]) -> list[str]:
         counts = ", ".join(f"{count} nodes {kind}" for kind, count in record["nodes"].items())
         lines.append(f"{result['artifact']}: {counts}, {record['casts']} casts, {len(record['islands'])} FP32 islands")
         lines += _audit_lines(result["audit"])
+    if "variant" in result:
+        lines.append(f"{result['variant']}: {_fused_words(result['fusion'])}")
+        lines += _audit_lines(result["variant_audit"])
     if "engine" in result:
         record = result["record"]
         asked = ", ".join(f"{count} nodes {kind}" for kind, count in record["types_asked"].items())
@@ -158,6 +201,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
         peak = record["peak_host_bytes"]
         lines.append(f"{result['engine']}: {size}" + (f", {peak / 2**30:.1f} GiB of memory" if peak else ""))
         lines.append(f"  asked for {asked}")
+        lines.append(f"  plugin {record['plugin']}")
         lines.append(f"  built as {record['types_built'] or record['types_built_note']}")
         audit = result["engine_audit"]
         lines += [f"  not audited: {audit}"] if isinstance(audit, str) else _audit_lines(audit)
@@ -165,11 +209,18 @@ def _lines(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _fused_words(fusion: dict[str, Any] | None) -> str:
+    if fusion is None:
+        return "nothing fused"
+    words = "fused " + ", ".join(f"{count} {operator}" for operator, count in fusion["fused"].items())
+    return words + "".join(f"\n  left as it is: {node}: {reason}" for node, reason in fusion["left"].items())
+
+
 def _audit_lines(audit: dict[str, Any] | None) -> list[str]:
     if audit is None:
         return ["not audited: give --images to check FP16's range and to compare with FP32"]
     lines = [
-        f"{'PASS' if audit['passed'] else 'FAIL'}: {100 * audit['agreement']:.3f} % of the logits' classes are FP32's "
+        f"{'PASS' if audit['passed'] else 'FAIL'}: {100 * audit['agreement']:.3f} % of the classes are FP32's "
         f"(worst picture {100 * audit['worst_image']:.3f} %), {audit['images']} pictures"
     ]
     return lines + ([f"  most different layer: {audit['worst_layer']}"] if audit["worst_layer"] else [])

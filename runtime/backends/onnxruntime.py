@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from denseport.runtime.errors import BundleError, MachineError
 
-__all__ = ["INPUT", "OUTPUT", "OnnxRuntimeSession"]
+__all__ = ["INPUT", "OnnxRuntimeSession"]
 
-INPUT, OUTPUT = "image", "logits"
+INPUT = "image"
 
 
 class OnnxRuntimeSession:
@@ -63,9 +63,9 @@ class OnnxRuntimeSession:
         )
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (N, C, h, w) of a normalised image batch (N, 3, H, W), both float32."""
-        logits: NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: image})[0]
-        return logits
+        """Logits (N, C, h, w) of a normalised image batch (N, 3, H, W), both float32; or what else the model gives."""
+        result: NDArray[np.float32] = self._session.run(None, {INPUT: image})[0]
+        return result
 
     @property
     def description(self) -> str:

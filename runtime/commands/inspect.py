@@ -97,6 +97,8 @@ def _built(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
 
     record = BuildRecord.from_dict(artifact.record, name)
     yield "", f"built with {record.built_for} in {record.seconds:.0f} s, from {artifact.record.get('source')}"
+    if record.output != "logits" or record.plugin != "off":
+        yield "", f"gives {record.output}; plugin {record.plugin}"
     yield "", "accepts " + " or ".join(str(profile) for profile in record.profiles)
     asked = ", ".join(f"{count} nodes {kind}" for kind, count in record.types_asked.items())
     yield "", f"asked for {asked}; built as {record.types_built or record.types_built_note}"

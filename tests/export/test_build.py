@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import onnx_ir as ir
 import pytest
+from fake_tensorrt import RECORD
 from planting import overflow, with_graph
 from support import ASSETS
 
+from denseport.export import build as build_module
 from denseport.export.audit import audit_graph
+from denseport.export.engine import EngineOptions
+from denseport.export.mask import append_mask
+from denseport.export.save import save_model
+from denseport.runtime.build_record import BuildRecord
 from denseport.runtime.bundle import Bundle
+from denseport.runtime.choice import choose
 from denseport.runtime.cli import main
+from denseport.runtime.errors import MachineError
 from denseport.runtime.feed import spread
+from denseport.runtime.files import sha256_of
 
 PICTURES = str(ASSETS / "street/images")
 needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
@@ -79,6 +91,74 @@ def test_an_engine_is_built_recorded_and_refused_here(bundle: Bundle, capsys: py
     assert "altered since it was written" in capsys.readouterr().err
 
 
+def test_masks_and_fused_nodes_are_built_audited_and_not_taken_for_logits(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["build", str(bundle.path), "--output", "mask", "--plugin", "on", "--images", PICTURES, "--limit", "2"]
+    assert main([*arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    name = "fp16.mask.fused.onnx"
+    assert result["variant"] == name and result["fusion"]["fused"] == {"ResizeArgmax": 1, "UpsampleAdd": 3}
+    bundle = Bundle(bundle.path)
+    record = bundle.artifact(name).record
+    assert record["output"] == "mask" and record["source"] == "fp16.onnx"
+    assert 0.998 < record["audit"]["agreement"] < 1 and record["audit"]["finite"] is None
+    assert choose(bundle).name == "model.onnx" and "gives masks" in choose(bundle).others[name]
+    photo = str(ASSETS / "street/images/validation/camvid_Seq05VD_f05100.jpg")
+    assert main(["run", str(bundle.path), photo, "-o", str(bundle.path.parent / "out"), "--artifact", name]) == 2
+    assert "gives masks" in capsys.readouterr().err
+
+
+def test_an_audit_fails_masks_that_collapse(bundle: Bundle) -> None:
+    with_graph(bundle, lambda graph: overflow(graph, "backbone.layers.2.ln1.weight"), "planted.onnx", "fp16")
+    save_model(append_mask(ir.load(bundle.path / "planted.onnx")), bundle.path / "mask.onnx")
+    result = audit_graph(bundle, bundle.path / "mask.onnx", "fp16", spread([PICTURES], 2), lambda text: None)
+    assert not result.passed and result.agreement < 0.9 and result.finite is None
+
+
+def test_fp32_can_be_fused_too(bundle: Bundle) -> None:
+    assert main(["build", str(bundle.path), "--precision", "fp32", "--plugin", "on"]) == 0
+    assert Bundle(bundle.path).artifact("fp32.fused.onnx").record["fusion"] == {
+        "fused": {"UpsampleAdd": 3},
+        "left": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("times", "kept", "words"),
+    [
+        ({"off": 4.0, "on": 3.5}, b"fused", "on: 3.5 ms, 4 ms without"),
+        ({"off": 4.0, "on": 4.5}, b"native", "off: 4 ms, 4.5 ms with it"),
+        (MachineError("no NVRTC"), b"native", "off: no NVRTC"),
+    ],
+)
+def test_the_faster_of_two_engines_is_kept(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, times: Any, kept: bytes, words: str
+) -> None:
+    """TensorRT's part is made up: what it builds, and how long that takes."""
+
+    def build_engine(model: Path, engine: Path, options: EngineOptions, **_: object) -> BuildRecord:
+        engine.write_bytes(b"fused" if options.plugin else b"native")
+        return dataclasses.replace(RECORD, engine_sha256=sha256_of(engine), plugin="on" if options.plugin else "off")
+
+    def race(engines: dict[str, Any], shape: tuple[int, ...]) -> dict[str, float]:
+        assert {name: path.read_bytes() for name, (path, _) in engines.items()} == {"off": b"native", "on": b"fused"}
+        if isinstance(times, Exception):
+            raise times
+        return dict(times)
+
+    monkeypatch.setattr(build_module, "build_engine", build_engine)
+    monkeypatch.setattr(build_module, "race", race)
+    assert main(["build", str(bundle.path), "--precision", "fp32", "--engine", "tensorrt"]) == 0
+    bundle = Bundle(bundle.path)
+    (name,) = (name for name, artifact in bundle.manifest.artifacts.items() if artifact.kind == "engine")
+    assert bundle.verified(name).read_bytes() == kept
+    record = bundle.artifact(name).record
+    assert record["plugin"] == words
+    assert record.get("milliseconds") == (None if isinstance(times, Exception) else times)
+    assert not list(bundle.path.glob(".*"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -88,6 +168,7 @@ def test_an_engine_is_built_recorded_and_refused_here(bundle: Bundle, capsys: py
         (["--engine", "tensorrt_rtx", "--profile", "huge"], "no profile 'huge'"),
         (["--engine", "tensorrt_rtx", "--min", "64x64"], "--min, --opt and --max go together"),
         (["--engine", "tensorrt", "--target", "sm_86"], "takes no targets"),
+        (["--engine", "tensorrt_rtx", "--plugin", "on"], "TensorRT-RTX takes no plugins"),
     ],
 )
 def test_bad_arguments(bundle: Bundle, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

@@ -17,9 +17,9 @@ pytestmark = [
 ]
 
 
-def figures(preset: str, precision: str) -> dict[str, Any]:
+def figures(preset: str, precision: str, *more: str) -> dict[str, Any]:
     """What scripts/bench_engine.py prints; a process of its own, so that its peak memory is the build's."""
-    command = [sys.executable, str(REPO / "scripts/bench_engine.py"), preset, "--precision", precision]
+    command = [sys.executable, str(REPO / "scripts/bench_engine.py"), preset, "--precision", precision, *more]
     found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     print({key: found[key] for key in ("preset", "precision", "seconds", "peak_host_GB", "engine_MB")})
     return found
@@ -36,3 +36,10 @@ def test_fp16_engines_are_half_the_size(preset: str, most_gb: float) -> None:
     assert fp16["seconds"] < 60
     assert fp16["peak_host_GB"] < most_gb
     assert fp16["types_asked"]["fp16"] > 3 * fp16["types_asked"]["fp32"]  # and not an FP32 engine by another name
+
+
+def test_a_fused_engine_is_as_large() -> None:
+    """TensorRT-RTX runs the bodies of the fused nodes, so nothing is computed or stored in another way."""
+    fused = figures("dpt_vit-b16_160k", "fp16", "--fused")
+    assert fused["fused"] == {"UpsampleAdd": 3} and fused["plugin"].startswith("inlined")
+    assert 200 < fused["engine_MB"] < 240 and fused["peak_host_GB"] < 3
