@@ -1,333 +1,42 @@
-"""Check and time the fused kernels on a GPU, against torch and against the GPU's own copy bandwidth.
-
-Every kernel is launched from the PTX that goes into engines, with the numbers of the launch plan, through the
-CUDA driver. Prints one table; ``--json FILE`` writes it with the machine's description.
-
-Exit codes: 0 every result is right, 1 some result is wrong (a missed speed goal is only reported), 3 no GPU.
+"""Check and time on a GPU what a CPU cannot show: the fused kernels, and whole networks on each back end.
 
     scripts/gpu-check --json gpu.json
+    scripts/gpu-check --only kernels
     scripts/gpu-check --dry-run             compile, and show what would be launched; needs no GPU
+
+Prints one table of kernels with the goals they are to meet, and one of networks; ``--json FILE`` writes both with the
+machine's description, and again after each part, so that a run that is stopped leaves what it had.
+
+Exit codes: 0 every result is right, 1 some result is wrong or a back end that is there fails (a missed speed goal or
+a refusal is only reported), 2 the file cannot be written, 3 no GPU.
 """
 
-# mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
 
 import argparse
-import ctypes
 import hashlib
 import json
-import statistics
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from denseport.export.plugin import launch
-from denseport.export.plugin.compile import compile_ptx, single_kernel
-from denseport.runtime.errors import MachineError
+import gpu_kernels
+from gpu_models import PRESETS, Budget, ModelRow, measure_models, print_models
 
-if TYPE_CHECKING:
-    import torch
+from denseport.export.plugin.compile import compile_ptx
+from denseport.runtime.errors import DenseportError, MachineError
+from denseport.runtime.files import write_atomic
+from denseport.runtime.machine import inspect_machine
 
-DEVICE = "cuda"
-ELEMENT_BYTES = {"f32": 4, "f16": 2}
-COPY_GOAL = 0.8  # UpsampleAdd: of the copy bandwidth
-SPEEDUP_GOAL, READ_GOAL = (
-    10.0,
-    3.0,
-)  # UpsampleArgmax: over torch's pair; times the time to read the input once
-
-
-@dataclass(frozen=True)
-class Case:
-    """One kernel at one size."""
-
-    operator: Literal["UpsampleAdd", "UpsampleArgmax", "ResizeArgmax"]
-    shape: tuple[int, int, int, int]  # of the first input
-    precision: launch.Precision = "f16"
-    variant: str = ""  # UpsampleAdd: the layout; UpsampleArgmax: the strip
-    scale: int = 2
-    align_corners: bool = False  # UpsampleAdd
-    network: tuple[int, int] = (0, 0)  # ResizeArgmax
-    picture: tuple[int, int] = (0, 0)  # ResizeArgmax
-    goal: bool = False  # whether a speed goal is set for this size
-
-    @property
-    def output_size(self) -> tuple[int, int]:
-        if self.operator == "ResizeArgmax":
-            return self.picture
-        return self.scale * self.shape[2], self.scale * self.shape[3]
-
-    def plan(self) -> launch.Launch:
-        batch, channels, height, width = self.shape
-        if self.operator == "UpsampleAdd":
-            layout: launch.Layout = "hwc8" if self.variant == "hwc8" else "linear"
-            return launch.upsample_add(
-                *self.shape, precision=self.precision, layout=layout, align_corners=self.align_corners
-            )
-        if self.operator == "UpsampleArgmax":
-            strip: launch.Strip = "slim" if self.variant == "slim" else "wide"
-            return launch.upsample_argmax(*self.shape, precision=self.precision, scale=self.scale, strip=strip)
-        return launch.resize_argmax(
-            batch, channels, (height, width), self.network, self.picture, precision=self.precision
-        )
-
-    def input_bytes(self) -> int:
-        """Bytes of the first input, each read once."""
-        batch, channels, height, width = self.shape
-        return batch * channels * height * width * ELEMENT_BYTES[self.precision]
-
-    def least_bytes(self) -> int:
-        """Bytes that must move: each input read once, the output written once."""
-        outputs = self.shape[0] * self.output_size[0] * self.output_size[1]
-        if self.operator == "UpsampleAdd":
-            return self.input_bytes() + 2 * outputs * self.shape[1] * ELEMENT_BYTES[self.precision]
-        return self.input_bytes() + 4 * outputs
-
-
-def cases() -> list[Case]:
-    """The goals' sizes first, then each other kernel, odd sizes and batch 1."""
-    fusion, logits = (8, 256, 128, 128), (8, 150, 256, 256)
-    add: list[Case] = [
-        Case("UpsampleAdd", fusion, "f16", "linear", align_corners=True, goal=True),
-        Case("UpsampleAdd", fusion, "f16", "hwc8", align_corners=True, goal=True),
-        Case("UpsampleAdd", fusion, "f32", "linear", align_corners=True),
-        Case("UpsampleAdd", fusion, "f16", "linear"),
-        Case("UpsampleAdd", fusion, "f16", "hwc8"),
-        Case("UpsampleAdd", fusion, "f32", "linear"),
-        *(Case("UpsampleAdd", (8, 256, 128, width), "f16", "linear", align_corners=True) for width in (43, 86, 172)),
-        Case("UpsampleAdd", (1, 256, 128, 128), "f16", "linear", align_corners=True),
-    ]
-    argmax = [
-        Case(
-            "UpsampleArgmax",
-            (8, 150, 512 // scale, 512 // scale),
-            precision,
-            strip,
-            scale,
-            goal=(precision, scale) == ("f16", 2),
-        )
-        for precision in ("f16", "f32")
-        for scale in launch.SCALES
-        for strip in launch.STRIPS
-    ]
-    argmax += [Case("UpsampleArgmax", (1, *logits[1:]), "f16", strip) for strip in launch.STRIPS]
-    argmax.append(Case("UpsampleArgmax", (8, 150, 256, 171), "f16", "wide"))
-    resize = [
-        Case("ResizeArgmax", logits, "f16", network=(512, 512), picture=(640, 853)),
-        Case("ResizeArgmax", logits, "f32", network=(512, 512), picture=(640, 853)),
-        Case("ResizeArgmax", (1, 150, 256, 342), "f16", network=(512, 683), picture=(1536, 2049)),
-    ]
-    return add + argmax + resize
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured case; times in milliseconds, rates in GB/s, copies counting bytes read and written."""
-
-    operator: str
-    kernel: str
-    shape: str
-    milliseconds: float
-    rate: float
-    copy_fraction: float
-    reads: float  # time, in times that reading the first input once would take at the copy rate
-    torch_milliseconds: float
-    speedup: float
-    error: str  # what was compared, and how far apart
-    correct: bool
-    goal: bool | None  # None: no goal for this size
-
-
-class Driver:
-    """Kernels from PTX, launched on torch's current stream through libcuda."""
-
-    def __init__(self, ptx: bytes) -> None:
-        self._cuda = ctypes.CDLL("libcuda.so.1")
-        self._ptx = ptx
-        self._functions: dict[str, ctypes.c_void_p] = {}
-
-    def launch(self, plan: launch.Launch, inputs: Sequence[torch.Tensor | None], output: torch.Tensor) -> None:
-        import torch
-
-        function = self._functions.get(plan.kernel) or self._load(plan.kernel)
-        arguments: list[Any] = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in inputs]
-        arguments += [ctypes.c_int(value) for value in plan.scalars]
-        arguments.append(ctypes.c_void_p(output.data_ptr()))
-        addresses = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        self._call(
-            "cuLaunchKernel",
-            function,
-            *(plan.grid, 1, 1),
-            *(plan.block, 1, 1),
-            plan.shared_bytes,
-            stream,
-            addresses,
-            None,
-        )
-
-    def _load(self, kernel: str) -> ctypes.c_void_p:
-        module, function = ctypes.c_void_p(), ctypes.c_void_p()
-        self._call("cuModuleLoadData", ctypes.byref(module), single_kernel(self._ptx, kernel))
-        self._call("cuModuleGetFunction", ctypes.byref(function), module, kernel.encode())
-        self._functions[kernel] = function
-        return function
-
-    def _call(self, name: str, *arguments: object) -> None:
-        status = getattr(self._cuda, name)(*arguments)
-        if status != 0:
-            raise RuntimeError(f"{name} returned {status}")
-
-
-def make_inputs(case: Case) -> list[torch.Tensor]:
-    """Fresh random inputs; hwc8 as torch's channels_last, which is the same where eight divides C."""
-    import torch
-
-    dtype = torch.float16 if case.precision == "f16" else torch.float32
-    shapes = [case.shape]
-    if case.operator == "UpsampleAdd":
-        shapes.append((*case.shape[:2], *case.output_size))
-    memory_format = torch.channels_last if case.variant == "hwc8" else torch.contiguous_format
-    return [torch.randn(shape, device=DEVICE, dtype=dtype).contiguous(memory_format=memory_format) for shape in shapes]
-
-
-def make_output(case: Case, inputs: list[torch.Tensor]) -> torch.Tensor:
-    """Poisoned, so that an element that is not written shows."""
-    import torch
-
-    if case.operator == "UpsampleAdd":
-        return torch.full_like(inputs[1], torch.nan)
-    return torch.full((case.shape[0], *case.output_size), -1, device=DEVICE, dtype=torch.int32)
-
-
-def torch_pair(case: Case, inputs: list[torch.Tensor]) -> torch.Tensor:
-    """What the kernel replaces, in torch's own operations and the inputs' type."""
-    from torch.nn.functional import interpolate
-
-    if case.operator == "UpsampleAdd":
-        return interpolate(inputs[0], case.output_size, mode="bilinear", align_corners=case.align_corners) + inputs[1]
-    return _resized_logits(case, inputs[0]).argmax(1)
-
-
-def _resized_logits(case: Case, logits: torch.Tensor) -> torch.Tensor:
-    from torch.nn.functional import interpolate
-
-    sizes = [case.network, case.picture] if case.operator == "ResizeArgmax" else [case.output_size]
-    for size in sizes:
-        logits = interpolate(logits, size, mode="bilinear", align_corners=False)
-    return logits
-
-
-def check(case: Case, inputs: list[torch.Tensor], output: torch.Tensor) -> tuple[str, bool]:
-    """Compare with torch in float64, image by image; the error in words, and whether it is right."""
-
-    if case.operator == "UpsampleAdd":
-        worst = 0.0
-        for image in range(case.shape[0]):
-            exact = torch_pair(case, [tensor[image : image + 1].double() for tensor in inputs])
-            # Half an ulp of the result, and FP32's rounding of what is added up, which is of order one.
-            unit = 2.0**-11 if case.precision == "f16" else 2.0**-24
-            allowed = unit * exact.abs() + 2.0**-18
-            ratio = ((output[image : image + 1].double() - exact).abs() / allowed).max().item()
-            worst = ratio if not ratio <= worst else worst  # a NaN stays
-        return f"{worst:.2f} of allowed", worst <= 1.0
-    differing, wrong = 0, 0
-    for image in range(case.shape[0]):
-        values = _resized_logits(case, inputs[0][image : image + 1].double())
-        best, expected = values.max(1)
-        chosen = output[image : image + 1].long()
-        in_range = (chosen >= 0) & (chosen < case.shape[1])
-        value = values.gather(1, chosen.clamp(0, case.shape[1] - 1)[:, None])[:, 0]
-        differing += int((chosen != expected).sum())
-        wrong += int((~in_range | (best - value > 1e-5)).sum())  # nearer than that, FP32 may choose either
-    return f"{differing} differ, {wrong} wrong", wrong == 0
-
-
-def time_call(call: Callable[[int], object], sets: int, seconds: float = 0.3) -> float:
-    """Milliseconds of ``call(i)``, i over ``sets`` inputs: the median over replays of a CUDA graph."""
-    import torch
-
-    for index in range(sets):
-        call(index)
-    torch.cuda.synchronize()
-    calls = 4 * sets
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for index in range(calls):
-            call(index % sets)
-    times: list[float] = []
-    while len(times) < 5 or (sum(times) < seconds * 1000 and len(times) < 200):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        stop.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(stop))
-    return statistics.median(times[2:]) / calls
-
-
-def copy_rate() -> float:
-    """GB/s of a large device-to-device copy, counting bytes read and written."""
-    import torch
-
-    source = torch.empty(2**30, dtype=torch.uint8, device=DEVICE).random_()
-    target = torch.empty_like(source)
-    return 2 * source.numel() / time_call(lambda _: target.copy_(source), sets=1) / 1e6
-
-
-def measure(case: Case, driver: Driver, copy: float) -> Row:
-    """Check the case, then time it on inputs that together exceed the GPU's L2 cache."""
-    plan = case.plan()
-    sets = max(2, min(32, 2**28 // case.input_bytes()))
-    inputs = [make_inputs(case) for _ in range(sets)]
-    outputs = [make_output(case, tensors) for tensors in inputs]
-    unused = [None] * 3 if case.operator == "ResizeArgmax" else []
-    driver.launch(plan, [*inputs[0], *unused], outputs[0])
-    error, correct = check(case, inputs[0], outputs[0])
-    ours = time_call(lambda i: driver.launch(plan, [*inputs[i], *unused], outputs[i]), sets)
-    theirs = time_call(lambda i: torch_pair(case, inputs[i]), sets)
-    rate, reads = case.least_bytes() / ours / 1e6, ours * copy * 1e6 / case.input_bytes()
-    goal = None
-    if case.goal and case.operator == "UpsampleAdd":
-        goal = rate >= COPY_GOAL * copy
-    elif case.goal:
-        goal = theirs >= SPEEDUP_GOAL * ours and reads <= READ_GOAL
-    return Row(
-        operator=case.operator,
-        kernel=plan.kernel,
-        shape=describe(case),
-        milliseconds=ours,
-        rate=rate,
-        copy_fraction=rate / copy,
-        reads=reads,
-        torch_milliseconds=theirs,
-        speedup=theirs / ours,
-        error=error,
-        correct=correct,
-        goal=goal,
-    )
-
-
-def describe(case: Case) -> str:
-    via = f" -> {case.network[0]}x{case.network[1]}" if case.operator == "ResizeArgmax" else ""
-    return "x".join(map(str, case.shape)) + via + f" -> {case.output_size[0]}x{case.output_size[1]}"
-
-
-def print_table(rows: list[Row]) -> None:
-    header = f"{'kernel':<30} {'shape':<44} {'ms':>8} {'GB/s':>6} {'copy':>5}"
-    print(header, f"{'reads':>6} {'torch ms':>9} {'x':>6}  result")
-    for row in rows:
-        goal = {None: "", True: ", goal met", False: ", goal missed"}[row.goal]
-        print(
-            f"{row.kernel:<30} {row.shape:<44} {row.milliseconds:>8.4f} {row.rate:>6.0f} "
-            f"{row.copy_fraction:>5.0%} {row.reads:>6.2f} {row.torch_milliseconds:>9.4f} "
-            f"{row.speedup:>6.1f}  {'ok' if row.correct else 'WRONG'} ({row.error}){goal}"
-        )
+SECONDS = 440.0  # in all; the tests that scripts/gpu-check runs afterwards make it eight minutes
 
 
 def require_gpu() -> None:
+    """Raises:
+    MachineError: no torch, or no GPU that it can use.
+    """
     try:
         import torch
     except ModuleNotFoundError:
@@ -339,48 +48,95 @@ def require_gpu() -> None:
         )
 
 
-def dry_run(ptx: bytes) -> None:
-    for case in cases():
-        plan = case.plan()
-        single_kernel(ptx, plan.kernel)
-        print(
-            f"{plan.kernel:<30} {describe(case):<44} grid {plan.grid} block {plan.block} "
-            f"scalars {plan.scalars} moves {case.least_bytes() / 1e6:.1f} MB"
-        )
+class Report:
+    """What was measured so far, as JSON."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.content: dict[str, Any] = {"machine": machine(), "kernels": [], "models": []}
+        self._path = path
+        self.write()  # better refused now than in eight minutes
+
+    def write(self) -> None:
+        if self._path is not None:
+            write_atomic(self._path, (json.dumps(self.content, indent=2) + "\n").encode())
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    here = inspect_machine()
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "gpu": [f"{gpu.name} ({gpu.architecture}, driver {gpu.driver})" for gpu in here.gpus],
+        "processor": f"{here.processor}, {here.cpus} CPUs",
+        "system": here.system,
+        "cuda": torch.version.cuda,
+        "packages": {name: version for name, version in here.packages.items() if version},
+    }
+
+
+def check_kernels(ptx: bytes, report: Report) -> bool:
+    """Whether every kernel's result is right."""
+    driver, copy = gpu_kernels.Driver(ptx), gpu_kernels.copy_rate()
+    rows = [gpu_kernels.measure(case, driver, copy) for case in gpu_kernels.cases()]
+    report.content["machine"] |= {"ptx_sha256": hashlib.sha256(ptx).hexdigest(), "copy_gb_per_s": copy}
+    report.content["kernels"] = [asdict(row) for row in rows]
+    report.write()
+    print(f"copy {copy:.0f} GB/s, bytes read and written")
+    gpu_kernels.print_table(rows)
+    gpu_kernels.print_goals(rows)
+    return all(row.correct for row in rows)
+
+
+def check_models(budget: Budget, report: Report) -> bool:
+    """Whether every back end that is there computes the same as PyTorch in FP32."""
+    import torch
+
+    from denseport.export.presets import PRESETS as published
+
+    torch.backends.cudnn.allow_tf32 = False  # the reference is FP32
+    rows: list[ModelRow] = []
+    specs = {name: published[name].spec for name in PRESETS}
+    for group in measure_models(specs, torch.device("cuda"), budget):
+        print_models(group, header=not rows)
+        rows += group
+        report.content["models"] = [asdict(row) for row in rows]
+        report.write()
+    return not any(row.wrong for row in rows)
+
+
+def check(only: str | None, budget: Budget, path: Path | None) -> int:
+    import torch
+
+    report, right = Report(path), True
+    torch.zeros(1, device="cuda")  # the driver's calls use torch's context
+    print(", ".join(f"{key} {value}" for key, value in report.content["machine"].items()), flush=True)
+    if only != "models":
+        right = check_kernels(compile_ptx(), report)
+    if only != "kernels":
+        right = check_models(budget, report) and right
+    return 0 if right else 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gpu-check", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table and the machine's description")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the tables and the machine's description")
+    parser.add_argument("--only", choices=("kernels", "models"), help="one part alone")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="what does not fit is not run, and named; default: %(default)s"
+    )
     parser.add_argument("--dry-run", action="store_true", help="compile and show the launches; needs no GPU")
     options = parser.parse_args(arguments)
+    budget = Budget(options.seconds)
     try:
-        if not options.dry_run:
-            require_gpu()
-        ptx = compile_ptx()
-    except MachineError as error:
+        if options.dry_run:
+            gpu_kernels.dry_run(compile_ptx())
+            return 0
+        require_gpu()
+        return check(options.only, budget, options.json)
+    except DenseportError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    if options.dry_run:
-        dry_run(ptx)
-        return 0
-
-    import torch
-
-    torch.zeros(1, device=DEVICE)  # the driver's calls below use torch's context
-    copy, driver = copy_rate(), Driver(ptx)
-    rows = [measure(case, driver, copy) for case in cases()]
-    machine = {
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "ptx_sha256": hashlib.sha256(ptx).hexdigest(),
-        "copy_gb_per_s": copy,
-    }
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    print_table(rows)
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=2))
-    return 0 if all(row.correct for row in rows) else 1
 
 
 if __name__ == "__main__":

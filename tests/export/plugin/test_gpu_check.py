@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,13 +25,10 @@ SCRIPTS = Path(__file__).parents[3] / "scripts"
 
 
 @pytest.fixture(scope="module")
-def gpu_check() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPTS / "gpu_check.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_check"] = module
-    spec.loader.exec_module(module)
-    return module
+def gpu_kernels() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPTS)
+        yield importlib.import_module("gpu_kernels")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -82,27 +79,43 @@ class CpuDriver:
 
 @pytest.mark.parametrize("spoil", [False, True])
 def test_its_checks_tell_right_from_wrong(
-    gpu_check: ModuleType, kernels: Any, monkeypatch: pytest.MonkeyPatch, spoil: bool
+    gpu_kernels: ModuleType, kernels: Any, monkeypatch: pytest.MonkeyPatch, spoil: bool
 ) -> None:
-    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu_check, "time_call", lambda call, sets: 0.1)
+    monkeypatch.setattr(gpu_kernels, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_kernels, "time_call", lambda call, sets: 0.1)
     torch.manual_seed(0)
     seen = {}
-    for case in gpu_check.cases():
+    for case in gpu_kernels.cases():
         small = replace(case, shape=(2, 8, 6, 8 if case.shape[3] % 8 == 0 else 7))
         if case.operator == "ResizeArgmax":
             small = replace(small, network=(12, 17), picture=(15, 22))
-        seen[case.plan().kernel] = gpu_check.measure(small, CpuDriver(kernels, spoil), copy=4000.0)
+        seen[case.plan().kernel] = gpu_kernels.measure(small, CpuDriver(kernels, spoil), copy=4000.0)
     assert set(seen) == set(launch.KERNELS)
     assert {row.correct for row in seen.values()} == {not spoil}
-    gpu_check.print_table(list(seen.values()))
-    json.dumps([gpu_check.asdict(row) for row in seen.values()])
+    gpu_kernels.print_table(list(seen.values()))
+    json.dumps([asdict(row) for row in seen.values()])
 
 
-def test_a_nan_is_never_right(gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
-    case = gpu_check.Case("UpsampleAdd", (1, 8, 2, 2), "f16", "linear")
-    inputs = gpu_check.make_inputs(case)
-    output = gpu_check.make_output(case, inputs)
+@pytest.mark.parametrize(("rate", "verdict"), [(0.79, "FAIL"), (0.81, "PASS")])
+def test_goals_are_told(
+    gpu_kernels: ModuleType, kernels: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    rate: float, verdict: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(gpu_kernels, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_kernels, "time_call", lambda call, sets: 0.1)
+    case = gpu_kernels.Case("UpsampleAdd", (1, 8, 6, 8), "f16", "linear", align_corners=True, goal=True)
+    moved = 8 * 2 * (6 * 8 + 2 * 12 * 16)  # channels, bytes, the input's and twice the output's pixels
+    row = gpu_kernels.measure(case, CpuDriver(kernels, spoil=False), copy=moved / 0.1 / 1e6 / rate)
+    gpu_kernels.print_goals([row, replace(row, goal=None)])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"goal {verdict}  {row.kernel}")
+    assert f"{rate:.0%} of copy bandwidth (goal 80%)" in line
+
+
+def test_a_nan_is_never_right(gpu_kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_kernels, "DEVICE", "cpu")
+    case = gpu_kernels.Case("UpsampleAdd", (1, 8, 2, 2), "f16", "linear")
+    inputs = gpu_kernels.make_inputs(case)
+    output = gpu_kernels.make_output(case, inputs)
     assert np.isnan(output.numpy()).all()
-    assert not gpu_check.check(case, inputs, output)[1]
+    assert not gpu_kernels.check(case, inputs, output)[1]

@@ -1,7 +1,8 @@
 """NVIDIA's own front-end takes the plugins, on a machine without TensorRT; see tensorrt_on_cpu.py.
 
 The whole contract, down to what an engine would hold, is checked where DENSEPORT_TENSORRT_INCLUDE names the folders
-(with ``:`` between them) of TensorRT's headers and CUDA's, which no wheel has.
+(with ``:`` between them) of TensorRT's headers, which no wheel has, and CUDA's, which the test extra installs below
+``nvidia/cu13/include``.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     include = os.environ.get(HEADERS)
     if not include:
         pytest.skip(f"{HEADERS} does not name the folders of TensorRT's and CUDA's headers")
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
     try:
         compile_ptx()
     except MachineError as error:
