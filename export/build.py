@@ -63,14 +63,7 @@ def build_typed(
         result = audit_graph(bundle, output, precision, pictures, progress) if pictures else None
         if result is not None and not result.passed:
             return name, record, result
-        files = [output, *Path(folder).glob(f"{name}.data")]
-        hashes = {file.name: sha256_of(file) for file in files}
-        for file in files:
-            file.replace(bundle.path / file.name)
-    details: dict[str, Any] = {"source": FP32, "precision": dataclasses.asdict(record)}
-    if result is not None:
-        details["audit"] = dataclasses.asdict(result)
-    bundle.add(name, Artifact("onnx", precision, hashes, details))
+        _enter(bundle, output, precision, {"source": FP32, "precision": dataclasses.asdict(record)}, result)
     return name, record, result
 
 
@@ -106,15 +99,18 @@ def build_variant(
         result = audit_graph(bundle, output, precision, pictures, progress) if pictures else None
         if result is not None and not result.passed:
             return name, fusion, result
-        files = [output, *Path(folder).glob(f"{name}.data")]
-        hashes = {file.name: sha256_of(file) for file in files}
-        for file in files:
-            file.replace(bundle.path / file.name)
-    details: dict[str, Any] = {"source": source, "output": MASK if mask else LOGITS}
-    details |= {"fusion": dataclasses.asdict(fusion)} if fusion is not None else {}
-    details |= {"audit": dataclasses.asdict(result)} if result is not None else {}
-    bundle.add(name, Artifact("onnx", precision, hashes, details))
+        details: dict[str, Any] = {"source": source, "output": MASK if mask else LOGITS}
+        details |= {"fusion": dataclasses.asdict(fusion)} if fusion is not None else {}
+        _enter(bundle, output, precision, details, result)
     return name, fusion, result
+
+
+def _enter(bundle: Bundle, graph: Path, precision: str, details: dict[str, Any], audit: Audit | None) -> None:
+    """Move a graph, with its external data, into the bundle."""
+    files = [graph, *graph.parent.glob(f"{graph.name}.data")]
+    hashes = {file.name: sha256_of(file) for file in files}
+    details |= {"audit": dataclasses.asdict(audit)} if audit is not None else {}
+    bundle.add(graph.name, Artifact("onnx", precision, hashes, details), files)
 
 
 def _source(precision: str) -> str:
@@ -159,11 +155,11 @@ def build_engine_artifact(
         checked = result or audit_engine(bundle, output, record, precision, pictures)
         if isinstance(checked, Audit) and not checked.passed:
             return name, record, checked
-        output.replace(bundle.path / name)
-    details: dict[str, Any] = {**record.to_dict(), "source": source}
-    details |= {"milliseconds": times} if times else {}
-    details |= {"audit": dataclasses.asdict(checked)} if isinstance(checked, Audit) else {}
-    bundle.add(name, Artifact("engine", precision, {name: record.engine_sha256}, details))
+        details: dict[str, Any] = {**record.to_dict(), "source": source}
+        details |= {"milliseconds": times} if times else {}
+        details |= {"audit": dataclasses.asdict(checked)} if isinstance(checked, Audit) else {}
+        artifact = Artifact("engine", precision, {name: record.engine_sha256}, details)
+        bundle.add(name, artifact, [output.rename(output.with_name(name))])
     return name, record, checked
 
 
