@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import importlib.util
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ Run = Callable[[], "torch.Tensor"]  # the logits (N, C, h, w) of the subject's i
 Left = Callable[[], float]  # seconds that are left
 # CUDA graphs, which batch 1 needs most. Sizes are fixed, as in the engines.
 COMPILE: dict[str, Any] = {"mode": "reduce-overhead", "dynamic": False}
-FUSION = "denseport.export.fusion"
 
 
 class TimeUp(Exception):
@@ -71,10 +69,12 @@ class Subject:
         """The same with the plugin's operators in it."""
         import onnx_ir as ir
 
+        from denseport.export.fusion import fuse
+
         fused = self.folder / "fp16.fused.onnx"
         if not fused.exists():
             model = ir.load(self.graph())
-            importlib.import_module(FUSION).fuse(model)
+            fuse(model)
             ir.save(model, fused)
         return fused
 
@@ -164,12 +164,6 @@ def _require_engine(flavour: str) -> None:
     open_cuda()
 
 
-def _require_plugin() -> None:
-    _require_engine("tensorrt")
-    if importlib.util.find_spec(FUSION) is None:
-        raise MachineError(f"this checkout has no {FUSION}, which puts the plugin's operators into a graph")
-
-
 def _engine(subject: Subject, stack: ExitStack, left: Left, *, flavour: str, plugin: bool = False) -> Run:
     from denseport.export.engine import EngineOptions, build_engine
     from denseport.export.engine_profile import profile_of
@@ -236,7 +230,11 @@ BACK_ENDS = (
     ),
     BackEnd("TensorRT", "fp16", 120, partial(_require_engine, "tensorrt"), partial(_engine, flavour="tensorrt")),
     BackEnd(
-        "TensorRT with the plugin", "fp16", 120, _require_plugin, partial(_engine, flavour="tensorrt", plugin=True)
+        "TensorRT with the plugin",
+        "fp16",
+        120,
+        partial(_require_engine, "tensorrt"),
+        partial(_engine, flavour="tensorrt", plugin=True),
     ),
     BackEnd(
         "TensorRT-RTX",
