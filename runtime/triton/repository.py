@@ -107,9 +107,10 @@ def _refuse_other(repository: Path, models: list[Served], record: dict[str, Any]
 
 
 def _latest_record(model: Path) -> dict[str, Any] | None:
-    versions = _versions(model)
-    file = model / str(max(versions, default=0)) / RECORD
-    if not file.is_file():
+    """What the latest version that Denseport wrote was made of; None: it wrote none."""
+    files = (model / str(version) / RECORD for version in sorted(_versions(model), reverse=True))
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
         return None
     try:
         record = json.loads(file.read_text(encoding="utf-8"))

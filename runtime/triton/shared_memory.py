@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class SharedMemory:
             return region
         if region is not None:
             self._discard(tensor)
-        name = f"denseport_{tensor}_{secrets.token_hex(8)}"
+        name = f"denseport_{tensor}_{os.getpid()}_{secrets.token_hex(8)}"
         region = _Region(name, Block(name, create=True, size=size))
         self._regions[tensor] = region
         with self._inner.failures(left):
