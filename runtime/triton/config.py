@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Batching", "Instances", "ModelConfig", "Step", "Tensor", "VersionPolicy", "Warmup"]
+__all__ = ["ANY", "Batching", "Instances", "ModelConfig", "Step", "Tensor", "VersionPolicy", "Warmup"]
 
 ANY = -1  # a dimension that may have any size
 INDENT = "  "

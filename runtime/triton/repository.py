@@ -17,7 +17,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from denseport.runtime.bundle import PREFIX, Bundle
+from denseport.runtime.bundle import Bundle
 from denseport.runtime.errors import OutputError
 from denseport.runtime.files import folders_above, sha256_of, write_atomic, writing
 from denseport.runtime.triton.forms import LABELS, Options, Served, model_name, served_models
@@ -25,6 +25,7 @@ from denseport.runtime.triton.forms import LABELS, Options, Served, model_name, 
 __all__ = ["Exported", "export_repository"]
 
 CONFIG = "config.pbtxt"
+PREFIX = ".denseport-"  # of unfinished folders, hidden from globs
 RECORD = "denseport.json"  # in each version: what it was made of
 
 
