@@ -90,7 +90,7 @@ def serve(triton: Path, repository: Path, *options: str) -> Iterator[TritonServe
     log = repository.parent / f"{prefix}.log"
     command = [str(triton / "tritonserver"), f"--model-repository={repository}"]
     command += [f"--backend-directory={triton / 'backends'}", f"--cache-directory={triton / 'caches'}"]
-    command += [f"--backend-config=python,shm-region-prefix-name={prefix}", "--exit-timeout-secs=5"]
+    command += [f"--backend-config=python,shm-region-prefix-name={prefix}", "--exit-timeout-secs=2"]
     for name, port in (("http", http), ("grpc", grpc), ("metrics", metrics)):
         command += [f"--{name}-address=127.0.0.1", f"--{name}-port={port}"]
     # The back end's stub finds its packages through the first python3 of the path.

@@ -7,6 +7,7 @@ Source: tritonclient 2.73; docs/protocol of triton-inference-server/server.
 from __future__ import annotations
 
 import importlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.errors import InputError, MachineError
 
-__all__ = ["Connection", "Failure", "Tritonclient", "connect", "infer_input"]
+__all__ = ["Connection", "Failure", "Tritonclient", "connect", "end_thread", "infer_input"]
 
 URLS = "Give http://host:port or grpc://host:port; Triton's ports are 8000 and 8001."
 DATATYPES = {np.dtype(np.uint8): "UINT8"}  # of what is sent
@@ -102,6 +103,12 @@ def connect(url: str, model: str, version: str = "", *, shared_memory: bool = Fa
     from denseport.runtime.triton.shared_memory import SharedMemory
 
     return SharedMemory(connection)
+
+
+def end_thread() -> None:
+    """Give back what gevent, which HTTP rests on, keeps for the calling thread: for threads that are about to end."""
+    if "gevent" in sys.modules:
+        sys.modules["gevent"].get_hub().destroy(destroy_loop=True)
 
 
 def infer_input(library: Any, name: str, array: NDArray[Any]) -> Any:

@@ -257,19 +257,26 @@ def keep_asking(
 
 
 def under_load(
-    server: TritonServer, model: str, image: NDArray[np.uint8], expected: NDArray[Any], act: Callable[[], None]
+    server: TritonServer,
+    model: str,
+    image: NDArray[np.uint8],
+    expected: NDArray[Any],
+    act: Callable[[], None],
+    clients: int = 4,
 ) -> int:
+    """Requests of some clients, over both protocols, while something happens to the server; none may be lost."""
     stop = threading.Event()
-    with ThreadPoolExecutor(4) as pool:
+    urls = server.urls * (clients // 2)
+    with ThreadPoolExecutor(clients) as pool:
         try:
-            jobs = [pool.submit(keep_asking, url, model, image, expected, stop) for url in server.urls * 2]
+            jobs = [pool.submit(keep_asking, url, model, image, expected, stop) for url in urls]
             time.sleep(0.3)
             act()
             time.sleep(0.3)
         finally:
             stop.set()
         found = [job.result() for job in jobs]
-    assert [wrong for _, wrong in found] == [[]] * 4
+    assert [wrong for _, wrong in found] == [[]] * clients
     assert all(done for done, _ in found)
     total = sum(done for done, _ in found)
     print(f"{total} requests while {act.__qualname__.rpartition('.')[2]} went on, none lost")
@@ -316,7 +323,7 @@ def test_a_watching_server_never_sees_half_a_version(
             export_repository(sample, repository, options("another"))
             server.wait("/v2/models/street/versions/2/ready")
 
-        under_load(server, "street", photo, mask, add)
+        under_load(server, "street", photo, mask, add, clients=2)
         server.wait("/v2/models/another/ready")
         complaints = [line for line in server.log().splitlines() if "failed to load" in line or "Poll failed" in line]
         assert not complaints
@@ -327,6 +334,11 @@ def test_a_dead_process_is_found_by_the_probe_alone(setting: Setting, photo: NDA
     for url in server.urls:
         with Client(url, "mortal") as client:
             assert 0 < client.probe() < 10
+    with Client(server.http, "mortal") as client:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(5):
+            client.probe()
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2, "probes leave something open"
     command = [sys.executable, "-m", "denseport.runtime.client", server.http, "mortal"]
     assert subprocess.run(command, check=False, capture_output=True).returncode == 0
     victims = server.stubs("mortal")
