@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-READY = 60.0  # seconds; instances load side by side, each starts a Python with OpenCV and ONNX Runtime
+READY = 120.0  # seconds; instances load side by side, each starts a Python with OpenCV and ONNX Runtime
 
 
 @dataclass(frozen=True)
