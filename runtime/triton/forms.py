@@ -148,14 +148,12 @@ def _tensorrt_plan(bundle: Bundle, options: Options) -> list[Served]:
         model_file=PLAN if PLAN in plans.files else None,
         files_by_gpu=plans.by_gpu,
     )
-    if not plans.max_batch:
-        fixed = {tensor: (1, *getattr(config, tensor)[0].dims) for tensor in ("inputs", "outputs")}
-        config = replace(
-            config,
-            inputs=(replace(config.inputs[0], dims=fixed["inputs"]),),
-            outputs=(replace(config.outputs[0], dims=fixed["outputs"]),),
-            batching=None,
+    if not plans.max_batch:  # Triton then wants the batch among the dims
+        inputs, outputs = (
+            tuple(replace(tensor, dims=(1, *tensor.dims)) for tensor in tensors)
+            for tensors in (config.inputs, config.outputs)
         )
+        config = replace(config, inputs=inputs, outputs=outputs, batching=None)
     return [Served(config, dict(plans.files)), _front(bundle, options, "NetworkModel", {"network": config.name})]
 
 
@@ -211,7 +209,7 @@ def _flavour(bundle: Bundle, name: str) -> str | None:
 
 
 def _capability(record: BuildRecord) -> str:
-    """ "sm_86" as Triton writes it, "8.6"."""
+    """The GPU of an engine as Triton writes it: "8.6" for sm_86."""
     digits = (record.compute_capability or "").removeprefix("sm_")
     if not digits.isdigit() or len(digits) < 2:
         raise InputError(
