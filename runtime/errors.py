@@ -7,6 +7,7 @@
     │   ├── DatasetError             images and masks that do not belong together
     │   └── OutputError              a place that cannot be written
     └── MachineError        exit 3   this machine lacks something: a package, a device, memory
+        └── ServerError              a server that does not answer, or not in time
 
 Each message says what is wrong and where; ``remedy`` says how to mend it. The accuracy gate is not an
 error: a failed gate is a result, reported with exit code 1.
@@ -22,6 +23,7 @@ __all__ = [
     "InputError",
     "MachineError",
     "OutputError",
+    "ServerError",
 ]
 
 
@@ -68,3 +70,7 @@ class MachineError(DenseportError):
     """This machine lacks something that was asked for: a package, a device, memory."""
 
     exit_code = 3
+
+
+class ServerError(MachineError):
+    """A server that cannot be reached, is not ready, or does not answer in time."""

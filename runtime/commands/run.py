@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from denseport.runtime.client import Client
     from denseport.runtime.inputs import Input
+    from denseport.runtime.manifest import Manifest
     from denseport.runtime.segmenter import Segmenter
+
+    Model: TypeAlias = "Segmenter | _Server"
 
 HELP = "segment pictures and videos: masks, overlays with legend, JSON"
 
@@ -46,33 +51,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-overlay", action="store_true", help="write masks only")
     parser.add_argument("--no-mask", action="store_true", help="write overlays only")
+    parser.add_argument(
+        "--server", metavar="URL", help="a Triton server runs the model: http://HOST:PORT or grpc://HOST:PORT"
+    )
+    parser.add_argument("--model", metavar="NAME", help="on the server; default: as denseport triton names the bundle")
     parser.add_argument("--json", action="store_true", help="print what was found and written as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from denseport.runtime.errors import DenseportError, InputError, OutputError
+    from denseport.runtime.errors import DenseportError, InputError, OutputError, ServerError
     from denseport.runtime.inputs import find_inputs
-    from denseport.runtime.segmenter import Segmenter
 
     _check(arguments)
     inputs = find_inputs(arguments.inputs)
     job = _Job(arguments.output, arguments.opacity, not arguments.no_mask, not arguments.no_overlay, arguments.grey)
-    with Segmenter(
-        arguments.bundle,
-        artifact=arguments.artifact,
-        protocol=arguments.protocol,
-        threads=arguments.threads,
-        providers=arguments.provider,
-    ) as segmenter:
-        print(segmenter.description, file=sys.stderr)
-        for name, reason in segmenter.choice.others.items():
-            print(f"  not {name}: {reason}", file=sys.stderr)
+    with _open(arguments) as segmenter:
         for item in tqdm(inputs, unit="file", disable=len(inputs) < 2 or not sys.stderr.isatty()):
             try:
                 job.results.append(job.video(segmenter, item) if item.kind == "video" else job.picture(segmenter, item))
-            except OutputError:
+            except (OutputError, ServerError):
                 raise  # the next file would fail alike
             except DenseportError as err:
                 job.failures.append({"input": str(item.path), "error": err.message, "remedy": err.remedy})
@@ -94,6 +93,72 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--threads {arguments.threads} is below 1")
     if arguments.no_overlay and arguments.no_mask and not arguments.json:
         raise InputError("--no-overlay and --no-mask leave nothing to write", "Leave one out, or add --json.")
+    if arguments.model is not None and arguments.server is None:
+        raise InputError("--model names a model on a server", "Give --server too.")
+    local = [name for name in ("artifact", "threads", "provider") if getattr(arguments, name) is not None]
+    local += ["protocol"] if arguments.protocol != "reference" else []
+    if arguments.server is not None and local:
+        raise InputError(
+            f"--server decides how the model runs; --{local[0]} is for running it here",
+            "Leave it out, or give it to denseport triton.",
+        )
+
+
+@contextmanager
+def _open(arguments: argparse.Namespace) -> Iterator[Model]:
+    """What segments the pictures; says on standard error what it is."""
+    from denseport.runtime.segmenter import Segmenter
+
+    if arguments.server is not None:
+        with _connect(arguments) as server:
+            yield server
+        return
+    with Segmenter(
+        arguments.bundle,
+        artifact=arguments.artifact,
+        protocol=arguments.protocol,
+        threads=arguments.threads,
+        providers=arguments.provider,
+    ) as segmenter:
+        print(segmenter.description, file=sys.stderr)
+        for name, reason in segmenter.choice.others.items():
+            print(f"  not {name}: {reason}", file=sys.stderr)
+        yield segmenter
+
+
+@contextmanager
+def _connect(arguments: argparse.Namespace) -> Iterator[_Server]:
+    from denseport.runtime.bundle import Bundle
+    from denseport.runtime.client import Client
+    from denseport.runtime.errors import InputError
+    from denseport.runtime.triton.forms import model_name
+
+    bundle = Bundle(arguments.bundle)
+    name = model_name(bundle, arguments.model)
+    with Client(arguments.server, name) as client:
+        if client.classes() != bundle.manifest.classes:
+            raise InputError(
+                f"{arguments.server}: {name} has other classes than {arguments.bundle}",
+                "Give the bundle that was exported to the server, or another --model.",
+            )
+        print(f"{name} on {arguments.server}", file=sys.stderr)
+        yield _Server(bundle.manifest, client)
+
+
+@dataclass(frozen=True)
+class _Server:
+    """A model on a server, in the place of a Segmenter."""
+
+    manifest: Manifest
+    client: Client
+
+    def __call__(self, image: NDArray[np.uint8]) -> _Answer:
+        return _Answer(self.client.segment(image))
+
+
+@dataclass(frozen=True)
+class _Answer:
+    mask: NDArray[np.unsignedinteger[Any]]  # (H, W) of class indices
 
 
 @dataclass
@@ -108,7 +173,7 @@ class _Job:
     results: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
 
-    def picture(self, segmenter: Segmenter, item: Input) -> dict[str, Any]:
+    def picture(self, segmenter: Model, item: Input) -> dict[str, Any]:
         from denseport.runtime.images import read_image, write_image, write_mask
 
         image = read_image(item.path)
@@ -128,7 +193,7 @@ class _Job:
             "files": [str(path) for path in written],
         }
 
-    def video(self, segmenter: Segmenter, item: Input) -> dict[str, Any]:
+    def video(self, segmenter: Model, item: Input) -> dict[str, Any]:
         """A video becomes a video of overlays, and a folder of masks, one a frame."""
         from contextlib import ExitStack
 
@@ -154,13 +219,13 @@ class _Job:
         files = [str(item.output(self.folder, "_mask"))] if self.masks else []
         return {"input": str(item.path), "frames": count, "files": files + ([str(target)] if self.overlays else [])}
 
-    def _overlay(self, segmenter: Segmenter, image: NDArray[np.uint8], mask: NDArray[Any]) -> NDArray[np.uint8]:
+    def _overlay(self, segmenter: Model, image: NDArray[np.uint8], mask: NDArray[Any]) -> NDArray[np.uint8]:
         from denseport.runtime.visualize import overlay
 
         manifest = segmenter.manifest
         return overlay(image, mask, manifest.classes, manifest.palette, opacity=self.opacity)
 
-    def _palette(self, segmenter: Segmenter) -> tuple[tuple[int, int, int], ...] | None:
+    def _palette(self, segmenter: Model) -> tuple[tuple[int, int, int], ...] | None:
         """The colours for an indexed PNG, which holds 256 at most; None makes it grey."""
         palette = segmenter.manifest.palette
         return palette if len(palette) <= 256 and not self.grey else None
@@ -175,7 +240,7 @@ class _Job:
             print(f"{result['input']}: {found}" + "".join(f"\n  {file}" for file in result["files"]))
 
 
-def _shares(segmenter: Segmenter, mask: NDArray[Any]) -> list[dict[str, Any]]:
+def _shares(segmenter: Model, mask: NDArray[Any]) -> list[dict[str, Any]]:
     from denseport.runtime.visualize import class_shares
 
     classes = segmenter.manifest.classes

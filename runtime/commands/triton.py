@@ -1,0 +1,122 @@
+"""``denseport triton``: a bundle as a model repository for NVIDIA Triton."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from denseport.runtime.manifest import Manifest
+    from denseport.runtime.triton.forms import Options
+
+HELP = "export a bundle to a Triton model repository"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("-o", "--output", metavar="REPO", type=Path, required=True, help="the repository's folder")
+    parser.add_argument(
+        "--form",
+        choices=("python", "onnxruntime", "tensorrt_plan"),
+        default="python",
+        help="what runs the network: the Segmenter, or Triton's own back end; default: %(default)s",
+    )
+    parser.add_argument("--name", help="of the model on the server; default: the bundle's")
+    parser.add_argument(
+        "--artifact",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="default: model.onnx; tensorrt_plan: all TensorRT engines, one for each GPU",
+    )
+    parser.add_argument("--ensemble", action="store_true", help="add NAME_encoded: a picture file in, mask out")
+    work = parser.add_argument_group("running")
+    work.add_argument("--instances", type=int, metavar="N", help="processes side by side; default: the CPUs here")
+    work.add_argument("--threads", type=int, default=1, metavar="N", help="of each instance; default: %(default)s")
+    work.add_argument(
+        "--network-instances", type=int, default=1, metavar="N", help="onnxruntime, tensorrt_plan; default: %(default)s"
+    )
+    work.add_argument("--gpu", action="store_true", help="onnxruntime: the network runs on GPUs")
+    work.add_argument("--warmup", metavar="HxW|none", help="a picture to answer before ready; default: by the bundle")
+    work.add_argument(
+        "--versions", default="latest:1", metavar="WHICH", help="served: latest:N, all, or 1,3; default: %(default)s"
+    )
+    queue = parser.add_argument_group("requests")
+    queue.add_argument("--max-batch", type=int, default=8, metavar="N", help="in one batch; default: %(default)s")
+    queue.add_argument(
+        "--delay", type=int, default=0, metavar="MICROSECONDS", help="to wait for a fuller batch; default: none"
+    )
+    queue.add_argument(
+        "--queue", type=int, default=128, metavar="N", help="that may wait, 0: any number; default: %(default)s"
+    )
+    queue.add_argument(
+        "--timeout", type=float, default=0, metavar="SECONDS", help="in the queue, then refused; default: none"
+    )
+    queue.add_argument("--max-pixels", type=int, metavar="N", help="of a picture; default: 4096 x 4096")
+    queue.add_argument("--cache", action="store_true", help="keep answers; the server needs --cache-config too")
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from denseport.runtime.bundle import Bundle
+    from denseport.runtime.triton.repository import export_repository
+
+    bundle = Bundle(arguments.bundle)
+    done = export_repository(bundle, arguments.output, _options(arguments, bundle.manifest))
+    if arguments.json:
+        print(json.dumps({**dataclasses.asdict(done), "repository": str(done.repository)}, indent=1))
+    else:
+        others = [name for name in done.models if name != done.model]
+        print(f"{done.repository}: {done.model}, version {done.version}" + "".join(f", {name}" for name in others))
+        print(f"{done.repository / 'README.md'} says how to start a server on it")
+    return 0
+
+
+def _options(arguments: argparse.Namespace, manifest: Manifest) -> Options:
+    from denseport.runtime.errors import InputError
+    from denseport.runtime.triton.config import Batching, VersionPolicy
+    from denseport.runtime.triton.forms import DEFAULT_PIXELS, Options
+
+    try:
+        batching = Batching(arguments.delay, arguments.queue, round(arguments.timeout * 1e6))
+    except (ValueError, OverflowError) as err:
+        raise InputError(f"--delay, --queue or --timeout: {err}", "Give numbers from 0 up.") from err
+    try:
+        versions = VersionPolicy.parse(arguments.versions)
+    except ValueError as err:
+        raise InputError(f"--versions: {err}", "Give latest:N, all, or numbers such as 1,3.") from err
+    return Options(
+        form=arguments.form,
+        name=arguments.name,
+        artifacts=tuple(arguments.artifact),
+        instances=arguments.instances,
+        network_instances=arguments.network_instances,
+        threads=arguments.threads,
+        max_batch=arguments.max_batch,
+        batching=batching,
+        max_pixels=DEFAULT_PIXELS if arguments.max_pixels is None else arguments.max_pixels,
+        gpu=arguments.gpu,
+        warmup=_warmup(arguments.warmup, manifest),
+        cache=arguments.cache,
+        versions=versions,
+        ensemble=arguments.ensemble,
+    )
+
+
+def _warmup(text: str | None, manifest: Manifest) -> tuple[int, int] | None:
+    """Height and width of the warm-up picture: a landscape of 4 x 3 that is not resized, unless told otherwise."""
+    from denseport.runtime.errors import InputError
+
+    if text == "none":
+        return None
+    if text is None:
+        height = min(manifest.preprocess.scale)
+        return height, height * 4 // 3
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise InputError(f"--warmup {text}: no height and width", "Give HEIGHTxWIDTH, such as 480x640, or none.")
+    return int(match[1]), int(match[2])
