@@ -4,16 +4,19 @@ Only names of files go to the actors and only counts come back, so pictures, mas
 sees them under the same path. A batch of pictures is done by one actor, and its result is taken once, when it is
 whole: after a lost actor or machine Ray gives its batch to another, and every sum stays exact.
 
-Ray's own ports listen on all interfaces, whatever address it is given, and whoever reaches them can run code.
+Ray's own ports listen on all interfaces, whatever address it is given. A local cluster asks for a token, which Ray
+keeps in ~/.ray; releases before 2.52 know none, and run what anybody sends who reaches them.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import pickle
 import time
 import typing
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -99,6 +102,9 @@ def connect(address: str, threads: int | None = None) -> Iterator[Cluster]:
     Raises:
         MachineError: Ray is not installed, no cluster is there, or it has no device.
     """
+    if address == LOCAL:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
     try:
         import ray
         import ray.data
@@ -115,7 +121,6 @@ def connect(address: str, threads: int | None = None) -> Iterator[Cluster]:
 
 
 def _start(ray: Any, address: str) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
     quiet = {"log_to_driver": False, "logging_level": "warning"}
     try:
         if address == LOCAL:
@@ -156,17 +161,21 @@ class Cluster:
         tasks = [{"task": _pack(items[start : start + size])} for start in range(0, len(items), size)]
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
-        rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-            _Actor,
-            fn_constructor_args=(work, self.actors.cpus),
-            batch_size=1,  # a row is a batch of ours already
-            batch_format="pyarrow",  # numpy's strings would drop zero bytes at the end
-            compute=ray.data.ActorPoolStrategy(size=min(self.actors.count, len(tasks))),
-            num_cpus=self.actors.cpus,
-            num_gpus=self.actors.gpus,
-            max_restarts=-1,
-            max_task_retries=RETRIES,
-        )
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            # Ray 2.64 is to name its remote arguments one by one; setup.cfg stays below it.
+            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+            rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+                _Actor,
+                fn_constructor_args=(work, self.actors.cpus),
+                batch_size=1,  # a row is a batch of ours already
+                batch_format="pyarrow",  # numpy's strings would drop zero bytes at the end
+                compute=ray.data.ActorPoolStrategy(size=min(self.actors.count, len(tasks))),
+                num_cpus=self.actors.cpus,
+                num_gpus=self.actors.gpus,
+                max_restarts=-1,
+                max_task_retries=RETRIES,
+            )
         try:
             for row in rows.iter_rows():
                 yield _unpack(row["result"])
