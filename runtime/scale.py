@@ -4,8 +4,8 @@ Only names of files go to the actors and only counts come back, so pictures, mas
 sees them under the same path. A batch of pictures is done by one actor, and its result is taken once, when it is
 whole: after a lost actor or machine Ray gives its batch to another, and every sum stays exact.
 
-Ray's own ports listen on all interfaces, whatever address it is given. A local cluster asks for a token, which Ray
-keeps in ~/.ray; releases before 2.52 know none, and run what anybody sends who reaches them.
+Ray's own ports listen on all interfaces, whatever address it is given, and a cluster runs what it is sent. Since 2.60
+one that is started here asks for a token, which Ray keeps in ~/.ray; hence the oldest release that setup.cfg takes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import pickle
+import socket
 import time
 import typing
 import warnings
@@ -40,6 +41,7 @@ LOCAL_STORE = 200 * 10**6  # bytes of shared memory for paths and counts; Ray wo
 CPU_ACTOR = 4  # cores of an actor without a GPU: a compromise between memory, one model each, and throughput
 BATCH = 16  # pictures at most in one batch, and so the work lost with an actor
 RETRIES = 3  # of a batch whose actor died; a picture that kills every actor must not go round for ever
+KNOCK_SECONDS = 10.0  # for a cluster's machine to answer
 MOST_FAILURES = 100  # pictures; beyond it something else is wrong
 
 Item = TypeVar("Item", contravariant=True)
@@ -102,8 +104,6 @@ def connect(address: str, threads: int | None = None) -> Iterator[Cluster]:
     Raises:
         MachineError: Ray is not installed, no cluster is there, or it has no device.
     """
-    if address == LOCAL:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
     try:
         import ray
@@ -127,12 +127,23 @@ def _start(ray: Any, address: str) -> None:
             cpus = len(os.sched_getaffinity(0))
             ray.init(LOCAL, num_cpus=cpus, object_store_memory=LOCAL_STORE, include_dashboard=False, **quiet)
         else:
+            _knock(address)
             ray.init(address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as err:
+    except (OSError, ValueError, RuntimeError) as err:
+        if address == LOCAL:
+            raise MachineError(f"Ray does not start on this machine: {err}", "Its logs are in /tmp/ray.") from err
         raise MachineError(
             f"--ray {address}: no Ray cluster answers: {err}",
             "Start one (ray start --head) and give its HOST:6379, or use --ray local for this machine alone.",
         ) from err
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens; Ray itself tries for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdecimal():
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS):
+            pass
 
 
 @dataclass(frozen=True)

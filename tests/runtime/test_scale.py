@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -229,7 +231,7 @@ def actor_processes() -> set[int]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     pytest.importorskip("ray", reason="Ray is not installed: scripts/test --ray")
-    if {folder.name for folder in Path("/sys/class/net").iterdir()} - {"lo"}:
+    if {name for _, name in socket.if_nameindex()} - {"lo"}:
         pytest.skip("Ray listens on all interfaces: scripts/test --ray runs it in a network of its own")
     with connect("local", threads=1) as connected:
         yield connected
@@ -347,8 +349,6 @@ class Poison:
 
 def run_python(program: str, home: Path) -> str:
     """What a Python program says in a process of its own."""
-    import subprocess
-
     environment = {**os.environ, "HOME": str(home)}
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment, check=False
