@@ -4,8 +4,8 @@ Only names of files go to the actors and only counts come back, so pictures, mas
 sees them under the same path. A batch of pictures is done by one actor, and its result is taken once, when it is
 whole: after a lost actor or machine Ray gives its batch to another, and every sum stays exact.
 
-Ray's own ports listen on all interfaces, whatever address it is given, and a cluster runs what it is sent. Since 2.60
-one that is started here asks for a token, which Ray keeps in ~/.ray; hence the oldest release that setup.cfg takes.
+Ray's own ports listen on all interfaces, whatever address it is given, and a cluster runs what it is sent. A cluster
+started here asks for a token, as is the default of Ray 2.60; hence the oldest release that setup.cfg takes.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ def _start(ray: Any, address: str) -> None:
             raise MachineError(f"Ray does not start on this machine: {err}", "Its logs are in /tmp/ray.") from err
         raise MachineError(
             f"--ray {address}: no Ray cluster answers: {err}",
-            "Start one (ray start --head) and give its HOST:6379, or use --ray local for this machine alone.",
+            "Start one (ray start --head) and give its HOST:6379; if it asks for a token, set RAY_AUTH_MODE=token. "
+            "Or use --ray local for this machine alone.",
         ) from err
 
 
