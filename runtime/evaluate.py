@@ -29,7 +29,7 @@ from denseport.runtime.metrics import ConfusionMatrix, LabelMap, Scores
 from denseport.runtime.postprocess import Field
 from denseport.runtime.segmenter import Segmenter
 
-__all__ = ["Effort", "Evaluation", "evaluate", "evaluation_of", "measure"]
+__all__ = ["SAVE_SECONDS", "Effort", "Evaluation", "evaluate", "evaluation_of", "measure"]
 
 SAVE_EVERY = 25  # pictures, and at least
 SAVE_SECONDS = 10.0  # seconds between two saves
