@@ -11,8 +11,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,18 +21,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.dataset import Dataset, Sample
-from denseport.runtime.errors import DatasetError
-from denseport.runtime.evaluation_state import EvaluationState, load_state, save_state
+from denseport.runtime.errors import DatasetError, DenseportError
+from denseport.runtime.evaluation_state import EvaluationState, open_state, save_state
 from denseport.runtime.gate import ImageAreas, Predictions
 from denseport.runtime.images import read_image
 from denseport.runtime.metrics import ConfusionMatrix, LabelMap, Scores
 from denseport.runtime.postprocess import Field
 from denseport.runtime.segmenter import Segmenter
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["SAVE_SECONDS", "Effort", "Evaluation", "evaluate", "evaluation_of", "measure"]
 
 SAVE_EVERY = 25  # pictures, and at least
 SAVE_SECONDS = 10.0  # seconds between two saves
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a measurement took."""
+
+    seconds: float = 0.0  # as in `Evaluation`
+    session_seconds: float = 0.0
+    measured: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class Evaluation:
     fp32_areas: ImageAreas | None
     image_agreement: NDArray[np.float64] | None  # (n,) share of each picture's pixels with FP32's class
     seconds: float  # wall time of the pictures of this run, without resumed ones and without FP32's sessions
-    session_seconds: float  # of it, in the artifact's session
+    session_seconds: float  # of it, in the artifact's session; the sum of all sessions where several ran side by side
     measured: int  # pictures of this run
 
     def scores(self, classes: tuple[str, ...]) -> Scores:
@@ -62,6 +72,7 @@ class _Run:
     segmenter: Segmenter
     fp32: Segmenter | None
     state: EvaluationState
+    failures: dict[int, str] | None = None  # None: the first failure ends the run
     lock: threading.Lock = field(default_factory=threading.Lock)
     session_seconds: float = 0.0
     fp32_seconds: float = 0.0
@@ -97,6 +108,16 @@ class _Run:
         with self.lock:
             self.state.add(index, truth, mask, fp32_mask, finite=finite)
 
+    @contextmanager
+    def trying(self, index: int) -> Iterator[None]:
+        """Notes what is wrong with picture ``index`` and goes on, where failures are collected."""
+        try:
+            yield
+        except DenseportError as err:
+            if self.failures is None:
+                raise
+            self.failures[index] = str(err)
+
 
 def evaluate(
     dataset: Dataset,
@@ -124,16 +145,41 @@ def evaluate(
         ImageError: a file cannot be read.
     """
     classes = len(segmenter.manifest.classes)
-    state = load_state(state_file, key) if resume and state_file is not None else None
-    if state is None:
-        state = EvaluationState(key, len(dataset), classes, with_fp32=fp32 is not None)
-    run = _Run(dataset, segmenter, fp32, state)
-    waiting = [i for i in range(len(dataset)) if not state.done[i]]
+    state = open_state(state_file, key, len(dataset), classes, with_fp32=fp32 is not None, resume=resume)
+    effort = measure(dataset, segmenter, state, fp32=fp32, workers=workers, state_file=state_file, progress=progress)
+    if state_file is not None:
+        state_file.unlink(missing_ok=True)
+    return evaluation_of(dataset, state, effort)
+
+
+def measure(
+    dataset: Dataset,
+    segmenter: Segmenter,
+    state: EvaluationState,
+    *,
+    pictures: Sequence[int] | None = None,
+    fp32: Segmenter | None = None,
+    workers: int = 2,
+    state_file: Path | None = None,
+    failures: dict[int, str] | None = None,
+    progress: Callable[[int, float], None] = lambda done, miou: None,
+) -> Effort:
+    """Add to ``state`` the counts of those ``pictures`` that it does not hold; arguments as of `evaluate`.
+
+    Args:
+        pictures: numbers in the data set, such as a shard's; default: all.
+        failures: takes up what is wrong with a picture, by number, and the run goes on; None: the first one raises.
+    """
+    run = _Run(dataset, segmenter, fp32, state, failures)
+    waiting = [i for i in (range(len(dataset)) if pictures is None else pictures) if not state.done[i]]
     start = time.perf_counter()
     _loop(run, waiting, max(1, workers), state_file, progress)
     seconds = time.perf_counter() - start - run.fp32_seconds
-    if state_file is not None:
-        state_file.unlink(missing_ok=True)
+    return Effort(seconds, run.session_seconds, len(waiting))
+
+
+def evaluation_of(dataset: Dataset, state: EvaluationState, effort: Effort) -> Evaluation:
+    """What the counts of a whole data set say."""
     return Evaluation(
         names=tuple(sample.name for sample in dataset.samples),
         confusion=state.confusion,
@@ -142,9 +188,9 @@ def evaluate(
         fp32_confusion=state.fp32_confusion,
         fp32_areas=state.fp32_areas(),
         image_agreement=state.image_agreement(),
-        seconds=seconds,
-        session_seconds=run.session_seconds,
-        measured=len(waiting),
+        seconds=effort.seconds,
+        session_seconds=effort.session_seconds,
+        measured=effort.measured,
     )
 
 
@@ -156,12 +202,14 @@ def _loop(
     progress: Callable[[int, float], None],
 ) -> None:
     """Decode ahead, run, count behind; at most ``2 * workers + 1`` pictures are in memory."""
-    counting: deque[Future[None]] = deque()
+    counting: deque[tuple[int, Future[None]]] = deque()
     saved = time.monotonic()
 
     def settle(at_most: int) -> None:
         while len(counting) > at_most:
-            counting.popleft().result()
+            index, counted = counting.popleft()
+            with run.trying(index):
+                counted.result()
             with run.lock:
                 progress(int(run.state.done.sum()), run.state.mean_iou())
 
@@ -172,8 +220,10 @@ def _loop(
 
     with ThreadPoolExecutor(workers, "decode") as before, ThreadPoolExecutor(workers, "count") as behind:
         try:
-            for turn, (index, image, truth) in enumerate(_decoded(run, waiting, before, workers), start=1):
-                counting.append(behind.submit(run.count, index, *run.predict(image), truth))
+            for turn, (index, decoding) in enumerate(_decoding(run, waiting, before, workers), start=1):
+                with run.trying(index):
+                    image, truth = decoding.result()
+                    counting.append((index, behind.submit(run.count, index, *run.predict(image), truth)))
                 settle(at_most=workers)
                 if turn % SAVE_EVERY == 0 or time.monotonic() - saved > SAVE_SECONDS:
                     save()
@@ -186,15 +236,13 @@ def _loop(
             raise
 
 
-def _decoded(
+def _decoding(
     run: _Run, waiting: list[int], pool: ThreadPoolExecutor, ahead: int
-) -> Iterator[tuple[int, NDArray[np.uint8], LabelMap]]:
-    """Index, picture and truth in turn, decoded up to ``ahead`` pictures before they are asked for."""
+) -> Iterator[tuple[int, Future[tuple[NDArray[np.uint8], LabelMap]]]]:
+    """Index, and picture with truth to come, in turn; begun up to ``ahead`` pictures before they are asked for."""
     queue: deque[tuple[int, Future[tuple[NDArray[np.uint8], LabelMap]]]] = deque()
     for index in waiting:
         queue.append((index, pool.submit(run.decode, run.dataset.samples[index])))
         if len(queue) > ahead:
-            first, future = queue.popleft()
-            yield first, *future.result()
-    for first, future in queue:
-        yield first, *future.result()
+            yield queue.popleft()
+    yield from queue

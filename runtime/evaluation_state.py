@@ -1,20 +1,25 @@
-"""The counts of an evaluation under way, and their file: written whole or not at all, taken up exactly."""
+"""The counts of an evaluation under way, and their file: written whole or not at all, taken up exactly.
+
+Counts are integers by picture, so those of parts that share no picture add up to the counts of the whole.
+"""
 
 from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from denseport.runtime.errors import InputError
 from denseport.runtime.files import write_atomic
 from denseport.runtime.gate import ImageAreas, Predictions
 from denseport.runtime.metrics import ConfusionMatrix, mean_iou
 
-__all__ = ["EvaluationState", "load_state", "save_state"]
+__all__ = ["EvaluationState", "load_state", "merge_states", "open_state", "save_state"]
 
 
 class EvaluationState:
@@ -57,6 +62,30 @@ class EvaluationState:
         self.counts[f"{prefix}union"][index] = one.union
         self.counts[f"{prefix}pixels"][index] = np.bincount(mask.ravel(), minlength=total.n_classes)[: total.n_classes]
 
+    def merge(self, part: EvaluationState, at: NDArray[np.int64]) -> None:
+        """Add the counts of ``part``, whose picture i is picture ``at[i]`` here.
+
+        Raises:
+            InputError: a picture is counted in both, or FP32 was run in one alone.
+        """
+        where = at[part.done]
+        if self.done[where].any():
+            twice = int(np.count_nonzero(self.done[where]))
+            raise InputError(f"{twice} pictures are counted twice", "Merge each shard once.")
+        if self.counts.keys() != part.counts.keys():
+            raise InputError("FP32 was run beside one part and not beside the other", "Give all parts the same --gate.")
+        self.confusion.merge(part.confusion)
+        if self.fp32_confusion is not None and part.fp32_confusion is not None:
+            self.fp32_confusion.merge(part.fp32_confusion)
+        for name, rows in self._by_picture().items():
+            rows[where] = part._by_picture()[name][part.done]
+        self.done[where] = True
+
+    def _by_picture(self) -> dict[str, NDArray[Any]]:
+        """Every array with a row for each picture, but `done`."""
+        kept = {"agreeing": self.agreeing, "compared": self.compared, "non_finite": self.non_finite}
+        return {**self.counts, **kept}
+
     def mean_iou(self) -> float:
         """mIoU of the pictures so far, percent."""
         return float(mean_iou(self.confusion.intersect, self.confusion.union))
@@ -90,16 +119,13 @@ class EvaluationState:
 
 
 def save_state(path: Path, state: EvaluationState) -> None:
-    """Write the state, replacing an older one only when the new one is whole."""
+    """Write the state, replacing an older one only when the new one is whole. Its size grows with the pictures done."""
     arrays: dict[str, Any] = {
         "key": np.array(state.key),
         "done": state.done,
         "matrix": state.confusion.matrix,
         "outside": state.confusion.outside,
-        "agreeing": state.agreeing,
-        "compared": state.compared,
-        "non_finite": state.non_finite,
-        **state.counts,
+        **{name: rows[state.done] for name, rows in state._by_picture().items()},
     }
     if state.fp32_confusion is not None:
         arrays |= {"fp32_matrix": state.fp32_confusion.matrix, "fp32_outside": state.fp32_confusion.outside}
@@ -114,16 +140,55 @@ def load_state(path: Path, key: str) -> EvaluationState | None:
         with np.load(path, allow_pickle=False) as arrays:
             if str(arrays["key"]) != key:
                 return None
-            images, classes = arrays["intersect"].shape
-            state = EvaluationState(key, images, classes, with_fp32="fp32_matrix" in arrays)
+            done, matrix = arrays["done"], arrays["matrix"]
+            state = EvaluationState(key, len(done), len(matrix), with_fp32="fp32_matrix" in arrays)
             for prefix, confusion in (("", state.confusion), ("fp32_", state.fp32_confusion)):
                 if confusion is not None:
                     confusion.matrix[:] = arrays[f"{prefix}matrix"]
                     confusion.outside[:] = arrays[f"{prefix}outside"]
-            for name in state.counts:
-                state.counts[name][:] = arrays[name]
-            for name in ("done", "agreeing", "compared", "non_finite"):
-                getattr(state, name)[:] = arrays[name]
+            for name, rows in state._by_picture().items():
+                rows[done] = arrays[name]
+            state.done[:] = done
             return state
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile):
         return None
+
+
+def open_state(
+    path: Path | None, key: str, images: int, classes: int, *, with_fp32: bool, resume: bool
+) -> EvaluationState:
+    """The state in ``path`` if it is to be resumed and is of this measurement, else an empty one."""
+    state = load_state(path, key) if resume and path is not None else None
+    return state or EvaluationState(key, images, classes, with_fp32=with_fp32)
+
+
+def merge_states(paths: Sequence[Path], key: str) -> EvaluationState:
+    """The state of the whole from those of its shards, in any order.
+
+    Raises:
+        InputError: a file is no state of this measurement, or shards overlap or leave pictures out.
+    """
+    whole: EvaluationState | None = None
+    for path in paths:
+        part = load_state(path, key)
+        if part is None:
+            raise InputError(
+                f"{path}: is no state of this measurement",
+                "Name the --state files of its shards, and give the bundle, data, protocol and gate as they had them.",
+            )
+        if whole is None:
+            with_fp32, classes = part.fp32_confusion is not None, part.confusion.n_classes
+            whole = EvaluationState(key, len(part.done), classes, with_fp32=with_fp32)
+        try:
+            whole.merge(part, np.arange(len(part.done)))
+        except InputError as err:
+            raise InputError(f"{path}: {err.message}", err.remedy) from err
+    if whole is None:
+        raise InputError("there is no state to merge")
+    missing = np.flatnonzero(~whole.done)
+    if missing.size:
+        raise InputError(
+            f"{missing.size} of {whole.done.size} pictures are in none of the states, such as number {missing[0] + 1}",
+            "Run the shards that are missing, and those that did not end with --resume; then merge all.",
+        )
+    return whole

@@ -13,6 +13,7 @@ from denseport.runtime.bundle import Bundle
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--ray", action="store_true", help="also run tests on Ray, which takes a minute")
     parser.addoption("--slow", action="store_true", help="also run tests of full-size models")
 
 
@@ -21,6 +22,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="a full-size model: run with --slow"))
+    if not config.getoption("--ray"):
+        for item in items:
+            if "ray" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="Ray is heavy, and listens to the network: scripts/test --ray"))
 
 
 @pytest.fixture(scope="session")

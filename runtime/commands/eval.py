@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from denseport.runtime.commands import eval_spread as spread
+
 if TYPE_CHECKING:
     from denseport.runtime.bundle import Bundle
     from denseport.runtime.dataset import Dataset
@@ -54,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--threads", type=int, metavar="N", help="CPU threads of the network; default: all")
     work.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same measurement")
     work.add_argument("--state", metavar="FILE", type=Path, help="where a run under way is kept; default: a cache")
+    spread.add_arguments(work)
     result = parser.add_argument_group("result")
     result.add_argument("--report", metavar="DIR", type=Path, help="write a self-contained HTML page there")
     result.add_argument("--explain", action="store_true", help="say which step lost what, and name the culprit")
@@ -64,10 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.bundle import Bundle
-    from denseport.runtime.evaluate import evaluate
     from denseport.runtime.segmenter import Segmenter
 
     _check(arguments)
+    spread.check(arguments)
     bundle = Bundle(arguments.bundle)
     dataset = _dataset(arguments, bundle.manifest.reduce_zero_label)
     segmenter = Segmenter(bundle, artifact=arguments.artifact, protocol=arguments.protocol, threads=arguments.threads)
@@ -77,19 +80,13 @@ def run(arguments: argparse.Namespace) -> int:
         fp32 = Segmenter(bundle, artifact=FP32, protocol=segmenter.protocol, threads=arguments.threads)
     key = _key(segmenter, dataset, with_fp32=fp32 is not None)
     with _Progress(len(dataset)) as progress:
-        evaluation = evaluate(
-            dataset,
-            segmenter,
-            fp32=fp32,
-            workers=arguments.workers,
-            state_file=arguments.state or _cache() / f"{key[:16]}.npz",
-            resume=arguments.resume,
-            key=key,
-            progress=progress,
-        )
+        work = spread.Work(dataset, segmenter, fp32, key, arguments.state or _cache() / f"{key[:16]}.npz", progress)
+        if arguments.shard is not None:
+            return work.shard(arguments)
+        evaluation, session = work.measure(arguments)
     scores = evaluation.scores(segmenter.manifest.classes)
     verdict = _judge(arguments, segmenter, evaluation, scores)
-    result = _result(segmenter, dataset, evaluation, scores, verdict)
+    result = {**_result(segmenter, dataset, evaluation, scores, verdict), "session": session}
     if arguments.explain:
         result["explanation"] = _explain(arguments, bundle, dataset, segmenter)
     if arguments.report is not None:
@@ -245,7 +242,7 @@ def _result(
             f"ONNX Runtime computes {precision} in FP32 on a CPU and skips most of its rounding: this is not the "
             "accuracy of an engine. denseport build audits with the rounding emulated"
         )
-    seconds = max(evaluation.seconds, 1e-9)
+    seconds = max(evaluation.seconds, 1e-9)  # 0 where nothing was left to measure
     return {
         "artifact": segmenter.artifact,
         "session": segmenter.description,
@@ -279,8 +276,9 @@ def _table(result: dict[str, Any], scores: Scores) -> str:
     if result["reduce_zero_label"]:
         lines.append("masks: classes count from 1, 0 is ignored")
     lines.append(f"mIoU {scores.mIoU:.2f}   mAcc {scores.mAcc:.2f}   aAcc {scores.aAcc:.2f}")
-    speed = f"{result['images_per_second']:.2f} images/s, {100 * result['session_share']:.0f} % of it in the network"
-    lines.append(speed)
+    if result["seconds"]:
+        share = 100 * result["session_share"]
+        lines.append(f"{result['images_per_second']:.2f} images/s, {share:.0f} % of it in the network")
     lines += [f"warning: {text}" for text in result["warnings"]]
     lines += result.get("explanation", {}).get("lines", [])
     if "report" in result:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grey", action="store_true", help="write masks as grey PNGs, whose pixels OpenCV reads as class indices too"
     )
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="spread over a Ray cluster, or 'local' for one on this machine"
+    )
     parser.add_argument("--no-overlay", action="store_true", help="write masks only")
     parser.add_argument("--no-mask", action="store_true", help="write overlays only")
     parser.add_argument(
@@ -61,20 +64,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from denseport.runtime.errors import DenseportError, InputError, OutputError, ServerError
+    from denseport.runtime.errors import InputError
     from denseport.runtime.inputs import find_inputs
 
     _check(arguments)
     inputs = find_inputs(arguments.inputs)
     job = _Job(arguments.output, arguments.opacity, not arguments.no_mask, not arguments.no_overlay, arguments.grey)
-    with _open(arguments) as segmenter:
-        for item in tqdm(inputs, unit="file", disable=len(inputs) < 2 or not sys.stderr.isatty()):
-            try:
-                job.results.append(job.video(segmenter, item) if item.kind == "video" else job.picture(segmenter, item))
-            except (OutputError, ServerError):
-                raise  # the next file would fail alike
-            except DenseportError as err:
-                job.failures.append({"input": str(item.path), "error": err.message, "remedy": err.remedy})
+    bar = tqdm(total=len(inputs), unit="file", disable=len(inputs) < 2 or not sys.stderr.isatty())
+    if arguments.ray is not None:
+        _run_on_ray(arguments, inputs, job, bar)
+    else:
+        with _open(arguments) as segmenter:
+            for item in inputs:
+                job.add(segmenter, item)
+                bar.update()
+    bar.close()
     job.report(as_json=arguments.json)
     if job.failures:
         raise InputError(
@@ -97,6 +101,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--model names a model on a server", "Give --server too.")
     local = [name for name in ("artifact", "threads", "provider") if getattr(arguments, name) is not None]
     local += ["protocol"] if arguments.protocol != "reference" else []
+    local += ["ray"] if arguments.ray is not None else []
     if arguments.server is not None and local:
         raise InputError(
             f"--server decides how the model runs; --{local[0]} is for running it here",
@@ -113,13 +118,7 @@ def _open(arguments: argparse.Namespace) -> Iterator[Model]:
         with _connect(arguments) as server:
             yield server
         return
-    with Segmenter(
-        arguments.bundle,
-        artifact=arguments.artifact,
-        protocol=arguments.protocol,
-        threads=arguments.threads,
-        providers=arguments.provider,
-    ) as segmenter:
+    with Segmenter(arguments.bundle, **_settings(arguments), threads=arguments.threads) as segmenter:
         print(segmenter.description, file=sys.stderr)
         for name, reason in segmenter.choice.others.items():
             print(f"  not {name}: {reason}", file=sys.stderr)
@@ -161,6 +160,53 @@ class _Answer:
     mask: NDArray[np.unsignedinteger[Any]]  # (H, W) of class indices
 
 
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the options say of the segmenter."""
+    return {"artifact": arguments.artifact, "protocol": arguments.protocol, "providers": arguments.provider}
+
+
+@dataclass(frozen=True)
+class _Labelling:
+    """What an actor of ``--ray`` does: the results and failures of a batch of inputs."""
+
+    bundle: Path
+    settings: dict[str, Any]
+    job: _Job
+
+    def open(self, threads: int) -> Callable[[Sequence[Input]], _Job]:
+        from denseport.runtime.segmenter import Segmenter
+
+        segmenter = Segmenter(self.bundle, **self.settings, threads=threads)
+
+        def handle(items: Sequence[Input]) -> _Job:
+            done = replace(self.job, results=[], failures=[])
+            for item in items:
+                done.add(segmenter, item)
+            return done
+
+        return handle
+
+
+def _run_on_ray(arguments: argparse.Namespace, inputs: list[Input], job: _Job, bar: Any) -> None:
+    """Fill ``job`` with what the actors of a Ray cluster did, in the order of ``inputs``."""
+    from denseport.runtime.bundle import Bundle
+    from denseport.runtime.scale import connect
+
+    bundle = Bundle(arguments.bundle)  # a missing one is refused before a cluster starts
+    # Whole paths: the actors work in folders of their own.
+    items = [replace(item, path=item.path.absolute()) for item in inputs]
+    work = _Labelling(bundle.path.absolute(), _settings(arguments), replace(job, folder=job.folder.absolute()))
+    with connect(arguments.ray, arguments.threads) as cluster:
+        print(f"{cluster.actors.count} Ray actors", file=sys.stderr)
+        for done in cluster.map(work, items):
+            job.results += done.results
+            job.failures += done.failures
+            bar.update(len(done.results) + len(done.failures))
+    order = {str(item.path): place for place, item in enumerate(items)}
+    for entries in (job.results, job.failures):
+        entries.sort(key=lambda entry: order[entry["input"]])
+
+
 @dataclass
 class _Job:
     """What is written for each input, and what came of it."""
@@ -172,6 +218,17 @@ class _Job:
     grey: bool
     results: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, segmenter: Model, item: Input) -> None:
+        """Do one input; what is wrong with it is kept, and the next can follow."""
+        from denseport.runtime.errors import DenseportError, OutputError, ServerError
+
+        try:
+            self.results.append(self.video(segmenter, item) if item.kind == "video" else self.picture(segmenter, item))
+        except (OutputError, ServerError):
+            raise  # the next file would fail alike
+        except DenseportError as err:
+            self.failures.append({"input": str(item.path), "error": err.message, "remedy": err.remedy})
 
     def picture(self, segmenter: Model, item: Input) -> dict[str, Any]:
         from denseport.runtime.images import read_image, write_image, write_mask
