@@ -30,7 +30,6 @@ from denseport.export.presets import PRESETS
 from denseport.export.recognise import recognise
 from denseport.export.settings import inference_of, preprocess_of
 from denseport.export.weights import load_model
-from denseport.runtime.backends import Session
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.dataset import Dataset
@@ -107,13 +106,11 @@ class _TorchSession:
             logits: NDArray[np.float32] = self._model(torch.from_numpy(image)).numpy()
         return logits
 
+    def largest_batch(self, height: int, width: int) -> int | None:
+        return None
 
-class _TorchSegmenter(Segmenter):
-    def __init__(self, bundle: Bundle, model: Segmentor, protocol: Protocol) -> None:
-        # Not the base's: it would open an artifact.
-        self.bundle, self.artifact, self.protocol = bundle, TORCH, protocol
-        self._threads: int | None = None
-        self._session: Session = _TorchSession(model)
+    def close(self) -> None:
+        pass  # the network is the chain's
 
 
 class _Chain:
@@ -240,7 +237,7 @@ class _Chain:
         if (name, protocol) not in self._measured:
             self.tell(f"measuring {name}, {protocol.description}")
             if name == TORCH and self.model is not None:
-                segmenter: Segmenter = _TorchSegmenter(self.bundle, self.model, protocol)
+                segmenter = Segmenter.around(_TorchSession(self.model), self.bundle, TORCH, protocol)
             else:
                 segmenter = Segmenter(self.bundle, artifact=name, protocol=protocol)
             with segmenter:
