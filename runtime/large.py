@@ -69,7 +69,7 @@ class _Side:
         """The first logit of a window that is needed after window ``seen`` is done; None: none of them."""
         for tile, windows in enumerate(self.windows):
             if self._last[tile] > seen and window in windows:
-                return self.axes[window].blocks[tile][0].start
+                return int(self.axes[window].blocks[tile][0].start)
         return None
 
 
@@ -120,7 +120,7 @@ class _Slide:
         """All windows are of one size, and so are their logits: the first tells what is to come."""
         classes, *low = logits.shape
         resized = (self._picture.shape[0], self._picture.shape[1])
-        rows, cols = slide_axes((low[0], low[1]), *self._spans, resized, self._size)
+        rows, cols = slide_axes((low[0], low[1]), self._spans[0], self._spans[1], resized, self._size)
         self._rows, self._cols = _Side(rows), _Side(cols)
         self._canvas = Canvas((classes, *self._size), self._wish, averaged=False)
 

@@ -128,7 +128,7 @@ class Steps:
             start = time.perf_counter()
             tensor = normalise(window, self.protocol.preprocess)
             normalising += time.perf_counter() - start
-            logits = self.session.run(tensor)[0]
+            logits: NDArray[np.float32] = self.session.run(tensor)[0]
             self._check_classes(len(logits))
             return logits
 

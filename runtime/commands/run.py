@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="reference (as the checkpoint was tested), ms-flip, slide, fixed:HEIGHTxWIDTH, …; default: %(default)s",
     )
     parser.add_argument(
+        "--smooth",
+        type=float,
+        default=0.0,
+        metavar="W",
+        help="videos: weight of the frames before, 0 to below 1, against flicker; default: none",
+    )
+    parser.add_argument(
         "--provider",
         nargs="+",
         metavar="NAME",
@@ -58,7 +65,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     _check(arguments)
     inputs = find_inputs(arguments.inputs)
-    job = _Job(arguments.output, arguments.opacity, not arguments.no_mask, not arguments.no_overlay, arguments.grey)
+    job = _Job(
+        arguments.output,
+        arguments.opacity,
+        not arguments.no_mask,
+        not arguments.no_overlay,
+        arguments.grey,
+        arguments.smooth,
+    )
     with Segmenter(
         arguments.bundle,
         artifact=arguments.artifact,
@@ -90,6 +104,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
     if not 0 <= arguments.opacity <= 1:
         raise InputError(f"--opacity {arguments.opacity} is not between 0 and 1")
+    if not 0 <= arguments.smooth < 1:
+        raise InputError(f"--smooth {arguments.smooth} is not between 0 and 1 (1 excluded)")
     if arguments.threads is not None and arguments.threads < 1:
         raise InputError(f"--threads {arguments.threads} is below 1")
     if arguments.no_overlay and arguments.no_mask and not arguments.json:
@@ -105,6 +121,7 @@ class _Job:
     masks: bool
     overlays: bool
     grey: bool
+    smoothing: float
     results: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
 
@@ -130,7 +147,7 @@ class _Job:
 
     def video(self, segmenter: Segmenter, item: Input) -> dict[str, Any]:
         """A video becomes a video of overlays, and a folder of masks, one a frame."""
-        from contextlib import ExitStack
+        from contextlib import ExitStack, closing
 
         from tqdm import tqdm
 
@@ -144,13 +161,13 @@ class _Job:
             frames: Iterable[NDArray[np.uint8]] = tqdm(
                 reader, total=reader.frames or None, unit="frame", desc=item.path.name, disable=not sys.stderr.isatty()
             )
+            results = stack.enter_context(closing(segmenter.stream(frames, smoothing=self.smoothing)))
             count = 0
-            for count, frame in enumerate(frames, start=1):
-                mask = segmenter(frame).mask
+            for count, result in enumerate(results, start=1):
                 if self.masks:
-                    write_mask(item.output(self.folder, f"_mask/{count:06}.png"), mask, self._palette(segmenter))
+                    write_mask(item.output(self.folder, f"_mask/{count:06}.png"), result.mask, self._palette(segmenter))
                 if writer is not None:
-                    writer.write(self._overlay(segmenter, frame, mask))
+                    writer.write(self._overlay(segmenter, result.image, result.mask))
         files = [str(item.output(self.folder, "_mask"))] if self.masks else []
         return {"input": str(item.path), "frames": count, "files": files + ([str(target)] if self.overlays else [])}
 
