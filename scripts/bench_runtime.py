@@ -5,9 +5,9 @@
     python scripts/bench_runtime.py memory    BUNDLE [--pictures 2000]  memory along a stream
     python scripts/bench_runtime.py start     BUNDLE [--rounds 7]       import, open, first mask; against by hand
     python scripts/bench_runtime.py scaling   BUNDLE [--plot FILE.svg]  against pixels, batch and classes
-    python scripts/bench_runtime.py random-bundle BUNDLE [--preset dpt_vit-b16_160k]   a bundle to measure, random weights
+    python scripts/bench_runtime.py random-bundle BUNDLE [--preset NAME]  a bundle to measure, with random weights
 
-Each row has its goal, and the exit code is 1 where one is missed. What is compared runs in turns, so that drift hits both
+Exit code 1: a row missed its goal. What is compared runs in turns, so that drift hits both
 alike; figures are medians. ``--threads`` is for both sides. ``--json`` prints the rows as JSON.
 """
 
