@@ -105,7 +105,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.opacity <= 1:
         raise InputError(f"--opacity {arguments.opacity} is not between 0 and 1")
     if not 0 <= arguments.smooth < 1:
-        raise InputError(f"--smooth {arguments.smooth} is not between 0 and 1 (1 excluded)")
+        raise InputError(f"--smooth {arguments.smooth} is not in [0, 1)", "0.6 is usual; 0 smooths nothing.")
     if arguments.threads is not None and arguments.threads < 1:
         raise InputError(f"--threads {arguments.threads} is below 1")
     if arguments.no_overlay and arguments.no_mask and not arguments.json:

@@ -172,9 +172,7 @@ def test_run_makes_a_video_and_a_mask_for_each_frame(
     assert cv2.imread(str(tmp_path / "out/clip_mask/000003.png"), cv2.IMREAD_UNCHANGED).shape[:2] == (64, 96)
 
 
-def test_run_smooths_a_video_on_request(
-    call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path
-) -> None:
+def test_run_smooths_a_video_on_request(call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path) -> None:
     frame = read_image(photo)
     with VideoWriter(tmp_path / "clip.webm", 10) as writer:
         for shift in (0, 3, 6):
