@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -126,7 +126,7 @@ class Segmenter:
         return steps.finish(steps.infer(steps.prepare(image, Wish(scores, top_k), roi)))
 
     def batch(
-        self, images: Sequence[Picture], *, scores: bool = False, top_k: int = 0, size: int = BATCH
+        self, images: Iterable[Picture], *, scores: bool = False, top_k: int = 0, size: int = BATCH
     ) -> list[Segmentation]:
         """Segment several pictures, of any sizes; those that reach the network in one size go through it together.
 
@@ -143,30 +143,34 @@ class Segmenter:
         self._refuse_closed()
         if size < 1:
             raise InputError(f"a batch of {size} pictures", "Give at least 1.")
-        works = [self._steps.prepare(image, Wish(scores, top_k)) for image in images]
         results: dict[int, Segmentation] = {}
-        for group in self._groups(works, size):
-            if len(group) == 1:
-                self._steps.infer(works[group[0]])
-            else:
-                self._steps.infer_together([works[i] for i in group])
-            for i in group:
-                results[i] = self._steps.finish(works[i])
-                works[i].fields = None  # logits are large
-        return [results[i] for i in range(len(works))]
+        waiting: dict[tuple[int, ...], dict[int, Work]] = {}  # by the shape of the network's input
+        for i, image in enumerate(images):
+            work = self._steps.prepare(image, Wish(scores, top_k))
+            alone = len(work.inputs) != 1  # sliding windows and multiple scales have sizes of their own
+            key = (i,) if alone else work.inputs[0].shape
+            group = waiting.setdefault(key, {})
+            group[i] = work
+            if alone or len(group) == self._most(work, size):
+                results.update(self._together(waiting.pop(key)))
+        for group in waiting.values():
+            results.update(self._together(group))
+        return [results[i] for i in range(len(results))]
 
-    def _groups(self, works: list[Work], size: int) -> list[list[int]]:
-        """Indices of the pictures that go through the network together."""
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for i, work in enumerate(works):
-            single = len(work.inputs) == 1  # sliding windows and multiple scales have sizes of their own
-            by_shape.setdefault(work.inputs[0].shape if single else (i,), []).append(i)
-        groups = []
-        for shape, indices in by_shape.items():
-            most = self._session.largest_batch(shape[2], shape[3]) if len(shape) == 4 else 1
-            step = size if most is None else min(size, most)
-            groups += [indices[k : k + step] for k in range(0, len(indices), step)]
-        return groups
+    def _most(self, work: Work, size: int) -> int:
+        """The pictures of this one's network size that go through the network together."""
+        most = self._session.largest_batch(*work.inputs[0].shape[2:])
+        return size if most is None else min(size, most)
+
+    def _together(self, group: dict[int, Work]) -> Iterator[tuple[int, Segmentation]]:
+        works = list(group.values())
+        if len(works) == 1:
+            self._steps.infer(works[0])
+        else:
+            self._steps.infer_together(works)
+        for i, work in group.items():
+            yield i, self._steps.finish(work)
+            work.fields = None  # logits are large
 
     def stream(
         self,
@@ -273,9 +277,10 @@ class Segmenter:
         return decide(views, MASK_ONLY, averaged=averaged, threads=threads or self._threads).mask
 
     def close(self) -> None:
-        """Let go of the artifact. Waits for pictures that other threads are working on; what waits behind is given up.
+        """Let go of the artifact; what waits in `submit` is given up, what is under way there is waited for.
 
-        The segmenter cannot be used again; closing it twice does nothing.
+        The last segmenter of the artifact also waits for other threads' runs. It cannot be used again; closing it twice
+        does nothing.
         """
         with self._lock:
             if self._closed:
