@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,7 @@ from denseport.runtime.decision import Canvas, Wish
 from denseport.runtime.inference import window_starts
 from denseport.runtime.manifest import Inference
 from denseport.runtime.postprocess import Axis, slide_axes
-from denseport.runtime.tiles import Patch, paint, tile_pool
+from denseport.runtime.tiles import Patch, Run, paint, tile_workers
 
 __all__ = ["Network", "Slid", "slide"]
 
@@ -103,7 +102,7 @@ class _Slide:
 
     def run(self, threads: int | None) -> Slid:
         rows, cols = self._spans
-        with tile_pool(threads) as pool:
+        with tile_workers(threads) as run:
             for r, (top, bottom) in enumerate(rows):
                 for c, (left, right) in enumerate(cols):
                     logits = self._network(self._picture[top:bottom, left:right])
@@ -111,7 +110,7 @@ class _Slide:
                         self._begin(logits)
                     self._kept[r, c] = _Kept(logits, 0)
                     start = time.perf_counter()
-                    self._paint(r, c, pool)
+                    self._paint(r, c, run)
                     self._forget(r, c)
                     self._painting += time.perf_counter() - start
         return Slid(self._canvas, self._painting)
@@ -124,11 +123,11 @@ class _Slide:
         self._rows, self._cols = _Side(rows), _Side(cols)
         self._canvas = Canvas((classes, *self._size), self._wish, averaged=False)
 
-    def _paint(self, r: int, c: int, pool: ThreadPoolExecutor) -> None:
+    def _paint(self, r: int, c: int, run: Run) -> None:
         """The tiles for which the window (r, c) was the last."""
         rows, cols = self._rows.ready(r), self._cols.ready(c)
         if rows and cols:
-            paint(self._canvas.arrays, rows, cols, self._find, self._canvas.make, pool)
+            paint(self._canvas.arrays, rows, cols, self._find, self._canvas.make, run)
 
     def _find(self, i: int, j: int) -> list[list[Patch]]:
         patches = []

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.errors import InputError
-from denseport.runtime.tiles import TILE, Make, Patch, dense, mean_softmax, paint, tile_pool, winners
+from denseport.runtime.tiles import TILE, Make, Patch, dense, mean_softmax, paint, tile_workers, winners
 
 __all__ = [
     "Axis",
@@ -273,8 +273,8 @@ def paint_fields(
     def find(i: int, j: int) -> list[list[Patch]]:
         return [_patches(fields, i, j) for fields in views]
 
-    with tile_pool(threads) as pool:
-        paint(outs, range(ceil(height / TILE)), range(ceil(width / TILE)), find, make, pool)
+    with tile_workers(threads) as run:
+        paint(outs, range(ceil(height / TILE)), range(ceil(width / TILE)), find, make, run)
 
 
 def _patches(fields: Sequence[Field], i: int, j: int) -> list[Patch]:

@@ -5,8 +5,9 @@ A tile's size is `TILE` pixels a side. Everywhere: C classes, patches of (sh, sw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -16,7 +17,19 @@ from numpy.typing import NDArray
 from denseport.runtime.cpus import usable_cpus
 from denseport.runtime.errors import InputError
 
-__all__ = ["TILE", "Make", "Patch", "dense", "mean_softmax", "paint", "softmax", "tile_pool", "undecided", "winners"]
+__all__ = [
+    "TILE",
+    "Make",
+    "Patch",
+    "Run",
+    "dense",
+    "mean_softmax",
+    "paint",
+    "softmax",
+    "tile_workers",
+    "undecided",
+    "winners",
+]
 
 Floats = NDArray[np.float32]
 
@@ -43,6 +56,7 @@ class Patch(NamedTuple):
         return wide
 
 
+Run = Callable[[Callable[[int], None], Iterable[int]], Iterable[None]]  # as the built-in map
 Make = Callable[[list[list[Patch]]], Sequence[NDArray[Any]]]  # of each view's patches
 
 
@@ -120,14 +134,14 @@ def paint(
     cols: Sequence[int],
     find: Callable[[int, int], list[list[Patch]]],
     make: Make,
-    pool: ThreadPoolExecutor,
+    run: Run,
 ) -> None:
     """Fill the tiles in ``rows`` x ``cols`` of each array (H, W, ...) of ``outs``.
 
     Args:
         find: the patches of each view that a tile (row, column) touches.
         make: one array, broadcast over the tile, for each of ``outs``, from those patches.
-        pool: works on the rows of tiles.
+        run: of `tile_workers`; works on the rows of tiles.
     """
 
     def paint_strip(i: int) -> None:
@@ -135,11 +149,12 @@ def paint(
             for out, tile in zip(outs, make(find(i, j)), strict=True):
                 out[i * TILE : (i + 1) * TILE, j * TILE : (j + 1) * TILE] = tile
 
-    for _ in pool.map(paint_strip, rows):
+    for _ in run(paint_strip, rows):
         pass  # raises what a strip raised
 
 
-def tile_pool(threads: int | None) -> ThreadPoolExecutor:
+@contextmanager
+def tile_workers(threads: int | None) -> Iterator[Run]:
     """Threads for `paint`; by default one for each CPU that this process may use.
 
     Raises:
@@ -149,4 +164,8 @@ def tile_pool(threads: int | None) -> ThreadPoolExecutor:
         threads = usable_cpus()
     if threads < 1:
         raise InputError(f"threads must be at least 1, found {threads}")
-    return ThreadPoolExecutor(threads, "denseport-tiles")
+    if threads == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(threads, "denseport-tiles") as pool:
+        yield pool.map
