@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from denseport.calibration.errors import CalibrationError
+from denseport.runtime.cpus import usable_cpus
 
 __all__ = ["INPUT", "LARGEST", "GraphSession", "load_model", "new_constant", "serialise", "shapes_at", "weight_of"]
 
@@ -99,7 +99,7 @@ class GraphSession:
         del proto.graph.output[:]
         proto.graph.output.extend(kept.get(name, onnx.ValueInfoProto(name=name)) for name in self.outputs)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or usable_cpus()
         options.log_severity_level = 3
         try:
             self._session: Any = onnxruntime.InferenceSession(

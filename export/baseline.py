@@ -1,4 +1,4 @@
-"""PyTorch eager as a session: what ``denseport bench --baseline torch`` compares with."""
+"""PyTorch eager as a session: what artifacts are compared with, in speed and in accuracy."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ __all__ = ["TorchSession", "spec_of", "torch_baseline"]
 
 
 class TorchSession:
-    """A network in PyTorch, eager, FP32, on the CPU or, where there is one, the GPU.
+    """A network in PyTorch, eager, FP32. It stays its owner's: closing the session does nothing.
 
     Args:
-        threads: of the CPU; default: the CPUs this process may use, as PyTorch counts them. It holds for the process.
+        device: default: the GPU if PyTorch has one, else the CPU. The network is moved there.
+        weights: what they are, for the description.
     """
 
-    def __init__(self, model: torch.nn.Module, weights: str, threads: int | None = None) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, model: torch.nn.Module, *, device: str | None = None, weights: str = "") -> None:
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model = model.eval().to(self._device)
         self._weights = weights
 
@@ -39,10 +38,18 @@ class TorchSession:
         logits: NDArray[np.float32] = self._model(torch.from_numpy(image).to(self._device)).cpu().numpy()
         return logits
 
+    def largest_batch(self, height: int, width: int) -> int | None:
+        """Any number."""
+        return None
+
+    def close(self) -> None:
+        """Nothing: the network is its owner's."""
+
     @property
     def description(self) -> str:
-        threads = f", {torch.get_num_threads()} threads" if self._device.type == "cpu" else ""
-        return f"PyTorch {torch.__version__} eager, {self._device.type}{threads}, {self._weights}"
+        threads = f"{torch.get_num_threads()} threads" if self._device.type == "cpu" else ""
+        facts = [f"PyTorch {torch.__version__} eager", self._device.type, threads, self._weights]
+        return ", ".join(fact for fact in facts if fact)
 
 
 def torch_baseline(manifest: Manifest, checkpoint: Path | None, threads: int | None = None) -> TorchSession:
@@ -50,16 +57,19 @@ def torch_baseline(manifest: Manifest, checkpoint: Path | None, threads: int | N
 
     Args:
         checkpoint: its weights; None: random ones, which take as long.
+        threads: of the CPU, for this process; default: PyTorch's own choice.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or is another network.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
     if checkpoint is None:
         torch.manual_seed(0)
-        return TorchSession(build(spec_of(manifest.spec), rewrite=False), "random weights", threads)
+        return TorchSession(build(spec_of(manifest.spec), rewrite=False), weights="random weights")
     source = read_checkpoint(checkpoint)
     model = load_model(source, recognise(source, None).spec, rewrite=False)
-    return TorchSession(model, checkpoint.name, threads)
+    return TorchSession(model, weights=checkpoint.name)
 
 
 def spec_of(data: dict[str, Any]) -> ModelSpec:

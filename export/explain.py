@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from denseport.export.baseline import TorchSession
 from denseport.export.checkpoint import Checkpoint, read_checkpoint
 from denseport.export.divergence import difference, find_divergence
 from denseport.export.explanation import Culprit, Explanation, Step
@@ -30,7 +30,6 @@ from denseport.export.presets import PRESETS
 from denseport.export.recognise import recognise
 from denseport.export.settings import inference_of, preprocess_of
 from denseport.export.weights import load_model
-from denseport.runtime.backends import Session
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.dataset import Dataset
@@ -92,28 +91,6 @@ class _Measured:
     masks: list[NDArray[Any]]
     mIoU: float
     non_finite: int  # pictures whose logits held a NaN or an infinity
-
-
-class _TorchSession:
-    """The checkpoint's network in the place of an artifact."""
-
-    description = f"torch {torch.__version__}"
-
-    def __init__(self, model: Segmentor) -> None:
-        self._model = model
-
-    def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            logits: NDArray[np.float32] = self._model(torch.from_numpy(image)).numpy()
-        return logits
-
-
-class _TorchSegmenter(Segmenter):
-    def __init__(self, bundle: Bundle, model: Segmentor, protocol: Protocol) -> None:
-        # Not the base's: it would open an artifact.
-        self.bundle, self.artifact, self.protocol = bundle, TORCH, protocol
-        self._threads: int | None = None
-        self._session: Session = _TorchSession(model)
 
 
 class _Chain:
@@ -188,7 +165,7 @@ class _Chain:
         assert self.model is not None  # export looked
         image = self._network_input(picture)
         found = OnnxRuntimeSession(self.bundle.verified(MODEL)).run(image)
-        how = difference(_TorchSession(self.model).run(image), found)
+        how = difference(TorchSession(self.model, device="cpu").run(image), found)
         if not how.exceeds(TOLERANCE):
             return step
         note = f"the logits of {self.pictures.samples[picture].name} differ: {how}"
@@ -240,7 +217,7 @@ class _Chain:
         if (name, protocol) not in self._measured:
             self.tell(f"measuring {name}, {protocol.description}")
             if name == TORCH and self.model is not None:
-                segmenter: Segmenter = _TorchSegmenter(self.bundle, self.model, protocol)
+                segmenter = Segmenter.around(TorchSession(self.model, device="cpu"), self.bundle, TORCH, protocol)
             else:
                 segmenter = Segmenter(self.bundle, artifact=name, protocol=protocol)
             with segmenter:

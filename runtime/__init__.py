@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from denseport.runtime.bundle import Bundle as Bundle
     from denseport.runtime.errors import DenseportError as DenseportError
-    from denseport.runtime.segmenter import Segmentation as Segmentation
+    from denseport.runtime.results import Segmentation as Segmentation
+    from denseport.runtime.results import Timings as Timings
     from denseport.runtime.segmenter import Segmenter as Segmenter
 
-_HOMES = {"Bundle": "bundle", "DenseportError": "errors", "Segmentation": "segmenter", "Segmenter": "segmenter"}
+_HOMES = {
+    "Bundle": "bundle",
+    "DenseportError": "errors",
+    "Segmentation": "results",
+    "Segmenter": "segmenter",
+    "Timings": "results",
+}
 
-__all__ = ["Bundle", "DenseportError", "Segmentation", "Segmenter"]
+__all__ = ["Bundle", "DenseportError", "Segmentation", "Segmenter", "Timings"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from denseport.runtime.errors import OutputError
 
-__all__ = ["folders_above", "new_file", "sha256_of", "write_atomic", "writing"]
+__all__ = ["folders_above", "new_file", "new_folder", "sha256_of", "write_atomic", "writing"]
 
 _REMEDIES = {
     errno.ENOSPC: "Free some room, or choose another place.",
@@ -76,6 +77,29 @@ def new_file(path: Path) -> Iterator[Path]:
         finally:
             with suppress(OSError):
                 temporary.unlink()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path``, whose files are moved to ``path`` at the end, or removed after an error.
+
+    Files that are at ``path`` already stay, unless a new one has their name.
+
+    Raises:
+        OutputError: the folder cannot be made or written.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(6)}")
+    with folders_above(path):
+        try:
+            with writing(path):
+                temporary.mkdir()
+            yield temporary
+            with writing(path):
+                path.mkdir(exist_ok=True)
+                for file in sorted(temporary.iterdir()):
+                    file.replace(path / file.name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:

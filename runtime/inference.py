@@ -19,7 +19,17 @@ from denseport.runtime.manifest import Inference, Preprocess
 from denseport.runtime.postprocess import Field, slide_fields, whole_field
 from denseport.runtime.preprocess import normalise, rescaled_size, resize, resized_size
 
-__all__ = ["RATIOS", "TTA_CONVENTIONS", "View", "predict_view", "single_view", "tta_views", "window_starts"]
+__all__ = [
+    "RATIOS",
+    "TTA_CONVENTIONS",
+    "View",
+    "predict_view",
+    "show",
+    "single_view",
+    "slide_view",
+    "tta_views",
+    "window_starts",
+]
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of multi-scale testing, in every published configuration
 TTA_CONVENTIONS = ("0.x", "1.x")
@@ -33,13 +43,16 @@ class View:
     flip: bool = False
 
 
-def single_view(size: tuple[int, int], preprocess: Preprocess, patch_size: int) -> View:
+def single_view(size: tuple[int, int], preprocess: Preprocess, patch_size: int, *, native: bool = False) -> View:
     """The view of ordinary inference for a picture of ``size`` (height, width).
+
+    Args:
+        native: the network sees the picture at its own size.
 
     Raises:
         ImageError: the picture would reach the network with a side below one patch.
     """
-    resized = resized_size(size, preprocess)
+    resized = size if native else resized_size(size, preprocess)
     if min(resized) < patch_size:
         raise ImageError(
             f"a picture of {size[1]} x {size[0]} pixels reaches the network as {resized[1]} x {resized[0]}, "
@@ -80,6 +93,12 @@ def window_starts(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
     return [(max(stop - crop, 0), stop) for stop in stops]
 
 
+def show(image: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
+    """The picture, HWC uint8 BGR, as ``view`` shows it to the network; not a copy where nothing changes."""
+    resized = resize(image, view.size)
+    return np.ascontiguousarray(resized[:, ::-1]) if view.flip else resized
+
+
 def predict_view(
     session: Session, image: NDArray[np.uint8], view: View, preprocess: Preprocess, inference: Inference
 ) -> list[Field]:
@@ -91,18 +110,26 @@ def predict_view(
     Returns:
         Fields at the picture's own size; their sum is the view's logits.
     """
-    size = (image.shape[0], image.shape[1])
-    resized = resize(image, view.size)
-    if view.flip:
-        resized = np.ascontiguousarray(resized[:, ::-1])
+    size, shown = (image.shape[0], image.shape[1]), show(image, view)
     if inference.mode == "whole":
-        logits = session.run(normalise(resized, preprocess))[0]
+        logits = session.run(normalise(shown, preprocess))[0]
         return [whole_field(logits, view.size, size, flip=view.flip)]
+    return slide_view(session, shown, view, size, preprocess, inference)
 
+
+def slide_view(
+    session: Session,
+    shown: NDArray[np.uint8],
+    view: View,
+    size: tuple[int, int],
+    preprocess: Preprocess,
+    inference: Inference,
+) -> list[Field]:
+    """As `predict_view`, sliding over ``shown``: what `show` made of a picture of ``size`` (height, width)."""
     assert inference.crop is not None and inference.stride is not None  # Inference checks it
     rows = window_starts(view.size[0], inference.crop[0], inference.stride[0])
     columns = window_starts(view.size[1], inference.crop[1], inference.stride[1])
-    windows = list(_window_logits(session, resized, rows, columns, preprocess))
+    windows = list(_window_logits(session, shown, rows, columns, preprocess))
     return slide_fields(windows, rows, columns, view.size, size, flip=view.flip)
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from denseport.runtime.cpus import usable_cpus
+
 __all__ = ["Gpu", "Machine", "inspect_machine", "package_version"]
 
 # Distributions that hold one thing under several names, the usual one first.
@@ -75,7 +77,7 @@ def inspect_machine(*, look_for_gpus: bool | None = True) -> Machine:
     return Machine(
         system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         processor=_processor(),
-        cpus=len(os.sched_getaffinity(0)),
+        cpus=usable_cpus(),
         memory_gib=_memory_bytes() / 2**30,
         gpus=_gpus() if ask else (),
         packages={name: package_version(name) for name in DISTRIBUTIONS},

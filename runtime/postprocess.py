@@ -18,26 +18,28 @@ aten/src/ATen/native/cpu/UpSampleKernel.cpp.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.errors import InputError
+from denseport.runtime.tiles import TILE, Make, Patch, dense, mean_softmax, paint, tile_workers, winners
 
 __all__ = [
     "Axis",
     "Field",
     "argmax",
+    "common_shape",
     "logits",
     "mean_softmax_argmax",
+    "paint_fields",
     "probabilities",
+    "slide_axes",
     "slide_fields",
     "whole_field",
 ]
@@ -45,11 +47,6 @@ __all__ = [
 Size = tuple[int, int]
 Floats = NDArray[np.float32]
 Mask = NDArray[np.unsignedinteger[Any]]
-
-# Pixels a side. 48 was the best of 16, 32, 48 and 64 in the cases of scripts/bench_postprocess.py taken
-# together: small tiles drop more classes, large ones spend less on Python. Its products are still below the
-# size from which OpenBLAS uses threads of its own, so tiles run side by side without oversubscription.
-TILE = 48
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,13 +184,27 @@ def slide_fields(
             f"expected logits for {len(row_windows)} x {len(col_windows)} windows, found {len(window_logits)}"
         )
     _, h, w = window_logits[0].shape
+    rows, cols = slide_axes((h, w), row_windows, col_windows, resized, size, flip=flip)
+    axes = [(row, col) for row in rows for col in cols]
+    return [Field(logits, row, col) for logits, (row, col) in zip(window_logits, axes, strict=True)]
+
+
+def slide_axes(
+    low: Size,
+    row_windows: Sequence[tuple[int, int]],
+    col_windows: Sequence[tuple[int, int]],
+    resized: Size,
+    size: Size,
+    *,
+    flip: bool = False,
+) -> tuple[list[Axis], list[Axis]]:
+    """The way of each row and of each column of windows, ``low`` logits large, to the picture; as `slide_fields`."""
     to_rows, to_cols = (Axis.linear(n_in, n_out) for n_in, n_out in zip(resized, size, strict=True))
     if flip:
         to_cols = to_cols.flipped()
-    rows = [to_rows.after(axis) for axis in _window_axes(h, row_windows, resized[0])]
-    cols = [to_cols.after(axis) for axis in _window_axes(w, col_windows, resized[1])]
-    axes = [(row, col) for row in rows for col in cols]
-    return [Field(logits, row, col) for logits, (row, col) in zip(window_logits, axes, strict=True)]
+    rows = [to_rows.after(axis) for axis in _window_axes(low[0], row_windows, resized[0])]
+    cols = [to_cols.after(axis) for axis in _window_axes(low[1], col_windows, resized[1])]
+    return rows, cols
 
 
 def _window_axes(n_in: int, windows: Sequence[tuple[int, int]], total: int) -> list[Axis]:
@@ -219,131 +230,66 @@ def argmax(fields: Sequence[Field], *, threads: int | None = None) -> Mask:
         threads: tiles made at the same time; by default one for each CPU that this process may use.
     """
     mask = _empty_mask([fields])
-    _paint(mask, [fields], lambda patches: _winners(patches[0]), threads)
+    _paint(mask, [fields], lambda patches: winners(patches[0]), threads)
     return mask
 
 
 def mean_softmax_argmax(views: Sequence[Sequence[Field]], *, threads: int | None = None) -> Mask:
     """Multi-scale and flip inference: the argmax of the views' mean softmax. Otherwise as `argmax`."""
     mask = _empty_mask(views)
-    _paint(mask, views, lambda patches: np.argmax(_mean_softmax(patches), -1), threads)
+    _paint(mask, views, lambda patches: np.argmax(mean_softmax(patches), -1), threads)
     return mask
 
 
 def logits(fields: Sequence[Field], *, threads: int | None = None) -> Floats:
     """All logits at full size, (C, H, W) float32. For tests and small pictures: 4 * C * H * W bytes."""
-    full = np.empty(_common_shape([fields]), np.float32)
-    _paint(np.moveaxis(full, 0, -1), [fields], lambda patches: _dense(patches[0]), threads)
+    full = np.empty(common_shape([fields]), np.float32)
+    _paint(np.moveaxis(full, 0, -1), [fields], lambda patches: dense(patches[0]), threads)
     return full
 
 
 def probabilities(views: Sequence[Sequence[Field]], *, threads: int | None = None) -> Floats:
     """The views' mean softmax at full size, (C, H, W) float32. For tests and small pictures, as `logits`."""
-    full = np.empty(_common_shape(views), np.float32)
-    _paint(np.moveaxis(full, 0, -1), views, _mean_softmax, threads)
+    full = np.empty(common_shape(views), np.float32)
+    _paint(np.moveaxis(full, 0, -1), views, mean_softmax, threads)
     return full
-
-
-class _Patch(NamedTuple):
-    """The part of one field that a tile of (th, tw) outputs touches."""
-
-    taps: Floats  # (C, sh, sw), a view
-    rows: Floats  # (th, sh)
-    cols: Floats  # (tw, sw)
-
-    def resize(self, taps: Floats) -> Floats:
-        """(K, sh, sw) -> (th, tw, K): the classes last, where numpy's argmax is fastest."""
-        inner = np.ascontiguousarray(taps.T)  # (sw, sh, K)
-        tall = np.matmul(self.rows, inner)  # (sw, th, K)
-        wide: Floats = np.matmul(self.cols, tall.swapaxes(0, 1))  # (th, tw, K)
-        return wide
-
-
-def _winners(patches: list[_Patch]) -> NDArray[np.intp]:
-    """The winning class of each pixel of a tile, (th, tw), or (1,) where one class wins everywhere."""
-    flat = [patch.taps.reshape(len(patch.taps), -1) for patch in patches]
-    low = np.min([taps.min(1) for taps in flat], 0)
-    high = np.max([taps.max(1) for taps in flat], 0)
-    if not np.isfinite([low, high]).all():  # min and max hand on a NaN
-        winners: NDArray[np.intp] = np.argmax(_dense(patches), -1)
-        return winners
-    classes = np.flatnonzero(high >= low.max())  # ascending, so that the first of equal classes wins
-    if len(classes) > 1:
-        values: Floats = reduce(np.add, (patch.resize(patch.taps[classes]) for patch in patches))
-        classes = classes[np.argmax(values, -1)]
-    return classes
-
-
-def _dense(patches: list[_Patch]) -> Floats:
-    """All logits of a tile, (th, tw, C), finite or not."""
-    with np.errstate(invalid="ignore"):  # inf - inf is NaN, as it is in torch
-        return reduce(np.add, map(_resize_any, patches))
-
-
-def _resize_any(patch: _Patch) -> Floats:
-    """All logits of a patch, (th, tw, C). A plain product would spread 0 * inf over the whole tile."""
-    finite = np.isfinite(patch.taps)
-    if finite.all():
-        return patch.resize(patch.taps)
-    values = patch.resize(np.where(finite, patch.taps, np.float32(0)))
-    for special in (np.inf, -np.inf):
-        values[patch.resize((patch.taps == special).astype(np.float32)) > 0] += special
-    values[patch.resize(np.isnan(patch.taps).astype(np.float32)) > 0] = np.nan
-    return values
-
-
-def _mean_softmax(views: list[list[_Patch]]) -> Floats:
-    """The mean softmax of a tile's views, (th, tw, C)."""
-    mean: Floats = reduce(np.add, (_softmax(_dense(patches)) for patches in views))
-    mean /= len(views)
-    return mean
-
-
-def _softmax(values: Floats) -> Floats:
-    """Softmax over the last axis, in place."""
-    with np.errstate(invalid="ignore"):  # inf - inf: the whole pixel becomes NaN, as in torch
-        values -= values.max(-1, keepdims=True)
-    np.exp(values, out=values)
-    values /= values.sum(-1, keepdims=True)
-    return values
 
 
 def _paint(
     out: NDArray[Any],
     views: Sequence[Sequence[Field]],
-    make: Callable[[list[list[_Patch]]], NDArray[Any]],
+    make: Callable[[list[list[Patch]]], NDArray[Any]],
     threads: int | None,
 ) -> None:
-    """Fill ``out`` (H, W, ...) tile by tile with what ``make`` makes of each view's patches."""
-    height, width = out.shape[:2]
-
-    def paint_strip(i: int) -> None:
-        for j in range(ceil(width / TILE)):
-            patches = [_patches(fields, i, j) for fields in views]
-            out[i * TILE : (i + 1) * TILE, j * TILE : (j + 1) * TILE] = make(patches)
-
-    if threads is None:
-        threads = len(os.sched_getaffinity(0))
-    if threads < 1:
-        raise InputError(f"threads must be at least 1, found {threads}")
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(paint_strip, range(ceil(height / TILE))):
-            pass  # raises what a strip raised
+    paint_fields([out], views, lambda patches: [make(patches)], threads)
 
 
-def _patches(fields: Sequence[Field], i: int, j: int) -> list[_Patch]:
+def paint_fields(
+    outs: Sequence[NDArray[Any]], views: Sequence[Sequence[Field]], make: Make, threads: int | None
+) -> None:
+    """Fill each array (H, W, ...) of ``outs`` tile by tile with what ``make`` makes of the views' patches."""
+    height, width = outs[0].shape[:2]
+
+    def find(i: int, j: int) -> list[list[Patch]]:
+        return [_patches(fields, i, j) for fields in views]
+
+    with tile_workers(threads) as run:
+        paint(outs, range(ceil(height / TILE)), range(ceil(width / TILE)), find, make, run)
+
+
+def _patches(fields: Sequence[Field], i: int, j: int) -> list[Patch]:
     """The patches of the fields that tile (i, j) touches."""
     found = []
     for field in fields:
         (y, rows), (x, cols) = field.rows.blocks[i], field.cols.blocks[j]
         if rows.size and cols.size:
-            found.append(_Patch(field.logits[:, y, x], rows, cols))
+            found.append(Patch(field.logits[:, y, x], rows, cols))
     if not found:
         raise InputError(f"no field covers the pixels from row {i * TILE}, column {j * TILE}")
     return found
 
 
-def _common_shape(views: Sequence[Sequence[Field]]) -> tuple[int, int, int]:
+def common_shape(views: Sequence[Sequence[Field]]) -> tuple[int, int, int]:
     """The (C, H, W) of all fields."""
     shapes = {(len(field.logits), field.rows.n_out, field.cols.n_out) for fields in views for field in fields}
     if len(shapes) != 1:
@@ -352,5 +298,5 @@ def _common_shape(views: Sequence[Sequence[Field]]) -> tuple[int, int, int]:
 
 
 def _empty_mask(views: Sequence[Sequence[Field]]) -> Mask:
-    classes, *size = _common_shape(views)
+    classes, *size = common_shape(views)
     return np.empty(size, np.min_scalar_type(classes - 1))

@@ -25,13 +25,14 @@ class Protocol:
     preprocess: Preprocess
     inference: Inference
     tta: str | None = None  # "0.x" or "1.x": multi-scale and flip in that convention
+    native: bool = False  # the picture is not resized, whatever `preprocess` says of its size
 
     @property
     def description(self) -> str:
         """The protocol in words."""
         pre = self.preprocess
         size = "keep-ratio" if pre.keep_ratio else "fixed"
-        text = f"{self.inference.mode}, {size} {pre.scale[0]} x {pre.scale[1]}"
+        text = f"{self.inference.mode}, " + ("own size" if self.native else f"{size} {pre.scale[0]} x {pre.scale[1]}")
         if self.inference.crop and self.inference.stride:
             text += f", crop {self.inference.crop[0]}, stride {self.inference.stride[0]}"
         return text + (f", ms + flip ({self.tta})" if self.tta else "")
@@ -41,7 +42,8 @@ def parse_protocol(text: str, manifest: Manifest) -> Protocol:
     """The protocol that ``--protocol`` names.
 
     ``reference`` (as the checkpoint was tested), ``ms-flip`` or ``ms-flip:1.x``, ``slide`` or ``slide:512:341``
-    (crop and stride, pixels), ``fixed:512x512`` (height x width).
+    (crop and stride, pixels), ``native`` or ``native:512:341`` (slide over the picture at its own size, for pictures
+    of any size), ``fixed:512x512`` (height x width).
 
     Raises:
         InputError: none of these.
@@ -53,10 +55,13 @@ def parse_protocol(text: str, manifest: Manifest) -> Protocol:
         return replace(base, tta=text.partition(":")[2] or "0.x")
     if text == "slide":
         return replace(base, inference=_slide(manifest.inference))
-    if match := re.fullmatch(r"slide:(\d+):(\d+)", text):
-        crop, stride = int(match[1]), int(match[2])
+    if text == "native":
+        return replace(base, inference=_slide(manifest.inference), native=True)
+    if match := re.fullmatch(r"(slide|native):(\d+):(\d+)", text):
+        crop, stride = int(match[2]), int(match[3])
         if crop >= manifest.patch_size and 1 <= stride <= crop:  # a longer stride would leave gaps
-            return replace(base, inference=Inference("slide", (crop, crop), (stride, stride)))
+            inference = Inference("slide", (crop, crop), (stride, stride))
+            return replace(base, inference=inference, native=match[1] == "native")
     if match := re.fullmatch(r"fixed:(\d+)x(\d+)", text):
         height, width = int(match[1]), int(match[2])
         if min(height, width) >= manifest.patch_size:
@@ -64,7 +69,8 @@ def parse_protocol(text: str, manifest: Manifest) -> Protocol:
             return replace(base, preprocess=pre, inference=Inference())
     raise InputError(
         f"no protocol {text!r} for a network with patches of {manifest.patch_size} pixels",
-        "Give reference, ms-flip, ms-flip:1.x, slide, slide:CROP:STRIDE or fixed:HEIGHTxWIDTH.",
+        "Give reference, ms-flip, ms-flip:1.x, slide, slide:CROP:STRIDE, native, native:CROP:STRIDE or "
+        "fixed:HEIGHTxWIDTH.",
     )
 
 

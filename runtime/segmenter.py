@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,42 +12,43 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime import postprocess
 from denseport.runtime.backends import Session
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.backends.shared import SharedSession
 from denseport.runtime.build_record import BuildRecord
 from denseport.runtime.bundle import Bundle
-from denseport.runtime.choice import choose
-from denseport.runtime.errors import BundleError, ImageError
-from denseport.runtime.inference import predict_view, single_view, tta_views
+from denseport.runtime.choice import Choice, choose
+from denseport.runtime.decision import MASK_ONLY, Wish, decide
+from denseport.runtime.errors import InputError
 from denseport.runtime.manifest import Manifest
 from denseport.runtime.postprocess import Field
 from denseport.runtime.protocol import Protocol, parse_protocol
+from denseport.runtime.results import Segmentation
+from denseport.runtime.steps import Picture, Region, Steps, Work
+from denseport.runtime.stream import pipelined
+from denseport.runtime.temporal import Smoother
 
-__all__ = ["Segmentation", "Segmenter"]
+__all__ = ["Segmenter"]
 
-
-@dataclass(frozen=True)
-class Segmentation:
-    """The result for one picture."""
-
-    mask: NDArray[np.unsignedinteger[Any]]  # (H, W), class index of each pixel, at the picture's own size
-    artifact: str  # the artifact that ran
+# Pictures of `submit` at a time: one in the network, one before or behind it.
+SUBMITTED = 2
+BATCH = 4  # pictures: of 150 classes at 512 x 683, their logits take 215 MB
 
 
 class Segmenter:
-    """A bundle, ready to segment pictures.
+    """A bundle, ready to segment pictures. Safe to call from several threads.
 
     ::
 
         with Segmenter("bundle") as segment:
-            mask = segment(cv2.imread("street.jpg")).mask
+            mask = segment("street.jpg").mask
 
     Args:
         bundle: a bundle's folder.
         artifact: which artifact runs; default: the best for this machine (`denseport.runtime.choice`).
         protocol: how pictures reach the network: "reference" is as the checkpoint was tested, "ms-flip" averages
-            twelve scaled and mirrored views; `denseport.runtime.protocol.parse_protocol` has them all.
+            twelve scaled and mirrored views, "native" slides over pictures of any size without resizing them;
+            `denseport.runtime.protocol.parse_protocol` has them all.
         threads: for the network and for post-processing; default: the CPUs this process may use.
         providers: ONNX Runtime's execution providers for an ONNX artifact, best first, such as
             ``("TensorrtExecutionProvider", "CUDAExecutionProvider")``; default: CUDA if it can, else the CPU.
@@ -65,21 +67,34 @@ class Segmenter:
         threads: int | None = None,
         providers: Sequence[str] | None = None,
     ) -> None:
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-        self.protocol = protocol if isinstance(protocol, Protocol) else parse_protocol(protocol, self.manifest)
-        self._threads = threads
-        self._providers = providers
-        self.choice = choose(self.bundle, artifact)
-        self.artifact = self.choice.name
-        self._session = self._open()
+        bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+        protocol = protocol if isinstance(protocol, Protocol) else parse_protocol(protocol, bundle.manifest)
+        choice = choose(bundle, artifact)
+        self._set_up(bundle, choice, protocol, threads, SharedSession(_open(bundle, choice, threads, providers)))
 
-    def _open(self) -> Session:
-        path, artifact = self.bundle.verified(self.artifact), self.bundle.artifact(self.artifact)
-        if artifact.kind == "onnx":
-            return OnnxRuntimeSession(path, threads=self._threads, providers=self._providers or self.choice.providers)
-        from denseport.runtime.backends.tensorrt import TensorRTSession
+    @classmethod
+    def around(
+        cls, session: Session, bundle: Bundle, name: str, protocol: Protocol, *, threads: int | None = None
+    ) -> Segmenter:
+        """A segmenter of a session that is no artifact of the bundle, such as the checkpoint's own network in torch.
 
-        return TensorRTSession(path, BuildRecord.from_dict(artifact.record, f"{self.bundle.path}: {self.artifact}"))
+        Args:
+            session: closed with the segmenter.
+            name: what results and messages call it.
+        """
+        new = cls.__new__(cls)
+        new._set_up(bundle, Choice(name, (), "given", {}), protocol, threads, SharedSession(session))
+        return new
+
+    def _set_up(
+        self, bundle: Bundle, choice: Choice, protocol: Protocol, threads: int | None, session: SharedSession
+    ) -> None:
+        self.bundle, self.choice, self.artifact, self.protocol = bundle, choice, choice.name, protocol
+        self._threads, self._session = threads, session
+        self._steps = Steps(bundle.manifest, bundle.path, choice.name, protocol, session, threads)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._executor: ThreadPoolExecutor | None = None  # of `submit`
 
     @property
     def manifest(self) -> Manifest:
@@ -96,53 +111,194 @@ class Segmenter:
         """Which artifact runs on what, for people."""
         return f"{self.artifact} on {self._session.description}"
 
-    def __call__(self, image: NDArray[np.uint8]) -> Segmentation:
+    def __call__(
+        self, image: Picture, *, scores: bool = False, top_k: int = 0, roi: Region | None = None
+    ) -> Segmentation:
         """Segment one picture.
 
         Args:
-            image: (H, W, 3) uint8 BGR, as cv2.imread gives it.
+            image: (H, W, 3) uint8 BGR, as cv2.imread gives it, or a file.
+            scores: also the probability of each pixel's class.
+            top_k: also so many likeliest classes of each pixel, and their probabilities.
+            roi: only this part of the picture: x, y, width, height in pixels; the result has its size.
 
         Raises:
-            ImageError: another shape or type, or so narrow that it has no whole patch.
+            ImageError: a file that cannot be read, another shape or type, or so narrow that it has no whole patch.
+            InputError: a region outside the picture, more classes than there are, or the segmenter is closed.
         """
-        if image is None:
-            raise ImageError(
-                "the picture is None: cv2.imread could not read the file",
-                "Check its path; denseport.runtime.images.read_image says what is wrong with a file.",
-            )
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise ImageError(
-                f"expected a picture of shape (height, width, 3), uint8 BGR; got {image.shape} {image.dtype}",
-                "denseport.runtime.images.read_image reads any picture file as such.",
-            )
-        return Segmentation(self.decide(self.predict(image)), self.artifact)
+        self._refuse_closed()
+        steps = self._steps
+        return steps.finish(steps.infer(steps.prepare(image, Wish(scores, top_k), roi)))
+
+    def batch(
+        self, images: Iterable[Picture], *, scores: bool = False, top_k: int = 0, size: int = BATCH
+    ) -> list[Segmentation]:
+        """Segment several pictures, of any sizes; those that reach the network in one size go through it together.
+
+        Results are in order. On a GPU this is faster than one by one; on a CPU hardly. Masks equal those of single
+        calls up to ties: a network rounds a batch and a single picture differently.
+
+        Args:
+            images, scores, top_k: as for a call.
+            size: pictures that go through the network together at most; an engine built for fewer takes fewer.
+
+        Raises:
+            InputError: ``size`` below 1; else as a call.
+        """
+        self._refuse_closed()
+        if size < 1:
+            raise InputError(f"a batch of {size} pictures", "Give at least 1.")
+        results: dict[int, Segmentation] = {}
+        waiting: dict[tuple[int, ...], dict[int, Work]] = {}  # by the shape of the network's input
+        for i, image in enumerate(images):
+            work = self._steps.prepare(image, Wish(scores, top_k))
+            alone = len(work.inputs) != 1  # sliding windows and multiple scales have sizes of their own
+            key = (i,) if alone else work.inputs[0].shape
+            group = waiting.setdefault(key, {})
+            group[i] = work
+            if alone or len(group) == self._most(work, size):
+                results.update(self._together(waiting.pop(key)))
+        for group in waiting.values():
+            results.update(self._together(group))
+        return [results[i] for i in range(len(results))]
+
+    def _most(self, work: Work, size: int) -> int:
+        """The pictures of this one's network size that go through the network together."""
+        most = self._session.largest_batch(*work.inputs[0].shape[2:])
+        return size if most is None else min(size, most)
+
+    def _together(self, group: dict[int, Work]) -> Iterator[tuple[int, Segmentation]]:
+        works = list(group.values())
+        if len(works) == 1:
+            self._steps.infer(works[0])
+        else:
+            self._steps.infer_together(works)
+        for i, work in group.items():
+            yield i, self._steps.finish(work)
+            work.fields = None  # logits are large
+
+    def stream(
+        self,
+        images: Iterable[Picture],
+        *,
+        depth: int = 2,
+        scores: bool = False,
+        top_k: int = 0,
+        smoothing: float = 0.0,
+    ) -> Generator[Segmentation]:
+        """Segment a sequence: the next picture is decoded, and the last one post-processed, beside the network.
+
+        Results are in order. Whoever does not fetch them holds up the sequence: about ``3 * depth`` pictures are in
+        memory. An exception of ``images``, or of a picture, is raised after the results before it and ends the stream.
+        Leaving early is safe: when the generator is closed or dropped, its threads end.
+
+        Args:
+            images: arrays or files, as for a call; iterated in a thread.
+            depth: pictures that wait between two stages.
+            scores, top_k: as for a call.
+            smoothing: for the frames of a video, the weight of the past in [0, 1) (`denseport.runtime.temporal`).
+
+        Raises:
+            InputError: ``depth`` below 1, ``smoothing`` outside [0, 1), or as for a call.
+        """
+        self._refuse_closed()
+        if depth < 1:
+            raise InputError(f"a stream of depth {depth}", "Give at least 1.")
+        wish = Wish(scores, top_k)
+        wish.check(len(self.manifest.classes))
+        smoother = Smoother(smoothing)
+
+        def prepare(image: Picture) -> Work:
+            self._refuse_closed()
+            return self._steps.prepare(image, wish)
+
+        def infer(work: Work) -> Work:
+            if not smoothing:
+                return self._steps.infer(work)
+            self._steps.infer(work, keep_logits=True)
+            assert work.fields is not None  # they were asked for
+            work.fields = smoother(work.fields, work.image)
+            return work
+
+        return pipelined(images, {"prepare": prepare, "infer": infer, "finish": self._steps.finish}, depth)
+
+    async def submit(
+        self, image: Picture, *, scores: bool = False, top_k: int = 0, roi: Region | None = None
+    ) -> Segmentation:
+        """Segment one picture without holding up the event loop; arguments and errors as for a call.
+
+        Two pictures are worked on at a time, the others wait. A cancelled task's picture is not begun; if it is under
+        way, its result is dropped.
+        """
+        import asyncio  # here: it would make up a fifth of this module's import
+
+        with self._lock:
+            self._refuse_closed()
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(SUBMITTED, "denseport-submit")
+            future = self._executor.submit(self, image, scores=scores, top_k=top_k, roi=roi)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():
+                self._refuse_closed()  # it was `close` that cancelled, not the task's owner
+            raise
+
+    def warmup(self, shapes: Iterable[tuple[int, int]]) -> None:
+        """Segment a black picture of each size (height, width), so that the first real one is not slower.
+
+        What libraries do at the first run of a size (kernels compiled or chosen, memory taken, CUDA graphs recorded)
+        is then done.
+        """
+        for height, width in shapes:
+            self(np.zeros((height, width, 3), np.uint8))
+
+    def clone(self) -> Segmenter:
+        """Another segmenter of the same opened artifact, that is closed on its own.
+
+        For parts of a program that each hold and close theirs; several threads may also share one segmenter. Weights
+        are in memory once, and the artifact is closed with the last of them.
+        """
+        self._refuse_closed()
+        new = type(self).__new__(type(self))
+        new._set_up(self.bundle, self.choice, self.protocol, self._threads, self._session.share())
+        return new
 
     def predict(self, image: NDArray[np.uint8]) -> list[list[Field]]:
         """The network's part of a call: its logits for each view of a picture, at their own resolution.
 
         Raises:
-            BundleError: the network has another number of classes than the manifest names.
+            ImageError, BundleError: as a call.
         """
-        protocol, size = self.protocol, (image.shape[0], image.shape[1])
-        if protocol.tta is None:
-            views = [single_view(size, protocol.preprocess, self.manifest.patch_size)]
-        else:
-            views = tta_views(size, protocol.preprocess, protocol.tta)
-        fields = [predict_view(self._session, image, view, protocol.preprocess, protocol.inference) for view in views]
-        found, named = len(fields[0][0].logits), len(self.manifest.classes)
-        if found != named:
-            raise BundleError(
-                f"{self.bundle.path}: {self.artifact} tells {found} classes apart, the manifest names {named}",
-                "Export the checkpoint again; a manifest is not to be edited by hand.",
-            )
-        return fields
+        self._refuse_closed()
+        work = self._steps.infer(self._steps.prepare(image), keep_logits=True)
+        assert work.fields is not None  # they were asked for
+        return work.fields
 
     def decide(self, views: list[list[Field]], threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
         """The rest of a call: the mask (H, W) from the logits of `predict`, resized and compared tile by tile."""
-        threads = threads or self._threads
-        if self.protocol.tta is None:
-            return postprocess.argmax(views[0], threads=threads)
-        return postprocess.mean_softmax_argmax(views, threads=threads)
+        averaged = self.protocol.tta is not None
+        return decide(views, MASK_ONLY, averaged=averaged, threads=threads or self._threads).mask
+
+    def close(self) -> None:
+        """Let go of the artifact; what waits in `submit` is given up, what is under way there is waited for.
+
+        The last segmenter of the artifact also waits for other threads' runs. It cannot be used again; closing it twice
+        does nothing.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=True, cancel_futures=True)
+        self._session.close()
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise InputError("the segmenter is closed", "Use it inside its with block, or open another.")
 
     def __enter__(self) -> Segmenter:
         return self
@@ -150,4 +306,13 @@ class Segmenter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        del self._session
+        self.close()
+
+
+def _open(bundle: Bundle, choice: Choice, threads: int | None, providers: Sequence[str] | None) -> Session:
+    path, artifact = bundle.verified(choice.name), bundle.artifact(choice.name)
+    if artifact.kind == "onnx":
+        return OnnxRuntimeSession(path, threads=threads, providers=providers or choice.providers)
+    from denseport.runtime.backends.tensorrt import TensorRTSession
+
+    return TensorRTSession(path, BuildRecord.from_dict(artifact.record, f"{bundle.path}: {choice.name}"))

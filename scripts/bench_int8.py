@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pickle
 import shutil
 import subprocess
@@ -35,6 +34,7 @@ from denseport.calibration.sensitivity import Reference
 from denseport.calibration.smoothing import find_norms, smooth
 from denseport.calibration.unpack import unpack_projections
 from denseport.runtime.bundle import Bundle
+from denseport.runtime.cpus import usable_cpus
 from denseport.runtime.dataset import open_dataset
 from denseport.runtime.evaluate import evaluate
 from denseport.runtime.files import sha256_of
@@ -183,7 +183,7 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--agreement", type=float, default=0.97, help="budget of the search; default: %(default)s")
     parser.add_argument("--work", type=Path, required=True, help="folder to keep models and results in")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     bench = Bench(arguments)

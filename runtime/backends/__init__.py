@@ -20,6 +20,14 @@ class Session(Protocol):
         """Logits (N, C, h, w) of a normalised image batch (N, 3, H, W), both float32."""
         ...
 
+    def largest_batch(self, height: int, width: int) -> int | None:
+        """The pictures of one size that one run accepts; None: any number."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds; it cannot be used again."""
+        ...
+
     @property
     def description(self) -> str:
         """What runs where, for people: library, version, device, threads."""

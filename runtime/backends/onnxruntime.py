@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from denseport.runtime.cpus import usable_cpus
 from denseport.runtime.errors import BundleError, MachineError
 
 __all__ = ["INPUT", "OnnxRuntimeSession"]
@@ -47,7 +47,7 @@ class OnnxRuntimeSession:
                 "pip install 'denseport[onnxruntime-gpu]' on a machine with an NVIDIA GPU, or choose another provider.",
             )
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or usable_cpus()
         options.log_severity_level = 3  # warnings are ONNX Runtime's talk to itself about fusions
         try:
             self._session: Any = onnxruntime.InferenceSession(path, options, providers=list(providers))
@@ -66,6 +66,14 @@ class OnnxRuntimeSession:
         """Logits (N, C, h, w) of a normalised image batch (N, 3, H, W), both float32; or what else the model gives."""
         result: NDArray[np.float32] = self._session.run(None, {INPUT: image})[0]
         return result
+
+    def largest_batch(self, height: int, width: int) -> int | None:
+        """None: a bundle's graphs take any number of pictures."""
+        return None
+
+    def close(self) -> None:
+        """Free the model; the session cannot be used again."""
+        self._session = None
 
     @property
     def description(self) -> str:

@@ -95,6 +95,11 @@ class TensorRTSession:
         """The input shapes that the engine accepts."""
         return self._profiles
 
+    def largest_batch(self, height: int, width: int) -> int | None:
+        """The pictures of one size that one run accepts: 1 where no profile has that size, for `run` to refuse it."""
+        fitting = [p.maximum[0] for p in self._profiles if (p.maximum[0], 3, height, width) in p]
+        return max(fitting, default=1)
+
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, C, h, w), float32 (or whatever the engine's output is), of a normalised batch (N, 3, H, W).
 

@@ -128,11 +128,14 @@ def _as_network_sees(segmenter: Segmenter, picture: NDArray[np.uint8]) -> NDArra
 
 def _contenders(segmenters: list[Segmenter], bundle: Bundle, arguments: argparse.Namespace) -> list[Contender]:
     from denseport.runtime.bench import Contender
+    from denseport.runtime.segmenter import Segmenter
 
     found = [Contender(each.artifact, each.session, each) for each in segmenters]
     if arguments.baseline is not None:
         session = _baseline(arguments.baseline)(bundle.manifest, arguments.checkpoint, arguments.threads)
-        found.append(Contender(arguments.baseline, session))
+        protocol = segmenters[0].protocol
+        segmenter = Segmenter.around(session, bundle, arguments.baseline, protocol, threads=arguments.threads)
+        found.append(Contender(arguments.baseline, session, segmenter))
     return found
 
 

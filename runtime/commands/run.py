@@ -5,22 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from denseport.runtime.client import Client
     from denseport.runtime.inputs import Input
-    from denseport.runtime.manifest import Manifest
-    from denseport.runtime.segmenter import Segmenter
-
-    Model: TypeAlias = "Segmenter | _Server"
+    from denseport.runtime.labelling import Labelling, Model, RemoteModel
 
 HELP = "segment pictures and videos: masks, overlays with legend, JSON"
 
@@ -39,6 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="reference",
         metavar="NAME",
         help="reference (as the checkpoint was tested), ms-flip, slide, fixed:HEIGHTxWIDTH, …; default: %(default)s",
+    )
+    parser.add_argument(
+        "--smooth",
+        type=float,
+        default=0.0,
+        metavar="W",
+        help="videos: weight of the frames before, 0 to below 1, against flicker; default: none",
     )
     parser.add_argument(
         "--provider",
@@ -66,10 +66,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     from denseport.runtime.errors import InputError
     from denseport.runtime.inputs import find_inputs
+    from denseport.runtime.labelling import Labelling
 
     _check(arguments)
     inputs = find_inputs(arguments.inputs)
-    job = _Job(arguments.output, arguments.opacity, not arguments.no_mask, not arguments.no_overlay, arguments.grey)
+    job = Labelling(
+        arguments.output,
+        arguments.opacity,
+        not arguments.no_mask,
+        not arguments.no_overlay,
+        arguments.grey,
+        arguments.smooth,
+    )
     bar = tqdm(total=len(inputs), unit="file", disable=len(inputs) < 2 or not sys.stderr.isatty())
     if arguments.ray is not None:
         _run_on_ray(arguments, inputs, job, bar)
@@ -79,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
                 job.add(segmenter, item)
                 bar.update()
     bar.close()
-    job.report(as_json=arguments.json)
+    _report(job, as_json=arguments.json)
     if job.failures:
         raise InputError(
             f"{len(job.failures)} of {len(inputs)} inputs failed\n"
@@ -93,6 +101,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
     if not 0 <= arguments.opacity <= 1:
         raise InputError(f"--opacity {arguments.opacity} is not between 0 and 1")
+    if not 0 <= arguments.smooth < 1:
+        raise InputError(f"--smooth {arguments.smooth} is not in [0, 1)", "0.6 is usual; 0 smooths nothing.")
     if arguments.threads is not None and arguments.threads < 1:
         raise InputError(f"--threads {arguments.threads} is below 1")
     if arguments.no_overlay and arguments.no_mask and not arguments.json:
@@ -102,6 +112,7 @@ def _check(arguments: argparse.Namespace) -> None:
     local = [name for name in ("artifact", "threads", "provider") if getattr(arguments, name) is not None]
     local += ["protocol"] if arguments.protocol != "reference" else []
     local += ["ray"] if arguments.ray is not None else []
+    local += ["smooth"] if arguments.smooth else []
     if arguments.server is not None and local:
         raise InputError(
             f"--server decides how the model runs; --{local[0]} is for running it here",
@@ -126,10 +137,11 @@ def _open(arguments: argparse.Namespace) -> Iterator[Model]:
 
 
 @contextmanager
-def _connect(arguments: argparse.Namespace) -> Iterator[_Server]:
+def _connect(arguments: argparse.Namespace) -> Iterator[RemoteModel]:
     from denseport.runtime.bundle import Bundle
     from denseport.runtime.client import Client
     from denseport.runtime.errors import InputError
+    from denseport.runtime.labelling import RemoteModel
     from denseport.runtime.triton.forms import model_name
 
     bundle = Bundle(arguments.bundle)
@@ -141,23 +153,7 @@ def _connect(arguments: argparse.Namespace) -> Iterator[_Server]:
                 "Give the bundle that was exported to the server, or another --model.",
             )
         print(f"{name} on {arguments.server}", file=sys.stderr)
-        yield _Server(bundle.manifest, client)
-
-
-@dataclass(frozen=True)
-class _Server:
-    """A model on a server, in the place of a Segmenter."""
-
-    manifest: Manifest
-    client: Client
-
-    def __call__(self, image: NDArray[np.uint8]) -> _Answer:
-        return _Answer(self.client.segment(image))
-
-
-@dataclass(frozen=True)
-class _Answer:
-    mask: NDArray[np.unsignedinteger[Any]]  # (H, W) of class indices
+        yield RemoteModel(name, bundle.manifest, client)
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -166,19 +162,19 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Labelling:
+class _OnRay:
     """What an actor of ``--ray`` does: the results and failures of a batch of inputs."""
 
     bundle: Path
     settings: dict[str, Any]
-    job: _Job
+    job: Labelling
 
-    def open(self, threads: int) -> Callable[[Sequence[Input]], _Job]:
+    def open(self, threads: int) -> Callable[[Sequence[Input]], Labelling]:
         from denseport.runtime.segmenter import Segmenter
 
         segmenter = Segmenter(self.bundle, **self.settings, threads=threads)
 
-        def handle(items: Sequence[Input]) -> _Job:
+        def handle(items: Sequence[Input]) -> Labelling:
             done = replace(self.job, results=[], failures=[])
             for item in items:
                 done.add(segmenter, item)
@@ -187,7 +183,7 @@ class _Labelling:
         return handle
 
 
-def _run_on_ray(arguments: argparse.Namespace, inputs: list[Input], job: _Job, bar: Any) -> None:
+def _run_on_ray(arguments: argparse.Namespace, inputs: list[Input], job: Labelling, bar: Any) -> None:
     """Fill ``job`` with what the actors of a Ray cluster did, in the order of ``inputs``."""
     from denseport.runtime.bundle import Bundle
     from denseport.runtime.scale import connect
@@ -195,7 +191,7 @@ def _run_on_ray(arguments: argparse.Namespace, inputs: list[Input], job: _Job, b
     bundle = Bundle(arguments.bundle)  # a missing one is refused before a cluster starts
     # Whole paths: the actors work in folders of their own.
     items = [replace(item, path=item.path.absolute()) for item in inputs]
-    work = _Labelling(bundle.path.absolute(), _settings(arguments), replace(job, folder=job.folder.absolute()))
+    work = _OnRay(bundle.path.absolute(), _settings(arguments), replace(job, folder=job.folder.absolute()))
     with connect(arguments.ray, arguments.threads) as cluster:
         print(f"{cluster.actors.count} Ray actors", file=sys.stderr)
         for done in cluster.map(work, items):
@@ -207,102 +203,11 @@ def _run_on_ray(arguments: argparse.Namespace, inputs: list[Input], job: _Job, b
         entries.sort(key=lambda entry: order[entry["input"]])
 
 
-@dataclass
-class _Job:
-    """What is written for each input, and what came of it."""
-
-    folder: Path
-    opacity: float
-    masks: bool
-    overlays: bool
-    grey: bool
-    results: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, segmenter: Model, item: Input) -> None:
-        """Do one input; what is wrong with it is kept, and the next can follow."""
-        from denseport.runtime.errors import DenseportError, OutputError, ServerError
-
-        try:
-            self.results.append(self.video(segmenter, item) if item.kind == "video" else self.picture(segmenter, item))
-        except (OutputError, ServerError):
-            raise  # the next file would fail alike
-        except DenseportError as err:
-            self.failures.append({"input": str(item.path), "error": err.message, "remedy": err.remedy})
-
-    def picture(self, segmenter: Model, item: Input) -> dict[str, Any]:
-        from denseport.runtime.images import read_image, write_image, write_mask
-
-        image = read_image(item.path)
-        mask = segmenter(image).mask
-        written = []
-        if self.masks:
-            written.append(item.output(self.folder, "_mask.png"))
-            write_mask(written[-1], mask, self._palette(segmenter))
-        if self.overlays:
-            written.append(item.output(self.folder, "_overlay.png"))
-            write_image(written[-1], self._overlay(segmenter, image, mask))
-        return {
-            "input": str(item.path),
-            "width": image.shape[1],
-            "height": image.shape[0],
-            "classes": _shares(segmenter, mask),
-            "files": [str(path) for path in written],
-        }
-
-    def video(self, segmenter: Model, item: Input) -> dict[str, Any]:
-        """A video becomes a video of overlays, and a folder of masks, one a frame."""
-        from contextlib import ExitStack
-
-        from tqdm import tqdm
-
-        from denseport.runtime.images import write_mask
-        from denseport.runtime.videos import VideoReader, VideoWriter
-
-        target = item.output(self.folder, "_overlay.webm")
-        with ExitStack() as stack:
-            reader = stack.enter_context(VideoReader(item.path))
-            writer = stack.enter_context(VideoWriter(target, reader.fps or 25.0)) if self.overlays else None
-            frames: Iterable[NDArray[np.uint8]] = tqdm(
-                reader, total=reader.frames or None, unit="frame", desc=item.path.name, disable=not sys.stderr.isatty()
-            )
-            count = 0
-            for count, frame in enumerate(frames, start=1):
-                mask = segmenter(frame).mask
-                if self.masks:
-                    write_mask(item.output(self.folder, f"_mask/{count:06}.png"), mask, self._palette(segmenter))
-                if writer is not None:
-                    writer.write(self._overlay(segmenter, frame, mask))
-        files = [str(item.output(self.folder, "_mask"))] if self.masks else []
-        return {"input": str(item.path), "frames": count, "files": files + ([str(target)] if self.overlays else [])}
-
-    def _overlay(self, segmenter: Model, image: NDArray[np.uint8], mask: NDArray[Any]) -> NDArray[np.uint8]:
-        from denseport.runtime.visualize import overlay
-
-        manifest = segmenter.manifest
-        return overlay(image, mask, manifest.classes, manifest.palette, opacity=self.opacity)
-
-    def _palette(self, segmenter: Model) -> tuple[tuple[int, int, int], ...] | None:
-        """The colours for an indexed PNG, which holds 256 at most; None makes it grey."""
-        palette = segmenter.manifest.palette
-        return palette if len(palette) <= 256 and not self.grey else None
-
-    def report(self, *, as_json: bool) -> None:
-        if as_json:
-            print(json.dumps({"results": self.results, "failures": self.failures}, indent=1))
-            return
-        for result in self.results:
-            top = ", ".join(f"{c['name']} {c['percent']:.1f} %" for c in result.get("classes", [])[:4])
-            found = top or f"{result.get('frames', 0)} frames"
-            print(f"{result['input']}: {found}" + "".join(f"\n  {file}" for file in result["files"]))
-
-
-def _shares(segmenter: Model, mask: NDArray[Any]) -> list[dict[str, Any]]:
-    from denseport.runtime.visualize import class_shares
-
-    classes = segmenter.manifest.classes
-    return [
-        {"index": index, "name": classes[index], "percent": round(100 * share, 3)}
-        for index, share in class_shares(mask, len(classes))
-        if index < len(classes)
-    ]
+def _report(job: Labelling, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"results": job.results, "failures": job.failures}, indent=1))
+        return
+    for result in job.results:
+        top = ", ".join(f"{c['name']} {c['percent']:.1f} %" for c in result.get("classes", [])[:4])
+        found = top or f"{result.get('frames', 0)} frames"
+        print(f"{result['input']}: {found}" + "".join(f"\n  {file}" for file in result["files"]))

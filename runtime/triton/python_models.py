@@ -112,19 +112,15 @@ class NetworkModel(SegmenterModel):
     """
 
     def _open(self, place: Place) -> Callable[[NDArray[np.uint8]], Mask]:
-        from denseport.runtime import postprocess
         from denseport.runtime.bundle import Bundle
-        from denseport.runtime.inference import predict_view, single_view
+        from denseport.runtime.protocol import parse_protocol
+        from denseport.runtime.segmenter import Segmenter
 
-        manifest = Bundle(place.folder / BUNDLE).manifest
-        session = NetworkSession(place.parameters["network"], int(place.version))
-
-        def segment(picture: NDArray[np.uint8]) -> Mask:
-            view = single_view((picture.shape[0], picture.shape[1]), manifest.preprocess, manifest.patch_size)
-            fields = predict_view(session, picture, view, manifest.preprocess, manifest.inference)
-            return postprocess.argmax(fields, threads=self._threads)
-
-        return segment
+        bundle, network = Bundle(place.folder / BUNDLE), place.parameters["network"]
+        protocol = parse_protocol("reference", bundle.manifest)
+        session = NetworkSession(network, int(place.version))
+        segmenter = Segmenter.around(session, bundle, network, protocol, threads=self._threads)
+        return lambda picture: segmenter(picture).mask
 
 
 @dataclass(frozen=True)
@@ -137,6 +133,13 @@ class NetworkSession:
     @property
     def description(self) -> str:
         return f"Triton's {self.model}, version {self.version}"
+
+    def largest_batch(self, height: int, width: int) -> int | None:
+        """One: the server itself makes batches, of several requests."""
+        return 1
+
+    def close(self) -> None:
+        """Nothing: the server opens and closes its models."""
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, C, h, w) of a normalised image batch (N, 3, H, W), both float32.

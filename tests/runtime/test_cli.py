@@ -172,6 +172,29 @@ def test_run_makes_a_video_and_a_mask_for_each_frame(
     assert cv2.imread(str(tmp_path / "out/clip_mask/000003.png"), cv2.IMREAD_UNCHANGED).shape[:2] == (64, 96)
 
 
+def test_run_smooths_a_video_on_request(call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path) -> None:
+    frame = read_image(photo)
+    with VideoWriter(tmp_path / "clip.webm", 10) as writer:
+        for shift in (0, 3, 6):
+            writer.write(np.roll(frame, shift, 1))
+    masks = {}
+    for weight in ("0", "0.9"):
+        code, _, _ = call("run", sample.path, tmp_path / "clip.webm", "-o", tmp_path / weight, "--smooth", weight)
+        assert code == 0
+        masks[weight] = [
+            cv2.imread(str(tmp_path / weight / f"clip_mask/{i:06}.png"), cv2.IMREAD_UNCHANGED) for i in (1, 2, 3)
+        ]
+    np.testing.assert_array_equal(masks["0"][0], masks["0.9"][0])  # nothing came before the first
+    changed = {weight: (found[0] != found[2]).mean() for weight, found in masks.items()}
+    assert changed["0.9"] < changed["0"]
+
+
+def test_a_weight_of_the_past_outside_its_range_is_refused(
+    call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path
+) -> None:
+    refused(call("run", sample.path, photo, "-o", tmp_path / "out", "--smooth", "1"), "--smooth 1.0")
+
+
 PICTURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "grey": lambda image: cv2.cvtColor(image, cv2.COLOR_BGR2GRAY),
     "rgba": lambda image: cv2.cvtColor(image, cv2.COLOR_BGR2BGRA),

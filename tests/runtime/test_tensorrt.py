@@ -148,6 +148,13 @@ def test_a_failing_run_is_explained_and_its_context_not_used_again(machine: Mach
 # Running, on fakes.
 
 
+def test_the_largest_batch_is_that_of_the_profiles_that_have_the_size(machine: Machine) -> None:
+    with machine.session() as session:
+        assert session.largest_batch(8, 16) == 2  # landscape's maximum
+        assert session.largest_batch(16, 8) == 1  # portrait's
+        assert session.largest_batch(64, 64) == 1  # neither: left to `run`, which says what is allowed
+
+
 def test_shapes_profiles_and_buffers(machine: Machine) -> None:
     with machine.session(contexts=1) as session:
         shapes = [(1, 3, 8, 32), (1, 3, 8, 8), (2, 3, 8, 16), (1, 3, 24, 8), (1, 3, 8, 10)]

@@ -1,0 +1,39 @@
+"""Segment every picture of a folder: masks beside a table of what covers how much.
+
+    python examples/folder.py BUNDLE FOLDER -o OUT
+
+Reading, the network, post-processing and writing overlap; a picture that cannot be read ends the run with its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from denseport.runtime import Segmenter
+from denseport.runtime.images import write_mask
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    pictures = sorted(path for path in arguments.folder.iterdir() if path.suffix in (".jpg", ".png"))
+
+    with Segmenter(arguments.bundle) as segment:
+        classes = segment.manifest.classes
+        # The stream keeps the order, and reads ahead only as far as its short queues have room.
+        for path, result in zip(pictures, segment.stream(pictures, scores=True), strict=True):
+            write_mask(arguments.output / f"{path.stem}.png", result.mask)
+            shares = np.bincount(result.mask.ravel(), minlength=len(classes)) / result.mask.size
+            top = ", ".join(f"{classes[i]} {shares[i]:.0%}" for i in np.argsort(-shares)[:3])
+            print(f"{path.name}: {top}; mean score {result.scores.mean():.2f}; network {result.timings.infer:.0f} ms")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""One opened artifact used by several segmenters."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.backends import Session
+from denseport.runtime.errors import InputError
+
+__all__ = ["SharedSession"]
+
+
+class SharedSession:
+    """Counts who uses a session, and closes it when the last user has let go and its last run has ended."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._users = 1
+        self._running = 0
+        self._idle = threading.Condition()
+
+    def share(self) -> SharedSession:
+        """The same, for one more user.
+
+        Raises:
+            InputError: it is closed.
+        """
+        with self._idle:
+            self._refuse_closed()
+            self._users += 1
+        return self
+
+    def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As `Session.run`.
+
+        Raises:
+            InputError: it is closed.
+        """
+        with self._idle:
+            self._refuse_closed()
+            self._running += 1
+        try:
+            return self._session.run(image)
+        finally:
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
+
+    def largest_batch(self, height: int, width: int) -> int | None:
+        return self._session.largest_batch(height, width)
+
+    @property
+    def description(self) -> str:
+        return self._session.description
+
+    def close(self) -> None:
+        """Let go. The last user waits for runs of other threads, then closes the session."""
+        with self._idle:
+            self._users -= 1
+            if self._users > 0:
+                return
+            self._idle.wait_for(lambda: self._running == 0)
+        self._session.close()
+
+    def _refuse_closed(self) -> None:
+        if self._users < 1:
+            raise InputError("the segmenter is closed", "Keep it open while it is used: with Segmenter(…) as segment:")

@@ -1,0 +1,61 @@
+"""How many processors this process may keep busy.
+
+A container's limit is a quota of processor time in its control group, which neither ``os.cpu_count`` nor the affinity
+mask shows: with 64 processors and a quota of 2, 64 threads would be stopped most of the time.
+
+Source: the kernel's Documentation/admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst (version 1).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["usable_cpus"]
+
+MEMBERSHIP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def usable_cpus(membership: Path = MEMBERSHIP, groups: Path = GROUPS) -> int:
+    """The processors of the affinity mask, or fewer where a control group's quota (rounded up) allows fewer.
+
+    Args:
+        membership: the kernel's list of this process's control groups.
+        groups: where control groups are mounted.
+    """
+    quotas = [math.ceil(quota) for folder in _folders(membership, groups) if (quota := _quota(folder)) is not None]
+    return max(1, min([len(os.sched_getaffinity(0)), *quotas]))
+
+
+def _folders(membership: Path, groups: Path) -> Iterator[Path]:
+    """Each folder of this process's groups, up to the root: a parent's limit binds its children."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            bases = [groups, groups / "unified"]
+        elif "cpu" in controllers.split(","):
+            bases = [groups / controllers]
+        else:
+            continue
+        # In a container the path may be the host's; what is mounted at the root is then the container's own group.
+        below = Path(path.lstrip("/"))
+        yield from (base / part for base in bases for part in (below, *below.parents))
+
+
+def _quota(folder: Path) -> float | None:
+    """Processors that a group allows; None where it sets no limit."""
+    try:
+        if (unified := folder / "cpu.max").is_file():
+            quota, period = unified.read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text().strip()
+    except OSError:
+        return None
+    return int(quota) / int(period) if quota.isdigit() and int(quota) and int(period) else None

@@ -1,0 +1,39 @@
+"""What a segmenter gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Segmentation", "Timings"]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall time that one picture spent in each stage, milliseconds; waiting between stages is not counted."""
+
+    decode: float = 0.0  # reading and decoding a file; 0 for an array
+    preprocess: float = 0.0  # resize, normalise
+    infer: float = 0.0  # the session; of a batch: its time divided by its pictures
+    postprocess: float = 0.0  # logits to mask and scores, at the picture's own size
+
+    @property
+    def total(self) -> float:
+        """The stages' sum, milliseconds."""
+        return self.decode + self.preprocess + self.infer + self.postprocess
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The result for one picture, or for the region of it that was asked for."""
+
+    mask: NDArray[np.unsignedinteger[Any]]  # (H, W), class index of each pixel, at the picture's own size
+    artifact: str  # the artifact that ran
+    image: NDArray[np.uint8] = field(repr=False)  # (H, W, 3) BGR, what was segmented: the caller's array, or decoded
+    timings: Timings = field(default_factory=Timings)
+    scores: NDArray[np.float32] | None = None  # (H, W), probability of each pixel's class, if asked for
+    top_classes: NDArray[np.unsignedinteger[Any]] | None = None  # (k, H, W), the likeliest first, if asked for
+    top_scores: NDArray[np.float32] | None = None  # (k, H, W), their probabilities

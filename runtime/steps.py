@@ -1,0 +1,213 @@
+"""The steps from a picture to its segmentation, apart, so that they can be run one after another or side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.backends import Session
+from denseport.runtime.decision import MASK_ONLY, Canvas, Wish, decide
+from denseport.runtime.errors import BundleError, ImageError, InputError
+from denseport.runtime.images import read_image
+from denseport.runtime.inference import View, show, single_view, slide_view, tta_views
+from denseport.runtime.large import slide
+from denseport.runtime.manifest import Manifest
+from denseport.runtime.postprocess import Field, whole_field
+from denseport.runtime.preprocess import normalise
+from denseport.runtime.protocol import Protocol
+from denseport.runtime.results import Segmentation, Timings
+
+__all__ = ["Picture", "Region", "Steps", "Work"]
+
+Picture = NDArray[np.uint8] | Path | str  # (H, W, 3) uint8 BGR, or a file
+Region = tuple[int, int, int, int]  # x, y, width, height; pixels from the picture's upper left corner
+
+
+@dataclass
+class Work:
+    """One picture on its way. Each step fills in its part and lets go of what the next does not need."""
+
+    image: NDArray[np.uint8]
+    wish: Wish
+    views: list[View]
+    inputs: list[NDArray[np.float32]] = field(default_factory=list)  # whole mode: (1, 3, h, w) of each view
+    shown: list[NDArray[np.uint8]] = field(default_factory=list)  # slide mode: each view's picture
+    fields: list[list[Field]] | None = None  # of each view; None where the windows were decided one by one
+    canvas: Canvas | None = None
+    timings: Timings = field(default_factory=Timings)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.image.shape[0], self.image.shape[1]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a segmenter does to every picture. Holds no state of its own: safe in threads.
+
+    Args:
+        name: of the artifact.
+        where: the bundle, for messages.
+        threads: for post-processing; None: all that this process may use.
+    """
+
+    manifest: Manifest
+    where: Path
+    name: str
+    protocol: Protocol
+    session: Session
+    threads: int | None
+
+    def prepare(self, picture: Picture, wish: Wish = MASK_ONLY, region: Region | None = None) -> Work:
+        """Decode, cut, resize and normalise.
+
+        Raises:
+            ImageError: a file that cannot be read, an array that is no picture, or a picture too narrow for a patch.
+            InputError: a region that does not lie inside the picture, or more classes wished than there are.
+        """
+        wish.check(len(self.manifest.classes))
+        begin = time.perf_counter()
+        if isinstance(picture, str | Path):
+            image = read_image(Path(picture))
+            decoded = time.perf_counter()
+        else:
+            image, decoded = _checked(picture), begin
+        image = _cut(image, region)
+        work = Work(image, wish, self._views((image.shape[0], image.shape[1])))
+        shown = [show(image, view) for view in work.views]
+        if self.protocol.inference.mode == "whole":
+            work.inputs = [normalise(each, self.protocol.preprocess) for each in shown]
+        else:
+            work.shown = shown
+        work.timings = Timings(decode=_ms(decoded - begin), preprocess=_ms(time.perf_counter() - decoded))
+        return work
+
+    def _views(self, size: tuple[int, int]) -> list[View]:
+        protocol = self.protocol
+        if protocol.tta is not None:
+            return tta_views(size, protocol.preprocess, protocol.tta)
+        return [single_view(size, protocol.preprocess, self.manifest.patch_size, native=protocol.native)]
+
+    def infer(self, work: Work, *, keep_logits: bool = False) -> Work:
+        """Run the network.
+
+        A single view of sliding windows is decided on the way, so that the logits need not be held.
+
+        Args:
+            keep_logits: hold them all the same.
+        """
+        if work.shown and len(work.views) == 1 and not keep_logits:
+            return self._slide(work)
+        begin, protocol = time.perf_counter(), self.protocol
+        if work.shown:
+            shown = zip(work.shown, work.views, strict=True)
+            work.fields = [
+                slide_view(self.session, picture, view, work.size, protocol.preprocess, protocol.inference)
+                for picture, view in shown
+            ]
+        else:
+            work.fields = [
+                [whole_field(self.session.run(tensor)[0], view.size, work.size, flip=view.flip)]
+                for tensor, view in zip(work.inputs, work.views, strict=True)
+            ]
+        self._check_classes(len(work.fields[0][0].logits))
+        work.timings = replace(work.timings, infer=_ms(time.perf_counter() - begin))
+        work.inputs, work.shown = [], []
+        return work
+
+    def _slide(self, work: Work) -> Work:
+        begin, normalising = time.perf_counter(), 0.0
+
+        def network(window: NDArray[np.uint8]) -> NDArray[np.float32]:
+            nonlocal normalising
+            start = time.perf_counter()
+            tensor = normalise(window, self.protocol.preprocess)
+            normalising += time.perf_counter() - start
+            logits: NDArray[np.float32] = self.session.run(tensor)[0]
+            self._check_classes(len(logits))
+            return logits
+
+        slid = slide(work.shown[0], work.size, self.protocol.inference, network, work.wish, self.threads)
+        work.canvas, work.shown = slid.canvas, []
+        seconds = time.perf_counter() - begin - normalising - slid.seconds_painting
+        work.timings = replace(
+            work.timings,
+            preprocess=work.timings.preprocess + _ms(normalising),
+            infer=_ms(seconds),
+            postprocess=_ms(slid.seconds_painting),
+        )
+        return work
+
+    def infer_together(self, works: Sequence[Work]) -> None:
+        """Run the network once for several pictures of one network size, whole mode, one view each."""
+        begin = time.perf_counter()
+        logits = self.session.run(np.concatenate([work.inputs[0] for work in works]))
+        self._check_classes(logits.shape[1])
+        each = _ms(time.perf_counter() - begin) / len(works)
+        for work, own in zip(works, logits, strict=True):
+            view = work.views[0]
+            work.fields, work.inputs = [[whole_field(own, view.size, work.size, flip=view.flip)]], []
+            work.timings = replace(work.timings, infer=each)
+
+    def _check_classes(self, found: int) -> None:
+        named = len(self.manifest.classes)
+        if found != named:
+            raise BundleError(
+                f"{self.where}: {self.name} tells {found} classes apart, the manifest names {named}",
+                "Export the checkpoint again; a manifest is not to be edited by hand.",
+            )
+
+    def finish(self, work: Work) -> Segmentation:
+        """Resize the logits to the picture's own size and compare them, tile by tile."""
+        begin = time.perf_counter()
+        canvas = work.canvas
+        if canvas is None:
+            assert work.fields is not None  # infer fills in one of the two
+            canvas = decide(work.fields, work.wish, averaged=self.protocol.tta is not None, threads=self.threads)
+        spent = work.timings.postprocess + _ms(time.perf_counter() - begin)
+        return Segmentation(
+            mask=canvas.mask,
+            artifact=self.name,
+            image=work.image,
+            timings=replace(work.timings, postprocess=spent),
+            scores=canvas.scores,
+            top_classes=canvas.top_classes,
+            top_scores=canvas.top_scores,
+        )
+
+
+def _ms(seconds: float) -> float:
+    return 1000 * seconds
+
+
+def _checked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if image is None:
+        raise ImageError(
+            "the picture is None: cv2.imread could not read the file",
+            "Check its path, or give the path: a Segmenter says what is wrong with a file.",
+        )
+    if not isinstance(image, np.ndarray):
+        raise ImageError(f"a {type(image).__name__} is no picture", "Give a numpy array or a path.")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise ImageError(
+            f"expected a picture of shape (height, width, 3), uint8 BGR; got {image.shape} {image.dtype}",
+            "denseport.runtime.images.read_image reads any picture file as such.",
+        )
+    return image
+
+
+def _cut(image: NDArray[np.uint8], region: Region | None) -> NDArray[np.uint8]:
+    if region is None:
+        return image
+    height, width = image.shape[:2]
+    x, y, w, h = region
+    if min(x, y) < 0 or min(w, h) < 1 or x + w > width or y + h > height:
+        raise InputError(
+            f"the region {region} (x, y, width, height) does not lie inside the picture of {width} x {height}"
+        )
+    return image[y : y + h, x : x + w]

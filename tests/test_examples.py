@@ -1,0 +1,92 @@
+"""The examples run as their users run them, and the code blocks of docs/embedding.md run too."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from support import ASSETS, REPO
+
+from denseport.runtime.bundle import Bundle
+from denseport.runtime.images import read_image
+from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.videos import VideoReader, VideoWriter
+
+PATIENCE = 120.0  # seconds
+STREET = sorted((ASSETS / "street/images").rglob("*.jpg"))
+GUIDE = (REPO / "docs/embedding.md").read_text(encoding="utf-8")
+
+
+def example(name: str, *arguments: object) -> str:
+    command = [sys.executable, REPO / "examples" / name, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def small_pictures(folder: Path) -> list[Path]:
+    folder.mkdir()
+    paths = []
+    for path in STREET[:2]:
+        paths.append(folder / f"{path.stem}.png")
+        assert cv2.imwrite(str(paths[-1]), cv2.resize(read_image(path), (120, 90), interpolation=cv2.INTER_AREA))
+    return paths
+
+
+def test_folder(sample: Bundle, tmp_path: Path) -> None:
+    paths = small_pictures(tmp_path / "in")
+    lines = example("folder.py", sample.path, tmp_path / "in", "-o", tmp_path / "out").splitlines()
+    with Segmenter(sample) as segment:
+        for path, line in zip(paths, lines, strict=True):
+            expected = segment(path).mask
+            np.testing.assert_array_equal(cv2.imread(str(tmp_path / "out" / path.name), cv2.IMREAD_UNCHANGED), expected)
+            largest = segment.manifest.classes[np.bincount(expected.ravel()).argmax()]
+            assert line.startswith(f"{path.name}: {largest} ")
+
+
+def test_video(sample: Bundle, tmp_path: Path) -> None:
+    frame = cv2.resize(read_image(STREET[0]), (120, 90), interpolation=cv2.INTER_AREA)
+    with VideoWriter(tmp_path / "in.webm", 10.0) as writer:
+        for shift in range(4):
+            writer.write(np.roll(frame, shift, 1))
+    example("video.py", sample.path, tmp_path / "in.webm", "-o", tmp_path / "out.webm")
+    with VideoReader(tmp_path / "out.webm") as video:
+        assert video.frames == 4 and abs(video.fps - 10) < 0.1 and len(list(video)) == 4
+
+
+def test_asyncio_service(sample: Bundle, tmp_path: Path) -> None:
+    (path, _) = small_pictures(tmp_path / "in")
+    command = [sys.executable, str(REPO / "examples/asyncio_service.py"), str(sample.path), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            port = int(server.stdout.readline().split()[-1])
+            with socket.create_connection(("127.0.0.1", port), PATIENCE) as client, client.makefile("rb") as answers:
+                for data in (path.read_bytes(), b"no picture", path.read_bytes()):
+                    client.sendall(len(data).to_bytes(4, "big") + data)
+                pngs = [answers.read(int.from_bytes(answers.read(4), "big")) for _ in range(3)]
+        finally:
+            server.terminate()
+    with Segmenter(sample) as segment:
+        expected = segment(path).mask
+    assert pngs[1] == b""
+    for png in (pngs[0], pngs[2]):
+        np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED), expected)
+
+
+@pytest.mark.parametrize("number", range(len(re.findall(r"```python\n", GUIDE))))
+def test_the_guides_code(sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Each block is a program of its own, run where ``bundle``, ``street.jpg`` and ``pictures/`` are."""
+    block = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)[number]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundle").symlink_to(sample.path)
+    for path in small_pictures(tmp_path / "pictures"):
+        shutil.copy(path, tmp_path / "street.jpg")  # OpenCV goes by the contents
+    exec(compile(block, f"docs/embedding.md, block {number}", "exec"), {"__name__": "__main__"})
