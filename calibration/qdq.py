@@ -189,7 +189,7 @@ class _Writer:
         name = str(value.name)
         scales = weight_scales(weight, axis, self.kind.largest)
         shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-        rounded = self.kind.rounded(weight / scales.reshape(shape))
+        rounded = self.kind.rounded((weight / scales.reshape(shape)).astype(np.float32))
         stored = new_constant(self.graph, f"{name}.{self.kind.dtype.name.lower()}", rounded)
         scale = new_constant(self.graph, f"{name}.scale", scales)
         zero = new_constant(self.graph, f"{name}.zero_point", np.zeros(len(scales), rounded.dtype))
