@@ -92,7 +92,7 @@ class _Writer:
             middle = 0 if source is not None and source.op_type in _NOT_NEGATIVE else _MIDDLE
             zero = self.constant(node, "uint8", np.array(middle, np.uint8))
             node.replace_input_with(2, zero)
-            node.outputs[0].dtype = ir.DataType.UINT8
+            node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)  # not .dtype: a clone shares the type
             for use in node.outputs[0].consumers():
                 use.replace_input_with(2, zero)
 

@@ -31,7 +31,10 @@ def forms(model: ir.Model, image: np.ndarray = IMAGE, outputs: bool = True) -> t
     limits = {name: float(np.abs(value).max()) for name, value in zip(names, found, strict=True)}
     portable, _ = quantize(model, limits, groups, [group.name for group in chosen])
     kept = limits if outputs else {name: limits[name] for name in activations(model, chosen)}
-    return portable, *cpu_form(portable, model, kept)
+    before = serialise(portable)
+    found_form, record = cpu_form(portable, model, kept)
+    assert serialise(portable) == before
+    return portable, found_form, record
 
 
 def run(model: ir.Model, image: np.ndarray, optimized: bool) -> np.ndarray:
