@@ -101,6 +101,8 @@ class GraphSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or usable_cpus()
         options.log_severity_level = 3
+        # Without it x86 without VNNI saturates on int8 weights: the error would be the machine's, not the model's.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 proto.SerializeToString(), options, providers=["CPUExecutionProvider"]

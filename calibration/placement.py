@@ -17,7 +17,7 @@ import onnx_ir as ir
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.graph import shapes_at, weight_of
 
-__all__ = ["FLOAT_LAYERS", "Group", "activations", "find_groups", "residual_inputs"]
+__all__ = ["FLOAT_LAYERS", "Group", "activations", "find_groups", "residual_inputs", "with_relu"]
 
 FLOAT_LAYERS = ("decode_head.conv_seg", "decode_head.project")  # the last convolutions; what they lose nothing mends
 SMALLEST_SHARE = 1e-4  # of all multiply-adds; conversions around a smaller layer cost more than it saves
@@ -77,8 +77,15 @@ def find_groups(
     return tuple(groups)
 
 
-def activations(model: ir.Model, groups: Iterable[Group], *, residual: bool = False) -> tuple[str, ...]:
-    """Names of the tensors that need a threshold when ``groups`` are quantized, each once, in the graph's order."""
+def activations(
+    model: ir.Model, groups: Iterable[Group], *, residual: bool = False, outputs: bool = False
+) -> tuple[str, ...]:
+    """Names of the tensors that need a threshold when ``groups`` are quantized, each once, in the graph's order.
+
+    Args:
+        residual: also those that `qdq.quantize` needs with ``residual``.
+        outputs: also those that `cpu.cpu_form` needs.
+    """
     wanted = {name for group in groups for name in group.nodes}
     names = []
     for node in model.graph:
@@ -86,7 +93,16 @@ def activations(model: ir.Model, groups: Iterable[Group], *, residual: bool = Fa
             names += [str(value.name) for value in node.inputs[:2] if value is not None and weight_of(value) is None]
     if residual:
         names += [str(value.name) for _, value in residual_inputs(model, wanted)]
+    if outputs:
+        convolutions = (node for node in model.graph if node.op_type == "Conv" and node.name in wanted)
+        names += [str(with_relu(node).outputs[0].name) for node in convolutions]
     return tuple(dict.fromkeys(names))
+
+
+def with_relu(node: ir.Node) -> ir.Node:
+    """The Relu that alone reads a node, else the node itself: whose output a quantized convolution writes."""
+    uses = node.outputs[0].consumers()
+    return uses[0] if len(uses) == 1 and uses[0].op_type == "Relu" and not node.outputs[0].is_graph_output() else node
 
 
 def residual_inputs(model: ir.Model, nodes: Iterable[str]) -> list[tuple[ir.Node, ir.Value]]:

@@ -1,8 +1,8 @@
-"""Write INT8 into a graph: explicit QuantizeLinear and DequantizeLinear on both inputs of the chosen layers.
+"""Write INT8 or FP8 into a graph: explicit QuantizeLinear and DequantizeLinear on both inputs of the chosen layers.
 
 Everything is symmetric: int8 with zero point 0, as TensorRT demands (it takes a uint8 zero point for int8 without a
 word). An activation has one scale; a weight has one for each output channel, and is stored as int8, so the file shrinks
-too. Biases stay float: TensorRT accepts no INT32 behind DequantizeLinear.
+too. Biases stay float: TensorRT accepts no INT32 behind DequantizeLinear. FP8 is e4m3, for GPUs from sm_89 on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,24 @@ from denseport.calibration.graph import new_constant, weight_of
 from denseport.calibration.observers import LEVELS
 from denseport.calibration.placement import Group, residual_inputs
 
-__all__ = ["Quantization", "quantize", "weight_scales"]
+__all__ = ["KINDS", "Kind", "Quantization", "quantize", "weight_scales"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An 8-bit type."""
+
+    dtype: ir.DataType
+    largest: float  # number that a threshold becomes
+
+    def rounded(self, values: NDArray[np.float32]) -> NDArray[Any]:
+        """Numbers of the type, nearest to ``values``."""
+        clipped = values.clip(-self.largest, self.largest)
+        rounded: NDArray[Any] = (np.rint(clipped) if self.dtype.is_integer() else clipped).astype(self.dtype.numpy())
+        return rounded
+
+
+KINDS = {"int8": Kind(ir.DataType.INT8, LEVELS), "fp8": Kind(ir.DataType.FLOAT8E4M3FN, 448.0)}
 
 
 @dataclass(frozen=True)
@@ -64,24 +81,29 @@ def quantize(
     *,
     residual: bool = False,
     reasons: Mapping[str, str] | None = None,
+    kind: str = "int8",
 ) -> tuple[ir.Model, Quantization]:
     """A copy of ``model`` in which the chosen groups compute in INT8.
 
     Args:
-        thresholds: by tensor: the magnitude that becomes 127, for all of `placement.activations`.
+        thresholds: by tensor: the magnitude that becomes 127 (INT8) or 448 (FP8), for all of `placement.activations`.
         groups: all groups of the model, as `placement.find_groups` gives them.
         chosen: names of those that become INT8.
         residual: quantize also the other summand of additions behind a chosen convolution.
         reasons: why groups stay float that could be INT8, for the record.
+        kind: of `KINDS`: "int8", or "fp8" (e4m3).
 
     Raises:
-        CalibrationError: an unknown group, one that no engine computes in INT8, or a tensor without a threshold.
+        CalibrationError: an unknown kind or group, a group that no engine computes in 8 bits, or a tensor without a
+            threshold.
     """
+    if kind not in KINDS:
+        raise CalibrationError(f"unknown 8-bit type {kind!r}", f"Choose one of {', '.join(KINDS)}.")
     groups = tuple(groups)
     wanted = _checked(groups, set(chosen))
     result = model.clone()
     nodes = {str(node.name): node for node in result.graph}
-    writer = _Writer(result.graph, thresholds)
+    writer = _Writer(result.graph, thresholds, KINDS[kind])
     for group in wanted:
         for name in group.nodes:
             node = nodes[name]
@@ -97,11 +119,11 @@ def quantize(
     return result, Quantization(wanted, floats)
 
 
-def weight_scales(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """(C,) scales of a weight's channels: the largest magnitude of each becomes 127."""
+def weight_scales(weight: NDArray[np.float32], axis: int, largest_number: float = LEVELS) -> NDArray[np.float32]:
+    """(C,) scales of a weight's channels: the largest magnitude of each becomes 127, or another number."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
     largest = np.abs(weight).max(axis=others).astype(np.float32)
-    return np.where(largest > 0, largest / np.float32(LEVELS), np.float32(1)).astype(np.float32)
+    return np.where(largest > 0, largest / np.float32(largest_number), np.float32(1)).astype(np.float32)
 
 
 def _checked(groups: tuple[Group, ...], chosen: set[str]) -> tuple[Group, ...]:
@@ -118,8 +140,9 @@ def _checked(groups: tuple[Group, ...], chosen: set[str]) -> tuple[Group, ...]:
 class _Writer:
     """Inserts Q/DQ into a graph; a tensor or weight that several layers read gets one pair."""
 
-    def __init__(self, graph: ir.Graph, thresholds: Mapping[str, float]) -> None:
+    def __init__(self, graph: ir.Graph, thresholds: Mapping[str, float], kind: Kind) -> None:
         self.graph = graph
+        self.kind = kind
         self.thresholds = thresholds
         self.made: dict[tuple[str, int | None], ir.Value] = {}
         self.replaced: list[ir.Value] = []
@@ -149,10 +172,11 @@ class _Writer:
         if not np.isfinite(limit) or limit < 0:
             raise CalibrationError(f"{name}: {limit} is no threshold")
         # A tensor that was always 0 is exact in any scale.
-        scale = new_constant(self.graph, f"{name}.scale", np.array(limit / LEVELS if limit else 1, np.float32))
-        zero = new_constant(self.graph, f"{name}.zero_point", np.array(0, np.int8))
+        step = np.array(limit / self.kind.largest if limit else 1, np.float32)
+        scale = new_constant(self.graph, f"{name}.scale", step)
+        zero = new_constant(self.graph, f"{name}.zero_point", np.array(0, self.kind.dtype.numpy()))
         quantized = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}/QuantizeLinear")
-        quantized.outputs[0].name = f"{name}/QuantizeLinear"
+        quantized.outputs[0].name, quantized.outputs[0].dtype = f"{name}/QuantizeLinear", self.kind.dtype
         back = self._dequantize(name, quantized.outputs[0], scale, zero)
         producer = value.producer()
         if producer is None:
@@ -163,12 +187,12 @@ class _Writer:
 
     def _weight(self, value: ir.Value, weight: NDArray[Any], axis: int, node: ir.Node) -> ir.Value:
         name = str(value.name)
-        scales = weight_scales(weight, axis)
+        scales = weight_scales(weight, axis, self.kind.largest)
         shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-        integers = np.clip(np.rint(weight / scales.reshape(shape)), -LEVELS, LEVELS).astype(np.int8)
-        stored = new_constant(self.graph, f"{name}.int8", integers)
+        rounded = self.kind.rounded((weight / scales.reshape(shape)).astype(np.float32))
+        stored = new_constant(self.graph, f"{name}.{self.kind.dtype.name.lower()}", rounded)
         scale = new_constant(self.graph, f"{name}.scale", scales)
-        zero = new_constant(self.graph, f"{name}.zero_point", np.zeros(len(scales), np.int8))
+        zero = new_constant(self.graph, f"{name}.zero_point", np.zeros(len(scales), rounded.dtype))
         back = self._dequantize(name, stored, scale, zero, axis)
         self.graph.insert_before(node, back)
         self.replaced.append(value)

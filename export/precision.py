@@ -96,6 +96,7 @@ POLICY = (
     Rule((RESIDUAL,), WIDE, "sums over all layers, where a ViT's outliers live; the norms on it are FP32 anyway"),
     Rule((CONSTANT_RESIZE,), WIDE, "position embedding: part of the FP32 residual stream, tiny"),
     Rule(("Div",), WIDE, "weights made from the picture's size, for pooling"),
+    Rule(("QuantizeLinear", "DequantizeLinear"), EITHER, "the type of the float side, which the scale has too"),
     Rule(MOVES, EITHER, "moves or selects values, in the type that needs fewer casts"),
 )
 OTHER = Rule((), WIDE, "no rule for this operator")
@@ -290,12 +291,17 @@ def _choose(graph: ir.Graph, slots: dict[ir.Node, _Slots], narrow: Format, range
         else:
             choices[node] = _Choice(kinds[node], rule.type == WIDE, rule.why)
     wide = fewest_casts(_tensors(graph, slots), {None: True} | {node: each.wide for node, each in choices.items()})
-    return choices | {node: _Choice(MOVE, node in wide, rule.why) for node, rule in free.items()}
+    moved = {node: MOVE if node.op_type in MOVES else kinds[node] for node in free}
+    return choices | {node: _Choice(moved[node], node in wide, rule.why) for node, rule in free.items()}
 
 
 def _misfit(node: ir.Node, own: _Slots, narrow: Format, ranges: Ranges) -> str | None:
     """Why a node's tensors do not fit the narrow type, if they do not."""
-    for value in (*(node.inputs[i] for i in sorted(own.inputs)), *(node.outputs[i] for i in sorted(own.outputs))):
+    values = [*(node.inputs[i] for i in sorted(own.inputs)), *(node.outputs[i] for i in sorted(own.outputs))]
+    # A Cast between DequantizeLinear and its layer would keep engines from fusing them: both are narrow or none.
+    sources = [value.producer() for value in values[: len(own.inputs)] if value is not None]
+    values += [source.inputs[1] for source in sources if source is not None and source.op_type == "DequantizeLinear"]
+    for value in values:
         if value is None:
             continue
         # What is added may vanish beside what it is added to; what is multiplied, or handed on, may not.

@@ -106,6 +106,17 @@ def test_weight_scales_of_each_layout() -> None:
     assert weight_scales(np.zeros((2, 2), np.float32), 0).tolist() == [1, 1]
 
 
+def test_fp8_holds_e4m3_numbers_with_their_own_scales() -> None:
+    model = tiny_model()
+    result, _ = quantize(model, {"image": 4.48}, find_groups(model, SIZE), ["stem"], kind="fp8")
+    onnx.checker.check_model(serialise(result), full_check=True)
+    weight = result.graph.initializers["stem_weight.float8e4m3fn"]
+    assert weight.dtype == ir.DataType.FLOAT8E4M3FN and weight.const_value is not None
+    assert np.abs(weight.const_value.numpy().astype(np.float32)).reshape(8, -1).max(1).tolist() == [448] * 8
+    scale = weight_of(result.graph.initializers["image.scale"])
+    assert scale is not None and abs(float(scale) - 0.01) < 1e-8
+
+
 def test_a_real_network(sample: Bundle) -> None:
     model, report = quantized(load_model(sample.verified("model.onnx")))
     onnx.checker.check_model(serialise(model))
@@ -122,6 +133,8 @@ def test_bad_input() -> None:
     groups = find_groups(model, SIZE)
     with pytest.raises(CalibrationError, match="no layer 'nothing'"):
         quantize(model, {}, groups, ["nothing"])
+    with pytest.raises(CalibrationError, match="unknown 8-bit type 'int4'"):
+        quantize(model, {}, groups, ["stem"], kind="int4")
     with pytest.raises(CalibrationError, match="image: no threshold"):
         quantize(model, {}, groups, ["stem"])
     with pytest.raises(CalibrationError, match="image: nan is no threshold"):
