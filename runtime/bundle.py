@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from denseport.runtime.errors import BundleError, OutputError
 from denseport.runtime.files import folders_above, sha256_of, write_atomic, writing
@@ -50,8 +53,11 @@ class Bundle:
             BundleError: the bundle has none of that name.
         """
         if name not in self.manifest.artifacts:
-            known = ", ".join(self.manifest.artifacts) or "none"
-            raise BundleError(f"{self.path}: no artifact {name!r}; it has {known}", "Build it with denseport build.")
+            artifacts = self.manifest.artifacts
+            known = ", ".join(artifacts) or "none"
+            meant = [each for each in artifacts if each.startswith(f"{name}.") or artifacts[each].precision == name]
+            remedy = f"Give its whole name: {' or '.join(meant)}." if meant else "Build it with denseport build."
+            raise BundleError(f"{self.path}: no artifact {name!r}; it has {known}", remedy)
         return self.manifest.artifacts[name]
 
     def verified(self, name: str) -> Path:
@@ -79,12 +85,61 @@ class Bundle:
                 )
         return path
 
-    def add(self, name: str, artifact: Artifact) -> None:
-        """Enter an artifact, whose files are already in the folder, into the manifest."""
-        artifacts = {**self.manifest.artifacts, name: artifact}
-        manifest = dataclasses.replace(self.manifest, artifacts=artifacts)
-        write_atomic(self.path / MANIFEST, manifest.to_json().encode())
-        self.manifest = manifest
+    def add(self, name: str, artifact: Artifact, files: Iterable[Path] = ()) -> None:
+        """Move an artifact's files into the folder and enter it into the manifest; one of that name is replaced.
+
+        Safe beside other processes that write the same bundle, and against being killed: the manifest never names a
+        file that is not whole.
+
+        Args:
+            files: of the artifact, still elsewhere on the same file system; none: they are in the folder already.
+
+        Raises:
+            BundleError: the manifest was damaged meanwhile.
+            OutputError: the folder cannot be written.
+        """
+        files = tuple(files)
+        with self._locked():
+            if files:
+                self._write({key: value for key, value in self.manifest.artifacts.items() if key != name})
+            for file in files:
+                with writing(self.path / file.name):
+                    file.replace(self.path / file.name)
+            self._write({**self.manifest.artifacts, name: artifact})
+
+    def note(self, name: str, record: Mapping[str, Any]) -> None:
+        """Add to the record of an artifact what was found out about it, its measured accuracy say.
+
+        Raises:
+            BundleError: the artifact was replaced by another one meanwhile, which this does not concern.
+            OutputError: the folder cannot be written.
+        """
+        files = self.artifact(name).files
+        with self._locked():
+            artifact = self.manifest.artifacts.get(name)
+            if artifact is None or artifact.files != files:
+                raise BundleError(f"{self.path}: {name} was replaced meanwhile", "Measure the new one.")
+            noted = dataclasses.replace(artifact, record={**artifact.record, **record})
+            self._write({**self.manifest.artifacts, name: noted})
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The bundle for this process alone, and its manifest as it now is; others wait."""
+        with writing(self.path):
+            folder = os.open(self.path, os.O_RDONLY)
+        try:
+            with writing(self.path):
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            self.manifest = Bundle(self.path).manifest
+            yield
+        finally:
+            os.close(folder)
+
+    def _write(self, artifacts: dict[str, Artifact]) -> None:
+        if artifacts != self.manifest.artifacts:
+            manifest = dataclasses.replace(self.manifest, artifacts=artifacts)
+            write_atomic(self.path / MANIFEST, manifest.to_json().encode())
+            self.manifest = manifest
 
 
 @contextmanager

@@ -345,13 +345,11 @@ def _report(
 
 
 def _record(bundle: Any, name: str, result: dict[str, Any]) -> None:
-    from dataclasses import replace
     from datetime import UTC, datetime
 
     kept = {key: result[key] for key in ("mIoU", "mAcc", "aAcc", "images", "protocol", "agreement", "gate")}
     kept["date"] = datetime.now(UTC).isoformat(timespec="seconds")
-    artifact = bundle.artifact(name)
-    bundle.add(name, replace(artifact, record={**artifact.record, "accuracy": kept}))
+    bundle.note(name, {"accuracy": kept})
 
 
 def _key(segmenter: Segmenter, dataset: Dataset, *, with_fp32: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from denseport.runtime.bundle import Bundle, new_bundle
 from denseport.runtime.errors import BundleError, OutputError
+from denseport.runtime.files import sha256_of
 from denseport.runtime.manifest import Artifact
 
 
@@ -60,6 +62,9 @@ def test_an_unknown_artifact_is_refused_with_those_there_are(copy: Bundle) -> No
     with pytest.raises(BundleError, match=r"no artifact 'int8\.onnx'; it has model\.onnx") as caught:
         copy.verified("int8.onnx")
     assert "denseport build" in str(caught.value)
+    for part in ("model", "fp32"):
+        with pytest.raises(BundleError, match=r"Give its whole name: model\.onnx\."):
+            copy.verified(part)
 
 
 def test_a_missing_file_is_named(copy: Bundle) -> None:
@@ -116,6 +121,71 @@ def test_an_artifact_can_be_added(copy: Bundle) -> None:
     assert reread.manifest == copy.manifest
     assert reread.verified("again.onnx") == copy.path / "again.onnx"
     assert {path.name for path in copy.path.iterdir()} == {"manifest.json", "model.onnx", "again.onnx"}
+
+
+def test_two_processes_that_add_at_once_both_keep_their_artifact(copy: Bundle) -> None:
+    """Each opened the bundle before the other wrote it."""
+    digest = copy.manifest.artifacts["model.onnx"].files["model.onnx"]
+
+    def add(number: int) -> None:
+        bundle = Bundle(copy.path)
+        barrier.wait()
+        bundle.add(f"{number}.onnx", Artifact("onnx", "fp32", {"model.onnx": digest}))
+        bundle.note(f"{number}.onnx", {"number": number})
+
+    barrier = threading.Barrier(8)
+    threads = [threading.Thread(target=add, args=[number]) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    artifacts = Bundle(copy.path).manifest.artifacts
+    assert {name: artifact.record.get("number") for name, artifact in artifacts.items()} == {
+        "model.onnx": None,
+        **{f"{number}.onnx": number for number in range(8)},
+    }
+
+
+def test_an_artifact_that_is_replaced_is_never_named_with_the_wrong_file(
+    copy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the files and the manifest: the artifact is gone, the bundle is whole."""
+    before = copy.manifest.artifacts["model.onnx"]
+    for number in (1, 2):
+        (tmp_path / "other.onnx").write_bytes(b"other" * number)
+        artifact = Artifact("onnx", "fp16", {"other.onnx": sha256_of(tmp_path / "other.onnx")})
+        if number == 2:
+            monkeypatch.setattr(Path, "replace", killed_after(2, Path.replace))
+            with pytest.raises(KeyboardInterrupt):
+                copy.add("other.onnx", artifact, [tmp_path / "other.onnx"])
+        else:
+            copy.add("other.onnx", artifact, [tmp_path / "other.onnx"])
+            assert Bundle(copy.path).verified("other.onnx").read_bytes() == b"other"
+    monkeypatch.undo()
+    assert (copy.path / "other.onnx").read_bytes() == b"otherother"
+    assert Bundle(copy.path).manifest.artifacts == {"model.onnx": before}
+
+
+def killed_after(calls: int, function: Any) -> Any:
+    count = 0
+
+    def wrapper(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > calls:
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    return wrapper
+
+
+def test_a_note_on_an_artifact_that_was_replaced_is_refused(copy: Bundle) -> None:
+    digest = copy.manifest.artifacts["model.onnx"].files["model.onnx"]
+    copy.add("other.onnx", Artifact("onnx", "fp16", {"model.onnx": digest}))
+    late = Bundle(copy.path)
+    copy.add("other.onnx", Artifact("onnx", "fp16", {"manifest.json": digest}))
+    with pytest.raises(BundleError, match=r"other\.onnx was replaced meanwhile"):
+        late.note("other.onnx", {"accuracy": {}})
 
 
 def test_a_new_bundle_appears_whole_and_can_be_read_by_others(tmp_path: Path) -> None:
