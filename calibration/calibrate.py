@@ -124,11 +124,12 @@ def calibrate(
     progress.say(f"reading {len(images)} pictures")
     sizes = images.check(bundle.manifest.patch_size)
     _check_sizes(model, images, sizes)
-    groups = _groups(model, Counter(sizes).most_common(1)[0][0], options)
+    default = find_groups(model, Counter(sizes).most_common(1)[0][0])
+    groups = _as_asked(default, options)
     test = _test_set(bundle, images, labelled, EFFORTS[options.effort])
     progress.say(_estimate(model, images, groups, len(test[0]), options))
     with _work_folder(options.work) as work:
-        model, smoothing, thresholds = _observe(model, images, groups, options, work, progress)
+        model, smoothing, thresholds = _observe(model, images, default, options, work, progress)
         quantized, found = _search(model, thresholds, groups, options, test, work, progress)
     record = CalibrationRecord(
         artifact=NAME if found.chosen else None,
@@ -171,9 +172,8 @@ def thinned(items: Sequence[T], count: int) -> list[T]:
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
-def _groups(model: ir.Model, size: tuple[int, int], options: CalibrationOptions) -> tuple[Group, ...]:
-    """All groups; those that are to stay float by the options say so."""
-    groups = find_groups(model, size)
+def _as_asked(groups: Sequence[Group], options: CalibrationOptions) -> tuple[Group, ...]:
+    """The groups, of which those that are to stay float by the options say so."""
     asked = {layer: [g for g in groups if _is_below(g, layer)] for layer in options.float_layers}
     for layer, found in asked.items():
         if not found:
@@ -249,7 +249,12 @@ def _observe(
     work: Path,
     progress: Progress,
 ) -> tuple[ir.Model, Sequence[Smoothing], Thresholds]:
-    """The model as it is to be quantized, what was smoothed, and the thresholds of its tensors."""
+    """The model as it is to be quantized, what was smoothed, and the thresholds of its tensors.
+
+    Args:
+        groups: as they are by default: what is observed does not depend on the options for layers, so that a further
+            run with others finds it.
+    """
     identity = [sha256_of(path) for path in images.paths]
     smoothing: Sequence[Smoothing] = ()
     if options.smooth:

@@ -31,7 +31,7 @@ __all__ = ["FASTER", "Accuracy", "Race", "judge", "keeps_budget", "measure_accur
 
 FP32, FP16 = "model.onnx", "fp16.onnx"
 FASTER = 1.02  # times as fast as FP32 that INT8 must be: less is within the noise of a quiet machine
-ROUNDS = (7, 60)  # fewest and most
+ROUNDS = (7, 31)  # fewest and most
 SECONDS = 15.0  # after which no further round starts, once there were the fewest
 
 

@@ -81,7 +81,10 @@ def _verdict(name: str, artifact: Artifact, rival: str, here: str) -> Trial | st
     if trial is None:
         return f"{artifact.precision} runs only when it is asked for: nothing was measured of it here"
     if trial.machine != here:
-        return f"{artifact.precision} runs only when it is asked for: it was measured on {trial.machine}, not on {here}"
+        return (
+            f"{artifact.precision} runs only when it is asked for: it was measured on {trial.machine}, not on {here}; "
+            f"denseport calibrate --measure {name} does so"
+        )
     gate = artifact.record.get("accuracy", {}).get("gate")
     if gate is not None and not gate["passed"]:
         return f"failed its gate: {'; '.join(gate['reasons'])}"

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -14,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from denseport.calibration.calibrate import CalibrationRecord
     from denseport.calibration.images import CalibrationImages
+    from denseport.calibration.search import Budget
+    from denseport.calibration.sensitivity import Loss
     from denseport.runtime.bundle import Bundle
     from denseport.runtime.dataset import Dataset
     from denseport.runtime.trial import Trial
 
 NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # looked for first, since the work takes a while
 HELP = "quantize to INT8 within a budget, and measure whether it is worth it here"
+SAY_SECONDS = 20.0  # between lines of progress, where there is no terminal
 TIMED = 4  # pictures that the networks are timed with
 
 
@@ -71,6 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--work", metavar="DIR", type=Path, help="keep statistics there, for further runs; default: a cache"
     )
     work.add_argument("--resume", action="store_true", help="go on with an interrupted run on the same pictures")
+    work.add_argument(
+        "--measure", metavar="NAME", help="only measure this INT8 artifact here, for a verdict on another machine"
+    )
     result = parser.add_argument_group("result")
     result.add_argument("--report", metavar="FILE", type=Path, help="write a self-contained HTML page")
     result.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -91,6 +98,8 @@ def _add_data(data: argparse._ArgumentGroup) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
     from denseport.runtime.errors import MachineError
 
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -99,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.calibration.calibrate import calibrate
     from denseport.calibration.images import CalibrationImages
     from denseport.calibration.options import CalibrationOptions, budget_of
+    from denseport.calibration.verdict import keeps_budget
     from denseport.runtime.bundle import Bundle
     from denseport.runtime.feed import spread
     from denseport.runtime.protocol import parse_protocol
@@ -110,6 +120,8 @@ def run(arguments: argparse.Namespace) -> int:
     pictures = spread(arguments.images, arguments.limit)
     images = CalibrationImages(pictures, parse_protocol("reference", bundle.manifest))
     progress = _Terminal()
+    if arguments.measure is not None:
+        return _measure(arguments, bundle, images, labelled, progress)
     with _work_folder(arguments, bundle, pictures) as work:
         options = CalibrationOptions(
             budget=budget,
@@ -122,14 +134,46 @@ def run(arguments: argparse.Namespace) -> int:
             threads=arguments.threads,
         )
         record = calibrate(bundle, images, options, labelled, progress=progress)
-    trial = _try(bundle, record, images, labelled, progress) if record.artifact else None
-    result = _result(bundle, record, trial)
+    trial = None
+    if record.artifact is not None:
+        trial = _try(bundle, record.artifact, images, labelled, budget, record.search.loss, arguments.threads, progress)
+    within = trial is not None and keeps_budget(trial, budget)
+    result = {"bundle": str(bundle.path), "artifact": record.artifact, **record.to_dict(), "within_budget": within}
+    result["verdict"] = asdict(trial) if trial is not None else None
     if arguments.report is not None:
         from denseport.calibration.report import write_report
 
         result["report"] = str(write_report(arguments.report, bundle.manifest, record, trial))
     print(json.dumps(result, indent=1) if arguments.json else "\n".join(_lines(result, record, trial)))
-    return 0 if result["within_budget"] else 1
+    return 0 if within else 1
+
+
+def _measure(
+    arguments: argparse.Namespace,
+    bundle: Bundle,
+    images: CalibrationImages,
+    labelled: Dataset | None,
+    progress: _Terminal,
+) -> int:
+    """Measure an artifact that is there already, on this machine."""
+    from dataclasses import asdict
+
+    from denseport.calibration.search import Budget
+    from denseport.calibration.sensitivity import Loss
+    from denseport.calibration.verdict import keeps_budget
+    from denseport.runtime.errors import InputError
+
+    name = arguments.measure
+    record = bundle.artifact(name).record.get("calibration")
+    if record is None:
+        raise InputError(f"{name}: was not written by denseport calibrate", "Name one with a calibration record.")
+    budget, loss = Budget(**record["budget"]), Loss(**record["loss"])
+    images.check(bundle.manifest.patch_size)
+    trial = _try(bundle, name, images, labelled, budget, loss, arguments.threads, progress)
+    within = keeps_budget(trial, budget)
+    result = {"bundle": str(bundle.path), "artifact": name, "verdict": asdict(trial), "within_budget": within}
+    print(json.dumps(result, indent=1) if arguments.json else "\n".join(_trial_lines(name, trial)))
+    return 0 if within else 1
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -182,42 +226,31 @@ def _work_folder(arguments: argparse.Namespace, bundle: Bundle, pictures: list[P
 
 
 def _try(
-    bundle: Bundle, record: CalibrationRecord, images: CalibrationImages, labelled: Dataset | None, progress: _Terminal
+    bundle: Bundle,
+    name: str,
+    images: CalibrationImages,
+    labelled: Dataset | None,
+    budget: Budget,
+    loss: Loss,
+    threads: int | None,
+    progress: _Terminal,
 ) -> Trial:
     """Measure the artifact beside FP32 here, and keep the verdict in its record."""
     from denseport.calibration.calibrate import thinned
     from denseport.calibration.verdict import judge, measure_accuracy
 
-    assert record.artifact is not None  # something was written
-    accuracy, threads = None, record.options.threads
+    accuracy = None
     if labelled is not None:
         with progress.phase("measuring mIoU") as told:
+            total = len(labelled)
             accuracy = measure_accuracy(
-                bundle,
-                record.artifact,
-                labelled,
-                threads=threads,
-                progress=lambda done, miou: told(done, len(labelled)),
+                bundle, name, labelled, threads=threads, progress=lambda done, miou: told(done, total)
             )
-    progress.say(f"racing {record.artifact} with FP32")
+    progress.say(f"racing {name} with FP32")
     timed = [images[i] for i in thinned(range(len(images)), TIMED)]
-    trial = judge(bundle, record.artifact, timed, record.options.budget, record.search.loss, accuracy, threads=threads)
-    bundle.note(record.artifact, trial.record())
+    trial = judge(bundle, name, timed, budget, loss, accuracy, threads=threads)
+    bundle.note(name, trial.record())
     return trial
-
-
-def _result(bundle: Bundle, record: CalibrationRecord, trial: Trial | None) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from denseport.calibration.verdict import keeps_budget
-
-    return {
-        "bundle": str(bundle.path),
-        "artifact": record.artifact,
-        **record.to_dict(),
-        "verdict": asdict(trial) if trial is not None else None,
-        "within_budget": trial is not None and keeps_budget(trial, record.options.budget),
-    }
 
 
 def _lines(result: dict[str, Any], record: CalibrationRecord, trial: Trial | None) -> list[str]:
@@ -227,25 +260,31 @@ def _lines(result: dict[str, Any], record: CalibrationRecord, trial: Trial | Non
     lines.append("")
     if trial is None or record.artifact is None:
         lines.append("nothing was written: no set of layers in INT8 keeps the budget")
-        return lines
-    lines.append(
-        f"{record.artifact}: {len(found.chosen)} groups of layers in INT8, {100 * found.quantization.share:.1f} % of "
-        f"the multiply-adds; on {record.images} pictures by {record.options.method}, {record.seconds:.0f} s"
-    )
-    lines += [f"warning: {text}" for text in record.warnings]
-    if trial.miou is not None and trial.fp32_miou is not None:
-        lines.append(f"mIoU {trial.miou:.2f}, FP32 {trial.fp32_miou:.2f}, on {trial.labelled} labelled pictures")
-    lines.append(f"{100 * trial.agreement:.2f} % of the pixels keep FP32's class")
-    lines.append(f"{'ACCEPTED' if trial.accepted else 'REFUSED'} on {trial.machine}: {trial.reason}")
-    if not trial.accepted:
-        lines.append("  it runs only when it is asked for by name: --artifact " + record.artifact)
+    else:
+        lines.append(
+            f"{record.artifact}: {len(found.chosen)} groups of layers in INT8, {100 * found.quantization.share:.1f} % of "
+            f"the multiply-adds; on {record.images} pictures by {record.options.method}, {record.seconds:.0f} s"
+        )
+        lines += [f"warning: {text}" for text in record.warnings]
+        lines += _trial_lines(record.artifact, trial)
     if "report" in result:
         lines.append(f"report: {result['report']}")
     return lines
 
 
+def _trial_lines(name: str, trial: Trial) -> list[str]:
+    lines = []
+    if trial.miou is not None and trial.fp32_miou is not None:
+        lines.append(f"mIoU {trial.miou:.2f}, FP32 {trial.fp32_miou:.2f}, on {trial.labelled} labelled pictures")
+    lines.append(f"{100 * trial.agreement:.2f} % of the pixels keep FP32's class")
+    lines.append(f"{'ACCEPTED' if trial.accepted else 'REFUSED'} on {trial.machine}: {trial.reason}")
+    if not trial.accepted:
+        lines.append(f"  it runs only when it is asked for by name: --artifact {name}")
+    return lines
+
+
 class _Terminal:
-    """Progress with the time left on standard error; the bars are silent where nobody watches."""
+    """Progress with the time left on standard error: a bar, or a line now and then where nobody watches."""
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr)
@@ -257,10 +296,17 @@ class _Terminal:
     def _phase(self, title: str) -> Iterator[Callable[[int, int], None]]:
         from tqdm import tqdm
 
+        start = said = time.monotonic()
         with tqdm(desc=title, file=sys.stderr, disable=None) as bar:
 
             def told(done: int, total: int) -> None:
+                nonlocal said
                 bar.total = total
                 bar.update(done - bar.n)
+                now = time.monotonic()
+                if bar.disable and now - said > SAY_SECONDS:
+                    said = now
+                    left = (now - start) / done * (total - done)
+                    self.say(f"{title}: {done} of {total}, about {left / 60:.1f} min left")
 
             yield told
