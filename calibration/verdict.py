@@ -27,7 +27,7 @@ from denseport.runtime.machine import inspect_machine
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.trial import Trial, kind_of
 
-__all__ = ["FASTER", "Accuracy", "Race", "judge", "keeps_budget", "measure_accuracy", "race"]
+__all__ = ["FASTER", "Accuracy", "Race", "judge", "measure_accuracy", "race"]
 
 FP32, FP16 = "model.onnx", "fp16.onnx"
 FASTER = 1.02  # times as fast as FP32 that INT8 must be: less is within the noise of a quiet machine
@@ -140,7 +140,7 @@ def judge(
     machine = inspect_machine(look_for_gpus=on_gpu)
     measured = loss if accuracy is None else accuracy.loss
     ratio = result.ratios[name]
-    accepted, reason = _decide(name, ratio, measured, budget)
+    within, accepted, reason = _decide(name, ratio, measured, budget)
     return Trial(
         machine=kind_of(machine, on_gpu=on_gpu),
         cpus=machine.cpus,
@@ -151,6 +151,7 @@ def judge(
         miou=accuracy.miou if accuracy else None,
         fp32_miou=accuracy.fp32_miou if accuracy else None,
         labelled=accuracy.images if accuracy else 0,
+        within_budget=within,
         accepted=accepted,
         reason=reason,
         versions=machine.summary()["packages"],
@@ -158,21 +159,13 @@ def judge(
     )
 
 
-def keeps_budget(trial: Trial, budget: Budget) -> bool:
-    """Whether the measured accuracy is within the budget, whatever the speed."""
-    lost = None if trial.miou is None or trial.fp32_miou is None else trial.fp32_miou - trial.miou
-    return budget.excess(Loss(0.0, trial.agreement, lost)) <= 1
-
-
-def _decide(name: str, ratio: float, loss: Loss, budget: Budget) -> tuple[bool, str]:
-    excess = budget.excess(loss)
-    if excess > 1:
+def _decide(name: str, ratio: float, loss: Loss, budget: Budget) -> tuple[bool, bool, str]:
+    """Whether the loss is within the budget, whether the artifact is accepted, and why."""
+    if budget.excess(loss) > 1:
         lost = "" if loss.miou is None else f"loses {loss.miou:.2f} points of mIoU and "
-        return (
-            False,
-            f"{name} is over its budget: it {lost}keeps FP32's class on {100 * loss.agreement:.2f} % of pixels",
-        )
+        kept = f"keeps FP32's class on {100 * loss.agreement:.2f} % of the pixels"
+        return False, False, f"{name} is over its budget: it {lost}{kept}"
     speed = f"{name} was measured {ratio:.2f} times as fast as FP32 here"
     if ratio < FASTER:
-        return False, f"{speed}, which is not faster"
-    return True, f"{speed}, within its budget"
+        return True, False, f"{speed}, which is not faster"
+    return True, True, f"{speed}, within its budget"

@@ -31,7 +31,8 @@ class Trial:
     miou: float | None  # percent, on labelled pictures; None: there were none
     fp32_miou: float | None  # percent, on the same ones
     labelled: int  # how many
-    accepted: bool  # faster than FP32, and within the budget
+    within_budget: bool  # the accuracy
+    accepted: bool  # within the budget, and faster than FP32
     reason: str  # of that, in words
     versions: str
     date: str

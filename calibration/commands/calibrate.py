@@ -108,7 +108,6 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.calibration.calibrate import calibrate
     from denseport.calibration.images import CalibrationImages
     from denseport.calibration.options import CalibrationOptions, budget_of
-    from denseport.calibration.verdict import keeps_budget
     from denseport.runtime.bundle import Bundle
     from denseport.runtime.feed import spread
     from denseport.runtime.protocol import parse_protocol
@@ -137,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
     trial = None
     if record.artifact is not None:
         trial = _try(bundle, record.artifact, images, labelled, budget, record.search.loss, arguments.threads, progress)
-    within = trial is not None and keeps_budget(trial, budget)
+    within = trial is not None and trial.within_budget
     result = {"bundle": str(bundle.path), "artifact": record.artifact, **record.to_dict(), "within_budget": within}
     result["verdict"] = asdict(trial) if trial is not None else None
     if arguments.report is not None:
@@ -160,7 +159,6 @@ def _measure(
 
     from denseport.calibration.search import Budget
     from denseport.calibration.sensitivity import Loss
-    from denseport.calibration.verdict import keeps_budget
     from denseport.runtime.errors import InputError
 
     name = arguments.measure
@@ -170,10 +168,9 @@ def _measure(
     budget, loss = Budget(**record["budget"]), Loss(**record["loss"])
     images.check(bundle.manifest.patch_size)
     trial = _try(bundle, name, images, labelled, budget, loss, arguments.threads, progress)
-    within = keeps_budget(trial, budget)
-    result = {"bundle": str(bundle.path), "artifact": name, "verdict": asdict(trial), "within_budget": within}
+    result = {"bundle": str(bundle.path), "artifact": name, "verdict": asdict(trial)}
     print(json.dumps(result, indent=1) if arguments.json else "\n".join(_trial_lines(name, trial)))
-    return 0 if within else 1
+    return 0 if trial.within_budget else 1
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -262,8 +259,8 @@ def _lines(result: dict[str, Any], record: CalibrationRecord, trial: Trial | Non
         lines.append("nothing was written: no set of layers in INT8 keeps the budget")
     else:
         lines.append(
-            f"{record.artifact}: {len(found.chosen)} groups of layers in INT8, {100 * found.quantization.share:.1f} % of "
-            f"the multiply-adds; on {record.images} pictures by {record.options.method}, {record.seconds:.0f} s"
+            f"{record.artifact}: {len(found.chosen)} groups of layers in INT8, {100 * found.quantization.share:.1f} % "
+            f"of the multiply-adds; on {record.images} pictures by {record.options.method}, {record.seconds:.0f} s"
         )
         lines += [f"warning: {text}" for text in record.warnings]
         lines += _trial_lines(record.artifact, trial)

@@ -110,6 +110,7 @@ def with_verdict(bundle: Bundle, **values: Any) -> None:
         miou=None,
         fp32_miou=None,
         labelled=0,
+        within_budget=True,
         accepted=True,
         reason="int8.onnx was measured 1.25 times as fast as FP32 here, within its budget",
         versions="",
