@@ -143,7 +143,7 @@ def _plot(record: CalibrationRecord) -> str:
         'stroke-dasharray="6 4"/>'
     )
     points = [(x(step.share), y(value)) for step, value in zip(steps, values, strict=True)]
-    line = " ".join(f"{px:.1f},{py:.1f}" for px, py in [*points, (x(0), y(0))])
+    line = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
     parts.append(f'<polyline points="{line}" fill="none" stroke="var(--bar)" stroke-width="1.5"/>')
     for step, value, (px, py) in zip(steps, values, points, strict=True):
         colour = "var(--pass)" if step.within else "var(--fail)"
@@ -194,21 +194,23 @@ def _loss(step: Step, unit: str) -> float:
 
 
 def _layers(record: CalibrationRecord) -> str:
-    rows = [_row(row) for row in record.search.rows()]
+    rows = [_row(row) for row in sorted(record.search.rows(), key=lambda row: row["precision"] == "int8")]
     head = "".join(
         f'<th scope="col"{kind}>{title}</th>'
         for title, kind in (
             ("Layer", ' class="text"'),
             ("Kind", ' class="text"'),
             ("Share, %", ""),
-            ("Computes in", ""),
             ("Logits differ, %", ""),
             ("Classes change, %", ""),
-            ("Why it stays float", ' class="text"'),
+            ("Computes in", ' class="text" style="min-width:24ch"'),
         )
     )
     body = f'<table class="pairs"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-    hint = "Share of the multiply-adds; what changes against FP32 when this layer alone is INT8."
+    hint = (
+        "What stays float comes first. Share of the multiply-adds; what changes against FP32 when this layer alone is "
+        "INT8."
+    )
     return section("layers", "Layers", hint, f'<div class="scroll" tabindex="0">{body}</div>')
 
 
@@ -216,10 +218,11 @@ def _row(row: Mapping[str, Any]) -> str:
     alone = row["alone"]
     error = f"{100 * alone['error']:.3f}" if alone else "–"
     change = f"{100 * (1 - alone['agreement']):.2f}" if alone else "–"
+    where = f"float: {row['reason']}" if row["precision"] == "float" else "int8"
     return (
         f'<tr><th scope="row">{escape(row["group"])}</th><td class="text">{row["kind"]}</td>'
-        f"<td>{100 * row['share']:.2f}</td><td>{row['precision']}</td><td>{error}</td><td>{change}</td>"
-        f'<td class="text">{escape(row["reason"] or "")}</td></tr>'
+        f"<td>{100 * row['share']:.2f}</td><td>{error}</td><td>{change}</td>"
+        f'<td class="text">{escape(where)}</td></tr>'
     )
 
 

@@ -1,6 +1,6 @@
 """What `denseport calibrate` takes: time and peak memory, on a model with random weights and pictures of noise.
 
-    python scripts/bench_calibrate.py dpt_vit-b16_160k [--images 32] [--size 512x512] [--effort low] [--bundle DIR]
+    python scripts/bench_calibrate.py dpt_vit-b16_160k [--images 32] [--size 512x512] [--effort low] [--float LAYER …] [--bundle DIR]
 
 The memory is the peak of the calibrating process alone, from its resource usage. The budget is switched off (random
 weights keep no class under any change), so one set of layers is measured; what it finds means nothing.
@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--size", default="512x512", help="height x width of the pictures; default: %(default)s")
     parser.add_argument("--effort", default="low", choices=("low", "medium", "high"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--float", nargs="+", default=[], metavar="LAYER", help="fewer layers to try, for a short run")
     parser.add_argument("--bundle", type=Path, help="take this one instead of exporting the preset")
     arguments = parser.parse_args()
     height, _, width = arguments.size.partition("x")
@@ -47,6 +48,7 @@ def main() -> int:
         make_pictures(folder / "pictures", arguments.images, (int(height), int(width)))
         command = [sys.executable, "-m", "denseport.runtime.cli", "calibrate", bundle, "--images", folder / "pictures"]
         command += ["--agreement", "0", "--effort", arguments.effort, "--threads", str(arguments.threads), "--json"]
+        command += ["--float", *arguments.float] if arguments.float else []
         start = time.perf_counter()
         with (folder / "result.json").open("wb") as output:
             process = subprocess.Popen(command, stdout=output)
@@ -60,6 +62,7 @@ def main() -> int:
         "images": arguments.images,
         "size": arguments.size,
         "effort": arguments.effort,
+        "float": arguments.float,
         "threads": arguments.threads,
         "seconds": round(seconds),
         "processor_seconds": round(usage.ru_utime + usage.ru_stime),
