@@ -1,6 +1,7 @@
 """What `denseport calibrate` takes: time and peak memory, on a model with random weights and pictures of noise.
 
-    python scripts/bench_calibrate.py dpt_vit-b16_160k [--images 32] [--size 512x512] [--effort low] [--float LAYER …] [--bundle DIR]
+    python scripts/bench_calibrate.py dpt_vit-b16_160k [--images 32] [--size 512x512] [--effort low]
+        [--float LAYER …] [--bundle DIR]
 
 The memory is the peak of the calibrating process alone, from its resource usage. The budget is switched off (random
 weights keep no class under any change), so one set of layers is measured; what it finds means nothing.
