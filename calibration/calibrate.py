@@ -70,7 +70,7 @@ class Silent:
 class CalibrationRecord:
     """How an INT8 artifact came about."""
 
-    artifact: str | None  # its name; None: nothing kept the budget, and nothing was written
+    artifacts: tuple[str, ...]  # their names; none: nothing kept the budget, and nothing was written
     options: CalibrationOptions
     images: int
     images_sha256: str  # of the list of their contents
@@ -131,8 +131,9 @@ def calibrate(
     with _work_folder(options.work) as work:
         model, smoothing, thresholds = _observe(model, images, default, options, work, progress)
         quantized, found = _search(model, thresholds, groups, options, test, work, progress)
+    forms = _forms(quantized) if found.chosen else {}
     record = CalibrationRecord(
-        artifact=NAME if found.chosen else None,
+        artifacts=tuple(forms),
         options=options,
         images=len(images),
         images_sha256=images.sha256(),
@@ -143,8 +144,8 @@ def calibrate(
         seconds=time.monotonic() - start,
         versions=inspect_machine(look_for_gpus=False).summary()["packages"],
     )
-    if record.artifact is not None:
-        _write(bundle, record.artifact, quantized, {"source": FP32, "calibration": record.to_dict()})
+    for name, form in forms.items():
+        _write(bundle, name, form, {"source": FP32, "calibration": record.to_dict()})
     return record
 
 
@@ -307,6 +308,11 @@ def _search(
     progress.say(f"measuring sets of layers on {len(images)} pictures")
     reference = Reference(model, images, labels, threads=options.threads)
     return search(reference, model, limits, groups, options.budget, losses=alone, batch=effort.batch, told=said)
+
+
+def _forms(quantized: ir.Model) -> dict[str, ir.Model]:
+    """The graphs that are written, by artifact: the same decisions in each."""
+    return {NAME: quantized}
 
 
 def _write(bundle: Bundle, name: str, model: ir.Model, details: dict[str, Any]) -> None:

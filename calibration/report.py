@@ -45,29 +45,32 @@ def summary(record: CalibrationRecord) -> list[str]:
     return lines
 
 
-def write_report(path: Path, manifest: Manifest, record: CalibrationRecord, trial: Trial | None) -> Path:
+def write_report(path: Path, manifest: Manifest, record: CalibrationRecord, trials: Mapping[str, Trial]) -> Path:
     """Write the page, whole or not at all.
+
+    Args:
+        trials: by artifact.
 
     Raises:
         OutputError: the place cannot be written.
     """
     created = datetime.now(UTC)
     share = 100 * record.search.quantization.share
-    name = escape(record.artifact or "nothing")
+    names = escape(", ".join(record.artifacts) or "nothing")
     parts = (
-        _verdict(record, trial),
-        _tiles(record, trial),
+        _verdicts(record, trials),
+        _tiles(record, trials),
         section("search", "Loss against share in INT8", _hint(record), _plot(record)),
         _layers(record),
         _smoothing(record),
-        _facts(record, trial),
+        _facts(record, trials),
     )
     text = page(
         title=f"INT8: {manifest.name}",
         header=(
             '<p class="eyebrow">Denseport calibration report</p>\n'
             f"<h1>{escape(manifest.name)}</h1>\n"
-            f'<p class="lead">{name}: {share:.1f} % of the multiply-adds in INT8, calibrated on '
+            f'<p class="lead">{names}: {share:.1f} % of the multiply-adds in INT8, calibrated on '
             f"{count(record.images, 'picture')}, "
             f'<time datetime="{created.isoformat()}">{created:%Y-%m-%d}</time></p>'
         ),
@@ -78,26 +81,36 @@ def write_report(path: Path, manifest: Manifest, record: CalibrationRecord, tria
     return path
 
 
-def _verdict(record: CalibrationRecord, trial: Trial | None) -> str:
-    if trial is None:
-        kind, word, reason = "fail", "Nothing was written", "No set of layers in INT8 keeps the budget."
-    else:
-        kind, word = ("pass", "ACCEPTED") if trial.accepted else ("fail", "REFUSED")
-        reason = f"{trial.reason}. Measured on {trial.machine}."
-        if not trial.accepted:
-            reason += f" It runs only when it is asked for: --artifact {record.artifact}."
-    warnings = "".join(
-        f'<p class="warning" role="note"><strong>Warning:</strong> {escape(text)}</p>\n' for text in record.warnings
-    )
+def _verdicts(record: CalibrationRecord, trials: Mapping[str, Trial]) -> str:
+    parts = [_verdict(name, trial) for name, trial in trials.items()]
+    if not trials:
+        parts.append(_box("fail", "Nothing was written", "nothing", "No set of layers in INT8 keeps the budget."))
+    parts += [
+        f'<p class="warning" role="note"><strong>Warning:</strong> {escape(text)}</p>' for text in record.warnings
+    ]
+    return "\n".join(parts)
+
+
+def _verdict(name: str, trial: Trial) -> str:
+    reason = f"{trial.reason}. Measured on {trial.machine}."
+    if not trial.accepted:
+        reason += f" It runs only when it is asked for: --artifact {name}."
+    kind, word = ("pass", "ACCEPTED") if trial.accepted else ("fail", "REFUSED")
+    return _box(kind, word, name, reason)
+
+
+def _box(kind: str, word: str, name: str, reason: str) -> str:
+    anchor = escape(f"verdict-{name}")
     return (
-        f'<section class="verdict {kind}" aria-labelledby="verdict">\n<h2 id="verdict">{word}</h2>\n'
-        f"<p>{escape(reason)}</p></section>\n{warnings}"
+        f'<section class="verdict {kind}" aria-labelledby="{anchor}">\n<h2 id="{anchor}">{word}</h2>\n'
+        f"<p>{escape(reason)}</p></section>"
     )
 
 
-def _tiles(record: CalibrationRecord, trial: Trial | None) -> str:
+def _tiles(record: CalibrationRecord, trials: Mapping[str, Trial]) -> str:
+    """The figures of the fastest artifact."""
     tiles = [("In INT8, % of the multiply-adds", f"{100 * record.search.quantization.share:.1f}", "")]
-    if trial is not None:
+    for trial in sorted(trials.values(), key=lambda trial: -trial.speed_ratio)[:1]:
         seconds = ", ".join(f"{name} {1000 * each:.0f} ms" for name, each in trial.seconds.items())
         tiles.append(("Times as fast as FP32", f"{trial.speed_ratio:.2f}", escape(seconds)))
         if trial.miou is not None and trial.fp32_miou is not None:
@@ -243,7 +256,7 @@ def _smoothing(record: CalibrationRecord) -> str:
     return section("smoothing", "Smoothing", hint, f"<details>{title}{body}</details>")
 
 
-def _facts(record: CalibrationRecord, trial: Trial | None) -> str:
+def _facts(record: CalibrationRecord, trials: Mapping[str, Trial]) -> str:
     budget = record.options.budget
     limits = {"points of mIoU": budget.miou, "least agreement": budget.agreement, "error of the logits": budget.error}
     facts = {
@@ -253,8 +266,8 @@ def _facts(record: CalibrationRecord, trial: Trial | None) -> str:
         "Effort": f"{record.options.effort}, {record.seconds:.0f} s",
         "Packages": escape(record.versions),
     }
-    if trial is not None:
-        facts["Machine"] = escape(f"{trial.machine}, {trial.cpus} CPUs; {trial.session}")
+    for name, trial in trials.items():
+        facts[escape(name)] = escape(f"measured on {trial.machine}, {trial.cpus} CPUs, {trial.session}")
     return section("facts", "How it was made", "", fact_list(facts))
 
 

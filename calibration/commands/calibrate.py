@@ -7,7 +7,7 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from denseport.calibration.calibrate import CalibrationRecord
     from denseport.calibration.images import CalibrationImages
+    from denseport.calibration.options import CalibrationOptions
     from denseport.calibration.search import Budget
     from denseport.calibration.sensitivity import Loss
     from denseport.runtime.bundle import Bundle
@@ -107,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise MachineError(f"not installed: {', '.join(missing)}", "pip install 'denseport[calibration]'")
     from denseport.calibration.calibrate import calibrate
     from denseport.calibration.images import CalibrationImages
-    from denseport.calibration.options import CalibrationOptions, budget_of
+    from denseport.calibration.options import budget_of
     from denseport.runtime.bundle import Bundle
     from denseport.runtime.feed import spread
     from denseport.runtime.protocol import parse_protocol
@@ -122,29 +123,35 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.measure is not None:
         return _measure(arguments, bundle, images, labelled, progress)
     with _work_folder(arguments, bundle, pictures) as work:
-        options = CalibrationOptions(
-            budget=budget,
-            method=arguments.method,
-            effort=arguments.effort,
-            smooth=arguments.smooth == "auto",
-            float_layers=tuple(arguments.float),
-            attention_float=arguments.keep_attention_float,
-            work=work,
-            threads=arguments.threads,
-        )
-        record = calibrate(bundle, images, options, labelled, progress=progress)
-    trial = None
-    if record.artifact is not None:
-        trial = _try(bundle, record.artifact, images, labelled, budget, record.search.loss, arguments.threads, progress)
-    within = trial is not None and trial.within_budget
-    result = {"bundle": str(bundle.path), "artifact": record.artifact, **record.to_dict(), "within_budget": within}
-    result["verdict"] = asdict(trial) if trial is not None else None
+        record = calibrate(bundle, images, _options(arguments, budget, work), labelled, progress=progress)
+    trials = {
+        name: _try(bundle, name, images, labelled, budget, record.search.loss, arguments.threads, progress)
+        for name in record.artifacts
+    }
+    within = bool(trials) and all(trial.within_budget for trial in trials.values())
+    result = {"bundle": str(bundle.path), **record.to_dict(), "within_budget": within}
+    result["verdicts"] = {name: asdict(trial) for name, trial in trials.items()}
     if arguments.report is not None:
         from denseport.calibration.report import write_report
 
-        result["report"] = str(write_report(arguments.report, bundle.manifest, record, trial))
-    print(json.dumps(result, indent=1) if arguments.json else "\n".join(_lines(result, record, trial)))
+        result["report"] = str(write_report(arguments.report, bundle.manifest, record, trials))
+    print(json.dumps(result, indent=1) if arguments.json else "\n".join(_lines(result, record, trials)))
     return 0 if within else 1
+
+
+def _options(arguments: argparse.Namespace, budget: Budget, work: Path) -> CalibrationOptions:
+    from denseport.calibration.options import CalibrationOptions
+
+    return CalibrationOptions(
+        budget=budget,
+        method=arguments.method,
+        effort=arguments.effort,
+        smooth=arguments.smooth == "auto",
+        float_layers=tuple(arguments.float),
+        attention_float=arguments.keep_attention_float,
+        work=work,
+        threads=arguments.threads,
+    )
 
 
 def _measure(
@@ -168,7 +175,7 @@ def _measure(
     budget, loss = Budget(**record["budget"]), Loss(**record["loss"])
     images.check(bundle.manifest.patch_size)
     trial = _try(bundle, name, images, labelled, budget, loss, arguments.threads, progress)
-    result = {"bundle": str(bundle.path), "artifact": name, "verdict": asdict(trial)}
+    result = {"bundle": str(bundle.path), "verdicts": {name: asdict(trial)}}
     print(json.dumps(result, indent=1) if arguments.json else "\n".join(_trial_lines(name, trial)))
     return 0 if trial.within_budget else 1
 
@@ -180,6 +187,12 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value} is below 1")
+    if arguments.measure is not None:
+        for name in ("budget", "agreement", "report"):
+            if getattr(arguments, name) is not None:
+                raise InputError(
+                    f"--{name} does not go with --measure", "The artifact keeps the budget that it was calibrated for."
+                )
     if arguments.masks is not None and arguments.data is None:
         raise InputError("--masks belongs to --data", "Name the folder of their pictures with --data.")
     if arguments.report is not None and arguments.report.is_dir():
@@ -250,20 +263,22 @@ def _try(
     return trial
 
 
-def _lines(result: dict[str, Any], record: CalibrationRecord, trial: Trial | None) -> list[str]:
+def _lines(result: dict[str, Any], record: CalibrationRecord, trials: Mapping[str, Trial]) -> list[str]:
     from denseport.calibration.report import summary
 
     found, lines = record.search, summary(record)
     lines.append("")
-    if trial is None or record.artifact is None:
+    if not trials:
         lines.append("nothing was written: no set of layers in INT8 keeps the budget")
     else:
+        share = 100 * found.quantization.share
         lines.append(
-            f"{record.artifact}: {len(found.chosen)} groups of layers in INT8, {100 * found.quantization.share:.1f} % "
-            f"of the multiply-adds; on {record.images} pictures by {record.options.method}, {record.seconds:.0f} s"
+            f"{', '.join(trials)}: {len(found.chosen)} groups of layers in INT8, {share:.1f} % of the multiply-adds; "
+            f"on {record.images} pictures by {record.options.method}, {record.seconds:.0f} s"
         )
         lines += [f"warning: {text}" for text in record.warnings]
-        lines += _trial_lines(record.artifact, trial)
+        for name, trial in trials.items():
+            lines += _trial_lines(name, trial)
     if "report" in result:
         lines.append(f"report: {result['report']}")
     return lines

@@ -150,7 +150,9 @@ def test_statistics_are_used_again_and_labels_are_measured(
     assert not any(name.startswith("decode_head.reassemble_blocks") for name in found["int8"])
     assert Bundle(bundle).artifact("int8.onnx").record["calibration"]["int8"] == found["int8"]
     assert main(["eval", bundle, "--data", str(STREET), "--artifact", "int8.onnx", "--threads", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["mIoU"] == pytest.approx(found["verdict"]["miou"], abs=1e-3)
+    assert json.loads(capsys.readouterr().out)["mIoU"] == pytest.approx(
+        found["verdicts"]["int8.onnx"]["miou"], abs=1e-3
+    )
 
 
 def test_an_artifact_is_measured_again_for_another_machine(
@@ -248,6 +250,8 @@ def test_bad_pictures(
         (["--masks", PICTURES], "--masks belongs to --data"),
         (["--float", "decode_head.projekt"], "Near it: decode_head.project"),
         (["--report", PICTURES], "is a folder"),
+        (["--measure", "int8.onnx", "--agreement", "0.9"], "--agreement does not go with --measure"),
+        (["--measure", "int8.onnx"], "no artifact 'int8.onnx'"),
     ],
 )
 def test_bad_arguments(bundle: Bundle, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
