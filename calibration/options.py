@@ -16,8 +16,8 @@ __all__ = ["AGREEMENT", "EFFORTS", "CalibrationOptions", "Effort", "EffortName",
 
 EffortName = Literal["low", "medium", "high"]
 
-# Least share of the logits' pixels with FP32's class where no labels say what a change costs. On the sample DPT
-# DeiT-S 0.984 was a loss of 0.23 points of mIoU.
+# Least share of the logits' pixels with FP32's class where no labels say what a change costs. The sample DPT DeiT-S
+# with every layer but attention's products in INT8 keeps 0.984.
 AGREEMENT = 0.97
 
 
