@@ -75,12 +75,14 @@ def collect(
             if number == 0:
                 tensors[INPUT] = image
             _show(tensors, observers)
+            del tensors  # before the next image's come
             done += 1
             progress(done, total)
             # Only here have all observers seen the same images: an interruption loses what came after.
             if state_file is not None and time.monotonic() - saved > SAVE_SECONDS:
                 _save(state_file, key, done, observers)
                 saved = time.monotonic()
+        del session  # before the next one is opened
     if state_file is not None and keep:
         _save(state_file, key, done, observers)
     elif state_file is not None:
