@@ -42,6 +42,7 @@ def collect(
     threads: int | None = None,
     state_file: Path | None = None,
     key: str = "",
+    keep: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Show each tensor of each image to its observers.
@@ -50,7 +51,8 @@ def collect(
         images: normalised, (N, 3, H, W) float32; asked for again in every pass.
         observers: by tensor name; "image" is the input.
         limit: bytes of tensors fetched at a time, measured on the first image.
-        state_file: what was seen so far, taken up if it was written under the same ``key``; removed at the end.
+        state_file: what was seen so far, taken up if it was written under the same ``key``.
+        keep: do not remove the state file at the end, so that another call finds everything seen.
         key: what is collected, as `collection_key` gives it.
         progress: told steps done and in all; a step is one image of one pass.
 
@@ -73,13 +75,17 @@ def collect(
             if number == 0:
                 tensors[INPUT] = image
             _show(tensors, observers)
+            del tensors  # before the next image's come
             done += 1
             progress(done, total)
             # Only here have all observers seen the same images: an interruption loses what came after.
             if state_file is not None and time.monotonic() - saved > SAVE_SECONDS:
                 _save(state_file, key, done, observers)
                 saved = time.monotonic()
-    if state_file is not None:
+        del session  # before the next one is opened
+    if state_file is not None and keep:
+        _save(state_file, key, done, observers)
+    elif state_file is not None:
         state_file.unlink(missing_ok=True)
 
 

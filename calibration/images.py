@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from denseport.calibration.errors import CalibrationError
+from denseport.runtime.dataset import Dataset
+from denseport.runtime.errors import ImageError
+from denseport.runtime.files import sha256_of
 from denseport.runtime.images import read_image
-from denseport.runtime.inference import window_starts
+from denseport.runtime.inference import single_view, window_starts
 from denseport.runtime.inputs import find_inputs
+from denseport.runtime.metrics import LabelMap
 from denseport.runtime.preprocess import normalise, resize, resized_size
 from denseport.runtime.protocol import Protocol
 
-__all__ = ["FEWEST", "CalibrationImages", "ImageStatistics"]
+__all__ = ["FEWEST", "CalibrationImages", "ImageStatistics", "labels_of"]
 
 FEWEST = 32  # images below which the 99.99 percentile of a tensor rests on single images
 CONSTANT = 0.05  # standard deviation below which an image shows nothing, in units of the training images'
+_NAMED = 5  # pictures that a message spells out
 MEAN_LIMIT, STD_LIMITS = 1.0, (0.4, 2.0)  # of all images together, in the same units; ADE20K's own: 0.1, 1.1
 
 
@@ -64,15 +71,76 @@ class CalibrationImages(Sequence[NDArray[np.float32]]):
         if isinstance(index, slice):
             return CalibrationImages(self.paths[index], self.protocol)
         image = read_image(self.paths[index])
-        preprocess, inference = self.protocol.preprocess, self.protocol.inference
-        image = resize(image, resized_size((image.shape[0], image.shape[1]), preprocess))
-        if inference.crop is not None and inference.stride is not None:
-            rows = window_starts(image.shape[0], inference.crop[0], inference.stride[0])
-            columns = window_starts(image.shape[1], inference.crop[1], inference.stride[1])
-            windows = [(r, c) for r in rows for c in columns]
-            (top, bottom), (left, right) = windows[index % len(windows)]
-            image = np.ascontiguousarray(image[top:bottom, left:right])
+        preprocess = self.protocol.preprocess
+        size = resized_size((image.shape[0], image.shape[1]), preprocess)
+        image = np.ascontiguousarray(resize(image, size)[self.window(index, size)])
         return normalise(image, preprocess)
+
+    def window(self, index: int, size: tuple[int, int]) -> tuple[slice, slice]:
+        """The part of the resized picture that becomes image ``index``: rows, columns.
+
+        Args:
+            size: (height, width) of the resized picture, pixels.
+        """
+        inference = self.protocol.inference
+        if inference.crop is None or inference.stride is None:
+            return slice(0, size[0]), slice(0, size[1])
+        rows = window_starts(size[0], inference.crop[0], inference.stride[0])
+        columns = window_starts(size[1], inference.crop[1], inference.stride[1])
+        windows = [(slice(*r), slice(*c)) for r in rows for c in columns]
+        return windows[index % len(windows)]
+
+    def check(self, patch_size: int) -> list[tuple[int, int]]:
+        """Read every picture, before long work relies on them.
+
+        Args:
+            patch_size: pixels; a network input has at least one patch.
+
+        Returns:
+            (height, width) of each image.
+
+        Raises:
+            CalibrationError: pictures that cannot be read or are too narrow; it names them.
+        """
+        sizes, bad = [], []
+        for index, path in enumerate(self.paths):
+            try:
+                image = read_image(path)
+                view = single_view((image.shape[0], image.shape[1]), self.protocol.preprocess, patch_size)
+            except ImageError as err:
+                bad.append(err.message if str(path) in err.message else f"{path}: {err.message}")
+                continue
+            rows, columns = self.window(index, view.size)
+            sizes.append((rows.stop - rows.start, columns.stop - columns.start))
+        if bad:
+            more = f"\n  and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+            raise CalibrationError(
+                f"{len(bad)} of {len(self.paths)} pictures cannot be used:\n  " + "\n  ".join(bad[:_NAMED]) + more,
+                "Remove or replace them: what they would have shown is missing from the statistics.",
+            )
+        return sizes
+
+    def sha256(self) -> str:
+        """A hash of the list: of each picture's content, in order."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            digest.update(sha256_of(path).encode())
+        return digest.hexdigest()
+
+
+def labels_of(images: CalibrationImages, dataset: Dataset, n_classes: int) -> list[LabelMap]:
+    """The truth of each image, at the image's size; image ``i`` is of the data set's sample ``i``.
+
+    Raises:
+        DatasetError: labels outside of the classes.
+    """
+    found = []
+    for index, sample in enumerate(dataset.samples):
+        truth = dataset.read_mask(sample, n_classes)
+        size = resized_size((truth.shape[0], truth.shape[1]), images.protocol.preprocess)
+        resized: Any = cv2.resize(truth, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+        found.append(np.ascontiguousarray(resized[images.window(index, size)]))
+    return found
 
 
 class ImageStatistics:

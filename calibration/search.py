@@ -120,12 +120,15 @@ def search(
     losses: Mapping[str, Loss] | None = None,
     batch: float = 0.02,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    told: Callable[[Step], None] = lambda step: None,
 ) -> tuple[ir.Model, Search]:
     """Quantize as many multiply-adds as the budget allows.
 
     Args:
         losses: of the single groups, where they were measured already.
         batch: share of the multiply-adds that leaves INT8 at most between two measurements, but always one group.
+        progress: told the single groups measured and all of them.
+        told: each set, once it was measured.
 
     Returns:
         The quantized model and the search. When nothing keeps the budget, the model with the least INT8 that was
@@ -148,6 +151,7 @@ def search(
         loss = reference.measure(quantized)
         excess = budget.excess(loss)
         steps.append(Step(record.share, loss, excess <= 1, tuple(g.name for g in dropped)))
+        told(steps[-1])
         if excess <= 1 or not chosen:
             return quantized, Search(tuple(names), record, loss, excess <= 1, tuple(steps), losses)
         dropped = _worst(chosen, batch * total)

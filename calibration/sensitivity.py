@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -107,15 +107,21 @@ def sensitivities(
     candidates: Iterable[str],
     *,
     residual: bool = False,
+    losses: MutableMapping[str, Loss] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Loss]:
-    """The loss of each candidate group when it alone is quantized, by name."""
+    """The loss of each candidate group when it alone is quantized, by name.
+
+    Args:
+        losses: those that are known already; each new one is entered as soon as it was measured.
+    """
     names = list(candidates)
-    losses = {}
+    losses = {} if losses is None else losses
     for done, name in enumerate(names, start=1):
-        losses[name] = reference.measure(quantize(model, thresholds, groups, [name], residual=residual)[0])
+        if name not in losses:
+            losses[name] = reference.measure(quantize(model, thresholds, groups, [name], residual=residual)[0])
         progress(done, len(names))
-    return losses
+    return {name: losses[name] for name in names}
 
 
 def _square(values: NDArray[np.float32]) -> float:

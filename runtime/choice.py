@@ -9,13 +9,14 @@ from denseport.runtime.bundle import Bundle
 from denseport.runtime.errors import InputError
 from denseport.runtime.machine import Machine, inspect_machine
 from denseport.runtime.manifest import Artifact
+from denseport.runtime.trial import Trial, kind_of
 
 __all__ = ["CPU", "CUDA", "Choice", "choose", "obstacle"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 FP32 = "model.onnx"
-# Among artifacts that run equally well: the narrower the faster, on a GPU. INT8 and FP8 are never taken unasked: they
-# are not always faster, and cost accuracy.
+# Among artifacts that run equally well: the narrower the faster, on a GPU. INT8 and FP8 are not always faster, and cost
+# accuracy: they are taken unasked only where a trial on such a machine says that they are worth it.
 ORDER = ("fp16", "bf16", "fp32")
 
 
@@ -31,6 +32,9 @@ class Choice:
 
 def choose(bundle: Bundle, wanted: str | None = None) -> Choice:
     """The best artifact for this machine: an engine that fits, else ONNX on CUDA, else FP32 on the CPU.
+
+    A quantized artifact takes the place of that one where it was measured on a machine of this kind, beside that very
+    artifact, as faster and within its budget.
 
     Args:
         wanted: the artifact that was asked for by name; only how it runs is then left to choose.
@@ -49,13 +53,51 @@ def choose(bundle: Bundle, wanted: str | None = None) -> Choice:
     reasons = {name: _why_no_logits(artifact) or obstacle(artifact, machine)[0] for name, artifact in artifacts.items()}
     fitting = [name for name, a in artifacts.items() if not reasons[name] and a.precision in ORDER]
     name = min(fitting, key=lambda each: _rank(artifacts[each], on_gpu), default=FP32)
-    chosen = bundle.artifact(name)
-    others = {each: reasons[each] or _passed_over(a, on_gpu) for each, a in artifacts.items() if each != name}
-    if chosen.kind == "engine":
-        why = "an engine that fits this machine"
-    else:
-        why = "ONNX Runtime with CUDA" if on_gpu else "ONNX Runtime on the CPU"
-    return Choice(name, _providers(chosen, on_gpu), why, others)
+    verdicts = {
+        each: _verdict(each, a, name, kind_of(machine, on_gpu=on_gpu))
+        for each, a in artifacts.items()
+        if not reasons[each] and a.precision not in ORDER
+    }
+    faster = {each: verdict for each, verdict in verdicts.items() if not isinstance(verdict, str)}
+    chosen = min(faster, key=lambda each: faster[each].seconds[each], default=name)
+    others = {
+        each: reasons[each] or str(verdicts.get(each) or _passed_over(a, on_gpu))
+        for each, a in artifacts.items()
+        if each != chosen
+    }
+    why = _why(bundle.artifact(chosen), on_gpu)
+    if chosen in faster:
+        why = f"{faster[chosen].reason}; {why}"
+        others |= dict.fromkeys((name, *faster.keys() - {chosen}), f"{chosen} was measured as faster here")
+    return Choice(chosen, _providers(bundle.artifact(chosen), on_gpu), why, others)
+
+
+def _why(artifact: Artifact, on_gpu: bool) -> str:
+    if artifact.kind == "engine":
+        return "an engine that fits this machine"
+    return "ONNX Runtime with CUDA" if on_gpu else "ONNX Runtime on the CPU"
+
+
+def _verdict(name: str, artifact: Artifact, rival: str, here: str) -> Trial | str:
+    """The trial that lets a quantized artifact run instead of ``rival``, or why none does."""
+    trial = Trial.of(artifact, name)
+    if trial is None:
+        return f"{artifact.precision} runs only when it is asked for: nothing was measured of it here"
+    if trial.machine != here:
+        return (
+            f"{artifact.precision} runs only when it is asked for: it was measured on {trial.machine}, not on {here}; "
+            f"denseport calibrate --measure {name} does so"
+        )
+    gate = artifact.record.get("accuracy", {}).get("gate")
+    if gate is not None and not gate["passed"]:
+        return f"failed its gate: {'; '.join(gate['reasons'])}"
+    if not trial.accepted:
+        return trial.reason
+    if not {name, rival} <= trial.seconds.keys():
+        return f"was not measured beside {rival}"
+    if trial.seconds[name] >= trial.seconds[rival]:
+        return f"{name} was measured {trial.seconds[rival] / trial.seconds[name]:.2f} times as fast as {rival} here"
+    return trial
 
 
 def _why_no_logits(artifact: Artifact) -> str:
@@ -85,8 +127,6 @@ def _rank(artifact: Artifact, on_gpu: bool) -> tuple[int, int]:
 
 
 def _passed_over(artifact: Artifact, on_gpu: bool) -> str:
-    if artifact.precision not in ORDER:
-        return f"{artifact.precision} runs only when it is asked for"
     if artifact.kind == "onnx" and artifact.precision != "fp32" and not on_gpu:
         return f"{artifact.precision} is not faster on a CPU"
     return "another one is better"

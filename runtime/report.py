@@ -1,7 +1,6 @@
-"""The report of ``denseport eval``: one HTML page that needs nothing but itself.
+"""The report of ``denseport eval``, made of the pieces of `denseport.runtime.page`.
 
-No script, no framework, no request: pictures are data URIs, bars are CSS, and the page's own content security
-policy forbids the rest. Whatever comes from a file or a person is escaped.
+Whatever comes from a file or a person is escaped.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import cv2
@@ -25,12 +23,12 @@ from denseport.runtime.files import write_atomic
 from denseport.runtime.gate import Verdict
 from denseport.runtime.manifest import Manifest
 from denseport.runtime.metrics import ClassScore, Scores
+from denseport.runtime.page import count, fact_list, number, page, section, signed
 from denseport.runtime.visualize import class_shares, palette_image
 from denseport.runtime.worst import WorstPicture
 
 __all__ = ["ReportInput", "write_report"]
 
-_TEMPLATE = Path(__file__).with_name("report.html")
 _ROWS = 20  # of a table before the rest is folded away
 _PAIRS = 12
 _NAMED = 3  # classes that the text for a picture names
@@ -61,16 +59,16 @@ def write_report(folder: Path, data: ReportInput) -> Path:
     Raises:
         OutputError: the place cannot be written.
     """
-    sections = (_verdict, _tiles, _explanation, _classes, _pairs, _gallery, _running, _provenance)
+    parts = (_verdict, _tiles, _explanation, _classes, _pairs, _gallery, _running, _provenance)
     word = {None: "Report", True: "PASS", False: "FAIL"}[data.verdict.passed if data.verdict else None]
-    page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(f"{word}: {data.artifact} of {data.manifest.name}"),
+    text = page(
+        title=f"{word}: {data.artifact} of {data.manifest.name}",
         header=_header(data),
-        main="\n".join(section(data) for section in sections),
+        main="\n".join(part(data) for part in parts),
         footer=f"<p>Written by <code>denseport eval</code> on {data.created:%Y-%m-%d %H:%M %Z}.</p>",
     )
     path = folder / "report.html"
-    write_atomic(path, page.encode())
+    write_atomic(path, text.encode())
     return path
 
 
@@ -84,7 +82,7 @@ def _header(data: ReportInput) -> str:
     return (
         '<p class="eyebrow">Denseport accuracy report</p>\n'
         f"<h1>{escape(manifest.name)}</h1>\n"
-        f'<p class="lead">{escape(data.artifact)}{precision}, measured on {_count(images, "picture")}, '
+        f'<p class="lead">{escape(data.artifact)}{precision}, measured on {count(images, "picture")}, '
         f'<time datetime="{data.created.isoformat()}">{data.created:%Y-%m-%d}</time></p>'
     )
 
@@ -109,10 +107,10 @@ def _comparison(verdict: Verdict) -> str:
     words = f"<p>Compared with {escape(verdict.compared_with)}: "
     if math.isnan(verdict.delta):
         return words + "no difference can be given.</p>\n"
-    words += f"<strong>{_signed(verdict.delta, 3)} points</strong> of mIoU, at most {verdict.budget:g} may be lost."
+    words += f"<strong>{signed(verdict.delta, 3)} points</strong> of mIoU, at most {verdict.budget:g} may be lost."
     if verdict.interval is not None:
         low, high = verdict.interval
-        words += f" 95 % interval: {_signed(low, 3)} to {_signed(high, 3)}."
+        words += f" 95 % interval: {signed(low, 3)} to {signed(high, 3)}."
     return f"{words}</p>\n{_axis(verdict)}"
 
 
@@ -132,7 +130,7 @@ def _axis(verdict: Verdict) -> str:
         f'<span class="zero" style="left:{at(0)}"></span>'
         f'<span class="interval" style="left:{at(low)};right:calc(100% - {at(high)})"></span>'
         f'<span class="dot" style="left:{at(delta)}"></span>'
-        f'<span class="label above {side}" style="left:{at(delta)}">{_signed(delta)}</span>'
+        f'<span class="label above {side}" style="left:{at(delta)}">{signed(delta)}</span>'
         f'<span class="label below" style="left:{at(0)}">0</span></div>\n'
     )
 
@@ -145,11 +143,11 @@ def _tiles(data: ReportInput) -> str:
         than = ""
         if data.fp32_scores is not None:
             other = getattr(data.fp32_scores, key)
-            than = f'<dd class="than">FP32 {_number(other)} {_delta(value - other)}</dd>'
+            than = f'<dd class="than">FP32 {number(other)} {_delta(value - other)}</dd>'
         elif key == "mIoU" and data.verdict is not None:
             than = f'<dd class="than">{_delta(data.verdict.delta)} against the figure above</dd>'
         tiles.append(
-            f'<div><dt><abbr title="{meaning}">{key}</abbr>, %</dt><dd class="figure">{_number(value)}</dd>{than}</div>'
+            f'<div><dt><abbr title="{meaning}">{key}</abbr>, %</dt><dd class="figure">{number(value)}</dd>{than}</div>'
         )
     return f'<dl class="tiles">\n{"".join(tiles)}\n</dl>'
 
@@ -158,7 +156,7 @@ def _explanation(data: ReportInput) -> str:
     if not data.explanation:
         return ""
     lines = "\n".join(escape(line) for line in data.explanation)
-    return _section("explanation", "Where the points went", "", f"<pre>{lines}</pre>")
+    return section("explanation", "Where the points went", "", f"<pre>{lines}</pre>")
 
 
 def _classes(data: ReportInput) -> str:
@@ -169,7 +167,7 @@ def _classes(data: ReportInput) -> str:
     if not with_fp32:
         hint = "The lowest come first."
     if absent:
-        hint += f" Left out, as in no truth and no prediction: {_count(absent, 'class', 'es')}."
+        hint += f" Left out, as in no truth and no prediction: {count(absent, 'class', 'es')}."
     total = max(1, sum(score.pixels for score in data.scores.per_class))
     rows = [_class_row(own, fp32, total) for own, fp32 in pairs]
     head = '<tr><th scope="col" class="text">Class</th><th scope="col">IoU, %</th>'
@@ -179,8 +177,8 @@ def _classes(data: ReportInput) -> str:
     text = table.format("\n".join(rows[:_ROWS]))
     if len(rows) > _ROWS:
         rest = table.format("\n".join(rows[_ROWS:]))
-        text += f"\n<details><summary>{_count(len(rows) - _ROWS, 'more class', 'es')}</summary>\n{rest}\n</details>"
-    return _section("classes", "IoU of each class", hint, text)
+        text += f"\n<details><summary>{count(len(rows) - _ROWS, 'more class', 'es')}</summary>\n{rest}\n</details>"
+    return section("classes", "IoU of each class", hint, text)
 
 
 def _sorted_classes(scores: Scores, fp32: Scores | None) -> list[tuple[ClassScore, ClassScore | None]]:
@@ -205,11 +203,11 @@ def _class_row(own: ClassScore, fp32: ClassScore | None, total: int) -> str:
     bar = "" if math.isnan(own.IoU) else f'<i style="width:{own.IoU:.2f}%"></i>'
     if fp32 is not None and not math.isnan(fp32.IoU):
         bar += f'<b style="left:{fp32.IoU:.2f}%"></b>'
-    cells = f"<td>{_number(own.IoU)}</td>"
+    cells = f"<td>{number(own.IoU)}</td>"
     if fp32 is None:
-        cells += f"<td>{_number(own.Acc)}</td>"
+        cells += f"<td>{number(own.Acc)}</td>"
     else:
-        cells += f"<td>{_number(fp32.IoU)}</td><td>{_delta(own.IoU - fp32.IoU)}</td>"
+        cells += f"<td>{number(fp32.IoU)}</td><td>{_delta(own.IoU - fp32.IoU)}</td>"
     share = f"{100 * own.pixels / total:.2f} %" if own.pixels else "none"
     share = "&lt;0.01 %" if share == "0.00 %" else share
     return (
@@ -237,13 +235,13 @@ def _pairs(data: ReportInput) -> str:
             f'<td class="text">{_named(data.manifest, predicted)}</td>{cells}</tr>'
         )
     if not rows:
-        return _section("pairs", "Worst confusions", "No pixel was given a wrong class.", "")
+        return section("pairs", "Worst confusions", "No pixel was given a wrong class.", "")
     head = '<th scope="col" class="text">Truth</th><th scope="col" class="text">Predicted</th>'
     head += '<th scope="col">Pixels</th><th scope="col">Of the truth</th>'
     head += '<th scope="col">FP32</th>' if fp32 is not None else ""
     body = f'<table class="pairs"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     hint = "The pairs with the most pixels, and the share of the true class that they take."
-    return _section("pairs", "Worst confusions", hint, f'<div class="scroll" tabindex="0">{body}</div>')
+    return section("pairs", "Worst confusions", hint, f'<div class="scroll" tabindex="0">{body}</div>')
 
 
 def _gallery(data: ReportInput) -> str:
@@ -258,13 +256,13 @@ def _gallery(data: ReportInput) -> str:
         hint, key = "Those with the lowest pixel accuracy. In the last view:", {"lost": "wrong"}
     items = "".join(f"<li>{_swatch(f'var(--{name})', words)}</li>" for name, words in key.items())
     articles = "\n".join(_article(picture, data) for picture in data.pictures)
-    return _section("pictures", "Worst pictures", hint, f'<ul class="key">{items}</ul>\n{articles}')
+    return section("pictures", "Worst pictures", hint, f'<ul class="key">{items}</ul>\n{articles}')
 
 
 def _article(picture: WorstPicture, data: ReportInput) -> str:
-    facts = f"{_number(picture.accuracy, 1)} % of the pixels right"
+    facts = f"{number(picture.accuracy, 1)} % of the pixels right"
     if picture.fp32_accuracy is not None:
-        facts += f"; FP32 {_number(picture.fp32_accuracy, 1)} %"
+        facts += f"; FP32 {number(picture.fp32_accuracy, 1)} %"
     if picture.disagreement is not None:
         facts += f"; {picture.disagreement:.1f} % differ from FP32"
     masks = [("Truth", picture.truth), ("FP32", picture.fp32_mask), (data.artifact, picture.mask)]
@@ -309,8 +307,8 @@ def _running(data: ReportInput) -> str:
         facts["In the session"] = f"{milliseconds:.1f} ms a picture, {share:.0f} % of the time"
     resumed = len(run.names) - run.measured
     if resumed:
-        facts["Resumed"] = f"{_count(resumed, 'picture')} measured by an earlier run; their time is not counted"
-    return _section("running", "Protocol and speed", "", _facts(facts))
+        facts["Resumed"] = f"{count(resumed, 'picture')} measured by an earlier run; their time is not counted"
+    return section("running", "Protocol and speed", "", fact_list(facts))
 
 
 def _provenance(data: ReportInput) -> str:
@@ -325,19 +323,10 @@ def _provenance(data: ReportInput) -> str:
     if exporters:
         facts["Exported with"] = escape(", ".join(exporters))
     facts |= {escape(name[:1].upper() + name[1:]): escape(text) for name, text in data.environment.items()}
-    return _section("provenance", "How to get this again", "", _facts(facts))
+    return section("provenance", "How to get this again", "", fact_list(facts))
 
 
 # Pieces of HTML; those that take text from outside escape it
-
-
-def _section(name: str, title: str, hint: str, body: str) -> str:
-    note = f'<p class="hint">{hint}</p>\n' if hint else ""
-    return f'<section aria-labelledby="{name}">\n<h2 id="{name}">{title}</h2>\n{note}{body}\n</section>'
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    return f'<dl class="facts-list">{"".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items())}</dl>'
 
 
 def _list(items: Sequence[str], kind: str) -> str:
@@ -384,24 +373,10 @@ def _data_uri(kind: str, data: Any) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
-def _number(value: float, digits: int = 2) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _signed(value: float, digits: int = 2) -> str:
-    """With its sign, a real minus; no sign on what rounds to zero."""
-    text = f"{value:+.{digits}f}"
-    return text[1:] if not float(text) else text.replace("-", "−")
-
-
 def _delta(value: float) -> str:
     """A change, coloured by its direction."""
     if math.isnan(value):
         return "–"
-    text = _signed(value)
+    text = signed(value)
     kind = {"−": "loss", "+": "gain"}.get(text[0], "same")
     return f'<span class="{kind}">{text}</span>'
-
-
-def _count(number: int, noun: str, plural: str = "s") -> str:
-    return f"{number:,} {noun}{'' if number == 1 else plural}"

@@ -77,6 +77,7 @@ def _abilities(machine: Machine) -> list[Ability]:
 
     rows = (
         ("export checkpoints", lacks("torch", "onnx", "onnxruntime"), "denseport[export,onnxruntime]"),
+        ("calibrate to INT8", lacks("onnx", "onnxruntime"), "denseport[calibration]"),
         ("run ONNX models on the CPU", lacks("onnxruntime"), "denseport[onnxruntime]"),
         ("run ONNX models on a GPU", join(gpu, providers), "denseport[onnxruntime-gpu]"),
         ("build and run TensorRT engines", join(gpu, lacks("tensorrt"), cuda), "denseport[tensorrt]"),

@@ -74,11 +74,35 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
         if difference is not None:
             sizes = len(artifact.record["checks"])
             yield "", f"checked against torch on {sizes} sizes: logits differ by {difference:.1e} at most"
+        yield from _calibrated(name, artifact)
         yield from _measured(artifact.record)
         if artifact.kind == "engine":
             yield from _built(name, artifact)
     for warning in source.get("warnings", []):
         yield "warning", warning
+
+
+def _calibrated(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
+    """What `denseport calibrate` did and found out."""
+    from denseport.runtime.trial import Trial
+
+    record, trial = artifact.record.get("calibration"), Trial.of(artifact, name)
+    if record is not None:
+        smoothed = sum(each["strength"] > 0 for each in record["smoothing"])
+        yield (
+            "",
+            f"calibrated on {record['images']} pictures by {record['method']}, {smoothed} LayerNorms smoothed: "
+            f"{100 * record['share']:.1f} % of the multiply-adds in INT8",
+        )
+        yield "", f"{len(record['int8'])} groups of layers in INT8, {len(record['float'])} in float"
+        for warning in record["warnings"]:
+            yield "", f"warning: {warning}"
+    if trial is not None:
+        accuracy = f"{100 * trial.agreement:.2f} % of the pixels keep FP32's class"
+        if trial.miou is not None and trial.fp32_miou is not None:
+            accuracy += f", mIoU {trial.miou:.2f} (FP32 {trial.fp32_miou:.2f}) on {trial.labelled} pictures"
+        yield "", accuracy
+        yield "", f"{'accepted' if trial.accepted else 'refused'} on {trial.machine}: {trial.reason}"
 
 
 def _measured(record: dict[str, Any]) -> Iterator[tuple[str, str]]:

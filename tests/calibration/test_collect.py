@@ -101,6 +101,15 @@ def test_an_interrupted_collection_goes_on(
     assert_same(whole, resumed)
 
 
+def test_a_kept_collection_is_not_repeated(model: ir.Model, tmp_path: Path) -> None:
+    state, first, second = tmp_path / "state.npz", histograms(), histograms()
+    collect(model, IMAGES, first, state_file=state, key="one", keep=True)
+    steps: list[int] = []
+    collect(model, IMAGES, second, state_file=state, key="one", keep=True, progress=lambda d, t: steps.append(d))
+    assert not steps
+    assert_same(first, second)
+
+
 def test_state_of_another_collection_is_not_taken_up(model: ir.Model, tmp_path: Path) -> None:
     state = tmp_path / "state.npz"
     state.write_bytes(b"damaged")

@@ -45,6 +45,14 @@ def test_the_spoiled_layer_is_the_most_sensitive(case: tuple[ir.Model, dict[str,
     assert all(loss.miou is None and 0 <= loss.agreement <= 1 for loss in losses.values())
 
 
+def test_known_losses_are_not_measured_again(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
+    model, thresholds, groups = case
+    known = {"stem": Loss(0.5, 0.25)}
+    losses = sensitivities(Reference(model, IMAGES), model, thresholds, groups, ["stem", "left"], losses=known)
+    assert losses["stem"] == Loss(0.5, 0.25)
+    assert known == losses, "each new one is entered"
+
+
 def test_loss_equals_its_definition(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
     model, thresholds, groups = case
     quantized, _ = quantize(model, thresholds, groups, ["block.out"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from denseport.runtime.bundle import Bundle
 from denseport.runtime.cli import main
 from denseport.runtime.machine import Gpu, Machine
 from denseport.runtime.manifest import Artifact
+from denseport.runtime.trial import Trial
 
 H200 = Gpu("NVIDIA H200", "9.0", 143771, "580.0")
 A40 = Gpu("NVIDIA A40", "8.6", 46068, "580.0")
@@ -89,11 +91,84 @@ def test_the_best_artifact_is_taken_and_the_others_have_reasons(
     chosen = choice.choose(bundle)
     assert chosen.name == name
     assert set(chosen.others) == set(bundle.manifest.artifacts) - {name}
-    assert chosen.others["int8.onnx"] == "int8 runs only when it is asked for"
+    assert chosen.others["int8.onnx"].startswith("int8 runs only when it is asked for: nothing was measured")
     if reason is not None:
         assert reason in chosen.others["fp16.engine"]
     on_cuda = name.endswith("onnx") and bool(here.gpus) and len(here.providers) == 2
     assert ("CUDAExecutionProvider" in chosen.providers) == on_cuda
+
+
+def with_verdict(bundle: Bundle, **values: Any) -> None:
+    """Give int8.onnx the record of a trial in which it won, but for ``values``."""
+    trial = Trial(
+        machine="a processor",
+        cpus=2,
+        session="a test",
+        seconds={"model.onnx": 0.5, "int8.onnx": 0.4},
+        speed_ratio=1.25,
+        agreement=0.99,
+        miou=None,
+        fp32_miou=None,
+        labelled=0,
+        within_budget=True,
+        accepted=True,
+        reason="int8.onnx was measured 1.25 times as fast as FP32 here, within its budget",
+        versions="",
+        date="",
+    )
+    record = json.loads(json.dumps(dataclasses.replace(trial, **values).record()))
+    artifacts = dict(bundle.manifest.artifacts)
+    artifacts["int8.onnx"] = dataclasses.replace(artifacts["int8.onnx"], record=record)
+    bundle.manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)
+
+
+def test_int8_is_taken_unasked_where_it_was_measured_as_faster(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "inspect_machine", lambda **_: machine())
+    with_verdict(bundle)
+    chosen = choice.choose(bundle)
+    assert chosen.name == "int8.onnx" and chosen.providers == ("CPUExecutionProvider",)
+    assert "1.25 times as fast as FP32 here" in chosen.why
+    assert chosen.others["model.onnx"] == "int8.onnx was measured as faster here"
+    assert set(chosen.others) == {"model.onnx", "fp16.onnx", "fp16.engine"}
+
+
+SLOW = "int8.onnx was measured 0.93 times as fast as FP32 here, which is not faster"
+
+
+@pytest.mark.parametrize(
+    ("here", "values", "reason"),
+    [
+        (machine(), {"accepted": False, "reason": SLOW}, SLOW),
+        (machine(), {"machine": "another processor"}, "it was measured on another processor, not on a processor"),
+        (machine(), {"seconds": {"model.onnx": 0.4, "int8.onnx": 0.5}}, "0.80 times as fast as model.onnx here"),
+        (machine(), {"seconds": {}}, "was not measured beside model.onnx"),
+        # On a GPU there is FP16 to beat, and the processor's verdict says nothing.
+        (machine(A40, cuda=True), {}, "it was measured on a processor, not on NVIDIA A40"),
+        (machine(A40, cuda=True), {"machine": "NVIDIA A40"}, "was not measured beside fp16.onnx"),
+    ],
+)
+def test_int8_is_passed_over_with_the_reason(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, here: Machine, values: dict[str, Any], reason: str
+) -> None:
+    monkeypatch.setattr(choice, "inspect_machine", lambda **_: here)
+    with_verdict(bundle, **values)
+    chosen = choice.choose(bundle)
+    assert chosen.name == ("fp16.onnx" if here.gpus else "model.onnx")
+    assert reason in chosen.others["int8.onnx"]
+    assert choice.choose(bundle, "int8.onnx").name == "int8.onnx", "asked for by name it runs"
+
+
+def test_int8_that_failed_its_gate_is_passed_over(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "inspect_machine", lambda **_: machine())
+    with_verdict(bundle)
+    artifacts = dict(bundle.manifest.artifacts)
+    int8 = artifacts["int8.onnx"]
+    gate = {"passed": False, "reasons": ["mIoU 40.00 is 1.920 points below FP32"]}
+    artifacts["int8.onnx"] = dataclasses.replace(int8, record={**int8.record, "accuracy": {"gate": gate}})
+    bundle.manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)
+    chosen = choice.choose(bundle)
+    assert chosen.name == "model.onnx"
+    assert chosen.others["int8.onnx"] == "failed its gate: mIoU 40.00 is 1.920 points below FP32"
 
 
 def test_what_was_asked_for_is_taken(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

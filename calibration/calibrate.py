@@ -1,0 +1,323 @@
+"""From a bundle's FP32 model and pictures to an INT8 artifact with a record of how it came about.
+
+Smoothing, thresholds, search: the order that docs/int8.md measures. Nothing of the bundle is touched before the
+quantized model is whole.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import onnx_ir as ir
+
+from denseport.calibration.errors import CalibrationError
+from denseport.calibration.graph import GraphSession, load_model, serialise
+from denseport.calibration.images import CalibrationImages, labels_of
+from denseport.calibration.loss_file import LossFile
+from denseport.calibration.options import EFFORTS, CalibrationOptions, Effort
+from denseport.calibration.placement import Group, find_groups
+from denseport.calibration.search import Search, Step, search
+from denseport.calibration.sensitivity import Reference, sensitivities
+from denseport.calibration.smoothing import Smoothing
+from denseport.calibration.statistics import Thresholds, find_thresholds, smoothed
+from denseport.calibration.unpack import unpack_projections
+from denseport.runtime.bundle import Bundle
+from denseport.runtime.dataset import Dataset
+from denseport.runtime.files import sha256_of, writing
+from denseport.runtime.machine import inspect_machine
+from denseport.runtime.manifest import Artifact
+
+__all__ = ["FP32", "NAME", "CalibrationRecord", "Progress", "Silent", "calibrate", "thinned"]
+
+FP32, NAME = "model.onnx", "int8.onnx"
+
+Told = Callable[[int, int], None]
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """What a calibration tells while it works."""
+
+    def say(self, text: str) -> None:
+        """A line about what comes or was found."""
+        ...
+
+    def phase(self, title: str) -> AbstractContextManager[Told]:
+        """A stretch of work; the callback is told steps done and in all."""
+        ...
+
+
+class Silent:
+    """Tells nothing."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def phase(self, title: str) -> AbstractContextManager[Told]:
+        return nullcontext(lambda done, total: None)
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """How an INT8 artifact came about."""
+
+    artifacts: tuple[str, ...]  # their names; none: nothing kept the budget, and nothing was written
+    options: CalibrationOptions
+    images: int
+    images_sha256: str  # of the list of their contents
+    labelled: int  # pictures with labels that the search measured on
+    warnings: tuple[str, ...]  # what speaks against the images
+    smoothing: tuple[Smoothing, ...]
+    search: Search
+    seconds: float
+    versions: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form for the manifest."""
+        options = self.options
+        return {
+            "method": options.method,
+            "budget": asdict(options.budget),
+            "effort": options.effort,
+            "images": self.images,
+            "images_sha256": self.images_sha256,
+            "labelled": self.labelled,
+            "warnings": list(self.warnings),
+            "smoothing": [asdict(each) for each in self.smoothing],
+            **self.search.to_dict(),
+            "seconds": round(self.seconds, 1),
+            "versions": self.versions,
+        }
+
+
+def calibrate(
+    bundle: Bundle,
+    images: CalibrationImages,
+    options: CalibrationOptions,
+    labelled: Dataset | None = None,
+    *,
+    progress: Progress | None = None,
+) -> CalibrationRecord:
+    """Quantize a bundle's FP32 model and enter it as ``int8.onnx``; an older one is replaced when the new one is whole.
+
+    Args:
+        images: pictures of the application, without labels.
+        labelled: pictures with labels for a budget on mIoU; not those that the artifact is to be gated with.
+
+    Raises:
+        CalibrationError: a model that is quantized already, an unknown layer, or pictures that cannot be used.
+        BundleError: the bundle's model is missing or altered.
+        DatasetError: labels that do not fit the bundle's classes.
+    """
+    progress = progress or Silent()
+    start = time.monotonic()
+    model, _ = unpack_projections(load_model(bundle.verified(FP32)))
+    progress.say(f"reading {len(images)} pictures")
+    sizes = images.check(bundle.manifest.patch_size)
+    _check_sizes(model, images, sizes)
+    default = find_groups(model, Counter(sizes).most_common(1)[0][0])
+    groups = _as_asked(default, options)
+    test = _test_set(bundle, images, labelled, EFFORTS[options.effort])
+    progress.say(_estimate(model, images, groups, len(test[0]), options))
+    with _work_folder(options.work) as work:
+        model, smoothing, thresholds = _observe(model, images, default, options, work, progress)
+        quantized, found = _search(model, thresholds, groups, options, test, work, progress)
+    forms = _forms(quantized) if found.chosen else {}
+    record = CalibrationRecord(
+        artifacts=tuple(forms),
+        options=options,
+        images=len(images),
+        images_sha256=images.sha256(),
+        labelled=len(test[0]) if labelled is not None else 0,
+        warnings=thresholds.warnings,
+        smoothing=tuple(smoothing),
+        search=found,
+        seconds=time.monotonic() - start,
+        versions=inspect_machine(look_for_gpus=False).summary()["packages"],
+    )
+    for name, form in forms.items():
+        _write(bundle, name, form, {"source": FP32, "calibration": record.to_dict()})
+    return record
+
+
+def _candidates(groups: Sequence[Group]) -> list[Group]:
+    return [group for group in groups if group.possible and group.float_reason is None]
+
+
+TestSet = tuple[CalibrationImages, list[Any] | None]  # images, and the labels of each
+
+
+def _test_set(bundle: Bundle, images: CalibrationImages, labelled: Dataset | None, effort: Effort) -> TestSet:
+    """What the search measures on: labelled pictures, else some of the calibration's own."""
+    if labelled is None:
+        return CalibrationImages(thinned(images.paths, effort.whole), images.protocol), None
+    some = replace(labelled, samples=tuple(thinned(labelled.samples, effort.whole)))
+    chosen = CalibrationImages([sample.image for sample in some.samples], images.protocol)
+    chosen.check(bundle.manifest.patch_size)
+    return chosen, labels_of(chosen, some, len(bundle.manifest.classes))
+
+
+def thinned(items: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` items, spread evenly over all."""
+    if len(items) <= count:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
+
+
+def _as_asked(groups: Sequence[Group], options: CalibrationOptions) -> tuple[Group, ...]:
+    """The groups, of which those that are to stay float by the options say so."""
+    asked = {layer: [g for g in groups if _is_below(g, layer)] for layer in options.float_layers}
+    for layer, found in asked.items():
+        if not found:
+            near = difflib.get_close_matches(layer, [group.name for group in groups], n=3, cutoff=0.3)
+            raise CalibrationError(
+                f"--float {layer}: there is no such layer to quantize",
+                f"Near it: {', '.join(near)}." if near else f"The first of them is {groups[0].name}.",
+            )
+    names = {group.name for found in asked.values() for group in found}
+    reasons = {name: "asked for with --float" for name in names}
+    if options.attention_float:
+        reasons |= {g.name: "attention stays float as asked" for g in groups if g.kind == "attention"}
+    return tuple(replace(g, float_reason=reasons.get(g.name, g.float_reason)) for g in groups)
+
+
+def _is_below(group: Group, layer: str) -> bool:
+    return group.name == layer or group.name.startswith((f"{layer}.", f"{layer}/")) or layer in group.nodes
+
+
+def _check_sizes(model: ir.Model, images: CalibrationImages, sizes: Sequence[tuple[int, int]]) -> None:
+    """A model that was exported for one size takes no other."""
+    shape = model.graph.inputs[0].shape
+    fixed = [n if isinstance(n, int) else None for n in (shape or ())][2:]
+    for path, size in zip(images.paths, sizes, strict=True):
+        if any(n is not None and n != found for n, found in zip(fixed, size, strict=False)):
+            wanted = " x ".join("any" if n is None else str(n) for n in fixed)
+            raise CalibrationError(
+                f"{path}: reaches the network as {size[0]} x {size[1]}, which takes {wanted} (height x width) only",
+                "Give pictures of that size, or export the checkpoint again: its model takes every size.",
+            )
+
+
+def _estimate(
+    model: ir.Model, images: CalibrationImages, groups: Sequence[Group], measured: int, options: CalibrationOptions
+) -> str:
+    """How much there is to do, in words; from the time of one image."""
+    image = images[len(images) // 2]
+    begin = time.perf_counter()
+    session = GraphSession(model, threads=options.threads)
+    opened = time.perf_counter()
+    for _ in range(2):
+        run = time.perf_counter()
+        session.run(image)
+    once, opening = time.perf_counter() - run, opened - begin
+    effort = EFFORTS[options.effort]
+    candidates = len(_candidates(groups))
+    single = min(effort.single, measured)
+    # Observing costs about half a run more; about five sets are measured as a whole.
+    seconds = len(images) * 1.5 * once * (1 + options.smooth) + candidates * (single * once + opening)
+    seconds += 5 * (measured * once + opening)
+    return (
+        f"about {max(1, round(seconds / 60))} min: {len(images)} pictures to observe, {candidates} groups of layers to "
+        f"try on {single}, sets of them on {measured}; {once:.2f} s a picture"
+    )
+
+
+@contextmanager
+def _work_folder(wanted: Path | None) -> Iterator[Path]:
+    if wanted is None:
+        with tempfile.TemporaryDirectory(prefix="denseport-calibrate-") as folder:
+            yield Path(folder)
+        return
+    with writing(wanted):
+        wanted.mkdir(parents=True, exist_ok=True)
+    yield wanted
+
+
+def _observe(
+    model: ir.Model,
+    images: CalibrationImages,
+    groups: Sequence[Group],
+    options: CalibrationOptions,
+    work: Path,
+    progress: Progress,
+) -> tuple[ir.Model, Sequence[Smoothing], Thresholds]:
+    """The model as it is to be quantized, what was smoothed, and the thresholds of its tensors.
+
+    Args:
+        groups: as they are by default: what is observed does not depend on the options for layers, so that a further
+            run with others finds it.
+    """
+    identity = [sha256_of(path) for path in images.paths]
+    smoothing: Sequence[Smoothing] = ()
+    if options.smooth:
+        with progress.phase("observing LayerNorms") as told:
+            model, smoothing = smoothed(model, images, identity, work, threads=options.threads, progress=told)
+    with progress.phase("observing tensors") as told:
+        thresholds = find_thresholds(
+            model,
+            _candidates(groups),
+            images,
+            identity,
+            work,
+            options.method,
+            threads=options.threads,
+            progress=told,
+        )
+    for warning in thresholds.warnings:
+        progress.say(f"warning: {warning}")
+    return model, smoothing, thresholds
+
+
+def _search(
+    model: ir.Model,
+    thresholds: Thresholds,
+    groups: Sequence[Group],
+    options: CalibrationOptions,
+    test: TestSet,
+    work: Path,
+    progress: Progress,
+) -> tuple[ir.Model, Search]:
+    effort, (images, labels) = EFFORTS[options.effort], test
+    limits = thresholds.limits
+    few = CalibrationImages(thinned(images.paths, effort.single), images.protocol)
+    with progress.phase("measuring each layer") as told:
+        single = Reference(model, [few[i] for i in range(len(few))], threads=options.threads)
+        names = [group.name for group in _candidates(groups)]
+        losses = LossFile(work / "losses.json", thresholds.key, options.method, few.sha256())
+        alone = sensitivities(single, model, limits, groups, names, losses=losses, progress=told)
+        losses.save()
+    del single
+
+    def said(step: Step) -> None:
+        lost = "" if step.loss.miou is None else f"{step.loss.miou:+.2f} points of mIoU lost, "
+        verdict = "within" if step.within else "over"
+        progress.say(
+            f"{100 * step.share:.1f} % in INT8: {lost}{100 * step.loss.agreement:.2f} % of the classes stay, logits "
+            f"differ by {100 * step.loss.error:.2g} %: {verdict} budget"
+        )
+
+    progress.say(f"measuring sets of layers on {len(images)} pictures")
+    reference = Reference(model, images, labels, threads=options.threads)
+    return search(reference, model, limits, groups, options.budget, losses=alone, batch=effort.batch, told=said)
+
+
+def _forms(quantized: ir.Model) -> dict[str, ir.Model]:
+    """The graphs that are written, by artifact: the same decisions in each."""
+    return {NAME: quantized}
+
+
+def _write(bundle: Bundle, name: str, model: ir.Model, details: dict[str, Any]) -> None:
+    """Enter the model into the bundle, by a rename within the same folder."""
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=bundle.path) as folder:
+        file = Path(folder) / name
+        file.write_bytes(serialise(model))
+        bundle.add(name, Artifact("onnx", "int8", {name: sha256_of(file)}, details), [file])

@@ -1,0 +1,324 @@
+"""``denseport calibrate``: an INT8 artifact that keeps its accuracy, and what it is worth on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from denseport.calibration.calibrate import CalibrationRecord
+    from denseport.calibration.images import CalibrationImages
+    from denseport.calibration.options import CalibrationOptions
+    from denseport.calibration.search import Budget
+    from denseport.calibration.sensitivity import Loss
+    from denseport.runtime.bundle import Bundle
+    from denseport.runtime.dataset import Dataset
+    from denseport.runtime.trial import Trial
+
+NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # looked for first, since the work takes a while
+HELP = "quantize to INT8 within a budget, and measure whether it is worth it here"
+SAY_SECONDS = 20.0  # between lines of progress, where there is no terminal
+TIMED = 4  # pictures that the networks are timed with
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    pictures = parser.add_argument_group("pictures")
+    pictures.add_argument(
+        "--images",
+        metavar="DIR",
+        nargs="+",
+        required=True,
+        help="pictures like the application's, without labels: folders, files or globs",
+    )
+    pictures.add_argument(
+        "--limit", type=int, default=256, metavar="N", help="pictures to take, spread evenly; default: %(default)s"
+    )
+    _add_data(parser.add_argument_group("labelled pictures"))
+    how = parser.add_argument_group("quantization")
+    how.add_argument(
+        "--method",
+        choices=("minmax", "percentile", "entropy", "mse"),
+        default="minmax",
+        help="how a tensor's range is chosen; default: %(default)s, which measured best on ViTs",
+    )
+    how.add_argument(
+        "--budget", type=float, metavar="POINTS", help="mIoU that may be lost; needs --data; default with it: 0.5"
+    )
+    how.add_argument(
+        "--agreement",
+        type=float,
+        metavar="SHARE",
+        help="least share of pixels with FP32's class; default: 0.97, with --data 0.9",
+    )
+    how.add_argument(
+        "--float", metavar="LAYER", nargs="+", default=[], help="layers, with all below them, that stay float"
+    )
+    how.add_argument(
+        "--keep-attention-float", action="store_true", help="leave attention's products; default: the search decides"
+    )
+    how.add_argument(
+        "--smooth", choices=("auto", "off"), default="auto", help="migrate LayerNorms' outliers; default: %(default)s"
+    )
+    how.add_argument(
+        "--effort", choices=("low", "medium", "high"), default="medium", help="of the search; default: %(default)s"
+    )
+    work = parser.add_argument_group("running")
+    work.add_argument("--threads", type=int, metavar="N", help="CPU threads of the network; default: all")
+    work.add_argument(
+        "--work", metavar="DIR", type=Path, help="keep statistics there, for further runs; default: a cache"
+    )
+    work.add_argument("--resume", action="store_true", help="go on with an interrupted run on the same pictures")
+    work.add_argument(
+        "--measure", metavar="NAME", help="only measure this INT8 artifact here, for a verdict on another machine"
+    )
+    result = parser.add_argument_group("result")
+    result.add_argument("--report", metavar="FILE", type=Path, help="write a self-contained HTML page")
+    result.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_data(data: argparse._ArgumentGroup) -> None:
+    data.add_argument(
+        "--data",
+        metavar="ROOT",
+        type=Path,
+        help="ADE20K folder (or one of pictures) to measure mIoU on; never the set that the artifact is gated with",
+    )
+    data.add_argument("--masks", metavar="DIR", type=Path, help="folder of masks; --data is then the pictures'")
+    data.add_argument("--split", default="training", help="of the ADE20K layout; default: %(default)s")
+    data.add_argument(
+        "--data-limit", type=int, default=64, metavar="N", help="pictures to take, spread evenly; default: %(default)s"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from denseport.runtime.errors import MachineError
+
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MachineError(f"not installed: {', '.join(missing)}", "pip install 'denseport[calibration]'")
+    from denseport.calibration.calibrate import calibrate
+    from denseport.calibration.images import CalibrationImages
+    from denseport.calibration.options import budget_of
+    from denseport.runtime.bundle import Bundle
+    from denseport.runtime.feed import spread
+    from denseport.runtime.protocol import parse_protocol
+
+    _check(arguments)
+    bundle = Bundle(arguments.bundle)
+    labelled = _dataset(arguments, bundle)
+    budget = budget_of(arguments.budget, arguments.agreement, labelled)
+    pictures = spread(arguments.images, arguments.limit)
+    images = CalibrationImages(pictures, parse_protocol("reference", bundle.manifest))
+    progress = _Terminal()
+    if arguments.measure is not None:
+        return _measure(arguments, bundle, images, labelled, progress)
+    with _work_folder(arguments, bundle, pictures) as work:
+        record = calibrate(bundle, images, _options(arguments, budget, work), labelled, progress=progress)
+    trials = {
+        name: _try(bundle, name, images, labelled, budget, record.search.loss, arguments.threads, progress)
+        for name in record.artifacts
+    }
+    within = bool(trials) and all(trial.within_budget for trial in trials.values())
+    result = {"bundle": str(bundle.path), **record.to_dict(), "within_budget": within}
+    result["verdicts"] = {name: asdict(trial) for name, trial in trials.items()}
+    if arguments.report is not None:
+        from denseport.calibration.report import write_report
+
+        result["report"] = str(write_report(arguments.report, bundle.manifest, record, trials))
+    print(json.dumps(result, indent=1) if arguments.json else "\n".join(_lines(result, record, trials)))
+    return 0 if within else 1
+
+
+def _options(arguments: argparse.Namespace, budget: Budget, work: Path) -> CalibrationOptions:
+    from denseport.calibration.options import CalibrationOptions
+
+    return CalibrationOptions(
+        budget=budget,
+        method=arguments.method,
+        effort=arguments.effort,
+        smooth=arguments.smooth == "auto",
+        float_layers=tuple(arguments.float),
+        attention_float=arguments.keep_attention_float,
+        work=work,
+        threads=arguments.threads,
+    )
+
+
+def _measure(
+    arguments: argparse.Namespace,
+    bundle: Bundle,
+    images: CalibrationImages,
+    labelled: Dataset | None,
+    progress: _Terminal,
+) -> int:
+    """Measure an artifact that is there already, on this machine."""
+    from dataclasses import asdict
+
+    from denseport.calibration.search import Budget
+    from denseport.calibration.sensitivity import Loss
+    from denseport.runtime.errors import InputError
+
+    name = arguments.measure
+    record = bundle.artifact(name).record.get("calibration")
+    if record is None:
+        raise InputError(f"{name}: was not written by denseport calibrate", "Name one with a calibration record.")
+    budget, loss = Budget(**record["budget"]), Loss(**record["loss"])
+    images.check(bundle.manifest.patch_size)
+    trial = _try(bundle, name, images, labelled, budget, loss, arguments.threads, progress)
+    result = {"bundle": str(bundle.path), "verdicts": {name: asdict(trial)}}
+    print(json.dumps(result, indent=1) if arguments.json else "\n".join(_trial_lines(name, trial)))
+    return 0 if trial.within_budget else 1
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from denseport.runtime.errors import InputError
+
+    for name in ("limit", "data_limit", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value} is below 1")
+    if arguments.measure is not None:
+        for name in ("budget", "agreement", "report"):
+            if getattr(arguments, name) is not None:
+                raise InputError(
+                    f"--{name} does not go with --measure", "The artifact keeps the budget that it was calibrated for."
+                )
+    if arguments.masks is not None and arguments.data is None:
+        raise InputError("--masks belongs to --data", "Name the folder of their pictures with --data.")
+    if arguments.report is not None and arguments.report.is_dir():
+        raise InputError(f"--report {arguments.report}: is a folder", "Name a file, such as int8.html.")
+
+
+def _dataset(arguments: argparse.Namespace, bundle: Bundle) -> Dataset | None:
+    from dataclasses import replace
+
+    from denseport.calibration.calibrate import thinned
+    from denseport.runtime.dataset import open_dataset
+
+    if arguments.data is None:
+        return None
+    dataset = open_dataset(
+        arguments.data,
+        masks=arguments.masks,
+        split=arguments.split,
+        reduce_zero_label=bundle.manifest.reduce_zero_label,
+    )
+    return replace(dataset, samples=tuple(thinned(dataset.samples, arguments.data_limit)))
+
+
+@contextmanager
+def _work_folder(arguments: argparse.Namespace, bundle: Bundle, pictures: list[Path]) -> Iterator[Path]:
+    """The folder for statistics: the one that was named, which stays, or one in the cache until the run is done."""
+    import hashlib
+    import os
+    import shutil
+
+    if arguments.work is not None:
+        yield arguments.work
+        return
+    what = [bundle.artifact("model.onnx").files, [str(path.absolute()) for path in pictures]]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "denseport" / "calibrate" / key
+    if not arguments.resume:
+        shutil.rmtree(cache, ignore_errors=True)
+    yield cache
+    shutil.rmtree(cache, ignore_errors=True)  # only after success: an interrupted run goes on from it
+
+
+def _try(
+    bundle: Bundle,
+    name: str,
+    images: CalibrationImages,
+    labelled: Dataset | None,
+    budget: Budget,
+    loss: Loss,
+    threads: int | None,
+    progress: _Terminal,
+) -> Trial:
+    """Measure the artifact beside FP32 here, and keep the verdict in its record."""
+    from denseport.calibration.calibrate import thinned
+    from denseport.calibration.verdict import judge, measure_accuracy
+
+    accuracy = None
+    if labelled is not None:
+        with progress.phase("measuring mIoU") as told:
+            total = len(labelled)
+            accuracy = measure_accuracy(
+                bundle, name, labelled, threads=threads, progress=lambda done, miou: told(done, total)
+            )
+    progress.say(f"racing {name} with FP32")
+    timed = [images[i] for i in thinned(range(len(images)), TIMED)]
+    trial = judge(bundle, name, timed, budget, loss, accuracy, threads=threads)
+    bundle.note(name, trial.record())
+    return trial
+
+
+def _lines(result: dict[str, Any], record: CalibrationRecord, trials: Mapping[str, Trial]) -> list[str]:
+    from denseport.calibration.report import summary
+
+    found, lines = record.search, summary(record)
+    lines.append("")
+    if not trials:
+        lines.append("nothing was written: no set of layers in INT8 keeps the budget")
+    else:
+        share = 100 * found.quantization.share
+        lines.append(
+            f"{', '.join(trials)}: {len(found.chosen)} groups of layers in INT8, {share:.1f} % of the multiply-adds; "
+            f"on {record.images} pictures by {record.options.method}, {record.seconds:.0f} s"
+        )
+        lines += [f"warning: {text}" for text in record.warnings]
+        for name, trial in trials.items():
+            lines += _trial_lines(name, trial)
+    if "report" in result:
+        lines.append(f"report: {result['report']}")
+    return lines
+
+
+def _trial_lines(name: str, trial: Trial) -> list[str]:
+    lines = []
+    if trial.miou is not None and trial.fp32_miou is not None:
+        lines.append(f"mIoU {trial.miou:.2f}, FP32 {trial.fp32_miou:.2f}, on {trial.labelled} labelled pictures")
+    lines.append(f"{100 * trial.agreement:.2f} % of the pixels keep FP32's class")
+    lines.append(f"{'ACCEPTED' if trial.accepted else 'REFUSED'} on {trial.machine}: {trial.reason}")
+    if not trial.accepted:
+        lines.append(f"  it runs only when it is asked for by name: --artifact {name}")
+    return lines
+
+
+class _Terminal:
+    """Progress with the time left on standard error: a bar, or a line now and then where nobody watches."""
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr)
+
+    def phase(self, title: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        return self._phase(title)
+
+    @contextmanager
+    def _phase(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        from tqdm import tqdm
+
+        start = said = time.monotonic()
+        with tqdm(desc=title, file=sys.stderr, disable=None) as bar:
+
+            def told(done: int, total: int) -> None:
+                nonlocal said
+                bar.total = total
+                bar.update(done - bar.n)
+                now = time.monotonic()
+                if bar.disable and now - said > SAY_SECONDS:
+                    said = now
+                    left = (now - start) / done * (total - done)
+                    self.say(f"{title}: {done} of {total}, about {left / 60:.1f} min left")
+
+            yield told

@@ -1,0 +1,85 @@
+"""What a calibration is asked for, and how much work it may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from denseport.calibration.observers import METHODS, Method
+from denseport.calibration.search import Budget
+from denseport.runtime.dataset import Dataset
+from denseport.runtime.errors import InputError
+from denseport.runtime.gate import AGREEMENTS, BUDGETS
+
+__all__ = ["AGREEMENT", "EFFORTS", "CalibrationOptions", "Effort", "EffortName", "budget_of"]
+
+EffortName = Literal["low", "medium", "high"]
+
+# Least share of the logits' pixels with FP32's class where no labels say what a change costs. The sample DPT DeiT-S
+# with every layer but attention's products in INT8 keeps 0.984.
+AGREEMENT = 0.97
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How thoroughly the search looks."""
+
+    single: int  # images on which each group of layers is measured alone
+    whole: int  # images on which a set of groups is measured
+    batch: float  # share of the multiply-adds that leaves INT8 at most between two measurements
+
+
+EFFORTS: dict[EffortName, Effort] = {
+    "low": Effort(1, 8, 0.05),
+    "medium": Effort(4, 24, 0.02),
+    "high": Effort(16, 96, 0.01),
+}
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """How a model is calibrated."""
+
+    budget: Budget
+    method: Method = "minmax"
+    effort: EffortName = "medium"
+    smooth: bool = True  # migrate outliers from LayerNorms into the next weights
+    float_layers: tuple[str, ...] = ()  # layers, with all below them, that stay float
+    attention_float: bool = False  # attention's products stay float; else the search decides
+    work: Path | None = None  # folder for statistics, kept; None: a temporary one
+    threads: int | None = None  # default: the CPUs this process may use
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"no method {self.method!r}", f"Choose one of {', '.join(METHODS)}.")
+        if self.effort not in EFFORTS:
+            raise InputError(f"no effort {self.effort!r}", f"Choose one of {', '.join(EFFORTS)}.")
+
+
+def budget_of(points: float | None, agreement: float | None, labelled: Dataset | None) -> Budget:
+    """The budget of the search: points of mIoU where there are labels, and a least agreement with FP32.
+
+    Args:
+        points: of mIoU that may be lost; None: the gate's, 0.5.
+        agreement: least share of pixels with FP32's class, 0..1; None: the gate's where there are labels, else
+            `AGREEMENT`.
+
+    Raises:
+        InputError: points without labels, or numbers out of range.
+    """
+    if points is not None and labelled is None:
+        raise InputError(
+            f"a budget of {points:g} points of mIoU needs labelled pictures",
+            "Name them with --data, or give a budget on the classes that stay the same: --agreement 0.97.",
+        )
+    if points is not None and not 0 <= points <= 100:
+        raise InputError(f"--budget {points:g} is not in 0..100 points of mIoU")
+    if agreement is not None and not 0 <= agreement <= 1:
+        raise InputError(f"--agreement {agreement:g} is not in 0..1", "0.97 is 97 % of the pixels.")
+    if labelled is None:
+        return Budget(agreement=AGREEMENT if agreement is None else agreement)
+    return Budget(
+        miou=BUDGETS["int8"] if points is None else points,
+        agreement=AGREEMENTS["int8"] if agreement is None else agreement,
+    )

@@ -1,0 +1,171 @@
+"""Is a quantized artifact worth running here? Its speed and accuracy beside FP32's, on this machine.
+
+Speed is measured in rounds in which every artifact runs the same picture, in turns, so that a machine that slows down
+slows all of them down.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.calibration.search import Budget
+from denseport.calibration.sensitivity import Loss
+from denseport.runtime.backends import Session
+from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.bundle import Bundle
+from denseport.runtime.choice import CUDA, choose
+from denseport.runtime.dataset import Dataset
+from denseport.runtime.evaluate import evaluate
+from denseport.runtime.machine import inspect_machine
+from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.trial import Trial, kind_of
+
+__all__ = ["FASTER", "Accuracy", "Race", "judge", "measure_accuracy", "race"]
+
+FP32, FP16 = "model.onnx", "fp16.onnx"
+FASTER = 1.02  # times as fast as FP32 that INT8 must be: less is within the noise of a quiet machine
+ROUNDS = (7, 31)  # fewest and most
+SECONDS = 15.0  # after which no further round starts, once there were the fewest
+
+
+@dataclass(frozen=True)
+class Race:
+    """Times of several sessions on the same pictures."""
+
+    seconds: dict[str, float]  # median for a picture, by name
+    ratios: dict[str, float]  # the first one's time / this one's: the median over the rounds
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """An artifact and FP32 on the same labelled pictures."""
+
+    miou: float  # percent
+    fp32_miou: float
+    agreement: float  # share of pixels with FP32's class, 0..1
+    images: int
+
+    @property
+    def loss(self) -> Loss:
+        """In the terms of a budget; the logits are not compared."""
+        return Loss(0.0, self.agreement, self.fp32_miou - self.miou)
+
+
+def race(
+    sessions: Mapping[str, Session],
+    images: Sequence[NDArray[np.float32]],
+    *,
+    seconds: float = SECONDS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Race:
+    """Time sessions in interleaved rounds; every other round runs in reverse order.
+
+    Args:
+        images: normalised (N, 3, H, W); one a round, in turn.
+    """
+    names = list(sessions)
+    for name in names:
+        sessions[name].run(images[0])  # the first run plans memory
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    begin = clock()
+    for number in range(ROUNDS[1]):
+        if number >= ROUNDS[0] and clock() - begin > seconds:
+            break
+        for name in names if number % 2 == 0 else reversed(names):
+            start = clock()
+            sessions[name].run(images[number % len(images)])
+            taken[name].append(clock() - start)
+    first = taken[names[0]]
+    ratios = {
+        name: statistics.median(f / max(t, 1e-9) for f, t in zip(first, taken[name], strict=True)) for name in names
+    }
+    return Race({name: statistics.median(times) for name, times in taken.items()}, ratios, len(first))
+
+
+def measure_accuracy(
+    bundle: Bundle,
+    name: str,
+    dataset: Dataset,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, float], None] = lambda done, miou: None,
+) -> Accuracy:
+    """mIoU of an artifact and of FP32, as `denseport eval` measures it."""
+    with (
+        Segmenter(bundle, artifact=name, threads=threads) as segmenter,
+        Segmenter(bundle, artifact=FP32, threads=threads) as fp32,
+    ):
+        found = evaluate(dataset, segmenter, fp32=fp32, progress=progress)
+    classes = bundle.manifest.classes
+    assert found.fp32_confusion is not None and found.predictions.agreement is not None  # FP32 ran
+    return Accuracy(
+        found.scores(classes).mIoU, found.fp32_confusion.scores(classes).mIoU, found.predictions.agreement, len(dataset)
+    )
+
+
+def judge(
+    bundle: Bundle,
+    name: str,
+    images: Sequence[NDArray[np.float32]],
+    budget: Budget,
+    loss: Loss,
+    accuracy: Accuracy | None = None,
+    *,
+    threads: int | None = None,
+    seconds: float = SECONDS,
+) -> Trial:
+    """Race an artifact of the bundle with FP32, on a GPU also with FP16, and say whether it earned its place.
+
+    Args:
+        images: normalised (1, 3, H, W), to time the networks with.
+        loss: what the search measured, which counts where there is no ``accuracy``.
+        accuracy: on labelled pictures.
+    """
+    providers = choose(bundle, name).providers
+    on_gpu = CUDA in providers
+    rivals = [FP32, FP16] if on_gpu and FP16 in bundle.manifest.artifacts else [FP32]
+    sessions = {
+        each: OnnxRuntimeSession(bundle.verified(each), threads=threads, providers=providers)
+        for each in (*rivals, name)
+    }
+    result = race(sessions, images, seconds=seconds)
+    machine = inspect_machine(look_for_gpus=on_gpu)
+    measured = loss if accuracy is None else accuracy.loss
+    ratio = result.ratios[name]
+    within, accepted, reason = _decide(name, ratio, measured, budget)
+    return Trial(
+        machine=kind_of(machine, on_gpu=on_gpu),
+        cpus=machine.cpus,
+        session=sessions[name].description,
+        seconds=result.seconds,
+        speed_ratio=ratio,
+        agreement=measured.agreement,
+        miou=accuracy.miou if accuracy else None,
+        fp32_miou=accuracy.fp32_miou if accuracy else None,
+        labelled=accuracy.images if accuracy else 0,
+        within_budget=within,
+        accepted=accepted,
+        reason=reason,
+        versions=machine.summary()["packages"],
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _decide(name: str, ratio: float, loss: Loss, budget: Budget) -> tuple[bool, bool, str]:
+    """Whether the loss is within the budget, whether the artifact is accepted, and why."""
+    if budget.excess(loss) > 1:
+        lost = "" if loss.miou is None else f"loses {loss.miou:.2f} points of mIoU and "
+        kept = f"keeps FP32's class on {100 * loss.agreement:.2f} % of the pixels"
+        return False, False, f"{name} is over its budget: it {lost}{kept}"
+    speed = f"{name} was measured {ratio:.2f} times as fast as FP32 here"
+    if ratio < FASTER:
+        return True, False, f"{speed}, which is not faster"
+    return True, True, f"{speed}, within its budget"

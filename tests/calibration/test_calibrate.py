@@ -1,0 +1,278 @@
+"""`denseport calibrate` through the command line, on the small checkpoint of the repository."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from planting import with_graph
+from support import ASSETS
+
+from denseport.calibration import calibrate as pipeline
+from denseport.calibration.sensitivity import Reference
+from denseport.runtime.bundle import Bundle
+from denseport.runtime.cli import main
+from denseport.runtime.feed import network_inputs, spread
+from denseport.runtime.images import read_image
+from denseport.runtime.segmenter import Segmenter
+
+STREET = ASSETS / "street"
+PICTURES = str(STREET / "images/validation")
+QUICK = ("--images", PICTURES, "--effort", "low", "--limit", "3", "--threads", "1")
+FEW_LAYERS = ("--float", "decode_head", "--keep-attention-float")  # leaves few layers to try, so that it is quick
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache, which a test must not touch."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/denseport/calibrate"
+
+
+@pytest.fixture
+def bundle(sample: Bundle, tmp_path: Path) -> Bundle:
+    return Bundle(shutil.copytree(sample.path, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def calibrated(sample: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a calibrated bundle, its report, and the statistics."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    shutil.copytree(sample.path, folder / "bundle")
+    arguments = ["--report", str(folder / "int8.html"), "--work", str(folder / "work")]
+    assert main(["calibrate", str(folder / "bundle"), *QUICK, *arguments]) == 0
+    return folder
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Every model whose loss is measured."""
+    models: list[Any] = []
+    measure = Reference.measure
+
+    def counted(reference: Reference, model: Any) -> Any:
+        models.append(model)
+        return measure(reference, model)
+
+    monkeypatch.setattr(Reference, "measure", counted)
+    yield models
+
+
+def test_int8_is_written_with_a_record(calibrated: Path) -> None:
+    bundle = Bundle(calibrated / "bundle")
+    artifact = bundle.artifact("int8.onnx")
+    record = artifact.record["calibration"]
+    assert artifact.precision == "int8" and artifact.record["source"] == "model.onnx"
+    pictures = spread([PICTURES], 3)
+    digests = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures)
+    assert record["images"] == 3
+    assert record["images_sha256"] == hashlib.sha256(digests.encode()).hexdigest()
+    assert any("only 3 images" in text for text in record["warnings"])
+    assert all(record["float"].values()), "each layer that stays float has a reason"
+    assert len(record["int8"]) + len(record["float"]) == len(record["groups"])
+    assert record["share"] == record["steps"][-1]["share"] > 0.5
+    assert not list(bundle.path.glob(".*")), "nothing half-made stays behind"
+
+    graph = onnx.load(bundle.verified("int8.onnx")).graph
+    kinds = {tensor.data_type for tensor in graph.initializer if tensor.name.endswith(".zero_point")}
+    assert kinds == {onnx.TensorProto.INT8}
+    assert sum(node.op_type == "QuantizeLinear" for node in graph.node) > 40
+
+    same = []
+    for image in network_inputs(pictures, bundle.manifest):
+        fp32, int8 = (
+            onnxruntime.InferenceSession(bundle.path / name).run(None, {"image": image})[0].argmax(1)
+            for name in ("model.onnx", "int8.onnx")
+        )
+        same.append(fp32 == int8)
+    assert record["loss"]["agreement"] == pytest.approx(np.concatenate([s.ravel() for s in same]).mean(), abs=2e-3)
+
+
+def test_the_verdict_says_what_it_is_worth_here(calibrated: Path) -> None:
+    bundle = Bundle(calibrated / "bundle")
+    verdict = bundle.artifact("int8.onnx").record["verdict"]
+    assert set(verdict["seconds"]) == {"model.onnx", "int8.onnx"} and min(verdict["seconds"].values()) > 0
+    assert verdict["accepted"] == (verdict["speed_ratio"] >= 1.02)
+    assert f"measured {verdict['speed_ratio']:.2f} times as fast as FP32 here" in verdict["reason"]
+    chosen = Segmenter(bundle).choice
+    assert chosen.name == (
+        "int8.onnx"
+        if verdict["seconds"]["int8.onnx"] < verdict["seconds"]["model.onnx"] and verdict["accepted"]
+        else "model.onnx"
+    )
+    assert verdict["accepted"] or chosen.others["int8.onnx"] == verdict["reason"]
+    picture = read_image(spread([PICTURES], 1)[0])
+    masks = [Segmenter(bundle, artifact=name)(picture).mask for name in ("model.onnx", "int8.onnx")]
+    assert (masks[0] == masks[1]).mean() > 0.95
+
+
+def test_inspect_and_report_show_it(calibrated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(calibrated / "bundle"), "--verify"]) == 0
+    out = capsys.readouterr().out
+    record = Bundle(calibrated / "bundle").artifact("int8.onnx").record["calibration"]
+    assert f"calibrated on 3 pictures by minmax, {len(record['smoothing'])} LayerNorms smoothed" in out
+    assert "times as fast as FP32 here" in out and "only 3 images" in out
+    page = (calibrated / "int8.html").read_text()
+    for row in record["groups"]:
+        assert row["group"] in page
+    assert page.count("<circle") == len(record["steps"]) and page.count("<svg") == page.count("</svg>") == 1
+    assert "://" not in page and "<script" not in page
+
+
+def test_statistics_are_used_again_and_labels_are_measured(
+    calibrated: Path, measured: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second run on the same pictures: another budget, layers kept float, an old int8.onnx in the way."""
+    bundle = str(calibrated / "bundle")
+    again = ["calibrate", bundle, *QUICK, "--work", str(calibrated / "work"), "--json"]
+    before = Bundle(bundle).artifact("int8.onnx").record["calibration"]
+    assert main([*again, "--keep-attention-float", "--agreement", "0.5"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(measured) == len(found["steps"]), "single layers were measured by the first run"
+    assert {name for name, reason in found["float"].items() if "attention" in reason} == {
+        row["group"] for row in before["groups"] if row["kind"] == "attention"
+    }
+
+    labelled = ["--data", str(STREET), "--split", "validation", "--data-limit", "4", "--budget", "5"]
+    assert main([*again, *labelled, "--float", "decode_head.reassemble_blocks"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["budget"]["miou"] == 5 and found["labelled"] == 4
+    assert "asked for with --float" in found["float"].values()
+    assert not any(name.startswith("decode_head.reassemble_blocks") for name in found["int8"])
+    assert Bundle(bundle).artifact("int8.onnx").record["calibration"]["int8"] == found["int8"]
+    assert main(["eval", bundle, "--data", str(STREET), "--artifact", "int8.onnx", "--threads", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mIoU"] == pytest.approx(
+        found["verdicts"]["int8.onnx"]["miou"], abs=1e-3
+    )
+
+
+def test_an_artifact_is_measured_again_for_another_machine(
+    calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Bundle(shutil.copytree(calibrated / "bundle", tmp_path / "copy"))
+    old = bundle.artifact("int8.onnx").record["verdict"]
+    bundle.note("int8.onnx", {"verdict": {**old, "machine": "a far-away processor"}})
+    assert "measured on a far-away processor" in Segmenter(bundle).choice.others["int8.onnx"]
+    assert main(["calibrate", str(bundle.path), *QUICK, "--measure", "int8.onnx"]) == 0
+    assert old["machine"] in capsys.readouterr().out
+    assert Bundle(bundle.path).artifact("int8.onnx").record["verdict"]["machine"] == old["machine"]
+    assert main(["calibrate", str(bundle.path), *QUICK, "--measure", "model.onnx"]) == 2
+    assert "was not written by denseport calibrate" in capsys.readouterr().err
+
+
+def test_nothing_is_written_where_nothing_keeps_the_budget(
+    calibrated: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--work", str(calibrated / "work"), "--agreement", "1"]
+    assert main(["calibrate", str(bundle.path), *QUICK, *FEW_LAYERS, *arguments]) == 1
+    assert "nothing was written: no set of layers in INT8 keeps the budget" in capsys.readouterr().out
+    assert sorted(path.name for path in bundle.path.iterdir()) == ["manifest.json", "model.onnx"]
+
+
+def test_an_interrupted_run_changes_nothing_and_is_resumed(
+    bundle: Bundle, cache: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "search", interrupt)
+        assert main(["calibrate", str(bundle.path), *QUICK, *FEW_LAYERS]) == 130
+    assert sorted(path.name for path in bundle.path.iterdir()) == ["manifest.json", "model.onnx"]
+    assert {path.name for path in cache.rglob("*.*")} == {"norms.npz", "tensors.npz", "losses.json"}
+    single = len(measured)
+    assert single > 10
+    assert main(["calibrate", str(bundle.path), *QUICK, *FEW_LAYERS, "--resume"]) == 0
+    steps = Bundle(bundle.path).artifact("int8.onnx").record["calibration"]["steps"]
+    assert len(measured) == single + len(steps)
+    assert not list(cache.iterdir()), "the cache is emptied after success"
+
+
+def plant_text(folder: Path) -> None:
+    (folder / "bad.jpg").write_text("no picture")
+
+
+def plant_narrow(folder: Path) -> None:
+    cv2.imwrite(str(folder / "narrow.png"), np.zeros((3, 900, 3), np.uint8))
+
+
+def plant_nothing(folder: Path) -> None:
+    pass
+
+
+def plant_video(folder: Path) -> None:
+    (folder / "clip.mp4").touch()
+
+
+@pytest.mark.parametrize(
+    ("plant", "message"),
+    [
+        (plant_nothing, "no picture or video found here"),
+        (plant_video, "there are no images to calibrate with"),
+        (plant_text, "bad.jpg"),
+        (plant_narrow, "narrow.png: a picture of 900 x 3 pixels"),
+    ],
+)
+def test_bad_pictures(
+    bundle: Bundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    plant: Callable[[Path], None],
+    message: str,
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    if plant not in (plant_nothing, plant_video):
+        shutil.copy(spread([PICTURES], 1)[0], folder)
+    plant(folder)
+    assert main(["calibrate", str(bundle.path), "--images", str(folder)]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in bundle.path.iterdir()) == ["manifest.json", "model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", "0.5"], "needs labelled pictures"),
+        (["--limit", "0"], "--limit 0 is below 1"),
+        (["--agreement", "97"], "--agreement 97 is not in 0..1"),
+        (["--data", str(STREET)], "training"),
+        (["--data", str(STREET), "--split", "validation", "--budget", "-1"], "--budget -1"),
+        (["--masks", PICTURES], "--masks belongs to --data"),
+        (["--float", "decode_head.projekt"], "Near it: decode_head.project"),
+        (["--report", PICTURES], "is a folder"),
+        (["--measure", "int8.onnx", "--agreement", "0.9"], "--agreement does not go with --measure"),
+        (["--measure", "int8.onnx"], "no artifact 'int8.onnx'"),
+    ],
+)
+def test_bad_arguments(bundle: Bundle, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert main(["calibrate", str(bundle.path), *QUICK, *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in bundle.path.iterdir()) == ["manifest.json", "model.onnx"]
+
+
+def test_a_quantized_model_is_refused(calibrated: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    quantized = onnx.load(calibrated / "bundle/int8.onnx").graph
+    with_graph(bundle, lambda graph: graph.CopyFrom(quantized))
+    assert main(["calibrate", str(bundle.path), *QUICK]) == 2
+    assert "the model is quantized already" in capsys.readouterr().err
+
+
+def test_a_model_of_one_size_takes_no_other(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    def fix(graph: onnx.GraphProto) -> None:
+        for dimension, size in zip(graph.input[0].type.tensor_type.shape.dim[2:], (160, 160), strict=True):
+            dimension.dim_value = size
+
+    with_graph(bundle, fix)
+    assert main(["calibrate", str(bundle.path), *QUICK]) == 2
+    err = capsys.readouterr().err
+    assert "takes 160 x 160 (height x width) only" in err and spread([PICTURES], 1)[0].name in err
