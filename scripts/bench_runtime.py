@@ -18,7 +18,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -234,8 +234,8 @@ def start(arguments: argparse.Namespace) -> list[Row]:
 
 
 def scaling(arguments: argparse.Namespace) -> list[Row]:
-    amounts = {
-        "megapixels": (0.25, 1, 4, 16, 36, 100),
+    amounts: dict[str, Sequence[float]] = {
+        "megapixels": [amount for amount in (0.25, 1, 4, 16, 36, 100) if amount <= arguments.up_to],
         "batch": (1, 2, 4, 8, 16),
         "classes": (2, 10, 50, 150, 500, 1000),
     }
@@ -245,11 +245,12 @@ def scaling(arguments: argparse.Namespace) -> list[Row]:
         for amount in values:
             command = [sys.executable, "-c", SCALED, str(arguments.bundle), kind, str(amount), str(arguments.threads)]
             found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+            print(f"{amount:g} {kind}: {found}", file=sys.stderr)
             series.setdefault(kind, []).append((amount, found["seconds"], found["extra_MiB"]))
             rows.append(row(f"{amount:g} {kind}", found["seconds"], "s"))
             rows.append(row(f"{amount:g} {kind}, memory", found["extra_MiB"], "MiB"))
     (low, first, _), (high, last, _) = series["megapixels"][1], series["megapixels"][-1]
-    rows.append(row("time a pixel, 100 megapixels / 1", (last / high) / (first / low), "", "<= 1.5"))
+    rows.append(row(f"time a pixel, {high:g} megapixels / 1", (last / high) / (first / low), "", "<= 1.5"))
     if arguments.plot:
         from plot_scaling import plot
 
@@ -287,6 +288,7 @@ def main() -> int:
     parser.add_argument("--pictures", type=int)
     parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--preset", default="dpt_vit-b16_160k")
+    parser.add_argument("--up-to", type=float, default=100, metavar="MEGAPIXELS", help="of scaling")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
