@@ -21,7 +21,7 @@ __all__ = ["main"]
 GROUP = "denseport.commands"
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as other programs; never 0, lest a failed gate pass for a success
 # As people meet them; commands from elsewhere follow.
-ORDER = ("models", "export", "inspect", "run", "eval", "build", "doctor")
+ORDER = ("models", "export", "inspect", "run", "serve", "eval", "build", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
