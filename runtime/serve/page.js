@@ -236,6 +236,7 @@ function present() {
     view.setAttribute("aria-label", `${picture.name}, segmented by ${shown[place].artifact}`);
     view.nextElementSibling.textContent = shown.length === 2 ? shown[place].artifact : "";
     view.querySelector(".cross").hidden = true;
+    view.classList.toggle("small", columns < 512); // is enlarged: its pixels should be seen
   });
   paint();
   paintMarks();
