@@ -1,12 +1,11 @@
 """The door of the server: how many requests are let in, how large they may be, and how it closes.
 
-A plain ASGI layer around the application, so that a refused picture is neither read nor parsed.
+A plain ASGI layer around the application, so that a refused picture is neither parsed nor kept; uvicorn throws
+away what a client goes on sending after its answer, instead of closing on it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -23,9 +22,6 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 RETRY_SOON, RETRY_ELSEWHERE = 1, 5  # seconds
-# A client that is still sending does not read its answer if the connection is closed under it, so what it sends is
-# thrown away for a while.
-LINGER_SECONDS, LINGER_BYTES = 5.0, 256 << 20
 
 
 class Admission:
@@ -79,18 +75,16 @@ class Admission:
 
 
 class _Exchange:
-    """One request and its answer: bounds what is read, and never closes on a client that is still sending."""
+    """One request and its answer: bounds what is read, and notes the status."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, max_bytes: int, last: Callable[[], bool]) -> None:
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"")
         self.announced = int(length) if length.isdigit() else 0
         self.status = 499  # until an answer begins: the client went away
-        self._waits = b"expect" in headers  # the client sends nothing until it is told to
         self._receive, self._send = receive, send
         self._max_bytes, self._last = max_bytes, last
         self._read = 0
-        self._whole = False
 
     def too_large(self) -> Refusal:
         return Refusal(
@@ -101,11 +95,8 @@ class _Exchange:
         message = await self._receive()
         if message["type"] == "http.request":
             self._read += len(message.get("body", b""))
-            self._whole = not message.get("more_body", False)
             if self._read > self._max_bytes:
                 raise self.too_large()
-        else:
-            self._whole = True  # disconnected
         return message
 
     async def send(self, message: Message) -> None:
@@ -113,10 +104,6 @@ class _Exchange:
             self.status = message["status"]
             if self._last():  # the next request on this connection would find nobody
                 message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
-        elif not message.get("more_body", False) and not self._whole and not self._waits:
-            await self._send({**message, "more_body": True})
-            await self._discard()
-            message = {"type": "http.response.body", "body": b""}
         await self._send(message)
 
     async def refuse(self, refusal: Refusal) -> None:
@@ -125,11 +112,3 @@ class _Exchange:
         headers = [(key.lower().encode(), value.encode()) for key, value in fields.items()]
         await self.send({"type": "http.response.start", "status": refusal.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
-
-    async def _discard(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_SECONDS):
-                while not self._whole and self._read < LINGER_BYTES:
-                    message = await self._receive()
-                    self._read += len(message.get("body", b""))
-                    self._whole = message["type"] != "http.request" or not message.get("more_body", False)
