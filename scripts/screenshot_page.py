@@ -1,8 +1,9 @@
-"""Make docs/images/page.png: the page of `denseport serve` with its sample, two artifacts side by side.
+"""Make docs/images/page.png and page_compare.png: the page of `denseport serve` with its sample.
 
     denseport export tests/assets/dpt_tiny_street.pth -o BUNDLE
     denseport build BUNDLE --precision fp16 --engine onnx
-    python scripts/screenshot_page.py BUNDLE [--compare fp16.onnx] [--dark] [-o docs/images/page.png]
+    python scripts/screenshot_page.py BUNDLE [--dark]
+    python scripts/screenshot_page.py BUNDLE --compare fp16.onnx -o docs/images/page_compare.png
 
 The picture is the one that scripts/draw_sample.py draws. Needs the extra `test`, and Chromium.
 """

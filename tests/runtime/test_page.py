@@ -211,7 +211,7 @@ def test_the_keyboard_reaches_everything(page: Page, bundle: Bundle, masks: dict
     reached = set()
     for _ in range(30):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.id || document.activeElement.className"))
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.classList[0]"))
     wanted = {"view", "another", "resample", "artifact", "versus", "opacity", "all", "save-mask", "save-overlay"}
     assert wanted <= reached
     page.locator("#first .view").focus()
