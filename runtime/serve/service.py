@@ -19,6 +19,7 @@ from denseport.runtime.choice import obstacle
 from denseport.runtime.errors import DenseportError, ImageError
 from denseport.runtime.machine import inspect_machine
 from denseport.runtime.manifest import Manifest
+from denseport.runtime.results import Timings
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.serve.answers import Encoded, Format, Segmented, Wish, encode, report
 from denseport.runtime.serve.limits import Limits, Refusal
@@ -144,8 +145,10 @@ class Service:
             self._proved = time.monotonic()
 
     def close(self) -> None:
-        """Stop the threads; pictures that none has begun are dropped."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Stop the threads and let go of the artifacts; pictures that none has begun are dropped."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for segmenter in self._open.values():
+            segmenter.close()
 
     async def _within(self, work: Callable[[], T]) -> T:
         """Run ``work`` in a thread; when the time is out it is dropped if it waits, else its result is."""
@@ -167,13 +170,11 @@ class Service:
             segmenter = self._opened(artifact)
             clock.lap("open")
         try:
-            views = segmenter.predict(image)
-            clock.lap("network")
-            mask = segmenter.decide(views)
+            segmentation = segmenter(image)
         except ImageError as err:
             raise Refusal(422, err.message, err.remedy) from err
-        clock.lap("postprocess")
-        found = Segmented(image, mask, artifact, clock.milliseconds)
+        clock.note(segmentation.timings)
+        found = Segmented(image, segmentation.mask, artifact, clock.milliseconds)
         encoded = None if wish.format is Format.JSON else encode(found, wish, self.manifest)
         clock.lap("encode")
         return Answer(found, encoded, report(found, self.manifest) if encoded is None else {})
@@ -209,6 +210,13 @@ class _Clock:
     def __init__(self, start: float) -> None:
         self._last = start
         self.milliseconds: dict[str, float] = {}
+
+    def note(self, timings: Timings) -> None:
+        """Take over the stages of a segmenter."""
+        self._last = time.perf_counter()
+        self.milliseconds["preprocess"] = timings.preprocess
+        self.milliseconds["network"] = timings.infer
+        self.milliseconds["postprocess"] = timings.postprocess
 
     def lap(self, stage: str) -> None:
         now = time.perf_counter()

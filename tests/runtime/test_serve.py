@@ -40,6 +40,7 @@ from denseport.runtime.errors import InputError
 from denseport.runtime.images import decode_image
 from denseport.runtime.machine import inspect_machine
 from denseport.runtime.manifest import Artifact
+from denseport.runtime.results import Segmentation
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.serve.limits import Limits, Refusal
 from denseport.runtime.serve.pictures import decode_upload, picture_size
@@ -119,15 +120,13 @@ def test_the_overlay_is_that_of_the_command(server: Running, mask: np.ndarray, s
     assert with_legend.shape[1] > expected.shape[1]
 
 
-def test_more_than_256_classes_take_16_bits(sample: Bundle, tmp_path: Path) -> None:
+def test_more_than_256_classes_take_16_bits(sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle(shutil.copytree(sample.path, tmp_path / "many"))
     with running(bundle) as started:
         wide = np.arange(96 * 128, dtype=np.uint16).reshape(96, 128) % 300
         object.__setattr__(bundle.manifest, "classes", tuple(f"class {index}" for index in range(300)))
         object.__setattr__(bundle.manifest, "palette", ((1, 2, 3),) * 300)
-        segmenter = started.service._open["model.onnx"]
-        segmenter.predict = lambda image: []  # type: ignore[method-assign]
-        segmenter.decide = lambda views, threads=None: wide  # type: ignore[method-assign]
+        monkeypatch.setattr(Segmenter, "__call__", lambda _, image: Segmentation(wide, "model.onnx", image))
         png = started.segment(PICTURE).content
         raw = started.segment(PICTURE, format="raw")
     np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED), wide)
@@ -138,7 +137,9 @@ def test_more_than_256_classes_take_16_bits(sample: Bundle, tmp_path: Path) -> N
 def test_the_time_of_each_stage_is_in_the_head(server: Running) -> None:
     response = server.segment(PICTURE)
     stages = dict(re.findall(r"(\w+);dur=([\d.]+)", response.headers["server-timing"]))
-    assert list(stages)[:3] == ["queue", "decode", "network"] and all(float(value) >= 0 for value in stages.values())
+    assert list(stages) == ["queue", "decode", "preprocess", "network", "postprocess", "encode"] and all(
+        float(value) >= 0 for value in stages.values()
+    )
     assert sum(map(float, stages.values())) < 1000 * response.elapsed.total_seconds()
 
 
@@ -287,14 +288,14 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered, self.go = threading.Semaphore(0), threading.Event()
-        predict = Segmenter.predict
+        call = Segmenter.__call__
 
         def held(segmenter: Segmenter, image: np.ndarray) -> Any:
             self.entered.release()
             assert self.go.wait(20)
-            return predict(segmenter, image)
+            return call(segmenter, image)
 
-        monkeypatch.setattr(Segmenter, "predict", held)
+        monkeypatch.setattr(Segmenter, "__call__", held)
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -352,7 +353,7 @@ def test_an_upload_that_never_ends_is_refused(sample: Bundle) -> None:
 
 def test_a_failure_of_ours_shows_nothing_of_the_machine(sample: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(sample) as started:
-        monkeypatch.setattr(Segmenter, "predict", lambda *_: (_ for _ in ()).throw(RuntimeError("/tmp/secret")))
+        monkeypatch.setattr(Segmenter, "__call__", lambda *_: (_ for _ in ()).throw(RuntimeError("/tmp/secret")))
         assert_refused(started.segment(PICTURE), 500, "server failed")
 
 
@@ -414,11 +415,13 @@ def test_ready_is_proved_by_a_picture(sample: Bundle, monkeypatch: pytest.Monkey
     monkeypatch.setattr("denseport.runtime.serve.service.CANARY_EVERY", 0.0)
     with running(sample) as started:
         assert started.client.get("/ready").json() == {"status": "ready"}
-        decide = Segmenter.decide
+        call = Segmenter.__call__
         with monkeypatch.context() as patch:
-            patch.setattr(Segmenter, "decide", lambda *given: decide(*given) * 0)
+            patch.setattr(
+                Segmenter, "__call__", lambda *given: dataclasses.replace(call(*given), mask=call(*given).mask * 0)
+            )
             assert_refused(started.client.get("/ready"), 503, "otherwise than at the start")
-            patch.setattr(Segmenter, "decide", lambda *_: (_ for _ in ()).throw(MemoryError()))
+            patch.setattr(Segmenter, "__call__", lambda *_: (_ for _ in ()).throw(MemoryError()))
             assert_refused(started.client.get("/ready"), 503, "MemoryError")
         assert started.client.get("/ready").status_code == 200
         started.door.close()
