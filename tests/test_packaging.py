@@ -15,7 +15,7 @@ from support import REPO
 
 ROOTS = ("export", "runtime", "calibration")
 # None of them may be needed to import the runtime; its back ends import their library when they are opened.
-FORBIDDEN = ("torch", "onnx", "onnxscript", "safetensors", "onnxruntime", "tensorrt", "denseport.export")
+FORBIDDEN = ("torch", "onnx", "onnxscript", "safetensors", "onnxruntime", "tensorrt", "fastapi", "denseport.export")
 
 
 def modules(*roots: str) -> list[str]:

@@ -1,0 +1,1 @@
+"""A bundle behind HTTP: a small API, and one page to look at. Needs the extra ``serve``."""
