@@ -29,4 +29,5 @@ __all__ = ["Bundle", "DenseportError", "Segmentation", "Segmenter", "Timings"]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"denseport.runtime.{_HOMES[name]}"), name)
+    globals()[name] = found = getattr(importlib.import_module(f"denseport.runtime.{_HOMES[name]}"), name)
+    return found

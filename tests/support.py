@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from denseport.runtime.images import read_image
 
 REPO = Path(__file__).resolve().parent.parent
 ASSETS = REPO / "tests" / "assets"
 SHARED = Path(os.environ.get("DENSEPORT_SHARED", REPO.parent / "shared"))
+
+ROOTS = ("export", "runtime", "calibration")  # the folders of the package
+# Importing it registers operators with NVIDIA's enterprise TensorRT, which no registry here has.
+NEEDS_TENSORRT = "denseport.export.plugin.tensorrt_plugin"
 
 ORACLE_MODELS = (
     "tiny_dpt_project",
@@ -39,3 +46,23 @@ def touch(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
+
+
+def small_pictures(folder: Path) -> list[Path]:
+    """Two photographs, scaled down, in ``folder``."""
+    folder.mkdir()
+    paths = []
+    for path in sorted((ASSETS / "street/images").rglob("*.jpg"))[:2]:
+        paths.append(folder / f"{path.stem}.png")
+        assert cv2.imwrite(str(paths[-1]), cv2.resize(read_image(path), (120, 90), interpolation=cv2.INTER_AREA))
+    return paths
+
+
+def modules(*roots: str) -> list[str]:
+    """Every module below the given folders of the package (default: all), under its installed name."""
+    names = []
+    for root in roots or ROOTS:
+        for path in sorted((REPO / root).rglob("*.py")):
+            parts = path.relative_to(REPO).with_suffix("").parts
+            names.append(".".join(("denseport", *parts)).removesuffix(".__init__"))
+    return names

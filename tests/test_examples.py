@@ -1,9 +1,7 @@
-"""The examples run as their users run them, and the code blocks of docs/embedding.md run too."""
+"""The examples run as their users run them."""
 
 from __future__ import annotations
 
-import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -11,8 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pytest
-from support import ASSETS, REPO
+from support import ASSETS, REPO, small_pictures
 
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.images import read_image
@@ -21,7 +18,6 @@ from denseport.runtime.videos import VideoReader, VideoWriter
 
 PATIENCE = 120.0  # seconds
 STREET = sorted((ASSETS / "street/images").rglob("*.jpg"))
-GUIDE = (REPO / "docs/embedding.md").read_text(encoding="utf-8")
 
 
 def example(name: str, *arguments: object) -> str:
@@ -29,15 +25,6 @@ def example(name: str, *arguments: object) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def small_pictures(folder: Path) -> list[Path]:
-    folder.mkdir()
-    paths = []
-    for path in STREET[:2]:
-        paths.append(folder / f"{path.stem}.png")
-        assert cv2.imwrite(str(paths[-1]), cv2.resize(read_image(path), (120, 90), interpolation=cv2.INTER_AREA))
-    return paths
 
 
 def test_folder(sample: Bundle, tmp_path: Path) -> None:
@@ -79,14 +66,3 @@ def test_asyncio_service(sample: Bundle, tmp_path: Path) -> None:
     assert pngs[1] == b""
     for png in (pngs[0], pngs[2]):
         np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED), expected)
-
-
-@pytest.mark.parametrize("number", range(len(re.findall(r"```python\n", GUIDE))))
-def test_the_guides_code(sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Each block is a program of its own, run where ``bundle``, ``street.jpg`` and ``pictures/`` are."""
-    block = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)[number]
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "bundle").symlink_to(sample.path)
-    for path in small_pictures(tmp_path / "pictures"):
-        shutil.copy(path, tmp_path / "street.jpg")  # OpenCV goes by the contents
-    exec(compile(block, f"docs/embedding.md, block {number}", "exec"), {"__name__": "__main__"})

@@ -11,21 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import REPO
+from support import NEEDS_TENSORRT, REPO, ROOTS, modules
 
-ROOTS = ("export", "runtime", "calibration")
 # None of them may be needed to import the runtime; its back ends import their library when they are opened.
 FORBIDDEN = ("torch", "onnx", "onnxscript", "safetensors", "onnxruntime", "tensorrt", "fastapi", "denseport.export")
-
-
-def modules(*roots: str) -> list[str]:
-    """Every module below the given top-level folders, under its installed name."""
-    names = []
-    for root in roots:
-        for path in sorted((REPO / root).rglob("*.py")):
-            parts = path.relative_to(REPO).with_suffix("").parts
-            names.append(".".join(("denseport", *parts)).removesuffix(".__init__"))
-    return names
 
 
 def tree_of(module: str) -> ast.Module:
@@ -72,11 +61,7 @@ def test_importing_the_runtime_is_light() -> None:
     assert not {"torch", "onnx", "onnxruntime", "cv2", "numpy"} & set(run_python(code).split())
 
 
-# Importing it registers operators with NVIDIA's enterprise TensorRT, which no registry here has.
-NEEDS_TENSORRT = "denseport.export.plugin.tensorrt_plugin"
-
-
-@pytest.mark.parametrize("name", modules(*ROOTS))
+@pytest.mark.parametrize("name", modules())
 def test_what_a_module_promises_exists(name: str) -> None:
     if name == NEEDS_TENSORRT:
         pytest.importorskip("tensorrt")
@@ -87,9 +72,7 @@ def test_what_a_module_promises_exists(name: str) -> None:
 
 def test_modules_use_only_what_others_promise() -> None:
     promised = {
-        name: getattr(importlib.import_module(name), "__all__", None)
-        for name in modules(*ROOTS)
-        if name != NEEDS_TENSORRT
+        name: getattr(importlib.import_module(name), "__all__", None) for name in modules() if name != NEEDS_TENSORRT
     }
     trespasses = [
         f"{name} takes {alias.name} from {node.module}"
