@@ -36,7 +36,7 @@ from denseport.runtime.build_record import PORTABLE_RTX, TITLES, BuildRecord, Pr
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.files import sha256_of, write_atomic
 
-__all__ = ["NO_PLUGINS", "EngineOptions", "build_engine"]
+__all__ = ["NO_PLUGINS", "EngineOptions", "build_engine", "default_timing_cache"]
 
 HARDWARE = ("none", "same_compute_capability", "ampere_plus")
 NO_PLUGINS = "TensorRT-RTX takes no plugins"

@@ -19,7 +19,7 @@ from denseport.export.models.segmentor import Segmentor
 from denseport.export.tidy import DYNAMIC, tidy
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 
-__all__ = ["OPSET", "TOLERANCE", "Check", "check_export", "export_onnx"]
+__all__ = ["OPSET", "TOLERANCE", "Check", "check_export", "check_shapes", "export_onnx"]
 
 OPSET = 20
 TOLERANCE = 1e-4  # on logits; float32's own noise on them is 2.5e-5

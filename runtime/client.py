@@ -26,7 +26,7 @@ from denseport.runtime.errors import DenseportError, ImageError, InputError, Ser
 from denseport.runtime.triton import CLASSES, IMAGE, INSTANCES, MASK
 from denseport.runtime.triton.connections import Connection, Failure, connect, end_thread
 
-__all__ = ["Client"]
+__all__ = ["Client", "main"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from denseport.export.models.layers import ConvModule, resize
 from denseport.export.spec import DPTHeadSpec
 
-__all__ = ["DPTHead"]
+__all__ = ["DPTHead", "FeatureFusionBlock", "PreActResidualConvUnit", "ReassembleBlocks"]
 
 
 class ReassembleBlocks(nn.Module):

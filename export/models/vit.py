@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from denseport.export.models.operators import resize_pos_embed
 from denseport.export.spec import ViTSpec
 
-__all__ = ["VisionTransformer"]
+__all__ = ["Attention", "EncoderLayer", "FeedForward", "PatchEmbed", "VisionTransformer", "WrappedAttention"]
 
 
 class Attention(nn.Module):

@@ -21,7 +21,18 @@ from numpy.typing import NDArray
 
 from denseport.runtime.errors import MachineError
 
-__all__ = ["Closing", "Cuda", "Device", "DeviceMemory", "Graph", "PinnedMemory", "Stream", "open_cuda"]
+__all__ = [
+    "Closing",
+    "Cuda",
+    "CudaBindings",
+    "Device",
+    "DeviceMemory",
+    "Graph",
+    "PinnedMemory",
+    "PyCuda",
+    "Stream",
+    "open_cuda",
+]
 
 NO_DRIVER = "Install NVIDIA's driver, or run the bundle on the CPU: --artifact model.onnx"
 

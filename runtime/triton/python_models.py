@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from denseport.runtime.errors import ImageError, InputError, MachineError, ServerError
 from denseport.runtime.triton import ENCODED, IMAGE, LOGITS, MASK
 
-__all__ = ["BUNDLE", "Decoder", "NetworkModel", "Place", "SegmenterModel", "check_pictures"]
+__all__ = ["BUNDLE", "Decoder", "NetworkModel", "NetworkSession", "Place", "SegmenterModel", "check_pictures"]
 
 BUNDLE = "bundle"  # folder of a version that holds the bundle
 Mask = NDArray[np.unsignedinteger[Any]]
