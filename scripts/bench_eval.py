@@ -56,7 +56,7 @@ def bare(segmenter: Segmenter, dataset: Dataset) -> float:
         image = read_image(sample.image)
         tensor = normalise(resize(image, resized_size((image.shape[0], image.shape[1]), preprocess)), preprocess)
         start = time.perf_counter()
-        segmenter._session.run(tensor)
+        segmenter.session.run(tensor)
         seconds += time.perf_counter() - start
     return seconds
 

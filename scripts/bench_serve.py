@@ -48,24 +48,24 @@ def bare(segmenter: Segmenter, data: bytes, seconds: float) -> float:
     """Inferences a second of the session alone."""
     preprocess, image = segmenter.protocol.preprocess, decode_image(data, "the sample")
     tensor = normalise(resize(image, resized_size((image.shape[0], image.shape[1]), preprocess)), preprocess)
-    segmenter._session.run(tensor)
+    segmenter.session.run(tensor)
     count, start = 0, time.perf_counter()
     while (now := time.perf_counter()) - start < seconds:
-        segmenter._session.run(tensor)
+        segmenter.session.run(tensor)
         count += 1
     return count / (now - start)
 
 
 @contextmanager
-def serving(bundle: Path) -> Iterator[str]:
-    """The address of a server in a process of its own."""
+def serving(bundle: Path) -> Iterator[tuple[str, int]]:
+    """The address of a server in a process of its own, and the process's number."""
     command = [str(Path(sys.executable).with_name("denseport")), "serve", str(bundle), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         url = next((line.strip() for line in process.stdout or () if line.startswith("http://")), None)
         if url is None:
             raise SystemExit("the server did not start")
-        yield url.removeprefix("http://").rstrip("/")
+        yield url.removeprefix("http://").rstrip("/"), process.pid
     finally:
         process.terminate()
         process.wait()
@@ -110,7 +110,7 @@ def measure(bundle: Path, arguments: argparse.Namespace) -> dict[str, object]:
     ratios: dict[int, list[float]] = {clients: [] for clients in arguments.clients}
     rates: list[float] = []
     memory: list[float] = []
-    with Segmenter(bundle) as segmenter, serving(bundle) as address:
+    with Segmenter(bundle) as segmenter, serving(bundle) as (address, _):
         load(address, data, 2, min(5.0, arguments.seconds))
         memory.append(resident(address))
         for _ in range(arguments.rounds):
