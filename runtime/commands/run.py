@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from denseport.runtime.labelling import Labelling, Model, RemoteModel
 
 HELP = "segment pictures and videos: masks, overlays with legend, JSON"
+CONNECT_SECONDS = 5.0  # that a server may take to answer at first; a mistyped address should not cost a minute
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,12 +147,14 @@ def _connect(arguments: argparse.Namespace) -> Iterator[RemoteModel]:
 
     bundle = Bundle(arguments.bundle)
     name = model_name(bundle, arguments.model)
+    with Client(arguments.server, name, deadline=CONNECT_SECONDS) as client:
+        classes = client.classes()
+    if classes != bundle.manifest.classes:
+        raise InputError(
+            f"{arguments.server}: {name} has other classes than {arguments.bundle}",
+            "Give the bundle that was exported to the server, or another --model.",
+        )
     with Client(arguments.server, name) as client:
-        if client.classes() != bundle.manifest.classes:
-            raise InputError(
-                f"{arguments.server}: {name} has other classes than {arguments.bundle}",
-                "Give the bundle that was exported to the server, or another --model.",
-            )
         print(f"{name} on {arguments.server}", file=sys.stderr)
         yield RemoteModel(name, bundle.manifest, client)
 
