@@ -319,13 +319,3 @@ def test_a_context_that_failed_is_not_used_again(machine: Machine, cuda: FakeCud
     assert len(machine.engine.contexts) == 2
     path.close()
     assert cuda.alive == 0
-
-
-def test_the_launcher_calls_only_functions_of_the_driver() -> None:
-    driver = pytest.importorskip("cuda.bindings.driver", reason="pip install cuda-bindings")
-    from denseport.runtime.backends import cuda_module
-
-    source = Path(cuda_module.__file__).read_text(encoding="utf-8")
-    for name in ("cuModuleLoadData", "cuModuleGetFunction", "cuModuleUnload", "cuLaunchKernel", "cuGetErrorName"):
-        assert name in source and hasattr(driver, name)
-    assert driver.CUresult.CUDA_ERROR_UNSUPPORTED_PTX_VERSION.value == cuda_module._UNSUPPORTED_PTX
