@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_backends import Subject, refuse_target
+from gpu_backends import Subject, refuse_target, require_engine, require_provider
 from numpy.typing import NDArray
 
 from denseport.runtime import postprocess, preprocess
@@ -201,6 +201,7 @@ def sessions(subject: Subject) -> dict[str, Callable[[], Session]]:
     """The back ends whose tensors can stay on the GPU, by name."""
 
     def onnxruntime() -> Session:
+        require_provider("CUDAExecutionProvider")  # before a graph is exported for it
         return OnnxRuntimeSession(subject.graph(), providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
 
     def engine(flavour: str, graphs: bool) -> Session:
@@ -213,6 +214,7 @@ def sessions(subject: Subject) -> dict[str, Callable[[], Session]]:
         from denseport.export.engine import EngineOptions, build_engine
         from denseport.export.engine_profile import profile_of
 
+        require_engine(flavour)
         path = subject.folder / f"pictures.{flavour}.engine"
         targets = (sm_name(open_cuda().device.capability),) if flavour == "tensorrt_rtx" else ()
         refuse_target(flavour, targets)
