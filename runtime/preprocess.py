@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.manifest import Preprocess
 
-__all__ = ["normalise", "rescaled_size", "resize", "resized_size"]
+__all__ = ["levels", "normalise", "rescaled_size", "resize", "resized_size"]
 
 
 def rescaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
@@ -56,8 +56,12 @@ def normalise(
     if out is None:
         out = np.empty((1, 3, height, width), np.float32)
     order: Sequence[int] = (2, 1, 0) if preprocess.bgr_to_rgb else (0, 1, 2)
-    levels = np.arange(256, dtype=np.float32)
-    for c, (mean, std) in enumerate(zip(preprocess.mean, preprocess.std, strict=True)):
-        table = (levels - np.float32(mean)) / np.float32(std)
+    for c, table in enumerate(levels(preprocess)):
         cv2.LUT(cv2.extractChannel(image, order[c]), table, dst=out[0, c])
     return out
+
+
+def levels(preprocess: Preprocess) -> NDArray[np.float32]:
+    """What each grey level becomes in each channel of the network's input: (3, 256) float32, (level - mean) / std."""
+    mean, std = (np.asarray(values, np.float32)[:, None] for values in (preprocess.mean, preprocess.std))
+    return (np.arange(256, dtype=np.float32) - mean) / std

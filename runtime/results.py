@@ -16,7 +16,7 @@ class Timings:
     """Wall time that one picture spent in each stage, milliseconds; waiting between stages is not counted."""
 
     decode: float = 0.0  # reading and decoding a file; 0 for an array
-    preprocess: float = 0.0  # resize, normalise
+    preprocess: float = 0.0  # resize, normalise; 0 where the GPU does it, within `infer`
     infer: float = 0.0  # the session; of a batch: its time divided by its pictures
     postprocess: float = 0.0  # logits to mask and scores, at the picture's own size
 

@@ -19,6 +19,7 @@ from denseport.runtime.build_record import BuildRecord
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.choice import Choice, choose
 from denseport.runtime.decision import MASK_ONLY, Wish, decide
+from denseport.runtime.device_path import DevicePath, open_device_path
 from denseport.runtime.errors import InputError
 from denseport.runtime.manifest import Manifest
 from denseport.runtime.postprocess import Field
@@ -52,6 +53,8 @@ class Segmenter:
         threads: for the network and for post-processing; default: the CPUs this process may use.
         providers: ONNX Runtime's execution providers for an ONNX artifact, best first, such as
             ``("TensorrtExecutionProvider", "CUDAExecutionProvider")``; default: CUDA if it can, else the CPU.
+        device_path: resize, normalise and decide on the GPU too, so that a picture goes up as bytes and comes back as
+            a mask, for calls that want only the mask. Where this cannot be, the CPU does it; `description` says why.
 
     Raises:
         BundleError: the bundle is incomplete or altered.
@@ -66,32 +69,64 @@ class Segmenter:
         protocol: str | Protocol = "reference",
         threads: int | None = None,
         providers: Sequence[str] | None = None,
+        device_path: bool = False,
     ) -> None:
         bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
         protocol = protocol if isinstance(protocol, Protocol) else parse_protocol(protocol, bundle.manifest)
         choice = choose(bundle, artifact)
-        self._set_up(bundle, choice, protocol, threads, SharedSession(_open(bundle, choice, threads, providers)))
+        session = _open(bundle, choice, threads, providers)
+        self._begin(bundle, choice, protocol, threads, session, device_path=device_path)
 
     @classmethod
     def around(
-        cls, session: Session, bundle: Bundle, name: str, protocol: Protocol, *, threads: int | None = None
+        cls,
+        session: Session,
+        bundle: Bundle,
+        name: str,
+        protocol: Protocol,
+        *,
+        threads: int | None = None,
+        device_path: bool = False,
     ) -> Segmenter:
         """A segmenter of a session that is no artifact of the bundle, such as the checkpoint's own network in torch.
 
         Args:
             session: closed with the segmenter.
             name: what results and messages call it.
+            threads, device_path: as for `Segmenter`.
         """
         new = cls.__new__(cls)
-        new._set_up(bundle, Choice(name, (), "given", {}), protocol, threads, SharedSession(session))
+        new._begin(bundle, Choice(name, (), "given", {}), protocol, threads, session, device_path=device_path)
         return new
 
+    def _begin(
+        self,
+        bundle: Bundle,
+        choice: Choice,
+        protocol: Protocol,
+        threads: int | None,
+        session: Session,
+        *,
+        device_path: bool,
+    ) -> None:
+        device = open_device_path(session, protocol) if device_path else None
+        shared = SharedSession(device if isinstance(device, DevicePath) else session)
+        self._set_up(bundle, choice, protocol, threads, shared, device)
+
     def _set_up(
-        self, bundle: Bundle, choice: Choice, protocol: Protocol, threads: int | None, session: SharedSession
+        self,
+        bundle: Bundle,
+        choice: Choice,
+        protocol: Protocol,
+        threads: int | None,
+        session: SharedSession,
+        device: DevicePath | str | None,
     ) -> None:
         self.bundle, self.choice, self.artifact, self.protocol = bundle, choice, choice.name, protocol
         self._threads, self._session = threads, session
-        self._steps = Steps(bundle.manifest, bundle.path, choice.name, protocol, session, threads)
+        self._device = device  # or why pictures stay on the CPU; None: nobody asked
+        on_device = device if isinstance(device, DevicePath) else None
+        self._steps = Steps(bundle.manifest, bundle.path, choice.name, protocol, session, threads, on_device)
         self._lock = threading.Lock()
         self._closed = False
         self._executor: ThreadPoolExecutor | None = None  # of `submit`
@@ -108,8 +143,11 @@ class Segmenter:
 
     @property
     def description(self) -> str:
-        """Which artifact runs on what, for people."""
-        return f"{self.artifact} on {self._session.description}"
+        """Which artifact runs on what, for people; and where pictures are resized, if the GPU was asked to."""
+        text = f"{self.artifact} on {self._session.description}"
+        if isinstance(self._device, str):
+            return f"{text}; pictures on the CPU: {self._device}"
+        return text if self._device is None else f"{text}; pictures on the GPU"
 
     def __call__(
         self, image: Picture, *, scores: bool = False, top_k: int = 0, roi: Region | None = None
@@ -136,7 +174,8 @@ class Segmenter:
         """Segment several pictures, of any sizes; those that reach the network in one size go through it together.
 
         Results are in order. On a GPU this is faster than one by one; on a CPU hardly. Masks equal those of single
-        calls up to ties: a network rounds a batch and a single picture differently.
+        calls up to ties: a network rounds a batch and a single picture differently. With ``device_path``, pictures of
+        which only masks are wanted go one by one.
 
         Args:
             images, scores, top_k: as for a call.
@@ -210,7 +249,7 @@ class Segmenter:
 
         def prepare(image: Picture) -> Work:
             self._refuse_closed()
-            return self._steps.prepare(image, wish)
+            return self._steps.prepare(image, wish, keep_logits=bool(smoothing))
 
         def infer(work: Work) -> Work:
             if not smoothing:
@@ -262,7 +301,7 @@ class Segmenter:
         """
         self._refuse_closed()
         new = type(self).__new__(type(self))
-        new._set_up(self.bundle, self.choice, self.protocol, self._threads, self._session.share())
+        new._set_up(self.bundle, self.choice, self.protocol, self._threads, self._session.share(), self._device)
         return new
 
     def predict(self, image: NDArray[np.uint8]) -> list[list[Field]]:
@@ -272,7 +311,7 @@ class Segmenter:
             ImageError, BundleError: as a call.
         """
         self._refuse_closed()
-        work = self._steps.infer(self._steps.prepare(image), keep_logits=True)
+        work = self._steps.infer(self._steps.prepare(image, keep_logits=True), keep_logits=True)
         assert work.fields is not None  # they were asked for
         return work.fields
 

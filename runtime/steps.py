@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.backends import Session
+from denseport.runtime.backends.shared import SharedSession
 from denseport.runtime.decision import MASK_ONLY, Canvas, Wish, decide
+from denseport.runtime.device_path import DevicePath
 from denseport.runtime.errors import BundleError, ImageError, InputError
 from denseport.runtime.images import read_image
 from denseport.runtime.inference import View, show, single_view, slide_view, tta_views
@@ -39,6 +40,7 @@ class Work:
     shown: list[NDArray[np.uint8]] = field(default_factory=list)  # slide mode: each view's picture
     fields: list[list[Field]] | None = None  # of each view; None where the windows were decided one by one
     canvas: Canvas | None = None
+    on_device: bool = False  # the GPU does all of it
     timings: Timings = field(default_factory=Timings)
 
     @property
@@ -54,17 +56,24 @@ class Steps:
         name: of the artifact.
         where: the bundle, for messages.
         threads: for post-processing; None: all that this process may use.
+        device: the session, where it also takes pictures and gives masks on the GPU.
     """
 
     manifest: Manifest
     where: Path
     name: str
     protocol: Protocol
-    session: Session
+    session: SharedSession
     threads: int | None
+    device: DevicePath | None = None
 
-    def prepare(self, picture: Picture, wish: Wish = MASK_ONLY, region: Region | None = None) -> Work:
-        """Decode, cut, resize and normalise.
+    def prepare(
+        self, picture: Picture, wish: Wish = MASK_ONLY, region: Region | None = None, *, keep_logits: bool = False
+    ) -> Work:
+        """Decode, cut, resize and normalise; the last two happen in `infer` where the GPU does them.
+
+        Args:
+            keep_logits: as `infer` will be told.
 
         Raises:
             ImageError: a file that cannot be read, an array that is no picture, or a picture too narrow for a patch.
@@ -79,6 +88,10 @@ class Steps:
             image, decoded = _checked(picture), begin
         image = _cut(image, region)
         work = Work(image, wish, self._views((image.shape[0], image.shape[1])))
+        if self._on_device(work) and not keep_logits:
+            work.on_device = True
+            work.timings = Timings(decode=_ms(decoded - begin))
+            return work
         shown = [show(image, view) for view in work.views]
         if self.protocol.inference.mode == "whole":
             work.inputs = [normalise(each, self.protocol.preprocess) for each in shown]
@@ -86,6 +99,10 @@ class Steps:
             work.shown = shown
         work.timings = Timings(decode=_ms(decoded - begin), preprocess=_ms(time.perf_counter() - decoded))
         return work
+
+    def _on_device(self, work: Work) -> bool:
+        """Whether the GPU does all of it: it gives masks and nothing else."""
+        return self.device is not None and work.wish == MASK_ONLY and self.device.takes(work.size, work.views[0].size)
 
     def _views(self, size: tuple[int, int]) -> list[View]:
         protocol = self.protocol
@@ -99,8 +116,10 @@ class Steps:
         A single view of sliding windows is decided on the way, so that the logits need not be held.
 
         Args:
-            keep_logits: hold them all the same.
+            keep_logits: hold them all the same; `prepare` was told so too.
         """
+        if work.on_device:
+            return self._paint(work)
         if work.shown and len(work.views) == 1 and not keep_logits:
             return self._slide(work)
         begin, protocol = time.perf_counter(), self.protocol
@@ -118,6 +137,17 @@ class Steps:
         self._check_classes(len(work.fields[0][0].logits))
         work.timings = replace(work.timings, infer=_ms(time.perf_counter() - begin))
         work.inputs, work.shown = [], []
+        return work
+
+    def _paint(self, work: Work) -> Work:
+        assert self.device is not None  # _on_device
+        begin = time.perf_counter()
+        canvas = Canvas((len(self.manifest.classes), *work.size), work.wish, averaged=False)
+        with self.session.in_use():
+            found = self.device.paint(work.image, work.views[0].size, canvas.mask)
+        self._check_classes(found)
+        work.canvas = canvas
+        work.timings = replace(work.timings, infer=_ms(time.perf_counter() - begin))
         return work
 
     def _slide(self, work: Work) -> Work:

@@ -125,7 +125,7 @@ def _compiled(subject: Subject, stack: ExitStack, left: Left) -> Run:
     return run
 
 
-def _require_provider(provider: str) -> None:
+def require_provider(provider: str) -> None:
     try:
         import onnxruntime
     except ImportError as err:
@@ -159,7 +159,7 @@ def _onnxruntime(subject: Subject, stack: ExitStack, left: Left, *, providers: l
     return run
 
 
-def _require_engine(flavour: str) -> None:
+def require_engine(flavour: str) -> None:
     load_library(flavour)
     open_cuda()
 
@@ -218,29 +218,29 @@ BACK_ENDS = (
         "ONNX Runtime CUDA",
         "fp16",
         60,
-        partial(_require_provider, "CUDAExecutionProvider"),
+        partial(require_provider, "CUDAExecutionProvider"),
         partial(_onnxruntime, providers=CUDA),
     ),
     BackEnd(
         "ONNX Runtime TensorRT",
         "fp16",
         150,
-        partial(_require_provider, "TensorrtExecutionProvider"),
+        partial(require_provider, "TensorrtExecutionProvider"),
         partial(_onnxruntime, providers=[("TensorrtExecutionProvider", {"trt_fp16_enable": "1"}), *CUDA]),
     ),
-    BackEnd("TensorRT", "fp16", 120, partial(_require_engine, "tensorrt"), partial(_engine, flavour="tensorrt")),
+    BackEnd("TensorRT", "fp16", 120, partial(require_engine, "tensorrt"), partial(_engine, flavour="tensorrt")),
     BackEnd(
         "TensorRT with the plugin",
         "fp16",
         120,
-        partial(_require_engine, "tensorrt"),
+        partial(require_engine, "tensorrt"),
         partial(_engine, flavour="tensorrt", plugin=True),
     ),
     BackEnd(
         "TensorRT-RTX",
         "fp16",
         120,
-        partial(_require_engine, "tensorrt_rtx"),
+        partial(require_engine, "tensorrt_rtx"),
         partial(_engine, flavour="tensorrt_rtx"),
     ),
 )

@@ -7,14 +7,14 @@ CUDA driver. Used by gpu_check.py.
 # mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
 
-import ctypes
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from denseport.export.plugin import launch
 from denseport.export.plugin.compile import single_kernel
+from denseport.runtime.backends.cuda_module import Module
 
 if TYPE_CHECKING:
     import torch
@@ -128,44 +128,20 @@ class Row:
 
 
 class Driver:
-    """Kernels from PTX, launched on torch's current stream through libcuda."""
+    """Kernels from PTX, launched on torch's current stream."""
 
     def __init__(self, ptx: bytes) -> None:
-        self._cuda = ctypes.CDLL("libcuda.so.1")
         self._ptx = ptx
-        self._functions: dict[str, ctypes.c_void_p] = {}
+        self._modules: dict[str, Module] = {}
 
     def launch(self, plan: launch.Launch, inputs: Sequence[torch.Tensor | None], output: torch.Tensor) -> None:
         import torch
 
-        function = self._functions.get(plan.kernel) or self._load(plan.kernel)
-        arguments: list[Any] = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in inputs]
-        arguments += [ctypes.c_int(value) for value in plan.scalars]
-        arguments.append(ctypes.c_void_p(output.data_ptr()))
-        addresses = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        self._call(
-            "cuLaunchKernel",
-            function,
-            *(plan.grid, 1, 1),
-            *(plan.block, 1, 1),
-            plan.shared_bytes,
-            stream,
-            addresses,
-            None,
-        )
-
-    def _load(self, kernel: str) -> ctypes.c_void_p:
-        module, function = ctypes.c_void_p(), ctypes.c_void_p()
-        self._call("cuModuleLoadData", ctypes.byref(module), single_kernel(self._ptx, kernel))
-        self._call("cuModuleGetFunction", ctypes.byref(function), module, kernel.encode())
-        self._functions[kernel] = function
-        return function
-
-    def _call(self, name: str, *arguments: object) -> None:
-        status = getattr(self._cuda, name)(*arguments)
-        if status != 0:
-            raise RuntimeError(f"{name} returned {status}")
+        if plan.kernel not in self._modules:
+            self._modules[plan.kernel] = Module(single_kernel(self._ptx, plan.kernel))
+        addresses = [None if tensor is None else tensor.data_ptr() for tensor in inputs]
+        stream = torch.cuda.current_stream().cuda_stream
+        self._modules[plan.kernel].launch(plan, addresses, output.data_ptr(), stream)
 
 
 def make_inputs(case: Case) -> list[torch.Tensor]:

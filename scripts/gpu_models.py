@@ -86,7 +86,7 @@ def measure_models(
     always = sum(back_end.seconds for back_end in back_ends if back_end.first)
     for name, spec in specs.items():
         with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
-            module = _random_network(spec, device)
+            module = random_network(spec, device)
             for batch in batches:
                 later -= 1
                 subject = Subject(name, module, _image(batch, size, device), Path(folder))
@@ -94,7 +94,7 @@ def measure_models(
             del module, subject
 
 
-def _random_network(spec: ModelSpec, device: torch.device) -> torch.nn.Module:
+def random_network(spec: ModelSpec, device: torch.device) -> torch.nn.Module:
     import torch
 
     from denseport.export.models.segmentor import build

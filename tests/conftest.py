@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cpu_kernels import Kernels, compile_kernels
 from support import ASSETS, SHARED
 
 from denseport.runtime.bundle import Bundle
+from denseport.runtime.kernels import launch
+from denseport.runtime.kernels.sources import PICTURE_SOURCES
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,3 +73,9 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def sample_copy(sample: Bundle, tmp_path: Path) -> Bundle:
     """The sample's bundle, to be changed or damaged."""
     return Bundle(shutil.copytree(sample.path, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def picture_kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    """The runtime's kernels around the network, compiled by g++."""
+    return compile_kernels(PICTURE_SOURCES, launch.KERNELS, tmp_path_factory.mktemp("picture_kernels"))

@@ -1,4 +1,4 @@
-"""Fakes of TensorRT's and CUDA's objects for machines without a GPU.
+"""Fakes of TensorRT's objects for machines without a GPU, beside that of CUDA (`fake_cuda`).
 
 They know of nothing but the order and the arguments of the calls; a test of ``tests/runtime/test_tensorrt.py``
 compares their methods with the real classes'.
@@ -6,19 +6,16 @@ compares their methods with the real classes'.
 
 from __future__ import annotations
 
-import ctypes
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from fake_cuda import FakeCuda, at
 
 from denseport.runtime.backends import tensorrt as backend
-from denseport.runtime.backends.cuda import Device, DeviceMemory, Graph, PinnedMemory, Stream
 from denseport.runtime.backends.tensorrt import TensorRTSession
 from denseport.runtime.backends.tensorrt_library import Library, LogBook
 from denseport.runtime.build_record import BuildRecord, Profile
@@ -33,85 +30,8 @@ RECORD = BuildRecord(
 )  # fmt: skip
 
 
-class FakeCuda:
-    """Memory is host memory, copies happen at once, a graph repeats its Python calls."""
-
-    name = "fake"
-    device = Device("Fake GPU", (8, 6), 2**30, "13.0")
-
-    def __init__(self) -> None:
-        self.allocated: list[np.ndarray[Any, Any]] = []
-        self.alive = 0
-        self.captures = self.launches = self.device_synchronizations = 0
-        self.capturing = False
-        self._inside = threading.local()
-
-    @contextmanager
-    def current(self) -> Iterator[None]:
-        self._inside.depth = getattr(self._inside, "depth", 0) + 1
-        yield
-        self._inside.depth -= 1
-
-    def _need_context(self) -> None:
-        assert getattr(self._inside, "depth", 0) > 0, "a CUDA call outside of the context"
-
-    def _release(self) -> None:
-        self._need_context()
-        self.alive -= 1
-
-    def allocate(self, size: int) -> DeviceMemory:
-        self._need_context()
-        assert not self.capturing
-        self.allocated.append(np.zeros(size, np.uint8))
-        self.alive += 1
-        return DeviceMemory(self.allocated[-1].ctypes.data, size, self._release)
-
-    def pinned(self, size: int) -> PinnedMemory:
-        self._need_context()
-        self.alive += 1
-        return PinnedMemory(np.zeros(size, np.uint8), self._release)
-
-    def stream(self) -> Stream:
-        self._need_context()
-        self.alive += 1
-        return Stream(id(object()), None, self._release)
-
-    def copy_to_device(self, target: int, source: np.ndarray[Any, Any], stream: Stream) -> None:
-        if not self.capturing:
-            at(target, source.nbytes)[:] = source.reshape(-1).view(np.uint8)
-
-    def copy_to_host(self, target: np.ndarray[Any, Any], source: int, stream: Stream) -> None:
-        if not self.capturing:
-            target.reshape(-1).view(np.uint8)[:] = at(source, target.nbytes)
-
-    def synchronize(self, stream: Stream | None = None) -> None:
-        self._need_context()
-        self.device_synchronizations += stream is None
-
-    def elapsed(self, stream: Stream, work: Callable[[], None]) -> float:
-        work()
-        return 0.0
-
-    def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
-        self.captures += 1
-        self.capturing = True
-        work()
-        self.capturing = False
-
-        def launch() -> None:
-            self.launches += 1
-            work()
-
-        self.alive += 1
-        return Graph(launch, self._release)
-
-
-def at(address: int, size: int) -> np.ndarray[Any, Any]:
-    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
-
-
 class FakeContext:
-    """Its network takes every second row and column of the first channel and doubles it: (N, 1, H/2, W/2)."""
+    """Its network takes every second row and column of the first channels and doubles them: (N, classes, H/2, W/2)."""
 
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine
@@ -140,7 +60,7 @@ class FakeContext:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         n, _, h, w = self.shape
-        return (n, 1, h // 2, w // 2)
+        return (n, self.engine.classes, h // 2, w // 2)
 
     def is_stream_capturable(self, stream: int) -> bool:
         self.asked += 1
@@ -162,7 +82,7 @@ class FakeContext:
         self.memory[:] = 0xFF
         size = 4 * int(np.prod(self.shape))
         image = at(self.addresses["image"], size).view(np.float32).reshape(self.shape)
-        result = np.ascontiguousarray(2 * image[:, :1, ::2, ::2])
+        result = np.ascontiguousarray(2 * image[:, : self.engine.classes, ::2, ::2])
         at(self.addresses["logits"], result.nbytes)[:] = result.reshape(-1).view(np.uint8)
         self.running.release()
         return True
@@ -177,6 +97,7 @@ class FakeEngine:
         self.contexts: list[FakeContext] = []
         self.switches: list[int] = []
         self.broken = False
+        self.classes = 1
         self.compiling = 0  # runs until a context can be captured
 
     def get_tensor_name(self, index: int) -> str:

@@ -7,8 +7,9 @@ launch with what these functions return. Sizes may be integers or TensorRT's sym
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal
+
+from denseport.runtime.kernels.launch import Launch, Precision, Size, ceil_div, strips
 
 __all__ = [
     "KERNELS",
@@ -22,8 +23,6 @@ __all__ = [
     "upsample_argmax",
 ]
 
-Size: TypeAlias = Any  # an int, or a tensorrt.plugin.SymInt32 (TensorRT is not needed to import this module)
-Precision = Literal["f32", "f16"]
 Layout = Literal["linear", "hwc8"]
 Strip = Literal["wide", "slim"]  # a thread's outputs: 32 or 16
 
@@ -45,7 +44,6 @@ _STRIP_SHAPE: dict[tuple[int, Precision, Strip], tuple[int, int]] = {
     (16, "f16", "wide"): (1, 2),
     (16, "f16", "slim"): (1, 1),
 }
-_RESIZE_ROWS = 8  # STRIP_ROWS in kernels.cu
 
 KERNELS: tuple[str, ...] = (
     *(f"upsample_add_{kind}_{grid}" for kind in ("f32", "f16", "f16_hwc8") for grid in ("corners", "centres")),
@@ -53,22 +51,6 @@ KERNELS: tuple[str, ...] = (
     "resize_argmax_f32",
     "resize_argmax_f16",
 )
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One launch of one kernel.
-
-    The kernel's parameters are the input pointers, ``scalars`` as int32, and the output pointer, in this
-    order. Every kernel strides over its work, so any positive ``grid`` gives the right result; this one gives
-    each thread one strip where the row length allows the widest vectors.
-    """
-
-    kernel: str  # the entry point in the PTX
-    grid: Size  # blocks, in x
-    block: int  # threads a block, in x
-    scalars: tuple[Size, ...]  # int32
-    shared_bytes: int = 0  # dynamic shared memory a block: none of the kernels uses any
 
 
 def upsample_add(
@@ -91,17 +73,17 @@ def upsample_add(
     if layout == "hwc8":
         if precision != "f16":
             raise ValueError(f"layout hwc8 needs f16, not {precision}")
-        groups = _ceil_div(channels, 8)
+        groups = ceil_div(channels, 8)
         cells = batch * (height + 1) * (width + 1) * groups
         return Launch(
             f"upsample_add_f16_hwc8_{grid_name}",
-            _ceil_div(cells, block),
+            ceil_div(cells, block),
             block,
             (batch, groups, height, width),
         )
     planes = batch * channels
-    strips = planes * (height + 1) * _ceil_div(width, 8 if precision == "f16" else 4)
-    return Launch(f"upsample_add_{precision}_{grid_name}", _ceil_div(strips, block), block, (planes, height, width))
+    pieces = planes * (height + 1) * ceil_div(width, 8 if precision == "f16" else 4)
+    return Launch(f"upsample_add_{precision}_{grid_name}", ceil_div(pieces, block), block, (planes, height, width))
 
 
 def upsample_argmax(
@@ -122,9 +104,9 @@ def upsample_argmax(
     if scale not in SCALES:
         raise ValueError(f"scale must be one of {SCALES}, not {scale}")
     columns, rows = _STRIP_SHAPE[scale, precision, strip]
-    strips = batch * (height + 1) * (scale // rows) * _ceil_div(width, columns)
+    pieces = batch * (height + 1) * (scale // rows) * ceil_div(width, columns)
     kernel = f"upsample_argmax_x{scale}_{precision}_{strip}"
-    return Launch(kernel, _ceil_div(strips, block), block, (batch, classes, height, width))
+    return Launch(kernel, ceil_div(pieces, block), block, (batch, classes, height, width))
 
 
 def resize_argmax(
@@ -141,10 +123,5 @@ def resize_argmax(
 
     A single resize is the case ``network == picture``. Sides stay below 2^15. ``block``: at most 128.
     """
-    strips = batch * _ceil_div(picture[0], _RESIZE_ROWS) * picture[1]
     scalars = (batch, classes, *size, *network, *picture)
-    return Launch(f"resize_argmax_{precision}", _ceil_div(strips, block), block, scalars)
-
-
-def _ceil_div(value: Size, by: int) -> Size:
-    return (value + (by - 1)) // by
+    return Launch(f"resize_argmax_{precision}", ceil_div(strips(batch, picture), block), block, scalars)

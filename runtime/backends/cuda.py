@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from denseport.runtime.backends.cuda_module import Module
 from denseport.runtime.errors import MachineError
 
 __all__ = [
@@ -132,6 +133,10 @@ class Cuda(Protocol):
         """Record what ``work`` queues, without running it."""
         ...
 
+    def load(self, ptx: bytes) -> Module:
+        """Kernels to launch, which stay loaded until they are closed."""
+        ...
+
 
 def open_cuda(index: int = 0, implementation: str | None = None) -> Cuda:
     """The GPU ``index``, over the first implementation that is installed.
@@ -234,6 +239,9 @@ class CudaBindings:
     def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
         return _capture(self._driver, stream, work)
 
+    def load(self, ptx: bytes) -> Module:
+        return Module(ptx)
+
 
 class PyCuda:
     """CUDA through pycuda."""
@@ -316,6 +324,9 @@ class PyCuda:
         except ImportError as err:
             raise MachineError("pycuda has no CUDA graphs", "pip install cuda-bindings beside it") from err
         return _capture(driver, stream, work)
+
+    def load(self, ptx: bytes) -> Module:
+        return Module(ptx)
 
 
 IMPLEMENTATIONS: dict[str, Callable[[int], Cuda]] = {"pycuda": PyCuda, "cuda-bindings": CudaBindings}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 from denseport.runtime.cpus import usable_cpus
 from denseport.runtime.errors import BundleError, MachineError
 
+if TYPE_CHECKING:
+    from denseport.runtime.backends.device import DeviceNetwork
+
 __all__ = ["INPUT", "OnnxRuntimeSession"]
 
 INPUT = "image"
+LANES = 2  # pictures at a time on the GPU: one in the network, one before or behind it
 SATURATION_FREE = ".cpu.onnx"  # ends the names of INT8 artifacts whose weights are made for every CPU
 
 
@@ -62,6 +66,7 @@ class OnnxRuntimeSession:
                     "Run another artifact, such as model.onnx, or this one where a GPU is.",
                 ) from err
             raise BundleError(f"{path}: ONNX Runtime cannot load it: {err}", "Export the checkpoint again.") from err
+        self._on_gpu = self._session.get_providers()[0] == "CUDAExecutionProvider"
         self._description = (
             f"ONNX Runtime {onnxruntime.__version__}, {providers[0]}, {options.intra_op_num_threads} threads"
         )
@@ -74,6 +79,21 @@ class OnnxRuntimeSession:
     def largest_batch(self, height: int, width: int) -> int | None:
         """None: a bundle's graphs take any number of pictures."""
         return None
+
+    def device_network(self) -> DeviceNetwork:
+        """The model, for tensors that are on the GPU; close its lanes before the session.
+
+        Raises:
+            MachineError: it does not run on CUDA, or CUDA cannot be reached from Python.
+        """
+        if not self._on_gpu:
+            raise MachineError(f"tensors of {self._description} are on the host")
+        from denseport.runtime.backends.cuda import open_cuda
+        from denseport.runtime.backends.device import DeviceNetwork
+        from denseport.runtime.backends.onnxruntime_cuda import CudaLane
+
+        cuda = open_cuda()
+        return DeviceNetwork(cuda, LANES, False, lambda: CudaLane(self._session, cuda))
 
     def close(self) -> None:
         """Free the model; the session cannot be used again."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,11 +41,21 @@ class SharedSession:
         Raises:
             InputError: it is closed.
         """
+        with self.in_use():
+            return self._session.run(image)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps the session open for a block.
+
+        Raises:
+            InputError: it is closed.
+        """
         with self._idle:
             self._refuse_closed()
             self._running += 1
         try:
-            return self._session.run(image)
+            yield
         finally:
             with self._idle:
                 self._running -= 1

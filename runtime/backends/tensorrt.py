@@ -15,7 +15,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.backends.cuda import Cuda, DeviceMemory, Graph, PinnedMemory, open_cuda
+from denseport.runtime.backends.buffers import Buffers
+from denseport.runtime.backends.cuda import Cuda, Graph, Stream, open_cuda
+from denseport.runtime.backends.device import DeviceNetwork
 from denseport.runtime.backends.pool import Pool
 from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_library
 from denseport.runtime.backends.zero_copy import DeviceArray, View, view_of
@@ -82,6 +84,7 @@ class TensorRTSession:
         with self._cuda.current():
             self._engine = _deserialise(self._library, path, record)
         self._profiles = _profiles(self._engine, self._library.trt)
+        self._contexts = contexts
         self._pool: Pool[_Lane] = Pool(self._lane, contexts)
 
     @property
@@ -131,6 +134,13 @@ class TensorRTSession:
         with self._cuda.current(), self._pool.take(None) as lane:
             made = lane.run_device(source, target, profile)
         return out if made is None else made
+
+    def device_network(self) -> DeviceNetwork:
+        """The engine, for tensors that are on the GPU; close its lanes before the session.
+
+        Its lanes have contexts of their own, beside those of `run`: as many again, where both are used.
+        """
+        return DeviceNetwork(self._cuda, self._contexts, self._graphs, lambda: self._lane(None))
 
     def _key(self, shape: tuple[int, ...]) -> Hashable:
         return shape if self._graphs else None
@@ -195,6 +205,7 @@ class _Lane:
         self._library, self._cuda = library, cuda
         self._graphs = graphs
         self._input, self._output = _tensor_names(engine, library.trt)
+        self._profiles = _profiles(engine, library.trt)
         self._types = tuple(
             np.dtype(library.trt.nptype(engine.get_tensor_dtype(name))) for name in (self._input, self._output)
         )
@@ -210,18 +221,30 @@ class _Lane:
         self._profile = 0  # a new context's
         self._shape: tuple[int, ...] | None = None  # that the activations' memory is for
         self._graph: Graph | None = None
-        self._device: dict[str, DeviceMemory] = {}
-        self._host: dict[str, PinnedMemory] = {}
+        self._buffers = Buffers(cuda)
         self._stack = ExitStack()
-        self._stream = self._stack.enter_context(cuda.stream())
+        self._stream: Stream = self._stack.enter_context(cuda.stream())
+
+    @property
+    def stream(self) -> Stream:
+        return self._stream
+
+    def infer(self, image: View) -> View:
+        """As `denseport.runtime.backends.device.Lane.infer`."""
+        self._check("the image", image, image.shape, self._types[0])
+        self._accept(image.shape, find_profile(self._profiles, image.shape))
+        shape = self._output_shape()
+        address = self._buffers.device(self._output, math.prod(shape) * self._types[1].itemsize)
+        self._execute({self._input: image.address, self._output: address})
+        return View(address, shape, self._types[1], None, self)
 
     def run(self, image: NDArray[Any], profile: int) -> NDArray[Any]:
         self._accept(image.shape, profile)
         shape = self._output_shape()
-        source = self._host_array(self._input, image.shape, self._types[0])
-        target = self._host_array(self._output, shape, self._types[1])
+        source = self._buffers.host(self._input, image.shape, self._types[0])
+        target = self._buffers.host(self._output, shape, self._types[1])
         addresses = {
-            name: self._device_memory(name, array.nbytes)
+            name: self._buffers.device(name, array.nbytes)
             for name, array in ((self._input, source), (self._output, target))
         }
 
@@ -236,12 +259,12 @@ class _Lane:
         else:
             work()
         self._cuda.synchronize(self._stream)
-        if self._graphs and self._graph is None and self._capturable():
+        if self._graphs and self._graph is None and self.capturable():
             # The first run of a size prepares the context, which may not happen while its work is recorded.
             self._graph = self._stack.enter_context(self._cuda.capture(self._stream, work))
         return target.copy()
 
-    def _capturable(self) -> bool:
+    def capturable(self) -> bool:
         """TensorRT-RTX says when it is still compiling kernels; TensorRT has no such call and need of it."""
         ask = getattr(self._context, "is_stream_capturable", None)
         return ask is None or bool(ask(self._stream.handle))
@@ -280,6 +303,8 @@ class _Lane:
             raise InputError(f"{what} is {view.shape} {view.dtype}; the engine needs {shape} {dtype}")
 
     def _accept(self, shape: tuple[int, ...], profile: int) -> None:
+        if (profile, shape) == (self._profile, self._shape):
+            return  # nothing is set while a graph is recorded
         if profile != self._profile:
             if not self._context.set_optimization_profile_async(profile, self._stream.handle):
                 raise MachineError(f"TensorRT refused optimization profile {profile}")
@@ -288,7 +313,7 @@ class _Lane:
             raise InputError(f"TensorRT refused an input of {shape}")
         if shape != self._shape:
             needed = self._context.update_device_memory_size_for_shapes()
-            self._context.set_device_memory(self._device_memory(ACTIVATIONS, max(needed, 1)), needed)
+            self._context.set_device_memory(self._buffers.device(ACTIVATIONS, max(needed, 1)), needed)
             self._shape = shape
 
     def _output_shape(self) -> tuple[int, ...]:
@@ -305,25 +330,7 @@ class _Lane:
         if not done:
             raise MachineError(f"TensorRT could not run the engine: {_last_error(lines)}")
 
-    def _device_memory(self, name: str, size: int) -> int:
-        memory = self._device.get(name)
-        if memory is None or memory.size < size:
-            if memory is not None:
-                memory.close()
-            memory = self._device[name] = self._cuda.allocate(size)
-            self._stack.callback(memory.close)
-        return memory.address
-
-    def _host_array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        size = math.prod(shape) * dtype.itemsize
-        memory = self._host.get(name)
-        if memory is None or memory.data.nbytes < size:
-            if memory is not None:
-                memory.close()
-            memory = self._host[name] = self._cuda.pinned(size)
-            self._stack.callback(memory.close)
-        return memory.data[:size].view(dtype).reshape(shape)
-
     def close(self) -> None:
         self._context = None  # before the stream that it may still use
+        self._buffers.close()
         self._stack.close()

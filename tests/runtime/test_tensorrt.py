@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_tensorrt import LANDSCAPE, PORTRAIT, RECORD, FakeContext, FakeCuda, FakeEngine, Machine, at
+from fake_cuda import FakeCuda, at
+from fake_tensorrt import LANDSCAPE, PORTRAIT, RECORD, FakeContext, FakeEngine, Machine
 
 from denseport.runtime.backends import cuda as cuda_module
 from denseport.runtime.backends.cuda import open_cuda

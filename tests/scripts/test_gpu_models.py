@@ -46,7 +46,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def subject(_scripts: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Of batch 1; to export its graph is what takes long here."""
     models = importlib.import_module("gpu_models")
-    module, image = models._random_network(TINY, CPU), models._image(1, 32, CPU)
+    module, image = models.random_network(TINY, CPU), models._image(1, 32, CPU)
     return models.Subject("tiny", module, image, tmp_path_factory.mktemp("subject"))
 
 

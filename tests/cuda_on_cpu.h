@@ -1,5 +1,5 @@
-// Stand-ins for what export/plugin/kernels.cu uses of CUDA, and a launcher: so that g++ compiles the kernels' own
-// source and Python runs it. KERNELS, given on the command line, is the list LAUNCHER(name) LAUNCHER(name) ...
+// Stand-ins for what the kernels use of CUDA, and a launcher: so that g++ compiles the kernels' own source and Python
+// runs it. tests/cpu_kernels.py includes the sources behind this file, and then has a LAUNCHER(name) for each kernel.
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -10,7 +10,7 @@
 #define __launch_bounds__(...)
 
 struct Index { unsigned x, y, z; };
-static Index threadIdx, blockIdx, blockDim, gridDim;
+static thread_local Index threadIdx, blockIdx, blockDim, gridDim;
 
 struct Half { unsigned short bits; };
 
@@ -31,8 +31,8 @@ inline void copy_if(bool condition, float value, float& target) {
   if (condition) target = value;
 }
 inline void prefetch_to_l2(const void*) {}
-
-#include "kernels.cu"
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
 
 // `arguments` as in cuLaunchKernel: a pointer to each argument. Threads run one after another.
 template <typename... Types, std::size_t... I>
@@ -48,4 +48,3 @@ static void run(void (*kernel)(Types...), int grid, int block, void** arguments)
 }
 #define LAUNCHER(NAME) \
   extern "C" void launch_##NAME(int grid, int block, void** arguments) { run(NAME, grid, block, arguments); }
-KERNELS

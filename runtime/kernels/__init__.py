@@ -1,0 +1,10 @@
+"""Kernels that the runtime launches itself, around the network, and what the plugin's kernels share with them.
+
+common.cu           FP16, the loop over a grid's work
+resize_argmax.cu    the argmax of logits that are resized twice; the plugin's too
+picture.cu          a picture to the network's input; logits to the picture's mask
+compile.py          sources -> PTX, with NVRTC
+cache.py            the same, compiled once a user
+launch.py           which kernel, how many threads, which numbers
+sources.py          where the sources lie
+"""

@@ -1,0 +1,43 @@
+"""The kernels around the network as PTX, compiled once a user and kept."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from denseport.runtime.errors import OutputError
+from denseport.runtime.files import write_atomic
+from denseport.runtime.kernels.compile import compile_ptx, fingerprint
+from denseport.runtime.kernels.sources import PICTURE_SOURCES
+
+__all__ = ["cache_folder", "picture_ptx"]
+
+
+def cache_folder() -> Path | None:
+    """Denseport's folder in the user's cache: ``$XDG_CACHE_HOME``, else ``~/.cache``; None where there is no home."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # no home can be found
+        return None
+    return base / "denseport" if base.is_absolute() else None
+
+
+def picture_ptx() -> bytes:
+    """The PTX of picture.cu, from the cache where this version of it was compiled before.
+
+    A cache that cannot be read or written costs a compilation, half a second, and nothing else.
+
+    Raises:
+        MachineError: it was not compiled before, and NVRTC 13.0 is not installed.
+    """
+    folder = cache_folder()
+    if folder is None:
+        return compile_ptx(PICTURE_SOURCES)
+    path = folder / f"picture-{fingerprint(PICTURE_SOURCES)}.ptx"
+    with suppress(OSError):
+        return path.read_bytes()
+    ptx = compile_ptx(PICTURE_SOURCES)
+    with suppress(OutputError):
+        write_atomic(path, ptx)
+    return ptx

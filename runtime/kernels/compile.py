@@ -1,0 +1,96 @@
+"""Compiles kernels to PTX with NVRTC, NVIDIA's run-time compiler, from its wheel; no CUDA toolkit, no GPU.
+
+One PTX for compute capability 7.5 serves every GPU since Turing: the driver turns it into machine code when it is
+loaded. NVRTC is pinned to 13.0, since a newer one writes a PTX version that drivers of CUDA 13.0 reject.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+from pathlib import Path
+
+from denseport.runtime.errors import MachineError
+
+__all__ = ["NVRTC_VERSION", "compile_ptx", "fingerprint"]
+
+NVRTC_VERSION = (13, 0)
+_OPTIONS = (b"--gpu-architecture=compute_75", b"--std=c++17")
+_REMEDY = "pip install 'nvidia-cuda-nvrtc==13.0.*'"
+
+
+@functools.cache
+def compile_ptx(sources: tuple[Path, ...]) -> bytes:
+    """The PTX of every kernel in ``sources``, joined, as one text without the NUL that NVRTC puts at its end.
+
+    Raises:
+        MachineError: NVRTC 13.0 is not installed, or it rejects the source.
+    """
+    return _Nvrtc().compile(_joined(sources), sources[-1].name.encode())
+
+
+def fingerprint(sources: tuple[Path, ...]) -> str:
+    """64 hex digits that change with the sources, the options and the compiler's version."""
+    digest = hashlib.sha256(repr((NVRTC_VERSION, _OPTIONS)).encode())
+    digest.update(_joined(sources))
+    return digest.hexdigest()
+
+
+def _joined(sources: tuple[Path, ...]) -> bytes:
+    """With each file's name and lines kept for the compiler's messages."""
+    return b"".join(b'#line 1 "%s"\n%s' % (path.name.encode(), path.read_bytes()) for path in sources)
+
+
+class _Nvrtc:
+    """The five calls of NVRTC's C interface that a compilation takes, through ctypes."""
+
+    def __init__(self) -> None:
+        library = _find_library()
+        # NVRTC opens this one by its bare name, which works outside the library path if it is loaded already.
+        self._builtins = ctypes.CDLL(str(library.with_name("libnvrtc-builtins.so.13.0")))
+        self._library = ctypes.CDLL(str(library))
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self._call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
+        if (major.value, minor.value) != NVRTC_VERSION:
+            raise MachineError(f"NVRTC 13.0 is needed, found {major.value}.{minor.value}", _REMEDY)
+
+    def compile(self, source: bytes, name: bytes) -> bytes:
+        program = ctypes.c_void_p()
+        self._call("nvrtcCreateProgram", ctypes.byref(program), source, name, 0, None, None)
+        try:
+            options = (ctypes.c_char_p * len(_OPTIONS))(*_OPTIONS)
+            try:
+                self._call("nvrtcCompileProgram", program, len(_OPTIONS), options)
+            except MachineError as error:
+                log = self._text("nvrtcGetProgramLog", program).decode(errors="replace")
+                raise MachineError(f"NVRTC rejects {name.decode()}:\n{log}") from error
+            return self._text("nvrtcGetPTX", program)
+        finally:
+            self._call("nvrtcDestroyProgram", ctypes.byref(program))
+
+    def _text(self, getter: str, program: ctypes.c_void_p) -> bytes:
+        size = ctypes.c_size_t()
+        self._call(f"{getter}Size", program, ctypes.byref(size))
+        buffer = ctypes.create_string_buffer(size.value)
+        self._call(getter, program, buffer)
+        return buffer.raw.rstrip(b"\0")
+
+    def _call(self, function: str, *arguments: object) -> None:
+        status = getattr(self._library, function)(*arguments)
+        if status != 0:
+            raise MachineError(f"{function} failed with status {status}")
+
+
+def _find_library() -> Path:
+    """The libnvrtc of the pinned wheel; never one that happens to lie on the machine's library path."""
+    try:
+        package = importlib.util.find_spec("nvidia.cu13")
+    except ModuleNotFoundError:
+        package = None
+    for folder in (package.submodule_search_locations or []) if package else []:
+        library = Path(folder) / "lib" / f"libnvrtc.so.{NVRTC_VERSION[0]}"
+        if library.exists():
+            return library
+    raise MachineError("NVRTC, NVIDIA's run-time compiler, is not installed", _REMEDY)
