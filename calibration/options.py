@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from denseport.calibration.observers import METHODS, Method
+from denseport.calibration.qdq import KINDS
 from denseport.calibration.search import Budget
 from denseport.runtime.dataset import Dataset
 from denseport.runtime.errors import InputError
@@ -27,7 +28,7 @@ class Effort:
 
     single: int  # images on which each group of layers is measured alone
     whole: int  # images on which a set of groups is measured
-    batch: float  # share of the multiply-adds that leaves INT8 at most between two measurements
+    batch: float  # share of the multiply-adds that goes back to float at most between two measurements
 
 
 EFFORTS: dict[EffortName, Effort] = {
@@ -42,6 +43,7 @@ class CalibrationOptions:
     """How a model is calibrated."""
 
     budget: Budget
+    precision: str = "int8"  # of `qdq.KINDS`
     method: Method = "minmax"
     effort: EffortName = "medium"
     smooth: bool = True  # migrate outliers from LayerNorms into the next weights
@@ -51,13 +53,17 @@ class CalibrationOptions:
     threads: int | None = None  # default: the CPUs this process may use
 
     def __post_init__(self) -> None:
+        if self.precision not in KINDS:
+            raise InputError(f"no 8-bit precision {self.precision!r}", f"Choose one of {', '.join(KINDS)}.")
         if self.method not in METHODS:
             raise InputError(f"no method {self.method!r}", f"Choose one of {', '.join(METHODS)}.")
         if self.effort not in EFFORTS:
             raise InputError(f"no effort {self.effort!r}", f"Choose one of {', '.join(EFFORTS)}.")
 
 
-def budget_of(points: float | None, agreement: float | None, labelled: Dataset | None) -> Budget:
+def budget_of(
+    points: float | None, agreement: float | None, labelled: Dataset | None, precision: str = "int8"
+) -> Budget:
     """The budget of the search: points of mIoU where there are labels, and a least agreement with FP32.
 
     Args:
@@ -80,6 +86,6 @@ def budget_of(points: float | None, agreement: float | None, labelled: Dataset |
     if labelled is None:
         return Budget(agreement=AGREEMENT if agreement is None else agreement)
     return Budget(
-        miou=BUDGETS["int8"] if points is None else points,
-        agreement=AGREEMENTS["int8"] if agreement is None else agreement,
+        miou=BUDGETS[precision] if points is None else points,
+        agreement=AGREEMENTS[precision] if agreement is None else agreement,
     )

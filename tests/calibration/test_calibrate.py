@@ -78,7 +78,7 @@ def test_int8_is_written_with_a_record(calibrated: Path) -> None:
     assert record["images_sha256"] == hashlib.sha256(digests.encode()).hexdigest()
     assert any("only 3 images" in text for text in record["warnings"])
     assert all(record["float"].values()), "each layer that stays float has a reason"
-    assert len(record["int8"]) + len(record["float"]) == len(record["groups"])
+    assert len(record["narrow"]) + len(record["float"]) == len(record["groups"])
     assert record["share"] == record["steps"][-1]["share"] > 0.5
     assert not list(bundle.path.glob(".*")), "nothing half-made stays behind"
 
@@ -97,22 +97,44 @@ def test_int8_is_written_with_a_record(calibrated: Path) -> None:
     assert record["loss"]["agreement"] == pytest.approx(np.concatenate([s.ravel() for s in same]).mean(), abs=2e-3)
 
 
-def test_the_verdict_says_what_it_is_worth_here(calibrated: Path) -> None:
+def test_both_forms_come_from_one_decision(calibrated: Path) -> None:
     bundle = Bundle(calibrated / "bundle")
-    verdict = bundle.artifact("int8.onnx").record["verdict"]
-    assert set(verdict["seconds"]) == {"model.onnx", "int8.onnx"} and min(verdict["seconds"].values()) > 0
+    portable, cpu = (bundle.artifact(name).record for name in ("int8.onnx", "int8.cpu.onnx"))
+    assert portable["calibration"] == cpu["calibration"]
+    assert portable["form"]["loss"] == portable["calibration"]["loss"] != cpu["form"]["loss"]
+    assert cpu["form"]["float"] == {}, "every convolution's output has a threshold"
+    graph = onnx.load(bundle.verified("int8.cpu.onnx")).graph
+    integer = sum(node.op_type in ("QLinearConv", "MatMulIntegerToFloat") for node in graph.node)
+    nodes = onnx.load(bundle.verified("int8.onnx")).graph.node
+    dequantized = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
+    products = [node for node in nodes if node.op_type in ("Conv", "MatMul", "Gemm")]
+    assert integer == sum(dequantized.issuperset(node.input[:2]) for node in products)
+
+
+@pytest.mark.parametrize("name", ["int8.onnx", "int8.cpu.onnx"])
+def test_the_verdict_says_what_it_is_worth_here(calibrated: Path, name: str) -> None:
+    bundle = Bundle(calibrated / "bundle")
+    verdict = bundle.artifact(name).record["verdict"]
+    assert set(verdict["seconds"]) == {"model.onnx", name} and min(verdict["seconds"].values()) > 0
     assert verdict["accepted"] == (verdict["speed_ratio"] >= 1.02)
     assert f"measured {verdict['speed_ratio']:.2f} times as fast as FP32 here" in verdict["reason"]
-    chosen = Segmenter(bundle).choice
-    assert chosen.name == (
-        "int8.onnx"
-        if verdict["seconds"]["int8.onnx"] < verdict["seconds"]["model.onnx"] and verdict["accepted"]
-        else "model.onnx"
-    )
-    assert verdict["accepted"] or chosen.others["int8.onnx"] == verdict["reason"]
     picture = read_image(spread([PICTURES], 1)[0])
-    masks = [Segmenter(bundle, artifact=name)(picture).mask for name in ("model.onnx", "int8.onnx")]
+    masks = [Segmenter(bundle, artifact=each)(picture).mask for each in ("model.onnx", name)]
     assert (masks[0] == masks[1]).mean() > 0.95
+
+
+def test_the_fastest_accepted_form_runs(calibrated: Path) -> None:
+    bundle = Bundle(calibrated / "bundle")
+    verdicts = {name: bundle.artifact(name).record["verdict"] for name in ("int8.onnx", "int8.cpu.onnx")}
+    seconds = {
+        name: verdict["seconds"][name]
+        for name, verdict in verdicts.items()
+        if verdict["accepted"] and verdict["seconds"][name] < verdict["seconds"]["model.onnx"]
+    }
+    choice = Segmenter(bundle).choice
+    assert choice.name == min(seconds, key=lambda name: seconds[name], default="model.onnx")
+    for name, verdict in verdicts.items():
+        assert verdict["accepted"] or choice.others[name] == verdict["reason"]
 
 
 def test_inspect_and_report_show_it(calibrated: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,8 +146,9 @@ def test_inspect_and_report_show_it(calibrated: Path, capsys: pytest.CaptureFixt
     page = (calibrated / "int8.html").read_text()
     for row in record["groups"]:
         assert row["group"] in page
-    assert page.count("<circle") == len(record["steps"]) and page.count("<svg") == page.count("</svg>") == 1
-    assert "://" not in page and "<script" not in page
+    assert page.count('<circle class="edge"') == len(record["steps"]) + 2  # and the ends of the budget's line
+    assert page.count("<svg") == page.count("</svg>") == 1
+    assert "://" not in page.replace('xmlns="http://www.w3.org/2000/svg"', "") and "<script" not in page
 
 
 def test_statistics_are_used_again_and_labels_are_measured(
@@ -147,8 +170,8 @@ def test_statistics_are_used_again_and_labels_are_measured(
     found = json.loads(capsys.readouterr().out)
     assert found["budget"]["miou"] == 5 and found["labelled"] == 4
     assert "asked for with --float" in found["float"].values()
-    assert not any(name.startswith("decode_head.reassemble_blocks") for name in found["int8"])
-    assert Bundle(bundle).artifact("int8.onnx").record["calibration"]["int8"] == found["int8"]
+    assert not any(name.startswith("decode_head.reassemble_blocks") for name in found["narrow"])
+    assert Bundle(bundle).artifact("int8.onnx").record["calibration"]["narrow"] == found["narrow"]
     assert main(["eval", bundle, "--data", str(STREET), "--artifact", "int8.onnx", "--threads", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["mIoU"] == pytest.approx(
         found["verdicts"]["int8.onnx"]["miou"], abs=1e-3
