@@ -4,7 +4,8 @@
 
 Rows: ONNX Runtime's own static quantization with its defaults (``ort-minmax``), then the product's, each observer with
 every candidate layer in INT8, the same with smoothing, without attention's products, and the set that the search chose.
-Calibration sees DIR only. Statistics are kept in the work folder, and a row measured there is not measured again.
+Calibration sees DIR only. Files are opened with ``session.x64quantprecision``, so that the losses are the models' and
+not the processor's. Statistics are kept in the work folder, and a row measured there is not measured again.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from denseport.calibration.calibrate import thinned
 from denseport.calibration.collect import collect
 from denseport.calibration.graph import load_model, serialise
 from denseport.calibration.images import CalibrationImages, ImageStatistics
 from denseport.calibration.observers import METHODS, ChannelMaximum, Histogram, RowSample, threshold
+from denseport.calibration.options import AGREEMENT
 from denseport.calibration.placement import activations, find_groups
 from denseport.calibration.qdq import quantize
 from denseport.calibration.search import Budget, search
@@ -68,7 +71,7 @@ class Bench:
         protocol = parse_protocol("reference", self.bundle.manifest)
         self.images = CalibrationImages.of_folder(arguments.images, protocol, arguments.calibration_limit)
         dataset = open_dataset(arguments.data)
-        self.dataset = replace(dataset, samples=dataset.samples[: arguments.limit])
+        self.dataset = replace(dataset, samples=tuple(thinned(dataset.samples, arguments.limit or len(dataset))))
         self.size = self.images[0].shape[2:]
 
     def model(self, smoothed: bool) -> ir.Model:
@@ -178,10 +181,10 @@ def main() -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--images", type=Path, required=True, help="folder of calibration pictures")
     parser.add_argument("--data", type=Path, required=True, help="labelled set to measure on")
-    parser.add_argument("--limit", type=int, help="of the labelled pictures")
+    parser.add_argument("--limit", type=int, help="of the labelled pictures, spread evenly")
     parser.add_argument("--calibration-limit", type=int, metavar="N", help="of the calibration pictures")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
-    parser.add_argument("--agreement", type=float, default=0.97, help="budget of the search; default: %(default)s")
+    parser.add_argument("--agreement", type=float, default=AGREEMENT, help="budget of the search; default: %(default)s")
     parser.add_argument("--work", type=Path, required=True, help="folder to keep models and results in")
     parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--json", action="store_true")

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--agreement",
         type=float,
         metavar="SHARE",
-        help="least share of pixels with FP32's class; default: 0.97, with --data 0.9",
+        help="least share of pixels with FP32's class; default: 0.98, with --data 0.9",
     )
     how.add_argument(
         "--float", metavar="LAYER", nargs="+", default=[], help="layers, with all below them, that stay float"

@@ -18,7 +18,9 @@ from planting import with_graph
 from support import ASSETS
 
 from denseport.calibration import calibrate as pipeline
+from denseport.calibration import verdict
 from denseport.calibration.sensitivity import Reference
+from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.cli import main
 from denseport.runtime.feed import network_inputs, spread
@@ -28,13 +30,16 @@ from denseport.runtime.segmenter import Segmenter
 STREET = ASSETS / "street"
 PICTURES = str(STREET / "images/validation")
 QUICK = ("--images", PICTURES, "--effort", "low", "--limit", "3", "--threads", "1")
+LEFT_OUT = ("backbone.layers.1", "backbone.layers.2", "backbone.layers.3", "decode_head.fusion_blocks.0")
+LEFT_OUT += ("decode_head.fusion_blocks.1", "decode_head.fusion_blocks.2")  # one of each kind is enough
 FEW_LAYERS = ("--float", "decode_head", "--keep-attention-float")  # leaves few layers to try, so that it is quick
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's cache, which a test must not touch."""
+    """The user's cache, which a test must not touch; and short races."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(verdict, "ROUNDS", (3, 3))
     return tmp_path / "cache/denseport/calibrate"
 
 
@@ -49,7 +54,9 @@ def calibrated(sample: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("calibrated")
     shutil.copytree(sample.path, folder / "bundle")
     arguments = ["--report", str(folder / "int8.html"), "--work", str(folder / "work")]
-    assert main(["calibrate", str(folder / "bundle"), *QUICK, *arguments]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verdict, "ROUNDS", (3, 3))
+        assert main(["calibrate", str(folder / "bundle"), *QUICK, "--float", *LEFT_OUT, *arguments]) == 0
     return folder
 
 
@@ -79,13 +86,13 @@ def test_int8_is_written_with_a_record(calibrated: Path) -> None:
     assert any("only 3 images" in text for text in record["warnings"])
     assert all(record["float"].values()), "each layer that stays float has a reason"
     assert len(record["narrow"]) + len(record["float"]) == len(record["groups"])
-    assert record["share"] == record["steps"][-1]["share"] > 0.5
+    assert record["share"] == record["steps"][-1]["share"] > 0.25
     assert not list(bundle.path.glob(".*")), "nothing half-made stays behind"
 
     graph = onnx.load(bundle.verified("int8.onnx")).graph
     kinds = {tensor.data_type for tensor in graph.initializer if tensor.name.endswith(".zero_point")}
     assert kinds == {onnx.TensorProto.INT8}
-    assert sum(node.op_type == "QuantizeLinear" for node in graph.node) > 40
+    assert sum(node.op_type == "QuantizeLinear" for node in graph.node) > 15
 
     same = []
     for image in network_inputs(pictures, bundle.manifest):
@@ -114,10 +121,10 @@ def test_both_forms_come_from_one_decision(calibrated: Path) -> None:
 @pytest.mark.parametrize("name", ["int8.onnx", "int8.cpu.onnx"])
 def test_the_verdict_says_what_it_is_worth_here(calibrated: Path, name: str) -> None:
     bundle = Bundle(calibrated / "bundle")
-    verdict = bundle.artifact(name).record["verdict"]
-    assert set(verdict["seconds"]) == {"model.onnx", name} and min(verdict["seconds"].values()) > 0
-    assert verdict["accepted"] == (verdict["speed_ratio"] >= 1.02)
-    assert f"measured {verdict['speed_ratio']:.2f} times as fast as FP32 here" in verdict["reason"]
+    found = bundle.artifact(name).record["verdict"]
+    assert set(found["seconds"]) == {"model.onnx", name} and min(found["seconds"].values()) > 0
+    assert found["accepted"] == (found["speed_ratio"] >= 1.02)
+    assert f"measured {found['speed_ratio']:.2f} times as fast as FP32 here" in found["reason"]
     picture = read_image(spread([PICTURES], 1)[0])
     masks = [Segmenter(bundle, artifact=each)(picture).mask for each in ("model.onnx", name)]
     assert (masks[0] == masks[1]).mean() > 0.95
@@ -127,14 +134,14 @@ def test_the_fastest_accepted_form_runs(calibrated: Path) -> None:
     bundle = Bundle(calibrated / "bundle")
     verdicts = {name: bundle.artifact(name).record["verdict"] for name in ("int8.onnx", "int8.cpu.onnx")}
     seconds = {
-        name: verdict["seconds"][name]
-        for name, verdict in verdicts.items()
-        if verdict["accepted"] and verdict["seconds"][name] < verdict["seconds"]["model.onnx"]
+        name: each["seconds"][name]
+        for name, each in verdicts.items()
+        if each["accepted"] and each["seconds"][name] < each["seconds"]["model.onnx"]
     }
     choice = Segmenter(bundle).choice
     assert choice.name == min(seconds, key=lambda name: seconds[name], default="model.onnx")
-    for name, verdict in verdicts.items():
-        assert verdict["accepted"] or choice.others[name] == verdict["reason"]
+    for name, each in verdicts.items():
+        assert each["accepted"] or choice.others[name] == each["reason"]
 
 
 def test_inspect_and_report_show_it(calibrated: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,15 +165,15 @@ def test_statistics_are_used_again_and_labels_are_measured(
     bundle = str(calibrated / "bundle")
     again = ["calibrate", bundle, *QUICK, "--work", str(calibrated / "work"), "--json"]
     before = Bundle(bundle).artifact("int8.onnx").record["calibration"]
-    assert main([*again, "--keep-attention-float", "--agreement", "0.5"]) == 0
+    assert main([*again, "--float", *LEFT_OUT, "--keep-attention-float", "--agreement", "0.5"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert len(measured) == len(found["steps"]), "single layers were measured by the first run"
+    assert len(measured) == len(found["steps"]) + 1, "single layers were measured by the first run; the CPU form is one"
     assert {name for name, reason in found["float"].items() if "attention" in reason} == {
         row["group"] for row in before["groups"] if row["kind"] == "attention"
     }
 
     labelled = ["--data", str(STREET), "--split", "validation", "--data-limit", "4", "--budget", "5"]
-    assert main([*again, *labelled, "--float", "decode_head.reassemble_blocks"]) == 0
+    assert main([*again, *labelled, "--float", *LEFT_OUT, "decode_head.reassemble_blocks"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["budget"]["miou"] == 5 and found["labelled"] == 4
     assert "asked for with --float" in found["float"].values()
@@ -190,6 +197,21 @@ def test_an_artifact_is_measured_again_for_another_machine(
     assert Bundle(bundle.path).artifact("int8.onnx").record["verdict"]["machine"] == old["machine"]
     assert main(["calibrate", str(bundle.path), *QUICK, "--measure", "model.onnx"]) == 2
     assert "was not written by denseport calibrate" in capsys.readouterr().err
+
+
+def test_fp8_comes_from_the_same_statistics(calibrated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = Bundle(shutil.copytree(calibrated / "bundle", calibrated / "fp8"))
+    few = ["--float", "backbone", "decode_head.fusion_blocks", "--work", str(calibrated / "work")]
+    assert main(["calibrate", str(bundle.path), *QUICK, *few, "--precision", "fp8", "--agreement", "0.5"]) == 0
+    assert "of the multiply-adds; on 3 pictures" in capsys.readouterr().out
+    artifact = Bundle(bundle.path).artifact("fp8.onnx")
+    assert artifact.precision == artifact.record["calibration"]["precision"] == "fp8"
+    graph = onnx.load(bundle.path / "fp8.onnx").graph
+    kinds = {tensor.data_type for tensor in graph.initializer if tensor.name.endswith(".zero_point")}
+    assert kinds == {onnx.TensorProto.FLOAT8E4M3FN}
+    image = next(network_inputs(spread([PICTURES], 1), bundle.manifest))
+    fp32, fp8 = (OnnxRuntimeSession(bundle.path / name).run(image) for name in ("model.onnx", "fp8.onnx"))
+    assert 0 < np.linalg.norm(fp8 - fp32) < 0.1 * np.linalg.norm(fp32)
 
 
 def test_nothing_is_written_where_nothing_keeps_the_budget(
@@ -216,7 +238,7 @@ def test_an_interrupted_run_changes_nothing_and_is_resumed(
     assert single > 10
     assert main(["calibrate", str(bundle.path), *QUICK, *FEW_LAYERS, "--resume"]) == 0
     steps = Bundle(bundle.path).artifact("int8.onnx").record["calibration"]["steps"]
-    assert len(measured) == single + len(steps)
+    assert len(measured) == single + len(steps) + 1  # the CPU form
     assert not list(cache.iterdir()), "the cache is emptied after success"
 
 
