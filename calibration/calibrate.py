@@ -188,7 +188,7 @@ def _as_asked(groups: Sequence[Group], options: CalibrationOptions) -> tuple[Gro
     names = {group.name for found in asked.values() for group in found}
     reasons = {name: "asked for with --float" for name in names}
     if options.attention_float:
-        reasons |= {g.name: "attention stays float as asked" for g in groups if g.kind == "attention"}
+        reasons |= {g.name: "attention stays float unless asked for: --attention search" for g in groups if g.kind == "attention"}
     return tuple(replace(g, float_reason=reasons.get(g.name, g.float_reason)) for g in groups)
 
 

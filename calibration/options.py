@@ -48,7 +48,7 @@ class CalibrationOptions:
     effort: EffortName = "medium"
     smooth: bool = True  # migrate outliers from LayerNorms into the next weights
     float_layers: tuple[str, ...] = ()  # layers, with all below them, that stay float
-    attention_float: bool = False  # attention's products stay float; else the search decides
+    attention_float: bool = True  # attention's products stay float; else the search decides
     work: Path | None = None  # folder for statistics, kept; None: a temporary one
     threads: int | None = None  # default: the CPUs this process may use
 

@@ -68,7 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--float", metavar="LAYER", nargs="+", default=[], help="layers, with all below them, that stay float"
     )
     how.add_argument(
-        "--keep-attention-float", action="store_true", help="leave attention's products; default: the search decides"
+        "--attention",
+        choices=("float", "search"),
+        default="float",
+        help="whether attention's products may become 8 bits; default: %(default)s",
     )
     how.add_argument(
         "--smooth", choices=("auto", "off"), default="auto", help="migrate LayerNorms' outliers; default: %(default)s"
@@ -155,7 +158,7 @@ def _options(arguments: argparse.Namespace, budget: Budget, work: Path) -> Calib
         effort=arguments.effort,
         smooth=arguments.smooth == "auto",
         float_layers=tuple(arguments.float),
-        attention_float=arguments.keep_attention_float,
+        attention_float=arguments.attention == "float",
         work=work,
         threads=arguments.threads,
     )

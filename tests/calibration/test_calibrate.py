@@ -32,7 +32,7 @@ PICTURES = str(STREET / "images/validation")
 QUICK = ("--images", PICTURES, "--effort", "low", "--limit", "3", "--threads", "1")
 LEFT_OUT = ("backbone.layers.1", "backbone.layers.2", "backbone.layers.3", "decode_head.fusion_blocks.0")
 LEFT_OUT += ("decode_head.fusion_blocks.1", "decode_head.fusion_blocks.2")  # one of each kind is enough
-FEW_LAYERS = ("--float", "decode_head", "--keep-attention-float")  # leaves few layers to try, so that it is quick
+FEW_LAYERS = ("--float", "decode_head")  # leaves few layers to try, so that it is quick
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def calibrated(sample: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A folder with a calibrated bundle, its report, and the statistics."""
     folder = tmp_path_factory.mktemp("calibrated")
     shutil.copytree(sample.path, folder / "bundle")
-    arguments = ["--report", str(folder / "int8.html"), "--work", str(folder / "work")]
+    arguments = ["--report", str(folder / "int8.html"), "--work", str(folder / "work"), "--attention", "search"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verdict, "ROUNDS", (3, 3))
         assert main(["calibrate", str(folder / "bundle"), *QUICK, "--float", *LEFT_OUT, *arguments]) == 0
@@ -165,10 +165,10 @@ def test_statistics_are_used_again_and_labels_are_measured(
     bundle = str(calibrated / "bundle")
     again = ["calibrate", bundle, *QUICK, "--work", str(calibrated / "work"), "--json"]
     before = Bundle(bundle).artifact("int8.onnx").record["calibration"]
-    assert main([*again, "--float", *LEFT_OUT, "--keep-attention-float", "--agreement", "0.5"]) == 0
+    assert main([*again, "--float", *LEFT_OUT, "--agreement", "0.5"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(measured) == len(found["steps"]) + 1, "single layers were measured by the first run; the CPU form is one"
-    assert {name for name, reason in found["float"].items() if "attention" in reason} == {
+    assert {name for name, reason in found["float"].items() if "--attention search" in reason} == {
         row["group"] for row in before["groups"] if row["kind"] == "attention"
     }
 
