@@ -188,7 +188,8 @@ def _as_asked(groups: Sequence[Group], options: CalibrationOptions) -> tuple[Gro
     names = {group.name for found in asked.values() for group in found}
     reasons = {name: "asked for with --float" for name in names}
     if options.attention_float:
-        reasons |= {g.name: "attention stays float unless asked for: --attention search" for g in groups if g.kind == "attention"}
+        words = "attention stays float unless asked for: --attention search"
+        reasons |= {group.name: words for group in groups if group.kind == "attention"}
     return tuple(replace(g, float_reason=reasons.get(g.name, g.float_reason)) for g in groups)
 
 
