@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures like the application's, without labels: folders, files or globs",
     )
     pictures.add_argument(
-        "--limit", type=int, default=256, metavar="N", help="pictures to take, spread evenly; default: %(default)s"
+        "--limit", type=int, default=32, metavar="N", help="pictures to take, spread evenly; default: %(default)s"
     )
     _add_data(parser.add_argument_group("labelled pictures"))
     how = parser.add_argument_group("quantization")
