@@ -214,6 +214,30 @@ def test_fp8_comes_from_the_same_statistics(calibrated: Path, capsys: pytest.Cap
     assert 0 < np.linalg.norm(fp8 - fp32) < 0.1 * np.linalg.norm(fp32)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "fp8"], "denseport calibrate"),
+        (["--precision", "int8"], "int8.onnx is the INT8 graph already"),
+        (["--precision", "int8", "--rest", "fp16", "--output", "mask"], "--rest fp16 does not go with --output mask"),
+        (["--rest", "fp16"], "--rest belongs to --precision int8 and fp8"),
+    ],
+)
+def test_build_takes_what_calibrate_wrote(
+    calibrated: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["build", str(calibrated / "bundle"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_float_rest_is_typed(calibrated: Path) -> None:
+    bundle = Bundle(shutil.copytree(calibrated / "bundle", calibrated / "mixed"))
+    assert main(["build", str(bundle.path), "--precision", "int8", "--rest", "fp16"]) == 0
+    artifact = Bundle(bundle.path).artifact("int8.fp16.onnx")
+    assert artifact.precision == "int8" and artifact.record["source"] == "int8.onnx"
+    assert artifact.record["precision"]["nodes"]["fp16"] > artifact.record["precision"]["nodes"]["fp32"]
+
+
 def test_nothing_is_written_where_nothing_keeps_the_budget(
     calibrated: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
