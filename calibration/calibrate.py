@@ -1,4 +1,4 @@
-"""From a bundle's FP32 model and pictures to an INT8 artifact with a record of how it came about.
+"""From a bundle's FP32 model and pictures to INT8 or FP8 artifacts with a record of how they came about.
 
 Smoothing, thresholds, search: the order that docs/int8.md measures. Nothing of the bundle is touched before the
 quantized model is whole.
@@ -20,13 +20,14 @@ import numpy as np
 import onnx_ir as ir
 
 from denseport.calibration.errors import CalibrationError
+from denseport.calibration.forms import Form, forms_of
 from denseport.calibration.graph import GraphSession, load_model, serialise
 from denseport.calibration.images import CalibrationImages, labels_of
 from denseport.calibration.loss_file import LossFile
 from denseport.calibration.options import EFFORTS, CalibrationOptions, Effort
 from denseport.calibration.placement import Group, find_groups
 from denseport.calibration.search import Search, Step, search
-from denseport.calibration.sensitivity import Reference, sensitivities
+from denseport.calibration.sensitivity import Loss, Reference, sensitivities
 from denseport.calibration.smoothing import Smoothing
 from denseport.calibration.statistics import Thresholds, find_thresholds, smoothed
 from denseport.calibration.unpack import unpack_projections
@@ -36,9 +37,9 @@ from denseport.runtime.files import sha256_of, writing
 from denseport.runtime.machine import inspect_machine
 from denseport.runtime.manifest import Artifact
 
-__all__ = ["FP32", "NAME", "CalibrationRecord", "Progress", "Silent", "calibrate", "thinned"]
+__all__ = ["FP32", "CalibrationRecord", "Progress", "Silent", "calibrate", "thinned"]
 
-FP32, NAME = "model.onnx", "int8.onnx"
+FP32 = "model.onnx"
 
 Told = Callable[[int, int], None]
 T = TypeVar("T")
@@ -68,9 +69,9 @@ class Silent:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """How an INT8 artifact came about."""
+    """How the forms of a quantized model came about."""
 
-    artifacts: tuple[str, ...]  # their names; none: nothing kept the budget, and nothing was written
+    losses: dict[str, Loss]  # of each artifact; none: nothing kept the budget, and nothing was written
     options: CalibrationOptions
     images: int
     images_sha256: str  # of the list of their contents
@@ -107,7 +108,9 @@ def calibrate(
     *,
     progress: Progress | None = None,
 ) -> CalibrationRecord:
-    """Quantize a bundle's FP32 model and enter it as ``int8.onnx``; an older one is replaced when the new one is whole.
+    """Quantize a bundle's FP32 model and enter its forms, ``int8.onnx`` and ``int8.cpu.onnx``, or ``fp8.onnx``.
+
+    Older ones are replaced when the new ones are whole.
 
     Args:
         images: pictures of the application, without labels.
@@ -130,10 +133,9 @@ def calibrate(
     progress.say(_estimate(model, images, groups, len(test[0]), options))
     with _work_folder(options.work) as work:
         model, smoothing, thresholds = _observe(model, images, default, options, work, progress)
-        quantized, found = _search(model, thresholds, groups, options, test, work, progress)
-    forms = _forms(quantized) if found.chosen else {}
+        found, forms = _search(model, thresholds, groups, options, test, work, progress)
     record = CalibrationRecord(
-        artifacts=tuple(forms),
+        losses={form.name: form.loss for form in forms},
         options=options,
         images=len(images),
         images_sha256=images.sha256(),
@@ -144,8 +146,8 @@ def calibrate(
         seconds=time.monotonic() - start,
         versions=inspect_machine(look_for_gpus=False).summary()["packages"],
     )
-    for name, form in forms.items():
-        _write(bundle, name, form, {"source": FP32, "calibration": record.to_dict()})
+    for form in forms:
+        _write(bundle, form, {"source": FP32, "calibration": record.to_dict(), "form": form.to_dict()})
     return record
 
 
@@ -186,7 +188,8 @@ def _as_asked(groups: Sequence[Group], options: CalibrationOptions) -> tuple[Gro
     names = {group.name for found in asked.values() for group in found}
     reasons = {name: "asked for with --float" for name in names}
     if options.attention_float:
-        reasons |= {g.name: "attention stays float as asked" for g in groups if g.kind == "attention"}
+        words = "attention stays float unless asked for: --attention search"
+        reasons |= {group.name: words for group in groups if group.kind == "attention"}
     return tuple(replace(g, float_reason=reasons.get(g.name, g.float_reason)) for g in groups)
 
 
@@ -285,15 +288,18 @@ def _search(
     test: TestSet,
     work: Path,
     progress: Progress,
-) -> tuple[ir.Model, Search]:
+) -> tuple[Search, list[Form]]:
+    """The layers to quantize, and the graphs that follow; none where nothing keeps the budget."""
     effort, (images, labels) = EFFORTS[options.effort], test
     limits = thresholds.limits
     few = CalibrationImages(thinned(images.paths, effort.single), images.protocol)
     with progress.phase("measuring each layer") as told:
         single = Reference(model, [few[i] for i in range(len(few))], threads=options.threads)
         names = [group.name for group in _candidates(groups)]
-        losses = LossFile(work / "losses.json", thresholds.key, options.method, few.sha256())
-        alone = sensitivities(single, model, limits, groups, names, losses=losses, progress=told)
+        losses = LossFile(work / "losses.json", thresholds.key, options.method, few.sha256(), options.precision)
+        alone = sensitivities(
+            single, model, limits, groups, names, kind=options.precision, losses=losses, progress=told
+        )
         losses.save()
     del single
 
@@ -301,23 +307,30 @@ def _search(
         lost = "" if step.loss.miou is None else f"{step.loss.miou:+.2f} points of mIoU lost, "
         verdict = "within" if step.within else "over"
         progress.say(
-            f"{100 * step.share:.1f} % in INT8: {lost}{100 * step.loss.agreement:.2f} % of the classes stay, logits "
-            f"differ by {100 * step.loss.error:.2g} %: {verdict} budget"
+            f"{100 * step.share:.1f} % in {options.precision.upper()}: {lost}{100 * step.loss.agreement:.2f} % of the "
+            f"classes stay, logits differ by {100 * step.loss.error:.2g} %: {verdict} budget"
         )
 
     progress.say(f"measuring sets of layers on {len(images)} pictures")
     reference = Reference(model, images, labels, threads=options.threads)
-    return search(reference, model, limits, groups, options.budget, losses=alone, batch=effort.batch, told=said)
+    quantized, found = search(
+        reference,
+        model,
+        limits,
+        groups,
+        options.budget,
+        kind=options.precision,
+        losses=alone,
+        batch=effort.batch,
+        told=said,
+    )
+    return found, forms_of(quantized, found, model, limits, reference) if found.chosen else []
 
 
-def _forms(quantized: ir.Model) -> dict[str, ir.Model]:
-    """The graphs that are written, by artifact: the same decisions in each."""
-    return {NAME: quantized}
-
-
-def _write(bundle: Bundle, name: str, model: ir.Model, details: dict[str, Any]) -> None:
-    """Enter the model into the bundle, by a rename within the same folder."""
+def _write(bundle: Bundle, form: Form, details: dict[str, Any]) -> None:
+    """Enter a form into the bundle, by a rename within the same folder."""
     with tempfile.TemporaryDirectory(prefix=".build-", dir=bundle.path) as folder:
-        file = Path(folder) / name
-        file.write_bytes(serialise(model))
-        bundle.add(name, Artifact("onnx", "int8", {name: sha256_of(file)}, details), [file])
+        file = Path(folder) / form.name
+        file.write_bytes(serialise(form.model))
+        precision = details["calibration"]["precision"]
+        bundle.add(form.name, Artifact("onnx", precision, {form.name: sha256_of(file)}, details), [file])

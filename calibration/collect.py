@@ -60,7 +60,7 @@ def collect(
         CalibrationError: no images, images of a wrong shape, or values that are not finite.
     """
     if not len(images):
-        raise CalibrationError("there are no images to calibrate with", "Give at least one image, best 100 to 500.")
+        raise CalibrationError("there are no images to calibrate with", "Give at least one image, best 32 or more.")
     passes = _passes(model, images[0], [name for name in observers if name != INPUT], limit, threads)
     done = _load(state_file, key, observers) if state_file is not None else 0
     total = len(passes) * len(images)

@@ -103,6 +103,12 @@ class GraphSession:
         options.log_severity_level = 3
         # Without it x86 without VNNI saturates on int8 weights: the error would be the machine's, not the model's.
         options.add_session_config_entry("session.x64quantprecision", "1")
+        if any(tensor.data_type == onnx.TensorProto.FLOAT8E4M3FN for tensor in proto.graph.initializer):
+            # It would make integer operators of FP8, which it then refuses.
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if shapes:
+            # Else the nodes that read a shape run last, and keep every tensor until then.
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 proto.SerializeToString(), options, providers=["CPUExecutionProvider"]

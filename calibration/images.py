@@ -179,9 +179,7 @@ class ImageStatistics:
         """What speaks against these images, with figures."""
         found = []
         if self.images < FEWEST:
-            found.append(
-                f"only {self.images} images: ranges rest on few pictures; give {FEWEST} or more, best 100 to 500"
-            )
+            found.append(f"only {self.images} images: ranges rest on few pictures; give {FEWEST} or more")
         if self.constant:
             found.append(f"{self.constant} of {self.images} images are of one colour: their ranges mean nothing")
         if not self.pixels:

@@ -42,33 +42,35 @@ KINDS = {"int8": Kind(ir.DataType.INT8, LEVELS), "fp8": Kind(ir.DataType.FLOAT8E
 
 @dataclass(frozen=True)
 class Quantization:
-    """Which groups of a model compute in INT8, and which stay float and why."""
+    """Which groups of a model compute in 8 bits, and which stay float and why."""
 
-    int8: tuple[Group, ...]
+    kind: str  # of `KINDS`
+    narrow: tuple[Group, ...]  # in 8 bits
     floats: tuple[tuple[Group, str], ...]  # with the reason
 
     @property
     def macs(self) -> int:
         """Multiply-adds of all groups, for one image."""
-        return self.int8_macs + sum(group.macs for group, _ in self.floats)
+        return self.narrow_macs + sum(group.macs for group, _ in self.floats)
 
     @property
-    def int8_macs(self) -> int:
-        """Multiply-adds in INT8."""
-        return sum(group.macs for group in self.int8)
+    def narrow_macs(self) -> int:
+        """Multiply-adds in 8 bits."""
+        return sum(group.macs for group in self.narrow)
 
     @property
     def share(self) -> float:
-        """Of the multiply-adds that is in INT8, 0..1."""
-        return self.int8_macs / max(1, self.macs)
+        """Of the multiply-adds that is in 8 bits, 0..1."""
+        return self.narrow_macs / max(1, self.macs)
 
     def to_dict(self) -> dict[str, Any]:
         """The form for a report."""
         return {
-            "int8_multiply_adds": self.int8_macs,
+            "precision": self.kind,
+            "narrow_multiply_adds": self.narrow_macs,
             "multiply_adds": self.macs,
             "share": self.share,
-            "int8": [group.name for group in self.int8],
+            "narrow": [group.name for group in self.narrow],
             "float": {group.name: reason for group, reason in self.floats},
         }
 
@@ -116,7 +118,7 @@ def quantize(
     writer.drop_unused()
     given = reasons or {}
     floats = tuple((g, given.get(g.name) or g.float_reason or "not chosen") for g in groups if g not in wanted)
-    return result, Quantization(wanted, floats)
+    return result, Quantization(kind, wanted, floats)
 
 
 def weight_scales(weight: NDArray[np.float32], axis: int, largest_number: float = LEVELS) -> NDArray[np.float32]:

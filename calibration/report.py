@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -14,24 +13,24 @@ from denseport.calibration.search import Step
 from denseport.runtime.files import write_atomic
 from denseport.runtime.manifest import Manifest
 from denseport.runtime.page import count, fact_list, page, section
+from denseport.runtime.plot import Axis, Series, chart
 from denseport.runtime.trial import Trial
 
 __all__ = ["summary", "write_report"]
 
 _NAMED = 4  # layers of one reason that the summary names
-_WIDTH, _HEIGHT = 640, 300  # of the plot
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 16, 44  # its margins
 
 
 def summary(record: CalibrationRecord) -> list[str]:
-    """Lines for the terminal: INT8 by kind of layer, and why the others stay float."""
+    """Lines for the terminal: what is in 8 bits, by kind of layer, and why the others stay float."""
     rows = record.search.rows()
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    name = _name(record)
     width = max(len(kind) for kind in kinds)
-    lines = [f"{'kind':{width}}  {'INT8':>9}  {'share':>8}  {'in INT8':>8}"]
+    lines = [f"{'kind':{width}}  {name:>9}  {'share':>8}  {'in ' + name:>8}"]
     for kind in kinds:
         own = [row for row in rows if row["kind"] == kind]
-        quantized = [row for row in own if row["precision"] == "int8"]
+        quantized = [row for row in own if row["precision"] != "float"]
         share, total = (100 * sum(row["share"] for row in some) for some in (quantized, own))
         lines.append(f"{kind:{width}}  {len(quantized):>3} of {len(own):>2}  {total:6.1f} %  {share:6.1f} %")
     reasons: dict[str, list[str]] = {}
@@ -56,21 +55,21 @@ def write_report(path: Path, manifest: Manifest, record: CalibrationRecord, tria
     """
     created = datetime.now(UTC)
     share = 100 * record.search.quantization.share
-    names = escape(", ".join(record.artifacts) or "nothing")
+    names = escape(", ".join(record.losses) or "nothing")
     parts = (
         _verdicts(record, trials),
         _tiles(record, trials),
-        section("search", "Loss against share in INT8", _hint(record), _plot(record)),
+        section("search", f"Loss against share in {_name(record)}", _hint(record), _plot(record)),
         _layers(record),
         _smoothing(record),
         _facts(record, trials),
     )
     text = page(
-        title=f"INT8: {manifest.name}",
+        title=f"{_name(record)}: {manifest.name}",
         header=(
             '<p class="eyebrow">Denseport calibration report</p>\n'
             f"<h1>{escape(manifest.name)}</h1>\n"
-            f'<p class="lead">{names}: {share:.1f} % of the multiply-adds in INT8, calibrated on '
+            f'<p class="lead">{names}: {share:.1f} % of the multiply-adds in {_name(record)}, calibrated on '
             f"{count(record.images, 'picture')}, "
             f'<time datetime="{created.isoformat()}">{created:%Y-%m-%d}</time></p>'
         ),
@@ -84,7 +83,9 @@ def write_report(path: Path, manifest: Manifest, record: CalibrationRecord, tria
 def _verdicts(record: CalibrationRecord, trials: Mapping[str, Trial]) -> str:
     parts = [_verdict(name, trial) for name, trial in trials.items()]
     if not trials:
-        parts.append(_box("fail", "Nothing was written", "nothing", "No set of layers in INT8 keeps the budget."))
+        parts.append(
+            _box("fail", "Nothing was written", "nothing", f"No set of layers in {_name(record)} keeps the budget.")
+        )
     parts += [
         f'<p class="warning" role="note"><strong>Warning:</strong> {escape(text)}</p>' for text in record.warnings
     ]
@@ -109,7 +110,7 @@ def _box(kind: str, word: str, name: str, reason: str) -> str:
 
 def _tiles(record: CalibrationRecord, trials: Mapping[str, Trial]) -> str:
     """The figures of the fastest artifact."""
-    tiles = [("In INT8, % of the multiply-adds", f"{100 * record.search.quantization.share:.1f}", "")]
+    tiles = [(f"In {_name(record)}, % of the multiply-adds", f"{100 * record.search.quantization.share:.1f}", "")]
     for trial in sorted(trials.values(), key=lambda trial: -trial.speed_ratio)[:1]:
         seconds = ", ".join(f"{name} {1000 * each:.0f} ms" for name, each in trial.seconds.items())
         tiles.append(("Times as fast as FP32", f"{trial.speed_ratio:.2f}", escape(seconds)))
@@ -127,13 +128,13 @@ def _tiles(record: CalibrationRecord, trials: Mapping[str, Trial]) -> str:
 def _hint(record: CalibrationRecord) -> str:
     where = count(record.labelled, "labelled picture") if record.labelled else "calibration pictures"
     return (
-        f"Each dot is a set of layers that was measured as a whole on {where}, from every candidate in INT8 down to "
-        "the set that was chosen; the dashed line is the budget."
+        f"Each dot is a set of layers that was measured as a whole on {where}, from every candidate in "
+        f"{_name(record)} down to the set that was chosen."
     )
 
 
 def _plot(record: CalibrationRecord) -> str:
-    """Steps of the search as an SVG; the words in the table and the summary say the same."""
+    """Steps of the search; the words in the table and the summary say the same."""
     budget, steps = record.options.budget, record.search.steps
     if budget.miou is not None:
         unit, limit = "points of mIoU lost", budget.miou
@@ -141,63 +142,14 @@ def _plot(record: CalibrationRecord) -> str:
         unit, limit = "% of the pixels change class", 100 * (1 - budget.agreement)
     else:
         unit, limit = "% by which the logits differ", 100 * (budget.error or 0)
-    values = [_loss(step, unit) for step in steps]
-    low, high = min(0.0, *values), max(limit, *values) * 1.1 or 1.0
-
-    def x(share: float) -> float:
-        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
-
-    def y(value: float) -> float:
-        return _TOP + (high - value) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
-
-    parts = [_grid(x, y, low, high, unit)]
-    parts.append(
-        f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(limit):.1f}" y2="{y(limit):.1f}" stroke="var(--fail)" '
-        'stroke-dasharray="6 4"/>'
+    name = _name(record)
+    points = [(100 * step.share, _loss(step, unit)) for step in steps]
+    return chart(
+        f"{unit} against the share of the multiply-adds in {name}, {count(len(steps), 'step')}",
+        Axis(f"% of the multiply-adds in {name}", zero=True),
+        Axis(unit),
+        [Series("sets of layers", points), Series("budget", [(0, limit), (100, limit)])],
     )
-    points = [(x(step.share), y(value)) for step, value in zip(steps, values, strict=True)]
-    line = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-    parts.append(f'<polyline points="{line}" fill="none" stroke="var(--bar)" stroke-width="1.5"/>')
-    for step, value, (px, py) in zip(steps, values, points, strict=True):
-        colour = "var(--pass)" if step.within else "var(--fail)"
-        words = escape(f"{100 * step.share:.1f} % in INT8: {value:.3g} {unit}")
-        parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4.5" fill="{colour}"><title>{words}</title></circle>')
-    label = escape(f"{unit} against the share of the multiply-adds in INT8, {count(len(steps), 'step')}")
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}" '
-        f'style="width:100%;max-width:{_WIDTH}px;height:auto;margin-top:14px;font-size:12px">{"".join(parts)}</svg>'
-    )
-
-
-def _grid(x: Callable[[float], float], y: Callable[[float], float], low: float, high: float, unit: str) -> str:
-    """Axes with round numbers."""
-    parts = []
-    for percent in (0, 25, 50, 75, 100):
-        at = x(percent / 100)
-        parts.append(
-            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" stroke="var(--line)"/>'
-            f'<text x="{at:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle" fill="var(--soft)">{percent}</text>'
-        )
-    step = _round_step(high - low)
-    for number in range(math.ceil(low / step), math.floor(high / step) + 1):
-        at = y(number * step)
-        parts.append(
-            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}" stroke="var(--line)"/>'
-            f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end" fill="var(--soft)">{number * step:g}</text>'
-        )
-    middle_x, middle_y = (_LEFT + _WIDTH - _RIGHT) / 2, (_TOP + _HEIGHT - _BOTTOM) / 2
-    parts.append(
-        f'<text x="{middle_x}" y="{_HEIGHT - 8}" text-anchor="middle" fill="var(--soft)">% of the multiply-adds in INT8'
-        f'</text><text transform="translate(14 {middle_y}) rotate(-90)" text-anchor="middle" fill="var(--soft)">{unit}'
-        "</text>"
-    )
-    return "".join(parts)
-
-
-def _round_step(span: float) -> float:
-    """1, 2 or 5 times a power of ten, about a fifth of ``span``."""
-    power = 10.0 ** math.floor(math.log10(span / 5))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span / 5)
 
 
 def _loss(step: Step, unit: str) -> float:
@@ -207,7 +159,7 @@ def _loss(step: Step, unit: str) -> float:
 
 
 def _layers(record: CalibrationRecord) -> str:
-    rows = [_row(row) for row in sorted(record.search.rows(), key=lambda row: row["precision"] == "int8")]
+    rows = [_row(row) for row in sorted(record.search.rows(), key=lambda row: row["precision"] != "float")]
     head = "".join(
         f'<th scope="col"{kind}>{title}</th>'
         for title, kind in (
@@ -222,7 +174,7 @@ def _layers(record: CalibrationRecord) -> str:
     body = f'<table class="pairs"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     hint = (
         "What stays float comes first. Share of the multiply-adds; what changes against FP32 when this layer alone is "
-        "INT8."
+        "in 8 bits."
     )
     return section("layers", "Layers", hint, f'<div class="scroll" tabindex="0">{body}</div>')
 
@@ -231,7 +183,7 @@ def _row(row: Mapping[str, Any]) -> str:
     alone = row["alone"]
     error = f"{100 * alone['error']:.3f}" if alone else "–"
     change = f"{100 * (1 - alone['agreement']):.2f}" if alone else "–"
-    where = f"float: {row['reason']}" if row["precision"] == "float" else "int8"
+    where = f"float: {row['reason']}" if row["precision"] == "float" else row["precision"]
     return (
         f'<tr><th scope="row">{escape(row["group"])}</th><td class="text">{row["kind"]}</td>'
         f"<td>{100 * row['share']:.2f}</td><td>{error}</td><td>{change}</td>"
@@ -269,6 +221,10 @@ def _facts(record: CalibrationRecord, trials: Mapping[str, Trial]) -> str:
     for name, trial in trials.items():
         facts[escape(name)] = escape(f"measured on {trial.machine}, {trial.cpus} CPUs, {trial.session}")
     return section("facts", "How it was made", "", fact_list(facts))
+
+
+def _name(record: CalibrationRecord) -> str:
+    return record.options.precision.upper()
 
 
 def _general(reason: str) -> str:

@@ -1,7 +1,7 @@
-"""Choose which layers compute in INT8: the greatest saving whose measured loss keeps a budget.
+"""Choose which layers compute in 8 bits, INT8 or FP8: the greatest saving whose measured loss keeps a budget.
 
-Every candidate starts in INT8 and the result is measured as a whole, since losses of single layers do not add up. While
-it is over budget, the layer that loses most for what it saves goes back to float, and the rest is measured again.
+Every candidate starts in 8 bits and the result is measured as a whole, since losses of single layers do not add up.
+While it is over budget, the layer that loses most for what it saves goes back to float, and the rest is measured again.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ class Budget:
 class Step:
     """One set of layers that was measured as a whole."""
 
-    share: float  # of the multiply-adds in INT8, 0..1
+    share: float  # of the multiply-adds in 8 bits, 0..1
     loss: Loss
     within: bool  # the budget
-    dropped: tuple[str, ...]  # groups that left INT8 since the last step
+    dropped: tuple[str, ...]  # groups that went back to float since the last step
 
 
 @dataclass(frozen=True)
 class Search:
     """What was chosen and why."""
 
-    chosen: tuple[str, ...]  # groups in INT8
+    chosen: tuple[str, ...]  # groups in 8 bits
     quantization: Quantization
     loss: Loss  # of the chosen set
     within: bool  # False: not even the smallest set that was tried keeps the budget
@@ -81,14 +81,14 @@ class Search:
         floats = {group.name: reason for group, reason in self.quantization.floats}
         total = max(1, self.quantization.macs)
         rows = []
-        for group in (*self.quantization.int8, *(group for group, _ in self.quantization.floats)):
+        for group in (*self.quantization.narrow, *(group for group, _ in self.quantization.floats)):
             loss = self.sensitivities.get(group.name)
             rows.append(
                 {
                     "group": group.name,
                     "kind": group.kind,
                     "share": group.macs / total,
-                    "precision": "float" if group.name in floats else "int8",
+                    "precision": "float" if group.name in floats else self.quantization.kind,
                     "reason": floats.get(group.name),
                     "alone": None if loss is None else loss.to_dict(),
                 }
@@ -117,6 +117,7 @@ def search(
     budget: Budget,
     *,
     residual: bool = False,
+    kind: str = "int8",
     losses: Mapping[str, Loss] | None = None,
     batch: float = 0.02,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -125,19 +126,22 @@ def search(
     """Quantize as many multiply-adds as the budget allows.
 
     Args:
+        kind: of `qdq.KINDS`.
         losses: of the single groups, where they were measured already.
-        batch: share of the multiply-adds that leaves INT8 at most between two measurements, but always one group.
+        batch: share of the multiply-adds that goes back to float at most between two measurements, always one group.
         progress: told the single groups measured and all of them.
         told: each set, once it was measured.
 
     Returns:
-        The quantized model and the search. When nothing keeps the budget, the model with the least INT8 that was
+        The quantized model and the search. When nothing keeps the budget, the model with the least in 8 bits that was
         tried; `Search.within` tells.
     """
     candidates = [group for group in groups if group.possible and group.float_reason is None]
     if losses is None:
         names = [group.name for group in candidates]
-        losses = sensitivities(reference, model, thresholds, groups, names, residual=residual, progress=progress)
+        losses = sensitivities(
+            reference, model, thresholds, groups, names, residual=residual, kind=kind, progress=progress
+        )
     total = max(1, sum(group.macs for group in groups))
     # Squared errors of independent layers add up, so they are what a layer costs.
     harm = {g.name: losses[g.name].error ** 2 / max(g.macs, 1) for g in candidates}
@@ -147,7 +151,7 @@ def search(
     dropped: list[Group] = []
     while True:
         names = [group.name for group in chosen]
-        quantized, record = quantize(model, thresholds, groups, names, residual=residual, reasons=reasons)
+        quantized, record = quantize(model, thresholds, groups, names, residual=residual, reasons=reasons, kind=kind)
         loss = reference.measure(quantized)
         excess = budget.excess(loss)
         steps.append(Step(record.share, loss, excess <= 1, tuple(g.name for g in dropped)))

@@ -107,19 +107,22 @@ def sensitivities(
     candidates: Iterable[str],
     *,
     residual: bool = False,
+    kind: str = "int8",
     losses: MutableMapping[str, Loss] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Loss]:
     """The loss of each candidate group when it alone is quantized, by name.
 
     Args:
+        kind: of `qdq.KINDS`.
         losses: those that are known already; each new one is entered as soon as it was measured.
     """
     names = list(candidates)
     losses = {} if losses is None else losses
     for done, name in enumerate(names, start=1):
         if name not in losses:
-            losses[name] = reference.measure(quantize(model, thresholds, groups, [name], residual=residual)[0])
+            quantized, _ = quantize(model, thresholds, groups, [name], residual=residual, kind=kind)
+            losses[name] = reference.measure(quantized)
         progress(done, len(names))
     return {name: losses[name] for name in names}
 

@@ -96,6 +96,8 @@ def migrate(model: ir.Model, norm: ir.Node, linears: Iterable[ir.Node], factors:
     for index in (1, 2):
         if index < len(norm.inputs) and norm.inputs[index] is not None:
             _replace(model, norm, index, lambda array: array / factors)
+    # Another tensor than the original's, so no comparison by name may take it for that one.
+    norm.outputs[0].name = f"{norm.outputs[0].name}.smoothed"
     for node in linears:
         rows = factors[None, :] if _transposed(node) else factors[:, None]
         _replace(model, node, 1, lambda array, rows=rows: array * rows)  # type: ignore[misc]

@@ -30,7 +30,7 @@ Told = Callable[[int, int], None]
 class Thresholds:
     """What was observed of the tensors."""
 
-    limits: dict[str, float]  # by tensor: the magnitude that becomes 127
+    limits: dict[str, float]  # by tensor: the magnitude that becomes the largest number
     warnings: tuple[str, ...]  # what speaks against the images, with figures
     key: str  # a hash of the model, the images and the tensors
 
@@ -74,12 +74,15 @@ def find_thresholds(
     threads: int | None = None,
     progress: Told = lambda done, total: None,
 ) -> Thresholds:
-    """The thresholds of all tensors that ``groups`` read, by ``method``; arguments as of `smoothed`.
+    """The thresholds of all tensors that ``groups`` read, and of what their convolutions write.
+
+    Args:
+        method: of `observers.METHODS`; the others as of `smoothed`.
 
     Raises:
         CalibrationError: a tensor holds values that are not finite.
     """
-    histograms = {name: Histogram() for name in activations(model, groups)}
+    histograms = {name: Histogram() for name in activations(model, groups, outputs=True)}
     statistics = ImageStatistics()
     observers: dict[str, list[Observer]] = {name: [histogram] for name, histogram in histograms.items()}
     observers.setdefault(INPUT, []).append(statistics)

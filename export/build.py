@@ -27,7 +27,7 @@ from denseport.runtime.feed import network_inputs
 from denseport.runtime.files import sha256_of
 from denseport.runtime.manifest import Artifact
 
-__all__ = ["build_engine_artifact", "build_typed", "build_variant"]
+__all__ = ["build_engine_artifact", "build_typed", "build_variant", "source_of"]
 
 Candidate: TypeAlias = tuple[Path, BuildRecord]
 
@@ -37,22 +37,26 @@ def build_typed(
     precision: str,
     pictures: Sequence[Path],
     *,
+    quantized: str | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> tuple[str, PrecisionRecord, Audit | None]:
-    """Write the FP16 or BF16 form of a bundle's model and enter it as ``fp16.onnx`` or ``bf16.onnx``.
+    """Write the FP16 or BF16 form of a bundle's model, ``fp16.onnx`` say, or type the float rest of a quantized one.
 
     Args:
         pictures: on which FP16's range is checked and the result is audited; none: only weights are checked.
+        quantized: "int8" or "fp8": type the float part of that graph of the bundle, as ``int8.fp16.onnx`` say.
 
     Returns:
         The artifact's name, what it computes in, and its audit (None without pictures). An artifact whose audit
         failed is not kept.
 
     Raises:
+        BundleError: the quantized graph is not there.
         ExportError: nothing computes in the narrow type, although it was asked for.
     """
-    name = f"{precision}.onnx"
-    model = bundle.verified(FP32)
+    source = source_of(quantized or "fp32")
+    name = f"{quantized}.{precision}.onnx" if quantized else f"{precision}.onnx"
+    model = bundle.verified(source)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=bundle.path) as folder:
         output = Path(folder) / name
         progress(f"typing {name}" + (f"; pictures to observe ranges on: {len(pictures)}" if pictures else ""))
@@ -60,10 +64,11 @@ def build_typed(
         record = write_precision(model, output, precision, calibration)
         if not record.nodes.get(precision):
             raise ExportError(f"{name}: no node computes in {precision}", "Look at --explain-precision.")
-        result = audit_graph(bundle, output, precision, pictures, progress) if pictures else None
+        kind = quantized or precision
+        result = audit_graph(bundle, output, kind, pictures, progress) if pictures else None
         if result is not None and not result.passed:
             return name, record, result
-        _enter(bundle, output, precision, {"source": FP32, "precision": dataclasses.asdict(record)}, result)
+        _enter(bundle, output, kind, {"source": source, "precision": dataclasses.asdict(record)}, result)
     return name, record, result
 
 
@@ -87,7 +92,7 @@ def build_variant(
         ExportError: there is nothing to fuse.
     """
     name = ".".join([precision, *["mask"] * mask, *["fused"] * fused, "onnx"])
-    source = _source(precision)
+    source = source_of(precision)
     model = ir.load(bundle.verified(source))
     progress(f"writing {name}")
     with tempfile.TemporaryDirectory(prefix=".build-", dir=bundle.path) as folder:
@@ -113,7 +118,10 @@ def _enter(bundle: Bundle, graph: Path, precision: str, details: dict[str, Any],
     bundle.add(graph.name, Artifact("onnx", precision, hashes, details), files)
 
 
-def _source(precision: str) -> str:
+def source_of(precision: str, rest: str = "fp32") -> str:
+    """The artifact with a bundle's graph of that precision; ``rest``: of its float part, where it is quantized."""
+    if rest != "fp32":
+        return f"{precision}.{rest}.onnx"
     return FP32 if precision == "fp32" else f"{precision}.onnx"
 
 
@@ -123,12 +131,14 @@ def build_engine_artifact(
     options: EngineOptions,
     pictures: Sequence[Path],
     *,
+    rest: str = "fp32",
     try_plugin: bool = False,
     verbose: Callable[[str], None] | None = None,
 ) -> tuple[str, BuildRecord, Audit | str]:
     """Build an engine of a bundle's ``model.onnx`` or typed graph, and enter it, ``fp16.rtx.sm_86.engine`` say.
 
     Args:
+        rest: what the float part of an INT8 or FP8 graph computes in: "fp32" or "fp16".
         try_plugin: TensorRT: build with the plugin too, time both, and keep the faster.
 
     Returns:
@@ -139,7 +149,7 @@ def build_engine_artifact(
         BundleError: the graph of that precision is not there yet.
         BuildError, ExportError, InputError, MachineError: see `denseport.export.engine`.
     """
-    source = _source(precision)
+    source = source_of(precision, rest)
     model = bundle.verified(source)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=bundle.path) as folder:
 
@@ -150,7 +160,7 @@ def build_engine_artifact(
                 return path, build_engine(model, path, options, progress=progress, verbose=verbose)
 
         output, record, times = _faster(build, options) if try_plugin else (*build(options), {})
-        name = _engine_name(precision, options, record)
+        name = _engine_name(source_of(precision, rest), options, record)
         result = why_not(record) or ("no pictures were given" if not pictures else "")
         checked = result or audit_engine(bundle, output, record, precision, pictures)
         if isinstance(checked, Audit) and not checked.passed:
@@ -184,8 +194,9 @@ def _faster(
     return native, dataclasses.replace(record, plugin=f"off: {off:g} ms, {on:g} ms with it"), times
 
 
-def _engine_name(precision: str, options: EngineOptions, record: BuildRecord) -> str:
+def _engine_name(source: str, options: EngineOptions, record: BuildRecord) -> str:
     """Precision, output if it is masks, flavour, what it runs on, and the size where it is fixed."""
+    precision = "fp32" if source == FP32 else source.removesuffix(".onnx")
     flavour = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}[options.flavour]
     where = "+".join(options.targets) or record.compute_capability or "any"
     if options.flavour == "tensorrt_rtx" and not options.targets:

@@ -15,6 +15,7 @@ __all__ = ["CPU", "CUDA", "Choice", "choose", "obstacle"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 FP32 = "model.onnx"
+FOR_CPU = ".cpu.onnx"  # ends the names of graphs in operators of ONNX Runtime's CPU back end
 # Among artifacts that run equally well: the narrower the faster, on a GPU. INT8 and FP8 are not always faster, and cost
 # accuracy: they are taken unasked only where a trial on such a machine says that they are worth it.
 ORDER = ("fp16", "bf16", "fp32")
@@ -49,8 +50,11 @@ def choose(bundle: Bundle, wanted: str | None = None) -> Choice:
     on_gpu = bool(machine.gpus) and CUDA in machine.providers
     if wanted is not None:
         _refuse_masks(wanted, bundle.artifact(wanted))
-        return Choice(wanted, _providers(bundle.artifact(wanted), on_gpu), "asked for", {})
-    reasons = {name: _why_no_logits(artifact) or obstacle(artifact, machine)[0] for name, artifact in artifacts.items()}
+        return Choice(wanted, _providers(wanted, bundle.artifact(wanted), on_gpu), "asked for", {})
+    reasons = {
+        name: _why_no_logits(artifact) or _why_no_gpu(name, on_gpu) or obstacle(artifact, machine)[0]
+        for name, artifact in artifacts.items()
+    }
     fitting = [name for name, a in artifacts.items() if not reasons[name] and a.precision in ORDER]
     name = min(fitting, key=lambda each: _rank(artifacts[each], on_gpu), default=FP32)
     verdicts = {
@@ -69,7 +73,7 @@ def choose(bundle: Bundle, wanted: str | None = None) -> Choice:
     if chosen in faster:
         why = f"{faster[chosen].reason}; {why}"
         others |= dict.fromkeys((name, *faster.keys() - {chosen}), f"{chosen} was measured as faster here")
-    return Choice(chosen, _providers(bundle.artifact(chosen), on_gpu), why, others)
+    return Choice(chosen, _providers(chosen, bundle.artifact(chosen), on_gpu), why, others)
 
 
 def _why(artifact: Artifact, on_gpu: bool) -> str:
@@ -100,6 +104,10 @@ def _verdict(name: str, artifact: Artifact, rival: str, here: str) -> Trial | st
     return trial
 
 
+def _why_no_gpu(name: str, on_gpu: bool) -> str:
+    return "is the form for CPUs, and here is a GPU" if on_gpu and name.endswith(FOR_CPU) else ""
+
+
 def _why_no_logits(artifact: Artifact) -> str:
     masks = artifact.record.get("output") == "mask"
     return "gives masks of the network's input, not logits that can be resized to the picture" if masks else ""
@@ -113,10 +121,10 @@ def _refuse_masks(name: str, artifact: Artifact) -> None:
         )
 
 
-def _providers(artifact: Artifact, on_gpu: bool) -> tuple[str, ...]:
+def _providers(name: str, artifact: Artifact, on_gpu: bool) -> tuple[str, ...]:
     if artifact.kind == "engine":
         return ()
-    return (CUDA, CPU) if on_gpu else (CPU,)
+    return (CUDA, CPU) if on_gpu and not name.endswith(FOR_CPU) else (CPU,)
 
 
 def _rank(artifact: Artifact, on_gpu: bool) -> tuple[int, int]:

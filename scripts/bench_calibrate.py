@@ -69,7 +69,7 @@ def main() -> int:
         "processor_seconds": round(usage.ru_utime + usage.ru_stime),
         "peak_GB": round(usage.ru_maxrss * 1024 / 1e9, 2),
         "share_int8": result["share"],
-        "speed_ratio": result["verdicts"]["int8.onnx"]["speed_ratio"],
+        "speed_ratio": {name: round(each["speed_ratio"], 2) for name, each in result["verdicts"].items()},
     }
     print(json.dumps(figures, indent=1))
     return 0

@@ -2,7 +2,7 @@
 
 ::
 
-    python scripts/bench_int8_speed.py MODEL.onnx [--size 512 512] [--attention] [--all-layers] [--rounds 7]
+    python scripts/bench_int8_speed.py MODEL.onnx [--size 512 512] [--attention] [--all-layers] [--rounds 5]
 
 Thresholds are the largest magnitudes on one random picture: enough for speed, not for accuracy. Ratios are of the
 least CPU time, which other processes disturb less than the wall's, and of the least wall time.
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--attention", action="store_true", help="INT8 for attention's products too")
     parser.add_argument("--all-layers", action="store_true", help="and for the last convolutions")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     image = np.random.default_rng(0).standard_normal((1, 3, *arguments.size)).astype(np.float32)
@@ -49,8 +49,8 @@ def main() -> None:
         for name, reference in (("portable INT8", exact), ("FP32", logits["fp32"])):
             error = np.linalg.norm(logits["int8"] - reference) / np.linalg.norm(reference)
             same = (logits["int8"].argmax(1) == reference.argmax(1)).mean()
-            print(f"against {name}: relative error {error:.4f}, {100 * same:.2f} % of pixels of one class")
-        print(operators(cpu, Path(folder) / "optimized.onnx"))
+            print(f"against {name}: relative error {error:.4f}, {100 * same:.2f} % of pixels of one class", flush=True)
+        print(operators(cpu, Path(folder) / "optimized.onnx"), flush=True)
         race(sessions, image, arguments.rounds)
 
 
@@ -67,9 +67,8 @@ def write(arguments: argparse.Namespace, image: Any, portable: Path, cpu: Path) 
     portable.write_bytes(serialise(quantized))
     result, form = cpu_form(quantized, model, limits)
     cpu.write_bytes(serialise(result))
-    print(
-        f"{100 * record.share:.1f} % of multiply-adds in INT8, {len(form.integer)} integer layers, float: {form.floats}"
-    )
+    words = f"{len(form.integer)} integer layers, float: {form.floats}"
+    print(f"{100 * record.share:.1f} % of multiply-adds in INT8, {words}", flush=True)
 
 
 def session(path: Path, threads: int, *, optimized: bool = True, save: Path | None = None) -> Any:

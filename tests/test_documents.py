@@ -42,6 +42,7 @@ ONLY_READ = {
     r"--engine tensorrt\b|--form tensorrt_plan": "needs a GPU: tests/export/test_engine.py, tests/runtime/triton",
     r"--engine tensorrt_rtx": "takes long: tests/export/test_engine.py",
     r"^denseport calibrate ": "takes long: tests/calibration/test_calibrate.py",
+    r"--precision int8": "needs what denseport calibrate wrote: tests/calibration/test_calibrate.py",
     r"^denseport bench ": "takes long: tests/runtime/test_bench.py",
 }
 # Options of programs of ours that are no sub-commands.

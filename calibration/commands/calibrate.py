@@ -1,4 +1,4 @@
-"""``denseport calibrate``: an INT8 artifact that keeps its accuracy, and what it is worth on this machine."""
+"""``denseport calibrate``: INT8 or FP8 artifacts that keep their accuracy, and what they are worth on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from denseport.runtime.trial import Trial
 
 NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # looked for first, since the work takes a while
-HELP = "quantize to INT8 within a budget, and measure whether it is worth it here"
+HELP = "quantize to INT8 or FP8 within a budget, and measure whether that is worth it here"
 SAY_SECONDS = 20.0  # between lines of progress, where there is no terminal
 TIMED = 4  # pictures that the networks are timed with
 
@@ -39,37 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures like the application's, without labels: folders, files or globs",
     )
     pictures.add_argument(
-        "--limit", type=int, default=256, metavar="N", help="pictures to take, spread evenly; default: %(default)s"
+        "--limit", type=int, default=32, metavar="N", help="pictures to take, spread evenly; default: %(default)s"
     )
     _add_data(parser.add_argument_group("labelled pictures"))
-    how = parser.add_argument_group("quantization")
-    how.add_argument(
-        "--method",
-        choices=("minmax", "percentile", "entropy", "mse"),
-        default="minmax",
-        help="how a tensor's range is chosen; default: %(default)s, which measured best on ViTs",
-    )
-    how.add_argument(
-        "--budget", type=float, metavar="POINTS", help="mIoU that may be lost; needs --data; default with it: 0.5"
-    )
-    how.add_argument(
-        "--agreement",
-        type=float,
-        metavar="SHARE",
-        help="least share of pixels with FP32's class; default: 0.97, with --data 0.9",
-    )
-    how.add_argument(
-        "--float", metavar="LAYER", nargs="+", default=[], help="layers, with all below them, that stay float"
-    )
-    how.add_argument(
-        "--keep-attention-float", action="store_true", help="leave attention's products; default: the search decides"
-    )
-    how.add_argument(
-        "--smooth", choices=("auto", "off"), default="auto", help="migrate LayerNorms' outliers; default: %(default)s"
-    )
-    how.add_argument(
-        "--effort", choices=("low", "medium", "high"), default="medium", help="of the search; default: %(default)s"
-    )
+    _add_quantization(parser.add_argument_group("quantization"))
     work = parser.add_argument_group("running")
     work.add_argument("--threads", type=int, metavar="N", help="CPU threads of the network; default: all")
     work.add_argument(
@@ -77,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     work.add_argument("--resume", action="store_true", help="go on with an interrupted run on the same pictures")
     work.add_argument(
-        "--measure", metavar="NAME", help="only measure this INT8 artifact here, for a verdict on another machine"
+        "--measure", metavar="NAME", help="only measure this artifact here, for a verdict on another machine"
     )
     result = parser.add_argument_group("result")
     result.add_argument("--report", metavar="FILE", type=Path, help="write a self-contained HTML page")
@@ -95,6 +68,45 @@ def _add_data(data: argparse._ArgumentGroup) -> None:
     data.add_argument("--split", default="training", help="of the ADE20K layout; default: %(default)s")
     data.add_argument(
         "--data-limit", type=int, default=64, metavar="N", help="pictures to take, spread evenly; default: %(default)s"
+    )
+
+
+def _add_quantization(how: argparse._ArgumentGroup) -> None:
+    how.add_argument(
+        "--precision",
+        choices=("int8", "fp8"),
+        default="int8",
+        help="fp8 (e4m3) is for GPUs from sm_89 on; default: %(default)s",
+    )
+    how.add_argument(
+        "--method",
+        choices=("minmax", "percentile", "entropy", "mse"),
+        default="minmax",
+        help="how a tensor's range is chosen; default: %(default)s, which measured best on ViTs",
+    )
+    how.add_argument(
+        "--budget", type=float, metavar="POINTS", help="mIoU that may be lost; needs --data; default with it: 0.5"
+    )
+    how.add_argument(
+        "--agreement",
+        type=float,
+        metavar="SHARE",
+        help="least share of pixels with FP32's class; default: 0.98, with --data 0.9",
+    )
+    how.add_argument(
+        "--float", metavar="LAYER", nargs="+", default=[], help="layers, with all below them, that stay float"
+    )
+    how.add_argument(
+        "--attention",
+        choices=("float", "search"),
+        default="float",
+        help="whether attention's products may become 8 bits; default: %(default)s",
+    )
+    how.add_argument(
+        "--smooth", choices=("auto", "off"), default="auto", help="migrate LayerNorms' outliers; default: %(default)s"
+    )
+    how.add_argument(
+        "--effort", choices=("low", "medium", "high"), default="medium", help="of the search; default: %(default)s"
     )
 
 
@@ -116,7 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     bundle = Bundle(arguments.bundle)
     labelled = _dataset(arguments, bundle)
-    budget = budget_of(arguments.budget, arguments.agreement, labelled)
+    budget = budget_of(arguments.budget, arguments.agreement, labelled, arguments.precision)
     pictures = spread(arguments.images, arguments.limit)
     images = CalibrationImages(pictures, parse_protocol("reference", bundle.manifest))
     progress = _Terminal()
@@ -125,8 +137,8 @@ def run(arguments: argparse.Namespace) -> int:
     with _work_folder(arguments, bundle, pictures) as work:
         record = calibrate(bundle, images, _options(arguments, budget, work), labelled, progress=progress)
     trials = {
-        name: _try(bundle, name, images, labelled, budget, record.search.loss, arguments.threads, progress)
-        for name in record.artifacts
+        name: _try(bundle, name, images, labelled, budget, loss, arguments.threads, progress)
+        for name, loss in record.losses.items()
     }
     within = bool(trials) and all(trial.within_budget for trial in trials.values())
     result = {"bundle": str(bundle.path), **record.to_dict(), "within_budget": within}
@@ -144,11 +156,12 @@ def _options(arguments: argparse.Namespace, budget: Budget, work: Path) -> Calib
 
     return CalibrationOptions(
         budget=budget,
+        precision=arguments.precision,
         method=arguments.method,
         effort=arguments.effort,
         smooth=arguments.smooth == "auto",
         float_layers=tuple(arguments.float),
-        attention_float=arguments.keep_attention_float,
+        attention_float=arguments.attention == "float",
         work=work,
         threads=arguments.threads,
     )
@@ -169,10 +182,10 @@ def _measure(
     from denseport.runtime.errors import InputError
 
     name = arguments.measure
-    record = bundle.artifact(name).record.get("calibration")
-    if record is None:
+    record = bundle.artifact(name).record
+    if "calibration" not in record:
         raise InputError(f"{name}: was not written by denseport calibrate", "Name one with a calibration record.")
-    budget, loss = Budget(**record["budget"]), Loss(**record["loss"])
+    budget, loss = Budget(**record["calibration"]["budget"]), Loss(**record["form"]["loss"])
     images.check(bundle.manifest.patch_size)
     trial = _try(bundle, name, images, labelled, budget, loss, arguments.threads, progress)
     result = {"bundle": str(bundle.path), "verdicts": {name: asdict(trial)}}
@@ -269,12 +282,12 @@ def _lines(result: dict[str, Any], record: CalibrationRecord, trials: Mapping[st
     found, lines = record.search, summary(record)
     lines.append("")
     if not trials:
-        lines.append("nothing was written: no set of layers in INT8 keeps the budget")
+        lines.append(f"nothing was written: no set of layers in {found.quantization.kind.upper()} keeps the budget")
     else:
-        share = 100 * found.quantization.share
+        share, kind = 100 * found.quantization.share, record.options.precision.upper()
         lines.append(
-            f"{', '.join(trials)}: {len(found.chosen)} groups of layers in INT8, {share:.1f} % of the multiply-adds; "
-            f"on {record.images} pictures by {record.options.method}, {record.seconds:.0f} s"
+            f"{', '.join(trials)}: {len(found.chosen)} groups of layers in {kind}, {share:.1f} % of the "
+            f"multiply-adds; on {record.images} pictures by {record.options.method}, {record.seconds:.0f} s"
         )
         lines += [f"warning: {text}" for text in record.warnings]
         for name, trial in trials.items():

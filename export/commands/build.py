@@ -17,11 +17,23 @@ if TYPE_CHECKING:
     from denseport.runtime.bundle import Bundle
 
 HELP = "build FP16 graphs and TensorRT engines, audited against FP32"
+QUANTIZED = ("int8", "fp8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
-    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp16", help="default: %(default)s")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "bf16", *QUANTIZED),
+        default="fp16",
+        help="int8 and fp8 take what denseport calibrate wrote; default: %(default)s",
+    )
+    parser.add_argument(
+        "--rest",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="what the float part of int8 and fp8 computes in; default: %(default)s",
+    )
     parser.add_argument(
         "--engine",
         choices=("onnx", "tensorrt", "tensorrt_rtx"),
@@ -83,9 +95,13 @@ def run(arguments: argparse.Namespace) -> int:
             "Choose --precision fp16 or bf16, --output mask, --plugin on, or an --engine.",
         )
     bundle = Bundle(arguments.bundle)
+    if arguments.precision in QUANTIZED:
+        _check_quantized(bundle, arguments, variant=variant)
+    elif arguments.rest != "fp32":
+        raise InputError(f"--rest belongs to --precision {' and '.join(QUANTIZED)}")
     options = _engine_options(arguments) if arguments.engine != "onnx" else None
     result: dict[str, Any] = {"bundle": str(bundle.path), "passed": True}
-    if arguments.precision != "fp32":
+    if arguments.precision not in ("fp32", *QUANTIZED) or arguments.rest != "fp32":
         result |= _typed(bundle, arguments, reuse=variant or options is not None)
     if variant and result["passed"]:
         result |= _variant(bundle, arguments)
@@ -95,17 +111,38 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if result["passed"] else 1
 
 
+def _check_quantized(bundle: Bundle, arguments: argparse.Namespace, *, variant: bool) -> None:
+    """A quantized graph comes from a calibration; here its float part is typed, or an engine is built of it."""
+    from denseport.export.build import source_of
+    from denseport.runtime.errors import InputError
+
+    name = source_of(arguments.precision)
+    if name not in bundle.manifest.artifacts:
+        raise InputError(
+            f"{bundle.path}: has no {name}",
+            f"denseport calibrate {bundle.path} --precision {arguments.precision} --images DIR writes it.",
+        )
+    if variant and arguments.rest != "fp32":
+        raise InputError("--rest fp16 does not go with --output mask or --plugin on without an engine")
+    if arguments.engine == "onnx" and not variant and arguments.rest == "fp32":
+        raise InputError(
+            f"{name} is the {arguments.precision.upper()} graph already", "Choose --rest fp16, or an --engine."
+        )
+
+
 def _typed(bundle: Bundle, arguments: argparse.Namespace, *, reuse: bool) -> dict[str, Any]:
     """Write the typed graph; as a means to an end, one that is there is taken unless pictures are given."""
-    from denseport.export.build import build_typed
+    from denseport.export.build import build_typed, source_of
     from denseport.export.precision import explain
     from denseport.runtime.feed import spread
 
-    name = f"{arguments.precision}.onnx"
+    quantized = arguments.precision if arguments.precision in QUANTIZED else None
+    precision = arguments.rest if quantized else arguments.precision
+    name = source_of(arguments.precision, arguments.rest)
     if reuse and not arguments.images and name in bundle.manifest.artifacts:
         return {"artifact": name, "reused": True}
     pictures = spread(arguments.images, arguments.limit) if arguments.images else []
-    name, record, audit = build_typed(bundle, arguments.precision, pictures, progress=_say)
+    name, record, audit = build_typed(bundle, precision, pictures, quantized=quantized, progress=_say)
     table = explain(record) if arguments.explain_precision else None
     return _typed_result(name, record, audit) | ({"table": table} if table else {})
 
@@ -168,7 +205,13 @@ def _engine(bundle: Bundle, arguments: argparse.Namespace, options: EngineOption
     verbose = _say if arguments.verbose else None
     pictures = spread(arguments.images, arguments.limit) if arguments.images else []
     name, record, audit = build_engine_artifact(
-        bundle, arguments.precision, options, pictures, try_plugin=arguments.plugin == "auto", verbose=verbose
+        bundle,
+        arguments.precision,
+        options,
+        pictures,
+        rest=arguments.rest,
+        try_plugin=arguments.plugin == "auto",
+        verbose=verbose,
     )
     file = bundle.path / name
     return {

@@ -20,6 +20,9 @@ __all__ = ["INPUT", "OnnxRuntimeSession"]
 INPUT = "image"
 LANES = 2  # pictures at a time on the GPU: one in the network, one before or behind it
 SATURATION_FREE = ".cpu.onnx"  # ends the names of INT8 artifacts whose weights are made for every CPU
+# Forms for TensorRT, which ONNX Runtime computes rightly only without its fusions: it would make integer operators of
+# FP8, and mistakes FP16 behind DequantizeLinear.
+FOR_ENGINES = ("fp8.onnx", "int8.fp16.onnx", "fp8.fp16.onnx")
 
 
 class OnnxRuntimeSession:
@@ -57,6 +60,8 @@ class OnnxRuntimeSession:
         if not path.name.endswith(SATURATION_FREE):
             # x86 without VNNI adds INT8 products in 16 bits; this keeps them from saturating, and costs speed.
             options.add_session_config_entry("session.x64quantprecision", "1")
+        if path.name in FOR_ENGINES:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session: Any = onnxruntime.InferenceSession(path, options, providers=list(providers))
         except Exception as err:  # ONNX Runtime raises a class of its own for every status code

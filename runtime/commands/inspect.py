@@ -89,12 +89,13 @@ def _calibrated(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
     record, trial = artifact.record.get("calibration"), Trial.of(artifact, name)
     if record is not None:
         smoothed = sum(each["strength"] > 0 for each in record["smoothing"])
+        kind = record["precision"].upper()
         yield (
             "",
             f"calibrated on {record['images']} pictures by {record['method']}, {smoothed} LayerNorms smoothed: "
-            f"{100 * record['share']:.1f} % of the multiply-adds in INT8",
+            f"{100 * record['share']:.1f} % of the multiply-adds in {kind}",
         )
-        yield "", f"{len(record['int8'])} groups of layers in INT8, {len(record['float'])} in float"
+        yield "", f"{len(record['narrow'])} groups of layers in {kind}, {len(record['float'])} in float"
         for warning in record["warnings"]:
             yield "", f"warning: {warning}"
     if trial is not None:

@@ -9,31 +9,15 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from engine_text import products
+from quantizing import write_quantized
 
-from denseport.calibration.graph import GraphSession, load_model, serialise
-from denseport.calibration.placement import activations, find_groups
-from denseport.calibration.qdq import KINDS, quantize
-from denseport.calibration.unpack import unpack_projections
+from denseport.calibration.qdq import KINDS
 from denseport.export.engine import EngineOptions, build_engine
 from denseport.export.engine_profile import named_profiles
 from denseport.export.precision import write_precision
 from denseport.runtime.bundle import Bundle
 
-SIZE = (64, 96)
-IMAGE = np.random.default_rng(7).standard_normal((1, 3, *SIZE)).astype(np.float32)
-
-
-def quantized(bundle: Bundle, target: Path, kind: str = "int8") -> int:
-    """Write an 8-bit graph with thresholds of one image; the number of layers in it."""
-    model, _ = unpack_projections(load_model(bundle.verified("model.onnx")))
-    groups = find_groups(model, SIZE)
-    chosen = [group for group in groups if group.float_reason is None and group.kind != "attention"]
-    names = activations(model, chosen)
-    found = GraphSession(model, names).run(IMAGE)
-    limits = {name: float(np.abs(value).max()) for name, value in zip(names, found, strict=True)}
-    result, _ = quantize(model, limits, groups, [group.name for group in chosen], kind=kind)
-    target.write_bytes(serialise(result))
-    return sum(len(group.nodes) for group in chosen)
+IMAGE = np.random.default_rng(7).standard_normal((1, 3, 64, 96)).astype(np.float32)
 
 
 def logits(path: Path) -> np.ndarray:
@@ -48,7 +32,7 @@ def logits(path: Path) -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_float_rest_takes_fp16_and_the_values_stay(sample: Bundle, tmp_path: Path, kind: str) -> None:
     plain, mixed = tmp_path / "plain.onnx", tmp_path / "mixed.onnx"
-    quantized(sample, plain, kind)
+    write_quantized(sample.verified("model.onnx"), plain, IMAGE, kind)
     record = write_precision(plain, mixed, "fp16")
     expected = logits(plain)
     assert np.linalg.norm(logits(mixed) - expected) < 0.02 * np.linalg.norm(expected)
@@ -62,7 +46,7 @@ def test_the_float_rest_takes_fp16_and_the_values_stay(sample: Bundle, tmp_path:
 
 
 def test_a_scale_that_fp16_cannot_hold_keeps_its_layer_in_fp32(sample: Bundle, tmp_path: Path) -> None:
-    quantized(sample, tmp_path / "plain.onnx")
+    write_quantized(sample.verified("model.onnx"), tmp_path / "plain.onnx", IMAGE)
     model = ir.load(tmp_path / "plain.onnx")
     layer = next(node for node in model.graph if node.op_type == "Conv" and node.name and "res_conv_unit" in node.name)
     scale = layer.inputs[1].producer().inputs[1]  # type: ignore[union-attr]
@@ -81,7 +65,7 @@ def test_a_scale_that_fp16_cannot_hold_keeps_its_layer_in_fp32(sample: Bundle, t
 def test_tensorrt_rtx_computes_what_was_asked(sample: Bundle, tmp_path: Path, kind: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
     plain, mixed, engine = tmp_path / "plain.onnx", tmp_path / "mixed.onnx", tmp_path / "mixed.engine"
-    layers = quantized(sample, plain, kind)
+    layers = write_quantized(sample.verified("model.onnx"), plain, IMAGE, kind)
     write_precision(plain, mixed, "fp16")
     targets = ("sm_86", "sm_89", "sm_120") if kind == "int8" else ("sm_89", "sm_120")
     build_engine(mixed, engine, EngineOptions("tensorrt_rtx", named_profiles("fixed:64x96", "tensorrt_rtx"), targets))

@@ -61,7 +61,7 @@ def test_both_inputs_of_the_chosen_layers_and_nothing_else() -> None:
     # Seven activations (relu's pair serves left and right), and a DequantizeLinear for each of five weights.
     assert kinds.count("QuantizeLinear") == 8 and kinds.count("DequantizeLinear") == 13
     assert [g.name for g, _ in report.floats] == ["up", "decode_head.conv_seg"]
-    assert report.int8_macs + sum(g.macs for g, _ in report.floats) == report.macs
+    assert report.narrow_macs + sum(g.macs for g, _ in report.floats) == report.macs
     assert 0.5 < report.share < 1
     assert {name for name in model.graph.initializers if name.endswith("_weight")} == {"up_weight", "seg_weight"}
 
@@ -121,7 +121,7 @@ def test_a_real_network(sample: Bundle) -> None:
     model, report = quantized(load_model(sample.verified("model.onnx")))
     onnx.checker.check_model(serialise(model))
     assert_symmetric_int8(model)
-    assert_placed(model, {name for group in report.int8 for name in group.nodes})
+    assert_placed(model, {name for group in report.narrow for name in group.nodes})
     assert report.share > 0.5
     logits = GraphSession(model).run(IMAGE.repeat(8, 2).repeat(8, 3))[0]
     assert np.isfinite(logits).all()
