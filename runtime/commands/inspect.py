@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(bundle.manifest.to_json(), end="")
         return 0
     for title, text in _lines(bundle):
-        print(f"{title:14} {text}")
+        print(f"{title:14} " + " ".join(text.split()))  # a line each, whatever the manifest holds
     if arguments.verify:
         print(f"{'verified':14} every file is what the manifest says")
     return 0

@@ -146,7 +146,7 @@ def test_an_artifact_that_is_replaced_is_never_named_with_the_wrong_file(
     """Killed between the files and the manifest: the artifact is gone, the bundle is whole."""
     before = sample_copy.manifest.artifacts["model.onnx"]
     for number in (1, 2):
-        (tmp_path / "other.onnx").write_bytes(b"other" * number)
+        (tmp_path / "other.onnx").write_bytes(b"\x08\x0a" * number)  # a field of the format
         artifact = Artifact("onnx", "fp16", {"other.onnx": sha256_of(tmp_path / "other.onnx")})
         if number == 2:
             monkeypatch.setattr(Path, "replace", killed_after(2, Path.replace))
