@@ -12,6 +12,8 @@ import math
 import re
 import types
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -27,9 +29,11 @@ __all__ = [
     "Preprocess",
     "Reference",
     "decode_dataclass",
+    "reading_record",
 ]
 
 FORMAT_VERSION = 1
+LARGEST_INTEGER = 2**63 - 1  # JSON knows no limit; arrays and floats do
 LARGEST_SIDE = 2**15  # pixels that a picture may be resized to; a hostile manifest must not ask for all the memory
 # Names are printed, one a line: a line that a name breaks could say anything.
 _UNPRINTABLE = re.compile(f"[\t\n{CONTROLS}]")
@@ -187,6 +191,8 @@ def _decode(kind: Any, value: Any, where: str, at: str) -> Any:
         if not math.isfinite(value):
             raise _mistyped(where, at, "a finite number", value)
         return float(value)
+    if kind is int and isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise _mistyped(where, at, "a smaller number", "…")
     if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     raise _mistyped(where, at, getattr(kind, "__name__", str(kind)), value)
@@ -202,6 +208,8 @@ def decode_dataclass(cls: type[T], value: dict[str, Any], where: str, at: str) -
     Raises:
         BundleError: a field is missing, unknown or mistyped.
     """
+    if not isinstance(value, dict):
+        raise _mistyped(where, at, cls.__name__, value)
     hints = typing.get_type_hints(cls)
     names = {f.name for f in dataclasses.fields(typing.cast(Any, cls))}
     required = {
@@ -216,6 +224,15 @@ def decode_dataclass(cls: type[T], value: dict[str, Any], where: str, at: str) -
         return cls(**{key: _decode(hints[key], item, where, f"{at}.{key}") for key, item in value.items()})
     except (ValueError, OverflowError) as err:
         raise BundleError(f"{where}: {at}: {err}", "Export the checkpoint again.") from err
+
+
+@contextmanager
+def reading_record(where: str) -> Iterator[None]:
+    """Turns what goes wrong with a record, whose fields nobody checked, into a BundleError about ``where``."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
+        raise BundleError(f"{where}: its record is damaged: {err!r}", "Build or measure the artifact again.") from err
 
 
 def _mistyped(where: str, at: str, expected: str, found: Any) -> BundleError:

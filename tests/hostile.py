@@ -75,7 +75,7 @@ def tiny_bundle(path: Path) -> Bundle:
 
 
 def enter(bundle: Bundle, model: bytes, **files: bytes) -> Bundle:
-    """Put a model into the bundle as its ``model.onnx``, with hashes that are right, and ``files`` beside it unlisted."""
+    """Put a model into the bundle as its ``model.onnx``, with its right hash, and ``files`` beside it."""
     (bundle.path / "model.onnx").write_bytes(model)
     for name, data in files.items():
         (bundle.path / name).write_bytes(data)

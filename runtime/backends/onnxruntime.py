@@ -56,7 +56,12 @@ class OnnxRuntimeSession:
             # x86 without VNNI adds INT8 products in 16 bits; this keeps them from saturating, and costs speed.
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
-            self._session: Any = onnxruntime.InferenceSession(path, options, providers=list(providers))
+            self._session: Any = onnxruntime.InferenceSession(
+                path,
+                options,
+                providers=list(providers),
+                enable_fallback=0,  # it would go on elsewhere, and print so
+            )
         except Exception as err:  # ONNX Runtime raises a class of its own for every status code
             if is_out_of_memory(err):
                 raise MachineError(f"{path}: memory ran out when it was opened", FREE_MEMORY) from err
