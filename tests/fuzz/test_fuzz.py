@@ -63,7 +63,7 @@ PICTURE = np.stack([30 * np.arange(8) + 0 * np.arange(6)[:, None], 40 * np.arang
 def test_pictures_of_every_format_are_what_was_stored_or_refused(file: Path) -> None:
     """All but the masks hold one picture: blue grows to the right, green downwards."""
     if file.name in ("float.tiff", "sixteen_channels.tiff"):
-        with pytest.raises(ImageError, match="cannot? be decoded|can decode"):
+        with pytest.raises(ImageError, match="can decode"):
             read_image(file)
         return
     if file.name.startswith("mask"):
