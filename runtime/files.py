@@ -105,18 +105,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the folder cannot be made or written.
     """
-    temporary = path.with_name(f".{secrets.token_hex(6)}")
-    with folders_above(path):
-        try:
-            with writing(path):
-                temporary.mkdir()
-            yield temporary
-            with writing(path):
-                path.mkdir(exist_ok=True)
-                for file in sorted(temporary.iterdir()):
-                    file.replace(path / file.name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with folders_above(path), work_folder(path.parent) as temporary:
+        yield temporary
+        with writing(path):
+            path.mkdir(exist_ok=True)
+            for file in sorted(temporary.iterdir()):
+                file.replace(path / file.name)
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:

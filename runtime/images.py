@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.errors import ImageError, OutputError
+from denseport.runtime.errors import ImageError, MachineError, OutputError, is_out_of_memory
 from denseport.runtime.files import write_atomic
 
 __all__ = ["decode_image", "encode_palette_png", "is_cut_short", "read_image", "reading", "write_image", "write_mask"]
@@ -63,6 +63,7 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
 
     Raises:
         ImageError: the data is empty, cut short, too large or in no format that OpenCV decodes.
+        MachineError: memory ran out.
     """
     if not data:
         raise ImageError(f"{name}: the file is empty", "Copy or download it again.")
@@ -77,6 +78,8 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
                 f"{name}: the picture has more pixels than OpenCV accepts",
                 "Scale it down, or raise the limit: OPENCV_IO_MAX_IMAGE_PIXELS=<pixels> in the environment.",
             ) from err
+        if is_out_of_memory(err):
+            raise MachineError(f"{name}: memory ran out when it was decoded", "Scale it down, or free some.") from err
         raise ImageError(f"{name}: cannot be decoded: {_reason(err)}", "Convert it to PNG or JPEG.") from err
     if image is None:
         raise ImageError(
