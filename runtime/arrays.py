@@ -19,7 +19,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
     No pickles are read. The checksums of the zip format tell whether an array is whole.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # np.load leaves damaged ones open
             return {name: file[name] for name in file.files}
     except (OSError, EOFError, LookupError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None  # numpy and zipfile raise each of these for some damage

@@ -94,9 +94,12 @@ def is_cut_short(data: bytes) -> bool:
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         # By the chunks, not only the last: OpenCV makes room for as many bytes as a chunk claims, up to 4 GiB.
         at = 8
-        while at + 12 <= len(data) and data[at + 4 : at + 8] != b"IEND":
-            at += 12 + int.from_bytes(data[at : at + 4], "big")
-        return at + 12 > len(data)
+        while at + 12 <= len(data):
+            length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+            if kind == b"IEND":
+                return length > 0
+            at += 12 + length
+        return True
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
     if data.startswith(b"\xff\xd8\xff"):
