@@ -179,7 +179,7 @@ def test_a_broken_swap_keeps_the_old_bundle(
     shutil.copytree(sample.path, path)
 
     def fail(self: Path, target: Path) -> Path:
-        if target == path and (self / "manifest.json").exists() and self.parent.name.startswith(".denseport-"):
+        if target == path and (self / "manifest.json").exists() and self.parent.name.startswith(".denseport-work-"):
             raise OSError(errno.EIO, "Input/output error")
         return rename(self, target)
 
