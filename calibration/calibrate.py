@@ -33,7 +33,7 @@ from denseport.calibration.statistics import Thresholds, find_thresholds, smooth
 from denseport.calibration.unpack import unpack_projections
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.dataset import Dataset
-from denseport.runtime.files import sha256_of, writing
+from denseport.runtime.files import sha256_of, work_folder, writing
 from denseport.runtime.machine import inspect_machine
 from denseport.runtime.manifest import Artifact
 
@@ -329,8 +329,8 @@ def _search(
 
 def _write(bundle: Bundle, form: Form, details: dict[str, Any]) -> None:
     """Enter a form into the bundle, by a rename within the same folder."""
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=bundle.path) as folder:
-        file = Path(folder) / form.name
+    with work_folder(bundle.path) as folder:
+        file = folder / form.name
         file.write_bytes(serialise(form.model))
         precision = details["calibration"]["precision"]
         bundle.add(form.name, Artifact("onnx", precision, {form.name: sha256_of(file)}, details), [file])

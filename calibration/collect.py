@@ -10,7 +10,6 @@ import hashlib
 import io
 import math
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.graph import INPUT, GraphSession, serialise
 from denseport.calibration.observers import Observer
+from denseport.runtime.arrays import read_arrays
 from denseport.runtime.files import write_atomic
 
 __all__ = ["collect", "collection_key"]
@@ -134,12 +134,8 @@ def _save(path: Path, key: str, done: int, observers: Observers) -> None:
 
 def _load(path: Path, key: str, observers: Observers) -> int:
     """Restore the observers; the steps that they saw, 0 where there is no usable file."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["key"]) != key:
-                return 0
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    arrays = read_arrays(path)
+    if arrays is None or "key" not in arrays or str(arrays["key"]) != key:
         return 0
     for place, observer in _placed(observers):
         start = f"{place}."

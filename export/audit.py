@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from denseport.runtime.backends.tensorrt import TensorRTSession
 from denseport.runtime.build_record import BuildRecord
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.feed import network_inputs
+from denseport.runtime.files import work_folder
 from denseport.runtime.gate import AGREEMENTS
 from denseport.runtime.manifest import Manifest
 
@@ -53,12 +53,12 @@ def audit_graph(
     chosen = _some(pictures)
     progress(f"comparing with FP32, {precision.upper()}'s rounding emulated; pictures: {len(chosen)}")
     trusted = bundle.verified(FP32)
-    with tempfile.TemporaryDirectory(prefix=".audit-", dir=bundle.path) as folder:
-        emulated = Path(folder) / "emulated.onnx"
+    with work_folder(bundle.path) as folder:
+        emulated = folder / "emulated.onnx"
         graph = emulate_rounding(ir.load(typed))
         output = output_of(graph)
         ir.save(graph, emulated)
-        reference = _reference(trusted, output, Path(folder))
+        reference = _reference(trusted, output, folder)
         result = _compare(reference, OnnxRuntimeSession(emulated), chosen, bundle.manifest, precision)
         image = next(network_inputs(chosen, bundle.manifest))
         worst = find_divergence(trusted, emulated, image, NOTED)
@@ -75,10 +75,10 @@ def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: s
     preprocess = replace(bundle.manifest.preprocess, scale=(width, height), keep_ratio=False)
     manifest = replace(bundle.manifest, preprocess=preprocess)
     with (
-        tempfile.TemporaryDirectory(prefix=".audit-", dir=bundle.path) as folder,
+        work_folder(bundle.path) as folder,
         TensorRTSession(engine, record) as session,
     ):
-        reference = _reference(bundle.verified(FP32), record.output, Path(folder))
+        reference = _reference(bundle.verified(FP32), record.output, folder)
         return _compare(reference, session, _some(pictures), manifest, precision)
 
 

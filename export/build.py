@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +23,7 @@ from denseport.runtime.build_record import BuildRecord
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.errors import MachineError
 from denseport.runtime.feed import network_inputs
-from denseport.runtime.files import sha256_of
+from denseport.runtime.files import sha256_of, work_folder
 from denseport.runtime.manifest import Artifact
 
 __all__ = ["build_engine_artifact", "build_typed", "build_variant", "source_of"]
@@ -57,8 +56,8 @@ def build_typed(
     source = source_of(quantized or "fp32")
     name = f"{quantized}.{precision}.onnx" if quantized else f"{precision}.onnx"
     model = bundle.verified(source)
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=bundle.path) as folder:
-        output = Path(folder) / name
+    with work_folder(bundle.path) as folder:
+        output = folder / name
         progress(f"typing {name}" + (f"; pictures to observe ranges on: {len(pictures)}" if pictures else ""))
         calibration = network_inputs(pictures, bundle.manifest) if pictures else None
         record = write_precision(model, output, precision, calibration)
@@ -95,8 +94,8 @@ def build_variant(
     source = source_of(precision)
     model = ir.load(bundle.verified(source))
     progress(f"writing {name}")
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=bundle.path) as folder:
-        output = Path(folder) / name
+    with work_folder(bundle.path) as folder:
+        output = folder / name
         if mask:
             append_mask(model)
         fusion = fuse(model) if fused else None
@@ -151,11 +150,11 @@ def build_engine_artifact(
     """
     source = source_of(precision, rest)
     model = bundle.verified(source)
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=bundle.path) as folder:
+    with work_folder(bundle.path) as folder:
 
         def build(options: EngineOptions) -> Candidate:
             words = f"building {precision}" + (" with the plugin" if options.plugin else "")
-            path = Path(folder) / ("fused.engine" if options.plugin else "native.engine")
+            path = folder / ("fused.engine" if options.plugin else "native.engine")
             with progress_bar(words) as progress:
                 return path, build_engine(model, path, options, progress=progress, verbose=verbose)
 

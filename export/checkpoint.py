@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from denseport.export.config import parse_config
 from denseport.export.errors import CheckpointError
 from denseport.runtime.errors import MachineError
 from denseport.runtime.files import sha256_of
+from denseport.runtime.terminal import CONTROLS
 
 __all__ = ["Checkpoint", "read_checkpoint"]
 
@@ -48,6 +50,7 @@ class Checkpoint:
 
 
 # What weights and counters are kept in; anything else (8 bits, complex) is no plain training checkpoint.
+_UNPRINTABLE = re.compile(f"[\\t\\n{CONTROLS}]")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32)
 
 
@@ -123,6 +126,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_pickle(path: Path) -> Any:
+    _refuse_odd_zip(path)
     try:
         with torch.serialization.safe_globals(list(_STUBS)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols, to people who call torch.load themselves
@@ -145,6 +149,21 @@ def _load_pickle(path: Path) -> Any:
         ) from err
 
 
+def _refuse_odd_zip(path: Path) -> None:
+    """torch stores its records as they are, each once: a file that does otherwise is a bomb, or reads in two ways."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            entries = file.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # the old layout, or none: torch says which
+    names = [entry.filename for entry in entries]
+    if len(set(names)) < len(names) or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(
+            f"{path}: refused: a zip file with compressed or repeated records, which torch.save does not write",
+            "Save it again with torch.save, on the machine that it comes from.",
+        )
+
+
 def _state_dict(path: Path, data: Mapping[str, Any]) -> dict[str, Tensor]:
     weights = data.get("state_dict", data)
     if not isinstance(weights, Mapping) or not weights:
@@ -159,6 +178,11 @@ def _state_dict(path: Path, data: Mapping[str, Any]) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path}: {key!r} is no plain tensor of floats or integers ({kind})",
                 "Save the weights dense, in float32 or float16; Denseport quantizes and prunes by itself.",
+            )
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # by strides of 0
+            raise CheckpointError(
+                f"{path}: {key!r} claims more numbers ({tuple(value.shape)}) than the file holds for it",
+                "Save a contiguous copy of it.",
             )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(
@@ -177,24 +201,33 @@ def _with_meta(path: Path, sha256: str, state_dict: dict[str, Tensor], meta: Map
         layout, classes, palette = "mmseg 0.x", meta.get("CLASSES"), meta.get("PALETTE")
         reduce_zero_label = None
     text = meta.get("cfg", meta.get("config"))
-    iterations = meta.get("iter")
+    iterations, names = meta.get("iter"), (meta.get("experiment_name"), meta.get("exp_name"))
     return Checkpoint(
         path=path,
         sha256=sha256,
         layout=layout,
         state_dict=state_dict,
         config=parse_config(text) if isinstance(text, str) else {},
-        classes=tuple(_text(c) for c in classes) if isinstance(classes, (list, tuple)) else None,
+        classes=_class_names(path, classes),
         palette=_palette(path, palette),
         reduce_zero_label=reduce_zero_label if isinstance(reduce_zero_label, bool) else None,
-        experiment=_text(meta.get("experiment_name") or meta.get("exp_name") or ""),
+        experiment=_text(next((name for name in names if isinstance(name, str) and name), "")),
         iterations=iterations if isinstance(iterations, int) else None,
     )
 
 
-def _text(value: Any) -> str:
-    """As text that can be written: a pickled string or the name of a file may hold lone surrogates."""
-    return str(value).strip().encode("utf-8", "replace").decode()
+def _text(value: str) -> str:
+    """On one line, and as text that can be written: a pickled string or the name of a file may hold anything."""
+    return _UNPRINTABLE.sub("?", value.strip()).encode("utf-8", "replace").decode()
+
+
+def _class_names(path: Path, classes: Any) -> tuple[str, ...] | None:
+    if not isinstance(classes, (list, tuple)):
+        return None
+    # Plain values alone: a list of lists of lists … of a few bytes can be written out as terabytes.
+    if not all(isinstance(name, (str, int, float)) for name in classes):
+        raise CheckpointError(f"{path}: its class names are not all texts")
+    return tuple(_text(str(name)) for name in classes)
 
 
 def _palette(path: Path, palette: Any) -> tuple[tuple[int, int, int], ...] | None:

@@ -31,7 +31,7 @@ def named_profiles(name: str, flavour: str) -> tuple[Profile, ...]:
             Profile((1, 3, 512, 512), (1, 3, 512, 683), (1, 3, 512, 2048)),
             Profile((1, 3, 512, 512), (1, 3, 683, 512), (1, 3, 2048, 512)),
         )
-    if found := re.fullmatch(r"fixed:(\d+)x(\d+)", name):
+    if found := re.fullmatch(r"fixed:(\d{1,9})x(\d{1,9})", name):
         height, width = int(found[1]), int(found[2])
         return (profile_of(*[(1, 3, height, width)] * 3),)
     raise InputError(f"no profile {name!r}", REMEDY)
@@ -43,7 +43,7 @@ def parse_shape(text: str) -> Shape:
     Raises:
         InputError: not of that form.
     """
-    numbers = [int(part) for part in text.split("x") if part.isdecimal()]
+    numbers = [int(part) for part in text.split("x") if re.fullmatch(r"\d{1,9}", part)]
     if len(numbers) != text.count("x") + 1 or len(numbers) not in (2, 4):
         raise InputError(f"{text!r} is no shape: expected HEIGHTxWIDTH or BATCHx3xHEIGHTxWIDTH", REMEDY)
     batch, channels, height, width = numbers if len(numbers) == 4 else (1, 3, *numbers)

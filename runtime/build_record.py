@@ -87,6 +87,10 @@ class BuildRecord:
     plugin: str = "off"  # whether the project's kernels are in it: on, off or inlined, and why
     fused: dict[str, int] = field(default_factory=dict)  # nodes of the graph by the kernel that they call
 
+    def __post_init__(self) -> None:
+        if self.flavour not in TITLES:
+            raise ValueError(f"flavour {self.flavour!r} is none of {', '.join(TITLES)}")
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         return dataclasses.asdict(self)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,15 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from denseport.runtime.errors import BundleError, OutputError
-from denseport.runtime.files import folders_above, sha256_of, write_atomic, writing
+from denseport.runtime.files import (
+    exchange,
+    folders_above,
+    remove_temporary_files,
+    sha256_of,
+    work_folder,
+    write_atomic,
+    writing,
+)
 from denseport.runtime.manifest import Artifact, Manifest
+from denseport.runtime.onnx_files import external_files
 
 __all__ = ["MANIFEST", "Bundle", "new_bundle"]
 
 MANIFEST = "manifest.json"
 MAKE_ONE = "Make one: denseport export CHECKPOINT -o BUNDLE"
 EXPORT_AGAIN = "Export the checkpoint again."
-PREFIX = ".denseport-"  # of unfinished folders, hidden from globs
+LARGEST_MANIFEST = 64 << 20  # bytes; the largest seen has 0.3 MB
+PREFIX = ".denseport-old-"  # of the folder that holds a bundle while another takes its place
 
 
 class Bundle:
@@ -43,6 +52,10 @@ class Bundle:
                 raise BundleError(f"{self.path}: {reason}", MAKE_ONE)
             if not file.exists():
                 raise BundleError(f"{self.path}: not a bundle: no {MANIFEST} in it", MAKE_ONE)
+            if not file.is_file():  # a pipe of that name would keep us waiting
+                raise BundleError(f"{file}: cannot be read: no ordinary file", EXPORT_AGAIN)
+            if file.stat().st_size > LARGEST_MANIFEST:
+                raise BundleError(f"{file}: larger than {LARGEST_MANIFEST >> 20} MiB: no manifest", EXPORT_AGAIN)
             text = file.read_text(encoding="utf-8")
         self.manifest = Manifest.from_json(text, str(file))
 
@@ -64,12 +77,29 @@ class Bundle:
         """The path of an artifact's main file, after all its files were found to be what the manifest says.
 
         Raises:
-            BundleError: a file is missing, altered, or lies outside the bundle.
+            BundleError: a file is missing, altered, or lies outside the bundle, or the model names one for its weights
+                that the manifest does not list.
         """
-        paths = [self._verified_file(*entry) for entry in self.artifact(name).files.items()]
+        artifact = self.artifact(name)
+        paths = [self._verified_file(*entry) for entry in artifact.files.items()]
         if not paths:
             raise BundleError(f"{self.path}: {name}: lists no file", EXPORT_AGAIN)
+        if artifact.kind == "onnx":
+            self._refuse_unlisted(paths[0], artifact)
         return paths[0]
+
+    def _refuse_unlisted(self, model: Path, artifact: Artifact) -> None:
+        """What an ONNX file has its reader open must be what was verified: no other file, and none elsewhere."""
+        with _reading(model):
+            try:
+                unlisted = sorted(external_files(model) - artifact.files.keys())
+            except ValueError as err:
+                raise BundleError(f"{model}: no ONNX model: {err}", EXPORT_AGAIN) from err
+        if unlisted:
+            raise BundleError(
+                f"{model}: has weights in {unlisted[0]!r}, which the manifest does not list for it",
+                "Do not run this bundle unless you know why; export the checkpoint again.",
+            )
 
     def _verified_file(self, name: str, digest: str) -> Path:
         path = self.path / name
@@ -131,6 +161,7 @@ class Bundle:
             with writing(self.path):
                 fcntl.flock(folder, fcntl.LOCK_EX)
             self.manifest = Bundle(self.path).manifest
+            remove_temporary_files(self.path / MANIFEST)
             yield
         finally:
             os.close(folder)
@@ -164,19 +195,17 @@ def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     with writing(path):
         _refuse_existing(path, replace)
-    with folders_above(path):
+    with folders_above(path), work_folder(path.parent) as folder:
+        temporary = folder / "new"
         with writing(path):
-            temporary = Path(tempfile.mkdtemp(prefix=PREFIX, dir=path.parent))
-        try:
-            yield temporary
-            with writing(path):
-                temporary.chmod(0o755)  # mkdtemp's 0700 would keep a server's user out
-                if replace and path.exists():
-                    _swap(temporary, path)
-                else:
-                    temporary.rename(path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+        yield temporary
+        with writing(path):
+            temporary.chmod(0o755)  # whatever the umask: a server has a user of its own
+            if replace and path.exists():
+                _swap(temporary, path)
+            else:
+                temporary.rename(path)
 
 
 def _refuse_existing(path: Path, replace: bool) -> None:
@@ -191,7 +220,13 @@ def _refuse_existing(path: Path, replace: bool) -> None:
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Puts ``new`` in the place of the bundle ``path``, which stays if that fails."""
+    """Puts ``new`` in the place of the bundle ``path``, which stays if that fails.
+
+    Where the two cannot change places at once, a process that is killed between the renames leaves the bundle in a
+    folder of that prefix, which nobody removes.
+    """
+    if exchange(new, path):
+        return
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=path.parent) as folder:
         old = path.rename(Path(folder) / "old")
         try:

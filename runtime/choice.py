@@ -8,7 +8,7 @@ from denseport.runtime.build_record import BuildRecord, mismatch
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.errors import InputError
 from denseport.runtime.machine import Machine, inspect_machine
-from denseport.runtime.manifest import Artifact
+from denseport.runtime.manifest import Artifact, reading_record
 from denseport.runtime.trial import Trial, kind_of
 
 __all__ = ["CPU", "CUDA", "Choice", "choose", "obstacle"]
@@ -57,11 +57,12 @@ def choose(bundle: Bundle, wanted: str | None = None) -> Choice:
     }
     fitting = [name for name, a in artifacts.items() if not reasons[name] and a.precision in ORDER]
     name = min(fitting, key=lambda each: _rank(artifacts[each], on_gpu), default=FP32)
-    verdicts = {
-        each: _verdict(each, a, name, kind_of(machine, on_gpu=on_gpu))
-        for each, a in artifacts.items()
-        if not reasons[each] and a.precision not in ORDER
-    }
+    with reading_record(str(bundle.path)):
+        verdicts = {
+            each: _verdict(each, a, name, kind_of(machine, on_gpu=on_gpu))
+            for each, a in artifacts.items()
+            if not reasons[each] and a.precision not in ORDER
+        }
     faster = {each: verdict for each, verdict in verdicts.items() if not isinstance(verdict, str)}
     chosen = min(faster, key=lambda each: faster[each].seconds[each], default=name)
     others = {

@@ -11,10 +11,12 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import entry_points, version
-from typing import Any
+from typing import Any, TextIO, cast
 
-from denseport.runtime.errors import DenseportError
+from denseport.runtime.errors import DenseportError, MachineError, is_out_of_memory
+from denseport.runtime.terminal import Shown
 
 __all__ = ["main"]
 
@@ -32,20 +34,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
-    arguments = _parser().parse_args(argv)
+    with redirect_stdout(cast(TextIO, Shown(sys.stdout))), redirect_stderr(cast(TextIO, Shown(sys.stderr))):
+        return _run(_parser().parse_args(argv))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         code = int(arguments.command.run(arguments))
         sys.stdout.flush()  # here, where a closed pipe is still ours to handle
         return code
     except DenseportError as err:
-        print(f"denseport: error: {err}", file=sys.stderr)
-        return err.exit_code
+        return _fail(err)
     except KeyboardInterrupt:
         print("denseport: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         return BROKEN_PIPE
+    except Exception as err:
+        if not is_out_of_memory(err):
+            raise
+        return _fail(MachineError("this machine ran out of memory", "Give smaller pictures or batches, or free some."))
+
+
+def _fail(err: DenseportError) -> int:
+    print(f"denseport: error: {err}", file=sys.stderr)
+    return err.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from denseport.runtime.triton.connections import Connection, Failure, connect, e
 __all__ = ["Client", "main"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds
+MOST_AT_ONCE = 256  # inferences of a probe, whatever a server says
 T = TypeVar("T")
 
 
@@ -91,8 +93,10 @@ class Client:
             )
         images = np.ascontiguousarray(images)
         masks = self._persist(lambda left: self._connection.infer({IMAGE: images}, MASK, left))
-        if masks.shape != images.shape[:3]:
-            raise ServerError(f"{self.url}: {self.model} gave masks of {masks.shape} for pictures of {images.shape}")
+        if masks.shape != images.shape[:3] or masks.dtype.kind != "u":
+            raise ServerError(
+                f"{self.url}: {self.model} gave masks of {masks.shape} {masks.dtype} for pictures of {images.shape}"
+            )
         return masks
 
     def classes(self) -> tuple[str, ...]:
@@ -103,11 +107,15 @@ class Client:
             ServerError: as for `segment`.
         """
         parameters = self._persist(self._connection.parameters)
-        if CLASSES not in parameters:
+        try:
+            names = json.loads(parameters[CLASSES])
+        except (KeyError, TypeError, ValueError, RecursionError):
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError(
                 f"{self.url}: {self.model} does not name its classes", "Serve a model that denseport triton exported."
             )
-        return tuple(json.loads(parameters[CLASSES]))
+        return tuple(names)
 
     def probe(self, times: int | None = None, *, timeout: float = 10.0) -> float:
         """Make sure that the model answers, by real inferences; seconds that the slowest took.
@@ -124,7 +132,8 @@ class Client:
         """
         if times is None:
             with self._well():
-                times = int(self._connection.parameters(timeout).get(INSTANCES, "1"))
+                said = self._connection.parameters(timeout).get(INSTANCES, "1")
+            times = min(int(said), MOST_AT_ONCE) if re.fullmatch(r"[1-9]\d{0,8}", said) else 1
         with ThreadPoolExecutor(times) as pool:
             return max(pool.map(lambda _: self._inference(timeout), range(times)))
 

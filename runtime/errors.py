@@ -24,7 +24,19 @@ __all__ = [
     "MachineError",
     "OutputError",
     "ServerError",
+    "is_out_of_memory",
 ]
+
+# What libraries say that raise no MemoryError: C++'s own, ONNX Runtime, torch, OpenCV, and threads without a stack.
+_OUT_OF_MEMORY = (
+    "bad_alloc",
+    "Failed to allocate",
+    "can't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "Insufficient memory",
+    "can't start new thread",
+)
 
 
 class DenseportError(Exception):
@@ -74,3 +86,8 @@ class MachineError(DenseportError):
 
 class ServerError(MachineError):
     """A server that cannot be reached, is not ready, or does not answer in time."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception, of Python or of a library, says that memory ran out."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)

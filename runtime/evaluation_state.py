@@ -6,7 +6,6 @@ Counts are integers by picture, so those of parts that share no picture add up t
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from denseport.runtime.arrays import read_arrays
 from denseport.runtime.errors import InputError
 from denseport.runtime.files import write_atomic
 from denseport.runtime.gate import ImageAreas, Predictions
@@ -135,22 +135,22 @@ def save_state(path: Path, state: EvaluationState) -> None:
 
 
 def load_state(path: Path, key: str) -> EvaluationState | None:
-    """The state in ``path``; None if there is none, or it is of something else."""
+    """The state in ``path``; None if there is none, or it is damaged or of something else."""
+    arrays = read_arrays(path)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if str(arrays["key"]) != key:
-                return None
-            done, matrix = arrays["done"], arrays["matrix"]
-            state = EvaluationState(key, len(done), len(matrix), with_fp32="fp32_matrix" in arrays)
-            for prefix, confusion in (("", state.confusion), ("fp32_", state.fp32_confusion)):
-                if confusion is not None:
-                    confusion.matrix[:] = arrays[f"{prefix}matrix"]
-                    confusion.outside[:] = arrays[f"{prefix}outside"]
-            for name, rows in state._by_picture().items():
-                rows[done] = arrays[name]
-            state.done[:] = done
-            return state
-    except (OSError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile):
+        if arrays is None or str(arrays["key"]) != key:
+            return None
+        done, matrix = arrays["done"], arrays["matrix"]
+        state = EvaluationState(key, len(done), len(matrix), with_fp32="fp32_matrix" in arrays)
+        for prefix, confusion in (("", state.confusion), ("fp32_", state.fp32_confusion)):
+            if confusion is not None:
+                confusion.matrix[:] = arrays[f"{prefix}matrix"]
+                confusion.outside[:] = arrays[f"{prefix}outside"]
+        for name, rows in state._by_picture().items():
+            rows[done] = arrays[name]
+        state.done[:] = done
+        return state
+    except (ValueError, LookupError, TypeError):
         return None
 
 

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import hashlib
+import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from denseport.runtime.errors import OutputError
 
-__all__ = ["folders_above", "new_file", "new_folder", "sha256_of", "write_atomic", "writing"]
+__all__ = [
+    "exchange",
+    "folders_above",
+    "new_file",
+    "new_folder",
+    "remove_temporary_files",
+    "sha256_of",
+    "work_folder",
+    "write_atomic",
+    "writing",
+]
+
+WORK = ".denseport-work-"  # begins the names of folders that end with the process that made them
+_RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # linux/fs.h, linux/fcntl.h
 
 _REMEDIES = {
     errno.ENOSPC: "Free some room, or choose another place.",
@@ -88,18 +105,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the folder cannot be made or written.
     """
-    temporary = path.with_name(f".{secrets.token_hex(6)}")
-    with folders_above(path):
-        try:
-            with writing(path):
-                temporary.mkdir()
-            yield temporary
-            with writing(path):
-                path.mkdir(exist_ok=True)
-                for file in sorted(temporary.iterdir()):
-                    file.replace(path / file.name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with folders_above(path), work_folder(path.parent) as temporary:
+        yield temporary
+        with writing(path):
+            path.mkdir(exist_ok=True)
+            for file in sorted(temporary.iterdir()):
+                file.replace(path / file.name)
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
@@ -110,3 +121,63 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """
     with new_file(path) as temporary, writing(path):
         temporary.write_bytes(data)
+
+
+@contextmanager
+def work_folder(parent: Path) -> Iterator[Path]:
+    """A folder in ``parent`` for what is not whole yet; it vanishes at the end of the block, with all that is in it.
+
+    Those that killed processes left there are removed first. A lock on its folder tells a living process from them;
+    the kernel lets go of it however a process ends.
+
+    Raises:
+        OutputError: ``parent`` cannot be written.
+    """
+    with writing(parent):
+        _remove_abandoned(parent)
+        folder, lock = _locked_folder(parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(parent: Path) -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=WORK, dir=parent))
+        with suppress(FileNotFoundError):  # another process took it for abandoned before it was locked
+            lock = os.open(folder, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for folder in parent.glob(f"{WORK}*"):
+        with suppress(OSError):  # in use, gone, or not ours to remove
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def remove_temporary_files(path: Path) -> None:
+    """Remove what `new_file` left beside ``path`` in processes that were killed; nobody else may be writing it."""
+    for file in path.parent.glob(f".{'[0-9a-f]' * 12}{path.suffix}"):
+        with suppress(OSError):
+            file.unlink()
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places, at once; False where the kernel or the file system cannot.
+
+    Source: renameat2(2), RENAME_EXCHANGE.
+    """
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)

@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.errors import ImageError, OutputError
+from denseport.runtime.errors import ImageError, MachineError, OutputError, is_out_of_memory
 from denseport.runtime.files import write_atomic
 
-__all__ = ["decode_image", "encode_palette_png", "read_image", "reading", "write_image", "write_mask"]
+__all__ = ["decode_image", "encode_palette_png", "is_cut_short", "read_image", "reading", "write_image", "write_mask"]
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -63,11 +63,12 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
 
     Raises:
         ImageError: the data is empty, cut short, too large or in no format that OpenCV decodes.
+        MachineError: memory ran out.
     """
     if not data:
         raise ImageError(f"{name}: the file is empty", "Copy or download it again.")
     # OpenCV 4 fills the missing part of a JPEG with grey and reports success; OpenCV 5 refuses it.
-    if _is_cut_short(data):
+    if is_cut_short(data):
         raise ImageError(f"{name}: the picture is cut short", "Copy or download it again.")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -77,6 +78,8 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
                 f"{name}: the picture has more pixels than OpenCV accepts",
                 "Scale it down, or raise the limit: OPENCV_IO_MAX_IMAGE_PIXELS=<pixels> in the environment.",
             ) from err
+        if is_out_of_memory(err):
+            raise MachineError(f"{name}: memory ran out when it was decoded", "Scale it down, or free some.") from err
         raise ImageError(f"{name}: cannot be decoded: {_reason(err)}", "Convert it to PNG or JPEG.") from err
     if image is None:
         raise ImageError(
@@ -86,10 +89,17 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
     return np.asarray(image, np.uint8)
 
 
-def _is_cut_short(data: bytes) -> bool:
-    """True when a JPEG, PNG or WebP lacks its end. Data after the end (motion photos) is allowed."""
+def is_cut_short(data: bytes) -> bool:
+    """Whether a JPEG, PNG or WebP lacks its end, told without decoding. Data after it (motion photos) is allowed."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return b"IEND\xaeB`\x82" not in data
+        # By the chunks, not only the last: OpenCV makes room for as many bytes as a chunk claims, up to 4 GiB.
+        at = 8
+        while at + 12 <= len(data):
+            length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+            if kind == b"IEND":
+                return length > 0
+            at += 12 + length
+        return True
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
     if data.startswith(b"\xff\xd8\xff"):

@@ -105,7 +105,8 @@ def _walk(folder: Path) -> list[Path]:
     for parent, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths += [Path(parent, name) for name in files if not name.startswith(".")]
-    return [path for path in paths if _is_supported(path)]
+    # Nobody named a pipe or a device in a folder; reading it would wait for ever.
+    return [path for path in paths if _is_supported(path) and (path.is_file() or not path.exists())]
 
 
 def _is_glob(text: str) -> bool:

@@ -9,16 +9,34 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from denseport.runtime.errors import BundleError
+from denseport.runtime.terminal import CONTROLS
 
-__all__ = ["FORMAT_VERSION", "Artifact", "Inference", "Manifest", "Preprocess", "Reference", "decode_dataclass"]
+__all__ = [
+    "FORMAT_VERSION",
+    "LARGEST_SIDE",
+    "Artifact",
+    "Inference",
+    "Manifest",
+    "Preprocess",
+    "Reference",
+    "decode_dataclass",
+    "reading_record",
+]
 
 FORMAT_VERSION = 1
+LARGEST_INTEGER = 2**63 - 1  # JSON knows no limit; arrays and floats do
+LARGEST_SIDE = 2**15  # pixels that a picture may be resized to; a hostile manifest must not ask for all the memory
+# Names are printed, one a line: a line that a name breaks could say anything.
+_UNPRINTABLE = re.compile(f"[\t\n{CONTROLS}]")
 
 T = TypeVar("T")
 
@@ -39,6 +57,8 @@ class Preprocess:
     def __post_init__(self) -> None:
         if min(self.scale) < 1:
             raise ValueError(f"scale {self.scale} has a side below 1 pixel")
+        if max(self.scale) > LARGEST_SIDE:
+            raise ValueError(f"scale {self.scale} has a side above {LARGEST_SIDE} pixels")
         if len(self.mean) != 3 or not all(map(math.isfinite, self.mean)):
             raise ValueError(f"mean {self.mean} is not three numbers")
         if len(self.std) != 3 or not all(0 < value < math.inf for value in self.std):
@@ -60,8 +80,8 @@ class Inference:
             raise ValueError("mode 'slide' needs crop and stride")
         for name in ("crop", "stride"):
             value = getattr(self, name)
-            if value is not None and min(value) < 1:
-                raise ValueError(f"{name} {value} has a side below 1 pixel")
+            if value is not None and not 1 <= min(value) <= max(value) <= LARGEST_SIDE:
+                raise ValueError(f"{name} {value} has a side that is not in 1..{LARGEST_SIDE} pixels")
 
 
 @dataclass(frozen=True)
@@ -115,6 +135,9 @@ class Manifest:
             raise ValueError("a model has at least one class")
         if not all(0 <= level <= 255 for colour in self.palette for level in colour):
             raise ValueError("the palette is not within 0..255")
+        for text in (self.name, self.architecture, *self.classes, *self.artifacts):
+            if _UNPRINTABLE.search(text):
+                raise ValueError(f"the name {text!r} holds control characters")
         if len(self.palette) != len(self.classes):
             raise ValueError(f"{len(self.palette)} colours for {len(self.classes)} classes")
 
@@ -134,6 +157,7 @@ class Manifest:
         """
         try:
             data = json.loads(text)
+            json.dumps(data, ensure_ascii=False).encode()  # lone surrogates could be written nowhere
         except (ValueError, RecursionError) as err:
             raise BundleError(f"{where}: not JSON: {err}", "Export the checkpoint again.") from err
         version = data.get("format_version") if isinstance(data, dict) else None
@@ -163,8 +187,12 @@ def _decode(kind: Any, value: Any, where: str, at: str) -> Any:
         return tuple(_decode(k, v, where, f"{at}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
     if origin is dict and isinstance(value, dict):
         return {key: _decode(arguments[1], item, where, f"{at}.{key}") for key, item in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise _mistyped(where, at, "a finite number", value)
         return float(value)
+    if kind is int and isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise _mistyped(where, at, "a smaller number", "…")
     if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     raise _mistyped(where, at, getattr(kind, "__name__", str(kind)), value)
@@ -180,6 +208,8 @@ def decode_dataclass(cls: type[T], value: dict[str, Any], where: str, at: str) -
     Raises:
         BundleError: a field is missing, unknown or mistyped.
     """
+    if not isinstance(value, dict):
+        raise _mistyped(where, at, cls.__name__, value)
     hints = typing.get_type_hints(cls)
     names = {f.name for f in dataclasses.fields(typing.cast(Any, cls))}
     required = {
@@ -194,6 +224,15 @@ def decode_dataclass(cls: type[T], value: dict[str, Any], where: str, at: str) -
         return cls(**{key: _decode(hints[key], item, where, f"{at}.{key}") for key, item in value.items()})
     except (ValueError, OverflowError) as err:
         raise BundleError(f"{where}: {at}: {err}", "Export the checkpoint again.") from err
+
+
+@contextmanager
+def reading_record(where: str) -> Iterator[None]:
+    """Turns what goes wrong with a record, whose fields nobody checked, into a BundleError about ``where``."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
+        raise BundleError(f"{where}: its record is damaged: {err!r}", "Build or measure the artifact again.") from err
 
 
 def _mistyped(where: str, at: str, expected: str, found: Any) -> BundleError:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 
 from denseport.runtime.errors import InputError
-from denseport.runtime.manifest import Inference, Manifest, Preprocess
+from denseport.runtime.manifest import LARGEST_SIDE, Inference, Manifest, Preprocess
 
 __all__ = ["Protocol", "parse_protocol"]
 
@@ -57,14 +57,14 @@ def parse_protocol(text: str, manifest: Manifest) -> Protocol:
         return replace(base, inference=_slide(manifest.inference))
     if text == "native":
         return replace(base, inference=_slide(manifest.inference), native=True)
-    if match := re.fullmatch(r"(slide|native):(\d+):(\d+)", text):
+    if match := re.fullmatch(r"(slide|native):(\d{1,5}):(\d{1,5})", text):
         crop, stride = int(match[2]), int(match[3])
-        if crop >= manifest.patch_size and 1 <= stride <= crop:  # a longer stride would leave gaps
+        if crop >= manifest.patch_size and 1 <= stride <= crop <= LARGEST_SIDE:  # a longer stride would leave gaps
             inference = Inference("slide", (crop, crop), (stride, stride))
             return replace(base, inference=inference, native=match[1] == "native")
-    if match := re.fullmatch(r"fixed:(\d+)x(\d+)", text):
+    if match := re.fullmatch(r"fixed:(\d{1,5})x(\d{1,5})", text):
         height, width = int(match[1]), int(match[2])
-        if min(height, width) >= manifest.patch_size:
+        if manifest.patch_size <= min(height, width) <= max(height, width) <= LARGEST_SIDE:
             pre = replace(manifest.preprocess, scale=(width, height), keep_ratio=False)
             return replace(base, preprocess=pre, inference=Inference())
     raise InputError(

@@ -131,10 +131,12 @@ class Steps:
             ]
         else:
             work.fields = [
-                [whole_field(self.session.run(tensor)[0], view.size, work.size, flip=view.flip)]
+                [whole_field(self._network(tensor)[0], view.size, work.size, flip=view.flip)]
                 for tensor, view in zip(work.inputs, work.views, strict=True)
             ]
         self._check_classes(len(work.fields[0][0].logits))
+        if not keep_logits:
+            self._check_finite(*(part.logits for view in work.fields for part in view))
         work.timings = replace(work.timings, infer=_ms(time.perf_counter() - begin))
         work.inputs, work.shown = [], []
         return work
@@ -158,8 +160,8 @@ class Steps:
             start = time.perf_counter()
             tensor = normalise(window, self.protocol.preprocess)
             normalising += time.perf_counter() - start
-            logits: NDArray[np.float32] = self.session.run(tensor)[0]
-            self._check_classes(len(logits))
+            logits: NDArray[np.float32] = self._network(tensor)[0]
+            self._check_finite(logits)
             return logits
 
         slid = slide(work.shown[0], work.size, self.protocol.inference, network, work.wish, self.threads)
@@ -176,13 +178,19 @@ class Steps:
     def infer_together(self, works: Sequence[Work]) -> None:
         """Run the network once for several pictures of one network size, whole mode, one view each."""
         begin = time.perf_counter()
-        logits = self.session.run(np.concatenate([work.inputs[0] for work in works]))
-        self._check_classes(logits.shape[1])
+        logits = self._network(np.concatenate([work.inputs[0] for work in works]))
+        self._check_finite(logits)
         each = _ms(time.perf_counter() - begin) / len(works)
         for work, own in zip(works, logits, strict=True):
             view = work.views[0]
             work.fields, work.inputs = [[whole_field(own, view.size, work.size, flip=view.flip)]], []
             work.timings = replace(work.timings, infer=each)
+
+    def _network(self, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (N, C, h, w) of a batch, of as many classes as the manifest names."""
+        logits = self.session.run(tensor)
+        self._check_classes(logits.shape[1] if logits.ndim == 4 else 0)
+        return logits
 
     def _check_classes(self, found: int) -> None:
         named = len(self.manifest.classes)
@@ -190,6 +198,14 @@ class Steps:
             raise BundleError(
                 f"{self.where}: {self.name} tells {found} classes apart, the manifest names {named}",
                 "Export the checkpoint again; a manifest is not to be edited by hand.",
+            )
+
+    def _check_finite(self, *logits: NDArray[np.float32]) -> None:
+        """A NaN wins every comparison or none: the mask would be whole, and wrong."""
+        if not all(np.isfinite(part.sum(dtype=np.float64)) for part in logits):
+            raise BundleError(
+                f"{self.where}: {self.name} gave logits that are not finite",
+                "Choose another artifact; denseport eval --explain says where they come from.",
             )
 
     def finish(self, work: Work) -> Segmentation:

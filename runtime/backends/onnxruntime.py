@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.cpus import usable_cpus
-from denseport.runtime.errors import BundleError, MachineError
+from denseport.runtime.errors import BundleError, MachineError, is_out_of_memory
 
 if TYPE_CHECKING:
     from denseport.runtime.backends.device import DeviceNetwork
@@ -19,6 +19,8 @@ __all__ = ["INPUT", "OnnxRuntimeSession"]
 
 INPUT = "image"
 LANES = 2  # pictures at a time on the GPU: one in the network, one before or behind it
+OUTPUT_TYPES = ("tensor(float)", "tensor(int64)", "tensor(int32)", "tensor(uint8)", "tensor(uint16)")
+FREE_MEMORY = "Give smaller pictures or batches, or free some memory."
 SATURATION_FREE = ".cpu.onnx"  # ends the names of INT8 artifacts whose weights are made for every CPU
 # Forms for TensorRT, which ONNX Runtime computes rightly only without its fusions: it would make integer operators of
 # FP8, and mistakes FP16 behind DequantizeLinear.
@@ -63,8 +65,15 @@ class OnnxRuntimeSession:
         if path.name in FOR_ENGINES:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            self._session: Any = onnxruntime.InferenceSession(path, options, providers=list(providers))
+            self._session: Any = onnxruntime.InferenceSession(
+                path,
+                options,
+                providers=list(providers),
+                enable_fallback=0,  # it would go on elsewhere, and print so
+            )
         except Exception as err:  # ONNX Runtime raises a class of its own for every status code
+            if is_out_of_memory(err):
+                raise MachineError(f"{path}: memory ran out when it was opened", FREE_MEMORY) from err
             if "NOT_IMPLEMENTED" in str(err):
                 raise MachineError(
                     f"{path}: ONNX Runtime's {providers[0]} lacks an operator of it: {err}",
@@ -72,14 +81,48 @@ class OnnxRuntimeSession:
                 ) from err
             raise BundleError(f"{path}: ONNX Runtime cannot load it: {err}", "Export the checkpoint again.") from err
         self._on_gpu = self._session.get_providers()[0] == "CUDAExecutionProvider"
+        self._path = path
+        self._refuse_other_interfaces()
         self._description = (
             f"ONNX Runtime {onnxruntime.__version__}, {providers[0]}, {options.intra_op_num_threads} threads"
         )
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (N, C, h, w) of a normalised image batch (N, 3, H, W), both float32; or what else the model gives."""
-        result: NDArray[np.float32] = self._session.run(None, {INPUT: image})[0]
+        """Logits (N, C, h, w) of a normalised image batch (N, 3, H, W), both float32; or masks (N, H, W) of integers.
+
+        Raises:
+            BundleError: the model cannot be run on this batch, or gives something else.
+            MachineError: memory ran out.
+        """
+        try:
+            result: NDArray[np.float32] = self._session.run(None, {INPUT: image})[0]
+        except Exception as err:  # as above
+            if is_out_of_memory(err):
+                raise MachineError(f"{self._path}: memory ran out on an input of {image.shape}", FREE_MEMORY) from err
+            raise BundleError(
+                f"{self._path}: ONNX Runtime cannot run it on an input of {image.shape}: {err}",
+                "Give a picture of another size, or export the checkpoint again.",
+            ) from err
+        self._check_result(result, image)
         return result
+
+    def _refuse_other_interfaces(self) -> None:
+        """One picture batch in, numbers out: what every graph of a bundle is."""
+        inputs = [(value.name, value.type, len(value.shape)) for value in self._session.get_inputs()]
+        outputs = [value.type for value in self._session.get_outputs()]
+        if inputs != [(INPUT, "tensor(float)", 4)] or not outputs or outputs[0] not in OUTPUT_TYPES:
+            raise BundleError(
+                f"{self._path}: takes {inputs} and gives {outputs}, which is no segmentation network",
+                "Export it again.",
+            )
+
+    def _check_result(self, result: NDArray[Any], image: NDArray[np.float32]) -> None:
+        rank = 4 if result.dtype.kind == "f" else 3
+        if result.ndim != rank or len(result) != len(image) or not result.size:
+            raise BundleError(
+                f"{self._path}: gave an array of {result.shape} {result.dtype} for an input of {image.shape}",
+                "Export the checkpoint again.",
+            )
 
     def largest_batch(self, height: int, width: int) -> int | None:
         """None: a bundle's graphs take any number of pictures."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,10 +89,11 @@ def _picture(arguments: argparse.Namespace) -> NDArray[np.uint8]:
 
     if arguments.image is not None:
         return read_image(arguments.image)
-    height, _, width = arguments.size.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and 0 < int(height) <= 20000 and 0 < int(width) <= 20000):
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", arguments.size)
+    height, width = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not (0 < height <= 20000 and 0 < width <= 20000):
         raise InputError(f"--size {arguments.size} is no size", "Give HEIGHTxWIDTH in pixels, such as 1080x1920.")
-    return synthetic_picture(int(height), int(width))
+    return synthetic_picture(height, width)
 
 
 def _open(bundle: Bundle, arguments: argparse.Namespace) -> tuple[list[Segmenter], dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ class Work:
 
 
 def _shard(text: str) -> tuple[int, int]:
-    first, slash, count = text.partition("/")
-    if slash and first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count):
-        return int(first), int(count)
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if match and 1 <= int(match[1]) <= int(match[2]):
+        return int(match[1]), int(match[2])
     raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 1 to N, such as 2/8")

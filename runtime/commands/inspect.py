@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.bundle import Bundle
+    from denseport.runtime.manifest import reading_record
 
     bundle = Bundle(arguments.bundle)
     if arguments.verify:
@@ -29,8 +30,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(bundle.manifest.to_json(), end="")
         return 0
-    for title, text in _lines(bundle):
-        print(f"{title:14} {text}")
+    with reading_record(str(bundle.path)):
+        lines = [(title, str(text)) for title, text in _lines(bundle)]
+    for title, text in lines:
+        print(f"{title:14} " + " ".join(text.split()))  # a line each, whatever the manifest holds
     if arguments.verify:
         print(f"{'verified':14} every file is what the manifest says")
     return 0

@@ -116,7 +116,7 @@ def _warmup(text: str | None, manifest: Manifest) -> tuple[int, int] | None:
     if text is None:
         height = min(manifest.preprocess.scale)
         return height, height * 4 // 3
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     if match is None:
         raise InputError(f"--warmup {text}: no height and width", "Give HEIGHTxWIDTH, such as 480x640, or none.")
     return int(match[1]), int(match[2])

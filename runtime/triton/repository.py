@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,13 +18,12 @@ from typing import Any
 
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.errors import OutputError
-from denseport.runtime.files import folders_above, sha256_of, write_atomic, writing
+from denseport.runtime.files import folders_above, sha256_of, work_folder, write_atomic, writing
 from denseport.runtime.triton.forms import LABELS, Options, Served, model_name, served_models
 
 __all__ = ["Exported", "export_repository"]
 
 CONFIG = "config.pbtxt"
-PREFIX = ".denseport-"  # of unfinished folders, hidden from globs
 RECORD = "denseport.json"  # in each version: what it was made of
 
 
@@ -60,9 +58,7 @@ def export_repository(bundle: Bundle, repository: Path, options: Options) -> Exp
     with ExitStack() as stack:
         stack.enter_context(folders_above(repository / name))
         with writing(repository.parent):
-            work = Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX, dir=repository.absolute().parent))
-            )
+            work = stack.enter_context(work_folder(repository.absolute().parent))
         staged = [_stage(work, model, version if model.versioned else 1, record) for model in models]
         for model, folder in zip(models, staged, strict=True):
             _place(repository / model.config.name, folder, _with_old_plans(model, repository))

@@ -146,7 +146,7 @@ def test_an_artifact_that_is_replaced_is_never_named_with_the_wrong_file(
     """Killed between the files and the manifest: the artifact is gone, the bundle is whole."""
     before = sample_copy.manifest.artifacts["model.onnx"]
     for number in (1, 2):
-        (tmp_path / "other.onnx").write_bytes(b"other" * number)
+        (tmp_path / "other.onnx").write_bytes(b"\x08\x0a" * number)  # a field of the format
         artifact = Artifact("onnx", "fp16", {"other.onnx": sha256_of(tmp_path / "other.onnx")})
         if number == 2:
             monkeypatch.setattr(Path, "replace", killed_after(2, Path.replace))
@@ -154,9 +154,9 @@ def test_an_artifact_that_is_replaced_is_never_named_with_the_wrong_file(
                 sample_copy.add("other.onnx", artifact, [tmp_path / "other.onnx"])
         else:
             sample_copy.add("other.onnx", artifact, [tmp_path / "other.onnx"])
-            assert Bundle(sample_copy.path).verified("other.onnx").read_bytes() == b"other"
+            assert Bundle(sample_copy.path).verified("other.onnx").read_bytes() == b"\x08\x0a"
     monkeypatch.undo()
-    assert (sample_copy.path / "other.onnx").read_bytes() == b"otherother"
+    assert (sample_copy.path / "other.onnx").read_bytes() == b"\x08\x0a" * 2
     assert Bundle(sample_copy.path).manifest.artifacts == {"model.onnx": before}
 
 
@@ -186,7 +186,7 @@ def test_a_new_bundle_appears_whole_and_can_be_read_by_others(tmp_path: Path) ->
     path = tmp_path / "new/folder/bundle"
     with new_bundle(path) as folder:
         (folder / "file").touch()
-        assert not path.exists() and folder.parent == path.parent
+        assert not path.exists() and path.parent in folder.parents  # where a rename is possible
     assert [found.name for found in path.parent.iterdir()] == ["bundle"]
     assert (path / "file").exists() and path.stat().st_mode & 0o777 == 0o755
 

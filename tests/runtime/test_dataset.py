@@ -305,6 +305,17 @@ def test_damaged_masks_are_refused(tmp_path: Path) -> None:
 # The sample data
 
 
+def test_a_mask_with_a_damaged_header_is_refused(tmp_path: Path) -> None:
+    """One bit of its height; the rest would decode to a mask of another size."""
+    path = tmp_path / "m.png"
+    cv2.imwrite(str(path), np.zeros((30, 40), np.uint8))
+    whole = path.read_bytes()
+    for damaged in (whole[:23] + bytes([whole[23] ^ 8]) + whole[24:], whole[:8] + whole[-12:], whole[:20]):
+        path.write_bytes(damaged)
+        with pytest.raises(ImageError):
+            folder_pair(tmp_path, tmp_path).read_mask(Sample("m", path, path), 3)
+
+
 def test_the_street_lists_are_found(shared: Path) -> None:
     street = shared / "data/street"
     dataset = open_dataset(street, list_file=street / "val100.txt")

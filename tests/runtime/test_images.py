@@ -134,6 +134,15 @@ def test_a_cut_jpeg_is_seen_behind_the_thumbnail_and_data_after_the_end_is_allow
         decode_image(nested[:-50], "x")
 
 
+@pytest.mark.parametrize("chunk", [b"IDAT", b"IEND"])
+def test_a_png_whose_chunk_claims_more_than_the_file_has_is_refused(chunk: bytes) -> None:
+    """OpenCV would take as much memory, 4 GiB here, before it looks."""
+    data = encoded(".png", smooth_picture())
+    at = data.index(chunk) - 4
+    with pytest.raises(ImageError, match="cut short"):
+        decode_image(data[:at] + b"\xff\xff\xff\x00" + data[at + 4 :], "x")
+
+
 def test_too_many_pixels_are_refused() -> None:
     data = png(0, 8, 60000, [b""] * 60000)
     with pytest.raises(ImageError, match="more pixels") as caught:

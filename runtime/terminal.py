@@ -1,0 +1,42 @@
+"""Keep what files and servers say from acting on the terminal that shows it.
+
+Class names, file names and error texts are somebody else's. Printed raw, an escape sequence in them could move the
+cursor over a verdict, set the window's title or have a terminal type a command.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TextIO
+
+__all__ = ["CONTROLS", "Shown"]
+
+# C0 and C1 but the tab and the end of a line, and what turns the direction of writing or ends a line in Unicode.
+CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+_CONTROL = re.compile(f"[{CONTROLS}]")
+
+
+class Shown:
+    """A text stream that writes control characters as escapes, ``\\x1b`` say; all else is the stream's own.
+
+    A carriage return that begins what is written at once stays: a progress bar draws itself again with it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        start = 1 if text.startswith("\r") else 0
+        self._stream.write(text[:start] + _CONTROL.sub(_escaped, text[start:]))
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
