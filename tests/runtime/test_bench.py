@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from denseport.runtime.bench import Contender, Latency, Plan, run_bench, speed_warnings, synthetic_picture
+from denseport.runtime.bench_startup import measure_startup
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.cli import main
 from denseport.runtime.conditions import Conditions, Watch
@@ -77,6 +78,12 @@ def test_own_work_is_not_taken_for_that_of_others() -> None:
     assert busy.others is None or 0 <= busy.others <= 1
     watch._busy, watch._own, watch._start = 0.0, 0.0, watch._start - 1e9  # nothing but a little work in 30 years
     assert (watch.stop().others or 0) < 0.01
+
+
+def test_memory_is_the_childs_own(sample: Bundle) -> None:
+    """And not what this process, which has torch in it, once needed."""
+    ballast = np.ones(2**27)  # 1 GiB
+    assert measure_startup(sample.path, "model.onnx", (64, 96), 1)["peak_mib"] < ballast.nbytes / 2**20
 
 
 def test_the_picture_is_always_the_same_and_not_uniform() -> None:
