@@ -168,7 +168,7 @@ def stream(arguments: argparse.Namespace) -> list[Row]:
     tensors = [steps.prepare(image).inputs[0] for image in images]
     segment(images[0])
     alone, streamed, cpu = [], [], []
-    for _ in range(arguments.pictures // chunk):
+    for _ in range(max(1, arguments.pictures // chunk)):
         marks = [(time.perf_counter(), time.process_time())]
         for tensor in tensors:
             session.run(tensor)
