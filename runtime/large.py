@@ -9,7 +9,7 @@ in the same order as `denseport.runtime.postprocess.slide_fields`: the results a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from denseport.runtime.decision import Canvas, Wish
 from denseport.runtime.inference import window_starts
 from denseport.runtime.manifest import Inference
 from denseport.runtime.postprocess import Axis, slide_axes
-from denseport.runtime.tiles import Patch, Run, paint, tile_workers
+from denseport.runtime.tiles import Patch, Run, Strip, paint, patches_side_by_side, tile_workers
 
 __all__ = ["Network", "Slid", "slide"]
 
@@ -129,15 +129,15 @@ class _Slide:
         if rows and cols:
             paint(self._canvas.arrays, rows, cols, self._find, self._canvas.make, run)
 
-    def _find(self, i: int, j: int) -> list[list[Patch]]:
-        patches = []
+    def _find(self, i: int, tiles: Sequence[int]) -> Iterable[list[list[Patch]]]:
+        strips = []
         for r in self._rows.windows[i]:
             y, rows = self._rows.axes[r].blocks[i]
-            for c in self._cols.windows[j]:
-                x, cols = self._cols.axes[c].blocks[j]
+            for c in sorted({window for j in tiles for window in self._cols.windows[j]}):
                 kept = self._kept[r, c]
-                patches.append(Patch(kept.logits[:, y.start - kept.top : y.stop - kept.top, x], rows, cols))
-        return [patches]
+                taps = kept.logits[:, y.start - kept.top : y.stop - kept.top]
+                strips.append(Strip(taps, rows, [self._cols.axes[c].blocks[j] for j in tiles]))
+        return ([patches] for patches in patches_side_by_side(strips))
 
     def _forget(self, r: int, c: int) -> None:
         """Drop what no later tile needs of the columns of windows that end with this one."""

@@ -18,7 +18,7 @@ aten/src/ATen/native/cpu/UpSampleKernel.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -28,7 +28,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.errors import InputError
-from denseport.runtime.tiles import TILE, Make, Patch, dense, mean_softmax, paint, tile_workers, winners
+from denseport.runtime.tiles import (
+    TILE,
+    Make,
+    Patch,
+    Strip,
+    dense,
+    mean_softmax,
+    paint,
+    patches_side_by_side,
+    tile_workers,
+    winners,
+)
 
 __all__ = [
     "Axis",
@@ -270,22 +281,24 @@ def paint_fields(
     """Fill each array (H, W, ...) of ``outs`` tile by tile with what ``make`` makes of the views' patches."""
     height, width = outs[0].shape[:2]
 
-    def find(i: int, j: int) -> list[list[Patch]]:
-        return [_patches(fields, i, j) for fields in views]
+    def find(i: int, tiles: Sequence[int]) -> Iterable[list[list[Patch]]]:
+        return map(list, zip(*(_patches(fields, i, tiles) for fields in views), strict=True))
 
     with tile_workers(threads) as run:
         paint(outs, range(ceil(height / TILE)), range(ceil(width / TILE)), find, make, run)
 
 
-def _patches(fields: Sequence[Field], i: int, j: int) -> list[Patch]:
-    """The patches of the fields that tile (i, j) touches."""
-    found = []
+def _patches(fields: Sequence[Field], i: int, tiles: Sequence[int]) -> list[list[Patch]]:
+    """The patches of the fields that each tile (i, j) touches, j in ``tiles``."""
+    strips = []
     for field in fields:
-        (y, rows), (x, cols) = field.rows.blocks[i], field.cols.blocks[j]
-        if rows.size and cols.size:
-            found.append(Patch(field.logits[:, y, x], rows, cols))
-    if not found:
-        raise InputError(f"no field covers the pixels from row {i * TILE}, column {j * TILE}")
+        y, rows = field.rows.blocks[i]
+        if rows.size:
+            strips.append(Strip(field.logits[:, y], rows, [field.cols.blocks[j] for j in tiles]))
+    found = patches_side_by_side(strips)
+    for j, patches in zip(tiles, found or [[]], strict=False):
+        if not patches:
+            raise InputError(f"no field covers the pixels from row {i * TILE}, column {j * TILE}")
     return found
 
 

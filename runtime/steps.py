@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -202,7 +203,7 @@ class Steps:
 
     def _check_finite(self, *logits: NDArray[np.float32]) -> None:
         """A NaN wins every comparison or none: the mask would be whole, and wrong."""
-        if not all(np.isfinite(part.sum(dtype=np.float64)) for part in logits):
+        if not all(isfinite(part.max()) and isfinite(part.min()) for part in logits):  # both hand on a NaN
             raise BundleError(
                 f"{self.where}: {self.name} gave logits that are not finite",
                 "Choose another artifact; denseport eval --explain says where they come from.",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import reduce
+from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,12 +20,15 @@ from denseport.runtime.errors import InputError
 
 __all__ = [
     "TILE",
+    "Find",
     "Make",
     "Patch",
     "Run",
+    "Strip",
     "dense",
     "mean_softmax",
     "paint",
+    "patches_side_by_side",
     "softmax",
     "tile_workers",
     "undecided",
@@ -47,6 +51,8 @@ class Patch(NamedTuple):
     taps: Floats  # (C, sh, sw), a view
     rows: Floats  # (th, sh)
     cols: Floats  # (tw, sw)
+    low: Floats  # (C,), the smallest of each class's taps
+    high: Floats  # (C,), the largest
 
     def resize(self, taps: Floats) -> Floats:
         """(K, sh, sw) -> (th, tw, K): the classes last, where numpy's argmax is fastest."""
@@ -56,16 +62,46 @@ class Patch(NamedTuple):
         return wide
 
 
+class Strip(NamedTuple):
+    """The part of one field that some tiles side by side touch."""
+
+    taps: Floats  # (C, sh, w), a view
+    rows: Floats  # (th, sh)
+    blocks: Sequence[tuple[slice, Floats]]  # of each tile: columns of taps and (tw, sw); nothing where it touches none
+
+
 Run = Callable[[Callable[[int], None], Iterable[int]], Iterable[None]]  # as the built-in map
 Make = Callable[[list[list[Patch]]], Sequence[NDArray[Any]]]  # of each view's patches
+Find = Callable[[int, Sequence[int]], Iterable[list[list[Patch]]]]  # each tile's, of a row of tiles and some columns
+
+
+def patches_side_by_side(strips: Sequence[Strip]) -> list[list[Patch]]:
+    """The patches of each tile, in the order of the strips.
+
+    Tiles overlap in the logits that they touch: the smallest and largest of a strip's rows are found once for all, and
+    kept with the classes last, along which numpy compares many at a time.
+    """
+    found: list[list[Patch]] = [[] for _ in strips[0].blocks] if strips else []
+    for taps, rows, blocks in strips:
+        low, high = np.ascontiguousarray(taps.min(1).T), np.ascontiguousarray(taps.max(1).T)  # (w, C)
+        for patches, (x, cols) in zip(found, blocks, strict=True):
+            if cols.size:
+                patches.append(Patch(taps[:, :, x], rows, cols, low[x].min(0), high[x].max(0)))
+    return found
+
+
+def _bounds(patches: list[Patch]) -> tuple[Floats, Floats, bool]:
+    """Each class's smallest and largest logit in a tile, (C,), and whether all of them are finite."""
+    low, high = patches[0].low, patches[0].high
+    for patch in patches[1:]:
+        low, high = np.minimum(low, patch.low), np.maximum(high, patch.high)
+    return low, high, isfinite(low.min()) and isfinite(high.max())  # both hand on a NaN
 
 
 def winners(patches: list[Patch]) -> NDArray[np.intp]:
     """The winning class of each pixel of a tile, (th, tw), or (1,) where one class wins everywhere."""
-    flat = [patch.taps.reshape(len(patch.taps), -1) for patch in patches]
-    low = np.min([taps.min(1) for taps in flat], 0)
-    high = np.max([taps.max(1) for taps in flat], 0)
-    if not np.isfinite([low, high]).all():  # min and max hand on a NaN
+    low, high, finite = _bounds(patches)
+    if not finite:
         return np.asarray(np.argmax(dense(patches), -1))
     classes = np.flatnonzero(high >= low.max())  # ascending, so that the first of equal classes wins
     if len(classes) > 1:
@@ -116,37 +152,34 @@ def undecided(patches: list[Patch], least: int) -> tuple[NDArray[np.intp], Float
     Args:
         least: classes to keep; all are kept where fewer matter.
     """
-    flat = [patch.taps.reshape(len(patch.taps), -1) for patch in patches]
-    low = np.min([taps.min(1) for taps in flat], 0)
-    high = np.max([taps.max(1) for taps in flat], 0)
-    classes = np.arange(len(low))
-    if np.isfinite([low, high]).all():
+    low, high, finite = _bounds(patches)
+    if finite:
         kept = np.flatnonzero(high >= low.max() - NEGLIGIBLE)
         if len(kept) >= least:
             values: Floats = reduce(np.add, (patch.resize(patch.taps[kept]) for patch in patches))
             return kept, values
-    return classes, dense(patches)
+    return np.arange(len(low)), dense(patches)
 
 
 def paint(
     outs: Sequence[NDArray[Any]],
     rows: Iterable[int],
     cols: Sequence[int],
-    find: Callable[[int, int], list[list[Patch]]],
+    find: Find,
     make: Make,
     run: Run,
 ) -> None:
     """Fill the tiles in ``rows`` x ``cols`` of each array (H, W, ...) of ``outs``.
 
     Args:
-        find: the patches of each view that a tile (row, column) touches.
+        find: the patches of each view that each tile of a row touches.
         make: one array, broadcast over the tile, for each of ``outs``, from those patches.
         run: of `tile_workers`; works on the rows of tiles.
     """
 
     def paint_strip(i: int) -> None:
-        for j in cols:
-            for out, tile in zip(outs, make(find(i, j)), strict=True):
+        for j, views in zip(cols, find(i, cols), strict=True):
+            for out, tile in zip(outs, make(views), strict=True):
                 out[i * TILE : (i + 1) * TILE, j * TILE : (j + 1) * TILE] = tile
 
     for _ in run(paint_strip, rows):

@@ -1,5 +1,6 @@
 """What the runtime adds to the bare session, and how its cost grows; the tables of docs/performance.md.
 
+    python scripts/bench_runtime.py eager     BUNDLE [--rounds 7]       512 x 512: each artifact against PyTorch eager
     python scripts/bench_runtime.py outside   BUNDLE [--rounds 7]       1.3 megapixels: time outside the session
     python scripts/bench_runtime.py stream    BUNDLE [--pictures 200]   throughput against the bare session's
     python scripts/bench_runtime.py memory    BUNDLE [--pictures 2000]  memory along a stream
@@ -137,6 +138,24 @@ def picture(size: tuple[int, int], seed: int = 0) -> np.ndarray:
     return np.asarray(noisy.clip(0, 255), np.uint8)
 
 
+def eager(arguments: argparse.Namespace) -> list[Row]:
+    goals = {"model.onnx": ">= 1.15", "int8.cpu.onnx": ">= 1.6"}
+    # No batches and no callers at once: the latency of the sessions is what is asked.
+    options = ["--baseline", "torch", "--rounds", arguments.rounds, "--threads", arguments.threads, "--seconds", 1]
+    options += ["--batches", "--concurrency", "--no-record", "--json"]
+    command = [sys.executable, "-m", "denseport.runtime.cli", "bench", arguments.bundle, *options]
+    report = json.loads(subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE).stdout)
+    for warning in report["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    ratios = {each["artifact"]: each["times_as_fast_as"].get("torch") for each in report["rows"]}
+    times = [row(f"{each['artifact']}, session", each["session_ms"]["p50"], "ms") for each in report["rows"]]
+    return times + [
+        row(f"{name}, times as fast as PyTorch eager", ratio, "", goals.get(name, ""))
+        for name, ratio in ratios.items()
+        if ratio is not None
+    ]
+
+
 def outside(arguments: argparse.Namespace) -> list[Row]:
     segment, session = open_timed(arguments)
     image = picture(LARGE)
@@ -271,6 +290,7 @@ def random_bundle(arguments: argparse.Namespace) -> list[Row]:
 
 
 TASKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
+    "eager": eager,
     "outside": outside,
     "stream": stream,
     "memory": memory,
