@@ -113,7 +113,7 @@ def end_thread() -> None:
 
 @contextmanager
 def understood() -> Iterator[None]:
-    """Turns what the reading of an answer raises, tritonclient's or ours, into `Failure`: servers say what they like."""
+    """Turns what the reading of an answer raises, tritonclient's or ours, into `Failure`: servers say anything."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as err:
