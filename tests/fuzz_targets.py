@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
+import functools
 import io
 import json
 import tempfile
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from hostile import enter, tiny_bundle
+from serving import Server, form, serving
 from support import REPO
 
 from denseport.runtime.bundle import MANIFEST, Bundle
@@ -175,6 +178,39 @@ def mask(data: bytes) -> None:
         assert set(np.unique(labels).tolist()) <= {0, 1, 2, 255}
 
 
+STATUSES = {200, 400, 404, 405, 408, 413, 415, 422, 503, 504}  # docs/page.md's
+
+
+def http(data: bytes) -> None:
+    """Whatever is sent to a server: it says nothing, or something that is documented, and then gives the right mask."""
+    server = _server()
+    answer = server.ask(data, patience=0.3)
+    assert answer is None or answer.status in STATUSES, answer
+    assert answer is None or answer.status == 200 or answer.is_error, answer
+    right = server.ask(form((CORPUS / "colour.bmp").read_bytes(), query="?format=raw"))
+    assert right is not None and right.body == _colours(), right
+    assert server.mebibytes() < 1024
+
+
+@functools.cache
+def _server() -> Server:
+    """A server in a process of its own, until this one ends."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    bundle = tiny_bundle(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "b")
+    return stack.enter_context(serving(bundle, "--threads", "1", "--timeout", "20"))
+
+
+@functools.cache
+def _colours() -> bytes:
+    """The mask of colour.bmp, by this process."""
+    from denseport.runtime.images import read_image
+    from denseport.runtime.segmenter import Segmenter
+
+    with tempfile.TemporaryDirectory() as folder, Segmenter(tiny_bundle(Path(folder) / "b"), threads=1) as segmenter:
+        return segmenter(read_image(CORPUS / "colour.bmp")).mask.tobytes()
+
+
 def command_line(arguments: Sequence[str]) -> int:
     """A call of the command; an exit code that is documented, and no word but through it."""
     from denseport.runtime.cli import main
@@ -203,4 +239,5 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[Path]]] = {
         corpus(".png", ".jpg", ".webp", ".gif", ".bmp", ".tiff", ".jp2", ".avif", ".ppm", ".hdr"),
     ),
     "mask": (mask, [file for file in corpus(".png") if file.name.startswith("mask")]),
+    "http": (http, corpus(".http")),
 }

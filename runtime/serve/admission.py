@@ -22,6 +22,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 RETRY_SOON, RETRY_ELSEWHERE = 1, 5  # seconds
+PIECE = 1 << 16  # bytes of an answer that are handed to uvicorn at once
 
 
 class Admission:
@@ -104,7 +105,12 @@ class _Exchange:
             self.status = message["status"]
             if self._last():  # the next request on this connection would find nobody
                 message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
-        await self._send(message)
+        # Uvicorn waits for a slow reader before it takes a message, not after: in pieces, a request is inside, and
+        # counted, until all but the last of its answer was fetched.
+        body = message.get("body", b"")
+        for at in range(0, len(body) if len(body) > PIECE else 0, PIECE):
+            await self._send({"type": message["type"], "body": body[at : at + PIECE], "more_body": True})
+        await self._send({**message, "body": b""} if len(body) > PIECE else message)
 
     async def refuse(self, refusal: Refusal) -> None:
         body = json.dumps(refusal.body).encode()

@@ -43,6 +43,7 @@ def create_app(service: Service) -> Admission:
         version="1",
         docs_url=None,  # both load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # they would lead to whatever host the request names
     )
     # Made before the door is, whose count it shows.
     metrics = Metrics(service.manifest.name, lambda: door.active)
@@ -96,7 +97,13 @@ def _api(app: "FastAPI", service: Service, metrics: Metrics) -> None:
         request: Request,
         format: Annotated[Format, Query(description="mask: PNG; overlay: JPEG; json: classes and shares; raw: indices")]
         = Format.MASK,
-        artifact: Annotated[str | None, Query(description="one of /v1/model's; default: its default_artifact")] = None,
+        artifact: Annotated[
+            str | None,
+            Query(
+                description="one of /v1/model's; default: its default_artifact",
+                json_schema_extra={"enum": list(service.artifacts)},
+            ),
+        ] = None,
         opacity: Annotated[float, Query(ge=0, le=1, description="of an overlay's colours")] = 0.5,
         legend: Annotated[bool, Query(description="beside an overlay")] = True,
     ) -> Response:  # fmt: skip
@@ -132,7 +139,7 @@ def _described(answer: Answer) -> dict[str, str]:
 
 def _request_body() -> dict[str, Any]:
     picture = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP or BMP"}
-    schema = {"type": "object", "required": [FIELD], "properties": {FIELD: picture}}
+    schema = {"type": "object", "required": [FIELD], "properties": {FIELD: picture}, "additionalProperties": False}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 
@@ -148,7 +155,7 @@ def _responses() -> dict[int | str, dict[str, Any]]:
     errors = {
         400: "The request or the picture is damaged.",
         408: "The picture did not arrive in time.",
-        413: "More bytes or more pixels than the server takes.",
+        413: "More bytes, pixels or JPEG scans than the server takes.",
         415: "A picture of another format.",
         422: "A parameter that does not fit, or a picture without one whole patch.",
         500: "The server failed.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 
 import numpy as np
@@ -18,6 +19,11 @@ NAME = "the picture"  # in messages; what the client calls it is never used
 
 # Start-of-frame markers; C4, C8 and CC in their midst are tables and extensions (ITU-T T.81, table B.1).
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# What ends the coded data of a scan: a marker but for a stuffed FF, a restart and a fill byte (T.81, B.1.1.2).
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+# Every scan of a progressive JPEG goes over the whole picture, and one without data takes 10 bytes: a megabyte of them
+# keeps a thread busy for many minutes. Encoders make about ten.
+MAX_SCANS = 100
 
 
 def decode_upload(data: bytes, limits: Limits) -> NDArray[np.uint8]:
@@ -36,6 +42,8 @@ def decode_upload(data: bytes, limits: Limits) -> NDArray[np.uint8]:
             f"{NAME} is {width} x {height}; the limit is {limits.max_pixels} pixels and {MAX_SIDE} a side",
             "Scale it down.",
         )
+    if data.startswith(b"\xff\xd8\xff") and _has_more_scans(data):
+        raise Refusal(413, f"{NAME} has more than {MAX_SCANS} scans", "Save it again, as a baseline JPEG.")
     try:
         image = decode_image(data, NAME)
     except ImageError as err:
@@ -88,6 +96,21 @@ def _jpeg(data: bytes) -> tuple[int, ...]:
         else:
             at += 2 + struct.unpack_from(">H", data, at + 2)[0]
     raise _damaged()
+
+
+def _has_more_scans(data: bytes) -> bool:
+    """Whether a JPEG has more than `MAX_SCANS`, counted as a decoder does: segments are skipped by their length."""
+    at, scans = 2, 0
+    while found := _MARKER.search(data, at):
+        at, marker = found.end(), data[found.start() + 1]
+        if marker == 0xD9:
+            break
+        scans += marker == 0xDA
+        if scans > MAX_SCANS:
+            return True
+        if marker not in (0x01, 0xD8):  # these have no length
+            at += int.from_bytes(data[at : at + 2], "big")
+    return False
 
 
 def _webp(data: bytes) -> tuple[int, ...]:

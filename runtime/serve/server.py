@@ -14,6 +14,7 @@ from denseport.runtime.bundle import Bundle
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.serve.admission import Admission
 from denseport.runtime.serve.app import create_app
+from denseport.runtime.serve.connections import Watch, protocol
 from denseport.runtime.serve.limits import Limits
 from denseport.runtime.serve.service import Service
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 KEEP_ALIVE = 30  # seconds that an idle connection stays open
+TICKS = 5  # of uvicorn, each 0.1 s, between two looks at the connections
 
 
 def serve(
@@ -42,6 +44,9 @@ def serve(
         door = create_app(service)
         server = _server(door, limits)
         logging.basicConfig(format="denseport: %(message)s", level=logging.WARNING)
+        # They warn of what clients do wrong, who could fill the log with it.
+        for library in ("uvicorn", "python_multipart"):
+            logging.getLogger(library).setLevel(logging.ERROR)
         print(f"{bundle.manifest.name}: {service.description}")
         print(f"http://{_authority(host, listener.getsockname()[1])}/", flush=True)
         try:
@@ -57,8 +62,10 @@ def _server(door: Admission, limits: Limits) -> uvicorn.Server:
     except ImportError as err:
         raise MachineError(f"{err.name} is not installed", "pip install 'denseport[serve]'") from err
 
+    watch = Watch(limits.timeout)
+
     class Server(uvicorn.Server):
-        """Uvicorn, but a signal first closes the door, and ends it when all are out."""
+        """Uvicorn, but a signal first closes the door, and ends it when all are out; no connection waits for ever."""
 
         deadline = float("inf")
 
@@ -67,9 +74,11 @@ def _server(door: Admission, limits: Limits) -> uvicorn.Server:
                 self.should_exit = self.force_exit = True
                 return
             door.close()
-            self.deadline = time.monotonic() + 2 * limits.timeout  # an upload's time and an answer's
+            self.deadline = time.monotonic() + 3 * limits.timeout  # an upload's time, an answer's, and its fetching's
 
         async def on_tick(self, counter: int) -> bool:
+            if counter % TICKS == 0:
+                watch.sweep(self.server_state.connections)  # type: ignore[arg-type]  # all are the protocol's below
             if door.draining and (not door.active or time.monotonic() > self.deadline):
                 self.should_exit = True
             return await super().on_tick(counter)
@@ -77,6 +86,9 @@ def _server(door: Admission, limits: Limits) -> uvicorn.Server:
     return Server(
         uvicorn.Config(
             door,
+            http=protocol(),
+            ws="none",
+            proxy_headers=False,
             lifespan="off",
             log_config=None,
             access_log=False,

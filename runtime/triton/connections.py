@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.errors import InputError, MachineError
 
-__all__ = ["Connection", "Failure", "Tritonclient", "connect", "end_thread", "infer_input"]
+__all__ = ["Connection", "Failure", "Tritonclient", "connect", "end_thread", "infer_input", "understood"]
 
 URLS = "Give http://host:port or grpc://host:port; Triton's ports are 8000 and 8001."
 DATATYPES = {np.dtype(np.uint8): "UINT8"}  # of what is sent
@@ -111,6 +111,15 @@ def end_thread() -> None:
         sys.modules["gevent"].get_hub().destroy(destroy_loop=True)
 
 
+@contextmanager
+def understood() -> Iterator[None]:
+    """Turns what the reading of an answer raises, tritonclient's or ours, into `Failure`: servers say anything."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as err:
+        raise Failure(f"its answer is none of Triton's: {type(err).__name__}: {str(err)[:200]}", "failed") from err
+
+
 def infer_input(library: Any, name: str, array: NDArray[Any]) -> Any:
     """tritonclient's description of an input, without its data."""
     return library.InferInput(name, list(array.shape), DATATYPES[array.dtype])
@@ -155,14 +164,18 @@ class Tritonclient(ABC):
         for name, array in inputs.items():
             tensors.append(infer_input(self.library, name, array))
             tensors[-1].set_data_from_numpy(array)
-        result: NDArray[Any] = self.request(tensors, self.library.InferRequestedOutput(output), left).as_numpy(output)
-        return result
+        result = self.request(tensors, self.library.InferRequestedOutput(output), left)
+        with understood():
+            array = result.as_numpy(output)
+        if not isinstance(array, np.ndarray):
+            raise Failure(f"its answer has no {output!r}", "failed")
+        return array
 
     def request(self, inputs: list[Any], output: Any, left: float) -> Any:
         """tritonclient's result for its own descriptions of inputs and output."""
         # The server's own limit too: what still waits when nobody does any more is not worth running.
         limit = max(1, int(left * 1e6))
-        with self.failures(left):
+        with self.failures(left), understood():
             return self.client.infer(
                 self._model, inputs, self._version, outputs=[output], timeout=limit, **self.options(left)
             )
@@ -229,12 +242,12 @@ class _Http(Tritonclient):
         return tensor["datatype"], tuple(tensor["shape"])
 
     def parameters(self, left: float) -> dict[str, str]:
-        with self.failures(left):
+        with self.failures(left), understood():
             config = self.client.get_model_config(self._model, self._version)
-        return {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+            return {key: str(value["string_value"]) for key, value in config.get("parameters", {}).items()}
 
     def models(self, left: float) -> set[str]:
-        with self.failures(left):
+        with self.failures(left), understood():
             return {entry["name"] for entry in self.client.get_model_repository_index()}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.triton.connections import Failure, Tritonclient, infer_input
+from denseport.runtime.triton.connections import Failure, Tritonclient, infer_input, understood
 
 __all__ = ["SharedMemory"]
 
@@ -65,8 +65,9 @@ class SharedMemory:
         wanted = library.InferRequestedOutput(output)
         wanted.set_shared_memory(target.name, BYTES_OF_A_CLASS * pixels)
         result = self._inner.request(tensors, wanted, left)
-        datatype, shape = self._inner.describe(result, output)
-        return target.read(DTYPES[datatype], shape)
+        with understood():
+            datatype, shape = self._inner.describe(result, output)
+            return target.read(DTYPES[datatype], shape)
 
     def _region(self, tensor: str, size: int, left: float) -> _Region:
         region = self._regions.get(tensor)

@@ -7,7 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -115,6 +117,136 @@ def test_what_is_no_picture_is_not_sent(scripted: Callable[..., Client], image: 
 def test_a_model_of_another_maker(scripted: Callable[..., Client]) -> None:
     with pytest.raises(InputError, match="does not name its classes"):
         scripted(Script()).classes()
+
+
+# A server that means ill: it is trusted with its answers, not with the client
+
+
+class Lying(Script):
+    """A connection whose server says whatever it is told to."""
+
+    def __init__(self, mask: np.ndarray | None = None, **parameters: str) -> None:
+        super().__init__()
+        self.mask, self.told = mask, parameters
+
+    def infer(self, inputs: dict[str, np.ndarray], output: str, left: float) -> np.ndarray:
+        answer = super().infer(inputs, output, left)
+        return answer if self.mask is None else self.mask
+
+    def parameters(self, left: float) -> dict[str, str]:
+        return self.told
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        np.zeros((1, 6, 4), np.uint8),
+        np.zeros((2, 4, 6), np.uint8),
+        np.zeros((1, 4, 6, 1), np.uint8),
+        np.zeros((0, 4, 6), np.uint8),
+        np.zeros((), np.uint8),
+        np.zeros((1, 4, 6), np.int64),
+        np.full((1, 4, 6), np.nan),
+        np.full((1, 4, 6), b"\x1b[2J", object),
+    ],
+    ids=lambda mask: f"{mask.shape} {mask.dtype}",
+)
+def test_masks_that_were_not_asked_for(scripted: Callable[..., Client], mask: np.ndarray) -> None:
+    with pytest.raises(ServerError, match="gave masks of"):
+        scripted(Lying(mask)).segment(IMAGE)
+
+
+@pytest.mark.parametrize(
+    "said", ["", "-1", "0", "1.5", "1e9", "９", "9" * 5000, "0x10", " 3", "3\n", "nan", "\x1b[2J", "1" * 10]
+)
+def test_counts_of_instances_that_are_none_are_taken_for_one(scripted: Callable[..., Client], said: str) -> None:
+    script = Lying(instances=said)
+    scripted(script).probe()
+    assert script.calls == 1
+
+
+def test_a_probe_starts_no_more_threads_than_its_bound(
+    scripted: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "MOST_AT_ONCE", 3)
+    script = Lying(instances="999999999")
+    scripted(script).probe()
+    assert script.calls == 3
+
+
+def test_a_probe_is_not_content_with_another_size(scripted: Callable[..., Client]) -> None:
+    with pytest.raises(ServerError, match="it gave a mask of"):
+        scripted(Lying(np.zeros((1, 1, 1), np.uint8))).probe()
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["", "{}", "null", "3", '"road"', "[1]", "[[]]", '["road", null]', "[" * 100_000, "not JSON", "NaN", "\ud800"],
+)
+def test_class_names_that_are_none(scripted: Callable[..., Client], said: str) -> None:
+    with pytest.raises(InputError, match="does not name its classes"):
+        scripted(Lying(classes=said)).classes()
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Says 200 and the same to every request."""
+
+    body, header = b"", "0"
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.send_header("Inference-Header-Content-Length", self.header)
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    do_POST = do_GET
+
+    def log_message(self, *given: object) -> None:
+        pass
+
+
+# tritonclient leaves the socket of an answer that it cannot read to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("header", [None, "0", "-1", "99999", "x"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"parameters": 3}',
+        b'{"parameters": {"classes": 3}}',
+        b'{"parameters": {"classes": {"string_value": [1]}, "instances": {"string_value": [1]}}}',
+        b'{"outputs": 3}',
+        b'{"outputs": [{}]}',
+        b'{"outputs": [{"name": "mask", "datatype": "UINT8", "shape": [1, 4, 6]}]}',
+        b'{"outputs": [{"name": "mask", "datatype": "UINT8", "shape": [-1], "data": [1, 2]}]}',
+        b'{"outputs": [{"name": "mask", "datatype": "X", "shape": ["a"], "data": ["b"]}]}',
+        b'{"outputs": [{"name": "mask", "datatype": "UINT8", "shape": [9], "parameters": {"binary_data_size": 1e9}}]}',
+        b'{"outputs": [{"name": "mask", "datatype": "UINT8", "shape": [1], "data": [99999999999999999999]}]}',
+    ],
+)
+def test_answers_of_another_form_are_told_in_words(body: bytes, header: str | None) -> None:
+    made = {"body": body, "header": str(len(body)) if header is None else header}
+    with HTTPServer(("127.0.0.1", 0), type("Made", (Answers,), made)) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            with Client(f"http://127.0.0.1:{server.server_port}", "m", deadline=0.3) as client:
+                for ask in (lambda: client.segment(IMAGE), client.classes, lambda: client.probe(timeout=2)):
+                    with pytest.raises(DenseportError, match="m"):
+                        ask()
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_class_names_are_what_the_server_says(scripted: Callable[..., Client]) -> None:
+    assert scripted(Lying(classes='["road", "car"]')).classes() == ("road", "car")
 
 
 @contextmanager

@@ -11,14 +11,12 @@ import shutil
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import tempfile
 import threading
-import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,7 @@ from fastapi.openapi.models import OpenAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from serving import Running, encoded, picture, running
+from serving import Running, encoded, picture, running, start, until
 
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.cli import main
@@ -298,13 +296,6 @@ class Gate:
         monkeypatch.setattr(Segmenter, "__call__", held)
 
 
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_beyond_the_queue_it_says_when_to_come_back(sample: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(sample, Limits(concurrency=1, queue=1)) as started, ThreadPoolExecutor(2) as pool:
         gate = Gate(monkeypatch)
@@ -430,15 +421,6 @@ def test_ready_is_proved_by_a_picture(sample: Bundle, monkeypatch: pytest.Monkey
         assert_refused(refused, 503, "shutting down")
         assert refused.headers["connection"] == "close"
         assert started.client.get("/health").status_code == 200
-
-
-def start(bundle: Bundle, *options: str) -> tuple[subprocess.Popen[str], str]:
-    command = [str(Path(sys.executable).with_name("denseport")), "serve", str(bundle.path), "--port", "0", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    lines = [process.stdout.readline(), process.stdout.readline()]
-    assert lines[1].startswith("http://"), process.communicate()
-    return process, lines[1].strip()
 
 
 def post(connection: http.client.HTTPConnection) -> int:
