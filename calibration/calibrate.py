@@ -296,7 +296,9 @@ def _search(
     with progress.phase("measuring each layer") as told:
         single = Reference(model, [few[i] for i in range(len(few))], threads=options.threads)
         names = [group.name for group in _candidates(groups)]
-        losses = LossFile(work / "losses.json", thresholds.key, options.method, few.sha256(), options.precision)
+        losses = LossFile(work / "losses.npz", thresholds.key, options.method, few.sha256(), options.precision)
+        if losses.damaged:
+            progress.say(f"{losses.path}: is damaged; its losses are measured again")
         alone = sensitivities(
             single, model, limits, groups, names, kind=options.precision, losses=losses, progress=told
         )
