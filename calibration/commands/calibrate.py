@@ -215,8 +215,8 @@ def _check(arguments: argparse.Namespace) -> None:
 def _dataset(arguments: argparse.Namespace, bundle: Bundle) -> Dataset | None:
     from dataclasses import replace
 
-    from denseport.calibration.calibrate import thinned
     from denseport.runtime.dataset import open_dataset
+    from denseport.runtime.feed import thinned
 
     if arguments.data is None:
         return None
@@ -259,8 +259,8 @@ def _try(
     progress: _Terminal,
 ) -> Trial:
     """Measure the artifact beside FP32 here, and keep the verdict in its record."""
-    from denseport.calibration.calibrate import thinned
     from denseport.calibration.verdict import judge, measure_accuracy
+    from denseport.runtime.feed import thinned
 
     accuracy = None
     if labelled is not None:
