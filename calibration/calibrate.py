@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-import numpy as np
 import onnx_ir as ir
 
 from denseport.calibration.errors import CalibrationError
@@ -33,16 +32,16 @@ from denseport.calibration.statistics import Thresholds, find_thresholds, smooth
 from denseport.calibration.unpack import unpack_projections
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.dataset import Dataset
+from denseport.runtime.feed import thinned
 from denseport.runtime.files import sha256_of, work_folder, writing
 from denseport.runtime.machine import inspect_machine
 from denseport.runtime.manifest import Artifact
 
-__all__ = ["FP32", "CalibrationRecord", "Progress", "Silent", "calibrate", "thinned"]
+__all__ = ["FP32", "CalibrationRecord", "Progress", "Silent", "calibrate"]
 
 FP32 = "model.onnx"
 
 Told = Callable[[int, int], None]
-T = TypeVar("T")
 
 
 class Progress(Protocol):
@@ -151,10 +150,6 @@ def calibrate(
     return record
 
 
-def _candidates(groups: Sequence[Group]) -> list[Group]:
-    return [group for group in groups if group.possible and group.float_reason is None]
-
-
 TestSet = tuple[CalibrationImages, list[Any] | None]  # images, and the labels of each
 
 
@@ -166,13 +161,6 @@ def _test_set(bundle: Bundle, images: CalibrationImages, labelled: Dataset | Non
     chosen = CalibrationImages([sample.image for sample in some.samples], images.protocol)
     chosen.check(bundle.manifest.patch_size)
     return chosen, labels_of(chosen, some, len(bundle.manifest.classes))
-
-
-def thinned(items: Sequence[T], count: int) -> list[T]:
-    """At most ``count`` items, spread evenly over all."""
-    if len(items) <= count:
-        return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
 def _as_asked(groups: Sequence[Group], options: CalibrationOptions) -> tuple[Group, ...]:
@@ -223,7 +211,7 @@ def _estimate(
         session.run(image)
     once, opening = time.perf_counter() - run, opened - begin
     effort = EFFORTS[options.effort]
-    candidates = len(_candidates(groups))
+    candidates = sum(group.is_candidate for group in groups)
     single = min(effort.single, measured)
     # Observing costs about half a run more; about five sets are measured as a whole.
     seconds = len(images) * 1.5 * once * (1 + options.smooth) + candidates * (single * once + opening)
@@ -259,7 +247,7 @@ def _observe(
         groups: as they are by default: what is observed does not depend on the options for layers, so that a further
             run with others finds it.
     """
-    identity = [sha256_of(path) for path in images.paths]
+    identity = images.identity()
     smoothing: Sequence[Smoothing] = ()
     if options.smooth:
         with progress.phase("observing LayerNorms") as told:
@@ -267,7 +255,7 @@ def _observe(
     with progress.phase("observing tensors") as told:
         thresholds = find_thresholds(
             model,
-            _candidates(groups),
+            [group for group in groups if group.is_candidate],
             images,
             identity,
             work,
@@ -295,8 +283,10 @@ def _search(
     few = CalibrationImages(thinned(images.paths, effort.single), images.protocol)
     with progress.phase("measuring each layer") as told:
         single = Reference(model, [few[i] for i in range(len(few))], threads=options.threads)
-        names = [group.name for group in _candidates(groups)]
-        losses = LossFile(work / "losses.json", thresholds.key, options.method, few.sha256(), options.precision)
+        names = [group.name for group in groups if group.is_candidate]
+        losses = LossFile(work / "losses.npz", thresholds.key, options.method, few.sha256(), options.precision)
+        if losses.damaged:
+            progress.say(f"{losses.path}: is damaged; its losses are measured again")
         alone = sensitivities(
             single, model, limits, groups, names, kind=options.precision, losses=losses, progress=told
         )

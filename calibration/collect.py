@@ -7,7 +7,6 @@ in a file, written whole or not at all, from which an interrupted collection goe
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,8 +20,7 @@ from numpy.typing import NDArray
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.graph import INPUT, GraphSession, serialise
 from denseport.calibration.observers import Observer
-from denseport.runtime.arrays import read_arrays
-from denseport.runtime.files import write_atomic
+from denseport.runtime.arrays import read_arrays, write_arrays
 
 __all__ = ["collect", "collection_key"]
 
@@ -127,9 +125,7 @@ def _save(path: Path, key: str, done: int, observers: Observers) -> None:
     arrays: dict[str, Any] = {"key": np.array(key), "done": np.array(done)}
     for place, observer in _placed(observers):
         arrays |= {f"{place}.{field}": value for field, value in observer.state().items()}
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_atomic(path, buffer.getvalue())
+    write_arrays(path, arrays)
 
 
 def _load(path: Path, key: str, observers: Observers) -> int:

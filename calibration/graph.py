@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 from denseport.calibration.errors import CalibrationError
 from denseport.runtime.cpus import usable_cpus
 
-__all__ = ["INPUT", "LARGEST", "GraphSession", "load_model", "new_constant", "serialise", "shapes_at", "weight_of"]
+__all__ = [
+    "INPUT",
+    "LARGEST",
+    "GraphSession",
+    "has_flag",
+    "load_model",
+    "new_constant",
+    "serialise",
+    "shapes_at",
+    "weight_of",
+]
 
 INPUT, OUTPUT = "image", "logits"
 LARGEST = 2**31 - 2**20  # bytes of a model that fits a single protobuf message
@@ -63,6 +73,11 @@ def weight_of(value: ir.Value | None) -> NDArray[Any] | None:
     if value is None or not value.is_initializer() or value.const_value is None:
         return None
     return value.const_value.numpy()
+
+
+def has_flag(node: ir.Node, name: str) -> bool:
+    """Whether an attribute of ONNX that is 0 by default, such as Gemm's ``transB``, is set."""
+    return name in node.attributes and bool(node.attributes[name].as_int())
 
 
 def new_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:

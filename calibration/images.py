@@ -120,6 +120,10 @@ class CalibrationImages(Sequence[NDArray[np.float32]]):
             )
         return sizes
 
+    def identity(self) -> list[str]:
+        """What tells these images from others: how pictures reach the network, and each one's SHA-256, in order."""
+        return [repr(self.protocol), *(sha256_of(path) for path in self.paths)]
+
     def sha256(self) -> str:
         """A hash of the list: of each picture's content, in order."""
         digest = hashlib.sha256()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from denseport.calibration.errors import CalibrationError
-from denseport.calibration.graph import shapes_at, weight_of
+from denseport.calibration.graph import has_flag, shapes_at, weight_of
 
 __all__ = ["FLOAT_LAYERS", "Group", "activations", "find_groups", "residual_inputs", "with_relu"]
 
@@ -30,14 +30,19 @@ _BETWEEN = frozenset({"Mul", "Div", "Add", "Cast"})  # may stand between the sco
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that become INT8 together or not at all."""
+    """Layers that compute in 8 bits together or not at all."""
 
     name: str  # the layer's, such as backbone.layers.3.attn.attn/qkv
     kind: str  # "convolution", "linear", "attention", "transposed convolution" or "product"
     nodes: tuple[str, ...]  # of the graph
     macs: int  # multiply-adds of one image
     float_reason: str | None = None  # why it stays float unless asked for; None: it is a candidate
-    possible: bool = True  # False: no engine computes it in INT8
+    possible: bool = True  # False: no engine computes it in 8 bits
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether the search may put it in 8 bits."""
+        return self.possible and self.float_reason is None
 
 
 def find_groups(
@@ -206,10 +211,6 @@ def _multiply_adds(model: ir.Model, nodes: Sequence[ir.Node], size: tuple[int, i
         elif node.op_type == "ConvTranspose":
             cost = math.prod(given) * math.prod(weight[1:])
         else:
-            cost = math.prod(made) * given[0 if _transposed(node) else -1]
+            cost = math.prod(made) * given[0 if has_flag(node, "transA") else -1]
         macs[str(node.name)] = cost
     return macs
-
-
-def _transposed(node: ir.Node) -> bool:
-    return "transA" in node.attributes and bool(node.attributes["transA"].as_int())

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from denseport.calibration.errors import CalibrationError
-from denseport.calibration.graph import new_constant, weight_of
+from denseport.calibration.graph import has_flag, new_constant, weight_of
 from denseport.calibration.observers import LEVELS
 from denseport.calibration.placement import Group, residual_inputs
 
@@ -85,14 +85,14 @@ def quantize(
     reasons: Mapping[str, str] | None = None,
     kind: str = "int8",
 ) -> tuple[ir.Model, Quantization]:
-    """A copy of ``model`` in which the chosen groups compute in INT8.
+    """A copy of ``model`` in which the chosen groups compute in 8 bits.
 
     Args:
         thresholds: by tensor: the magnitude that becomes 127 (INT8) or 448 (FP8), for all of `placement.activations`.
         groups: all groups of the model, as `placement.find_groups` gives them.
-        chosen: names of those that become INT8.
+        chosen: names of those that compute in 8 bits.
         residual: quantize also the other summand of additions behind a chosen convolution.
-        reasons: why groups stay float that could be INT8, for the record.
+        reasons: by name: why groups stay float that could be in 8 bits, for the record.
         kind: of `KINDS`: "int8", or "fp8" (e4m3).
 
     Raises:
@@ -213,6 +213,6 @@ def _output_axis(node: ir.Node, rank: int) -> int:
     """The axis of a layer's weight that counts its outputs."""
     if node.op_type == "Conv":
         return 0
-    if node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int():
+    if has_flag(node, "transB"):
         return 0
     return rank - 1

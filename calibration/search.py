@@ -136,7 +136,7 @@ def search(
         The quantized model and the search. When nothing keeps the budget, the model with the least in 8 bits that was
         tried; `Search.within` tells.
     """
-    candidates = [group for group in groups if group.possible and group.float_reason is None]
+    candidates = [group for group in groups if group.is_candidate]
     if losses is None:
         names = [group.name for group in candidates]
         losses = sensitivities(

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from denseport.calibration.errors import CalibrationError
-from denseport.calibration.graph import new_constant, weight_of
+from denseport.calibration.graph import has_flag, new_constant, weight_of
 from denseport.calibration.observers import LEVELS, ChannelMaximum, RowSample
 from denseport.calibration.qdq import weight_scales
 
@@ -99,7 +99,7 @@ def migrate(model: ir.Model, norm: ir.Node, linears: Iterable[ir.Node], factors:
     # Another tensor than the original's, so no comparison by name may take it for that one.
     norm.outputs[0].name = f"{norm.outputs[0].name}.smoothed"
     for node in linears:
-        rows = factors[None, :] if _transposed(node) else factors[:, None]
+        rows = factors[None, :] if has_flag(node, "transB") else factors[:, None]
         _replace(model, node, 1, lambda array, rows=rows: array * rows)  # type: ignore[misc]
 
 
@@ -126,18 +126,14 @@ def _is_linear(node: ir.Node, value: ir.Value) -> bool:
     if node.op_type not in ("MatMul", "Gemm") or node.inputs[0] is not value:
         return False
     weight = weight_of(node.inputs[1])
-    return weight is not None and weight.ndim == 2 and "transA" not in node.attributes
+    return weight is not None and weight.ndim == 2 and not has_flag(node, "transA")
 
 
 def _linear_weight(node: ir.Node) -> Array:
     """(in, out)."""
     weight = weight_of(node.inputs[1])
     assert weight is not None  # find_norms saw it
-    return weight.T if _transposed(node) else weight
-
-
-def _transposed(node: ir.Node) -> bool:
-    return "transB" in node.attributes and bool(node.attributes["transB"].as_int())
+    return weight.T if has_flag(node, "transB") else weight
 
 
 def _replace(model: ir.Model, node: ir.Node, index: int, change: Callable[[Array], Array]) -> None:

@@ -47,7 +47,7 @@ def smoothed(
     """A copy of the model with the outliers behind its LayerNorms migrated into the next weights.
 
     Args:
-        identity: hashes of the images, by which a state file is known again.
+        identity: the images', as `CalibrationImages.identity` gives it, by which a state file is known again.
         work: folder of the state file.
     """
     norms = find_norms(model)

@@ -5,7 +5,6 @@ Counts are integers by picture, so those of parts that share no picture add up t
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.arrays import read_arrays
+from denseport.runtime.arrays import read_arrays, write_arrays
 from denseport.runtime.errors import InputError
-from denseport.runtime.files import write_atomic
 from denseport.runtime.gate import ImageAreas, Predictions
 from denseport.runtime.metrics import ConfusionMatrix, mean_iou
 
@@ -129,9 +127,7 @@ def save_state(path: Path, state: EvaluationState) -> None:
     }
     if state.fp32_confusion is not None:
         arrays |= {"fp32_matrix": state.fp32_confusion.matrix, "fp32_outside": state.fp32_confusion.outside}
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_atomic(path, buffer.getvalue())
+    write_arrays(path, arrays)
 
 
 def load_state(path: Path, key: str) -> EvaluationState | None:

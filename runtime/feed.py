@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,9 @@ from denseport.runtime.inputs import find_inputs
 from denseport.runtime.manifest import Manifest
 from denseport.runtime.preprocess import normalise, resize
 
-__all__ = ["network_inputs", "spread"]
+__all__ = ["network_inputs", "spread", "thinned"]
+
+T = TypeVar("T")
 
 
 def spread(patterns: Sequence[str], count: int) -> list[Path]:
@@ -23,10 +26,14 @@ def spread(patterns: Sequence[str], count: int) -> list[Path]:
     Raises:
         InputError: nothing is found.
     """
-    found = [item.path for item in find_inputs(patterns) if item.kind == "image"]
-    if len(found) <= count:
-        return found
-    return [found[i] for i in np.linspace(0, len(found) - 1, count).round().astype(int)]
+    return thinned([item.path for item in find_inputs(patterns) if item.kind == "image"], count)
+
+
+def thinned(items: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` items, spread evenly over all."""
+    if len(items) <= count:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
 def network_inputs(pictures: Sequence[Path], manifest: Manifest) -> Iterator[NDArray[np.float32]]:

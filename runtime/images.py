@@ -90,14 +90,19 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
 
 
 def is_cut_short(data: bytes) -> bool:
-    """Whether a JPEG, PNG or WebP lacks its end, told without decoding. Data after it (motion photos) is allowed."""
+    """Whether a JPEG, PNG or WebP lacks its end, or a PNG its pixels, told without decoding.
+
+    Data after the end (motion photos) is allowed.
+    """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        # By the chunks, not only the last: OpenCV makes room for as many bytes as a chunk claims, up to 4 GiB.
-        at = 8
+        # By the chunks, not only the last: OpenCV makes room for as many bytes as a chunk claims, up to 4 GiB, and
+        # where there are no pixels it takes what follows the end for chunks.
+        at, has_pixels = 8, False
         while at + 12 <= len(data):
             length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
             if kind == b"IEND":
-                return length > 0
+                return length > 0 or not has_pixels
+            has_pixels |= kind == b"IDAT"
             at += 12 + length
         return True
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":

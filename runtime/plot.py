@@ -49,51 +49,52 @@ class Series:
     line: bool = True
 
 
-def chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
-    """A chart as one ``<svg>`` element, 720 units wide, which scales with its place.
+def chart(title: str, x: Axis, y: Axis, series: Sequence[Series], size: tuple[int, int] = (WIDTH, HEIGHT)) -> str:
+    """A chart as one ``<svg>`` element, which scales with its place.
 
     Args:
         title: what it shows, in a sentence, for those who do not see it.
+        size: (width, height) in units, of which the letters are 13 high.
 
     Raises:
         ValueError: no point, a value that is not finite, or one of 0 or less on a logarithmic axis.
     """
     scales = [_Scale.of(axis, [p[i] for s in series for p in s.points]) for i, axis in enumerate((x, y))]
-    across, up = (LEFT, WIDTH - RIGHT), (HEIGHT - BOTTOM, TOP)
+    width, height = size
+    across, up = (LEFT, width - RIGHT), (height - BOTTOM, TOP)
     parts = [
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{escape(title)}"><style>{_STYLE}</style>'
     ]
     for tick in scales[0].ticks:
         at = scales[0].place(tick, *across)
-        parts.append(f'<path class="grid" d="M{at:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text class="tick" x="{at:.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{tick:g}</text>')
+        parts.append(f'<path class="grid" d="M{at:.1f} {TOP}V{height - BOTTOM}"/>')
+        parts.append(f'<text class="tick" x="{at:.1f}" y="{height - BOTTOM + 20}" text-anchor="middle">{tick:g}</text>')
     for tick in scales[1].ticks:
         at = scales[1].place(tick, *up)
-        parts.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{width - RIGHT}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 12}" text-anchor="middle">{escape(x.label)}</text>')
-    height = (TOP + HEIGHT - BOTTOM) / 2
+    middle = (LEFT + width - RIGHT) / 2
+    parts.append(f'<text class="axis" x="{middle}" y="{height - 12}" text-anchor="middle">{escape(x.label)}</text>')
     parts.append(
-        f'<text class="axis" transform="translate(18 {height}) rotate(-90)" text-anchor="middle">'
+        f'<text class="axis" transform="translate(18 {(TOP + height - BOTTOM) / 2}) rotate(-90)" text-anchor="middle">'
         f"{escape(y.label)}</text>"
     )
     for index, each in enumerate(series):
         points = [(scales[0].place(a, *across), scales[1].place(b, *up)) for a, b in each.points]
-        parts.append(_drawn(each, points, _COLOURS[index % len(_COLOURS)]))
+        parts.append(_drawn(each, points, _COLOURS[index % len(_COLOURS)], width))
     parts.append(_legend(series))
     return "".join(parts) + "</svg>\n"
 
 
-def _drawn(series: Series, points: Sequence[tuple[float, float]], colour: str) -> str:
+def _drawn(series: Series, points: Sequence[tuple[float, float]], colour: str, width: int) -> str:
     parts = []
     if series.line and len(points) > 1:
         path = "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
         parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
     parts += [f'<circle class="edge" cx="{a:.1f}" cy="{b:.1f}" r="5" fill="{colour}"/>' for a, b in points]
     for (a, b), label in zip(points, series.labels, strict=False):
-        anchor, shift = ("end", -10) if a > WIDTH * 0.7 else ("start", 10)
+        anchor, shift = ("end", -10) if a > width * 0.7 else ("start", 10)
         parts.append(
             f'<text class="halo" x="{a + shift:.1f}" y="{b - 8:.1f}" text-anchor="{anchor}">{escape(label)}</text>'
         )

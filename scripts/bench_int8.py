@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from denseport.calibration.calibrate import thinned
 from denseport.calibration.collect import collect
 from denseport.calibration.graph import load_model, serialise
 from denseport.calibration.images import CalibrationImages, ImageStatistics
@@ -41,6 +40,7 @@ from denseport.runtime.bundle import Bundle
 from denseport.runtime.cpus import usable_cpus
 from denseport.runtime.dataset import open_dataset
 from denseport.runtime.evaluate import evaluate
+from denseport.runtime.feed import thinned
 from denseport.runtime.files import sha256_of
 from denseport.runtime.manifest import Artifact
 from denseport.runtime.protocol import parse_protocol

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from build_records import build_record
 from fake_cuda import FakeCuda, at
 
 from denseport.runtime.backends import tensorrt as backend
@@ -22,12 +23,7 @@ from denseport.runtime.build_record import BuildRecord, Profile
 
 LANDSCAPE = Profile((1, 3, 8, 8), (1, 3, 8, 12), (2, 3, 8, 32))
 PORTRAIT = Profile((1, 3, 8, 8), (1, 3, 12, 8), (1, 3, 32, 8))
-RECORD = BuildRecord(
-    flavour="tensorrt", version="11.4.0.1", cuda="13", driver="13.0", gpu="Fake", compute_capability="sm_86",
-    targets=(), version_compatible=False, hardware_compatibility="none", profiles=(LANDSCAPE, PORTRAIT), folded=False,
-    optimization_level=3, workspace=None, timing_cache="", types_asked={}, types_built=None, types_built_note=None,
-    onnx_sha256="", engine_sha256="", seconds=1.0, peak_host_bytes=None, log=(),
-)  # fmt: skip
+RECORD = build_record(version="11.4.0.1", gpu="Fake", profiles=(LANDSCAPE, PORTRAIT))
 
 
 class FakeContext:

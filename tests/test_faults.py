@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ import pytest
 from hostile import tiny_bundle
 from support import REPO
 
+from denseport.calibration.loss_file import LossFile
+from denseport.calibration.sensitivity import Loss
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.errors import BundleError
 from denseport.runtime.evaluation_state import EvaluationState, load_state, save_state
@@ -193,18 +196,37 @@ def test_two_that_write_one_artifact_at_once_leave_the_files_of_one_of_them(tmp_
     assert {file.name for file in bundle.path.iterdir()} == {"manifest.json", "model.onnx", "x.onnx", "x.onnx.data"}
 
 
+def damaged_forms(path: Path) -> Iterator[None]:
+    """The file cut off at every length and with each byte changed, one after the other; at last it is whole again."""
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :]):
+            path.write_bytes(damaged)
+            yield
+    path.write_bytes(whole)
+
+
 def test_a_damaged_state_is_measured_again_never_counted(tmp_path: Path) -> None:
     state, path = EvaluationState("key", 3, 2, with_fp32=True), tmp_path / "state.npz"
     mask = np.array([[0, 1], [1, 1]], np.uint8)
     state.add(1, mask, mask, mask, finite=True)
     save_state(path, state)
-    whole = path.read_bytes()
-    for at in range(0, len(whole), 7):
-        for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :]):
-            path.write_bytes(damaged)
-            found = load_state(path, "key")
-            assert found is None or (found.confusion.matrix == state.confusion.matrix).all()
-            assert found is None or (found.done == state.done).all()
+    for _ in damaged_forms(path):
+        assert load_state(path, "key") is None
+    found = load_state(path, "key")
+    assert found is not None and (found.done == state.done).all()
+    assert (found.confusion.matrix == state.confusion.matrix).all()
+
+
+def test_damaged_losses_of_layers_are_measured_again_never_believed(tmp_path: Path) -> None:
+    stored = {"stem": Loss(0.125, 0.75), "head": Loss(0.5, 1.0, -0.25)}
+    file = LossFile(tmp_path / "losses.npz", "model", "images")
+    file.update(stored)
+    file.save()
+    for _ in damaged_forms(file.path):
+        found = LossFile(file.path, "model", "images")
+        assert not found and found.damaged
+    assert dict(LossFile(file.path, "model", "images")) == stored
 
 
 def test_a_back_end_that_fails_in_the_middle_of_a_stream_ends_it_after_what_was_whole(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle import MANIFEST, Bundle
 from denseport.runtime.cli import main
 from denseport.runtime.errors import BundleError, DenseportError, InputError, MachineError
+from denseport.runtime.images import write_image
 from denseport.runtime.inputs import find_inputs
 from denseport.runtime.segmenter import Segmenter
 
@@ -340,6 +341,24 @@ def test_records_of_any_kind_are_shown_or_refused_in_words(bundle: Bundle, capsy
         rewrite(bundle, lambda data, record=record: data["artifacts"]["model.onnx"].update(record=record))
         code, err = main(["inspect", str(bundle.path)]), capsys.readouterr().err
         assert code == 0 or ((code == 2 and "record" in err) or "verdict" in err)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"calibration": 3},
+        {"calibration": {"budget": {"miou": 0.5}}, "form": {}},
+        {"calibration": {"budget": {"x": 1}}, "form": {"loss": {"error": 0.1, "agreement": 1.0}}},
+        {"calibration": {"budget": {"miou": 0.5}}, "form": {"loss": {"error": 0.1, "agreement": "all"}}},
+    ],
+)
+def test_a_calibration_record_of_another_form_is_refused_before_anything_is_measured(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], record: dict[str, object]
+) -> None:
+    rewrite(bundle, lambda data: data["artifacts"]["model.onnx"].update(record=record))
+    write_image(tmp_path / "p.png", np.zeros((16, 16, 3), np.uint8))
+    command = ["calibrate", str(bundle.path), "--images", str(tmp_path / "p.png"), "--measure", "model.onnx"]
+    assert main(command) == 2 and "record" in capsys.readouterr().err
 
 
 # Terminals

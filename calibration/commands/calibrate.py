@@ -180,12 +180,15 @@ def _measure(
     from denseport.calibration.search import Budget
     from denseport.calibration.sensitivity import Loss
     from denseport.runtime.errors import InputError
+    from denseport.runtime.manifest import decode_dataclass, reading_record
 
     name = arguments.measure
     record = bundle.artifact(name).record
     if "calibration" not in record:
         raise InputError(f"{name}: was not written by denseport calibrate", "Name one with a calibration record.")
-    budget, loss = Budget(**record["calibration"]["budget"]), Loss(**record["form"]["loss"])
+    with reading_record(name):
+        budget = decode_dataclass(Budget, record["calibration"]["budget"], name, "record.calibration.budget")
+        loss = decode_dataclass(Loss, record["form"]["loss"], name, "record.form.loss")
     images.check(bundle.manifest.patch_size)
     trial = _try(bundle, name, images, labelled, budget, loss, arguments.threads, progress)
     result = {"bundle": str(bundle.path), "verdicts": {name: asdict(trial)}}
@@ -215,8 +218,8 @@ def _check(arguments: argparse.Namespace) -> None:
 def _dataset(arguments: argparse.Namespace, bundle: Bundle) -> Dataset | None:
     from dataclasses import replace
 
-    from denseport.calibration.calibrate import thinned
     from denseport.runtime.dataset import open_dataset
+    from denseport.runtime.feed import thinned
 
     if arguments.data is None:
         return None
@@ -259,8 +262,8 @@ def _try(
     progress: _Terminal,
 ) -> Trial:
     """Measure the artifact beside FP32 here, and keep the verdict in its record."""
-    from denseport.calibration.calibrate import thinned
     from denseport.calibration.verdict import judge, measure_accuracy
+    from denseport.runtime.feed import thinned
 
     accuracy = None
     if labelled is not None:

@@ -63,3 +63,17 @@ def test_the_hash_is_of_contents_and_order(folder: Path) -> None:
     assert CalibrationImages(paths[::-1], protocol).sha256() != first
     renamed = paths[0].rename(paths[0].with_name("renamed.png"))
     assert CalibrationImages([renamed, *paths[1:]], protocol).sha256() == first
+
+
+def test_images_are_others_when_their_contents_or_their_way_to_the_network_change(folder: Path) -> None:
+    paths = sorted((folder / "images").iterdir())
+
+    def identity(protocol: Protocol) -> list[str]:
+        return CalibrationImages(paths, protocol).identity()
+
+    first = identity(Protocol("reference", Preprocess(), WHOLE))
+    assert identity(Protocol("reference", Preprocess(), WHOLE)) == first
+    assert identity(Protocol("reference", Preprocess(mean=(0, 0, 0)), WHOLE)) != first
+    assert identity(Protocol("reference", Preprocess(), SLIDE)) != first
+    paths[0], paths[1] = paths[1], paths[0]
+    assert identity(Protocol("reference", Preprocess(), WHOLE)) != first

@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+from build_records import build_record
 
 from denseport.runtime.build_record import PORTABLE_RTX, BuildRecord, Profile, find_profile, mismatch, sm_name
 from denseport.runtime.errors import BundleError, InputError
@@ -13,30 +14,7 @@ from denseport.runtime.errors import BundleError, InputError
 LANDSCAPE = Profile((1, 3, 512, 512), (1, 3, 512, 683), (1, 3, 512, 2048))
 PORTRAIT = Profile((1, 3, 512, 512), (1, 3, 683, 512), (1, 3, 2048, 512))
 
-RECORD = BuildRecord(
-    flavour="tensorrt",
-    version="11.4.0.10",
-    cuda="13",
-    driver="13.0",
-    gpu="NVIDIA RTX A2000",
-    compute_capability="sm_86",
-    targets=(),
-    version_compatible=False,
-    hardware_compatibility="none",
-    profiles=(LANDSCAPE, PORTRAIT),
-    folded=False,
-    optimization_level=3,
-    workspace=None,
-    timing_cache="x",
-    types_asked={"fp32": 10},
-    types_built=None,
-    types_built_note="no GPU",
-    onnx_sha256="0",
-    engine_sha256="1",
-    seconds=1.5,
-    peak_host_bytes=None,
-    log=("[WARNING] w",),
-)
+RECORD = build_record(profiles=(LANDSCAPE, PORTRAIT))
 RTX = dataclasses.replace(
     RECORD, flavour="tensorrt_rtx", version="1.7.1.116", gpu=None, compute_capability=None, targets=PORTABLE_RTX
 )

@@ -7,9 +7,10 @@ import json
 from typing import Any
 
 import pytest
+from build_records import build_record
 
 from denseport.runtime import choice
-from denseport.runtime.build_record import BuildRecord, Profile
+from denseport.runtime.build_record import Profile
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.cli import main
 from denseport.runtime.machine import Gpu, Machine
@@ -28,30 +29,7 @@ def machine(gpu: Gpu | None = None, *, cuda: bool = False, **packages: str) -> M
 
 def engine(version: str = "11.4.0", capability: str = "sm_86") -> Artifact:
     profile = Profile(*[(1, 3, 512, 512)] * 3)
-    record = BuildRecord(
-        flavour="tensorrt",
-        version=version,
-        cuda="13",
-        driver="13.0",
-        gpu="NVIDIA A40",
-        compute_capability=capability,
-        targets=(),
-        version_compatible=False,
-        hardware_compatibility="none",
-        profiles=(profile,),
-        folded=True,
-        optimization_level=3,
-        workspace=None,
-        timing_cache="none",
-        types_asked={"fp16": 1},
-        types_built=None,
-        types_built_note="a test",
-        onnx_sha256="0",
-        engine_sha256="0",
-        seconds=1.0,
-        peak_host_bytes=None,
-        log=(),
-    )
+    record = build_record(version=version, gpu="NVIDIA A40", compute_capability=capability, profiles=(profile,))
     return Artifact("engine", "fp16", {"fp16.engine": "0"}, json.loads(json.dumps(record.to_dict())))
 
 

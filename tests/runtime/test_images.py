@@ -143,6 +143,13 @@ def test_a_png_whose_chunk_claims_more_than_the_file_has_is_refused(chunk: bytes
         decode_image(data[:at] + b"\xff\xff\xff\x00" + data[at + 4 :], "x")
 
 
+def test_a_png_without_pixels_is_refused_whatever_follows_its_end() -> None:
+    """OpenCV would look for pixels behind the end, and take 3 GiB for a chunk there that claims as much."""
+    data = encoded(".png", smooth_picture())
+    with pytest.raises(ImageError, match="cut short"):
+        decode_image(data.replace(b"IDAT", b"TAIx") + b"\xd0\xd0\x00\x00IDAT" + bytes(8), "x")
+
+
 def test_too_many_pixels_are_refused() -> None:
     data = png(0, 8, 60000, [b""] * 60000)
     with pytest.raises(ImageError, match="more pixels") as caught:

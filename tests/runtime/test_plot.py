@@ -39,6 +39,11 @@ def test_any_finite_values_are_drawn_inside_as_well_formed_xml(values: list[tupl
     assert all(0 <= x <= 720 and 0 <= y <= 400 for x, y in centres(svg)) and len(centres(svg)) == len(values)
 
 
+def test_a_chart_of_another_size_fills_it() -> None:
+    (x0, y0), (x1, y1) = centres(chart("t", Axis("x"), Axis("y"), [Series("", [(0, 0), (10, 10)])], (400, 280)))
+    assert 0 < x0 < 100 and 300 < x1 < 400 and 200 < y0 < 280 and 0 < y1 < 50
+
+
 @pytest.mark.parametrize("values", [[], [(1, float("nan"))], [(1, float("inf"))]])
 def test_what_cannot_be_drawn_is_refused(values: list[tuple[float, float]]) -> None:
     with pytest.raises(ValueError):
