@@ -36,7 +36,7 @@ from denseport.runtime.build_record import PORTABLE_RTX, TITLES, BuildRecord, Pr
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.files import sha256_of, write_atomic
 
-__all__ = ["NO_PLUGINS", "EngineOptions", "build_engine", "default_timing_cache"]
+__all__ = ["NO_PLUGINS", "EngineOptions", "build_engine", "check_builder", "default_timing_cache"]
 
 HARDWARE = ("none", "same_compute_capability", "ampere_plus")
 NO_PLUGINS = "TensorRT-RTX takes no plugins"
@@ -96,6 +96,18 @@ class EngineOptions:
             raise InputError("TensorRT-RTX has no timing cache", "Leave --timing-cache out.")
         if self.plugin:
             raise InputError(NO_PLUGINS, "Leave out --plugin on, or use --engine tensorrt.")
+
+
+def check_builder(options: EngineOptions) -> None:
+    """Refuse before any work what the builder that is installed here could not do after it.
+
+    Raises:
+        InputError: a target that this TensorRT does not know.
+        MachineError: TensorRT is missing, cannot be loaded, or is too old.
+    """
+    library = load_library(options.flavour)
+    for target in options.targets:
+        _capability(library.trt, target)
 
 
 def build_engine(
@@ -313,7 +325,10 @@ def _configure(trt: Any, config: Any, options: EngineOptions) -> None:
 def _capability(trt: Any, target: str) -> Any:
     known = {name.replace("SM", "sm_"): name for name in dir(trt.ComputeCapability) if re.fullmatch(r"SM\d+", name)}
     if target not in known:
-        raise InputError(f"TensorRT-RTX {trt.__version__} has no target {target!r}; it has {', '.join(sorted(known))}")
+        raise InputError(
+            f"TensorRT-RTX {trt.__version__} has no target {target!r}",
+            f"Give --target some of {', '.join(sorted(known))}.",
+        )
     return getattr(trt.ComputeCapability, known[target])
 
 

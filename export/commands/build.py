@@ -10,13 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from denseport.runtime.arguments import whole
+
 if TYPE_CHECKING:
     from denseport.export.audit import Audit
     from denseport.export.engine import EngineOptions
     from denseport.export.precision import PrecisionRecord
+    from denseport.runtime.build_record import Shape
     from denseport.runtime.bundle import Bundle
 
 HELP = "build FP16 graphs and TensorRT engines, audited against FP32"
+NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # looked for first, since the work takes a while
 QUANTIZED = ("int8", "fp8")
 
 
@@ -61,17 +65,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="pictures like the application's: on them FP16's range is checked and the result compared with FP32",
     )
-    typed.add_argument("--limit", type=int, default=16, metavar="N", help="pictures to take; default: %(default)s")
+    typed.add_argument("--limit", type=whole(1), default=16, metavar="N", help="pictures to take; default: %(default)s")
     typed.add_argument("--explain-precision", action="store_true", help="print what computes in which type, and why")
     engine = parser.add_argument_group("engine")
     engine.add_argument(
         "--profile", metavar="NAME", help="reference (512 x 512..2048 and portraits) or fixed:HxW; default: reference"
     )
     for name, words in (("min", "smallest"), ("opt", "most usual"), ("max", "largest")):
-        engine.add_argument(f"--{name}", metavar="[Nx3x]HxW", help=f"{words} input, instead of --profile")
+        engine.add_argument(f"--{name}", type=_shape, metavar="[Nx3x]HxW", help=f"{words} input, instead of --profile")
     engine.add_argument("--target", metavar="SM", nargs="+", default=[], help="RTX: GPUs to build for, such as sm_86")
-    engine.add_argument("--workspace", type=int, metavar="MIB", help="scratch memory for a layer; default: no limit")
-    engine.add_argument("--level", type=int, default=3, metavar="0-5", help="optimization level; default: %(default)s")
+    engine.add_argument(
+        "--workspace", type=whole(1), metavar="MIB", help="scratch memory for a layer; default: no limit"
+    )
+    engine.add_argument(
+        "--level", type=whole(0, 5), default=3, metavar="0-5", help="optimization level; default: %(default)s"
+    )
     engine.add_argument("--timing-cache", type=Path, metavar="FILE", help="TensorRT: default: one for each GPU")
     engine.add_argument("--version-compatible", action="store_true", help="TensorRT: open in later releases too")
     engine.add_argument(
@@ -82,12 +90,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from denseport.runtime.machine import require
+
+    require(NEEDED, "export,onnxruntime")
     from denseport.export.audit import FP32
+    from denseport.export.engine import check_builder
     from denseport.runtime.bundle import Bundle
     from denseport.runtime.errors import InputError
 
-    if arguments.limit < 1:
-        raise InputError(f"--limit {arguments.limit} is below 1")
     variant = arguments.engine == "onnx" and (arguments.output == "mask" or arguments.plugin == "on")
     if arguments.precision == "fp32" and arguments.engine == "onnx" and not variant:
         raise InputError(
@@ -100,6 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.rest != "fp32":
         raise InputError(f"--rest belongs to --precision {' and '.join(QUANTIZED)}")
     options = _engine_options(arguments) if arguments.engine != "onnx" else None
+    if options is not None:
+        check_builder(options)
     result: dict[str, Any] = {"bundle": str(bundle.path), "passed": True}
     if arguments.precision not in ("fp32", *QUANTIZED) or arguments.rest != "fp32":
         result |= _typed(bundle, arguments, reuse=variant or options is not None)
@@ -109,6 +121,16 @@ def run(arguments: argparse.Namespace) -> int:
         result |= _engine(bundle, arguments, options)
     print(json.dumps(result, indent=1) if arguments.json else "\n".join(_lines(result)))
     return 0 if result["passed"] else 1
+
+
+def _shape(text: str) -> Shape:
+    from denseport.export.engine_profile import parse_shape
+    from denseport.runtime.errors import InputError
+
+    try:
+        return parse_shape(text)
+    except InputError as err:
+        raise argparse.ArgumentTypeError(err.message) from err
 
 
 def _check_quantized(bundle: Bundle, arguments: argparse.Namespace, *, variant: bool) -> None:
@@ -174,14 +196,16 @@ def _variant(bundle: Bundle, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
     from denseport.export.engine import EngineOptions
-    from denseport.export.engine_profile import named_profiles, parse_shape, profile_of
+    from denseport.export.engine_profile import named_profiles, profile_of
     from denseport.runtime.errors import InputError
 
     shapes = [getattr(arguments, name) for name in ("min", "opt", "max")]
     if any(shapes):
         if arguments.profile or not all(shapes):
-            raise InputError("--min, --opt and --max go together, and not with --profile")
-        profiles: Sequence[Any] = (profile_of(*(parse_shape(text) for text in shapes)),)
+            raise InputError(
+                "--min, --opt and --max go together, and not with --profile", "Give all three, or --profile alone."
+            )
+        profiles: Sequence[Any] = (profile_of(*shapes),)
     else:
         profiles = named_profiles(arguments.profile or "reference", arguments.engine)
     return EngineOptions(
