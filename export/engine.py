@@ -217,6 +217,9 @@ def _prepared(model: Path, options: EngineOptions) -> Iterator[_Source]:
     except DecodeError as err:
         raise BuildError(f"{model}: no ONNX model: {err}", "Export the checkpoint again.") from err
     fixed = len(options.profiles) == 1 and options.profiles[0].fixed
+    changed = options.mask or fixed or options.plugin
+    if changed:
+        ir.external_data.load_to_model(graph)  # it is written elsewhere than beside its external data
     if options.mask:
         append_mask(graph)
     if fixed:
@@ -224,7 +227,7 @@ def _prepared(model: Path, options: EngineOptions) -> Iterator[_Source]:
     if options.plugin:
         fuse(graph)
     types, fused, output = onnx_types(graph), fused_nodes(graph), str(graph.graph.outputs[0].name)
-    if not (options.mask or fixed or options.plugin):
+    if not changed:
         del graph  # its weights need not stay in memory during the build
         yield _Source(model, output, types, fixed, fused)
         return

@@ -58,7 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fused upsampling kernels; auto: TensorRT builds with and without and keeps the faster, the others build "
         "without; default: %(default)s",
     )
-    typed = parser.add_argument_group("precision")
+    _add_precision(parser.add_argument_group("precision"))
+    _add_engine(parser.add_argument_group("engine"))
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_precision(typed: argparse._ArgumentGroup) -> None:
     typed.add_argument(
         "--images",
         metavar="PICTURE",
@@ -67,7 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     typed.add_argument("--limit", type=whole(1), default=16, metavar="N", help="pictures to take; default: %(default)s")
     typed.add_argument("--explain-precision", action="store_true", help="print what computes in which type, and why")
-    engine = parser.add_argument_group("engine")
+
+
+def _add_engine(engine: argparse._ArgumentGroup) -> None:
     engine.add_argument(
         "--profile", metavar="NAME", help="reference (512 x 512..2048 and portraits) or fixed:HxW; default: reference"
     )
@@ -86,7 +93,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hardware-compatible", choices=("none", "same_compute_capability", "ampere_plus"), default="none"
     )
     engine.add_argument("--verbose", action="store_true", help="print TensorRT's log")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
