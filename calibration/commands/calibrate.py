@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denseport.runtime.arguments import real, whole
+from denseport.runtime.page import count
 
 if TYPE_CHECKING:
     from denseport.calibration.calibrate import CalibrationRecord
@@ -288,8 +289,8 @@ def _lines(result: dict[str, Any], record: CalibrationRecord, trials: Mapping[st
     else:
         share, kind = 100 * found.quantization.share, record.options.precision.upper()
         lines.append(
-            f"{', '.join(trials)}: {len(found.chosen)} groups of layers in {kind}, {share:.1f} % of the "
-            f"multiply-adds; on {record.images} pictures by {record.options.method}, {record.seconds:.0f} s"
+            f"{', '.join(trials)}: {count(len(found.chosen), 'group')} of layers in {kind}, {share:.1f} % of the "
+            f"multiply-adds; on {count(record.images, 'picture')} by {record.options.method}, {record.seconds:.0f} s"
         )
         lines += [f"warning: {text}" for text in record.warnings]
         for name, trial in trials.items():
@@ -302,7 +303,9 @@ def _lines(result: dict[str, Any], record: CalibrationRecord, trials: Mapping[st
 def _trial_lines(name: str, trial: Trial) -> list[str]:
     lines = []
     if trial.miou is not None and trial.fp32_miou is not None:
-        lines.append(f"mIoU {trial.miou:.2f}, FP32 {trial.fp32_miou:.2f}, on {trial.labelled} labelled pictures")
+        lines.append(
+            f"mIoU {trial.miou:.2f}, FP32 {trial.fp32_miou:.2f}, on {count(trial.labelled, 'labelled picture')}"
+        )
     lines.append(f"{100 * trial.agreement:.2f} % of the pixels keep FP32's class")
     lines.append(f"{'ACCEPTED' if trial.accepted else 'REFUSED'} on {trial.machine}: {trial.reason}")
     if not trial.accepted:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denseport.runtime.arguments import whole
+from denseport.runtime.page import count
 
 if TYPE_CHECKING:
     from denseport.export.audit import Audit
@@ -114,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.precision in QUANTIZED:
         _check_quantized(bundle, arguments, variant=variant)
     elif arguments.rest != "fp32":
-        raise InputError(f"--rest belongs to --precision {' and '.join(QUANTIZED)}")
+        raise InputError(f"--rest belongs to --precision {' and '.join(QUANTIZED)}", "Leave --rest out.")
     options = _engine_options(arguments) if arguments.engine != "onnx" else None
     if options is not None:
         check_builder(options)
@@ -151,7 +152,10 @@ def _check_quantized(bundle: Bundle, arguments: argparse.Namespace, *, variant: 
             f"denseport calibrate {bundle.path} --precision {arguments.precision} --images DIR writes it.",
         )
     if variant and arguments.rest != "fp32":
-        raise InputError("--rest fp16 does not go with --output mask or --plugin on without an engine")
+        raise InputError(
+            "--rest fp16 does not go with --output mask or --plugin on without an engine",
+            "Leave --rest out, or name an --engine.",
+        )
     if arguments.engine == "onnx" and not variant and arguments.rest == "fp32":
         raise InputError(
             f"{name} is the {arguments.precision.upper()} graph already", "Choose --rest fp16, or an --engine."
@@ -261,15 +265,18 @@ def _lines(result: dict[str, Any]) -> list[str]:
     lines: list[str] = [result["table"], ""] if "table" in result else []
     if "precision" in result:
         record = result["precision"]
-        counts = ", ".join(f"{count} nodes {kind}" for kind, count in record["nodes"].items())
-        lines.append(f"{result['artifact']}: {counts}, {record['casts']} casts, {len(record['islands'])} FP32 islands")
+        counts = ", ".join(f"{count(number, 'node')} {kind}" for kind, number in record["nodes"].items())
+        lines.append(
+            f"{result['artifact']}: {counts}, {count(record['casts'], 'cast')}, "
+            f"{count(len(record['islands']), 'FP32 island')}"
+        )
         lines += _audit_lines(result["audit"])
     if "variant" in result:
         lines.append(f"{result['variant']}: {_fused_words(result['fusion'])}")
         lines += _audit_lines(result["variant_audit"])
     if "engine" in result:
         record = result["record"]
-        asked = ", ".join(f"{count} nodes {kind}" for kind, count in record["types_asked"].items())
+        asked = ", ".join(f"{count(number, 'node')} {kind}" for kind, number in record["types_asked"].items())
         size = f"{result['bytes'] / 2**20:.1f} MiB, {record['seconds']:.0f} s"
         peak = record["peak_host_bytes"]
         lines.append(f"{result['engine']}: {size}" + (f", {peak / 2**30:.1f} GiB of memory" if peak else ""))
@@ -285,7 +292,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
 def _fused_words(fusion: dict[str, Any] | None) -> str:
     if fusion is None:
         return "nothing fused"
-    words = "fused " + ", ".join(f"{count} {operator}" for operator, count in fusion["fused"].items())
+    words = "fused " + ", ".join(f"{number} {operator}" for operator, number in fusion["fused"].items())
     return words + "".join(f"\n  left as it is: {node}: {reason}" for node, reason in fusion["left"].items())
 
 
@@ -294,6 +301,6 @@ def _audit_lines(audit: dict[str, Any] | None) -> list[str]:
         return ["not audited: give --images to check FP16's range and to compare with FP32"]
     lines = [
         f"{'PASS' if audit['passed'] else 'FAIL'}: {100 * audit['agreement']:.3f} % of the classes are FP32's "
-        f"(worst picture {100 * audit['worst_image']:.3f} %), {audit['images']} pictures"
+        f"(worst picture {100 * audit['worst_image']:.3f} %), {count(audit['images'], 'picture')}"
     ]
     return lines + ([f"  most different layer: {audit['worst_layer']}"] if audit["worst_layer"] else [])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from denseport.runtime.arguments import real, whole
 from denseport.runtime.commands import eval_spread as spread
+from denseport.runtime.page import count
 
 if TYPE_CHECKING:
     from denseport.runtime.bundle import Bundle
@@ -147,7 +148,7 @@ def _check_gate(arguments: argparse.Namespace, segmenter: Segmenter, images: int
         if gate == arguments.artifact:
             raise InputError(f"--gate {gate}: an artifact cannot be compared with itself", "Name another --artifact.")
         if gate != FP32:
-            raise InputError(f"--gate {gate}: only the FP32 artifact, {FP32}, is a yardstick")
+            raise InputError(f"--gate {gate}: only the FP32 artifact, {FP32}, is a yardstick", f"Give --gate {FP32}.")
         return
     if segmenter.manifest.reference is None:
         raise InputError(
@@ -271,10 +272,13 @@ def _table(result: dict[str, Any], scores: Scores) -> str:
         lines.append(f"{row.name:{width}}  {row.IoU:6.2f}  {accuracy}  {row.pixels:12,}")
     absent = len(scores.per_class) - len(rows)
     if absent:
-        lines.append(f"({absent} classes occur neither in the masks nor in the predictions, and are left out)")
+        lines.append(
+            f"(left out, as neither the masks nor the predictions hold any of it: {count(absent, 'class', 'es')})"
+        )
     lines += ["", f"{result['artifact']}: {result['session']}"]
     lines.append(
-        f"protocol {result['protocol']['name']} ({result['protocol']['description']}), {result['images']} images"
+        f"protocol {result['protocol']['name']} ({result['protocol']['description']}), "
+        f"{count(result['images'], 'image')}"
     )
     if result["reduce_zero_label"]:
         lines.append("masks: classes count from 1, 0 is ignored")

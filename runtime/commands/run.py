@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denseport.runtime.arguments import real, whole
+from denseport.runtime.page import count
 
 if TYPE_CHECKING:
     from denseport.runtime.inputs import Input
@@ -93,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     _report(job, as_json=arguments.json)
     if job.failures:
         raise InputError(
-            f"{len(job.failures)} of {len(inputs)} inputs failed\n"
+            f"{len(job.failures)} of {count(len(inputs), 'input')} failed\n"
             + "\n".join(f"  {failure['error']}\n    {failure['remedy'] or ''}".rstrip() for failure in job.failures)
         )
     return 0
@@ -192,7 +193,7 @@ def _run_on_ray(arguments: argparse.Namespace, inputs: list[Input], job: Labelli
     items = [replace(item, path=item.path.absolute()) for item in inputs]
     work = _OnRay(bundle.path.absolute(), _settings(arguments), replace(job, folder=job.folder.absolute()))
     with connect(arguments.ray, arguments.threads) as cluster:
-        print(f"{cluster.actors.count} Ray actors", file=sys.stderr)
+        print(count(cluster.actors.count, "Ray actor"), file=sys.stderr)
         for done in cluster.map(work, items):
             job.results += done.results
             job.failures += done.failures
@@ -208,5 +209,5 @@ def _report(job: Labelling, *, as_json: bool) -> None:
         return
     for result in job.results:
         top = ", ".join(f"{c['name']} {c['percent']:.1f} %" for c in result.get("classes", [])[:4])
-        found = top or f"{result.get('frames', 0)} frames"
+        found = top or count(result.get("frames", 0), "frame")
         print(f"{result['input']}: {found}" + "".join(f"\n  {file}" for file in result["files"]))
