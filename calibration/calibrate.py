@@ -36,6 +36,7 @@ from denseport.runtime.feed import thinned
 from denseport.runtime.files import sha256_of, work_folder, writing
 from denseport.runtime.machine import inspect_machine
 from denseport.runtime.manifest import Artifact
+from denseport.runtime.page import count
 
 __all__ = ["FP32", "CalibrationRecord", "Progress", "Silent", "calibrate"]
 
@@ -123,7 +124,7 @@ def calibrate(
     progress = progress or Silent()
     start = time.monotonic()
     model, _ = unpack_projections(load_model(bundle.verified(FP32)))
-    progress.say(f"reading {len(images)} pictures")
+    progress.say(f"reading {count(len(images), 'picture')}")
     sizes = images.check(bundle.manifest.patch_size)
     _check_sizes(model, images, sizes)
     default = find_groups(model, Counter(sizes).most_common(1)[0][0])
@@ -217,7 +218,8 @@ def _estimate(
     seconds = len(images) * 1.5 * once * (1 + options.smooth) + candidates * (single * once + opening)
     seconds += 5 * (measured * once + opening)
     return (
-        f"about {max(1, round(seconds / 60))} min: {len(images)} pictures to observe, {candidates} groups of layers to "
+        f"about {max(1, round(seconds / 60))} min: {count(len(images), 'picture')} to observe, "
+        f"{count(candidates, 'group')} of layers to "
         f"try on {single}, sets of them on {measured}; {once:.2f} s a picture"
     )
 
@@ -301,7 +303,7 @@ def _search(
             f"classes stay, logits differ by {100 * step.loss.error:.2g} %: {verdict} budget"
         )
 
-    progress.say(f"measuring sets of layers on {len(images)} pictures")
+    progress.say(f"measuring sets of layers on {count(len(images), 'picture')}")
     reference = Reference(model, images, labels, threads=options.threads)
     quantized, found = search(
         reference,

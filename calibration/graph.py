@@ -63,7 +63,10 @@ def serialise(model: ir.Model) -> bytes:
     proto = ir.to_proto(model)
     size = proto.ByteSize()
     if size > LARGEST:
-        raise CalibrationError(f"a model of {size / 2**30:.1f} GiB is too large to be quantized: the limit is 2 GiB")
+        raise CalibrationError(
+            f"a model of {size / 2**30:.1f} GiB is too large to be quantized: the limit is 2 GiB",
+            "Type it instead: denseport build --precision fp16.",
+        )
     data: bytes = proto.SerializeToString()
     return data
 

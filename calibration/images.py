@@ -19,6 +19,7 @@ from denseport.runtime.images import read_image
 from denseport.runtime.inference import single_view, window_starts
 from denseport.runtime.inputs import find_inputs
 from denseport.runtime.metrics import LabelMap
+from denseport.runtime.page import count
 from denseport.runtime.preprocess import normalise, resize, resized_size
 from denseport.runtime.protocol import Protocol
 
@@ -115,7 +116,9 @@ class CalibrationImages(Sequence[NDArray[np.float32]]):
         if bad:
             more = f"\n  and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
             raise CalibrationError(
-                f"{len(bad)} of {len(self.paths)} pictures cannot be used:\n  " + "\n  ".join(bad[:_NAMED]) + more,
+                f"{len(bad)} of {count(len(self.paths), 'picture')} cannot be used:\n  "
+                + "\n  ".join(bad[:_NAMED])
+                + more,
                 "Remove or replace them: what they would have shown is missing from the statistics.",
             )
         return sizes
@@ -183,9 +186,9 @@ class ImageStatistics:
         """What speaks against these images, with figures."""
         found = []
         if self.images < FEWEST:
-            found.append(f"only {self.images} images: ranges rest on few pictures; give {FEWEST} or more")
+            found.append(f"only {count(self.images, 'image')}: ranges rest on few pictures; give {FEWEST} or more")
         if self.constant:
-            found.append(f"{self.constant} of {self.images} images are of one colour: their ranges mean nothing")
+            found.append(f"{self.constant} of {count(self.images, 'image')} of one colour, whose ranges mean nothing")
         if not self.pixels:
             return found
         mean = self.sums[0] / self.pixels

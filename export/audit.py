@@ -12,7 +12,7 @@ import onnx_ir as ir
 from denseport.export.divergence import find_divergence
 from denseport.export.mask import LOGITS, append_mask, output_of
 from denseport.export.rounding import emulate_rounding
-from denseport.export.save import save_model
+from denseport.export.save import read_model, save_model
 from denseport.runtime.backends import Session
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.tensorrt import TensorRTSession
@@ -55,9 +55,9 @@ def audit_graph(
     trusted = bundle.verified(FP32)
     with work_folder(bundle.path) as folder:
         emulated = folder / "emulated.onnx"
-        graph = emulate_rounding(ir.load(typed))
+        graph = emulate_rounding(read_model(typed))
         output = output_of(graph)
-        ir.save(graph, emulated)
+        ir.save(graph, emulated, external_data=f"{emulated.name}.data")  # in FP32 it is larger than a protobuf may be
         reference = _reference(trusted, output, folder)
         result = _compare(reference, OnnxRuntimeSession(emulated), chosen, bundle.manifest, precision)
         image = next(network_inputs(chosen, bundle.manifest))
@@ -87,7 +87,7 @@ def _reference(fp32: Path, output: str, folder: Path) -> Session:
     if output == LOGITS:
         return OnnxRuntimeSession(fp32)
     path = folder / "reference.onnx"
-    save_model(append_mask(ir.load(fp32)), path)
+    save_model(append_mask(read_model(fp32)), path)
     return OnnxRuntimeSession(path)
 
 

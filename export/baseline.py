@@ -15,6 +15,7 @@ from denseport.export.recognise import recognise
 from denseport.export.spec import DPTHeadSpec, ModelSpec, NeckSpec, UPerHeadSpec, ViTSpec
 from denseport.export.weights import load_model
 from denseport.runtime.manifest import Manifest
+from denseport.runtime.page import count
 
 __all__ = ["TorchSession", "spec_of", "torch_baseline"]
 
@@ -47,7 +48,7 @@ class TorchSession:
 
     @property
     def description(self) -> str:
-        threads = f"{torch.get_num_threads()} threads" if self._device.type == "cpu" else ""
+        threads = count(torch.get_num_threads(), "thread") if self._device.type == "cpu" else ""
         facts = [f"PyTorch {torch.__version__} eager", self._device.type, threads, self._weights]
         return ", ".join(fact for fact in facts if fact)
 

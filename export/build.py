@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import onnx_ir as ir
-
 from denseport.export.audit import FP32, Audit, audit_engine, audit_graph
 from denseport.export.engine import NO_PLUGINS, EngineOptions, build_engine
 from denseport.export.engine_progress import progress_bar
@@ -17,7 +15,7 @@ from denseport.export.fusion import FusionRecord, fuse
 from denseport.export.mask import LOGITS, MASK, append_mask
 from denseport.export.precision import PrecisionRecord, write_precision
 from denseport.export.race import race
-from denseport.export.save import save_model
+from denseport.export.save import read_model, save_model
 from denseport.runtime.backends.tensorrt import why_not
 from denseport.runtime.build_record import BuildRecord
 from denseport.runtime.bundle import Bundle
@@ -92,7 +90,7 @@ def build_variant(
     """
     name = ".".join([precision, *["mask"] * mask, *["fused"] * fused, "onnx"])
     source = source_of(precision)
-    model = ir.load(bundle.verified(source))
+    model = read_model(bundle.verified(source))
     progress(f"writing {name}")
     with work_folder(bundle.path) as folder:
         output = folder / name

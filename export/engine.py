@@ -36,7 +36,7 @@ from denseport.runtime.build_record import PORTABLE_RTX, TITLES, BuildRecord, Pr
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.files import sha256_of, write_atomic
 
-__all__ = ["NO_PLUGINS", "EngineOptions", "build_engine", "default_timing_cache"]
+__all__ = ["NO_PLUGINS", "EngineOptions", "build_engine", "check_builder", "default_timing_cache"]
 
 HARDWARE = ("none", "same_compute_capability", "ampere_plus")
 NO_PLUGINS = "TensorRT-RTX takes no plugins"
@@ -96,6 +96,18 @@ class EngineOptions:
             raise InputError("TensorRT-RTX has no timing cache", "Leave --timing-cache out.")
         if self.plugin:
             raise InputError(NO_PLUGINS, "Leave out --plugin on, or use --engine tensorrt.")
+
+
+def check_builder(options: EngineOptions) -> None:
+    """Refuse before any work what the builder that is installed here could not do after it.
+
+    Raises:
+        InputError: a target that this TensorRT does not know.
+        MachineError: TensorRT is missing, cannot be loaded, or is too old.
+    """
+    library = load_library(options.flavour)
+    for target in options.targets:
+        _capability(library.trt, target)
 
 
 def build_engine(
@@ -205,6 +217,9 @@ def _prepared(model: Path, options: EngineOptions) -> Iterator[_Source]:
     except DecodeError as err:
         raise BuildError(f"{model}: no ONNX model: {err}", "Export the checkpoint again.") from err
     fixed = len(options.profiles) == 1 and options.profiles[0].fixed
+    changed = options.mask or fixed or options.plugin
+    if changed:
+        ir.external_data.load_to_model(graph)  # it is written elsewhere than beside its external data
     if options.mask:
         append_mask(graph)
     if fixed:
@@ -212,7 +227,7 @@ def _prepared(model: Path, options: EngineOptions) -> Iterator[_Source]:
     if options.plugin:
         fuse(graph)
     types, fused, output = onnx_types(graph), fused_nodes(graph), str(graph.graph.outputs[0].name)
-    if not (options.mask or fixed or options.plugin):
+    if not changed:
         del graph  # its weights need not stay in memory during the build
         yield _Source(model, output, types, fixed, fused)
         return
@@ -313,7 +328,10 @@ def _configure(trt: Any, config: Any, options: EngineOptions) -> None:
 def _capability(trt: Any, target: str) -> Any:
     known = {name.replace("SM", "sm_"): name for name in dir(trt.ComputeCapability) if re.fullmatch(r"SM\d+", name)}
     if target not in known:
-        raise InputError(f"TensorRT-RTX {trt.__version__} has no target {target!r}; it has {', '.join(sorted(known))}")
+        raise InputError(
+            f"TensorRT-RTX {trt.__version__} has no target {target!r}",
+            f"Give --target some of {', '.join(sorted(known))}.",
+        )
     return getattr(trt.ComputeCapability, known[target])
 
 

@@ -57,7 +57,9 @@ def profile_of(minimum: Shape, optimum: Shape, maximum: Shape) -> Profile:
         InputError: not 3 channels, a size below 1, or not in order.
     """
     if any(shape[1] != 3 for shape in (minimum, optimum, maximum)):
-        raise InputError(f"the network's input has 3 channels; the profile gives {minimum}, {optimum}, {maximum}")
+        raise InputError(
+            f"the network's input has 3 channels; the profile gives {minimum}, {optimum}, {maximum}", REMEDY
+        )
     try:
         return Profile(minimum, optimum, maximum)
     except ValueError as err:

@@ -31,7 +31,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferenc
 from denseport.export.casts import Caster, fewest_casts
 from denseport.export.errors import ExportError
 from denseport.export.ranges import Ranges, observe
-from denseport.export.save import PROTOBUF_LIMIT, save_model
+from denseport.export.save import PROTOBUF_LIMIT, read_model, save_model
 from denseport.runtime.errors import InputError
 
 __all__ = [
@@ -167,7 +167,7 @@ def write_precision(
     if precision not in FORMATS:
         raise InputError(f"unknown precision {precision!r}", f"Choose one of {', '.join(FORMATS)}.")
     ranges = Ranges() if calibration is None else observe(model_path, calibration)
-    model, record = set_types(ir.load(model_path), FORMATS[precision], ranges)
+    model, record = set_types(read_model(model_path), FORMATS[precision], ranges)
     save_model(model, output, limit)
     return record
 

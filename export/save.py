@@ -1,4 +1,4 @@
-"""Write a model, whole or not at all, with its weights in a file of their own where one file cannot hold them."""
+"""Read a model whole; write it whole or not at all, its weights in a file of their own where one cannot hold all."""
 
 from __future__ import annotations
 
@@ -10,9 +10,20 @@ import onnx_ir as ir
 from denseport.export.errors import ExportError
 from denseport.runtime.files import new_file
 
-__all__ = ["PROTOBUF_LIMIT", "save_model"]
+__all__ = ["PROTOBUF_LIMIT", "read_model", "save_model"]
 
 PROTOBUF_LIMIT = 2**31 - 2**20  # bytes; a single ONNX file cannot be larger
+
+
+def read_model(path: Path) -> ir.Model:
+    """A model with all its weights in memory, so that it can be written elsewhere than beside its external data.
+
+    Raises:
+        google.protobuf.message.DecodeError: it is no ONNX model.
+    """
+    model = ir.load(path)
+    ir.external_data.load_to_model(model)
+    return model
 
 
 def save_model(model: ir.Model, output: Path, limit: int = PROTOBUF_LIMIT) -> None:

@@ -48,8 +48,7 @@ class Bundle:
         file = self.path / MANIFEST
         with _reading(file):
             if not self.path.is_dir():
-                reason = "not a bundle: a file" if self.path.exists() else "no such folder"
-                raise BundleError(f"{self.path}: {reason}", MAKE_ONE)
+                raise _no_folder(self.path)
             if not file.exists():
                 raise BundleError(f"{self.path}: not a bundle: no {MANIFEST} in it", MAKE_ONE)
             if not file.is_file():  # a pipe of that name would keep us waiting
@@ -181,6 +180,18 @@ def _reading(path: Path) -> Iterator[None]:
     except (OSError, UnicodeDecodeError) as err:
         reason = getattr(err, "strerror", None) or err
         raise BundleError(f"{path}: cannot be read: {reason}", "Check its permissions, or export again.") from err
+
+
+def _no_folder(path: Path) -> BundleError:
+    """Nothing is there, or one of the files that people give in a bundle's stead."""
+    if not path.exists():
+        return BundleError(f"{path}: no such folder", MAKE_ONE)
+    remedy = MAKE_ONE
+    if (path.parent / MANIFEST).is_file():
+        remedy = f"Give the bundle's folder: {path.parent}"
+    elif path.suffix in (".pth", ".safetensors"):
+        remedy = f"Export it first: denseport export {path} -o BUNDLE"
+    return BundleError(f"{path}: not a bundle: a file", remedy)
 
 
 @contextmanager

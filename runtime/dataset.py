@@ -196,6 +196,8 @@ def _ade_root(root: Path) -> Path:
     for folder in (root, root / _ADE_FOLDER):
         if (folder / "images").is_dir() and (folder / "annotations").is_dir():
             return folder
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such folder", "Check the path.")
     raise DatasetError(
         f"{root}: no folders images/ and annotations/ here or in {_ADE_FOLDER}/",
         f"Name the {_ADE_FOLDER} folder, or give the pictures as the data and the masks with --masks.",

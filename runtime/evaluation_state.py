@@ -16,6 +16,7 @@ from denseport.runtime.arrays import read_arrays, write_arrays
 from denseport.runtime.errors import InputError
 from denseport.runtime.gate import ImageAreas, Predictions
 from denseport.runtime.metrics import ConfusionMatrix, mean_iou
+from denseport.runtime.page import count
 
 __all__ = ["EvaluationState", "load_state", "merge_states", "open_state", "save_state"]
 
@@ -69,7 +70,7 @@ class EvaluationState:
         where = at[part.done]
         if self.done[where].any():
             twice = int(np.count_nonzero(self.done[where]))
-            raise InputError(f"{twice} pictures are counted twice", "Merge each shard once.")
+            raise InputError(f"counted twice: {count(twice, 'picture')}", "Merge each shard once.")
         if self.counts.keys() != part.counts.keys():
             raise InputError("FP32 was run beside one part and not beside the other", "Give all parts the same --gate.")
         self.confusion.merge(part.confusion)
@@ -184,7 +185,8 @@ def merge_states(paths: Sequence[Path], key: str) -> EvaluationState:
     missing = np.flatnonzero(~whole.done)
     if missing.size:
         raise InputError(
-            f"{missing.size} of {whole.done.size} pictures are in none of the states, such as number {missing[0] + 1}",
+            f"in none of the states: {missing.size} of {count(whole.done.size, 'picture')}, "
+            f"such as number {missing[0] + 1}",
             "Run the shards that are missing, and those that did not end with --resume; then merge all.",
         )
     return whole

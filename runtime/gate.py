@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.errors import DatasetError, InputError
 from denseport.runtime.metrics import ConfusionMatrix, json_number, mean_iou
+from denseport.runtime.page import count
 
 __all__ = [
     "ADE20K_VALIDATION_IMAGES",
@@ -179,7 +180,7 @@ def against_fp32(
             f"{candidate.intersect.shape} and {fp32.intersect.shape}"
         )
     interval = _paired_bootstrap(candidate, fp32, seed)
-    compared_with = f"{name} on the same {len(fp32)} images, {fp32.mean_iou():.2f}"
+    compared_with = f"{name} on the same {count(len(fp32), 'image')}, {fp32.mean_iou():.2f}"
     verdict = _verdict(candidate.mean_iou(), fp32.mean_iou(), budget, compared_with)
     notes = list(notes)
     if interval is None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from denseport.runtime.cpus import usable_cpus
+from denseport.runtime.errors import MachineError
 
-__all__ = ["Gpu", "Machine", "inspect_machine", "package_version"]
+__all__ = ["Gpu", "Machine", "inspect_machine", "package_version", "require"]
 
 # Distributions that hold one thing under several names, the usual one first.
 DISTRIBUTIONS = {
@@ -93,6 +96,20 @@ def package_version(name: str) -> str | None:
         except PackageNotFoundError:
             continue
     return None
+
+
+def require(modules: Sequence[str], extra: str) -> None:
+    """Look for what work needs before it begins; nothing is imported.
+
+    Args:
+        extra: of Denseport, that installs them: "export,onnxruntime" say.
+
+    Raises:
+        MachineError: some cannot be imported.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MachineError(f"not installed: {', '.join(missing)}", f"pip install 'denseport[{extra}]'")
 
 
 def _processor() -> str:

@@ -31,6 +31,7 @@ from denseport.runtime.dataset import Dataset, Sample
 from denseport.runtime.errors import DatasetError, DenseportError, MachineError
 from denseport.runtime.evaluate import SAVE_SECONDS, Effort, Evaluation, evaluation_of, measure
 from denseport.runtime.evaluation_state import EvaluationState, open_state, save_state
+from denseport.runtime.page import count
 from denseport.runtime.protocol import Protocol
 from denseport.runtime.segmenter import Segmenter
 
@@ -320,7 +321,7 @@ def evaluate_on_ray(
         state_file.unlink(missing_ok=True)
     effort = Effort(seconds, total.session_seconds / cluster.actors.count, len(items))
     where = " and ".join(sorted(total.sessions)) or "nothing left to measure"
-    return evaluation_of(dataset, state, effort), f"{cluster.actors.count} Ray actors: {where}"
+    return evaluation_of(dataset, state, effort), f"{count(cluster.actors.count, 'Ray actor')}: {where}"
 
 
 @dataclass
@@ -354,7 +355,7 @@ class _Total:
         texts = [self.failures[number].replace("\n", "\n  ") for number in sorted(self.failures)]
         stopped = f"; stopped after {MOST_FAILURES}" if len(texts) >= MOST_FAILURES else ""
         return DatasetError(
-            f"{len(texts)} of {pictures} pictures failed{stopped}\n  " + "\n  ".join(texts),
+            f"{len(texts)} of {count(pictures, 'picture')} failed{stopped}\n  " + "\n  ".join(texts),
             "The others are kept: mend these and add --resume.",
         )
 

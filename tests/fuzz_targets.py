@@ -222,10 +222,7 @@ def command_line(arguments: Sequence[str]) -> int:
 
 def _quietly(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            return main(arguments)
-        except SystemExit as err:  # argparse's
-            return int(err.code or 0)
+        return main(arguments)
 
 
 # By name: the target, and the files of the corpus that it starts from.

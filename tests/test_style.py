@@ -15,7 +15,6 @@ MOST_LINES_OF_A_FUNCTION = 60
 LONG = {
     "export/engine.py: build_engine": "ends in a record of 24 fields, each filled where it can be seen",
     "tests/export/test_precision.py": "one policy, case by case, on graphs that the cases share",
-    "tests/runtime/test_cli.py": "one command line, told from what goes well to what goes wrong",
     "tests/runtime/test_serve.py": "one server, asked in every way over the same fixtures",
 }
 # A folder of the package, and what it may import anywhere in its code, be it only inside a function.

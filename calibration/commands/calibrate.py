@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 import time
@@ -11,6 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from denseport.runtime.arguments import real, whole
+from denseport.runtime.page import count
 
 if TYPE_CHECKING:
     from denseport.calibration.calibrate import CalibrationRecord
@@ -39,12 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures like the application's, without labels: folders, files or globs",
     )
     pictures.add_argument(
-        "--limit", type=int, default=32, metavar="N", help="pictures to take, spread evenly; default: %(default)s"
+        "--limit", type=whole(1), default=32, metavar="N", help="pictures to take, spread evenly; default: %(default)s"
     )
     _add_data(parser.add_argument_group("labelled pictures"))
     _add_quantization(parser.add_argument_group("quantization"))
     work = parser.add_argument_group("running")
-    work.add_argument("--threads", type=int, metavar="N", help="CPU threads of the network; default: all")
+    work.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads of the network; default: all")
     work.add_argument(
         "--work", metavar="DIR", type=Path, help="keep statistics there, for further runs; default: a cache"
     )
@@ -67,7 +69,11 @@ def _add_data(data: argparse._ArgumentGroup) -> None:
     data.add_argument("--masks", metavar="DIR", type=Path, help="folder of masks; --data is then the pictures'")
     data.add_argument("--split", default="training", help="of the ADE20K layout; default: %(default)s")
     data.add_argument(
-        "--data-limit", type=int, default=64, metavar="N", help="pictures to take, spread evenly; default: %(default)s"
+        "--data-limit",
+        type=whole(1),
+        default=64,
+        metavar="N",
+        help="pictures to take, spread evenly; default: %(default)s",
     )
 
 
@@ -85,11 +91,14 @@ def _add_quantization(how: argparse._ArgumentGroup) -> None:
         help="how a tensor's range is chosen; default: %(default)s, which measured best on ViTs",
     )
     how.add_argument(
-        "--budget", type=float, metavar="POINTS", help="mIoU that may be lost; needs --data; default with it: 0.5"
+        "--budget",
+        type=real(0, 100),
+        metavar="POINTS",
+        help="mIoU that may be lost; needs --data; default with it: 0.5",
     )
     how.add_argument(
         "--agreement",
-        type=float,
+        type=real(0, 1),
         metavar="SHARE",
         help="least share of pixels with FP32's class; default: 0.98, with --data 0.9",
     )
@@ -113,11 +122,9 @@ def _add_quantization(how: argparse._ArgumentGroup) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from denseport.runtime.errors import MachineError
+    from denseport.runtime.machine import require
 
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MachineError(f"not installed: {', '.join(missing)}", "pip install 'denseport[calibration]'")
+    require(NEEDED, "calibration")
     from denseport.calibration.calibrate import calibrate
     from denseport.calibration.images import CalibrationImages
     from denseport.calibration.options import budget_of
@@ -199,10 +206,6 @@ def _measure(
 def _check(arguments: argparse.Namespace) -> None:
     from denseport.runtime.errors import InputError
 
-    for name in ("limit", "data_limit", "threads"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value} is below 1")
     if arguments.measure is not None:
         for name in ("budget", "agreement", "report"):
             if getattr(arguments, name) is not None:
@@ -289,8 +292,8 @@ def _lines(result: dict[str, Any], record: CalibrationRecord, trials: Mapping[st
     else:
         share, kind = 100 * found.quantization.share, record.options.precision.upper()
         lines.append(
-            f"{', '.join(trials)}: {len(found.chosen)} groups of layers in {kind}, {share:.1f} % of the "
-            f"multiply-adds; on {record.images} pictures by {record.options.method}, {record.seconds:.0f} s"
+            f"{', '.join(trials)}: {count(len(found.chosen), 'group')} of layers in {kind}, {share:.1f} % of the "
+            f"multiply-adds; on {count(record.images, 'picture')} by {record.options.method}, {record.seconds:.0f} s"
         )
         lines += [f"warning: {text}" for text in record.warnings]
         for name, trial in trials.items():
@@ -303,7 +306,9 @@ def _lines(result: dict[str, Any], record: CalibrationRecord, trials: Mapping[st
 def _trial_lines(name: str, trial: Trial) -> list[str]:
     lines = []
     if trial.miou is not None and trial.fp32_miou is not None:
-        lines.append(f"mIoU {trial.miou:.2f}, FP32 {trial.fp32_miou:.2f}, on {trial.labelled} labelled pictures")
+        lines.append(
+            f"mIoU {trial.miou:.2f}, FP32 {trial.fp32_miou:.2f}, on {count(trial.labelled, 'labelled picture')}"
+        )
     lines.append(f"{100 * trial.agreement:.2f} % of the pixels keep FP32's class")
     lines.append(f"{'ACCEPTED' if trial.accepted else 'REFUSED'} on {trial.machine}: {trial.reason}")
     if not trial.accepted:

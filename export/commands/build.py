@@ -10,13 +10,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from denseport.runtime.arguments import whole
+from denseport.runtime.page import count
+
 if TYPE_CHECKING:
     from denseport.export.audit import Audit
     from denseport.export.engine import EngineOptions
     from denseport.export.precision import PrecisionRecord
+    from denseport.runtime.build_record import Shape
     from denseport.runtime.bundle import Bundle
 
 HELP = "build FP16 graphs and TensorRT engines, audited against FP32"
+NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # looked for first, since the work takes a while
 QUANTIZED = ("int8", "fp8")
 
 
@@ -54,40 +59,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fused upsampling kernels; auto: TensorRT builds with and without and keeps the faster, the others build "
         "without; default: %(default)s",
     )
-    typed = parser.add_argument_group("precision")
+    _add_precision(parser.add_argument_group("precision"))
+    _add_engine(parser.add_argument_group("engine"))
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_precision(typed: argparse._ArgumentGroup) -> None:
     typed.add_argument(
         "--images",
         metavar="PICTURE",
         nargs="+",
         help="pictures like the application's: on them FP16's range is checked and the result compared with FP32",
     )
-    typed.add_argument("--limit", type=int, default=16, metavar="N", help="pictures to take; default: %(default)s")
+    typed.add_argument("--limit", type=whole(1), default=16, metavar="N", help="pictures to take; default: %(default)s")
     typed.add_argument("--explain-precision", action="store_true", help="print what computes in which type, and why")
-    engine = parser.add_argument_group("engine")
+
+
+def _add_engine(engine: argparse._ArgumentGroup) -> None:
     engine.add_argument(
         "--profile", metavar="NAME", help="reference (512 x 512..2048 and portraits) or fixed:HxW; default: reference"
     )
     for name, words in (("min", "smallest"), ("opt", "most usual"), ("max", "largest")):
-        engine.add_argument(f"--{name}", metavar="[Nx3x]HxW", help=f"{words} input, instead of --profile")
+        engine.add_argument(f"--{name}", type=_shape, metavar="[Nx3x]HxW", help=f"{words} input, instead of --profile")
     engine.add_argument("--target", metavar="SM", nargs="+", default=[], help="RTX: GPUs to build for, such as sm_86")
-    engine.add_argument("--workspace", type=int, metavar="MIB", help="scratch memory for a layer; default: no limit")
-    engine.add_argument("--level", type=int, default=3, metavar="0-5", help="optimization level; default: %(default)s")
+    engine.add_argument(
+        "--workspace", type=whole(1), metavar="MIB", help="scratch memory for a layer; default: no limit"
+    )
+    engine.add_argument(
+        "--level", type=whole(0, 5), default=3, metavar="0-5", help="optimization level; default: %(default)s"
+    )
     engine.add_argument("--timing-cache", type=Path, metavar="FILE", help="TensorRT: default: one for each GPU")
     engine.add_argument("--version-compatible", action="store_true", help="TensorRT: open in later releases too")
     engine.add_argument(
         "--hardware-compatible", choices=("none", "same_compute_capability", "ampere_plus"), default="none"
     )
     engine.add_argument("--verbose", action="store_true", help="print TensorRT's log")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from denseport.runtime.machine import require
+
+    require(NEEDED, "export,onnxruntime")
     from denseport.export.audit import FP32
+    from denseport.export.engine import check_builder
     from denseport.runtime.bundle import Bundle
     from denseport.runtime.errors import InputError
 
-    if arguments.limit < 1:
-        raise InputError(f"--limit {arguments.limit} is below 1")
     variant = arguments.engine == "onnx" and (arguments.output == "mask" or arguments.plugin == "on")
     if arguments.precision == "fp32" and arguments.engine == "onnx" and not variant:
         raise InputError(
@@ -98,8 +115,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.precision in QUANTIZED:
         _check_quantized(bundle, arguments, variant=variant)
     elif arguments.rest != "fp32":
-        raise InputError(f"--rest belongs to --precision {' and '.join(QUANTIZED)}")
+        raise InputError(f"--rest belongs to --precision {' and '.join(QUANTIZED)}", "Leave --rest out.")
     options = _engine_options(arguments) if arguments.engine != "onnx" else None
+    if options is not None:
+        check_builder(options)
     result: dict[str, Any] = {"bundle": str(bundle.path), "passed": True}
     if arguments.precision not in ("fp32", *QUANTIZED) or arguments.rest != "fp32":
         result |= _typed(bundle, arguments, reuse=variant or options is not None)
@@ -109,6 +128,16 @@ def run(arguments: argparse.Namespace) -> int:
         result |= _engine(bundle, arguments, options)
     print(json.dumps(result, indent=1) if arguments.json else "\n".join(_lines(result)))
     return 0 if result["passed"] else 1
+
+
+def _shape(text: str) -> Shape:
+    from denseport.export.engine_profile import parse_shape
+    from denseport.runtime.errors import InputError
+
+    try:
+        return parse_shape(text)
+    except InputError as err:
+        raise argparse.ArgumentTypeError(err.message) from err
 
 
 def _check_quantized(bundle: Bundle, arguments: argparse.Namespace, *, variant: bool) -> None:
@@ -123,7 +152,10 @@ def _check_quantized(bundle: Bundle, arguments: argparse.Namespace, *, variant: 
             f"denseport calibrate {bundle.path} --precision {arguments.precision} --images DIR writes it.",
         )
     if variant and arguments.rest != "fp32":
-        raise InputError("--rest fp16 does not go with --output mask or --plugin on without an engine")
+        raise InputError(
+            "--rest fp16 does not go with --output mask or --plugin on without an engine",
+            "Leave --rest out, or name an --engine.",
+        )
     if arguments.engine == "onnx" and not variant and arguments.rest == "fp32":
         raise InputError(
             f"{name} is the {arguments.precision.upper()} graph already", "Choose --rest fp16, or an --engine."
@@ -174,14 +206,16 @@ def _variant(bundle: Bundle, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
     from denseport.export.engine import EngineOptions
-    from denseport.export.engine_profile import named_profiles, parse_shape, profile_of
+    from denseport.export.engine_profile import named_profiles, profile_of
     from denseport.runtime.errors import InputError
 
     shapes = [getattr(arguments, name) for name in ("min", "opt", "max")]
     if any(shapes):
         if arguments.profile or not all(shapes):
-            raise InputError("--min, --opt and --max go together, and not with --profile")
-        profiles: Sequence[Any] = (profile_of(*(parse_shape(text) for text in shapes)),)
+            raise InputError(
+                "--min, --opt and --max go together, and not with --profile", "Give all three, or --profile alone."
+            )
+        profiles: Sequence[Any] = (profile_of(*shapes),)
     else:
         profiles = named_profiles(arguments.profile or "reference", arguments.engine)
     return EngineOptions(
@@ -231,15 +265,18 @@ def _lines(result: dict[str, Any]) -> list[str]:
     lines: list[str] = [result["table"], ""] if "table" in result else []
     if "precision" in result:
         record = result["precision"]
-        counts = ", ".join(f"{count} nodes {kind}" for kind, count in record["nodes"].items())
-        lines.append(f"{result['artifact']}: {counts}, {record['casts']} casts, {len(record['islands'])} FP32 islands")
+        counts = ", ".join(f"{count(number, 'node')} {kind}" for kind, number in record["nodes"].items())
+        lines.append(
+            f"{result['artifact']}: {counts}, {count(record['casts'], 'cast')}, "
+            f"{count(len(record['islands']), 'FP32 island')}"
+        )
         lines += _audit_lines(result["audit"])
     if "variant" in result:
         lines.append(f"{result['variant']}: {_fused_words(result['fusion'])}")
         lines += _audit_lines(result["variant_audit"])
     if "engine" in result:
         record = result["record"]
-        asked = ", ".join(f"{count} nodes {kind}" for kind, count in record["types_asked"].items())
+        asked = ", ".join(f"{count(number, 'node')} {kind}" for kind, number in record["types_asked"].items())
         size = f"{result['bytes'] / 2**20:.1f} MiB, {record['seconds']:.0f} s"
         peak = record["peak_host_bytes"]
         lines.append(f"{result['engine']}: {size}" + (f", {peak / 2**30:.1f} GiB of memory" if peak else ""))
@@ -255,7 +292,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
 def _fused_words(fusion: dict[str, Any] | None) -> str:
     if fusion is None:
         return "nothing fused"
-    words = "fused " + ", ".join(f"{count} {operator}" for operator, count in fusion["fused"].items())
+    words = "fused " + ", ".join(f"{number} {operator}" for operator, number in fusion["fused"].items())
     return words + "".join(f"\n  left as it is: {node}: {reason}" for node, reason in fusion["left"].items())
 
 
@@ -264,6 +301,6 @@ def _audit_lines(audit: dict[str, Any] | None) -> list[str]:
         return ["not audited: give --images to check FP16's range and to compare with FP32"]
     lines = [
         f"{'PASS' if audit['passed'] else 'FAIL'}: {100 * audit['agreement']:.3f} % of the classes are FP32's "
-        f"(worst picture {100 * audit['worst_image']:.3f} %), {audit['images']} pictures"
+        f"(worst picture {100 * audit['worst_image']:.3f} %), {count(audit['images'], 'picture')}"
     ]
     return lines + ([f"  most different layer: {audit['worst_layer']}"] if audit["worst_layer"] else [])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 from pathlib import Path
+
+from denseport.runtime.arguments import whole
 
 NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime")  # looked for first, since the work takes a while
 HELP = "export a checkpoint to a bundle with a checked ONNX model"
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scale",
         metavar=("LONG", "SHORT"),
         nargs=2,
-        type=int,
+        type=whole(1),
         help="resize limits of the test pipeline; default: the checkpoint's, else 2048 512",
     )
     parser.add_argument("--no-rewrite", action="store_true", help="keep upstream's order of operations, for comparison")
@@ -30,11 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from denseport.export.presets import PRESETS
-    from denseport.runtime.errors import InputError, MachineError
+    from denseport.runtime.errors import InputError
+    from denseport.runtime.machine import require
 
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MachineError(f"not installed: {', '.join(missing)}", "pip install 'denseport[export,onnxruntime]'")
+    require(NEEDED, "export,onnxruntime")
     from denseport.export.export import export_bundle
 
     if arguments.preset is not None and arguments.preset not in PRESETS:

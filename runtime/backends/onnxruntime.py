@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.cpus import usable_cpus
 from denseport.runtime.errors import BundleError, MachineError, is_out_of_memory
+from denseport.runtime.page import count
 
 if TYPE_CHECKING:
     from denseport.runtime.backends.device import DeviceNetwork
@@ -84,7 +85,7 @@ class OnnxRuntimeSession:
         self._path = path
         self._refuse_other_interfaces()
         self._description = (
-            f"ONNX Runtime {onnxruntime.__version__}, {providers[0]}, {options.intra_op_num_threads} threads"
+            f"ONNX Runtime {onnxruntime.__version__}, {providers[0]}, {count(options.intra_op_num_threads, 'thread')}"
         )
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from denseport.runtime.arguments import real, size, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,17 +26,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     parser.add_argument("--artifact", metavar="NAME", nargs="+", help="default: all that run on this machine")
     picture = parser.add_mutually_exclusive_group()
-    picture.add_argument("--size", metavar="HxW", default="512x512", help="of a made-up picture; default: %(default)s")
+    picture.add_argument(
+        "--size", type=size(20_000), metavar="HxW", default="512x512", help="of a made-up picture; default: %(default)s"
+    )
     picture.add_argument("--image", metavar="PICTURE", type=Path, help="a picture like the application's")
     parser.add_argument("--baseline", choices=("torch",), help="compare with PyTorch eager, upstream's way")
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights for the baseline; default: random")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all this process may use")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
+    parser.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads; default: all this process may use")
+    parser.add_argument("--rounds", type=whole(1), default=5, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--seconds", type=float, default=4.0, metavar="S", help="for each measurement in a round; default: %(default)s"
+        "--seconds",
+        type=real(above=0),
+        default=4.0,
+        metavar="S",
+        help="for each measurement in a round; default: %(default)s",
     )
-    parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 2, 4], metavar="N", help="callers at once")
-    parser.add_argument("--batches", type=int, nargs="*", default=[1, 2, 4], metavar="N", help="sizes of batches")
+    parser.add_argument(
+        "--concurrency", type=whole(1), nargs="*", default=[1, 2, 4], metavar="N", help="callers at once"
+    )
+    parser.add_argument("--batches", type=whole(1), nargs="*", default=[1, 2, 4], metavar="N", help="sizes of batches")
     parser.add_argument("--report", metavar="FOLDER", type=Path, help="write bench.html and bench.json there")
     parser.add_argument("--no-record", action="store_true", help="do not write the figures into the bundle")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -72,28 +81,18 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     from denseport.runtime.bench import Plan
     from denseport.runtime.errors import InputError
 
-    if arguments.threads is not None and arguments.threads < 1:
-        raise InputError(f"--threads {arguments.threads} is below 1")
     if arguments.checkpoint is not None and arguments.baseline is None:
         raise InputError("--checkpoint is for a baseline", "Add --baseline torch.")
-    try:
-        return Plan(arguments.rounds, arguments.seconds, tuple(arguments.concurrency), tuple(arguments.batches))
-    except ValueError as err:
-        raise InputError(f"--{err}") from err
+    return Plan(arguments.rounds, arguments.seconds, tuple(arguments.concurrency), tuple(arguments.batches))
 
 
 def _picture(arguments: argparse.Namespace) -> NDArray[np.uint8]:
     from denseport.runtime.bench import synthetic_picture
-    from denseport.runtime.errors import InputError
     from denseport.runtime.images import read_image
 
     if arguments.image is not None:
         return read_image(arguments.image)
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", arguments.size)
-    height, width = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not (0 < height <= 20000 and 0 < width <= 20000):
-        raise InputError(f"--size {arguments.size} is no size", "Give HEIGHTxWIDTH in pixels, such as 1080x1920.")
-    return synthetic_picture(height, width)
+    return synthetic_picture(*arguments.size)
 
 
 def _open(bundle: Bundle, arguments: argparse.Namespace) -> tuple[list[Segmenter], dict[str, str]]:

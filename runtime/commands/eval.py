@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from denseport.runtime.arguments import real, whole
 from denseport.runtime.commands import eval_spread as spread
+from denseport.runtime.page import count
 
 if TYPE_CHECKING:
     from denseport.runtime.bundle import Bundle
@@ -41,19 +43,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="masks count classes from 1 and 0 is ignored; default: as the bundle's data set does",
     )
-    data.add_argument("--ignore-index", type=int, default=255, metavar="N", help="ignored label; default: %(default)s")
-    data.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
+    data.add_argument(
+        "--ignore-index", type=whole(0), default=255, metavar="N", help="ignored label; default: %(default)s"
+    )
+    data.add_argument("--limit", type=whole(1), metavar="N", help="only the first N pictures")
     gate = parser.add_argument_group("gate")
     gate.add_argument(
         "--gate",
         metavar="WITH",
         help=f"compare with: reference (the published mIoU), an artifact ({FP32}), or a mIoU in percent",
     )
-    gate.add_argument("--budget", type=float, metavar="POINTS", help="mIoU that may be lost; default: by precision")
-    gate.add_argument("--agreement", type=float, metavar="SHARE", help="least share of pixels with FP32's class")
+    gate.add_argument(
+        "--budget", type=real(0, 100), metavar="POINTS", help="mIoU that may be lost; default: by precision"
+    )
+    gate.add_argument(
+        "--agreement", type=real(0, 1), metavar="SHARE", help="least share of pixels with FP32's class, 0 to 1"
+    )
     work = parser.add_argument_group("running")
-    work.add_argument("--workers", type=int, default=2, metavar="N", help="threads beside the network; default: 2")
-    work.add_argument("--threads", type=int, metavar="N", help="CPU threads of the network; default: all")
+    work.add_argument("--workers", type=whole(1), default=2, metavar="N", help="threads beside the network; default: 2")
+    work.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads of the network; default: all")
     work.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same measurement")
     work.add_argument("--state", metavar="FILE", type=Path, help="where a run under way is kept; default: a cache")
     spread.add_arguments(work)
@@ -100,10 +108,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     from denseport.runtime.errors import InputError
 
-    for name in ("limit", "workers", "threads"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name} {value} is below 1")
     if arguments.report is not None and arguments.report.exists() and not arguments.report.is_dir():
         raise InputError(f"--report {arguments.report}: is a file", "Name a folder for the page.")
     if arguments.explain and arguments.checkpoint is None:
@@ -144,7 +148,7 @@ def _check_gate(arguments: argparse.Namespace, segmenter: Segmenter, images: int
         if gate == arguments.artifact:
             raise InputError(f"--gate {gate}: an artifact cannot be compared with itself", "Name another --artifact.")
         if gate != FP32:
-            raise InputError(f"--gate {gate}: only the FP32 artifact, {FP32}, is a yardstick")
+            raise InputError(f"--gate {gate}: only the FP32 artifact, {FP32}, is a yardstick", f"Give --gate {FP32}.")
         return
     if segmenter.manifest.reference is None:
         raise InputError(
@@ -268,10 +272,13 @@ def _table(result: dict[str, Any], scores: Scores) -> str:
         lines.append(f"{row.name:{width}}  {row.IoU:6.2f}  {accuracy}  {row.pixels:12,}")
     absent = len(scores.per_class) - len(rows)
     if absent:
-        lines.append(f"({absent} classes occur neither in the masks nor in the predictions, and are left out)")
+        lines.append(
+            f"(left out, as neither the masks nor the predictions hold any of it: {count(absent, 'class', 'es')})"
+        )
     lines += ["", f"{result['artifact']}: {result['session']}"]
     lines.append(
-        f"protocol {result['protocol']['name']} ({result['protocol']['description']}), {result['images']} images"
+        f"protocol {result['protocol']['name']} ({result['protocol']['description']}), "
+        f"{count(result['images'], 'image')}"
     )
     if result["reduce_zero_label"]:
         lines.append("masks: classes count from 1, 0 is ignored")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from denseport.runtime.page import count
+
 if TYPE_CHECKING:
     from denseport.runtime.dataset import Dataset
     from denseport.runtime.evaluate import Evaluation
@@ -60,7 +62,7 @@ class Work:
 
         if arguments.merge:
             state = merge_states(arguments.merge, self.key)
-            return evaluation_of(self.dataset, state, Effort()), f"{len(arguments.merge)} states merged"
+            return evaluation_of(self.dataset, state, Effort()), f"{count(len(arguments.merge), 'state')} merged"
         if arguments.ray is not None:
             from denseport.runtime.scale import evaluate_on_ray
 
@@ -98,7 +100,9 @@ class Work:
         images, classes = len(self.dataset), len(self.segmenter.manifest.classes)
         pictures = range(first - 1, images, step)
         if not pictures:
-            raise InputError(f"--shard {first}/{step}: there are only {images} pictures", "Make fewer shards.")
+            raise InputError(
+                f"--shard {first}/{step}: the data set has only {count(images, 'picture')}", "Make fewer shards."
+            )
         state = open_state(
             self.state_file, self.key, images, classes, with_fp32=self.fp32 is not None, resume=arguments.resume
         )

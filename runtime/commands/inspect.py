@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from denseport.runtime.page import count
+
 if TYPE_CHECKING:
     from denseport.runtime.bundle import Bundle
     from denseport.runtime.manifest import Artifact
@@ -76,7 +78,7 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
         difference = artifact.record.get("max_difference")
         if difference is not None:
             sizes = len(artifact.record["checks"])
-            yield "", f"checked against torch on {sizes} sizes: logits differ by {difference:.1e} at most"
+            yield "", f"checked against torch on {count(sizes, 'size')}: logits differ by {difference:.1e} at most"
         yield from _calibrated(name, artifact)
         yield from _measured(artifact.record)
         if artifact.kind == "engine":
@@ -95,16 +97,16 @@ def _calibrated(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
         kind = record["precision"].upper()
         yield (
             "",
-            f"calibrated on {record['images']} pictures by {record['method']}, {smoothed} LayerNorms smoothed: "
-            f"{100 * record['share']:.1f} % of the multiply-adds in {kind}",
+            f"calibrated on {count(record['images'], 'picture')} by {record['method']}, "
+            f"{count(smoothed, 'LayerNorm')} smoothed: {100 * record['share']:.1f} % of the multiply-adds in {kind}",
         )
-        yield "", f"{len(record['narrow'])} groups of layers in {kind}, {len(record['float'])} in float"
+        yield "", f"{count(len(record['narrow']), 'group')} of layers in {kind}, {len(record['float'])} in float"
         for warning in record["warnings"]:
             yield "", f"warning: {warning}"
     if trial is not None:
         accuracy = f"{100 * trial.agreement:.2f} % of the pixels keep FP32's class"
         if trial.miou is not None and trial.fp32_miou is not None:
-            accuracy += f", mIoU {trial.miou:.2f} (FP32 {trial.fp32_miou:.2f}) on {trial.labelled} pictures"
+            accuracy += f", mIoU {trial.miou:.2f} (FP32 {trial.fp32_miou:.2f}) on {count(trial.labelled, 'picture')}"
         yield "", accuracy
         yield "", f"{'accepted' if trial.accepted else 'refused'} on {trial.machine}: {trial.reason}"
 
@@ -113,10 +115,14 @@ def _measured(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What `denseport build` and `denseport eval --record` found out about an artifact."""
     audit, accuracy = record.get("audit"), record.get("accuracy")
     if audit is not None:
-        yield "", f"audited on {audit['images']} pictures: {100 * audit['agreement']:.3f} % of the classes are FP32's"
+        yield (
+            "",
+            f"audited on {count(audit['images'], 'picture')}: "
+            f"{100 * audit['agreement']:.3f} % of the classes are FP32's",
+        )
     if accuracy is not None:
         verdict = {None: "", True: ", passed", False: ", FAILED"}[accuracy["gate"] and accuracy["gate"]["passed"]]
-        where = f"{accuracy['images']} images, {accuracy['protocol']['description']}, {accuracy['date'][:10]}"
+        where = f"{count(accuracy['images'], 'image')}, {accuracy['protocol']['description']}, {accuracy['date'][:10]}"
         yield "", f"mIoU {accuracy['mIoU']:.2f} ({where}){verdict}"
 
 
@@ -128,5 +134,5 @@ def _built(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
     if record.output != "logits" or record.plugin != "off":
         yield "", f"gives {record.output}; plugin {record.plugin}"
     yield "", "accepts " + " or ".join(str(profile) for profile in record.profiles)
-    asked = ", ".join(f"{count} nodes {kind}" for kind, count in record.types_asked.items())
+    asked = ", ".join(f"{count(number, 'node')} {kind}" for kind, number in record.types_asked.items())
     yield "", f"asked for {asked}; built as {record.types_built or record.types_built_note}"

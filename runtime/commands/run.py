@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from denseport.runtime.arguments import real, whole
+from denseport.runtime.page import count
+
 if TYPE_CHECKING:
     from denseport.runtime.inputs import Input
     from denseport.runtime.labelling import Labelling, Model, RemoteModel
@@ -24,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="picture, video, folder, or glob in quotes")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the results")
     parser.add_argument("--artifact", metavar="NAME", help="which artifact runs; default: the best for this machine")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all this process may use")
+    parser.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads; default: all this process may use")
     parser.add_argument(
-        "--opacity", type=float, default=0.5, metavar="X", help="of the colours, 0 to 1; default: %(default)s"
+        "--opacity", type=real(0, 1), default=0.5, metavar="X", help="of the colours, 0 to 1; default: %(default)s"
     )
     parser.add_argument(
         "--protocol",
@@ -36,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--smooth",
-        type=float,
+        type=real(0, below=1),
         default=0.0,
         metavar="W",
         help="videos: weight of the frames before, 0 to below 1, against flicker; default: none",
@@ -91,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     _report(job, as_json=arguments.json)
     if job.failures:
         raise InputError(
-            f"{len(job.failures)} of {len(inputs)} inputs failed\n"
+            f"{len(job.failures)} of {count(len(inputs), 'input')} failed\n"
             + "\n".join(f"  {failure['error']}\n    {failure['remedy'] or ''}".rstrip() for failure in job.failures)
         )
     return 0
@@ -100,12 +103,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     from denseport.runtime.errors import InputError
 
-    if not 0 <= arguments.opacity <= 1:
-        raise InputError(f"--opacity {arguments.opacity} is not between 0 and 1")
-    if not 0 <= arguments.smooth < 1:
-        raise InputError(f"--smooth {arguments.smooth} is not in [0, 1)", "0.6 is usual; 0 smooths nothing.")
-    if arguments.threads is not None and arguments.threads < 1:
-        raise InputError(f"--threads {arguments.threads} is below 1")
     if arguments.no_overlay and arguments.no_mask and not arguments.json:
         raise InputError("--no-overlay and --no-mask leave nothing to write", "Leave one out, or add --json.")
     if arguments.model is not None and arguments.server is None:
@@ -196,7 +193,7 @@ def _run_on_ray(arguments: argparse.Namespace, inputs: list[Input], job: Labelli
     items = [replace(item, path=item.path.absolute()) for item in inputs]
     work = _OnRay(bundle.path.absolute(), _settings(arguments), replace(job, folder=job.folder.absolute()))
     with connect(arguments.ray, arguments.threads) as cluster:
-        print(f"{cluster.actors.count} Ray actors", file=sys.stderr)
+        print(count(cluster.actors.count, "Ray actor"), file=sys.stderr)
         for done in cluster.map(work, items):
             job.results += done.results
             job.failures += done.failures
@@ -212,5 +209,5 @@ def _report(job: Labelling, *, as_json: bool) -> None:
         return
     for result in job.results:
         top = ", ".join(f"{c['name']} {c['percent']:.1f} %" for c in result.get("classes", [])[:4])
-        found = top or f"{result.get('frames', 0)} frames"
+        found = top or count(result.get("frames", 0), "frame")
         print(f"{result['input']}: {found}" + "".join(f"\n  {file}" for file in result["files"]))

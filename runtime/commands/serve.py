@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from denseport.runtime.arguments import real, whole
+
 HELP = "serve a bundle over HTTP, with a page to drop pictures on"
 
 
@@ -16,21 +18,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="where to listen; default: %(default)s, this machine only",
     )
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0: any free one; default: %(default)s")
+    parser.add_argument(
+        "--port", type=whole(0, 65_535), default=8000, metavar="N", help="0: any free one; default: %(default)s"
+    )
     parser.add_argument("--artifact", metavar="NAME", help="the default artifact; default: the best for this machine")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all this process may use")
+    parser.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads; default: all this process may use")
     parser.add_argument(
-        "--concurrency", type=int, default=2, metavar="N", help="pictures worked on at once; default: %(default)s"
+        "--concurrency", type=whole(1), default=2, metavar="N", help="pictures worked on at once; default: %(default)s"
     )
     parser.add_argument(
-        "--queue", type=int, default=16, metavar="N", help="requests that may wait; default: %(default)s"
-    )
-    parser.add_argument("--max-bytes", type=int, default=32 << 20, metavar="N", help="of a request; default: 32 MiB")
-    parser.add_argument(
-        "--max-pixels", type=int, default=40_000_000, metavar="N", help="of a picture; default: 40 million"
+        "--queue", type=whole(0), default=16, metavar="N", help="requests that may wait; default: %(default)s"
     )
     parser.add_argument(
-        "--timeout", type=float, default=60.0, metavar="SECONDS", help="for an answer; default: %(default)g"
+        "--max-bytes", type=whole(1), default=32 << 20, metavar="N", help="of a request; default: 32 MiB"
+    )
+    parser.add_argument(
+        "--max-pixels", type=whole(1), default=40_000_000, metavar="N", help="of a picture; default: 40 million"
+    )
+    parser.add_argument(
+        "--timeout", type=real(above=0), default=60.0, metavar="SECONDS", help="for an answer; default: %(default)g"
     )
 
 
@@ -38,15 +44,12 @@ def run(arguments: argparse.Namespace) -> int:
     import os
 
     # OpenCV reads it when it is loaded: a second guard, behind the check of the header.
-    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(max(1, arguments.max_pixels)))
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(arguments.max_pixels))
 
     from denseport.runtime.bundle import Bundle
-    from denseport.runtime.errors import InputError
     from denseport.runtime.serve.limits import Limits
     from denseport.runtime.serve.server import serve
 
-    if arguments.threads is not None and arguments.threads < 1:
-        raise InputError(f"--threads {arguments.threads} is below 1")
     limits = Limits(
         arguments.max_bytes, arguments.max_pixels, arguments.concurrency, arguments.queue, arguments.timeout
     )

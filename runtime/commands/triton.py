@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from denseport.runtime.arguments import real, size, whole
 
 if TYPE_CHECKING:
     from denseport.runtime.manifest import Manifest
@@ -35,28 +36,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ensemble", action="store_true", help="add NAME_encoded: a picture file in, mask out")
     work = parser.add_argument_group("running")
-    work.add_argument("--instances", type=int, metavar="N", help="processes side by side; default: the CPUs here")
-    work.add_argument("--threads", type=int, default=1, metavar="N", help="of each instance; default: %(default)s")
+    work.add_argument("--instances", type=whole(1), metavar="N", help="processes side by side; default: the CPUs here")
+    work.add_argument("--threads", type=whole(1), default=1, metavar="N", help="of each instance; default: %(default)s")
     work.add_argument(
-        "--network-instances", type=int, default=1, metavar="N", help="onnxruntime, tensorrt_plan; default: %(default)s"
+        "--network-instances",
+        type=whole(1),
+        default=1,
+        metavar="N",
+        help="onnxruntime, tensorrt_plan; default: %(default)s",
     )
     work.add_argument("--gpu", action="store_true", help="onnxruntime: the network runs on GPUs")
-    work.add_argument("--warmup", metavar="HxW|none", help="a picture to answer before ready; default: by the bundle")
+    work.add_argument(
+        "--warmup",
+        type=_warmup_size,
+        metavar="HxW|none",
+        help="a picture to answer before ready; default: by the bundle",
+    )
     work.add_argument(
         "--versions", default="latest:1", metavar="WHICH", help="served: latest:N, all, or 1,3; default: %(default)s"
     )
     queue = parser.add_argument_group("requests")
-    queue.add_argument("--max-batch", type=int, default=8, metavar="N", help="in one batch; default: %(default)s")
+    queue.add_argument("--max-batch", type=whole(1), default=8, metavar="N", help="in one batch; default: %(default)s")
     queue.add_argument(
-        "--delay", type=int, default=0, metavar="MICROSECONDS", help="to wait for a fuller batch; default: none"
+        "--delay", type=whole(0), default=0, metavar="MICROSECONDS", help="to wait for a fuller batch; default: none"
     )
     queue.add_argument(
-        "--queue", type=int, default=128, metavar="N", help="that may wait, 0: any number; default: %(default)s"
+        "--queue", type=whole(0), default=128, metavar="N", help="that may wait, 0: any number; default: %(default)s"
     )
     queue.add_argument(
-        "--timeout", type=float, default=0, metavar="SECONDS", help="in the queue, then refused; default: none"
+        "--timeout", type=real(0), default=0, metavar="SECONDS", help="in the queue, then refused; default: none"
     )
-    queue.add_argument("--max-pixels", type=int, metavar="N", help="of a picture; default: 4096 x 4096")
+    queue.add_argument("--max-pixels", type=whole(1), metavar="N", help="of a picture; default: 4096 x 4096")
     queue.add_argument("--cache", action="store_true", help="keep answers; the server needs --cache-config too")
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
 
@@ -82,10 +92,6 @@ def _options(arguments: argparse.Namespace, manifest: Manifest) -> Options:
     from denseport.runtime.triton.forms import DEFAULT_PIXELS, Options
 
     try:
-        batching = Batching(arguments.delay, arguments.queue, round(arguments.timeout * 1e6))
-    except (ValueError, OverflowError) as err:
-        raise InputError(f"--delay, --queue or --timeout: {err}", "Give numbers from 0 up.") from err
-    try:
         versions = VersionPolicy.parse(arguments.versions)
     except ValueError as err:
         raise InputError(f"--versions: {err}", "Give latest:N, all, or numbers such as 1,3.") from err
@@ -97,7 +103,7 @@ def _options(arguments: argparse.Namespace, manifest: Manifest) -> Options:
         network_instances=arguments.network_instances,
         threads=arguments.threads,
         max_batch=arguments.max_batch,
-        batching=batching,
+        batching=Batching(arguments.delay, arguments.queue, round(arguments.timeout * 1e6)),
         max_pixels=DEFAULT_PIXELS if arguments.max_pixels is None else arguments.max_pixels,
         gpu=arguments.gpu,
         warmup=_warmup(arguments.warmup, manifest),
@@ -107,16 +113,13 @@ def _options(arguments: argparse.Namespace, manifest: Manifest) -> Options:
     )
 
 
-def _warmup(text: str | None, manifest: Manifest) -> tuple[int, int] | None:
-    """Height and width of the warm-up picture: a landscape of 4 x 3 that is not resized, unless told otherwise."""
-    from denseport.runtime.errors import InputError
+def _warmup_size(text: str) -> tuple[int, int] | str:
+    return text if text == "none" else size(99_999)(text)
 
-    if text == "none":
-        return None
-    if text is None:
+
+def _warmup(given: tuple[int, int] | str | None, manifest: Manifest) -> tuple[int, int] | None:
+    """Height and width of the warm-up picture: a landscape of 4 x 3 that is not resized, unless told otherwise."""
+    if given is None:
         height = min(manifest.preprocess.scale)
         return height, height * 4 // 3
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-    if match is None:
-        raise InputError(f"--warmup {text}: no height and width", "Give HEIGHTxWIDTH, such as 480x640, or none.")
-    return int(match[1]), int(match[2])
+    return given if isinstance(given, tuple) else None

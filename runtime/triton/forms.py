@@ -69,7 +69,9 @@ class Options:
         if self.instances is not None and self.instances < 1:
             raise InputError(f"instances {self.instances} is below 1")
         if self.warmup is not None and not 1 <= min(self.warmup) * max(self.warmup) <= self.max_pixels:
-            raise InputError(f"a warm-up picture of {self.warmup} is not within 1 to {self.max_pixels} pixels")
+            raise InputError(
+                f"a warm-up picture of {self.warmup} is not within 1 to {self.max_pixels} pixels", "Lower --warmup."
+            )
         if self.gpu and self.form != "onnxruntime":
             raise InputError(
                 f"form {self.form} has no choice of a device",

@@ -25,6 +25,7 @@ from denseport.runtime.bundle import Bundle
 from denseport.runtime.cli import main
 from denseport.runtime.feed import network_inputs, spread
 from denseport.runtime.images import read_image
+from denseport.runtime.page import count
 from denseport.runtime.segmenter import Segmenter
 
 STREET = ASSETS / "street"
@@ -148,7 +149,7 @@ def test_inspect_and_report_show_it(calibrated: Path, capsys: pytest.CaptureFixt
     assert main(["inspect", str(calibrated / "bundle"), "--verify"]) == 0
     out = capsys.readouterr().out
     record = Bundle(calibrated / "bundle").artifact("int8.onnx").record["calibration"]
-    assert f"calibrated on 3 pictures by minmax, {len(record['smoothing'])} LayerNorms smoothed" in out
+    assert f"calibrated on 3 pictures by minmax, {count(len(record['smoothing']), 'LayerNorm')} smoothed" in out
     assert "times as fast as FP32 here" in out and "only 3 images" in out
     page = (calibrated / "int8.html").read_text()
     for row in record["groups"]:
@@ -312,10 +313,10 @@ def test_bad_pictures(
     ("arguments", "message"),
     [
         (["--budget", "0.5"], "needs labelled pictures"),
-        (["--limit", "0"], "--limit 0 is below 1"),
-        (["--agreement", "97"], "--agreement 97 is not in 0..1"),
+        (["--limit", "0"], "--limit: '0' is not a whole number"),
+        (["--agreement", "97"], "--agreement: '97' is not a number from 0 to 1"),
         (["--data", str(STREET)], "training"),
-        (["--data", str(STREET), "--split", "validation", "--budget", "-1"], "--budget -1"),
+        (["--data", str(STREET), "--split", "validation", "--budget", "-1"], "--budget: '-1'"),
         (["--masks", PICTURES], "--masks belongs to --data"),
         (["--float", "decode_head.projekt"], "Near it: decode_head.project"),
         (["--report", PICTURES], "is a folder"),

@@ -130,7 +130,7 @@ def test_warnings_have_figures() -> None:
 
     assert "only 5 images" in warnings(IMAGES)
     assert warnings(IMAGES * 7) == ""
-    assert "8 of 43 images are of one colour" in warnings(IMAGES * 7 + [np.full((1, 3, 8, 8), 0.5, np.float32)] * 8)
+    assert "8 of 43 images of one colour" in warnings(IMAGES * 7 + [np.full((1, 3, 8, 8), 0.5, np.float32)] * 8)
     assert "+3.0" in warnings([image + np.float32(3) for image in IMAGES * 7])
     dark = warnings([image * np.float32(0.1) for image in IMAGES * 7])
     assert "0.10" in dark and "training images" in dark

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnx_ir as ir
 import pytest
 from graphs import tiny_model
@@ -12,6 +13,7 @@ from denseport.calibration.errors import CalibrationError
 from denseport.calibration.graph import GraphSession, load_model, serialise, weight_of
 from denseport.calibration.placement import activations, find_groups
 from denseport.calibration.qdq import Quantization, quantize, weight_scales
+from denseport.runtime.backends.tensorrt_library import load_library
 from denseport.runtime.bundle import Bundle
 
 SIZE = (6, 10)
@@ -141,3 +143,36 @@ def test_bad_input() -> None:
         quantize(model, {"image": float("nan")}, groups, ["stem"])
     with pytest.raises(CalibrationError, match="transposed convolutions in float"):
         quantize(model, {}, groups, ["up"])
+
+
+INT32_BIAS = """
+< ir_version: 10, opset_import: ["" : 21] >
+layer (float[1, 4, 4, 4] image) => (float[1, 4, 4, 4] logits)
+< float scale = {0.1}, int8 zero = {0}, int8[4, 4, 1, 1] weight = {1, 2, 3, 4, 5, 6, 7, 8, 9, 8, 7, 6, 5, 4, 3, 2},
+  int32[4] integers = {1, -2, 3, -4}, float[4] floats = {0.1, -0.2, 0.3, -0.4} >
+{
+  q = QuantizeLinear (image, scale, zero)
+  x = DequantizeLinear (q, scale, zero)
+  w = DequantizeLinear (weight, scale, zero)
+  bias = BIAS
+  logits = Conv (x, w, bias)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("bias", "read"),
+    [("Identity (floats)", True), ("DequantizeLinear (integers, scale)", False)],
+    ids=["float", "int32"],
+)
+def test_an_int32_bias_is_what_tensorrt_refuses(bias: str, read: bool) -> None:
+    """Why biases stay float, and why ONNX Runtime's CPU back end has a file of its own; ONNX itself takes both."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    proto = onnx.parser.parse_model(INT32_BIAS.replace("BIAS", bias))
+    onnx.checker.check_model(proto, full_check=True)
+    library = load_library("tensorrt_rtx")
+    network = trt.Builder(library.logger).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, library.logger)
+    assert parser.parse(proto.SerializeToString()) is read
+    reasons = " ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
+    assert read or "input has type Int32 but must have type" in reasons

@@ -6,7 +6,9 @@ import dataclasses
 import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
@@ -16,10 +18,12 @@ from planting import overflow, with_graph
 from support import ASSETS
 
 from denseport.export import build as build_module
+from denseport.export import engine as engine_module
 from denseport.export.audit import audit_graph
 from denseport.export.engine import EngineOptions
 from denseport.export.mask import append_mask
 from denseport.export.save import save_model
+from denseport.runtime.backends.tensorrt_library import load_library
 from denseport.runtime.build_record import BuildRecord
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.choice import choose
@@ -35,6 +39,10 @@ needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None,
 @pytest.fixture
 def bundle(sample: Bundle, tmp_path: Path) -> Bundle:
     return Bundle(shutil.copytree(sample.path, tmp_path / "bundle"))
+
+
+def assert_nothing_new(bundle: Bundle) -> None:
+    assert sorted(path.name for path in bundle.path.iterdir()) == ["manifest.json", "model.onnx"]
 
 
 def test_fp16_is_written_audited_and_shown(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,6 +155,7 @@ def test_the_faster_of_two_engines_is_kept(
             raise times
         return dict(times)
 
+    monkeypatch.setattr(engine_module, "check_builder", lambda options: None)
     monkeypatch.setattr(build_module, "build_engine", build_engine)
     monkeypatch.setattr(build_module, "race", race)
     assert main(["build", str(bundle.path), "--precision", "fp32", "--engine", "tensorrt"]) == 0
@@ -163,22 +172,53 @@ def test_the_faster_of_two_engines_is_kept(
     ("arguments", "message"),
     [
         (["--precision", "fp32"], "is the FP32 graph already"),
-        (["--limit", "0"], "--limit 0"),
+        (["--limit", "0"], "--limit: '0'"),
         (["--images", "/nowhere/*.jpg"], "/nowhere"),
         (["--engine", "tensorrt_rtx", "--profile", "huge"], "no profile 'huge'"),
         (["--engine", "tensorrt_rtx", "--min", "64x64"], "--min, --opt and --max go together"),
         (["--engine", "tensorrt", "--target", "sm_86"], "takes no targets"),
+        pytest.param(["--engine", "tensorrt_rtx", "--target", "sm_1"], "no target 'sm_1'", marks=needs_rtx),
         (["--engine", "tensorrt_rtx", "--plugin", "on"], "TensorRT-RTX takes no plugins"),
     ],
 )
 def test_bad_arguments(bundle: Bundle, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     assert main(["build", str(bundle.path), *arguments]) == 2
-    assert message in capsys.readouterr().err
-    assert sorted(path.name for path in bundle.path.iterdir()) == ["manifest.json", "model.onnx"]
+    err = capsys.readouterr().err
+    assert message in err and err.strip().splitlines()[-1].startswith("  "), "no remedy is given"
+    assert_nothing_new(bundle)
 
 
 def test_tensorrt_that_is_not_installed_is_named(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     if importlib.util.find_spec("tensorrt") is not None:
         pytest.skip("TensorRT is installed here")
-    assert main(["build", str(bundle.path), "--precision", "fp32", "--engine", "tensorrt"]) == 3
-    assert "pip install" in capsys.readouterr().err
+    assert main(["build", str(bundle.path), "--engine", "tensorrt"]) == 3
+    assert "pip install 'denseport[tensorrt]'" in capsys.readouterr().err
+    assert_nothing_new(bundle)
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt_rtx"])
+@pytest.mark.parametrize("found", [None, "0.9.0"], ids=["missing", "old"])
+def test_a_builder_that_cannot_be_had_is_told_before_anything_is_written(
+    bundle: Bundle,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flavour: str,
+    found: str | None,
+) -> None:
+    monkeypatch.setattr(engine_module, "load_library", load_library.__wrapped__)  # past its cache
+    monkeypatch.setitem(sys.modules, flavour, None if found is None else SimpleNamespace(__version__=found))
+    assert main(["build", str(bundle.path), "--engine", flavour]) == 3
+    out, err = capsys.readouterr()
+    assert not out and "typing" not in err and "pip install" in err
+    assert (f"{flavour} 0.9.0 is too old" if found else flavour) in err
+    assert_nothing_new(bundle)
+
+
+@pytest.mark.parametrize("library", ["onnx", "onnx_ir", "onnxruntime"])
+def test_a_missing_library_is_told_at_once(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    assert main(["build", str(bundle.path)]) == 3
+    assert f"not installed: {library}" in capsys.readouterr().err
+    assert_nothing_new(bundle)

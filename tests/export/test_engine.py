@@ -109,7 +109,7 @@ def test_targets_are_recorded(rtx: Library, relu: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_target_is_answered_with_the_known(rtx: Library, relu: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no target 'sm_90'; it has sm_120, sm_121, sm_75, sm_80"):
+    with pytest.raises(InputError, match=r"no target 'sm_90'\n  Give --target some of sm_120, sm_121, sm_75, sm_80"):
         build_engine(relu, tmp_path / "e", options(targets=("sm_90",)))
 
 

@@ -120,12 +120,12 @@ def test_the_command_measures_records_and_reports(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--size", "big"], "--size big is no size"),
-        (["--size", "0x5"], "--size 0x5 is no size"),
-        (["--rounds", "0"], "--rounds 0"),
-        (["--seconds", "-1"], "--seconds -1"),
+        (["--size", "big"], "--size: 'big' is not"),
+        (["--size", "0x5"], "--size: '0x5' is not"),
+        (["--rounds", "0"], "--rounds: '0'"),
+        (["--seconds", "-1"], "--seconds: '-1'"),
         (["--batches", "0"], "--batches"),
-        (["--threads", "0"], "--threads 0"),
+        (["--threads", "0"], "--threads: '0'"),
         (["--artifact", "int9"], "no artifact 'int9'"),
         (["--checkpoint", "x.pth"], "--checkpoint is for a baseline"),
         (["--image", "none.jpg"], "none.jpg"),

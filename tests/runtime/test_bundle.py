@@ -52,6 +52,15 @@ def test_places_that_are_no_bundle(tmp_path: Path) -> None:
         assert str(caught.value).startswith(str(tmp_path / name)) and caught.value.remedy
 
 
+def test_a_file_in_a_bundle_s_stead_brings_the_bundle_to_mind(sample: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="not a bundle: a file") as caught:
+        Bundle(sample.path / "model.onnx")
+    assert caught.value.remedy == f"Give the bundle's folder: {sample.path}"
+    (tmp_path / "c.pth").touch()
+    with pytest.raises(BundleError, match=r"denseport export .*c\.pth -o BUNDLE"):
+        Bundle(tmp_path / "c.pth")
+
+
 def test_an_unknown_artifact_is_refused_with_those_there_are(sample_copy: Bundle) -> None:
     with pytest.raises(BundleError, match=r"no artifact 'int8\.onnx'; it has model\.onnx") as caught:
         sample_copy.verified("int8.onnx")

@@ -106,7 +106,6 @@ def test_a_bad_checkpoint_leaves_nothing(
         (["--preset", "dpt"], ["no preset 'dpt'", "denseport models"]),
         (["--preset", "dpt_vit-b16_160k"], ["is not dpt_vit-b16_160k", "embed_dims is 96, published 768"]),
         (["--scale", "64", "8"], ["below one patch of 16 pixels", "--scale 2048 512"]),
-        (["--scale", "0", "8"], ["--scale", "below 1 pixel"]),
     ],
 )
 def test_bad_options_of_export_leave_nothing(
@@ -187,12 +186,6 @@ def test_run_smooths_a_video_on_request(call: Callable[..., Any], sample: Bundle
     np.testing.assert_array_equal(masks["0"][0], masks["0.9"][0])  # nothing came before the first
     changed = {weight: (found[0] != found[2]).mean() for weight, found in masks.items()}
     assert changed["0.9"] < changed["0"]
-
-
-def test_a_weight_of_the_past_outside_its_range_is_refused(
-    call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path
-) -> None:
-    refused(call("run", sample.path, photo, "-o", tmp_path / "out", "--smooth", "1"), "--smooth 1.0")
 
 
 PICTURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -317,15 +310,6 @@ def test_bad_options_of_run_leave_nothing(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", [["--threads", "0"], ["--opacity", "nan"], ["--opacity", "1.1"]])
-def test_numbers_out_of_range_are_refused(
-    call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path, option: list[str]
-) -> None:
-    code, _, err = call("run", sample.path, photo, "-o", tmp_path / "out", *option)
-    assert code == 2 and f"{option[0]} {option[1]} is" in err
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_missing_onnx_runtime_is_the_machines_fault(
     call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,18 +373,14 @@ def test_models(call: Callable[..., Any]) -> None:
     assert code == 0 and {row["name"]: row["mIoU"] for row in json.loads(out)}["dpt_vit-b16_160k"] == 46.97
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["run"], ["export", "x"], ["run", "b", "x", "--threads", "many"]])
-def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2 and "usage: denseport" in capsys.readouterr().err
+@pytest.mark.parametrize("arguments", [["fly"], ["run"], ["export", "x"], ["run", "b", "x", "--threads", "many"]])
+def test_wrong_usage_is_refused_like_any_other_mistake(call: Callable[..., Any], arguments: list[str]) -> None:
+    refused(call(*arguments), "--help")
 
 
-def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
-    out = capsys.readouterr().out
-    assert caught.value.code == 0
+def test_help_names_every_command(call: Callable[..., Any]) -> None:
+    code, out, _ = call("--help")
+    assert code == 0
     for command in ("export", "models", "run", "inspect", "eval"):
         assert f"\n    {command} " in out
 

@@ -340,3 +340,8 @@ def test_ade20k_gives_the_areas_mmsegmentation_measured(shared: Path) -> None:
         for area, total in expected["totals"].items():
             np.testing.assert_array_equal(getattr(matrix, area), total, area)
         assert round(matrix.scores([""] * 150).mIoU, 2) == expected["summary"]["mIoU"]
+
+
+def test_a_folder_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"none: no such folder\n  Check the path"):
+        ade20k(tmp_path / "none")

@@ -169,7 +169,7 @@ def test_gate_exit_codes(sample: Bundle, capsys: pytest.CaptureFixture[str]) -> 
         (["--gate", "int8.onnx"], "no artifact 'int8.onnx'"),
         (["--protocol", "fixed:8x8"], "no protocol 'fixed:8x8'"),
         (["--explain"], "--checkpoint"),
-        (["--limit", "0"], "--limit 0 is below 1"),
+        (["--limit", "0"], "--limit: '0' is not a whole number"),
         (["--budget", "-1", "--gate", "20"], "-1"),
         (["--artifact", "nothing.onnx"], "no artifact 'nothing.onnx'"),
         (["--list", "/nowhere"], "/nowhere"),

@@ -99,9 +99,9 @@ def test_a_merge_refuses_what_would_falsify_the_sum(tmp_path: Path) -> None:
     save_state(first, counted("k", range(4)))
     save_state(second, counted("k", range(3, 8)))
     save_state(other, counted("another", range(4, 9)))
-    with pytest.raises(InputError, match=r"second\.npz: 1 pictures are counted twice"):
+    with pytest.raises(InputError, match=r"second\.npz: counted twice: 1 picture\n"):
         merge_states([first, second], "k")
-    with pytest.raises(InputError, match="5 of 9 pictures are in none of the states, such as number 5"):
+    with pytest.raises(InputError, match="in none of the states: 5 of 9 pictures, such as number 5"):
         merge_states([first], "k")
     for path in (other, tmp_path / "missing.npz"):
         with pytest.raises(InputError, match=rf"{path.name}: is no state of this measurement"):
@@ -151,10 +151,7 @@ def test_shards_that_cannot_be_are_refused(
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/", "a/b", "-1/2"])
 def test_a_shard_is_one_of_n(capsys: pytest.CaptureFixture[str], text: str) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["eval", "bundle", "--data", "data", f"--shard={text}"])
-    assert stop.value.code == 2
-    assert "is not I/N" in capsys.readouterr().err
+    assert "is not I/N" in refused(capsys, "eval", "bundle", "--data", "data", f"--shard={text}")
 
 
 # Failures
@@ -264,7 +261,7 @@ class TestRay:
 
         found, session = evaluate_on_ray("local", dataset, segmenter, fp32=segmenter, threads=1, progress=progress)
         assert killed
-        assert "1 threads" in session
+        assert "1 thread" in session
         assert found.confusion == expected.confusion
         assert found.fp32_confusion == expected.fp32_confusion
         assert found.predictions.non_finite == 0

@@ -482,7 +482,7 @@ def test_what_cannot_be_served_is_said(
     assert main(["serve", str(sample.path), "--port", "0", "--artifact", "fp8.onnx"]) == 2
     assert "no artifact 'fp8.onnx'" in capsys.readouterr().err
     assert main(["serve", str(sample.path), "--queue", "-1"]) == 2
-    assert "--queue -1" in capsys.readouterr().err
+    assert "--queue: '-1'" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert main(["serve", str(sample.path), "--port", "0"]) == 3
     assert "denseport[serve]" in capsys.readouterr().err

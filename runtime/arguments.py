@@ -1,0 +1,87 @@
+"""What the command line takes: numbers within bounds and sizes, refused where they are read, and how it says no.
+
+A parser's own errors become `InputError`, so that a mistyped option reads like every other error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import re
+from collections.abc import Callable
+from typing import NoReturn
+
+from denseport.runtime.errors import InputError
+
+__all__ = ["Parser", "real", "size", "whole"]
+
+_CHOICE = re.compile(r"invalid choice: '?(?P<given>[^']*)'? \(choose from (?P<choices>.*)\)", re.DOTALL)
+_UNKNOWN = re.compile(r"(?<=unrecognized arguments: )--[\w-]+")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises InputError about what it cannot read; ``--help`` and ``--version`` exit as ever."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse, and for what only shows when the options are seen together."""
+        raise InputError(message.removeprefix("argument "), f"{self._suggestion(message)}See {self.prog} --help.")
+
+    def _suggestion(self, message: str) -> str:
+        """The nearest of the choices, or of the options, to what was not understood, as a question."""
+        if match := _CHOICE.search(message):
+            given, known = match["given"], re.findall(r"[\w.-]+", match["choices"])
+        elif match := _UNKNOWN.search(message):
+            given, known = match[0], re.findall(r"--[\w-]+", self.format_usage())
+        else:
+            return ""
+        near = difflib.get_close_matches(given, known, 1)
+        return f"Did you mean {near[0]}? " if near else ""
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The type of an option that takes a whole number from ``least`` up, or up to ``most``."""
+    allowed = f"a whole number from {least} " + ("up" if most is None else f"to {most}")
+
+    def read(text: str) -> int:
+        value = int(text) if re.fullmatch(r"[+-]?\d{1,18}", text, re.ASCII) else least - 1
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
+        return value
+
+    return read
+
+
+def real(
+    least: float | None = None, most: float | None = None, *, above: float | None = None, below: float | None = None
+) -> Callable[[str], float]:
+    """The type of an option that takes a finite number from ``least`` to ``most``, or between two that are left out."""
+    bounds = (("from", least), ("above", above), ("to", most), ("to below", below))
+    allowed = " ".join(["a number", *(f"{word} {bound:g}" for word, bound in bounds if bound is not None)])
+    allowed += " up" if most is None and below is None and least is not None else ""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        low = (least is None or value >= least) and (above is None or value > above)
+        high = (most is None or value <= most) and (below is None or value < below)
+        if not (math.isfinite(value) and low and high):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
+        return value
+
+    return read
+
+
+def size(largest: int) -> Callable[[str], tuple[int, int]]:
+    """The type of an option that takes height and width in pixels, ``1080x1920``, each from 1 to ``largest``."""
+
+    def read(text: str) -> tuple[int, int]:
+        match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text, re.ASCII)
+        height, width = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not (1 <= height <= largest and 1 <= width <= largest):
+            raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH in pixels, each from 1 to {largest}")
+        return height, width
+
+    return read
