@@ -149,13 +149,23 @@ def soak(bundle: Path, minutes: float, clients: int, folder: Path) -> dict[str, 
 
 
 def plots(result: dict, folder: Path) -> None:
+    """``soak_memory.svg``, ``soak_descriptors.svg`` and ``soak_latency.svg``, against the minutes passed."""
     tracks = result["tracks"]
-    time_axis = Axis("minutes", zero=True)
-    for name, key, label in (("memory", "mib", "resident MiB"), ("descriptors", "descriptors", "open descriptors")):
-        series = [Series(each, list(zip(t["minutes"], t[key], strict=True))) for each, t in tracks.items()]
-        folder.mkdir(parents=True, exist_ok=True)
-        text = chart(f"{label} of the server and of a stream", time_axis, Axis(label, zero=True), series)
-        (folder / f"soak_{name}.svg").write_text(text)
+
+    def of_both(key: str) -> list[Series]:
+        return [Series(name, list(zip(t["minutes"], t[key], strict=True))) for name, t in tracks.items()]
+
+    noted = zip(tracks["serve"]["minutes"], result["latency_ms"], strict=True)
+    latency = [Series("", [(minute, ms) for minute, ms in noted if ms == ms])]  # NaN: no answer in that time
+    charts = {
+        "memory": ("Resident memory of the server and of a stream", "MiB", of_both("mib")),
+        "descriptors": ("Open descriptors of the server and of a stream", "descriptors", of_both("descriptors")),
+        "latency": ("Median latency of the clients' requests", "ms", latency),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (title, unit, series) in charts.items():
+        text = chart(title, Axis("minutes", zero=True), Axis(unit, zero=True), series)
+        (folder / f"soak_{name}.svg").write_text(text, encoding="utf-8")
 
 
 def main() -> int:
