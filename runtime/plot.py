@@ -15,6 +15,7 @@ __all__ = ["Axis", "Series", "chart"]
 
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 20, 56
+MOST_DOTS = 40
 _COLOURS = ("#3d6ea5", "#b8552b", "#3f7f52", "#7c55a3", "#8a6d1f", "#5c6068")
 _STYLE = """
 .chart { font: 13px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--ink, #1b1c1f); }
@@ -41,7 +42,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y), joined in their order if ``line``; a point may carry a label."""
+    """Points (x, y), joined in their order if ``line``; a point may carry a label.
+
+    A line of more than `MOST_DOTS` points is drawn without their dots.
+    """
 
     name: str  # "" leaves it out of the legend
     points: Sequence[tuple[float, float]]
@@ -92,7 +96,8 @@ def _drawn(series: Series, points: Sequence[tuple[float, float]], colour: str, w
     if series.line and len(points) > 1:
         path = "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
         parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-    parts += [f'<circle class="edge" cx="{a:.1f}" cy="{b:.1f}" r="5" fill="{colour}"/>' for a, b in points]
+    if not (series.line and len(points) > MOST_DOTS):
+        parts += [f'<circle class="edge" cx="{a:.1f}" cy="{b:.1f}" r="5" fill="{colour}"/>' for a, b in points]
     for (a, b), label in zip(points, series.labels, strict=False):
         anchor, shift = ("end", -10) if a > width * 0.7 else ("start", 10)
         parts.append(

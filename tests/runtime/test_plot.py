@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from denseport.runtime.plot import Axis, Series, chart
+from denseport.runtime.plot import MOST_DOTS, Axis, Series, chart
 
 
 def centres(svg: str) -> list[tuple[float, float]]:
@@ -50,3 +50,10 @@ def test_what_cannot_be_drawn_is_refused(values: list[tuple[float, float]]) -> N
         chart("t", Axis("x"), Axis("y"), [Series("", values)])
     with pytest.raises(ValueError, match="cannot be drawn"):
         chart("t", Axis("x", logarithmic=True), Axis("y"), [Series("", [(0, 1)])])
+
+
+def test_a_line_of_many_points_has_no_dots() -> None:
+    few, many = ([(float(i), float(i)) for i in range(count)] for count in (MOST_DOTS, MOST_DOTS + 1))
+    assert chart("", Axis(""), Axis(""), [Series("", few)]).count("<circle") == MOST_DOTS
+    assert "<circle" not in chart("", Axis(""), Axis(""), [Series("", many)])
+    assert chart("", Axis(""), Axis(""), [Series("", many, line=False)]).count("<circle") == MOST_DOTS + 1
