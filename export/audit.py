@@ -17,15 +17,14 @@ from denseport.runtime.backends import Session
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.tensorrt import TensorRTSession
 from denseport.runtime.build_record import BuildRecord
-from denseport.runtime.bundle import Bundle
+from denseport.runtime.bundle import FP32, Bundle
 from denseport.runtime.feed import network_inputs
 from denseport.runtime.files import work_folder
 from denseport.runtime.gate import AGREEMENTS
 from denseport.runtime.manifest import Manifest
 
-__all__ = ["FP32", "Audit", "audit_engine", "audit_graph"]
+__all__ = ["Audit", "audit_engine", "audit_graph"]
 
-FP32 = "model.onnx"
 NOTED = 0.05  # relative error of a tensor from which the audit names its layer as the first to diverge
 AUDITED = 8  # pictures
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from denseport.export.audit import FP32, Audit, audit_engine, audit_graph
+from denseport.export.audit import Audit, audit_engine, audit_graph
 from denseport.export.engine import NO_PLUGINS, EngineOptions, build_engine
 from denseport.export.engine_progress import progress_bar
 from denseport.export.errors import BuildError, ExportError
@@ -18,7 +18,7 @@ from denseport.export.race import race
 from denseport.export.save import read_model, save_model
 from denseport.runtime.backends.tensorrt import why_not
 from denseport.runtime.build_record import BuildRecord
-from denseport.runtime.bundle import Bundle
+from denseport.runtime.bundle import FP32, Bundle
 from denseport.runtime.errors import MachineError
 from denseport.runtime.feed import network_inputs
 from denseport.runtime.files import sha256_of, work_folder

@@ -100,9 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.machine import require
 
     require(NEEDED, "export,onnxruntime")
-    from denseport.export.audit import FP32
     from denseport.export.engine import check_builder
-    from denseport.runtime.bundle import Bundle
+    from denseport.runtime.bundle import FP32, Bundle
     from denseport.runtime.errors import InputError
 
     variant = arguments.engine == "onnx" and (arguments.output == "mask" or arguments.plugin == "on")
