@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +23,7 @@ from denseport.runtime.feed import network_inputs
 from denseport.runtime.files import work_folder
 from denseport.runtime.gate import AGREEMENTS
 from denseport.runtime.manifest import Manifest
+from denseport.runtime.metrics import json_number
 
 __all__ = ["Audit", "audit_engine", "audit_graph"]
 
@@ -36,10 +38,15 @@ class Audit:
     images: int
     agreement: float  # share of logit positions, or of a mask's pixels, with FP32's class
     worst_image: float  # the same, of the worst picture
-    logit_error: float | None  # largest difference of logits, relative to the largest logit; None: a mask has none
+    logit_error: float | None  # largest difference of logits / largest logit, over all pictures; None: a mask has none
     finite: bool | None  # all logits are; None: a mask does not show it
     worst_layer: str | None  # the first layer that differs by more than NOTED, else the one that differs most
     passed: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form for JSON: the error of logits that are not finite is null."""
+        error = None if self.logit_error is None else json_number(self.logit_error)
+        return {**asdict(self), "logit_error": error}
 
 
 def audit_graph(
@@ -48,6 +55,14 @@ def audit_graph(
     """Compare a typed graph with FP32 on up to `AUDITED` pictures, and name the layer that is worst.
 
     Its rounding is emulated, since ONNX Runtime's CPU back end would skip it. Masks are compared with FP32's masks.
+
+    Args:
+        pictures: at least one.
+        progress: told what is being done, a line each.
+
+    Raises:
+        BundleError: the bundle's FP32 model is altered or missing.
+        ImageError: a picture cannot be read.
     """
     chosen = _some(pictures)
     progress(f"comparing with FP32, {precision.upper()}'s rounding emulated; pictures: {len(chosen)}")

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from denseport.export.checkpoint import read_checkpoint
 from denseport.export.models.segmentor import build
-from denseport.export.recognise import recognise
 from denseport.export.spec import DPTHeadSpec, ModelSpec, NeckSpec, UPerHeadSpec, ViTSpec
 from denseport.export.weights import load_model
 from denseport.runtime.manifest import Manifest
@@ -61,15 +60,15 @@ def torch_baseline(manifest: Manifest, checkpoint: Path | None, threads: int | N
         threads: of the CPU, for this process; default: PyTorch's own choice.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, or is another network.
+        CheckpointError: the checkpoint cannot be read, or is of another network than the bundle's.
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    spec = spec_of(manifest.spec)
     if checkpoint is None:
         torch.manual_seed(0)
-        return TorchSession(build(spec_of(manifest.spec), rewrite=False), weights="random weights")
-    source = read_checkpoint(checkpoint)
-    model = load_model(source, recognise(source, None).spec, rewrite=False)
+        return TorchSession(build(spec, rewrite=False), weights="random weights")
+    model = load_model(read_checkpoint(checkpoint), spec, rewrite=False)
     return TorchSession(model, weights=checkpoint.name)
 
 

@@ -48,7 +48,7 @@ __all__ = ["explain"]
 TORCH = "torch"  # stands for an artifact's name
 
 # Relative error of a tensor, and what its cosine may lack to 1, before it counts as diverged.
-DIVERGED = {"fp32": 1e-4, "fp16": 0.05, "bf16": 0.2, "int8": 0.3}
+DIVERGED = {"fp32": 1e-4, "fp16": 0.05, "bf16": 0.2, "int8": 0.3, "fp8": 0.3}
 
 
 def explain(

@@ -63,6 +63,7 @@ def test_an_audit_fails_what_collapses(bundle: Bundle) -> None:
     with_graph(bundle, lambda graph: overflow(graph, "backbone.layers.2.ln1.weight"), "planted.onnx", "fp16")
     result = audit_graph(bundle, bundle.path / "planted.onnx", "fp16", spread([PICTURES], 2), lambda text: None)
     assert not result.passed and not result.finite
+    json.dumps(result.to_dict(), allow_nan=False)
     assert result.worst_layer is not None and "backbone.layers.2.ln1/LayerNormalization" in result.worst_layer
 
 

@@ -255,6 +255,42 @@ def test_a_value_near_the_end_of_the_range_is_an_island_with_its_consumers() -> 
     assert not record.islands
 
 
+def test_activations_too_small_for_all_digits_are_an_island_unless_they_are_added() -> None:
+    """FP16 loses digits below 6e-5; beside the bias, which the Add reads too, what is lost does not count."""
+    for tensor, islands in (("a", ["first", "second"]), ("d", ["fourth"])):
+        ranges = Ranges(
+            {"image": 1.0, "a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0, "logits": 1.0} | {tensor: 3e-5}, images=1
+        )
+        _, record = set_types(ir.from_onnx_text(CHAIN), FORMATS["fp16"], ranges)
+        assert [island.node for island in record.islands] == islands
+
+
+@pytest.mark.parametrize(
+    ("factor", "bias", "islands"),
+    [
+        (1.0, 1.0, []),
+        (3.13e-6, 1.0, ["first", "second"]),  # FP16's step there is 6e-8: 1 % of the weight is lost
+        (1.0, 1e-9, []),  # an addend that vanishes is lost in the sum anyway
+        (1.0, 1e6, ["first", "second"]),  # one that overflows is not
+    ],
+)
+def test_weights_are_judged_by_what_fp16_makes_of_them(factor: float, bias: float, islands: list[str]) -> None:
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 20]>
+    layers (float[N, 4, H, W] image) => (float[N, 4, H, W] logits)
+    {
+      [first] a = Conv(image, w, bias)
+      [second] logits = ConvTranspose(a, w, bias)
+    }""")
+    constants = {"w": np.full((4, 4, 1, 1), factor, np.float32), "bias": np.full(4, bias, np.float32)}
+    for name, array in constants.items():
+        value = next(value for node in model.graph for value in node.inputs if value is not None and value.name == name)
+        value.const_value = ir.tensor(array, name=name)
+        value.dtype, value.shape = FLOAT, ir.Shape(array.shape)
+        model.graph.register_initializer(value)
+    _, record = set_types(model, FORMATS["fp16"])
+    assert [island.node for island in record.islands] == islands
+
+
 # --- casts ------------------------------------------------------------------------------------------------------------
 
 CHAIN = """<ir_version: 10, opset_import: ["" : 20]>
