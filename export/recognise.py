@@ -65,7 +65,7 @@ def recognise(checkpoint: Checkpoint, preset: Preset | None = None) -> Recognise
         known: tuple[Preset, str] | None = (preset, "the command line")
     else:
         known = presets.find(sha256=checkpoint.sha256, names=(checkpoint.path.name, checkpoint.experiment))
-    candidate, recognised_by = known or (None, "")
+    candidate, recognised_by = known if known is not None else (None, "")
     spec = reader.spec(candidate.spec if candidate else None)
     if candidate is not None:
         differences = _differences(spec, candidate.spec)

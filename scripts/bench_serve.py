@@ -27,7 +27,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import cv2
-from bench_eval import random_bundle
+from random_bundle import random_bundle
 
 from denseport.runtime.images import decode_image
 from denseport.runtime.machine import inspect_machine
@@ -157,8 +157,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if not (arguments.bundle or arguments.preset):
+        parser.error("give BUNDLE or --preset")
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(arguments.bundle or random_bundle(arguments.preset, Path(folder)), arguments)
+        bundle = arguments.bundle or random_bundle(arguments.preset, Path(folder) / "bundle")
+        result = measure(bundle, arguments)
     print(json.dumps(result, indent=1)) if arguments.json else show(result)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,8 +36,8 @@ needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None,
 
 
 @pytest.fixture
-def bundle(sample: Bundle, tmp_path: Path) -> Bundle:
-    return Bundle(shutil.copytree(sample.path, tmp_path / "bundle"))
+def bundle(sample_copy: Bundle) -> Bundle:
+    return sample_copy
 
 
 def assert_nothing_new(bundle: Bundle) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import cv2
@@ -30,9 +29,8 @@ STEPS = ("protocol", "export", "precision", "engine")
 
 
 @pytest.fixture
-def bundle(sample: Bundle, tmp_path: Path) -> Bundle:
-    """A copy of the sample, to be spoilt."""
-    return Bundle(shutil.copytree(sample.path, tmp_path / "bundle"))
+def bundle(sample_copy: Bundle) -> Bundle:
+    return sample_copy
 
 
 @pytest.fixture(scope="module")

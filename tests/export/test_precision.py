@@ -325,6 +325,21 @@ def typed(text: str) -> tuple[ir.Model, PrecisionRecord]:
     return model, record
 
 
+def test_sums_in_the_residual_stream_are_fp32_but_not_a_bias_on_it() -> None:
+    model, _ = typed("""<ir_version: 10, opset_import: ["" : 20]>
+    stream (float[N, 4] image) => (float[N, 4] logits)
+    <float[4] scale = {1, 1, 1, 1}, float[4] bias = {1, 2, 3, 4}>
+    {
+      [sum] s = Add(image, image)
+      [norm] n = LayerNormalization(s, scale)
+      [later] l = Add(s, n)
+      [shift] t = Add(s, bias)
+      [product] logits = Mul(l, t)
+    }""")
+    types = {node.name: node.outputs[0].dtype for node in model.graph if node.op_type == "Add"}
+    assert types == {"sum": FLOAT, "later": FLOAT, "shift": FLOAT16}
+
+
 def test_casts_of_a_chain() -> None:
     """image down, b up, c down, logits up: four, and none can be left out."""
     model, record = typed(CHAIN)
