@@ -88,8 +88,10 @@ def explain(
 
 @dataclass(frozen=True)
 class _Measured:
+    """One network over all the pictures."""
+
     masks: list[NDArray[Any]]
-    mIoU: float
+    mIoU: float  # percent
     non_finite: int  # pictures whose logits held a NaN or an infinity
 
 

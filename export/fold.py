@@ -19,8 +19,8 @@ __all__ = ["fix_input_shape"]
 
 SMALL = 4096  # bytes; up to here onnx's reference evaluator, slow but exact on integers, does the folding
 ROUNDS = 10  # folding uncovers shapes and shapes uncover folding; two rounds are what the networks here take
-# A quantized weight must stay one, and a random or stateful node is no constant.
-KEPT = {"QuantizeLinear", "DequantizeLinear", "ConstantOfShape", "RandomNormal", "RandomUniform"}
+# A quantized weight must stay one. ConstantOfShape is a large tensor in few bytes; what is small was folded before.
+KEPT = {"QuantizeLinear", "DequantizeLinear", "ConstantOfShape"}
 
 
 def fix_input_shape(model: ir.Model, shape: tuple[int, int, int, int]) -> ir.Model:
@@ -79,6 +79,7 @@ def _fold_large(model: ir.Model) -> None:
 
 
 def _computable(node: ir.Node) -> bool:
+    """Whether a node's outputs are constants if its inputs are; one without inputs may be random."""
     return (
         node.domain in ("", "ai.onnx")
         and node.op_type not in KEPT

@@ -165,7 +165,7 @@ def _check_quantized(bundle: Bundle, arguments: argparse.Namespace, *, variant: 
 def _typed(bundle: Bundle, arguments: argparse.Namespace, *, reuse: bool) -> dict[str, Any]:
     """Write the typed graph; as a means to an end, one that is there is taken unless pictures are given."""
     from denseport.export.build import build_typed, source_of
-    from denseport.export.precision import explain
+    from denseport.export.precision import precision_table
 
     quantized = arguments.precision if arguments.precision in QUANTIZED else None
     precision = arguments.rest if quantized else arguments.precision
@@ -180,7 +180,7 @@ def _typed(bundle: Bundle, arguments: argparse.Namespace, *, reuse: bool) -> dic
         "audit": audit.to_dict() if audit is not None else None,
         "passed": audit is None or audit.passed,
     }
-    return result | ({"table": explain(record)} if arguments.explain_precision else {})
+    return result | ({"table": precision_table(record)} if arguments.explain_precision else {})
 
 
 def _variant(bundle: Bundle, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +9,10 @@ import pytest
 import torch
 from support import ASSETS
 
-from denseport.export.baseline import spec_of, torch_baseline
+from denseport.export.baseline import torch_baseline
 from denseport.export.errors import CheckpointError
-from denseport.export.presets import PRESETS
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.segmenter import Segmenter
-
-
-@pytest.mark.parametrize("name", sorted(PRESETS))
-def test_a_spec_survives_the_manifest(name: str) -> None:
-    spec = PRESETS[name].spec
-    assert spec_of(json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
 
 
 def test_the_baseline_computes_what_the_artifact_does(sample: Bundle) -> None:

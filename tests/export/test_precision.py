@@ -22,7 +22,7 @@ from support import ORACLE_MODELS
 
 from denseport.export.errors import ExportError
 from denseport.export.export import export_bundle
-from denseport.export.precision import FORMATS, PrecisionRecord, explain, set_types, write_precision
+from denseport.export.precision import FORMATS, PrecisionRecord, precision_table, set_types, write_precision
 from denseport.export.ranges import Ranges, observe
 from denseport.export.rounding import emulate_rounding
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
@@ -211,7 +211,7 @@ def test_islands_hold_what_overflows_where_a_plain_cast_collapses(
     assert f"{attention}/MatMul" in islands
     assert f"{attention}.out_proj/MatMul" in islands
     assert all(name.startswith((unit, attention)) for name in islands), "islands where nothing overflows"
-    assert explain(record).count("island: ") == len(islands)
+    assert precision_table(record).count("island: ") == len(islands)
 
     plainly_cast(model, tmp_path / "plain.onnx")
     half, plain = emulated(tmp_path / "fp16.onnx"), emulated(tmp_path / "plain.onnx")
@@ -229,7 +229,7 @@ def test_without_images_weights_are_checked_and_the_record_says_so(
     scaled_up(exported("tiny_dpt_project").verified("model.onnx"), model, 1e7)
     record = write_precision(model, tmp_path / "fp16.onnx", "fp16")
     assert record.observed_images == 0
-    assert "activations were not observed" in explain(record)
+    assert "activations were not observed" in precision_table(record)
     reasons = {island.node: island.why for island in record.islands}
     unit = "decode_head.fusion_blocks.3.res_conv_unit2"
     assert "changes the weight" in reasons[f"{unit}.conv1.bn/Conv"]  # too large
@@ -405,7 +405,7 @@ def test_types_of_the_sample(sample: Bundle, tmp_path: Path) -> None:
     assert record.casts == 1 + 1 + 4 * 6 + 4 + 1
     assert json.loads(json.dumps(dataclasses.asdict(record)))["casts"] == record.casts
     assert sum(record.nodes.values()) == sum(group.count for group in record.groups)
-    table = explain(record)
+    table = precision_table(record)
     assert "backbone.layers.*.ln1" in table
     assert "TensorRT#4723" in table
 
