@@ -19,7 +19,7 @@ from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.tensorrt import TensorRTSession
 from denseport.runtime.build_record import BuildRecord
 from denseport.runtime.bundle import FP32, Bundle
-from denseport.runtime.feed import network_inputs
+from denseport.runtime.feed import network_inputs, thinned
 from denseport.runtime.files import work_folder
 from denseport.runtime.gate import AGREEMENTS
 from denseport.runtime.manifest import Manifest
@@ -64,7 +64,7 @@ def audit_graph(
         BundleError: the bundle's FP32 model is altered or missing.
         ImageError: a picture cannot be read.
     """
-    chosen = _some(pictures)
+    chosen = thinned(pictures, AUDITED)
     progress(f"comparing with FP32, {precision.upper()}'s rounding emulated; pictures: {len(chosen)}")
     trusted = bundle.verified(FP32)
     with work_folder(bundle.path) as folder:
@@ -93,7 +93,7 @@ def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: s
         TensorRTSession(engine, record) as session,
     ):
         reference = _reference(bundle.verified(FP32), record.output, folder)
-        return _compare(reference, session, _some(pictures), manifest, precision)
+        return _compare(reference, session, thinned(pictures, AUDITED), manifest, precision)
 
 
 def _reference(fp32: Path, output: str, folder: Path) -> Session:
@@ -103,10 +103,6 @@ def _reference(fp32: Path, output: str, folder: Path) -> Session:
     path = folder / "reference.onnx"
     save_model(append_mask(read_model(fp32)), path)
     return OnnxRuntimeSession(path)
-
-
-def _some(pictures: Sequence[Path]) -> Sequence[Path]:
-    return pictures[:: max(1, len(pictures) // AUDITED)][:AUDITED]
 
 
 def _compare(

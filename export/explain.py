@@ -34,6 +34,7 @@ from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle import FP32, Bundle
 from denseport.runtime.dataset import Dataset
 from denseport.runtime.errors import DenseportError, InputError
+from denseport.runtime.feed import thinned
 from denseport.runtime.gate import AGREEMENTS, BUDGETS, threshold
 from denseport.runtime.images import read_image
 from denseport.runtime.inference import single_view
@@ -79,8 +80,7 @@ def explain(
     """
     if limit < 1:
         raise InputError(f"--explain needs at least one picture, not {limit}")
-    chosen = np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().astype(int)
-    pictures = replace(dataset, samples=tuple(dataset.samples[i] for i in chosen))
+    pictures = replace(dataset, samples=tuple(thinned(dataset.samples, limit)))
     chain = _Chain(bundle, artifact, checkpoint, pictures, protocol, progress)
     steps = (chain.protocol(), chain.export(), chain.precision(), chain.engine())
     return Explanation(artifact, protocol.name, len(pictures), len(dataset), steps)
