@@ -246,6 +246,19 @@ def test_ranges_are_the_largest_magnitudes(sample: Bundle) -> None:
     assert ranges.largest["logits"] == pytest.approx(max(np.abs(session.run(image)).max() for image in images), 1e-5)
 
 
+def test_a_tensor_that_is_no_number_once_stays_none(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    roots (float[N, 3, H, W] image) => (float[N, 3, H, W] logits) { [root] a = Sqrt(image) [sum] logits = Add(a, a) }"""
+    model = ir.from_onnx_text(text)
+    model.graph[0].outputs[0].dtype = FLOAT
+    ir.save(model, tmp_path / "roots.onnx")
+    images = [np.full((1, 3, 2, 2), value, np.float32) for value in (4, -1, 9)]
+    ranges = observe(tmp_path / "roots.onnx", images, threads=1)
+    assert ranges.largest["image"] == 9 and np.isnan(ranges.largest["a"]) and np.isnan(ranges.largest["logits"])
+    _, record = set_types(ir.load(tmp_path / "roots.onnx"), FORMATS["fp16"], ranges)
+    assert [island.node for island in record.islands] == ["sum"]
+
+
 def test_a_value_near_the_end_of_the_range_is_an_island_with_its_consumers() -> None:
     model = ir.from_onnx_text(CHAIN)
     ranges = Ranges({"image": 1.0, "a": 40000.0, "b": 1.0, "c": 1.0, "d": 1.0, "logits": 1.0}, images=1)
