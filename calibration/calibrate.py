@@ -10,7 +10,7 @@ import difflib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import onnx_ir as ir
 
+from denseport.calibration.collect import StepCallback
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.forms import Form, forms_of
 from denseport.calibration.graph import GraphSession, load_model, serialise
@@ -30,7 +31,7 @@ from denseport.calibration.sensitivity import Loss, Reference, sensitivities
 from denseport.calibration.smoothing import Smoothing
 from denseport.calibration.statistics import Thresholds, find_thresholds, smoothed
 from denseport.calibration.unpack import unpack_projections
-from denseport.runtime.bundle import Bundle
+from denseport.runtime.bundle import FP32, Bundle
 from denseport.runtime.dataset import Dataset
 from denseport.runtime.feed import thinned
 from denseport.runtime.files import sha256_of, work_folder, writing
@@ -38,11 +39,7 @@ from denseport.runtime.machine import inspect_machine
 from denseport.runtime.manifest import Artifact
 from denseport.runtime.page import count
 
-__all__ = ["FP32", "CalibrationRecord", "Progress", "Silent", "calibrate"]
-
-FP32 = "model.onnx"
-
-Told = Callable[[int, int], None]
+__all__ = ["CalibrationRecord", "Progress", "Silent", "calibrate"]
 
 
 class Progress(Protocol):
@@ -52,7 +49,7 @@ class Progress(Protocol):
         """A line about what comes or was found."""
         ...
 
-    def phase(self, title: str) -> AbstractContextManager[Told]:
+    def phase(self, title: str) -> AbstractContextManager[StepCallback]:
         """A stretch of work; the callback is told steps done and in all."""
         ...
 
@@ -63,7 +60,7 @@ class Silent:
     def say(self, text: str) -> None:
         pass
 
-    def phase(self, title: str) -> AbstractContextManager[Told]:
+    def phase(self, title: str) -> AbstractContextManager[StepCallback]:
         return nullcontext(lambda done, total: None)
 
 

@@ -22,11 +22,12 @@ from denseport.calibration.graph import INPUT, GraphSession, serialise
 from denseport.calibration.observers import Observer
 from denseport.runtime.arrays import read_arrays, write_arrays
 
-__all__ = ["collect", "collection_key"]
+__all__ = ["StepCallback", "collect", "collection_key"]
 
 LIMIT = 2**30  # bytes of fetched tensors
 SAVE_SECONDS = 10.0
 
+StepCallback = Callable[[int, int], None]  # given the steps done and the steps in all
 Images = Sequence[NDArray[np.float32]]
 Observers = Mapping[str, Sequence[Observer]]
 
@@ -41,7 +42,7 @@ def collect(
     state_file: Path | None = None,
     key: str = "",
     keep: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: StepCallback = lambda done, total: None,
 ) -> None:
     """Show each tensor of each image to its observers.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from denseport.calibration.collect import StepCallback
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.placement import Group
 from denseport.calibration.qdq import Quantization, quantize
@@ -120,7 +121,7 @@ def search(
     kind: str = "int8",
     losses: Mapping[str, Loss] | None = None,
     batch: float = 0.02,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: StepCallback = lambda done, total: None,
     told: Callable[[Step], None] = lambda step: None,
 ) -> tuple[ir.Model, Search]:
     """Quantize as many multiply-adds as the budget allows.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from denseport.calibration.collect import StepCallback
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.graph import GraphSession
 from denseport.calibration.placement import Group
@@ -109,7 +110,7 @@ def sensitivities(
     residual: bool = False,
     kind: str = "int8",
     losses: MutableMapping[str, Loss] | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: StepCallback = lambda done, total: None,
 ) -> dict[str, Loss]:
     """The loss of each candidate group when it alone is quantized, by name.
 

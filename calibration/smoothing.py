@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from denseport.calibration.collect import StepCallback
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.graph import has_flag, new_constant, weight_of
 from denseport.calibration.observers import LEVELS, ChannelMaximum, RowSample
@@ -59,7 +60,7 @@ def smooth(
     rows: Mapping[str, RowSample],
     *,
     strengths: Iterable[float] = STRENGTHS,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: StepCallback = lambda done, total: None,
 ) -> tuple[ir.Model, list[Smoothing]]:
     """A copy of the model with every LayerNorm of `find_norms` migrated at its best strength.
 

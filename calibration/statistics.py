@@ -6,13 +6,13 @@ for another method or budget.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
-from denseport.calibration.collect import collect, collection_key
+from denseport.calibration.collect import StepCallback, collect, collection_key
 from denseport.calibration.graph import INPUT
 from denseport.calibration.images import CalibrationImages, ImageStatistics
 from denseport.calibration.observers import ChannelMaximum, Histogram, Method, Observer, RowSample, threshold
@@ -22,8 +22,6 @@ from denseport.calibration.smoothing import Smoothing, find_norms, smooth
 __all__ = ["Thresholds", "find_thresholds", "smoothed"]
 
 _ROWS = 1024  # of each LayerNorm's output, all images together
-
-Told = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def smoothed(
     work: Path,
     *,
     threads: int | None = None,
-    progress: Told = lambda done, total: None,
+    progress: StepCallback = lambda done, total: None,
 ) -> tuple[ir.Model, list[Smoothing]]:
     """A copy of the model with the outliers behind its LayerNorms migrated into the next weights.
 
@@ -72,7 +70,7 @@ def find_thresholds(
     method: Method,
     *,
     threads: int | None = None,
-    progress: Told = lambda done, total: None,
+    progress: StepCallback = lambda done, total: None,
 ) -> Thresholds:
     """The thresholds of all tensors that ``groups`` read, and of what their convolutions write.
 

@@ -19,7 +19,7 @@ from denseport.calibration.search import Budget
 from denseport.calibration.sensitivity import Loss
 from denseport.runtime.backends import Session
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
-from denseport.runtime.bundle import Bundle
+from denseport.runtime.bundle import FP32, Bundle
 from denseport.runtime.choice import CUDA, choose
 from denseport.runtime.dataset import Dataset
 from denseport.runtime.evaluate import evaluate
@@ -29,7 +29,7 @@ from denseport.runtime.trial import Trial, kind_of
 
 __all__ = ["FASTER", "Accuracy", "Race", "judge", "measure_accuracy", "race"]
 
-FP32, FP16 = "model.onnx", "fp16.onnx"
+FP16 = "fp16.onnx"
 FASTER = 1.02  # times as fast as FP32 that INT8 must be: less is within the noise of a quiet machine
 ROUNDS = (7, 31)  # fewest and most
 SECONDS = 15.0  # after which no further round starts, once there were the fewest

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,15 +18,15 @@ from denseport.runtime.backends import Session
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.tensorrt import TensorRTSession
 from denseport.runtime.build_record import BuildRecord
-from denseport.runtime.bundle import Bundle
-from denseport.runtime.feed import network_inputs
+from denseport.runtime.bundle import FP32, Bundle
+from denseport.runtime.feed import network_inputs, thinned
 from denseport.runtime.files import work_folder
 from denseport.runtime.gate import AGREEMENTS
 from denseport.runtime.manifest import Manifest
+from denseport.runtime.metrics import json_number
 
-__all__ = ["FP32", "Audit", "audit_engine", "audit_graph"]
+__all__ = ["Audit", "audit_engine", "audit_graph"]
 
-FP32 = "model.onnx"
 NOTED = 0.05  # relative error of a tensor from which the audit names its layer as the first to diverge
 AUDITED = 8  # pictures
 
@@ -37,10 +38,15 @@ class Audit:
     images: int
     agreement: float  # share of logit positions, or of a mask's pixels, with FP32's class
     worst_image: float  # the same, of the worst picture
-    logit_error: float | None  # largest difference of logits, relative to the largest logit; None: a mask has none
+    logit_error: float | None  # largest difference of logits / largest logit, over all pictures; None: a mask has none
     finite: bool | None  # all logits are; None: a mask does not show it
     worst_layer: str | None  # the first layer that differs by more than NOTED, else the one that differs most
     passed: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form for JSON: the error of logits that are not finite is null."""
+        error = None if self.logit_error is None else json_number(self.logit_error)
+        return {**asdict(self), "logit_error": error}
 
 
 def audit_graph(
@@ -49,8 +55,16 @@ def audit_graph(
     """Compare a typed graph with FP32 on up to `AUDITED` pictures, and name the layer that is worst.
 
     Its rounding is emulated, since ONNX Runtime's CPU back end would skip it. Masks are compared with FP32's masks.
+
+    Args:
+        pictures: at least one.
+        progress: told what is being done, a line each.
+
+    Raises:
+        BundleError: the bundle's FP32 model is altered or missing.
+        ImageError: a picture cannot be read.
     """
-    chosen = _some(pictures)
+    chosen = thinned(pictures, AUDITED)
     progress(f"comparing with FP32, {precision.upper()}'s rounding emulated; pictures: {len(chosen)}")
     trusted = bundle.verified(FP32)
     with work_folder(bundle.path) as folder:
@@ -79,7 +93,7 @@ def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: s
         TensorRTSession(engine, record) as session,
     ):
         reference = _reference(bundle.verified(FP32), record.output, folder)
-        return _compare(reference, session, _some(pictures), manifest, precision)
+        return _compare(reference, session, thinned(pictures, AUDITED), manifest, precision)
 
 
 def _reference(fp32: Path, output: str, folder: Path) -> Session:
@@ -89,10 +103,6 @@ def _reference(fp32: Path, output: str, folder: Path) -> Session:
     path = folder / "reference.onnx"
     save_model(append_mask(read_model(fp32)), path)
     return OnnxRuntimeSession(path)
-
-
-def _some(pictures: Sequence[Path]) -> Sequence[Path]:
-    return pictures[:: max(1, len(pictures) // AUDITED)][:AUDITED]
 
 
 def _compare(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +10,12 @@ from numpy.typing import NDArray
 
 from denseport.export.checkpoint import read_checkpoint
 from denseport.export.models.segmentor import build
-from denseport.export.recognise import recognise
-from denseport.export.spec import DPTHeadSpec, ModelSpec, NeckSpec, UPerHeadSpec, ViTSpec
+from denseport.export.spec import spec_of
 from denseport.export.weights import load_model
 from denseport.runtime.manifest import Manifest
 from denseport.runtime.page import count
 
-__all__ = ["TorchSession", "spec_of", "torch_baseline"]
+__all__ = ["TorchSession", "torch_baseline"]
 
 
 class TorchSession:
@@ -61,28 +59,13 @@ def torch_baseline(manifest: Manifest, checkpoint: Path | None, threads: int | N
         threads: of the CPU, for this process; default: PyTorch's own choice.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, or is another network.
+        CheckpointError: the checkpoint cannot be read, or is of another network than the bundle's.
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    spec = spec_of(manifest.spec)
     if checkpoint is None:
         torch.manual_seed(0)
-        return TorchSession(build(spec_of(manifest.spec), rewrite=False), weights="random weights")
-    source = read_checkpoint(checkpoint)
-    model = load_model(source, recognise(source, None).spec, rewrite=False)
+        return TorchSession(build(spec, rewrite=False), weights="random weights")
+    model = load_model(read_checkpoint(checkpoint), spec, rewrite=False)
     return TorchSession(model, weights=checkpoint.name)
-
-
-def spec_of(data: dict[str, Any]) -> ModelSpec:
-    """The spec that a manifest holds, the inverse of `dataclasses.asdict`."""
-
-    def tuples(fields: dict[str, Any]) -> dict[str, Any]:
-        return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-
-    head = data["head"]
-    return ModelSpec(
-        backbone=ViTSpec(**tuples(data["backbone"])),
-        neck=NeckSpec(**tuples(data["neck"])) if data["neck"] is not None else None,
-        head=DPTHeadSpec(**tuples(head)) if "readout" in head else UPerHeadSpec(**tuples(head)),
-        num_classes=data["num_classes"],
-    )

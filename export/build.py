@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from denseport.export.audit import FP32, Audit, audit_engine, audit_graph
+from denseport.export.audit import Audit, audit_engine, audit_graph
 from denseport.export.engine import NO_PLUGINS, EngineOptions, build_engine
 from denseport.export.engine_progress import progress_bar
 from denseport.export.errors import BuildError, ExportError
@@ -18,7 +18,7 @@ from denseport.export.race import race
 from denseport.export.save import read_model, save_model
 from denseport.runtime.backends.tensorrt import why_not
 from denseport.runtime.build_record import BuildRecord
-from denseport.runtime.bundle import Bundle
+from denseport.runtime.bundle import FP32, Bundle
 from denseport.runtime.errors import MachineError
 from denseport.runtime.feed import network_inputs
 from denseport.runtime.files import sha256_of, work_folder
@@ -52,7 +52,7 @@ def build_typed(
         ExportError: nothing computes in the narrow type, although it was asked for.
     """
     source = source_of(quantized or "fp32")
-    name = f"{quantized}.{precision}.onnx" if quantized else f"{precision}.onnx"
+    name = source_of(quantized, precision) if quantized else source_of(precision)
     model = bundle.verified(source)
     with work_folder(bundle.path) as folder:
         output = folder / name
@@ -111,7 +111,7 @@ def _enter(bundle: Bundle, graph: Path, precision: str, details: dict[str, Any],
     """Move a graph, with its external data, into the bundle."""
     files = [graph, *graph.parent.glob(f"{graph.name}.data")]
     hashes = {file.name: sha256_of(file) for file in files}
-    details |= {"audit": dataclasses.asdict(audit)} if audit is not None else {}
+    details |= {"audit": audit.to_dict()} if audit is not None else {}
     bundle.add(graph.name, Artifact("onnx", precision, hashes, details), files)
 
 
@@ -157,14 +157,14 @@ def build_engine_artifact(
                 return path, build_engine(model, path, options, progress=progress, verbose=verbose)
 
         output, record, times = _faster(build, options) if try_plugin else (*build(options), {})
-        name = _engine_name(source_of(precision, rest), options, record)
-        result = why_not(record) or ("no pictures were given" if not pictures else "")
-        checked = result or audit_engine(bundle, output, record, precision, pictures)
+        name = _engine_name(source, options, record)
+        unaudited = why_not(record) or ("no pictures were given" if not pictures else "")
+        checked = unaudited or audit_engine(bundle, output, record, precision, pictures)
         if isinstance(checked, Audit) and not checked.passed:
             return name, record, checked
         details: dict[str, Any] = {**record.to_dict(), "source": source}
         details |= {"milliseconds": times} if times else {}
-        details |= {"audit": dataclasses.asdict(checked)} if isinstance(checked, Audit) else {}
+        details |= {"audit": checked.to_dict()} if isinstance(checked, Audit) else {}
         artifact = Artifact("engine", precision, {name: record.engine_sha256}, details)
         bundle.add(name, artifact, [output.rename(output.with_name(name))])
     return name, record, checked

@@ -49,9 +49,9 @@ class Checkpoint:
         return _text(self.path.name)
 
 
-# What weights and counters are kept in; anything else (8 bits, complex) is no plain training checkpoint.
 _UNPRINTABLE = re.compile(f"[\\t\\n{CONTROLS}]")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32)
+# What weights and counters are kept in; anything else (8 bits, complex) is no plain training checkpoint.
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32)
 
 
 class _Stub:
@@ -89,6 +89,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: no such file, not a checkpoint, truncated, or a pickle that names anything but
             tensors, containers and the training records that are known to be harmless.
+        MachineError: the file is safetensors, and that package is not installed.
     """
     with _reading(path):
         if not path.is_file():
@@ -173,7 +174,7 @@ def _state_dict(path: Path, data: Mapping[str, Any]) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path}: {key!r} is a {type(value).__name__}, not a tensor", "Give a file that holds a state dict."
             )
-        if value.layout != torch.strided or value.is_nested or value.is_meta or value.dtype not in DTYPES:
+        if value.layout != torch.strided or value.is_nested or value.is_meta or value.dtype not in _DTYPES:
             kind = f"{value.layout}, {value.dtype}, on {value.device}"
             raise CheckpointError(
                 f"{path}: {key!r} is no plain tensor of floats or integers ({kind})",

@@ -113,16 +113,16 @@ def find_divergence(
     """
     worst: tuple[str, Difference] | None = None
     with tempfile.TemporaryDirectory(prefix="denseport-") as folder:
-        ours, theirs = _Graph(trusted, Path(folder) / "trusted"), _Graph(suspect, Path(folder) / "suspect")
-        for name, expected, found in _common_tensors(ours, theirs, image, group_bytes):
+        graphs = _Graph(trusted, Path(folder) / "trusted"), _Graph(suspect, Path(folder) / "suspect")
+        for name, expected, found in _common_tensors(*graphs, image, group_bytes):
             if (expected.dtype.kind in "iu") != (found.dtype.kind in "iu"):
                 continue  # integers that stand for real numbers: what they stand for is compared behind them
             now = difference(expected, found)
             if now.exceeds(limit):
-                return _divergence(ours, theirs, name, now, limit, first=True)
+                return _divergence(*graphs, name, now, limit, first=True)
             if now.relative_error > (worst[1].relative_error if worst else 0.0):
                 worst = name, now
-        return _divergence(ours, theirs, *worst, limit, first=False) if worst else None
+        return _divergence(*graphs, *worst, limit, first=False) if worst else None
 
 
 class _Graph:
@@ -190,54 +190,56 @@ class _Graph:
 
 
 def _common_tensors(
-    ours: _Graph, theirs: _Graph, image: NDArray[np.float32], group_bytes: int
+    trusted: _Graph, suspect: _Graph, image: NDArray[np.float32], group_bytes: int
 ) -> Iterator[tuple[str, NDArray[Any], NDArray[Any]]]:
     """The tensors that both compute, in the trusted graph's order."""
-    names = [name for name in ours.index if name in theirs.index]
+    names = [name for name in trusted.index if name in suspect.index]
     group: list[str] = []
     room = group_bytes
-    for name, size in zip(names, ours.sizes(image, names), strict=True):
+    for name, size in zip(names, trusted.sizes(image, names), strict=True):
         needed = size * np.dtype(np.float32).itemsize
         if group and needed > room:
-            yield from zip(group, ours.tensors(image, group), theirs.tensors(image, group), strict=True)
+            yield from zip(group, trusted.tensors(image, group), suspect.tensors(image, group), strict=True)
             group, room = [], group_bytes
         group.append(name)
         room -= needed
     if group:
-        yield from zip(group, ours.tensors(image, group), theirs.tensors(image, group), strict=True)
+        yield from zip(group, trusted.tensors(image, group), suspect.tensors(image, group), strict=True)
 
 
-def _divergence(ours: _Graph, theirs: _Graph, name: str, how: Difference, limit: float, *, first: bool) -> Divergence:
-    node = ours.nodes[ours.index[name]]
-    causes = tuple(_causes(ours, theirs, name, limit))
+def _divergence(
+    trusted: _Graph, suspect: _Graph, name: str, how: Difference, limit: float, *, first: bool
+) -> Divergence:
+    node = trusted.nodes[trusted.index[name]]
+    causes = tuple(_causes(trusted, suspect, name, limit))
     return Divergence(name, node.name or name, node.op_type, how, first, causes)
 
 
-def _causes(ours: _Graph, theirs: _Graph, name: str, limit: float) -> Iterator[str]:
+def _causes(trusted: _Graph, suspect: _Graph, name: str, limit: float) -> Iterator[str]:
     """What the node that computes a tensor has otherwise in the suspect graph, in words."""
-    origin = theirs.origin(name)
-    if origin not in theirs.index:
+    origin = suspect.origin(name)
+    if origin not in suspect.index:
         yield f"it is a constant, {origin}"
         return
-    node, other = ours.nodes[ours.index[name]], theirs.nodes[theirs.index[origin]]
+    node, other = trusted.nodes[trusted.index[name]], suspect.nodes[suspect.index[origin]]
     if node.op_type != other.op_type:
         yield f"the operator is {other.op_type}, not {node.op_type}"
         return
-    wanted, found = ours.attributes(node), theirs.attributes(other)
+    wanted, found = trusted.attributes(node), suspect.attributes(other)
     for key in sorted(wanted.keys() | found.keys()):
         if wanted.get(key) != found.get(key):
             yield f"{key} is {found.get(key)!r}, not {wanted.get(key)!r}"
     if len(node.input) != len(other.input):
         yield f"it has {len(other.input)} inputs, not {len(node.input)}"
-    for ours_in, theirs_in in zip(node.input, other.input, strict=False):
-        yield from _input_causes(ours, theirs, ours_in, theirs.origin(theirs_in), limit)
+    for trusted_input, suspect_input in zip(node.input, other.input, strict=False):
+        yield from _input_causes(trusted, suspect, trusted_input, suspect.origin(suspect_input), limit)
 
 
-def _input_causes(ours: _Graph, theirs: _Graph, wanted: str, found: str, limit: float) -> Iterator[str]:
-    if found != wanted and (found in ours.index or found in ours.initializers):
+def _input_causes(trusted: _Graph, suspect: _Graph, wanted: str, found: str, limit: float) -> Iterator[str]:
+    if found != wanted and (found in trusted.index or found in trusted.initializers):
         yield f"an input is {found}, not {wanted}"
         return
-    weight, other = ours.weight(wanted), theirs.weight(found)
+    weight, other = trusted.weight(wanted), suspect.weight(found)
     if weight is None or other is None or (weight.dtype.kind in "iu") != (other.dtype.kind in "iu"):
         return
     how = difference(weight, other)

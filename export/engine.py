@@ -29,7 +29,7 @@ from denseport.export.fold import fix_input_shape
 from denseport.export.fusion import fuse, fused_nodes
 from denseport.export.mask import append_mask
 from denseport.export.plugin.compile import compile_ptx
-from denseport.export.save import PROTOBUF_LIMIT
+from denseport.export.save import PROTOBUF_LIMIT, weight_bytes
 from denseport.runtime.backends.cuda import Device, open_cuda
 from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_library
 from denseport.runtime.build_record import PORTABLE_RTX, TITLES, BuildRecord, Profile, sm_name
@@ -232,9 +232,8 @@ def _prepared(model: Path, options: EngineOptions) -> Iterator[_Source]:
         yield _Source(model, output, types, fixed, fused)
         return
     with tempfile.TemporaryDirectory(prefix="denseport-") as folder:
-        size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
         path = Path(folder) / model.name
-        ir.save(graph, path, external_data=f"{model.name}.data" if size > PROTOBUF_LIMIT else None)
+        ir.save(graph, path, external_data=f"{model.name}.data" if weight_bytes(graph) > PROTOBUF_LIMIT else None)
         del graph
         yield _Source(path, output, types, fixed, fused)
 

@@ -21,7 +21,11 @@ class _Phase:
 
 
 class ProgressTree:
-    """The phases under way. A phase's steps are filled by its sub-phases, so its share is steps plus theirs."""
+    """The phases under way. A phase's steps are filled by its sub-phases, so its share is steps plus theirs.
+
+    Args:
+        report: told the share that is done and the phase, at each step. What it raises is kept in ``error``.
+    """
 
     def __init__(self, report: Progress) -> None:
         self._report = report
@@ -31,12 +35,13 @@ class ProgressTree:
         self.error: BaseException | None = None  # what the callback raised, Ctrl-C included
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
+        """A phase of so many steps begins, within another or alone."""
         with self._lock:
             self._phases[name] = _Phase(parent, max(steps, 1))
         self._tell(name)
 
     def step(self, name: str, index: int) -> bool:
-        """False asks TensorRT to stop."""
+        """Step ``index`` of a phase is done; False asks TensorRT to stop."""
         with self._lock:
             if phase := self._phases.get(name):
                 phase.done = min(index + 1, phase.steps)
@@ -44,6 +49,7 @@ class ProgressTree:
         return self.error is None
 
     def finish(self, name: str) -> None:
+        """A phase has ended."""
         with self._lock:
             self._phases.pop(name, None)
 

@@ -31,9 +31,10 @@ from denseport.export.recognise import recognise
 from denseport.export.settings import inference_of, preprocess_of
 from denseport.export.weights import load_model
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
-from denseport.runtime.bundle import Bundle
+from denseport.runtime.bundle import FP32, Bundle
 from denseport.runtime.dataset import Dataset
 from denseport.runtime.errors import DenseportError, InputError
+from denseport.runtime.feed import thinned
 from denseport.runtime.gate import AGREEMENTS, BUDGETS, threshold
 from denseport.runtime.images import read_image
 from denseport.runtime.inference import single_view
@@ -45,10 +46,10 @@ from denseport.runtime.segmenter import Segmenter
 
 __all__ = ["explain"]
 
-TORCH, MODEL = "torch", "model.onnx"
+TORCH = "torch"  # stands for an artifact's name
 
 # Relative error of a tensor, and what its cosine may lack to 1, before it counts as diverged.
-DIVERGED = {"fp32": 1e-4, "fp16": 0.05, "bf16": 0.2, "int8": 0.3}
+DIVERGED = {"fp32": 1e-4, "fp16": 0.05, "bf16": 0.2, "int8": 0.3, "fp8": 0.3}
 
 
 def explain(
@@ -79,8 +80,7 @@ def explain(
     """
     if limit < 1:
         raise InputError(f"--explain needs at least one picture, not {limit}")
-    chosen = np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().astype(int)
-    pictures = replace(dataset, samples=tuple(dataset.samples[i] for i in chosen))
+    pictures = replace(dataset, samples=tuple(thinned(dataset.samples, limit)))
     chain = _Chain(bundle, artifact, checkpoint, pictures, protocol, progress)
     steps = (chain.protocol(), chain.export(), chain.precision(), chain.engine())
     return Explanation(artifact, protocol.name, len(pictures), len(dataset), steps)
@@ -88,8 +88,10 @@ def explain(
 
 @dataclass(frozen=True)
 class _Measured:
+    """One network over all the pictures."""
+
     masks: list[NDArray[Any]]
-    mIoU: float
+    mIoU: float  # percent
     non_finite: int  # pictures whose logits held a NaN or an infinity
 
 
@@ -119,7 +121,7 @@ class _Chain:
 
     def protocol(self) -> Step:
         """The checkpoint's own settings against those of the examined measurement, on a network that is right."""
-        network, source = (MODEL, "bundle") if self.model is None else (TORCH, "checkpoint")
+        network, source = (FP32, "bundle") if self.model is None else (TORCH, "checkpoint")
         before, after = self._measure(network, self.own), self._measure(network, self.used)
         culprits = []
         for name, corrected in _corrections(self.used, self.own):
@@ -146,8 +148,8 @@ class _Chain:
     def export(self) -> Step:
         """The checkpoint's network in torch against model.onnx."""
         if self.checkpoint is None or self.model is None:
-            return Step("export", (TORCH, MODEL), notes=("no checkpoint was given: --checkpoint FILE",))
-        step, worst = self._compare("export", TORCH, MODEL, "fp32")
+            return Step("export", (TORCH, FP32), notes=("no checkpoint was given: --checkpoint FILE",))
+        step, worst = self._compare("export", TORCH, FP32, "fp32")
         recorded = self.bundle.manifest.provenance.get("sha256")
         if recorded != self.checkpoint.sha256:
             note = f"{self.checkpoint.path} is not the file that the bundle was exported from: their hashes differ"
@@ -157,14 +159,14 @@ class _Chain:
             return step
         self.tell("exporting the checkpoint afresh")
         with tempfile.TemporaryDirectory(prefix="denseport-") as folder:
-            fresh = export_onnx(self.model, Path(folder) / MODEL)[0]
-            return self._blame(step, fresh, MODEL, worst, "fp32")
+            fresh = export_onnx(self.model, Path(folder) / FP32)[0]
+            return self._blame(step, fresh, FP32, worst, "fp32")
 
     def _with_logits(self, step: Step, picture: int) -> Step:
         """The step, failed where the logits differ more than an export's may: masks forgive much that is wrong."""
         assert self.model is not None  # export looked
         image = self._network_input(picture)
-        found = OnnxRuntimeSession(self.bundle.verified(MODEL)).run(image)
+        found = OnnxRuntimeSession(self.bundle.verified(FP32)).run(image)
         how = difference(TorchSession(self.model, device="cpu").run(image), found)
         if not how.exceeds(TOLERANCE):
             return step
@@ -174,27 +176,27 @@ class _Chain:
     def precision(self) -> Step:
         """model.onnx against the typed or quantized graph."""
         typed = self._typed()
-        if typed == MODEL:
-            return Step("precision", (MODEL, self.name), notes=("the artifact computes in FP32",))
+        if typed == FP32:
+            return Step("precision", (FP32, self.name), notes=("the artifact computes in FP32",))
         if typed not in self.bundle.manifest.artifacts:
             return Step(
                 "precision",
-                (MODEL, typed),
+                (FP32, typed),
                 notes=(
                     f"the bundle has no {typed} that {self.name} was built from; make it with denseport build "
                     f"{self.bundle.path} --precision {self.artifact.precision} --engine onnx",
                 ),
             )
         precision = self.bundle.artifact(typed).precision
-        step, worst = self._compare("precision", MODEL, typed, precision)
+        step, worst = self._compare("precision", FP32, typed, precision)
         if not step.failed:
             return step
-        return self._blame(step, self.bundle.verified(MODEL), typed, worst, precision)
+        return self._blame(step, self.bundle.verified(FP32), typed, worst, precision)
 
     def engine(self) -> Step:
         """The graph that an engine was built from against the engine."""
         typed = self._typed()
-        before = typed if typed in self.bundle.manifest.artifacts else MODEL
+        before = typed if typed in self.bundle.manifest.artifacts else FP32
         if self.artifact.kind != "engine":
             return Step("engine", (before, self.name), notes=("the artifact is an ONNX graph, no engine",))
         self.bundle.verified(self.name)
@@ -210,7 +212,7 @@ class _Chain:
         """The ONNX artifact with this precision: the artifact itself, or what the engine was built from."""
         if self.artifact.kind == "onnx":
             return self.name
-        usual = MODEL if self.artifact.precision == "fp32" else f"{self.artifact.precision}.onnx"
+        usual = FP32 if self.artifact.precision == "fp32" else f"{self.artifact.precision}.onnx"
         return str(self.artifact.record.get("source", usual))
 
     def _measure(self, name: str, protocol: Protocol) -> _Measured:
@@ -265,7 +267,7 @@ class _Chain:
 
 def _load(checkpoint: Checkpoint, bundle: Bundle) -> Segmentor:
     """The network as it was exported: of the same preset, with the same rewrites."""
-    reference, record = bundle.manifest.reference, bundle.artifact(MODEL).record
+    reference, record = bundle.manifest.reference, bundle.artifact(FP32).record
     preset = PRESETS.get(reference.preset) if reference is not None else None
     return load_model(checkpoint, recognise(checkpoint, preset).spec, rewrite=bool(record.get("rewrite", True)))
 

@@ -37,7 +37,7 @@ class Culprit:
 class Step:
     """One change on the way from the checkpoint to the artifact, and what it cost."""
 
-    name: str  # "export", "protocol", "precision" or "engine"
+    name: str  # "protocol", "export", "precision" or "engine"
     compared: tuple[str, str]  # what was measured before the change, and after it
     mIoU: tuple[float, float] | None = None  # percent, of both; None: not run, and the notes say why
     agreement: float | None = None  # share of pixels with the same class, 0..1

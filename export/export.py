@@ -16,14 +16,13 @@ from denseport.export.onnx import OPSET, TOLERANCE, Check, check_export, export_
 from denseport.export.presets import Preset
 from denseport.export.recognise import Recognised, recognise
 from denseport.export.settings import class_names, inference_of, palette_of, preprocess_of, reduces_zero_label
-from denseport.export.weights import load_model
-from denseport.runtime.bundle import MANIFEST, Bundle, new_bundle
+from denseport.export.weights import AUXILIARY, load_model
+from denseport.runtime.bundle import FP32, MANIFEST, Bundle, new_bundle
 from denseport.runtime.files import sha256_of, write_atomic, writing
 from denseport.runtime.manifest import Artifact, Manifest, Reference
 
 __all__ = ["export_bundle"]
 
-MODEL = "model.onnx"
 PUBLISHED_PROTOCOL = "whole, keep-ratio 2048 x 512, single scale; ms + flip: ratios 0.5 to 1.75 of that scale (0.x)"
 
 
@@ -61,10 +60,10 @@ def export_bundle(
         for warning in manifest.provenance["warnings"]:
             progress(f"warning: {warning}")
         with writing(output):
-            files = export_onnx(model, folder / MODEL)
+            files = export_onnx(model, folder / FP32)
         progress("comparing ONNX Runtime with torch")
-        artifact = _artifact(files, check_export(model, folder / MODEL), rewrite, model)
-        manifest = dataclasses.replace(manifest, artifacts={MODEL: artifact})
+        artifact = _artifact(files, check_export(model, folder / FP32), rewrite, model)
+        manifest = dataclasses.replace(manifest, artifacts={FP32: artifact})
         write_atomic(folder / MANIFEST, manifest.to_json().encode())
     return Bundle(output)
 
@@ -107,7 +106,7 @@ def _parameters(source: Checkpoint) -> int:
     return sum(
         value.numel()
         for key, value in source.state_dict.items()
-        if not key.startswith("auxiliary_head.") and not key.endswith(skip)
+        if not key.startswith(AUXILIARY) and not key.endswith(skip)
     )
 
 

@@ -19,8 +19,8 @@ __all__ = ["fix_input_shape"]
 
 SMALL = 4096  # bytes; up to here onnx's reference evaluator, slow but exact on integers, does the folding
 ROUNDS = 10  # folding uncovers shapes and shapes uncover folding; two rounds are what the networks here take
-# A quantized weight must stay one, and a random or stateful node is no constant.
-KEPT = {"QuantizeLinear", "DequantizeLinear", "ConstantOfShape", "RandomNormal", "RandomUniform"}
+# A quantized weight must stay one. ConstantOfShape is a large tensor in few bytes; what is small was folded before.
+KEPT = {"QuantizeLinear", "DequantizeLinear", "ConstantOfShape"}
 
 
 def fix_input_shape(model: ir.Model, shape: tuple[int, int, int, int]) -> ir.Model:
@@ -60,29 +60,26 @@ def _fold_large(model: ir.Model) -> None:
         if _computable(node) and all(value is None or value in constant for value in node.inputs):
             nodes.append(node)
             constant.update(node.outputs)
-    # Only what somebody else reads must become an initializer.
+    # Only what a node that stays reads must become an initializer.
     inner = set(nodes)
     wanted = [
         value
         for node in nodes
         for value in node.outputs
-        if value.is_graph_output() or any(user not in inner for user in value.consumers())
+        if not value.is_graph_output() and any(user not in inner for user in value.consumers())
     ]
     if not wanted:
         return
     for value, array in zip(wanted, _evaluate(model, nodes, wanted), strict=True):
-        if value.is_graph_output():
-            continue
-        folded = ir.Value(name=f"{value.name}.constant", const_value=ir.tensor(array, name=f"{value.name}.constant"))
-        folded.shape, folded.type = (
-            ir.Shape(array.shape),
-            value.type or ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        )
+        tensor = ir.tensor(array, name=f"{value.name}.constant")
+        dtype = value.type or ir.TensorType(tensor.dtype)
+        folded = ir.Value(name=tensor.name, shape=ir.Shape(array.shape), type=dtype, const_value=tensor)
         model.graph.register_initializer(folded)
         value.replace_all_uses_with(folded)
 
 
 def _computable(node: ir.Node) -> bool:
+    """Whether a node's outputs are constants if its inputs are; one without inputs may be random."""
     return (
         node.domain in ("", "ai.onnx")
         and node.op_type not in KEPT

@@ -26,13 +26,13 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from denseport.export.errors import ExportError
+from denseport.export.plugin.launch import SCALES
 
 __all__ = ["DOMAIN", "OPERATORS", "FusionRecord", "fuse", "fused_nodes"]
 
 DOMAIN = "denseport"  # of the functions, and the plugin's namespace
 CALL: dict[str, int | str] = {"plugin_namespace": DOMAIN, "plugin_version": "1", "aot": 1}
 OPERATORS = ("UpsampleAdd", "UpsampleArgmax", "ResizeArgmax")
-SCALES = (2, 4, 16)  # that the kernel of UpsampleArgmax has
 GRIDS = ("half_pixel", "pytorch_half_pixel", "align_corners")  # the first two differ for an output of one pixel only
 ROUNDINGS = ("Cast", "QuantizeLinear", "DequantizeLinear")
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16

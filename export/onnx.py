@@ -16,6 +16,7 @@ from torch import Tensor
 from denseport.export.errors import ExportError
 from denseport.export.models.operators import onnx_translations
 from denseport.export.models.segmentor import Segmentor
+from denseport.export.save import PROTOBUF_LIMIT
 from denseport.export.tidy import DYNAMIC, tidy
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 
@@ -23,7 +24,6 @@ __all__ = ["OPSET", "TOLERANCE", "Check", "check_export", "check_shapes", "expor
 
 OPSET = 20
 TOLERANCE = 1e-4  # on logits; float32's own noise on them is 2.5e-5
-PROTOBUF_LIMIT = 2**31 - 2**20  # bytes; a single ONNX file cannot be larger
 
 
 @dataclass(frozen=True)

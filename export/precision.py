@@ -42,7 +42,7 @@ __all__ = [
     "Island",
     "PrecisionRecord",
     "Rule",
-    "explain",
+    "precision_table",
     "set_types",
     "write_precision",
 ]
@@ -188,7 +188,7 @@ def set_types(model: ir.Model, narrow: Format, ranges: Ranges | None = None) -> 
     return model, _record(choices, narrow, casts, ranges)
 
 
-def explain(record: PrecisionRecord) -> str:
+def precision_table(record: PrecisionRecord) -> str:
     """The record as a table for people: node group, type, count, why."""
     rows = [("layers", "operator", "type", "nodes", "why")]
     rows += [(group.layers, group.operator, group.type, str(group.count), group.why) for group in record.groups]

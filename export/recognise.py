@@ -47,7 +47,7 @@ class Recognised:
 
     spec: ModelSpec
     preset: Preset | None
-    recognised_by: str
+    recognised_by: str  # how the published model was recognised, in words; "" where it is none
     warnings: tuple[str, ...]
 
 
@@ -61,11 +61,11 @@ def recognise(checkpoint: Checkpoint, preset: Preset | None = None) -> Recognise
         CheckpointError: another architecture, an option that is not supported, or not that preset.
     """
     reader = _Reader(checkpoint)
-    named_by = "the command line" if preset else ""
-    known = (
-        None if preset else presets.find(sha256=checkpoint.sha256, names=(checkpoint.path.name, checkpoint.experiment))
-    )
-    candidate = preset or (known[0] if known else None)
+    if preset is not None:
+        known: tuple[Preset, str] | None = (preset, "the command line")
+    else:
+        known = presets.find(sha256=checkpoint.sha256, names=(checkpoint.path.name, checkpoint.experiment))
+    candidate, recognised_by = known if known is not None else (None, "")
     spec = reader.spec(candidate.spec if candidate else None)
     if candidate is not None:
         differences = _differences(spec, candidate.spec)
@@ -76,7 +76,7 @@ def recognise(checkpoint: Checkpoint, preset: Preset | None = None) -> Recognise
             )
         if differences:  # an experiment named after a configuration, with another network in it
             return Recognised(reader.spec(None), None, "", tuple(reader.warnings))
-    return Recognised(spec, candidate, named_by or (known[1] if known else ""), tuple(reader.warnings))
+    return Recognised(spec, candidate, recognised_by, tuple(reader.warnings))
 
 
 def _differences(spec: ModelSpec, published: ModelSpec) -> list[str]:

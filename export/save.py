@@ -10,7 +10,7 @@ import onnx_ir as ir
 from denseport.export.errors import ExportError
 from denseport.runtime.files import new_file
 
-__all__ = ["PROTOBUF_LIMIT", "read_model", "save_model"]
+__all__ = ["PROTOBUF_LIMIT", "read_model", "save_model", "weight_bytes"]
 
 PROTOBUF_LIMIT = 2**31 - 2**20  # bytes; a single ONNX file cannot be larger
 
@@ -26,6 +26,12 @@ def read_model(path: Path) -> ir.Model:
     return model
 
 
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of a model's constants."""
+    constants = (value.const_value for value in model.graph.initializers.values())
+    return sum(constant.nbytes for constant in constants if constant is not None)
+
+
 def save_model(model: ir.Model, output: Path, limit: int = PROTOBUF_LIMIT) -> None:
     """Write a model and check it.
 
@@ -36,7 +42,7 @@ def save_model(model: ir.Model, output: Path, limit: int = PROTOBUF_LIMIT) -> No
         ExportError: it is no valid ONNX.
         OutputError: ``output`` cannot be written.
     """
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    size = weight_bytes(model)
     data = output.with_name(f"{output.name}.data")
     if size > limit:
         with new_file(data) as temporary:

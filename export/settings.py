@@ -9,6 +9,7 @@ from denseport.export.checkpoint import Checkpoint
 from denseport.export.config import look_up
 from denseport.export.errors import CheckpointError
 from denseport.runtime.manifest import Inference, Preprocess
+from denseport.runtime.visualize import default_palette
 
 __all__ = ["class_names", "inference_of", "palette_of", "preprocess_of", "reduces_zero_label"]
 
@@ -22,8 +23,6 @@ HARMLESS = {
     "DefaultFormatBundle",
     "Collect",
 }
-
-
 # The arguments of Resize that fix the network's input. Others are allowed with upstream's default, named here.
 RESIZE = {"type", "scale", "img_scale", "keep_ratio"}
 RESIZE_DEFAULTS = {"interpolation": "bilinear", "backend": "cv2", "clip_object_border": True}
@@ -159,8 +158,6 @@ def class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[tuple[str, ..
 
 def palette_of(checkpoint: Checkpoint, num_classes: int) -> tuple[tuple[int, int, int], ...]:
     """The file's colours, or distinct ones made up."""
-    from denseport.runtime.visualize import default_palette
-
     if checkpoint.palette is not None and len(checkpoint.palette) == num_classes:
         return checkpoint.palette
     return tuple(default_palette(num_classes))

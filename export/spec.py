@@ -7,8 +7,9 @@ compared with is the manifest's (`denseport.runtime.manifest`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["DPTHeadSpec", "ModelSpec", "NeckSpec", "UPerHeadSpec", "ViTSpec"]
+__all__ = ["DPTHeadSpec", "ModelSpec", "NeckSpec", "UPerHeadSpec", "ViTSpec", "spec_of"]
 
 READOUTS = ("project", "add", "ignore")
 
@@ -88,3 +89,18 @@ class ModelSpec:
         if isinstance(self.head, DPTHeadSpec):
             return self.head.stride
         return int(self.backbone.patch_size / (max(self.neck.scales) if self.neck else 1))
+
+
+def spec_of(data: dict[str, Any]) -> ModelSpec:
+    """The spec that a manifest holds, as JSON gives it back: the inverse of `dataclasses.asdict`."""
+
+    def tuples(fields: dict[str, Any]) -> dict[str, Any]:
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+
+    head = data["head"]
+    return ModelSpec(
+        backbone=ViTSpec(**tuples(data["backbone"])),
+        neck=NeckSpec(**tuples(data["neck"])) if data["neck"] is not None else None,
+        head=DPTHeadSpec(**tuples(head)) if "readout" in head else UPerHeadSpec(**tuples(head)),
+        num_classes=data["num_classes"],
+    )

@@ -58,7 +58,6 @@ def _name_nodes(graph: ir.Graph) -> None:
         name = f"{_scope(node)}/{node.op_type}"
         used[name] += 1
         node.name = name if used[name] == 1 else f"{name}_{used[name]}"
-        node.doc_string = None
 
 
 def _name_tensors(graph: ir.Graph) -> None:
@@ -69,22 +68,13 @@ def _name_tensors(graph: ir.Graph) -> None:
             if value.name not in kept:
                 value.name = str(node.name) if i == 0 else f"{node.name}:{i}"
                 value.shape = None  # an expression of torch's symbols; whoever loads the file infers it anew
-            value.metadata_props.clear()
         for i, constant in enumerate(node.inputs):
             if constant is not None and constant.is_initializer() and str(constant.name).startswith("val_"):
                 constant.name = f"{node.name}.constant{i}"
 
 
-def _drop_notes(model: ir.Model) -> None:
-    model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
-        value.metadata_props.clear()
-
-
 def _name_sizes(graph: ir.Graph) -> None:
+    """Name the free dimensions of input and output, once it is sure that they are free."""
     image, logits = graph.inputs[0].shape, graph.outputs[0].shape
     for i, name in DYNAMIC.items():
         if image is None or isinstance(image[i], int):
@@ -93,3 +83,15 @@ def _name_sizes(graph: ir.Graph) -> None:
         raise ExportError("the exported graph's logits have a fixed size")
     graph.inputs[0].shape = ir.Shape(["batch", 3, "height", "width"])
     graph.outputs[0].shape = ir.Shape(["batch", logits[1], "rows", "columns"])
+
+
+def _drop_notes(model: ir.Model) -> None:
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()

@@ -12,9 +12,9 @@ from denseport.export.errors import CheckpointError
 from denseport.export.models.segmentor import Segmentor, build
 from denseport.export.spec import ModelSpec
 
-__all__ = ["load_model"]
+__all__ = ["AUXILIARY", "load_model"]
 
-AUXILIARY = "auxiliary_head."  # helps to train the backbone, is never run afterwards
+AUXILIARY = "auxiliary_head."  # begins the keys of what helps to train the backbone, is never run afterwards
 
 
 def load_model(checkpoint: Checkpoint, spec: ModelSpec, *, rewrite: bool = True) -> Segmentor:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from bench_eval import random_bundle
+from random_bundle import random_bundle
 
 
 def make_pictures(folder: Path, count: int, size: tuple[int, int]) -> None:
@@ -45,7 +45,7 @@ def main() -> int:
     height, _, width = arguments.size.partition("x")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bundle = arguments.bundle or random_bundle(arguments.preset, folder)
+        bundle = arguments.bundle or random_bundle(arguments.preset, folder / "bundle")
         make_pictures(folder / "pictures", arguments.images, (int(height), int(width)))
         command = [sys.executable, "-m", "denseport.runtime.cli", "calibrate", bundle, "--images", folder / "pictures"]
         command += ["--agreement", "0", "--effort", arguments.effort, "--threads", str(arguments.threads), "--json"]

@@ -54,7 +54,7 @@ from denseport.export.models.segmentor import build
 from denseport.export.onnx import export_onnx
 from denseport.export.presets import PRESETS
 torch.manual_seed(0)
-export_onnx(build(PRESETS[sys.argv[1]].spec).eval(), Path(sys.argv[2]))
+export_onnx(build(PRESETS[sys.argv[1]].spec), Path(sys.argv[2]))
 """
 
 TYPE = """
@@ -67,10 +67,9 @@ write_precision(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
 FUSE = """
 import sys
 from pathlib import Path
-import onnx_ir as ir
 from denseport.export.fusion import fuse
-from denseport.export.save import save_model
-model = ir.load(sys.argv[1])
+from denseport.export.save import read_model, save_model
+model = read_model(Path(sys.argv[1]))
 fuse(model)
 save_model(model, Path(sys.argv[2]))
 """

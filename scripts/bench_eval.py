@@ -22,6 +22,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from random_bundle import random_bundle
+
 from denseport.runtime.dataset import Dataset, open_dataset
 from denseport.runtime.evaluate import evaluate
 from denseport.runtime.images import read_image
@@ -29,22 +31,8 @@ from denseport.runtime.preprocess import normalise, resize, resized_size
 from denseport.runtime.segmenter import Segmenter
 
 
-def random_bundle(preset: str, folder: Path) -> Path:
-    """A bundle of a published model with random weights, exported in this process's child."""
-    import subprocess
-
-    script = (
-        "import sys, torch; from pathlib import Path; from denseport.export.presets import PRESETS;"
-        "from denseport.export.models.segmentor import build; from denseport.export.export import export_bundle;"
-        "torch.manual_seed(0); model = build(PRESETS[sys.argv[1]].spec);"
-        "torch.save({'state_dict': model.state_dict()}, sys.argv[2]);"
-        "export_bundle(Path(sys.argv[2]), Path(sys.argv[3]), preset=PRESETS[sys.argv[1]])"
-    )
-    subprocess.run([sys.executable, "-c", script, preset, folder / "random.pth", folder / "bundle"], check=True)
-    return folder / "bundle"
-
-
 def peak_gib() -> float:
+    """Largest resident size of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -70,8 +58,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if not (arguments.bundle or arguments.preset):
+        parser.error("give BUNDLE or --preset")
     with tempfile.TemporaryDirectory() as folder:
-        bundle = arguments.bundle or random_bundle(arguments.preset, Path(folder))
+        bundle = arguments.bundle or random_bundle(arguments.preset, Path(folder) / "bundle")
         dataset = open_dataset(arguments.data)
         dataset = replace(dataset, samples=dataset.samples[: arguments.limit])
         quarter = replace(dataset, samples=dataset.samples[: max(1, len(dataset) // 4)])

@@ -6,10 +6,9 @@
     python scripts/bench_runtime.py memory    BUNDLE [--pictures 2000]  memory along a stream
     python scripts/bench_runtime.py start     BUNDLE [--rounds 7]       import, open, first mask; against by hand
     python scripts/bench_runtime.py scaling   BUNDLE [--plot FILE.svg]  against pixels, batch and classes
-    python scripts/bench_runtime.py random-bundle BUNDLE [--preset NAME]  a bundle to measure, with random weights
 
-Exit code 1: a row missed its goal. What is compared runs in turns, so that drift hits both
-alike; figures are medians. ``--threads`` is for both sides. ``--json`` prints the rows as JSON.
+scripts/random_bundle.py makes a bundle to measure. Exit code 1: a row missed its goal. What is compared runs in turns,
+so that drift hits both alike; figures are medians. ``--threads`` is for both sides. ``--json`` prints the rows as JSON.
 """
 
 from __future__ import annotations
@@ -277,18 +276,6 @@ def scaling(arguments: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def random_bundle(arguments: argparse.Namespace) -> list[Row]:
-    script = (
-        "import sys, tempfile, torch; from pathlib import Path; from denseport.export.presets import PRESETS;"
-        "from denseport.export.models.segmentor import build; from denseport.export.export import export_bundle;"
-        "torch.manual_seed(0); preset = PRESETS[sys.argv[1]]; file = Path(tempfile.mkdtemp()) / 'random.pth';"
-        "torch.save({'state_dict': build(preset.spec).state_dict()}, file);"
-        "export_bundle(file, Path(sys.argv[2]), preset=preset); file.unlink(); file.parent.rmdir()"
-    )
-    subprocess.run([sys.executable, "-c", script, arguments.preset, arguments.bundle], check=True)
-    return []
-
-
 TASKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "eager": eager,
     "outside": outside,
@@ -296,7 +283,6 @@ TASKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "memory": memory,
     "start": start,
     "scaling": scaling,
-    "random-bundle": random_bundle,
 }
 
 
@@ -307,7 +293,6 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--pictures", type=int)
     parser.add_argument("--threads", type=int, default=usable_cpus())
-    parser.add_argument("--preset", default="dpt_vit-b16_160k")
     parser.add_argument("--up-to", type=float, default=100, metavar="MEGAPIXELS", help="of scaling")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", action="store_true")

@@ -27,7 +27,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import cv2
-from bench_eval import random_bundle
+from random_bundle import random_bundle
 
 from denseport.runtime.images import decode_image
 from denseport.runtime.machine import inspect_machine
@@ -36,6 +36,7 @@ from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.serve.limits import Limits
 
 SIZE = (683, 512)  # width, height: ADE20K's median picture
+FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 
 
 def picture() -> bytes:
@@ -71,16 +72,21 @@ def serving(bundle: Path) -> Iterator[tuple[str, int]]:
         process.wait()
 
 
+def form(data: bytes) -> bytes:
+    """The body of a request with a picture; its header is `FORM`."""
+    return b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + data + b"\r\n--x--\r\n"
+
+
 def load(address: str, data: bytes, clients: int, seconds: float) -> tuple[float, Counter[int]]:
     """Answers with a mask a second, and how often each status came."""
-    body = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + data + b"\r\n--x--\r\n"
+    body = form(data)
     statuses: Counter[int] = Counter()
     stop = time.perf_counter() + seconds
 
     def client() -> None:
         connection = http.client.HTTPConnection(address, timeout=120)
         while time.perf_counter() < stop:
-            connection.request("POST", "/v1/segment", body, {"Content-Type": "multipart/form-data; boundary=x"})
+            connection.request("POST", "/v1/segment", body, FORM)
             response = connection.getresponse()
             response.read()
             statuses[response.status] += 1
@@ -157,8 +163,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if not (arguments.bundle or arguments.preset):
+        parser.error("give BUNDLE or --preset")
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(arguments.bundle or random_bundle(arguments.preset, Path(folder)), arguments)
+        bundle = arguments.bundle or random_bundle(arguments.preset, Path(folder) / "bundle")
+        result = measure(bundle, arguments)
     print(json.dumps(result, indent=1)) if arguments.json else show(result)
 
 

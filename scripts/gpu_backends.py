@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from denseport.runtime.backends.cuda import open_cuda
 from denseport.runtime.backends.tensorrt_library import load_library
-from denseport.runtime.errors import InputError, MachineError
+from denseport.runtime.errors import MachineError
 
 if TYPE_CHECKING:
     import torch
+
+    from denseport.export.engine import EngineOptions
 
 Run = Callable[[], "torch.Tensor"]  # the logits (N, C, h, w) of the subject's image; the next call may overwrite them
 Left = Callable[[], float]  # seconds that are left
@@ -165,19 +166,11 @@ def require_engine(flavour: str) -> None:
 
 
 def _engine(subject: Subject, stack: ExitStack, left: Left, *, flavour: str, plugin: bool = False) -> Run:
-    from denseport.export.engine import EngineOptions, build_engine
-    from denseport.export.engine_profile import profile_of
+    from denseport.export.engine import build_engine
     from denseport.runtime.backends.tensorrt import TensorRTSession
-    from denseport.runtime.build_record import sm_name
 
-    capability = open_cuda().device.capability
-    targets = (sm_name(capability),) if flavour == "tensorrt_rtx" else ()
-    options = EngineOptions(flavour, (profile_of(*[subject.shape] * 3),), targets)
-    refuse_target(flavour, targets)
-    graph = subject.graph()
-    if plugin:
-        graph = subject.fused_graph()
-        importlib.import_module("denseport.export.plugin.tensorrt_plugin")  # registers the operators
+    options = engine_options(subject, flavour)  # before a graph is exported for it
+    graph = subject.fused_graph() if plugin else subject.graph()
 
     def stop_in_time(share: float, phase: str) -> None:
         if left() <= 0:
@@ -195,18 +188,20 @@ def _engine(subject: Subject, stack: ExitStack, left: Left, *, flavour: str, plu
     return run
 
 
-def refuse_target(flavour: str, targets: tuple[str, ...]) -> None:
-    """Ask before a graph is exported for it.
+def engine_options(subject: Subject, flavour: str) -> EngineOptions:
+    """An engine of the subject's one size, for the GPU here.
 
     Raises:
-        InputError: this TensorRT-RTX cannot build for one of ``targets``.
+        InputError: this TensorRT-RTX cannot build for that GPU.
     """
-    if not targets:
-        return
-    library = load_library(flavour)
-    for target in targets:
-        if not hasattr(library.trt.ComputeCapability, target.replace("sm_", "SM")):
-            raise InputError(f"TensorRT-RTX {library.version} has no target {target}, which is the GPU here")
+    from denseport.export.engine import EngineOptions, check_builder
+    from denseport.export.engine_profile import profile_of
+    from denseport.runtime.build_record import sm_name
+
+    targets = (sm_name(open_cuda().device.capability),) if flavour == "tensorrt_rtx" else ()
+    options = EngineOptions(flavour, (profile_of(*[subject.shape] * 3),), targets)
+    check_builder(options)
+    return options
 
 
 CUDA: list[tuple[str, dict[str, str]]] = [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]

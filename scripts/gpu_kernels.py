@@ -185,7 +185,6 @@ def _resized_logits(case: Case, logits: torch.Tensor) -> torch.Tensor:
 
 def check(case: Case, inputs: list[torch.Tensor], output: torch.Tensor) -> tuple[str, bool]:
     """Compare with torch in float64, image by image; the error in words, and whether it is right."""
-
     if case.operator == "UpsampleAdd":
         worst = 0.0
         for image in range(case.shape[0]):

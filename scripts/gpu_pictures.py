@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_backends import Subject, refuse_target, require_engine, require_provider
+from gpu_backends import Subject, engine_options, require_engine, require_provider
 from numpy.typing import NDArray
 
 from denseport.runtime import postprocess, preprocess
 from denseport.runtime.backends import Session
 from denseport.runtime.backends.buffers import Buffers
-from denseport.runtime.backends.cuda import Cuda, open_cuda
+from denseport.runtime.backends.cuda import Cuda
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
-from denseport.runtime.build_record import BuildRecord, sm_name
+from denseport.runtime.build_record import BuildRecord
 from denseport.runtime.device_path import DevicePath, open_device_path
 from denseport.runtime.errors import DenseportError, MachineError
 from denseport.runtime.kernels.launch import Launch, picture_mask, resize_normalise
@@ -211,14 +211,11 @@ def sessions(subject: Subject) -> dict[str, Callable[[], Session]]:
 
     @cache
     def build(flavour: str) -> tuple[Path, BuildRecord]:
-        from denseport.export.engine import EngineOptions, build_engine
-        from denseport.export.engine_profile import profile_of
+        from denseport.export.engine import build_engine
 
         require_engine(flavour)
+        options = engine_options(subject, flavour)  # before a graph is exported for it
         path = subject.folder / f"pictures.{flavour}.engine"
-        targets = (sm_name(open_cuda().device.capability),) if flavour == "tensorrt_rtx" else ()
-        refuse_target(flavour, targets)
-        options = EngineOptions(flavour, (profile_of(*[subject.shape] * 3),), targets)
         return path, build_engine(subject.graph(), path, options)
 
     return {

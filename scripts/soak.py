@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
-from bench_serve import picture, serving
+from bench_serve import FORM, form, picture, serving
 
 from denseport.runtime.images import decode_image, write_image
 from denseport.runtime.machine import inspect_machine
@@ -33,7 +33,6 @@ from denseport.runtime.plot import Axis, Series, chart
 
 GROWTH = 1.02
 SIZES = ((683, 512), (512, 683), (320, 240), (641, 333))  # width, height
-HEAD = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
 STREAM = """
 import itertools, sys
 from denseport.runtime import Segmenter
@@ -76,7 +75,7 @@ def _quarter(values: list[float] | list[int], number: int) -> float:
 
 
 class Clients:
-    """Threads that send one picture after the other until they are told to stop."""
+    """Threads that send one request after the other until they are told to stop."""
 
     def __init__(self, address: str, bodies: list[bytes], count: int) -> None:
         self._address, self._bodies = address, bodies
@@ -92,11 +91,8 @@ class Clients:
         for body in itertools.islice(itertools.cycle(self._bodies), offset, None):
             if self._stop.is_set():
                 return
-            form = (
-                b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + body + b"\r\n--x--\r\n"
-            )
             start = time.perf_counter()
-            connection.request("POST", "/v1/segment", form, {"Content-Type": "multipart/form-data; boundary=x"})
+            connection.request("POST", "/v1/segment", body, FORM)
             response = connection.getresponse()
             response.read()
             self._latencies.append(1000 * (time.perf_counter() - start))
@@ -124,7 +120,7 @@ def soak(bundle: Path, minutes: float, clients: int, folder: Path) -> dict[str, 
     stream = subprocess.Popen([sys.executable, "-c", STREAM, str(bundle), *map(str, files)])
     try:
         with serving(bundle) as (address, pid):
-            load = Clients(address, [*encoded * 4, encoded[0][:2000]], clients)
+            load = Clients(address, [form(data) for data in (*encoded * 4, encoded[0][:2000])], clients)
             begin = time.monotonic()
             try:
                 while (passed := (time.monotonic() - begin) / 60) < minutes:

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from denseport.runtime.page import count
 
 if TYPE_CHECKING:
     from denseport.calibration.calibrate import CalibrationRecord
+    from denseport.calibration.collect import StepCallback
     from denseport.calibration.images import CalibrationImages
     from denseport.calibration.options import CalibrationOptions
     from denseport.calibration.search import Budget
@@ -322,11 +323,11 @@ class _Terminal:
     def say(self, text: str) -> None:
         print(text, file=sys.stderr)
 
-    def phase(self, title: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    def phase(self, title: str) -> AbstractContextManager[StepCallback]:
         return self._phase(title)
 
     @contextmanager
-    def _phase(self, title: str) -> Iterator[Callable[[int, int], None]]:
+    def _phase(self, title: str) -> Iterator[StepCallback]:
         from tqdm import tqdm
 
         start = said = time.monotonic()

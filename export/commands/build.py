@@ -14,9 +14,7 @@ from denseport.runtime.arguments import whole
 from denseport.runtime.page import count
 
 if TYPE_CHECKING:
-    from denseport.export.audit import Audit
     from denseport.export.engine import EngineOptions
-    from denseport.export.precision import PrecisionRecord
     from denseport.runtime.build_record import Shape
     from denseport.runtime.bundle import Bundle
 
@@ -64,45 +62,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
-def _add_precision(typed: argparse._ArgumentGroup) -> None:
-    typed.add_argument(
+def _add_precision(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--images",
         metavar="PICTURE",
         nargs="+",
         help="pictures like the application's: on them FP16's range is checked and the result compared with FP32",
     )
-    typed.add_argument("--limit", type=whole(1), default=16, metavar="N", help="pictures to take; default: %(default)s")
-    typed.add_argument("--explain-precision", action="store_true", help="print what computes in which type, and why")
+    group.add_argument("--limit", type=whole(1), default=16, metavar="N", help="pictures to take; default: %(default)s")
+    group.add_argument("--explain-precision", action="store_true", help="print what computes in which type, and why")
 
 
-def _add_engine(engine: argparse._ArgumentGroup) -> None:
-    engine.add_argument(
+def _add_engine(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--profile", metavar="NAME", help="reference (512 x 512..2048 and portraits) or fixed:HxW; default: reference"
     )
     for name, words in (("min", "smallest"), ("opt", "most usual"), ("max", "largest")):
-        engine.add_argument(f"--{name}", type=_shape, metavar="[Nx3x]HxW", help=f"{words} input, instead of --profile")
-    engine.add_argument("--target", metavar="SM", nargs="+", default=[], help="RTX: GPUs to build for, such as sm_86")
-    engine.add_argument(
+        group.add_argument(f"--{name}", type=_shape, metavar="[Nx3x]HxW", help=f"{words} input, instead of --profile")
+    group.add_argument("--target", metavar="SM", nargs="+", default=[], help="RTX: GPUs to build for, such as sm_86")
+    group.add_argument(
         "--workspace", type=whole(1), metavar="MIB", help="scratch memory for a layer; default: no limit"
     )
-    engine.add_argument(
+    group.add_argument(
         "--level", type=whole(0, 5), default=3, metavar="0-5", help="optimization level; default: %(default)s"
     )
-    engine.add_argument("--timing-cache", type=Path, metavar="FILE", help="TensorRT: default: one for each GPU")
-    engine.add_argument("--version-compatible", action="store_true", help="TensorRT: open in later releases too")
-    engine.add_argument(
-        "--hardware-compatible", choices=("none", "same_compute_capability", "ampere_plus"), default="none"
+    group.add_argument("--timing-cache", type=Path, metavar="FILE", help="TensorRT: default: one for each GPU")
+    group.add_argument("--version-compatible", action="store_true", help="TensorRT: open in later releases too")
+    group.add_argument(
+        "--hardware-compatible",
+        choices=("none", "same_compute_capability", "ampere_plus"),
+        default="none",
+        help="TensorRT: other GPUs that the engine runs on, at some cost of speed; default: %(default)s",
     )
-    engine.add_argument("--verbose", action="store_true", help="print TensorRT's log")
+    group.add_argument("--verbose", action="store_true", help="print TensorRT's log")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.machine import require
 
     require(NEEDED, "export,onnxruntime")
-    from denseport.export.audit import FP32
     from denseport.export.engine import check_builder
-    from denseport.runtime.bundle import Bundle
+    from denseport.runtime.bundle import FP32, Bundle
     from denseport.runtime.errors import InputError
 
     variant = arguments.engine == "onnx" and (arguments.output == "mask" or arguments.plugin == "on")
@@ -165,41 +165,35 @@ def _check_quantized(bundle: Bundle, arguments: argparse.Namespace, *, variant: 
 def _typed(bundle: Bundle, arguments: argparse.Namespace, *, reuse: bool) -> dict[str, Any]:
     """Write the typed graph; as a means to an end, one that is there is taken unless pictures are given."""
     from denseport.export.build import build_typed, source_of
-    from denseport.export.precision import explain
-    from denseport.runtime.feed import spread
+    from denseport.export.precision import precision_table
 
     quantized = arguments.precision if arguments.precision in QUANTIZED else None
     precision = arguments.rest if quantized else arguments.precision
     name = source_of(arguments.precision, arguments.rest)
     if reuse and not arguments.images and name in bundle.manifest.artifacts:
         return {"artifact": name, "reused": True}
-    pictures = spread(arguments.images, arguments.limit) if arguments.images else []
+    pictures = _pictures(arguments)
     name, record, audit = build_typed(bundle, precision, pictures, quantized=quantized, progress=_say)
-    table = explain(record) if arguments.explain_precision else None
-    return _typed_result(name, record, audit) | ({"table": table} if table else {})
-
-
-def _typed_result(name: str, record: PrecisionRecord, audit: Audit | None) -> dict[str, Any]:
-    return {
+    result = {
         "artifact": name,
         "precision": asdict(record),
-        "audit": asdict(audit) if audit is not None else None,
+        "audit": audit.to_dict() if audit is not None else None,
         "passed": audit is None or audit.passed,
     }
+    return result | ({"table": precision_table(record)} if arguments.explain_precision else {})
 
 
 def _variant(bundle: Bundle, arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the graph with the output, or with the fused nodes, that were asked for."""
     from denseport.export.build import build_variant
-    from denseport.runtime.feed import spread
 
-    pictures = spread(arguments.images, arguments.limit) if arguments.images else []
+    pictures = _pictures(arguments)
     mask, fused = arguments.output == "mask", arguments.plugin == "on"
     name, fusion, audit = build_variant(bundle, arguments.precision, pictures, mask=mask, fused=fused, progress=_say)
     return {
         "variant": name,
         "fusion": asdict(fusion) if fusion is not None else None,
-        "variant_audit": asdict(audit) if audit is not None else None,
+        "variant_audit": audit.to_dict() if audit is not None else None,
         "passed": audit is None or audit.passed,
     }
 
@@ -234,10 +228,9 @@ def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
 
 def _engine(bundle: Bundle, arguments: argparse.Namespace, options: EngineOptions) -> dict[str, Any]:
     from denseport.export.build import build_engine_artifact
-    from denseport.runtime.feed import spread
 
     verbose = _say if arguments.verbose else None
-    pictures = spread(arguments.images, arguments.limit) if arguments.images else []
+    pictures = _pictures(arguments)
     name, record, audit = build_engine_artifact(
         bundle,
         arguments.precision,
@@ -252,9 +245,15 @@ def _engine(bundle: Bundle, arguments: argparse.Namespace, options: EngineOption
         "engine": name,
         "bytes": file.stat().st_size if file.exists() else 0,
         "record": record.to_dict(),
-        "engine_audit": audit if isinstance(audit, str) else asdict(audit),
+        "engine_audit": audit if isinstance(audit, str) else audit.to_dict(),
         "passed": isinstance(audit, str) or audit.passed,
     }
+
+
+def _pictures(arguments: argparse.Namespace) -> list[Path]:
+    from denseport.runtime.feed import spread
+
+    return spread(arguments.images, arguments.limit) if arguments.images else []
 
 
 def _say(text: str) -> None:

@@ -53,7 +53,7 @@ class UPerHead(nn.Module):
         self.conv_seg = nn.Conv2d(c, num_classes, 1)
 
     def pyramid_pooling(self, x: Tensor) -> Tensor:
-        """(B, D, h, w) to (B, C, h, w) with context pooled over 1, 4, 9 and 36 regions."""
+        """(B, D, h, w) to (B, C, h, w) with context pooled over k x k regions; sizes below for k = 1, 2, 3, 6."""
         h, w = x.shape[2:]
         rows = pyramid_matrix(h, self.pool_scales, like=x)  # (12, h)
         columns = pyramid_matrix(w, self.pool_scales, like=x)  # (12, w)

@@ -13,6 +13,7 @@ from denseport.runtime.kernels.launch import Launch, Precision, Size, ceil_div, 
 
 __all__ = [
     "KERNELS",
+    "SCALES",
     "STRIPS",
     "Launch",
     "Layout",
@@ -66,8 +67,12 @@ def upsample_add(
 ) -> Launch:
     """UpsampleAdd of an input (batch, channels, height, width) and a residual of twice its height and width.
 
-    ``layout`` "hwc8" (FP16 only) holds the channels last, padded to whole groups of eight. ``block``: at most
-    256.
+    Args:
+        layout: "hwc8" (FP16 only) holds the channels last, padded to whole groups of eight.
+        block: threads, at most 256.
+
+    Raises:
+        ValueError: hwc8 in FP32.
     """
     grid_name = "corners" if align_corners else "centres"
     if layout == "hwc8":
@@ -97,9 +102,15 @@ def upsample_argmax(
     strip: Strip = "wide",
     block: int = 128,
 ) -> Launch:
-    """UpsampleArgmax of logits (batch, classes, height, width) by ``scale``: 2, 4 or 16.
+    """UpsampleArgmax of logits (batch, classes, height, width) by ``scale``.
 
-    ``block``: at most 128.
+    Args:
+        scale: one of `SCALES`.
+        strip: how many outputs a thread has.
+        block: threads, at most 128.
+
+    Raises:
+        ValueError: another scale.
     """
     if scale not in SCALES:
         raise ValueError(f"scale must be one of {SCALES}, not {scale}")
@@ -121,7 +132,10 @@ def resize_argmax(
 ) -> Launch:
     """ResizeArgmax of logits, from ``size`` to ``network`` and then to ``picture``, each (height, width).
 
-    A single resize is the case ``network == picture``. Sides stay below 2^15. ``block``: at most 128.
+    A single resize is the case ``network == picture``. Sides stay below 2^15.
+
+    Args:
+        block: threads, at most 128.
     """
     scalars = (batch, classes, *size, *network, *picture)
     return Launch(f"resize_argmax_{precision}", ceil_div(strips(batch, picture), block), block, scalars)

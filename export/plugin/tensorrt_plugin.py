@@ -17,10 +17,9 @@ import tensorrt.plugin as trtp
 from denseport.export.plugin import launch
 from denseport.export.plugin.compile import compile_ptx, single_kernel
 
-__all__ = ["NAMESPACE", "OPERATORS"]
+__all__ = ["NAMESPACE"]
 
 NAMESPACE = "denseport"
-OPERATORS = ("UpsampleAdd", "UpsampleArgmax", "ResizeArgmax")
 
 Kernel = tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs]
 

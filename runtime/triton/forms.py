@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from denseport.runtime.build_record import BuildRecord
-from denseport.runtime.bundle import MANIFEST, Bundle
+from denseport.runtime.bundle import FP32, MANIFEST, Bundle
 from denseport.runtime.errors import InputError
 from denseport.runtime.manifest import Manifest
 from denseport.runtime.preprocess import resized_size
@@ -35,7 +35,6 @@ from denseport.runtime.triton.config import (
 __all__ = ["DEFAULT_PIXELS", "FORMS", "LABELS", "Options", "Served", "model_name", "served_models"]
 
 FORMS = ("python", "onnxruntime", "tensorrt_plan")
-FP32 = "model.onnx"
 LABELS = "labels.txt"
 DEFAULT_PIXELS = 4096 * 4096  # 48 MiB of uint8; Triton's HTTP port takes 64 MB a request
 PLAN = "model.plan"  # the TensorRT back end's default

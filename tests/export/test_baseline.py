@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support import ASSETS
 
-from denseport.export.baseline import spec_of, torch_baseline
-from denseport.export.presets import PRESETS
+from denseport.export.baseline import torch_baseline
+from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.segmenter import Segmenter
-
-
-@pytest.mark.parametrize("name", sorted(PRESETS))
-def test_a_spec_survives_the_manifest(name: str) -> None:
-    spec = PRESETS[name].spec
-    assert spec_of(json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
 
 
 def test_the_baseline_computes_what_the_artifact_does(sample: Bundle) -> None:
@@ -29,3 +23,17 @@ def test_the_baseline_computes_what_the_artifact_does(sample: Bundle) -> None:
     np.testing.assert_allclose(baseline.run(image), expected, atol=1e-4)
     random = torch_baseline(sample.manifest, None)
     assert random.run(image).shape == expected.shape and "random weights" in random.description
+
+
+def test_what_the_weights_do_not_show_is_the_bundles(sample: Bundle, tmp_path: Path) -> None:
+    """The number of heads, say, which a file without a configuration leaves to a guess."""
+    bare, image = tmp_path / "bare.pth", np.random.default_rng(0).standard_normal((1, 3, 64, 96)).astype(np.float32)
+    whole = torch.load(ASSETS / "dpt_tiny_street.pth", weights_only=True)
+    torch.save({"state_dict": whole["state_dict"]}, bare)
+    expected = torch_baseline(sample.manifest, ASSETS / "dpt_tiny_street.pth").run(image)
+    np.testing.assert_array_equal(torch_baseline(sample.manifest, bare).run(image), expected)
+
+
+def test_a_checkpoint_of_another_network_is_refused(sample: Bundle, oracle: Path) -> None:
+    with pytest.raises(CheckpointError, match="do not fit a DPT network"):
+        torch_baseline(sample.manifest, oracle / "tiny_dpt_project.pth")

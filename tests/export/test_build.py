@@ -5,24 +5,27 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from fake_tensorrt import RECORD
+from numpy.typing import NDArray
 from planting import overflow, with_graph
 from support import ASSETS
 
+from denseport.export import audit as audit_module
 from denseport.export import build as build_module
 from denseport.export import engine as engine_module
 from denseport.export.audit import audit_graph
 from denseport.export.engine import EngineOptions
 from denseport.export.mask import append_mask
 from denseport.export.save import save_model
+from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.tensorrt_library import load_library
 from denseport.runtime.build_record import BuildRecord
 from denseport.runtime.bundle import Bundle
@@ -37,8 +40,8 @@ needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None,
 
 
 @pytest.fixture
-def bundle(sample: Bundle, tmp_path: Path) -> Bundle:
-    return Bundle(shutil.copytree(sample.path, tmp_path / "bundle"))
+def bundle(sample_copy: Bundle) -> Bundle:
+    return sample_copy
 
 
 def assert_nothing_new(bundle: Bundle) -> None:
@@ -63,7 +66,26 @@ def test_an_audit_fails_what_collapses(bundle: Bundle) -> None:
     with_graph(bundle, lambda graph: overflow(graph, "backbone.layers.2.ln1.weight"), "planted.onnx", "fp16")
     result = audit_graph(bundle, bundle.path / "planted.onnx", "fp16", spread([PICTURES], 2), lambda text: None)
     assert not result.passed and not result.finite
+    json.dumps(result.to_dict(), allow_nan=False)
     assert result.worst_layer is not None and "backbone.layers.2.ln1/LayerNormalization" in result.worst_layer
+
+
+def test_an_audit_fails_a_logit_that_is_not_finite(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every class is FP32's still: only the look for infinities can tell."""
+
+    class Infinite(OnnxRuntimeSession):
+        def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+            logits = super().run(image).copy()
+            logits[0, logits[0, :, 0, 0].argmax(), 0, 0] = np.inf
+            return logits
+
+    def opened(path: Path) -> OnnxRuntimeSession:
+        return Infinite(path) if path.name == "emulated.onnx" else OnnxRuntimeSession(path)
+
+    monkeypatch.setattr(audit_module, "OnnxRuntimeSession", opened)
+    result = audit_graph(bundle, bundle.path / "model.onnx", "fp16", spread([PICTURES], 1), lambda text: None)
+    assert result.agreement == 1 and result.finite is False and not result.passed
+    assert result.to_dict()["logit_error"] is None
 
 
 def test_without_pictures_nothing_is_claimed(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

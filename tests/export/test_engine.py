@@ -249,7 +249,7 @@ def test_mistyped_profiles_are_refused() -> None:
         profile_of((1, 3, 512, 512), (1, 3, 256, 512), (1, 3, 512, 512))
     with pytest.raises(InputError, match="3 channels"):
         profile_of((1, 4, 8, 8), (1, 4, 8, 8), (1, 4, 8, 8))
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="each size must be positive"):
         named_profiles("fixed:0x512", "tensorrt")
 
 

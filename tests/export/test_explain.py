@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import cv2
@@ -30,9 +29,8 @@ STEPS = ("protocol", "export", "precision", "engine")
 
 
 @pytest.fixture
-def bundle(sample: Bundle, tmp_path: Path) -> Bundle:
-    """A copy of the sample, to be spoilt."""
-    return Bundle(shutil.copytree(sample.path, tmp_path / "bundle"))
+def bundle(sample_copy: Bundle) -> Bundle:
+    return sample_copy
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +133,13 @@ def test_a_wrong_interpolation_is_named(
     assert all(key in blamed.causes[0] and value in blamed.causes[0] for key, value in values.items())
 
 
-def test_a_collapsed_layer_is_named_with_the_magnitude_that_overflowed(bundle: Bundle, pictures: Dataset) -> None:
+@pytest.mark.parametrize("precision", ["fp16", "fp8"])
+def test_a_collapsed_layer_is_named_with_the_magnitude_that_overflowed(
+    bundle: Bundle, pictures: Dataset, precision: str
+) -> None:
     weight = "backbone.layers.2.ln1.weight"
-    with_graph(bundle, lambda graph: overflow(graph, weight), "fp16.onnx", "fp16")
-    found = explanation(bundle, pictures, "fp16.onnx")
+    with_graph(bundle, lambda graph: overflow(graph, weight), f"{precision}.onnx", precision)
+    found = explanation(bundle, pictures, f"{precision}.onnx")
     assert found.culprits == ("backbone.layers.2.ln1 (LayerNormalization)",)
     precision = found.steps[2]
     (culprit,) = precision.culprits

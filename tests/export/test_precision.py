@@ -22,7 +22,7 @@ from support import ORACLE_MODELS
 
 from denseport.export.errors import ExportError
 from denseport.export.export import export_bundle
-from denseport.export.precision import FORMATS, PrecisionRecord, explain, set_types, write_precision
+from denseport.export.precision import FORMATS, PrecisionRecord, precision_table, set_types, write_precision
 from denseport.export.ranges import Ranges, observe
 from denseport.export.rounding import emulate_rounding
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
@@ -211,7 +211,7 @@ def test_islands_hold_what_overflows_where_a_plain_cast_collapses(
     assert f"{attention}/MatMul" in islands
     assert f"{attention}.out_proj/MatMul" in islands
     assert all(name.startswith((unit, attention)) for name in islands), "islands where nothing overflows"
-    assert explain(record).count("island: ") == len(islands)
+    assert precision_table(record).count("island: ") == len(islands)
 
     plainly_cast(model, tmp_path / "plain.onnx")
     half, plain = emulated(tmp_path / "fp16.onnx"), emulated(tmp_path / "plain.onnx")
@@ -229,7 +229,7 @@ def test_without_images_weights_are_checked_and_the_record_says_so(
     scaled_up(exported("tiny_dpt_project").verified("model.onnx"), model, 1e7)
     record = write_precision(model, tmp_path / "fp16.onnx", "fp16")
     assert record.observed_images == 0
-    assert "activations were not observed" in explain(record)
+    assert "activations were not observed" in precision_table(record)
     reasons = {island.node: island.why for island in record.islands}
     unit = "decode_head.fusion_blocks.3.res_conv_unit2"
     assert "changes the weight" in reasons[f"{unit}.conv1.bn/Conv"]  # too large
@@ -246,6 +246,19 @@ def test_ranges_are_the_largest_magnitudes(sample: Bundle) -> None:
     assert ranges.largest["logits"] == pytest.approx(max(np.abs(session.run(image)).max() for image in images), 1e-5)
 
 
+def test_a_tensor_that_is_no_number_once_stays_none(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    roots (float[N, 3, H, W] image) => (float[N, 3, H, W] logits) { [root] a = Sqrt(image) [sum] logits = Add(a, a) }"""
+    model = ir.from_onnx_text(text)
+    model.graph[0].outputs[0].dtype = FLOAT
+    ir.save(model, tmp_path / "roots.onnx")
+    images = [np.full((1, 3, 2, 2), value, np.float32) for value in (4, -1, 9)]
+    ranges = observe(tmp_path / "roots.onnx", images, threads=1)
+    assert ranges.largest["image"] == 9 and np.isnan(ranges.largest["a"]) and np.isnan(ranges.largest["logits"])
+    _, record = set_types(ir.load(tmp_path / "roots.onnx"), FORMATS["fp16"], ranges)
+    assert [island.node for island in record.islands] == ["sum"]
+
+
 def test_a_value_near_the_end_of_the_range_is_an_island_with_its_consumers() -> None:
     model = ir.from_onnx_text(CHAIN)
     ranges = Ranges({"image": 1.0, "a": 40000.0, "b": 1.0, "c": 1.0, "d": 1.0, "logits": 1.0}, images=1)
@@ -253,6 +266,42 @@ def test_a_value_near_the_end_of_the_range_is_an_island_with_its_consumers() -> 
     assert [island.node for island in record.islands] == ["first", "second"]
     _, record = set_types(ir.from_onnx_text(CHAIN), FORMATS["bf16"], ranges)
     assert not record.islands
+
+
+def test_activations_too_small_for_all_digits_are_an_island_unless_they_are_added() -> None:
+    """FP16 loses digits below 6e-5; beside the bias, which the Add reads too, what is lost does not count."""
+    for tensor, islands in (("a", ["first", "second"]), ("d", ["fourth"])):
+        ranges = Ranges(
+            {"image": 1.0, "a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0, "logits": 1.0} | {tensor: 3e-5}, images=1
+        )
+        _, record = set_types(ir.from_onnx_text(CHAIN), FORMATS["fp16"], ranges)
+        assert [island.node for island in record.islands] == islands
+
+
+@pytest.mark.parametrize(
+    ("factor", "bias", "islands"),
+    [
+        (1.0, 1.0, []),
+        (3.13e-6, 1.0, ["first", "second"]),  # FP16's step there is 6e-8: 1 % of the weight is lost
+        (1.0, 1e-9, []),  # an addend that vanishes is lost in the sum anyway
+        (1.0, 1e6, ["first", "second"]),  # one that overflows is not
+    ],
+)
+def test_weights_are_judged_by_what_fp16_makes_of_them(factor: float, bias: float, islands: list[str]) -> None:
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 20]>
+    layers (float[N, 4, H, W] image) => (float[N, 4, H, W] logits)
+    {
+      [first] a = Conv(image, w, bias)
+      [second] logits = ConvTranspose(a, w, bias)
+    }""")
+    constants = {"w": np.full((4, 4, 1, 1), factor, np.float32), "bias": np.full(4, bias, np.float32)}
+    for name, array in constants.items():
+        value = next(value for node in model.graph for value in node.inputs if value is not None and value.name == name)
+        value.const_value = ir.tensor(array, name=name)
+        value.dtype, value.shape = FLOAT, ir.Shape(array.shape)
+        model.graph.register_initializer(value)
+    _, record = set_types(model, FORMATS["fp16"])
+    assert [island.node for island in record.islands] == islands
 
 
 # --- casts ------------------------------------------------------------------------------------------------------------
@@ -287,6 +336,21 @@ def typed(text: str) -> tuple[ir.Model, PrecisionRecord]:
     model, record = set_types(ir.from_onnx_text(text), FORMATS["fp16"])
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     return model, record
+
+
+def test_sums_in_the_residual_stream_are_fp32_but_not_a_bias_on_it() -> None:
+    model, _ = typed("""<ir_version: 10, opset_import: ["" : 20]>
+    stream (float[N, 4] image) => (float[N, 4] logits)
+    <float[4] scale = {1, 1, 1, 1}, float[4] bias = {1, 2, 3, 4}>
+    {
+      [sum] s = Add(image, image)
+      [norm] n = LayerNormalization(s, scale)
+      [later] l = Add(s, n)
+      [shift] t = Add(s, bias)
+      [product] logits = Mul(l, t)
+    }""")
+    types = {node.name: node.outputs[0].dtype for node in model.graph if node.op_type == "Add"}
+    assert types == {"sum": FLOAT, "later": FLOAT, "shift": FLOAT16}
 
 
 def test_casts_of_a_chain() -> None:
@@ -354,7 +418,7 @@ def test_types_of_the_sample(sample: Bundle, tmp_path: Path) -> None:
     assert record.casts == 1 + 1 + 4 * 6 + 4 + 1
     assert json.loads(json.dumps(dataclasses.asdict(record)))["casts"] == record.casts
     assert sum(record.nodes.values()) == sum(group.count for group in record.groups)
-    table = explain(record)
+    table = precision_table(record)
     assert "backbone.layers.*.ln1" in table
     assert "TensorRT#4723" in table
 

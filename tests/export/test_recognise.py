@@ -105,6 +105,15 @@ def test_without_a_configuration_each_assumption_is_a_warning(oracle: Path, name
     assert len(recognised.warnings) == (4 if hidden_readout else 3)
 
 
+def test_what_a_configuration_leaves_out_has_upstreams_default() -> None:
+    """12 heads and torch's eps, although the published model of these sizes has 6 and 1e-6."""
+    preset = PRESETS["upernet_deit-s16_160k"]
+    backbone = {"out_indices": (-10, -7, -4, -1), "img_size": (256, 1024)}  # height, width
+    recognised = recognise(of_preset(preset, config={"model": {"backbone": backbone}}))
+    expected = dataclasses.replace(preset.spec.backbone, num_heads=12, norm_eps=1e-5, pos_grid=(16, 64))
+    assert recognised.spec.backbone == expected and recognised.warnings == ()
+
+
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
 def test_a_published_model_is_recognised_by_hash_and_by_name(preset: Preset) -> None:
     released = f"{preset.name.rpartition('_')[0]}_512x512_{preset.schedule // 1000}k_ade20k_20210101_000000-x.pth"

@@ -16,8 +16,7 @@ import pytest
 from support import ASSETS, assert_same_classes
 
 from denseport.runtime import postprocess
-from denseport.runtime.bundle import Bundle
-from denseport.runtime.choice import FP32
+from denseport.runtime.bundle import FP32, Bundle
 from denseport.runtime.errors import ImageError, InputError
 from denseport.runtime.images import read_image
 from denseport.runtime.manifest import Inference

@@ -182,7 +182,7 @@ def test_rtx_is_asked_for_the_gpu_here_before_a_graph_is_made(
     rtx = back_ends.BACK_ENDS[-1]
     monkeypatch.setattr(back_ends.Subject, "graph", lambda subject: pytest.fail("a graph was made"))
     (row,) = rows_of(models, rtx)
-    assert row.note.startswith("refused: TensorRT-RTX") and "no target sm_90" in row.note
+    assert row.note.startswith("refused: TensorRT-RTX") and "no target 'sm_90'" in row.note
 
 
 def test_a_build_stops_when_the_time_is_up(
