@@ -21,6 +21,7 @@ __all__ = [
     "folders_above",
     "new_file",
     "new_folder",
+    "refuse_unwritable",
     "remove_temporary_files",
     "sha256_of",
     "work_folder",
@@ -56,6 +57,20 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as err:
         remedy = _REMEDIES.get(err.errno or 0, "Choose another place.")
         raise OutputError(f"{path}: cannot be written: {err.strerror or err}", remedy) from err
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Find out before the work whether results can be written to ``folder``, which need not be there yet.
+
+    Raises:
+        OutputError: a file is in its place or above it, or this user may not write there.
+    """
+    with writing(folder):
+        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 @contextmanager

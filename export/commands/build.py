@@ -7,10 +7,9 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.arguments import whole
+from denseport.runtime.arguments import path, whole
 from denseport.runtime.page import count
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ QUANTIZED = ("int8", "fp8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
     parser.add_argument(
         "--precision",
         choices=("fp32", "fp16", "bf16", *QUANTIZED),
@@ -88,7 +87,7 @@ def _add_engine(engine: argparse._ArgumentGroup) -> None:
     engine.add_argument(
         "--level", type=whole(0, 5), default=3, metavar="0-5", help="optimization level; default: %(default)s"
     )
-    engine.add_argument("--timing-cache", type=Path, metavar="FILE", help="TensorRT: default: one for each GPU")
+    engine.add_argument("--timing-cache", type=path, metavar="FILE", help="TensorRT: default: one for each GPU")
     engine.add_argument("--version-compatible", action="store_true", help="TensorRT: open in later releases too")
     engine.add_argument(
         "--hardware-compatible", choices=("none", "same_compute_capability", "ampere_plus"), default="none"

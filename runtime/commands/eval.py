@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.arguments import real, whole
+from denseport.runtime.arguments import path, real, whole
 from denseport.runtime.commands import eval_spread as spread
 from denseport.runtime.page import count
 
@@ -25,7 +25,7 @@ FP32 = "model.onnx"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
     parser.add_argument("--artifact", metavar="NAME", default=FP32, help="what is measured; default: %(default)s")
     parser.add_argument(
         "--protocol",
@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="reference (as the checkpoint was tested), ms-flip, ms-flip:1.x, slide, slide:CROP:STRIDE, fixed:HxW",
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--data", metavar="ROOT", type=Path, required=True, help="ADE20K folder, or one of pictures")
-    data.add_argument("--masks", metavar="DIR", type=Path, help="folder of masks; --data is then the pictures'")
-    data.add_argument("--list", metavar="FILE", type=Path, help="names or pairs to take, one a line, below --data")
+    data.add_argument("--data", metavar="ROOT", type=path, required=True, help="ADE20K folder, or one of pictures")
+    data.add_argument("--masks", metavar="DIR", type=path, help="folder of masks; --data is then the pictures'")
+    data.add_argument("--list", metavar="FILE", type=path, help="names or pairs to take, one a line, below --data")
     data.add_argument("--split", default="validation", help="of the ADE20K layout; default: %(default)s")
     data.add_argument(
         "--reduce-zero-label",
@@ -63,12 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--workers", type=whole(1), default=2, metavar="N", help="threads beside the network; default: 2")
     work.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads of the network; default: all")
     work.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same measurement")
-    work.add_argument("--state", metavar="FILE", type=Path, help="where a run under way is kept; default: a cache")
+    work.add_argument("--state", metavar="FILE", type=path, help="where a run under way is kept; default: a cache")
     spread.add_arguments(work)
     result = parser.add_argument_group("result")
-    result.add_argument("--report", metavar="DIR", type=Path, help="write a self-contained HTML page there")
+    result.add_argument("--report", metavar="DIR", type=path, help="write a self-contained HTML page there")
     result.add_argument("--explain", action="store_true", help="say which step lost what, and name the culprit")
-    result.add_argument("--checkpoint", metavar="FILE", type=Path, help="the bundle's checkpoint, for --explain")
+    result.add_argument("--checkpoint", metavar="FILE", type=path, help="the bundle's checkpoint, for --explain")
     result.add_argument("--record", action="store_true", help="keep the result in the bundle's manifest")
     result.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -107,9 +107,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     from denseport.runtime.errors import InputError
+    from denseport.runtime.files import refuse_unwritable
 
-    if arguments.report is not None and arguments.report.exists() and not arguments.report.is_dir():
-        raise InputError(f"--report {arguments.report}: is a file", "Name a folder for the page.")
+    if arguments.report is not None:
+        refuse_unwritable(arguments.report)
     if arguments.explain and arguments.checkpoint is None:
         raise InputError("--explain compares with the checkpoint", "Name it with --checkpoint FILE.")
 

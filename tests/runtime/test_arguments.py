@@ -26,6 +26,8 @@ NEEDED = {
 }
 
 BAD = [
+    ("eval", ["--report", ""], "is no path"),
+    ("calibrate", ["--masks", ""], "is no path"),
     ("run", ["--opacity", "2"], "from 0 to 1"),
     ("run", ["--opacity", "nan"], "from 0 to 1"),
     ("run", ["--smooth", "1"], "from 0 to below 1"),
@@ -72,6 +74,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert not out and err.startswith("denseport: error: ") and "Traceback" not in err
     assert "--help" in err.splitlines()[-1]
     return err
+
+
+@pytest.mark.parametrize("command", ["export", "run", "triton"])
+def test_an_empty_output_is_not_the_current_folder(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, *NEEDED[command][:-1], ""]) == 2
+    assert capsys.readouterr().err.startswith("denseport: error: -o/--output: '' is no path; ")
 
 
 @pytest.mark.parametrize(("command", "option", "allowed"), BAD, ids=lambda value: str(value))
