@@ -124,7 +124,9 @@ def threshold(table: dict[str, float], precision: str, override: float | None = 
     """
     if override is not None:
         if not override >= 0:
-            raise InputError(f"the threshold {override} of the gate is not a number from 0 on")
+            raise InputError(
+                f"the threshold {override} of the gate is not a number from 0 on", "Give --budget or --agreement."
+            )
         return override
     if precision not in table:
         raise InputError(

@@ -123,7 +123,9 @@ def _check(
     opacity: float,
 ) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise InputError(f"a picture is (H, W, 3) of uint8, found {image.shape} of {image.dtype}")
+        raise InputError(
+            f"a picture is (H, W, 3) of uint8, found {image.shape} of {image.dtype}", "Give it as cv2.imread does."
+        )
     if mask.shape != image.shape[:2] or mask.dtype.kind not in "ui":
         raise InputError(
             f"the mask is {mask.shape} of {mask.dtype}, the picture {image.shape[:2]}",

@@ -65,9 +65,9 @@ class Options:
             raise InputError(f"no form {self.form!r}", f"Give one of {', '.join(FORMS)}.")
         for name in ("network_instances", "threads", "max_batch", "max_pixels"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} is below 1")
+                raise InputError(f"{name} {getattr(self, name)} is below 1", "Give 1 or more.")
         if self.instances is not None and self.instances < 1:
-            raise InputError(f"instances {self.instances} is below 1")
+            raise InputError(f"instances {self.instances} is below 1", "Give 1 or more.")
         if self.warmup is not None and not 1 <= min(self.warmup) * max(self.warmup) <= self.max_pixels:
             raise InputError(
                 f"a warm-up picture of {self.warmup} is not within 1 to {self.max_pixels} pixels", "Lower --warmup."
