@@ -1,4 +1,4 @@
-"""Write files so that a reader never sees half of one."""
+"""Where files are written, and how, so that a reader never sees half of one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from denseport.runtime.errors import OutputError
 
 __all__ = [
+    "cache_folder",
     "exchange",
     "folders_above",
     "new_file",
@@ -41,6 +42,15 @@ _REMEDIES = {
     errno.EEXIST: "A file is where a folder is needed: choose another place.",
     errno.ENOTDIR: "A file is where a folder is needed: choose another place.",
 }
+
+
+def cache_folder() -> Path | None:
+    """Denseport's folder in the user's cache: ``$XDG_CACHE_HOME``, else ``~/.cache``; None where there is no home."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # no home can be found
+        return None
+    return base / "denseport" if base.is_absolute() else None
 
 
 def sha256_of(path: Path) -> str:
