@@ -23,7 +23,6 @@ from denseport.runtime.plot import Axis, Series, chart
 
 __all__ = ["as_dict", "table", "write_report"]
 
-FP32 = "model.onnx"
 _TEMPLATE = Path(__file__).with_name("bench.html")
 _PERCENTILES = (50, 90, 99)
 

@@ -93,13 +93,13 @@ def test_a_bad_value_is_refused_with_what_is_allowed(
     ) and f"See denseport {command} --help." in err
 
 
-def test_no_number_of_any_command_goes_unchecked() -> None:
-    """Every option that reads a number names its bounds; a bare int or float would take -1 and nan."""
+def test_no_number_or_path_of_any_command_goes_unchecked() -> None:
+    """A bare int or float would take -1 and nan, a bare Path the empty text for the current folder."""
     (commands,) = [action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)]
     assert set(NEEDED) < set(commands.choices)
     for name, parser in commands.choices.items():
         for action in parser._actions:
-            assert action.type not in (int, float), f"{name} {action.option_strings}"
+            assert action.type not in (int, float, Path), f"{name} {action.option_strings}"
 
 
 def test_numbers_within_their_bounds_are_read() -> None:
