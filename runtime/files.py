@@ -139,7 +139,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Writes a whole file or nothing; makes the folders above it.
+    """Write a whole file or nothing; makes the folders above it.
 
     Raises:
         OutputError: the place cannot be written.

@@ -96,6 +96,7 @@ class Axis:
 
     @property
     def n_out(self) -> int:
+        """Outputs along the axis."""
         return len(self.start)
 
     def after(self, first: Axis) -> Axis:

@@ -46,6 +46,7 @@ class Work:
 
     @property
     def size(self) -> tuple[int, int]:
+        """(height, width) of the picture, or of the region of it, in pixels."""
         return self.image.shape[0], self.image.shape[1]
 
 

@@ -6,10 +6,9 @@ An engine is native code: give this module only files whose hash `Bundle.verifie
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 import numpy as np
@@ -157,9 +156,7 @@ class TensorRTSession:
     def __enter__(self) -> TensorRTSession:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -177,8 +174,8 @@ def _deserialise(library: Library, path: Path, record: BuildRecord) -> Any:
     return engine
 
 
-def _last_error(lines: Any) -> str:
-    errors = [line.text for line in cast("list[LogLine]", list(lines)) if "ERROR" in line.severity]
+def _last_error(lines: Iterable[LogLine]) -> str:
+    errors = [line.text for line in lines if "ERROR" in line.severity]
     return errors[-1] if errors else "it gave no reason"
 
 

@@ -165,6 +165,7 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of memory on the device."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property

@@ -100,6 +100,7 @@ def _picture(arguments: argparse.Namespace) -> NDArray[np.uint8]:
 def _open(bundle: Bundle, arguments: argparse.Namespace) -> tuple[list[Segmenter], dict[str, str]]:
     """A segmenter for each artifact that runs here, and why the others do not."""
     from denseport.runtime.errors import DenseportError, MachineError
+    from denseport.runtime.manifest import FP32
     from denseport.runtime.segmenter import Segmenter
 
     opened, skipped = [], {}
@@ -112,7 +113,7 @@ def _open(bundle: Bundle, arguments: argparse.Namespace) -> tuple[list[Segmenter
                 raise
             skipped[name] = err.message
         except DenseportError as err:
-            if arguments.artifact or name == "model.onnx":
+            if arguments.artifact or name == FP32:
                 raise
             skipped[name] = err.message
     if not opened:

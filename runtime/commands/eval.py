@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from denseport.runtime.arguments import path, whole
 from denseport.runtime.commands import eval_gate
 from denseport.runtime.commands import eval_spread as spread
+from denseport.runtime.manifest import FP32
 from denseport.runtime.page import count
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from denseport.runtime.segmenter import Segmenter
 
 HELP = "measure accuracy on labelled pictures, and pass or fail the artifact"
-FP32 = eval_gate.FP32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

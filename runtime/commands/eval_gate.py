@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from denseport.runtime.arguments import real
+from denseport.runtime.manifest import FP32
 
 if TYPE_CHECKING:
     from denseport.runtime.evaluate import Evaluation
     from denseport.runtime.gate import Verdict
     from denseport.runtime.segmenter import Segmenter
-
-FP32 = "model.onnx"
 
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
