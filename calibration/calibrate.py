@@ -31,12 +31,12 @@ from denseport.calibration.sensitivity import Loss, Reference, sensitivities
 from denseport.calibration.smoothing import Smoothing
 from denseport.calibration.statistics import Thresholds, find_thresholds, smoothed
 from denseport.calibration.unpack import unpack_projections
-from denseport.runtime.bundle import FP32, Bundle
+from denseport.runtime.bundle import Bundle
 from denseport.runtime.dataset import Dataset
 from denseport.runtime.feed import thinned
 from denseport.runtime.files import sha256_of, work_folder, writing
 from denseport.runtime.machine import inspect_machine
-from denseport.runtime.manifest import Artifact
+from denseport.runtime.manifest import FP32, Artifact
 from denseport.runtime.page import count
 
 __all__ = ["CalibrationRecord", "Progress", "Silent", "calibrate"]

@@ -19,11 +19,12 @@ from denseport.calibration.search import Budget
 from denseport.calibration.sensitivity import Loss
 from denseport.runtime.backends import Session
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
-from denseport.runtime.bundle import FP32, Bundle
+from denseport.runtime.bundle import Bundle
 from denseport.runtime.choice import CUDA, choose
 from denseport.runtime.dataset import Dataset
 from denseport.runtime.evaluate import evaluate
 from denseport.runtime.machine import inspect_machine
+from denseport.runtime.manifest import FP32
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.trial import Trial, kind_of
 

@@ -1,7 +1,9 @@
 """Segment a video, or a webcam, and show or write the overlay with steadier masks.
 
-python examples/video.py BUNDLE INPUT.webm -o OVERLAY.webm
-python examples/video.py BUNDLE 0                             # camera 0, in a window (opencv-python, not headless)
+    python examples/video.py BUNDLE INPUT.webm -o OVERLAY.webm
+    python examples/video.py BUNDLE 0
+
+The second shows camera 0 in a window, for which OpenCV must be the wheel opencv-python, not the headless one.
 """
 
 from __future__ import annotations
@@ -38,9 +40,11 @@ def main() -> None:
     # Depth 1 keeps a camera's delay short; smoothing averages each frame with those before it, up to a scene cut.
     with (
         Segmenter(arguments.bundle) as segment,
-        closing(segment.stream(frames_of(capture), depth=1, smoothing=0.6)) as it,
+        closing(segment.stream(frames_of(capture), depth=1, smoothing=0.6)) as results,
     ):
-        painted = (overlay(r.image, r.mask, segment.manifest.classes, segment.manifest.palette) for r in it)
+        painted = (
+            overlay(result.image, result.mask, segment.manifest.classes, segment.manifest.palette) for result in results
+        )
         if arguments.output:
             with VideoWriter(arguments.output, capture.get(cv2.CAP_PROP_FPS) or 25.0) as writer:
                 for picture in painted:

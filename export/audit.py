@@ -18,11 +18,11 @@ from denseport.runtime.backends import Session
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.tensorrt import TensorRTSession
 from denseport.runtime.build_record import BuildRecord
-from denseport.runtime.bundle import FP32, Bundle
+from denseport.runtime.bundle import Bundle
 from denseport.runtime.feed import network_inputs, thinned
 from denseport.runtime.files import work_folder
 from denseport.runtime.gate import AGREEMENTS
-from denseport.runtime.manifest import Manifest
+from denseport.runtime.manifest import FP32, Manifest
 from denseport.runtime.metrics import json_number
 
 __all__ = ["Audit", "audit_engine", "audit_graph"]

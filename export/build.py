@@ -18,11 +18,11 @@ from denseport.export.race import race
 from denseport.export.save import read_model, save_model
 from denseport.runtime.backends.tensorrt import why_not
 from denseport.runtime.build_record import BuildRecord
-from denseport.runtime.bundle import FP32, Bundle
+from denseport.runtime.bundle import Bundle
 from denseport.runtime.errors import MachineError
 from denseport.runtime.feed import network_inputs
 from denseport.runtime.files import sha256_of, work_folder
-from denseport.runtime.manifest import Artifact
+from denseport.runtime.manifest import FP32, Artifact
 
 __all__ = ["build_engine_artifact", "build_typed", "build_variant", "source_of"]
 

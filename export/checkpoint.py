@@ -50,6 +50,7 @@ class Checkpoint:
 
 
 _UNPRINTABLE = re.compile(f"[\\t\\n{CONTROLS}]")
+CORRECT_META = "Correct dataset_meta (1.x), or CLASSES and PALETTE (0.x), in the file; save it again with torch.save."
 # What weights and counters are kept in; anything else (8 bits, complex) is no plain training checkpoint.
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32)
 
@@ -98,7 +99,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         sha256 = sha256_of(path)
     data = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
     if not isinstance(data, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(data).__name__}, not the dict that a checkpoint is")
+        raise CheckpointError(
+            f"{path}: holds a {type(data).__name__}, not the dict that a checkpoint is",
+            "Give the file that mmsegmentation or torch.save wrote, not one tensor of it.",
+        )
     state_dict = _state_dict(path, data)
     meta = data.get("meta") if "state_dict" in data else None
     if not isinstance(meta, Mapping):
@@ -168,7 +172,7 @@ def _refuse_odd_zip(path: Path) -> None:
 def _state_dict(path: Path, data: Mapping[str, Any]) -> dict[str, Tensor]:
     weights = data.get("state_dict", data)
     if not isinstance(weights, Mapping) or not weights:
-        raise CheckpointError(f"{path}: has no weights under 'state_dict'")
+        raise CheckpointError(f"{path}: has no weights under 'state_dict'", "Give a file that holds a state dict.")
     for key, value in weights.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(
@@ -227,7 +231,7 @@ def _class_names(path: Path, classes: Any) -> tuple[str, ...] | None:
         return None
     # Plain values alone: a list of lists of lists … of a few bytes can be written out as terabytes.
     if not all(isinstance(name, (str, int, float)) for name in classes):
-        raise CheckpointError(f"{path}: its class names are not all texts")
+        raise CheckpointError(f"{path}: its class names are not all texts", CORRECT_META)
     return tuple(_text(str(name)) for name in classes)
 
 
@@ -240,4 +244,4 @@ def _palette(path: Path, palette: Any) -> tuple[tuple[int, int, int], ...] | Non
             return colours
     except (TypeError, ValueError, OverflowError):
         pass
-    raise CheckpointError(f"{path}: its palette is not a list of RGB triples in 0..255")
+    raise CheckpointError(f"{path}: its palette is not a list of RGB triples in 0..255", CORRECT_META)

@@ -12,7 +12,10 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["look_up", "parse_config"]
+__all__ = ["CORRECT", "look_up", "parse_config"]
+
+# The remedy for a setting that the weights or Denseport contradict.
+CORRECT = "Correct the configuration that the file carries (meta), and save it again with torch.save."
 
 
 def parse_config(text: str) -> dict[str, Any]:

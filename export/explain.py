@@ -31,14 +31,14 @@ from denseport.export.recognise import recognise
 from denseport.export.settings import inference_of, preprocess_of
 from denseport.export.weights import load_model
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
-from denseport.runtime.bundle import FP32, Bundle
+from denseport.runtime.bundle import Bundle
 from denseport.runtime.dataset import Dataset
 from denseport.runtime.errors import DenseportError, InputError
 from denseport.runtime.feed import thinned
 from denseport.runtime.gate import AGREEMENTS, BUDGETS, threshold
 from denseport.runtime.images import read_image
 from denseport.runtime.inference import single_view
-from denseport.runtime.manifest import Preprocess
+from denseport.runtime.manifest import FP32, Preprocess
 from denseport.runtime.metrics import ConfusionMatrix, mean_iou
 from denseport.runtime.preprocess import normalise, resize
 from denseport.runtime.protocol import Protocol

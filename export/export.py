@@ -17,9 +17,9 @@ from denseport.export.presets import Preset
 from denseport.export.recognise import Recognised, recognise
 from denseport.export.settings import class_names, inference_of, palette_of, preprocess_of, reduces_zero_label
 from denseport.export.weights import AUXILIARY, load_model
-from denseport.runtime.bundle import FP32, MANIFEST, Bundle, new_bundle
+from denseport.runtime.bundle import MANIFEST, Bundle, new_bundle
 from denseport.runtime.files import sha256_of, write_atomic, writing
-from denseport.runtime.manifest import Artifact, Manifest, Reference
+from denseport.runtime.manifest import FP32, Artifact, Manifest, Reference
 
 __all__ = ["export_bundle"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from denseport.export import presets
 from denseport.export.checkpoint import Checkpoint
-from denseport.export.config import look_up
+from denseport.export.config import CORRECT, look_up
 from denseport.export.errors import CheckpointError
 from denseport.export.presets import Preset
 from denseport.export.spec import DPTHeadSpec, ModelSpec, NeckSpec, UPerHeadSpec, ViTSpec
@@ -118,7 +118,9 @@ class _Reader:
                 num_classes=self._shape("decode_head.conv_seg.weight", 4)[0],
             )
         except (TypeError, ValueError, OverflowError) as err:  # a setting of another type, or sizes that do not fit
-            raise CheckpointError(f"{self.checkpoint.path}: its model configuration cannot be used: {err}") from err
+            raise CheckpointError(
+                f"{self.checkpoint.path}: its model configuration cannot be used: {err}", CORRECT
+            ) from err
 
     def _shape(self, key: str, dimensions: int) -> tuple[int, ...]:
         if key not in self.shapes:
@@ -188,7 +190,9 @@ class _Reader:
             heads = max(1, dims // HEAD_DIMS)
             self._assume("The number of attention heads", f"{heads} (one for each {HEAD_DIMS} of {dims} channels)")
         if heads < 1 or dims % heads:
-            raise CheckpointError(f"{self.checkpoint.path}: {heads} attention heads do not divide {dims} channels")
+            raise CheckpointError(
+                f"{self.checkpoint.path}: {heads} attention heads do not divide {dims} channels", CORRECT
+            )
         return heads
 
     def _out_indices(self, layers: int, published: ModelSpec | None) -> tuple[int, ...]:
@@ -203,7 +207,7 @@ class _Reader:
             self._assume("Which layers feed the head", indices)
         if len(indices) != 4 or not all(0 <= i < layers for i in indices) or list(indices) != sorted(set(indices)):
             raise CheckpointError(
-                f"{self.checkpoint.path}: out_indices {indices} are not four layers, in order, of {layers}"
+                f"{self.checkpoint.path}: out_indices {indices} are not four layers, in order, of {layers}", CORRECT
             )
         return indices
 
@@ -226,7 +230,8 @@ class _Reader:
         if side * side != tokens:
             raise CheckpointError(
                 f"{self.checkpoint.path}: a position embedding of {tokens} places is not square, and no "
-                "model.backbone.img_size in its configuration says what it is"
+                "model.backbone.img_size in its configuration says what it is",
+                CORRECT,
             )
         return side, side
 
@@ -256,5 +261,5 @@ class _Reader:
         count = sum(bool(re.fullmatch(r"decode_head\.psp_modules\.\d+\.1\.conv\.weight", key)) for key in self.shapes)
         scales = tuple(int(s) for s in look_up(self.model, "decode_head", "pool_scales", default=(1, 2, 3, 6)))
         if len(scales) != count:
-            raise CheckpointError(f"{self.checkpoint.path}: {count} pooling branches for pool_scales {scales}")
+            raise CheckpointError(f"{self.checkpoint.path}: {count} pooling branches for pool_scales {scales}", CORRECT)
         return UPerHeadSpec(self._shape("decode_head.conv_seg.weight", 4)[1], scales)

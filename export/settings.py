@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from denseport.export.checkpoint import Checkpoint
-from denseport.export.config import look_up
+from denseport.export.config import CORRECT, look_up
 from denseport.export.errors import CheckpointError
 from denseport.runtime.manifest import Inference, Preprocess
 from denseport.runtime.visualize import default_palette
@@ -39,7 +39,7 @@ def preprocess_of(checkpoint: Checkpoint) -> tuple[Preprocess, list[str]]:
         given = {**_resizing(steps), **_normalisation(checkpoint.config, steps)}
         preprocess = Preprocess(**given)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as err:
-        raise CheckpointError(f"{checkpoint.path}: its test pipeline cannot be used: {err!r}") from err
+        raise CheckpointError(f"{checkpoint.path}: its test pipeline cannot be used: {err!r}", CORRECT) from err
     except CheckpointError as err:
         raise CheckpointError(f"{checkpoint.path}: {err.message}", err.remedy) from err
     warnings = []
@@ -131,9 +131,11 @@ def inference_of(checkpoint: Checkpoint) -> Inference:
     try:
         inference = Inference(test["mode"], crop=_pair(test.get("crop_size")), stride=_pair(test.get("stride")))
     except (TypeError, ValueError, OverflowError) as err:
-        raise CheckpointError(f"{checkpoint.path}: model.test_cfg {test!r} cannot be used: {err}") from err
+        raise CheckpointError(f"{checkpoint.path}: model.test_cfg {test!r} cannot be used: {err}", CORRECT) from err
     if any(stride > crop for stride, crop in zip(inference.stride or (), inference.crop or (), strict=True)):
-        raise CheckpointError(f"{checkpoint.path}: model.test_cfg {test!r}: strides beyond the crop leave gaps")
+        raise CheckpointError(
+            f"{checkpoint.path}: model.test_cfg {test!r}: strides beyond the crop leave gaps", CORRECT
+        )
     return inference
 
 

@@ -1,4 +1,4 @@
-"""What the command line takes: numbers within bounds and sizes, refused where they are read, and how it says no.
+"""What the command line takes: paths, sizes, numbers within bounds; refused where they are read, and how it says no.
 
 A parser's own errors become `InputError`, so that a mistyped option reads like every other error.
 """
@@ -10,11 +10,12 @@ import difflib
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from denseport.runtime.errors import InputError
 
-__all__ = ["Parser", "real", "size", "whole"]
+__all__ = ["Parser", "path", "real", "size", "whole"]
 
 _CHOICE = re.compile(r"invalid choice: '?(?P<given>[^']*)'? \(choose from (?P<choices>.*)\)", re.DOTALL)
 _UNKNOWN = re.compile(r"(?<=unrecognized arguments: )--[\w-]+")
@@ -37,6 +38,13 @@ class Parser(argparse.ArgumentParser):
             return ""
         near = difflib.get_close_matches(given, known, 1)
         return f"Did you mean {near[0]}? " if near else ""
+
+
+def path(text: str) -> Path:
+    """The type of an option that takes a path: not the empty text, which pathlib takes for the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' is no path; check the variable that it came from")
+    return Path(text)
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import cv2
 import numpy as np
@@ -60,16 +61,18 @@ class Latency:
 
     @property
     def samples(self) -> int:
+        """Runs of all rounds."""
         return sum(map(len, self.rounds))
 
     def percentile(self, percent: float) -> float | None:
-        """None where fewer than 1 / (1 - percent) samples leave it undefined."""
+        """Milliseconds that so many percent of the runs stay below; None for fewer than 100 / (100 - percent) runs."""
         if self.samples * (100 - percent) < 100:
             return None
         return float(np.percentile(np.concatenate(self.rounds), percent))
 
     @property
     def median(self) -> float:
+        """Milliseconds, of the runs of all rounds."""
         return statistics.median(value for each in self.rounds for value in each)
 
     @property
@@ -125,38 +128,36 @@ def run_bench(
     Raises:
         DenseportError: a contender cannot run the picture.
     """
-    for contender in contenders:
-        progress(f"warming up {contender.name}")
-        contender.session.run(tensor)
-        if contender.segmenter is not None:
-            contender.segmenter(picture)
-    whole = [each for each in contenders if each.segmenter is not None]
+    whole = {c.name: partial(c.segmenter, picture) for c in contenders if c.segmenter is not None}
+    for each in contenders:
+        progress(f"warming up {each.name}")
+        each.session.run(tensor)
+        if each.name in whole:
+            whole[each.name]()
     progress("latency of the sessions")
-    sessions = _latencies({each.name: _bound(each.session.run, tensor) for each in contenders}, plan)
+    sessions = _latencies({c.name: partial(c.session.run, tensor) for c in contenders}, plan)
     progress("latency from picture to mask")
-    wholes = _latencies({each.name: _bound(each.segmenter, picture) for each in whole}, plan)
-    throughput: dict[str, dict[int, float]] = {each.name: {} for each in contenders}
+    wholes = _latencies(whole, plan)
+    throughput: dict[int, dict[str, float]] = {}
     for callers in plan.concurrency:
         progress(f"pictures a second, callers at once: {callers}")
-        work = {each.name: _bound(each.segmenter, picture) for each in whole}
-        for name, value in _throughputs(work, callers, plan).items():
-            throughput[name][callers] = value
-    batches: dict[str, dict[int, float]] = {each.name: {} for each in contenders}
+        throughput[callers] = _throughputs(whole, callers, plan)
+    batches: dict[int, dict[str, float]] = {}
     for size in plan.batches:
         progress(f"batches of {size}")
         batch = np.repeat(tensor, size, axis=0)
-        for name, latency in _latencies({c.name: _bound(c.session.run, batch) for c in contenders}, plan).items():
-            batches[name][size] = 1000 * size / latency.median
+        latencies = _latencies({c.name: partial(c.session.run, batch) for c in contenders}, plan)
+        batches[size] = {name: 1000 * size / latency.median for name, latency in latencies.items()}
     return [
         Result(
-            c.name,
-            c.session.description,
-            sessions[c.name],
-            wholes.get(c.name),
-            throughput[c.name],
-            batches[c.name],
+            each.name,
+            each.session.description,
+            session=sessions[each.name],
+            whole=wholes.get(each.name),
+            throughput={callers: rates[each.name] for callers, rates in throughput.items() if each.name in rates},
+            batches={size: rates[each.name] for size, rates in batches.items()},
         )
-        for c in contenders
+        for each in contenders
     ]
 
 
@@ -170,13 +171,7 @@ def speed_warnings(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def _bound(function: Callable[..., object] | None, argument: object) -> Callable[[], object]:
-    if function is None:
-        raise TypeError("nothing to measure")
-    return lambda: function(argument)
-
-
-def _latencies(work: dict[str, Callable[[], object]], plan: Plan) -> dict[str, Latency]:
+def _latencies(work: Mapping[str, Callable[[], object]], plan: Plan) -> dict[str, Latency]:
     """Each piece of work alone, in rounds."""
     counts = {name: _count(run, plan.seconds) for name, run in work.items()}
     rounds: dict[str, list[tuple[float, ...]]] = {name: [] for name in work}
@@ -186,7 +181,7 @@ def _latencies(work: dict[str, Callable[[], object]], plan: Plan) -> dict[str, L
     return {name: Latency(tuple(each)) for name, each in rounds.items()}
 
 
-def _throughputs(work: dict[str, Callable[[], object]], callers: int, plan: Plan) -> dict[str, float]:
+def _throughputs(work: Mapping[str, Callable[[], object]], callers: int, plan: Plan) -> dict[str, float]:
     """Calls a second with so many callers at once; the median of the rounds."""
     counts = {name: max(callers, _count(run, plan.seconds)) for name, run in work.items()}
     rates: dict[str, list[float]] = {name: [] for name in work}

@@ -28,7 +28,10 @@ def measure_startup(bundle: Path, artifact: str, size: tuple[int, int], threads:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise DenseportError(f"{artifact}: could not be started in a process of its own: {last[0]}")
+        raise DenseportError(
+            f"{artifact}: could not be started in a process of its own: {last[0]}",
+            "Free some memory: for a moment the artifact is opened twice.",
+        )
     result: dict[str, float] = json.loads(done.stdout)
     return result
 

@@ -24,10 +24,9 @@ from denseport.runtime.files import (
 from denseport.runtime.manifest import Artifact, Manifest
 from denseport.runtime.onnx_files import external_files
 
-__all__ = ["FP32", "MANIFEST", "Bundle", "new_bundle"]
+__all__ = ["MANIFEST", "Bundle", "new_bundle"]
 
 MANIFEST = "manifest.json"
-FP32 = "model.onnx"  # the artifact that an export writes; all others are made of it and compared with it
 MAKE_ONE = "Make one: denseport export CHECKPOINT -o BUNDLE"
 EXPORT_AGAIN = "Export the checkpoint again."
 LARGEST_MANIFEST = 64 << 20  # bytes; the largest seen has 0.3 MB

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from denseport.runtime.build_record import BuildRecord, mismatch
-from denseport.runtime.bundle import FP32, Bundle
+from denseport.runtime.bundle import Bundle
 from denseport.runtime.errors import InputError
 from denseport.runtime.machine import Machine, inspect_machine
-from denseport.runtime.manifest import Artifact, reading_record
+from denseport.runtime.manifest import FOR_CPU, FP32, Artifact, reading_record
 from denseport.runtime.trial import Trial, kind_of
 
 __all__ = ["CPU", "CUDA", "Choice", "choose", "obstacle"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-FOR_CPU = ".cpu.onnx"  # ends the names of graphs in operators of ONNX Runtime's CPU back end
 # Among artifacts that run equally well: the narrower the faster, on a GPU. INT8 and FP8 are not always faster, and cost
 # accuracy: they are taken unasked only where a trial on such a machine says that they are worth it.
 ORDER = ("fp16", "bf16", "fp32")

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -61,7 +60,7 @@ class Client:
         self, url: str, model: str, *, version: int | None = None, deadline: float = 60.0, shared_memory: bool = False
     ) -> None:
         if not deadline > 0:
-            raise InputError(f"a deadline of {deadline} s leaves no time")
+            raise InputError(f"a deadline of {deadline} s leaves no time", "Give seconds above 0.")
         self.url, self.model = url, model
         self._deadline = deadline
         self._version = "" if version is None else str(version)
@@ -80,7 +79,10 @@ class Client:
             ServerError: the server was not reached, not ready, or failed, until the deadline.
         """
         if image.ndim != 3:
-            raise ImageError(f"expected a picture of shape (height, width, 3), uint8 BGR; got {image.shape}")
+            raise ImageError(
+                f"expected a picture of shape (height, width, 3), uint8 BGR; got {image.shape}",
+                "Several pictures of one size go through segment_batch.",
+            )
         mask: NDArray[np.unsignedinteger[Any]] = self.segment_batch(image[None])[0]
         return mask
 
@@ -95,7 +97,8 @@ class Client:
         masks = self._persist(lambda left: self._connection.infer({IMAGE: images}, MASK, left))
         if masks.shape != images.shape[:3] or masks.dtype.kind != "u":
             raise ServerError(
-                f"{self.url}: {self.model} gave masks of {masks.shape} {masks.dtype} for pictures of {images.shape}"
+                f"{self.url}: {self.model} gave masks of {masks.shape} {masks.dtype} for pictures of {images.shape}",
+                "Serve a model that denseport triton exported.",
             )
         return masks
 
@@ -149,7 +152,10 @@ class Client:
             connection.close()
             end_thread()
         if mask.shape != picture.shape[:3]:
-            raise ServerError(f"{self.url}: {self.model} is not well: it gave a mask of {mask.shape}")
+            raise ServerError(
+                f"{self.url}: {self.model} is not well: it gave a mask of {mask.shape}",
+                "Serve a model that denseport triton exported.",
+            )
         return time.monotonic() - started
 
     @contextmanager
@@ -198,9 +204,7 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

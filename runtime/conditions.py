@@ -46,6 +46,7 @@ class Watch:
         self._energy = _energy_joules()
 
     def stop(self) -> Conditions:
+        """What happened since the making."""
         seconds = time.monotonic() - self._start
         busy, clock, energy = _busy_seconds(), _clock_mhz(), _energy_joules()
         others = None

@@ -55,7 +55,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if not self.samples:
-            raise DatasetError("the data set is empty")
+            raise DatasetError("the data set is empty", "Name a folder or a list that holds pictures with masks.")
         if not 0 <= self.ignore_index <= 65535:
             raise DatasetError(
                 f"the ignored label {self.ignore_index} is not in 0..65535",
@@ -126,7 +126,7 @@ def folder_pair(images: Path, masks: Path, reduce_zero_label: bool = False, igno
     image_of, mask_of = _by_stem(images, IMAGE_SUFFIXES), _by_stem(masks, MASK_SUFFIXES)
     for folder, found, kind in ((images, image_of, "pictures"), (masks, mask_of, "PNG masks")):
         if not found:
-            raise DatasetError(f"{folder}: there are no {kind}")
+            raise DatasetError(f"{folder}: there are no {kind}", "Check the path; sub-folders are not searched.")
     _require_pairs(images, masks, image_of, mask_of)
     samples = tuple(Sample(stem, image_of[stem], mask_of[stem]) for stem in sorted(image_of))
     return Dataset(samples, reduce_zero_label, ignore_index)
@@ -150,7 +150,7 @@ def image_list(
     root = path.parent if root is None else root
     lines = dict(_lines(path))
     if not lines:
-        raise DatasetError(f"{path}: the list is empty")
+        raise DatasetError(f"{path}: the list is empty", "Name one picture a line, or a picture and its mask.")
     width = len(next(iter(lines.values())))
     for number, fields in lines.items():
         if len(fields) != width or width > 2:
@@ -240,7 +240,9 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as err:
-        raise DatasetError(f"{path}: the list cannot be read: {err}") from err
+        raise DatasetError(
+            f"{path}: the list cannot be read: {err}", "Name a text file in UTF-8 that you may read."
+        ) from err
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.partition("#")[0].strip()
         if line:
@@ -263,7 +265,7 @@ def _find_names(path: Path, root: Path, lines: Mapping[int, list[str]]) -> Itera
             )
         mask = root / "annotations" / files[0].parent.relative_to(images) / f"{name}.png"
         if not mask.is_file():
-            raise DatasetError(f"{path}, line {number}: {name!r} has no mask {mask}")
+            raise DatasetError(f"{path}, line {number}: {name!r} has no mask {mask}", "Add the mask, or drop the line.")
         yield number, Sample(name, files[0], mask)
 
 
@@ -274,7 +276,8 @@ def _find_pairs(path: Path, bases: tuple[Path, Path], lines: Mapping[int, list[s
         if image is None or mask is None:
             raise DatasetError(
                 f"{path}, line {number}: there is no file {fields[files.index(None)]!r} "
-                f"in {bases[0]} or beside the list"
+                f"in {bases[0]} or beside the list",
+                "Give paths below --data, or relative to the list.",
             )
         yield number, Sample(Path(fields[0]).with_suffix("").as_posix(), image, mask)
 
@@ -284,7 +287,7 @@ def _distinct(path: Path, found: Iterable[tuple[int, Sample]]) -> Iterator[Sampl
     for number, sample in found:
         if sample.name in line_of:
             first = line_of[sample.name]
-            raise DatasetError(f"{path}, line {number}: {sample.name!r} is on line {first} too")
+            raise DatasetError(f"{path}, line {number}: {sample.name!r} is on line {first} too", "Drop one of the two.")
         line_of[sample.name] = number
         yield sample
 

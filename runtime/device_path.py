@@ -175,7 +175,8 @@ class _Pipeline:
         logits = self._lane.infer(image)
         if len(logits.shape) != 4 or logits.shape[0] != 1 or logits.dtype not in FLOATS:
             raise BundleError(
-                f"expected logits (1, C, h, w) of float32 or float16; the network gives {logits.shape} {logits.dtype}"
+                f"expected logits (1, C, h, w) of float32 or float16; the network gives {logits.shape} {logits.dtype}",
+                "Choose an artifact without .mask in its name.",
             )
         _, classes, height, width = logits.shape
         plan = picture_mask((classes, height, width), resized, size, logits.dtype, mask.dtype)

@@ -181,7 +181,7 @@ def merge_states(paths: Sequence[Path], key: str) -> EvaluationState:
         except InputError as err:
             raise InputError(f"{path}: {err.message}", err.remedy) from err
     if whole is None:
-        raise InputError("there is no state to merge")
+        raise InputError("there is no state to merge", "Name the --state files of the shards.")
     missing = np.flatnonzero(~whole.done)
     if missing.size:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Write files so that a reader never sees half of one."""
+"""Where files are written, and how, so that a reader never sees half of one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from pathlib import Path
 from denseport.runtime.errors import OutputError
 
 __all__ = [
+    "cache_folder",
     "exchange",
     "folders_above",
     "new_file",
     "new_folder",
+    "refuse_unwritable",
     "remove_temporary_files",
     "sha256_of",
     "work_folder",
@@ -42,6 +44,15 @@ _REMEDIES = {
 }
 
 
+def cache_folder() -> Path | None:
+    """Denseport's folder in the user's cache: ``$XDG_CACHE_HOME``, else ``~/.cache``; None where there is no home."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # no home can be found
+        return None
+    return base / "denseport" if base.is_absolute() else None
+
+
 def sha256_of(path: Path) -> str:
     """Hash of a file, as 64 hex digits."""
     with path.open("rb") as file:
@@ -56,6 +67,20 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as err:
         remedy = _REMEDIES.get(err.errno or 0, "Choose another place.")
         raise OutputError(f"{path}: cannot be written: {err.strerror or err}", remedy) from err
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Find out before the work whether results can be written to ``folder``, which need not be there yet.
+
+    Raises:
+        OutputError: a file is in its place or above it, or this user may not write there.
+    """
+    with writing(folder):
+        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 @contextmanager
@@ -114,7 +139,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Writes a whole file or nothing; makes the folders above it.
+    """Write a whole file or nothing; makes the folders above it.
 
     Raises:
         OutputError: the place cannot be written.

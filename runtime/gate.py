@@ -8,7 +8,7 @@ is. Collapse detectors fail either. Everything here is arithmetic on counts; not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.errors import DatasetError, InputError
-from denseport.runtime.metrics import ConfusionMatrix, json_number, mean_iou
+from denseport.runtime.metrics import json_number, mean_iou
 from denseport.runtime.page import count
 
 __all__ = [
@@ -87,15 +87,6 @@ class ImageAreas:
         if not len(self.intersect):
             raise DatasetError("no image was measured")
 
-    @classmethod
-    def of(cls, images: Iterable[ConfusionMatrix]) -> ImageAreas:
-        """From one confusion matrix an image."""
-        rows = [(image.intersect, image.union) for image in images]
-        if not rows:
-            raise DatasetError("no image was measured")
-        intersect, union = zip(*rows, strict=True)
-        return cls(np.stack(intersect), np.stack(union))
-
     def __len__(self) -> int:
         return len(self.intersect)
 
@@ -124,7 +115,9 @@ def threshold(table: dict[str, float], precision: str, override: float | None = 
     """
     if override is not None:
         if not override >= 0:
-            raise InputError(f"the threshold {override} of the gate is not a number from 0 on")
+            raise InputError(
+                f"the threshold {override} of the gate is not a number from 0 on", "Give --budget or --agreement."
+            )
         return override
     if precision not in table:
         raise InputError(
@@ -134,15 +127,11 @@ def threshold(table: dict[str, float], precision: str, override: float | None = 
     return table[precision]
 
 
-def obstacle_to_published(
-    images: int, protocol: str, published_protocol: str, full_set: int = ADE20K_VALIDATION_IMAGES
-) -> str | None:
-    """Why a measurement cannot be compared with the published mIoU; None when it can."""
-    if images != full_set:
-        return f"the published mIoU is of {full_set} images; {images} were measured"
-    if protocol != published_protocol:
-        return f"the published mIoU was measured with protocol {published_protocol}, this one with {protocol}"
-    return None
+def obstacle_to_published(images: int) -> str | None:
+    """Why a measurement of so many images cannot be compared with the published mIoU; None when it can."""
+    if images == ADE20K_VALIDATION_IMAGES:
+        return None
+    return f"the published mIoU is of {ADE20K_VALIDATION_IMAGES} images; {images} were measured"
 
 
 def against_published(measured: float, published: float, budget: float, name: str) -> Verdict:
@@ -159,7 +148,6 @@ def against_fp32(
     fp32: ImageAreas,
     budget: float,
     *,
-    name: str = "FP32",
     seed: int = 0,
     notes: Sequence[str] = (),
 ) -> Verdict:
@@ -180,7 +168,7 @@ def against_fp32(
             f"{candidate.intersect.shape} and {fp32.intersect.shape}"
         )
     interval = _paired_bootstrap(candidate, fp32, seed)
-    compared_with = f"{name} on the same {count(len(fp32), 'image')}, {fp32.mean_iou():.2f}"
+    compared_with = f"FP32 on the same {count(len(fp32), 'image')}, {fp32.mean_iou():.2f}"
     verdict = _verdict(candidate.mean_iou(), fp32.mean_iou(), budget, compared_with)
     notes = list(notes)
     if interval is None:

@@ -23,7 +23,7 @@ __all__ = ["decode_image", "encode_palette_png", "is_cut_short", "read_image", "
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Reads a picture as mmsegmentation's LoadImageFromFile does (OpenCV, IMREAD_COLOR).
+    """Read a picture as mmsegmentation's LoadImageFromFile does (OpenCV, IMREAD_COLOR).
 
     The EXIF orientation is applied, grey replicated, alpha dropped, 16 bits become 8, a palette is expanded.
 
@@ -31,7 +31,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         (H, W, 3) BGR uint8, [0, 255].
 
     Raises:
-        ImageError: the file is missing, a folder, unreadable, or :func:`decode_image` refuses it.
+        ImageError: the file is missing, a folder, unreadable, or `decode_image` refuses it.
     """
     with reading(path):
         data = path.read_bytes()
@@ -52,7 +52,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
-    """Decodes a picture held in memory, like :func:`read_image`.
+    """Decode a picture held in memory, like `read_image`.
 
     Args:
         data: the bytes of the file.
@@ -122,7 +122,7 @@ def _reason(err: cv2.error) -> str:
 
 
 def write_image(path: Path, image: NDArray[Any], params: Sequence[int] = ()) -> None:
-    """Encodes a picture in the format of the path's suffix, and writes it.
+    """Encode a picture in the format of the path's suffix, and write it.
 
     Args:
         path: the file; its suffix chooses the format.
@@ -142,7 +142,7 @@ def write_image(path: Path, image: NDArray[Any], params: Sequence[int] = ()) -> 
 
 
 def write_mask(path: Path, mask: NDArray[Any], palette: Sequence[Sequence[int]] | None = None) -> None:
-    """Writes class indices as a PNG: the value of a pixel is its class.
+    """Write class indices as a PNG: the value of a pixel is its class.
 
     Args:
         path: the file, ending in .png.
@@ -171,7 +171,7 @@ def write_mask(path: Path, mask: NDArray[Any], palette: Sequence[Sequence[int]] 
 
 
 def encode_palette_png(mask: NDArray[Any], palette: Sequence[Sequence[int]]) -> bytes:
-    """Encodes a mask as an indexed PNG (colour type 3, 8 bits, unfiltered), which OpenCV cannot write.
+    """Encode a mask as an indexed PNG (colour type 3, 8 bits, unfiltered), which OpenCV cannot write.
 
     Indices beyond the palette, such as 255 for "ignore", are black.
 
@@ -181,6 +181,7 @@ def encode_palette_png(mask: NDArray[Any], palette: Sequence[Sequence[int]]) -> 
 
     Raises:
         ValueError: the mask is empty, or an index or the palette goes beyond 256 colours.
+
     Source: https://www.w3.org/TR/png-3/ (chunks: section 5, PLTE: 11.2.2).
     """
     height, width = mask.shape

@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from denseport.runtime.backends import Session
 from denseport.runtime.errors import ImageError
 from denseport.runtime.manifest import Inference, Preprocess
-from denseport.runtime.postprocess import Field, slide_fields, whole_field
+from denseport.runtime.postprocess import Field, slide_fields
 from denseport.runtime.preprocess import normalise, rescaled_size, resize, resized_size
 
 __all__ = [
     "RATIOS",
     "TTA_CONVENTIONS",
     "View",
-    "predict_view",
     "show",
     "single_view",
     "slide_view",
@@ -99,24 +98,6 @@ def show(image: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
     return np.ascontiguousarray(resized[:, ::-1]) if view.flip else resized
 
 
-def predict_view(
-    session: Session, image: NDArray[np.uint8], view: View, preprocess: Preprocess, inference: Inference
-) -> list[Field]:
-    """Run the network on one view of a picture.
-
-    Args:
-        image: HWC uint8 BGR, the whole picture.
-
-    Returns:
-        Fields at the picture's own size; their sum is the view's logits.
-    """
-    size, shown = (image.shape[0], image.shape[1]), show(image, view)
-    if inference.mode == "whole":
-        logits = session.run(normalise(shown, preprocess))[0]
-        return [whole_field(logits, view.size, size, flip=view.flip)]
-    return slide_view(session, shown, view, size, preprocess, inference)
-
-
 def slide_view(
     session: Session,
     shown: NDArray[np.uint8],
@@ -125,7 +106,16 @@ def slide_view(
     preprocess: Preprocess,
     inference: Inference,
 ) -> list[Field]:
-    """As `predict_view`, sliding over ``shown``: what `show` made of a picture of ``size`` (height, width)."""
+    """Run the network on windows of one view of a picture.
+
+    Args:
+        shown: HWC uint8 BGR, what `show` made of the picture.
+        size: (height, width) of the picture itself.
+        inference: of mode "slide".
+
+    Returns:
+        Fields at the picture's own size, one a window; their sum is the view's logits.
+    """
     assert inference.crop is not None and inference.stride is not None  # Inference checks it
     rows = window_starts(view.size[0], inference.crop[0], inference.stride[0])
     columns = window_starts(view.size[1], inference.crop[1], inference.stride[1])

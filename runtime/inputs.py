@@ -38,7 +38,7 @@ class Input:
 
 
 def find_inputs(patterns: Sequence[str]) -> list[Input]:
-    """Finds the pictures and videos that the user means.
+    """Find the pictures and videos that the user means.
 
     Args:
         patterns: files, folders (searched with their sub-folders; hidden names and symbolic links to folders

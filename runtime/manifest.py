@@ -22,6 +22,8 @@ from denseport.runtime.terminal import CONTROLS
 
 __all__ = [
     "FORMAT_VERSION",
+    "FOR_CPU",
+    "FP32",
     "LARGEST_SIDE",
     "Artifact",
     "Inference",
@@ -33,6 +35,8 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+FP32 = "model.onnx"  # the artifact that an export writes; all others are made of it and compared with it
+FOR_CPU = ".cpu.onnx"  # ends the names of INT8 artifacts in operators of ONNX Runtime's CPU back end
 LARGEST_INTEGER = 2**63 - 1  # JSON knows no limit; arrays and floats do
 LARGEST_SIDE = 2**15  # pixels that a picture may be resized to; a hostile manifest must not ask for all the memory
 # Names are printed, one a line: a line that a name breaks could say anything.
@@ -45,10 +49,8 @@ T = TypeVar("T")
 class Preprocess:
     """From a uint8 BGR picture to the network's input."""
 
-    scale: tuple[int, int] = (
-        2048,
-        512,
-    )  # pixels: the longer and the shorter side's limit; width, height if not keep_ratio
+    # Pixels: the longer and the shorter side's limit; width, height if not keep_ratio.
+    scale: tuple[int, int] = (2048, 512)
     keep_ratio: bool = True
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, grey levels
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)  # RGB, grey levels

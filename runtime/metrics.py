@@ -8,7 +8,7 @@ here the sums are int64, so that partial results add up to the last integer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -120,31 +120,6 @@ class ConfusionMatrix:
             aAcc=float(_percent(intersect.sum(), label.sum())),
             per_class=tuple(ClassScore(*row) for row in per_class),
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain integers for JSON; ``from_dict`` gives the same matrix back."""
-        return {"n_classes": self.n_classes, "matrix": self.matrix.tolist(), "outside": self.outside.tolist()}
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> ConfusionMatrix:
-        """Read what ``to_dict`` wrote.
-
-        Raises:
-            InputError: a key is missing, a shape is wrong, or an entry is no count.
-        """
-        try:
-            result = cls(state["n_classes"])
-            matrix, outside = np.array(state["matrix"]), np.array(state["outside"])
-        except (KeyError, TypeError, ValueError) as err:
-            raise InputError(f"not a stored confusion matrix: {err!r}") from err
-        for counts, into in ((matrix, result.matrix), (outside, result.outside)):
-            if counts.shape != into.shape or counts.dtype != np.int64 or counts.min() < 0:
-                raise InputError(
-                    f"not a stored confusion matrix: expected counts of shape {into.shape}, "
-                    f"found {counts.dtype} {counts.shape}"
-                )
-            into[...] = counts
-        return result
 
 
 class ClassScore(NamedTuple):

@@ -47,7 +47,6 @@ __all__ = [
     "argmax",
     "common_shape",
     "logits",
-    "mean_softmax_argmax",
     "paint_fields",
     "probabilities",
     "slide_axes",
@@ -97,6 +96,7 @@ class Axis:
 
     @property
     def n_out(self) -> int:
+        """Outputs along the axis."""
         return len(self.start)
 
     def after(self, first: Axis) -> Axis:
@@ -240,15 +240,9 @@ def argmax(fields: Sequence[Field], *, threads: int | None = None) -> Mask:
     Args:
         threads: tiles made at the same time; by default one for each CPU that this process may use.
     """
-    mask = _empty_mask([fields])
+    classes, *size = common_shape([fields])
+    mask = np.empty(size, np.min_scalar_type(classes - 1))
     _paint(mask, [fields], lambda patches: winners(patches[0]), threads)
-    return mask
-
-
-def mean_softmax_argmax(views: Sequence[Sequence[Field]], *, threads: int | None = None) -> Mask:
-    """Multi-scale and flip inference: the argmax of the views' mean softmax. Otherwise as `argmax`."""
-    mask = _empty_mask(views)
-    _paint(mask, views, lambda patches: np.argmax(mean_softmax(patches), -1), threads)
     return mask
 
 
@@ -308,8 +302,3 @@ def common_shape(views: Sequence[Sequence[Field]]) -> tuple[int, int, int]:
     if len(shapes) != 1:
         raise InputError(f"expected fields of one shape (C, H, W), found {sorted(shapes)}")
     return shapes.pop()
-
-
-def _empty_mask(views: Sequence[Sequence[Field]]) -> Mask:
-    classes, *size = common_shape(views)
-    return np.empty(size, np.min_scalar_type(classes - 1))

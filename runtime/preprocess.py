@@ -42,19 +42,12 @@ def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
     return resized
 
 
-def normalise(
-    image: NDArray[np.uint8], preprocess: Preprocess, out: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
+def normalise(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.float32]:
     """HWC uint8 BGR to (1, 3, H, W) float32: channel order, (x - mean) / std.
 
     A table of the 256 grey levels gives the same bits as the arithmetic, and writes each channel once.
-
-    Args:
-        out: array to write to.
     """
-    height, width = image.shape[:2]
-    if out is None:
-        out = np.empty((1, 3, height, width), np.float32)
+    out = np.empty((1, 3, *image.shape[:2]), np.float32)
     order: Sequence[int] = (2, 1, 0) if preprocess.bgr_to_rgb else (0, 1, 2)
     for c, table in enumerate(levels(preprocess)):
         cv2.LUT(cv2.extractChannel(image, order[c]), table, dst=out[0, c])

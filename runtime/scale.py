@@ -27,10 +27,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from denseport.runtime.cpus import usable_cpus
 from denseport.runtime.dataset import Dataset, Sample
 from denseport.runtime.errors import DatasetError, DenseportError, MachineError
 from denseport.runtime.evaluate import SAVE_SECONDS, Effort, Evaluation, evaluation_of, measure
 from denseport.runtime.evaluation_state import EvaluationState, open_state, save_state
+from denseport.runtime.manifest import FP32
 from denseport.runtime.page import count
 from denseport.runtime.protocol import Protocol
 from denseport.runtime.segmenter import Segmenter
@@ -125,8 +127,7 @@ def _start(ray: Any, address: str) -> None:
     quiet = {"log_to_driver": False, "logging_level": "warning"}
     try:
         if address == LOCAL:
-            cpus = len(os.sched_getaffinity(0))
-            ray.init(LOCAL, num_cpus=cpus, object_store_memory=LOCAL_STORE, include_dashboard=False, **quiet)
+            ray.init(LOCAL, num_cpus=usable_cpus(), object_store_memory=LOCAL_STORE, include_dashboard=False, **quiet)
         else:
             _knock(address)
             ray.init(address, **quiet)
@@ -257,7 +258,7 @@ class _Measuring:
         segmenter = Segmenter(self.bundle, artifact=self.artifact, protocol=self.protocol, threads=threads)
         fp32 = None
         if self.with_fp32:
-            fp32 = Segmenter(self.bundle, artifact="model.onnx", protocol=self.protocol, threads=threads)
+            fp32 = Segmenter(self.bundle, artifact=FP32, protocol=self.protocol, threads=threads)
 
         def handle(items: Sequence[tuple[int, Sample]]) -> _Part:
             dataset = Dataset(tuple(sample for _, sample in items), **self.settings)

@@ -46,6 +46,7 @@ class Work:
 
     @property
     def size(self) -> tuple[int, int]:
+        """(height, width) of the picture, or of the region of it, in pixels."""
         return self.image.shape[0], self.image.shape[1]
 
 
@@ -255,6 +256,7 @@ def _cut(image: NDArray[np.uint8], region: Region | None) -> NDArray[np.uint8]:
     x, y, w, h = region
     if min(x, y) < 0 or min(w, h) < 1 or x + w > width or y + h > height:
         raise InputError(
-            f"the region {region} (x, y, width, height) does not lie inside the picture of {width} x {height}"
+            f"the region {region} (x, y, width, height) does not lie inside the picture of {width} x {height}",
+            "Cut the region to the picture first.",
         )
     return image[y : y + h, x : x + w]

@@ -12,8 +12,8 @@ from denseport.runtime.postprocess import Field
 __all__ = ["Smoother"]
 
 THUMBNAIL = (32, 32)
-# Mean difference of two frames' thumbnails, grey levels. Between neighbours of a moving camera it stays below 10; two
-# unrelated photographs differ by 40 to 80.
+# Mean absolute difference of two frames' thumbnails, grey levels, above which the scene is another. Between neighbours
+# of a moving camera it stays below 10; two unrelated photographs differ by 40 to 80.
 CUT = 25.0
 
 
@@ -25,17 +25,15 @@ class Smoother:
 
     Args:
         weight: of the past, 0 (no smoothing) to below 1; 0.6 halves a change's delay of two frames.
-        cut: mean absolute difference of neighbouring frames, in grey levels of 32 x 32 thumbnails, above which the
-            scene counts as another.
 
     Raises:
         InputError: a weight outside [0, 1).
     """
 
-    def __init__(self, weight: float, *, cut: float = CUT) -> None:
+    def __init__(self, weight: float) -> None:
         if not 0 <= weight < 1:
             raise InputError(f"smoothing {weight} is not in [0, 1)", "0.6 is usual; 0 smooths nothing.")
-        self._weight, self._cut = weight, cut
+        self._weight = weight
         self._mean: list[list[Field]] | None = None
         self._thumbnail: NDArray[np.float32] | None = None
 
@@ -59,7 +57,7 @@ class Smoother:
         assert self._mean is not None and self._thumbnail is not None
         if [[_shape(field) for field in view] for view in self._mean] != [[_shape(f) for f in view] for view in views]:
             return False
-        return float(np.abs(thumbnail - self._thumbnail).mean()) <= self._cut
+        return float(np.abs(thumbnail - self._thumbnail).mean()) <= CUT
 
     def _average(self, old: Field, new: Field) -> Field:
         width = new.logits.shape[-1]

@@ -196,7 +196,7 @@ def tile_workers(threads: int | None) -> Iterator[Run]:
     if threads is None:
         threads = usable_cpus()
     if threads < 1:
-        raise InputError(f"threads must be at least 1, found {threads}")
+        raise InputError(f"threads must be at least 1, found {threads}", "Give 1 or more, or None for all.")
     if threads == 1:
         yield map
         return

@@ -147,7 +147,7 @@ class VideoWriter:
     def _check(self) -> None:
         """FFmpeg writes the duration last, so that the frame count tells whether all of it is there."""
         if not self._written:
-            raise OutputError(f"{self._path}: a video needs at least one frame")
+            raise OutputError(f"{self._path}: a video needs at least one frame", "Check that the source gives frames.")
         try:
             with VideoReader(self._temporary) as video:
                 missing = self._written - video.frames

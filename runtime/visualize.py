@@ -41,7 +41,7 @@ def class_shares(mask: NDArray[Any], n_classes: int) -> list[tuple[int, float]]:
 
 
 def palette_image(mask: NDArray[Any], palette: Sequence[Sequence[int]]) -> NDArray[np.uint8]:
-    """Paints each pixel in the colour of its class.
+    """Paint each pixel in the colour of its class.
 
     Args:
         mask: (H, W) of class indices; those outside the palette are painted black.
@@ -79,7 +79,7 @@ def overlay(
     opacity: float = 0.5,
     legend: bool = True,
 ) -> NDArray[np.uint8]:
-    """Blends a picture with the colours of its classes, outlines the regions and adds a legend.
+    """Blend a picture with the colours of its classes, outline the regions and add a legend.
 
     The legend lists the classes in descending share, to the right of the picture, or below one that is more
     than twice as wide as high. Its size depends on the picture's size and the class names alone, so that the
@@ -89,7 +89,7 @@ def overlay(
         image_bgr: (H, W, 3) BGR uint8.
         mask: (H, W) of class indices; those outside the classes are drawn black and listed as "ignored".
         classes: the names, one a class.
-        palette: RGB triples, [0, 255], one a class; None for :func:`default_palette`.
+        palette: RGB triples, [0, 255], one a class; None for `default_palette`.
         opacity: of the colours over the picture, [0, 1].
         legend: False gives the picture alone, at its own size.
 
@@ -123,7 +123,9 @@ def _check(
     opacity: float,
 ) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise InputError(f"a picture is (H, W, 3) of uint8, found {image.shape} of {image.dtype}")
+        raise InputError(
+            f"a picture is (H, W, 3) of uint8, found {image.shape} of {image.dtype}", "Give it as cv2.imread does."
+        )
     if mask.shape != image.shape[:2] or mask.dtype.kind not in "ui":
         raise InputError(
             f"the mask is {mask.shape} of {mask.dtype}, the picture {image.shape[:2]}",

@@ -9,7 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from denseport.runtime.gate import ImageAreas
 from denseport.runtime.images import read_image
+from denseport.runtime.metrics import ConfusionMatrix
 
 REPO = Path(__file__).resolve().parent.parent
 ASSETS = REPO / "tests" / "assets"
@@ -32,6 +34,11 @@ ORACLE_MODELS = (
 
 LOGITS_TOLERANCE = 1e-4  # the oracle's float32 noise is 2.5e-5
 MARGIN = 1e-3  # below it two classes are a tie that rounding may decide either way
+
+
+def areas_of(images: list[ConfusionMatrix]) -> ImageAreas:
+    """The areas of images, from a confusion matrix of each."""
+    return ImageAreas(np.stack([each.intersect for each in images]), np.stack([each.union for each in images]))
 
 
 def assert_same_classes(mask: NDArray[np.integer], expected: NDArray[np.integer], scores: NDArray[np.floating]) -> None:

@@ -24,6 +24,13 @@ BANNED = {"runtime": {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"}, 
 # Public by their name, and promised to no other module.
 UNPROMISED = {"calibration/smoothing.py": {"quantized_error"}}
 
+# What people bring from elsewhere is read here, and refused with these.
+OURS = {"CheckpointError", "DatasetError", "ImageError", "InputError", "OutputError"}
+MENDABLE = (
+    "export/checkpoint.py", "export/recognise.py", "export/settings.py",
+    "runtime/dataset.py", "runtime/images.py", "runtime/videos.py",
+)  # fmt: skip
+
 CODE = [path for folder in (*ROOTS, "examples", "scripts", "tests") for path in sorted((REPO / folder).rglob("*.py"))]
 # Commands promise three fixed names instead: HELP, add_arguments, run.
 PACKAGE = [path for path in CODE if path.relative_to(REPO).parts[0] in ROOTS and path.parent.name != "commands"]
@@ -68,6 +75,14 @@ def test_imports_follow_the_arrows(folder: str) -> None:
             if (first == "denseport" and rest and rest[0] not in ARROWS[folder]) or first in BANNED.get(folder, ()):
                 trespasses.append(f"{name_of(path)} imports {module}")
     assert not trespasses
+
+
+@pytest.mark.parametrize("name", MENDABLE)
+def test_errors_about_files_say_how_to_mend_them(name: str) -> None:
+    for node in nodes(REPO / name):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            kind = ast.unparse(node.exc.func)
+            assert kind not in OURS or len(node.exc.args) == 2, f"{name}:{node.lineno}: {kind} without a remedy"
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=name_of)

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.arguments import real, whole
+from denseport.runtime.arguments import path, real, whole
 from denseport.runtime.page import count
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ TIMED = 4  # pictures that the networks are timed with
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
     pictures = parser.add_argument_group("pictures")
     pictures.add_argument(
         "--images",
@@ -49,14 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work = parser.add_argument_group("running")
     work.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads of the network; default: all")
     work.add_argument(
-        "--work", metavar="DIR", type=Path, help="keep statistics there, for further runs; default: a cache"
+        "--work", metavar="DIR", type=path, help="keep statistics there, for further runs; default: a cache"
     )
     work.add_argument("--resume", action="store_true", help="go on with an interrupted run on the same pictures")
     work.add_argument(
         "--measure", metavar="NAME", help="only measure this artifact here, for a verdict on another machine"
     )
     result = parser.add_argument_group("result")
-    result.add_argument("--report", metavar="FILE", type=Path, help="write a self-contained HTML page")
+    result.add_argument("--report", metavar="FILE", type=path, help="write a self-contained HTML page")
     result.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -64,10 +64,10 @@ def _add_data(data: argparse._ArgumentGroup) -> None:
     data.add_argument(
         "--data",
         metavar="ROOT",
-        type=Path,
+        type=path,
         help="ADE20K folder (or one of pictures) to measure mIoU on; never the set that the artifact is gated with",
     )
-    data.add_argument("--masks", metavar="DIR", type=Path, help="folder of masks; --data is then the pictures'")
+    data.add_argument("--masks", metavar="DIR", type=path, help="folder of masks; --data is then the pictures'")
     data.add_argument("--split", default="training", help="of the ADE20K layout; default: %(default)s")
     data.add_argument(
         "--data-limit",

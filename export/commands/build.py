@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.arguments import whole
+from denseport.runtime.arguments import path, whole
 from denseport.runtime.page import count
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ QUANTIZED = ("int8", "fp8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
     parser.add_argument(
         "--precision",
         choices=("fp32", "fp16", "bf16", *QUANTIZED),
@@ -86,7 +86,7 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--level", type=whole(0, 5), default=3, metavar="0-5", help="optimization level; default: %(default)s"
     )
-    group.add_argument("--timing-cache", type=Path, metavar="FILE", help="TensorRT: default: one for each GPU")
+    group.add_argument("--timing-cache", type=path, metavar="FILE", help="TensorRT: default: one for each GPU")
     group.add_argument("--version-compatible", action="store_true", help="TensorRT: open in later releases too")
     group.add_argument(
         "--hardware-compatible",
@@ -102,8 +102,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     require(NEEDED, "export,onnxruntime")
     from denseport.export.engine import check_builder
-    from denseport.runtime.bundle import FP32, Bundle
+    from denseport.runtime.bundle import Bundle
     from denseport.runtime.errors import InputError
+    from denseport.runtime.manifest import FP32
 
     variant = arguments.engine == "onnx" and (arguments.output == "mask" or arguments.plugin == "on")
     if arguments.precision == "fp32" and arguments.engine == "onnx" and not variant:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
-from denseport.runtime.arguments import whole
+from denseport.runtime.arguments import path, whole
 
 NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime")  # looked for first, since the work takes a while
 HELP = "export a checkpoint to a bundle with a checked ONNX model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="an mmsegmentation .pth, or .safetensors")
-    parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="folder to make")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=path, help="an mmsegmentation .pth, or .safetensors")
+    parser.add_argument("-o", "--output", metavar="BUNDLE", type=path, required=True, help="folder to make")
     parser.add_argument("--preset", metavar="NAME", help="the published model it is (see denseport models)")
     parser.add_argument(
         "--scale",
@@ -36,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     require(NEEDED, "export,onnxruntime")
     from denseport.export.export import export_bundle
-    from denseport.runtime.bundle import FP32
+    from denseport.runtime.manifest import FP32
 
     if arguments.preset is not None and arguments.preset not in PRESETS:
         raise InputError(f"no preset {arguments.preset!r}", "See denseport models for their names.")

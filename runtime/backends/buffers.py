@@ -45,4 +45,5 @@ class Buffers:
         return memory.data[:size].view(dtype).reshape(shape)
 
     def close(self) -> None:
+        """Give all of it back; no address or array of it may be used any more."""
         self._stack.close()

@@ -13,7 +13,6 @@ import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,6 +54,7 @@ class Closing:
         self._release: Callable[[], None] | None = release
 
     def close(self) -> None:
+        """Give it back; a second call does nothing."""
         release, self._release = self._release, None
         if release is not None:
             release()
@@ -62,9 +62,7 @@ class Closing:
     def __enter__(self) -> Any:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -108,19 +106,34 @@ class Cuda(Protocol):
     name: str
 
     @property
-    def device(self) -> Device: ...
+    def device(self) -> Device:
+        """Which GPU it is."""
+        ...
+
     def current(self) -> AbstractContextManager[None]:
         """Make the GPU's context the calling thread's, for a block."""
         ...
 
-    def allocate(self, size: int) -> DeviceMemory: ...
-    def pinned(self, size: int) -> PinnedMemory: ...
-    def stream(self) -> Stream: ...
+    def allocate(self, size: int) -> DeviceMemory:
+        """``size`` bytes on the GPU, not initialised; MachineError where they are not free."""
+        ...
+
+    def pinned(self, size: int) -> PinnedMemory:
+        """``size`` bytes of the host, not initialised."""
+        ...
+
+    def stream(self) -> Stream:
+        """A new queue, ordered with the default stream."""
+        ...
+
     def copy_to_device(self, target: int, source: NDArray[Any], stream: Stream) -> None:
         """Queue a copy from the host; ``source`` is contiguous and stays as it is until the stream is done."""
         ...
 
-    def copy_to_host(self, target: NDArray[Any], source: int, stream: Stream) -> None: ...
+    def copy_to_host(self, target: NDArray[Any], source: int, stream: Stream) -> None:
+        """Queue a copy to the host; ``target`` is contiguous, and filled when the stream is done."""
+        ...
+
     def synchronize(self, stream: Stream | None = None) -> None:
         """Wait for a stream, or for the whole GPU."""
         ...

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.cpus import usable_cpus
 from denseport.runtime.errors import BundleError, MachineError, is_out_of_memory
+from denseport.runtime.manifest import FOR_CPU
 from denseport.runtime.page import count
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ INPUT = "image"
 LANES = 2  # pictures at a time on the GPU: one in the network, one before or behind it
 OUTPUT_TYPES = ("tensor(float)", "tensor(int64)", "tensor(int32)", "tensor(uint8)", "tensor(uint16)")
 FREE_MEMORY = "Give smaller pictures or batches, or free some memory."
-SATURATION_FREE = ".cpu.onnx"  # ends the names of INT8 artifacts whose weights are made for every CPU
 # Forms for TensorRT, which ONNX Runtime computes rightly only without its fusions: it would make integer operators of
 # FP8, and mistakes FP16 behind DequantizeLinear.
 FOR_ENGINES = ("fp8.onnx", "int8.fp16.onnx", "fp8.fp16.onnx")
@@ -60,8 +60,9 @@ class OnnxRuntimeSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or usable_cpus()
         options.log_severity_level = 3  # warnings are ONNX Runtime's talk to itself about fusions
-        if not path.name.endswith(SATURATION_FREE):
-            # x86 without VNNI adds INT8 products in 16 bits; this keeps them from saturating, and costs speed.
+        if not path.name.endswith(FOR_CPU):
+            # x86 without VNNI adds INT8 products in 16 bits; this keeps them from saturating, and costs speed. Those
+            # files have weights that cannot.
             options.add_session_config_entry("session.x64quantprecision", "1")
         if path.name in FOR_ENGINES:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -48,7 +48,10 @@ class CudaLane:
         self._session.run_with_iobinding(self._binding)
         (value,) = self._binding.get_outputs()
         if value.data_type() not in _TYPES:
-            raise BundleError(f"the network's output is a {value.data_type()}; expected float32 or float16")
+            raise BundleError(
+                f"the network's output is a {value.data_type()}; expected float32 or float16",
+                "Choose an artifact without .mask in its name.",
+            )
         return View(value.data_ptr(), tuple(value.shape()), _TYPES[value.data_type()], None, value)
 
     def capturable(self) -> bool:

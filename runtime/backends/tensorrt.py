@@ -6,10 +6,9 @@ An engine is native code: give this module only files whose hash `Bundle.verifie
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 import numpy as np
@@ -157,9 +156,7 @@ class TensorRTSession:
     def __enter__(self) -> TensorRTSession:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -177,8 +174,8 @@ def _deserialise(library: Library, path: Path, record: BuildRecord) -> Any:
     return engine
 
 
-def _last_error(lines: Any) -> str:
-    errors = [line.text for line in cast("list[LogLine]", list(lines)) if "ERROR" in line.severity]
+def _last_error(lines: Iterable[LogLine]) -> str:
+    errors = [line.text for line in lines if "ERROR" in line.severity]
     return errors[-1] if errors else "it gave no reason"
 
 
@@ -188,7 +185,10 @@ def _tensor_names(engine: Any, trt: Any) -> tuple[str, str]:
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     outputs = [name for name in names if name not in inputs]
     if len(inputs) != 1 or len(outputs) != 1:
-        raise BundleError(f"the engine has inputs {inputs} and outputs {outputs}; expected one of each")
+        raise BundleError(
+            f"the engine has inputs {inputs} and outputs {outputs}; expected one of each",
+            "Build it again: denseport build BUNDLE",
+        )
     return inputs[0], outputs[0]
 
 
@@ -307,10 +307,12 @@ class _Lane:
             return  # nothing is set while a graph is recorded
         if profile != self._profile:
             if not self._context.set_optimization_profile_async(profile, self._stream.handle):
-                raise MachineError(f"TensorRT refused optimization profile {profile}")
+                raise MachineError(f"TensorRT refused optimization profile {profile}", "Free memory on the GPU.")
             self._profile, self._shape = profile, None
         if not self._context.set_input_shape(self._input, shape):
-            raise InputError(f"TensorRT refused an input of {shape}")
+            raise InputError(
+                f"TensorRT refused an input of {shape}", "Give a size that denseport inspect BUNDLE lists."
+            )
         if shape != self._shape:
             needed = self._context.update_device_memory_size_for_shapes()
             self._context.set_device_memory(self._buffers.device(ACTIVATIONS, max(needed, 1)), needed)
@@ -319,7 +321,10 @@ class _Lane:
     def _output_shape(self) -> tuple[int, ...]:
         shape = tuple(self._context.get_tensor_shape(self._output))
         if any(n < 0 for n in shape):
-            raise BundleError(f"the engine's output shape {shape} depends on more than the input's shape")
+            raise BundleError(
+                f"the engine's output shape {shape} depends on more than the input's shape",
+                "Build it again: denseport build BUNDLE",
+            )
         return shape
 
     def _execute(self, addresses: dict[str, int]) -> None:
@@ -328,7 +333,10 @@ class _Lane:
         with self._library.log.collect() as lines:
             done = self._context.execute_async_v3(self._stream.handle)
         if not done:
-            raise MachineError(f"TensorRT could not run the engine: {_last_error(lines)}")
+            raise MachineError(
+                f"TensorRT could not run the engine: {_last_error(lines)}",
+                "Free memory on the GPU; if that is not it, build the engine again on this machine.",
+            )
 
     def close(self) -> None:
         self._context = None  # before the stream that it may still use

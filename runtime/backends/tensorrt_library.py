@@ -18,9 +18,8 @@ from typing import Any
 
 from denseport.runtime.errors import MachineError
 
-__all__ = ["FLAVOURS", "Library", "LogBook", "LogLine", "load_library"]
+__all__ = ["Library", "LogBook", "LogLine", "load_library"]
 
-FLAVOURS = ("tensorrt", "tensorrt_rtx")
 OLDEST = {"tensorrt": (10, 9), "tensorrt_rtx": (1, 0)}
 INSTALL = {
     "tensorrt": "pip install 'denseport[tensorrt]' (TensorRT from NVIDIA; it needs an NVIDIA GPU)",

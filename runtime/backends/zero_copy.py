@@ -45,7 +45,8 @@ def view_of(array: Any, *, device: int = CUDA) -> View:
         view, strides = _from_dlpack(array, device)
     else:
         raise InputError(
-            f"a {type(array).__name__} is no array on the GPU: it has neither __cuda_array_interface__ nor __dlpack__"
+            f"a {type(array).__name__} is no array on the GPU: it has neither __cuda_array_interface__ nor __dlpack__",
+            "Give a torch or cupy array that is on the GPU.",
         )
     if strides is not None and not _contiguous(view, strides):
         raise InputError(
@@ -122,11 +123,14 @@ def _from_dlpack(array: Any, device: int) -> tuple[View, tuple[int, ...] | None]
     capsule = array.__dlpack__(stream=1) if device == CUDA else array.__dlpack__()
     address = _pointer(id(capsule), _NAME)
     if address is None:
-        raise InputError("__dlpack__ gave no capsule named dltensor")
+        raise InputError("__dlpack__ gave no capsule named dltensor", "Give a torch or cupy array.")
     tensor = ctypes.cast(address, ctypes.POINTER(_Managed)).contents.tensor
     kinds = {code: kind for kind, code in CODES.items()}
     if tensor.lanes != 1 or tensor.code not in kinds:
-        raise InputError(f"the array's type (DLPack code {tensor.code}, {tensor.bits} bits) is not supported")
+        raise InputError(
+            f"the array's type (DLPack code {tensor.code}, {tensor.bits} bits) is not supported",
+            "Convert it to the type that the network takes.",
+        )
     dtype = np.dtype(f"{kinds[tensor.code]}{tensor.bits // 8}")
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     strides = tuple(tensor.strides[i] * dtype.itemsize for i in range(tensor.ndim)) if tensor.strides else None
@@ -161,6 +165,7 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of memory on the device."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property

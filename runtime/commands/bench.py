@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.arguments import real, size, whole
+from denseport.runtime.arguments import path, real, size, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,15 +22,15 @@ BASELINES = "denseport.baselines"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
     parser.add_argument("--artifact", metavar="NAME", nargs="+", help="default: all that run on this machine")
     picture = parser.add_mutually_exclusive_group()
     picture.add_argument(
         "--size", type=size(20_000), metavar="HxW", default="512x512", help="of a made-up picture; default: %(default)s"
     )
-    picture.add_argument("--image", metavar="PICTURE", type=Path, help="a picture like the application's")
+    picture.add_argument("--image", metavar="PICTURE", type=path, help="a picture like the application's")
     parser.add_argument("--baseline", choices=("torch",), help="compare with PyTorch eager, upstream's way")
-    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights for the baseline; default: random")
+    parser.add_argument("--checkpoint", metavar="FILE", type=path, help="weights for the baseline; default: random")
     parser.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads; default: all this process may use")
     parser.add_argument("--rounds", type=whole(1), default=5, metavar="N", help="default: %(default)s")
     parser.add_argument(
@@ -45,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--concurrency", type=whole(1), nargs="*", default=[1, 2, 4], metavar="N", help="callers at once"
     )
     parser.add_argument("--batches", type=whole(1), nargs="*", default=[1, 2, 4], metavar="N", help="sizes of batches")
-    parser.add_argument("--report", metavar="FOLDER", type=Path, help="write bench.html and bench.json there")
+    parser.add_argument("--report", metavar="DIR", type=path, help="write bench.html and bench.json there")
     parser.add_argument("--no-record", action="store_true", help="do not write the figures into the bundle")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -80,7 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> Plan:
     from denseport.runtime.bench import Plan
     from denseport.runtime.errors import InputError
+    from denseport.runtime.files import refuse_unwritable
 
+    if arguments.report is not None:
+        refuse_unwritable(arguments.report)
     if arguments.checkpoint is not None and arguments.baseline is None:
         raise InputError("--checkpoint is for a baseline", "Add --baseline torch.")
     return Plan(arguments.rounds, arguments.seconds, tuple(arguments.concurrency), tuple(arguments.batches))
@@ -98,6 +100,7 @@ def _picture(arguments: argparse.Namespace) -> NDArray[np.uint8]:
 def _open(bundle: Bundle, arguments: argparse.Namespace) -> tuple[list[Segmenter], dict[str, str]]:
     """A segmenter for each artifact that runs here, and why the others do not."""
     from denseport.runtime.errors import DenseportError, MachineError
+    from denseport.runtime.manifest import FP32
     from denseport.runtime.segmenter import Segmenter
 
     opened, skipped = [], {}
@@ -110,7 +113,7 @@ def _open(bundle: Bundle, arguments: argparse.Namespace) -> tuple[list[Segmenter
                 raise
             skipped[name] = err.message
         except DenseportError as err:
-            if arguments.artifact or name == "model.onnx":
+            if arguments.artifact or name == FP32:
                 raise
             skipped[name] = err.message
     if not opened:

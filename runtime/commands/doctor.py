@@ -6,7 +6,10 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from denseport.runtime.arguments import path
 
 if TYPE_CHECKING:
     from denseport.runtime.machine import Machine
@@ -24,7 +27,9 @@ class Ability:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="also say which of its artifacts run here")
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", type=path, nargs="?", help="also say which of its artifacts run here"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -33,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     machine = inspect_machine()
     abilities = _abilities(machine)
-    artifacts = _artifacts(arguments.bundle, machine) if arguments.bundle else []
+    artifacts = _artifacts(arguments.bundle, machine) if arguments.bundle is not None else []
     if arguments.json:
         print(json.dumps(_as_dict(machine, abilities, artifacts), indent=1))
     else:
@@ -91,9 +96,9 @@ def _abilities(machine: Machine) -> list[Ability]:
     ]
 
 
-def _artifacts(path: str, machine: Machine) -> list[Ability]:
+def _artifacts(bundle: Path, machine: Machine) -> list[Ability]:
     from denseport.runtime.bundle import Bundle
     from denseport.runtime.choice import obstacle
 
-    artifacts = Bundle(path).manifest.artifacts
+    artifacts = Bundle(bundle).manifest.artifacts
     return [Ability(f"{name} ({a.kind}, {a.precision})", *obstacle(a, machine)) for name, a in artifacts.items()]

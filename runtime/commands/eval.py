@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.arguments import real, whole
+from denseport.runtime.arguments import path, whole
+from denseport.runtime.commands import eval_gate
 from denseport.runtime.commands import eval_spread as spread
+from denseport.runtime.manifest import FP32
 from denseport.runtime.page import count
 
 if TYPE_CHECKING:
@@ -21,11 +23,10 @@ if TYPE_CHECKING:
     from denseport.runtime.segmenter import Segmenter
 
 HELP = "measure accuracy on labelled pictures, and pass or fail the artifact"
-FP32 = "model.onnx"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
     parser.add_argument("--artifact", metavar="NAME", default=FP32, help="what is measured; default: %(default)s")
     parser.add_argument(
         "--protocol",
@@ -34,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="reference (as the checkpoint was tested), ms-flip, ms-flip:1.x, slide, slide:CROP:STRIDE, fixed:HxW",
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--data", metavar="ROOT", type=Path, required=True, help="ADE20K folder, or one of pictures")
-    data.add_argument("--masks", metavar="DIR", type=Path, help="folder of masks; --data is then the pictures'")
-    data.add_argument("--list", metavar="FILE", type=Path, help="names or pairs to take, one a line, below --data")
+    data.add_argument("--data", metavar="ROOT", type=path, required=True, help="ADE20K folder, or one of pictures")
+    data.add_argument("--masks", metavar="DIR", type=path, help="folder of masks; --data is then the pictures'")
+    data.add_argument("--list", metavar="FILE", type=path, help="names or pairs to take, one a line, below --data")
     data.add_argument("--split", default="validation", help="of the ADE20K layout; default: %(default)s")
     data.add_argument(
         "--reduce-zero-label",
@@ -47,28 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ignore-index", type=whole(0), default=255, metavar="N", help="ignored label; default: %(default)s"
     )
     data.add_argument("--limit", type=whole(1), metavar="N", help="only the first N pictures")
-    gate = parser.add_argument_group("gate")
-    gate.add_argument(
-        "--gate",
-        metavar="WITH",
-        help=f"compare with: reference (the published mIoU), an artifact ({FP32}), or a mIoU in percent",
-    )
-    gate.add_argument(
-        "--budget", type=real(0, 100), metavar="POINTS", help="mIoU that may be lost; default: by precision"
-    )
-    gate.add_argument(
-        "--agreement", type=real(0, 1), metavar="SHARE", help="least share of pixels with FP32's class, 0 to 1"
-    )
+    eval_gate.add_arguments(parser.add_argument_group("gate"))
     work = parser.add_argument_group("running")
     work.add_argument("--workers", type=whole(1), default=2, metavar="N", help="threads beside the network; default: 2")
     work.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads of the network; default: all")
     work.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same measurement")
-    work.add_argument("--state", metavar="FILE", type=Path, help="where a run under way is kept; default: a cache")
+    work.add_argument("--state", metavar="FILE", type=path, help="where a run under way is kept; default: a cache")
     spread.add_arguments(work)
     result = parser.add_argument_group("result")
-    result.add_argument("--report", metavar="DIR", type=Path, help="write a self-contained HTML page there")
+    result.add_argument("--report", metavar="DIR", type=path, help="write a self-contained HTML page there")
     result.add_argument("--explain", action="store_true", help="say which step lost what, and name the culprit")
-    result.add_argument("--checkpoint", metavar="FILE", type=Path, help="the bundle's checkpoint, for --explain")
+    result.add_argument("--checkpoint", metavar="FILE", type=path, help="the bundle's checkpoint, for --explain")
     result.add_argument("--record", action="store_true", help="keep the result in the bundle's manifest")
     result.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -82,18 +72,18 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = Bundle(arguments.bundle)
     dataset = _dataset(arguments, bundle.manifest.reduce_zero_label)
     segmenter = Segmenter(bundle, artifact=arguments.artifact, protocol=arguments.protocol, threads=arguments.threads)
-    _check_gate(arguments, segmenter, len(dataset))
+    gate = eval_gate.choose_gate(arguments, segmenter, len(dataset))
     fp32 = None
-    if arguments.gate is not None and arguments.artifact != FP32:
+    if gate is not None and arguments.artifact != FP32:
         fp32 = Segmenter(bundle, artifact=FP32, protocol=segmenter.protocol, threads=arguments.threads)
     key = _key(segmenter, dataset, with_fp32=fp32 is not None)
     with _Progress(len(dataset)) as progress:
-        work = spread.Work(dataset, segmenter, fp32, key, arguments.state or _cache() / f"{key[:16]}.npz", progress)
+        work = spread.Work(dataset, segmenter, fp32, key, arguments.state or _kept_state(key), progress)
         if arguments.shard is not None:
             return work.shard(arguments)
         evaluation, session = work.measure(arguments)
     scores = evaluation.scores(segmenter.manifest.classes)
-    verdict = _judge(arguments, segmenter, evaluation, scores)
+    verdict = gate.judge(evaluation, segmenter.manifest.classes) if gate is not None else None
     result = {**_result(segmenter, dataset, evaluation, scores, verdict), "session": session}
     if arguments.explain:
         result["explanation"] = _explain(arguments, bundle, dataset, segmenter)
@@ -107,9 +97,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     from denseport.runtime.errors import InputError
+    from denseport.runtime.files import refuse_unwritable
 
-    if arguments.report is not None and arguments.report.exists() and not arguments.report.is_dir():
-        raise InputError(f"--report {arguments.report}: is a file", "Name a folder for the page.")
+    if arguments.report is not None:
+        refuse_unwritable(arguments.report)
     if arguments.explain and arguments.checkpoint is None:
         raise InputError("--explain compares with the checkpoint", "Name it with --checkpoint FILE.")
 
@@ -130,112 +121,12 @@ def _dataset(arguments: argparse.Namespace, reduce_zero_label: bool) -> Dataset:
     return replace(dataset, samples=dataset.samples[: arguments.limit])
 
 
-def _check_gate(arguments: argparse.Namespace, segmenter: Segmenter, images: int) -> None:
-    """Refuse before the work what could not be judged after it."""
-    from denseport.runtime.errors import InputError
-    from denseport.runtime.gate import AGREEMENTS, BUDGETS, threshold
-
-    gate, bundle = arguments.gate, segmenter.bundle
-    if gate is None:
-        return
-    precision = bundle.artifact(arguments.artifact).precision
-    threshold(BUDGETS, precision, _budget(arguments, bundle))
-    threshold(AGREEMENTS, precision, arguments.agreement)
-    if _percent(gate) is not None:
-        return
-    if gate != "reference":
-        bundle.artifact(gate)
-        if gate == arguments.artifact:
-            raise InputError(f"--gate {gate}: an artifact cannot be compared with itself", "Name another --artifact.")
-        if gate != FP32:
-            raise InputError(f"--gate {gate}: only the FP32 artifact, {FP32}, is a yardstick", f"Give --gate {FP32}.")
-        return
-    if segmenter.manifest.reference is None:
-        raise InputError(
-            f"{bundle.path}: has no published mIoU to compare with: it is not recognised as a published model",
-            f"Give the mIoU itself (--gate 41.92), or compare with FP32 (--gate {FP32}).",
-        )
-    obstacle = _obstacle(segmenter, images)
-    if obstacle is not None and arguments.artifact == FP32:
-        raise InputError(
-            f"--gate reference: {obstacle}", "Measure the full set with that protocol, or give --gate MIOU."
-        )
-
-
-def _budget(arguments: argparse.Namespace, bundle: Bundle) -> float | None:
-    """The budget that was given, by option or else in the manifest; None for the precision's default."""
-    if arguments.budget is not None:
-        return float(arguments.budget)
-    return bundle.manifest.budgets.get(bundle.artifact(arguments.artifact).precision)
-
-
-def _percent(gate: str) -> float | None:
-    try:
-        value = float(gate)
-    except ValueError:
-        return None
-    return value if 0 <= value <= 100 else None
-
-
-def _published(segmenter: Segmenter) -> float | None:
-    """The published mIoU that belongs to the protocol, percent."""
-    reference = segmenter.manifest.reference
-    if reference is None:
-        return None
-    if segmenter.protocol.name in ("ms-flip", "ms-flip:0.x"):
-        return reference.mIoU_ms_flip
-    return reference.mIoU if segmenter.protocol.name == "reference" else None
-
-
-def _obstacle(segmenter: Segmenter, images: int) -> str | None:
-    """Why a measurement cannot be compared with the published mIoU; None when it can."""
-    from denseport.runtime.gate import obstacle_to_published
-
-    if _published(segmenter) is None:
-        return f"no mIoU was published for protocol {segmenter.protocol.name}"
-    name = segmenter.protocol.name
-    return obstacle_to_published(images, name, name)
-
-
-def _judge(
-    arguments: argparse.Namespace, segmenter: Segmenter, evaluation: Evaluation, scores: Scores
-) -> Verdict | None:
-    from denseport.runtime.gate import (
-        AGREEMENTS,
-        BUDGETS,
-        against_fp32,
-        against_published,
-        check_collapse,
-        threshold,
-    )
-
-    gate = arguments.gate
-    if gate is None:
-        return None
-    precision = segmenter.bundle.artifact(arguments.artifact).precision
-    budget = threshold(BUDGETS, precision, _budget(arguments, segmenter.bundle))
-    given, published = _percent(gate), _published(segmenter)
-    obstacle = _obstacle(segmenter, len(evaluation.names)) if gate == "reference" else None
-    if given is not None:
-        verdict = against_published(scores.mIoU, given, budget, "the given mIoU")
-    elif gate == "reference" and published is not None and obstacle is None:
-        assert segmenter.manifest.reference is not None  # there is a published mIoU
-        name = f"published mIoU of {segmenter.manifest.reference.preset}"
-        verdict = against_published(scores.mIoU, published, budget, name)
-    else:
-        assert evaluation.fp32_areas is not None  # _check_gate refused every case without it
-        notes = (f"compared with FP32 instead: {obstacle}",) if obstacle else ()
-        verdict = against_fp32(evaluation.areas, evaluation.fp32_areas, budget, notes=notes)
-    least = threshold(AGREEMENTS, precision, arguments.agreement)
-    return check_collapse(verdict, evaluation.predictions, least, segmenter.manifest.classes)
-
-
 def _result(
     segmenter: Segmenter, dataset: Dataset, evaluation: Evaluation, scores: Scores, verdict: Verdict | None
 ) -> dict[str, Any]:
     reference = segmenter.manifest.reference
     warnings = []
-    if reference is not None and _published(segmenter) is None:
+    if reference is not None and eval_gate.published_miou(segmenter) is None:
         warnings.append(
             f"the published mIoU {reference.mIoU} was measured with another protocol ({reference.protocol}) than this "
             f"({segmenter.protocol.description})"
@@ -301,7 +192,7 @@ def _table(result: dict[str, Any], scores: Scores) -> str:
     return "\n".join(lines)
 
 
-def _explain(arguments: argparse.Namespace, bundle: Any, dataset: Dataset, segmenter: Segmenter) -> dict[str, Any]:
+def _explain(arguments: argparse.Namespace, bundle: Bundle, dataset: Dataset, segmenter: Segmenter) -> dict[str, Any]:
     """What `denseport.export.explain` says; found through its entry point, as the runtime knows no export."""
     from importlib.metadata import entry_points
 
@@ -349,7 +240,7 @@ def _report(
     return str(write_report(folder, data))
 
 
-def _record(bundle: Any, name: str, result: dict[str, Any]) -> None:
+def _record(bundle: Bundle, name: str, result: dict[str, Any]) -> None:
     from datetime import UTC, datetime
 
     kept = {key: result[key] for key in ("mIoU", "mAcc", "aAcc", "images", "protocol", "agreement", "gate")}
@@ -372,10 +263,15 @@ def _key(segmenter: Segmenter, dataset: Dataset, *, with_fp32: bool) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _cache() -> Path:
-    import os
+def _kept_state(key: str) -> Path:
+    """Where a run under way is kept unless ``--state`` says otherwise."""
+    from denseport.runtime.errors import InputError
+    from denseport.runtime.files import cache_folder
 
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "denseport" / "eval"
+    cache = cache_folder()
+    if cache is None:
+        raise InputError("this user has no home folder to keep the run in", "Name a file with --state FILE.")
+    return cache / "eval" / f"{key[:16]}.npz"
 
 
 class _Progress:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from denseport.runtime.arguments import path
 from denseport.runtime.page import count
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def add_arguments(group: argparse._ArgumentGroup) -> None:
     way = group.add_mutually_exclusive_group()
     way.add_argument("--shard", type=_shard, metavar="I/N", help="only every Nth picture from the Ith, kept in --state")
-    way.add_argument("--merge", nargs="+", type=Path, metavar="STATE", help="measure nothing: add up shards' states")
+    way.add_argument("--merge", nargs="+", type=path, metavar="STATE", help="measure nothing: add up shards' states")
     way.add_argument("--ray", metavar="ADDRESS", help="spread over a Ray cluster, or 'local' for one on this machine")
 
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from denseport.runtime.arguments import path
 from denseport.runtime.page import count
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ HELP = "show what is in a bundle"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
     parser.add_argument("--json", action="store_true", help="print the manifest itself")
     parser.add_argument("--verify", action="store_true", help="compare each artifact's hash with the manifest")
 

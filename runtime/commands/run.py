@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.arguments import real, whole
+from denseport.runtime.arguments import path, real, whole
 from denseport.runtime.page import count
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ CONNECT_SECONDS = 5.0  # that a server may take to answer at first; a mistyped a
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="picture, video, folder, or glob in quotes")
-    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the results")
+    parser.add_argument("-o", "--output", metavar="OUT", type=path, required=True, help="folder for the results")
     parser.add_argument("--artifact", metavar="NAME", help="which artifact runs; default: the best for this machine")
     parser.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads; default: all this process may use")
     parser.add_argument(
@@ -102,6 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     from denseport.runtime.errors import InputError
+    from denseport.runtime.files import refuse_unwritable
 
     if arguments.no_overlay and arguments.no_mask and not arguments.json:
         raise InputError("--no-overlay and --no-mask leave nothing to write", "Leave one out, or add --json.")
@@ -116,6 +117,8 @@ def _check(arguments: argparse.Namespace) -> None:
             f"--server decides how the model runs; --{local[0]} is for running it here",
             "Leave it out, or give it to denseport triton.",
         )
+    if arguments.ray is None:  # on a cluster it is its machines that write
+        refuse_unwritable(arguments.output)
 
 
 @contextmanager

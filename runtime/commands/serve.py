@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from denseport.runtime.arguments import real, whole
+from denseport.runtime.arguments import path, real, whole
 
 HELP = "serve a bundle over HTTP, with a page to drop pictures on"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
     parser.add_argument(
         "--host",
         default="127.0.0.1",

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from denseport.runtime.arguments import real, size, whole
+from denseport.runtime.arguments import path, real, size, whole
 
 if TYPE_CHECKING:
     from denseport.runtime.manifest import Manifest
@@ -18,8 +17,8 @@ HELP = "export a bundle to a Triton model repository"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
-    parser.add_argument("-o", "--output", metavar="REPO", type=Path, required=True, help="the repository's folder")
+    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
+    parser.add_argument("-o", "--output", metavar="REPO", type=path, required=True, help="the repository's folder")
     parser.add_argument(
         "--form",
         choices=("python", "onnxruntime", "tensorrt_plan"),

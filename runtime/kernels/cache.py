@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
-from pathlib import Path
 
 from denseport.runtime.errors import OutputError
-from denseport.runtime.files import write_atomic
+from denseport.runtime.files import cache_folder, write_atomic
 from denseport.runtime.kernels.compile import compile_ptx, fingerprint
 from denseport.runtime.kernels.sources import PICTURE_SOURCES
 
-__all__ = ["cache_folder", "picture_ptx"]
-
-
-def cache_folder() -> Path | None:
-    """Denseport's folder in the user's cache: ``$XDG_CACHE_HOME``, else ``~/.cache``; None where there is no home."""
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # no home can be found
-        return None
-    return base / "denseport" if base.is_absolute() else None
+__all__ = ["picture_ptx"]
 
 
 def picture_ptx() -> bytes:

@@ -65,7 +65,7 @@ class _Nvrtc:
                 self._call("nvrtcCompileProgram", program, len(_OPTIONS), options)
             except MachineError as error:
                 log = self._text("nvrtcGetProgramLog", program).decode(errors="replace")
-                raise MachineError(f"NVRTC rejects {name.decode()}:\n{log}") from error
+                raise MachineError(f"NVRTC rejects {name.decode()}:\n{log}", _REMEDY) from error
             return self._text("nvrtcGetPTX", program)
         finally:
             self._call("nvrtcDestroyProgram", ctypes.byref(program))

@@ -1,13 +1,17 @@
 """Connections that a stranger holds: how many there may be, how long each may keep us waiting, and how it is told no.
 
-Uvicorn waits for ever for the head of a request and for a client to fetch its answer.
+Uvicorn waits for ever for the head of a request and for a client to fetch its answer, and has no setting against it.
+What is used here and in `denseport.runtime.serve.server` is uvicorn's own, promised to nobody; tested with 0.30, 0.42
+and 0.54. A release that has renamed any of it is refused before the server starts.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 from collections.abc import Iterable
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -16,28 +20,41 @@ from denseport.runtime.errors import MachineError
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-__all__ = ["MOST", "Watch", "protocol"]
+__all__ = ["MAX_CONNECTIONS", "Watchdog", "http_protocol"]
 
-MOST = 512  # connections at once; half of the descriptors that a process may usually open
+MAX_CONNECTIONS = 512  # at once; half of the descriptors that a process may usually open
+INSTALL = "pip install 'denseport[serve]'"
+
+# By module and class: the attributes that are overridden, read or set.
+_RELIED_ON = {
+    ("uvicorn.protocols.http.h11_impl", "H11Protocol"): (
+        "conn", "connection_made", "connections", "cycle", "flow", "send_400_response", "transport"
+    ),
+    ("uvicorn.protocols.http.h11_impl", "RequestResponseCycle"): ("disconnected", "message_event", "response_started"),
+    ("uvicorn.protocols.http.flow_control", "FlowControl"): ("write_paused",),
+    ("uvicorn.server", "Server"): ("force_exit", "handle_exit", "on_tick", "server_state", "should_exit"),
+    ("uvicorn.server", "ServerState"): ("connections",),
+}  # fmt: skip
 
 
-def protocol() -> type[H11Protocol]:
-    """Uvicorn's protocol on h11, which is strict and always there: at most `MOST` connections, and errors as JSON.
+def http_protocol() -> type[H11Protocol]:
+    """Uvicorn's protocol on h11, which is strict and always there: at most `MAX_CONNECTIONS`, and errors as JSON.
 
     Raises:
-        MachineError: the extra ``serve`` is not installed.
+        MachineError: the extra ``serve`` is not installed, or its uvicorn is another than what is known here.
     """
     try:
         import h11
         from uvicorn.protocols.http.h11_impl import H11Protocol
     except ImportError as err:
-        raise MachineError(f"{err.name} is not installed", "pip install 'denseport[serve]'") from err
+        raise MachineError(f"{err.name} is not installed", INSTALL) from err
+    _check_uvicorn()
     import asyncio
 
     class Protocol(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            if len(self.connections) > MOST:
+            if len(self.connections) > MAX_CONNECTIONS:
                 transport.abort()
 
         def send_400_response(self, msg: str) -> None:
@@ -57,7 +74,21 @@ def protocol() -> type[H11Protocol]:
     return Protocol
 
 
-class Watch:
+def _check_uvicorn() -> None:
+    """Look for all that is relied on, in the classes and among what their constructors set."""
+    for (module, name), attributes in _RELIED_ON.items():
+        kind = getattr(importlib.import_module(module), name, object)
+        constructor = getattr(kind.__init__, "__code__", None)
+        known = {*dir(kind), *(constructor.co_names if constructor is not None else ())}
+        missing = [attribute for attribute in attributes if attribute not in known]
+        if missing:
+            raise MachineError(
+                f"uvicorn {version('uvicorn')} has no {name}.{missing[0]}, without which connections are not limited",
+                f"Install a release that Denseport knows: {INSTALL}",
+            )
+
+
+class Watchdog:
     """Ends connections that keep the server waiting: for a head, for the rest of a body, or to fetch an answer.
 
     Args:

@@ -24,9 +24,11 @@ class Limits:
     def __post_init__(self) -> None:
         for name, least in (("max_bytes", 1), ("max_pixels", 1), ("concurrency", 1), ("queue", 0)):
             if getattr(self, name) < least:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} is below {least}")
+                raise InputError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)} is below {least}", f"Give {least} or more."
+                )
         if not 0 < self.timeout < float("inf"):
-            raise InputError(f"--timeout {self.timeout} is not a positive number of seconds")
+            raise InputError(f"--timeout {self.timeout} is not a positive number of seconds", "Give seconds above 0.")
 
     @property
     def admitted(self) -> int:

@@ -12,9 +12,8 @@ from denseport.runtime.errors import ImageError
 from denseport.runtime.images import decode_image
 from denseport.runtime.serve.limits import MAX_SIDE, Limits, Refusal
 
-__all__ = ["FORMATS", "decode_upload", "picture_size"]
+__all__ = ["decode_upload", "picture_size"]
 
-FORMATS = ("image/jpeg", "image/png", "image/webp", "image/bmp")
 NAME = "the picture"  # in messages; what the client calls it is never used
 
 # Start-of-frame markers; C4, C8 and CC in their midst are tables and extensions (ITU-T T.81, table B.1).

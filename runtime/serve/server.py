@@ -14,7 +14,7 @@ from denseport.runtime.bundle import Bundle
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.serve.admission import Admission
 from denseport.runtime.serve.app import create_app
-from denseport.runtime.serve.connections import Watch, protocol
+from denseport.runtime.serve.connections import INSTALL, Watchdog, http_protocol
 from denseport.runtime.serve.limits import Limits
 from denseport.runtime.serve.service import Service
 
@@ -36,7 +36,7 @@ def serve(
 
     Raises:
         InputError: the address cannot be used.
-        MachineError: the extra ``serve`` is not installed.
+        MachineError: the extra ``serve`` is not installed, or its uvicorn is another than what is known.
         BundleError: as `Segmenter`.
     """
     with _listen(host, port) as listener:  # first, lest a taken port be found out only after the model is loaded
@@ -60,9 +60,9 @@ def _server(door: Admission, limits: Limits) -> uvicorn.Server:
     try:
         import uvicorn
     except ImportError as err:
-        raise MachineError(f"{err.name} is not installed", "pip install 'denseport[serve]'") from err
+        raise MachineError(f"{err.name} is not installed", INSTALL) from err
 
-    watch = Watch(limits.timeout)
+    watchdog = Watchdog(limits.timeout)
 
     class Server(uvicorn.Server):
         """Uvicorn, but a signal first closes the door, and ends it when all are out; no connection waits for ever."""
@@ -78,7 +78,7 @@ def _server(door: Admission, limits: Limits) -> uvicorn.Server:
 
         async def on_tick(self, counter: int) -> bool:
             if counter % TICKS == 0:
-                watch.sweep(self.server_state.connections)  # type: ignore[arg-type]  # all are the protocol's below
+                watchdog.sweep(self.server_state.connections)  # type: ignore[arg-type]  # all are the protocol's below
             if door.draining and (not door.active or time.monotonic() > self.deadline):
                 self.should_exit = True
             return await super().on_tick(counter)
@@ -86,7 +86,7 @@ def _server(door: Admission, limits: Limits) -> uvicorn.Server:
     return Server(
         uvicorn.Config(
             door,
-            http=protocol(),
+            http=http_protocol(),
             ws="none",
             proxy_headers=False,
             lifespan="off",

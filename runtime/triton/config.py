@@ -93,6 +93,7 @@ class VersionPolicy:
         raise ValueError(f"no versions {text!r}")
 
     def to_message(self) -> Message:
+        """The field ``version_policy`` of a model's configuration."""
         if self.specific:
             return {"specific": {"versions": list(self.specific)}}
         return {"all": {}} if self.latest is None else {"latest": {"num_versions": self.latest}}

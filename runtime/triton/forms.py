@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from denseport.runtime.build_record import BuildRecord
-from denseport.runtime.bundle import FP32, MANIFEST, Bundle
+from denseport.runtime.bundle import MANIFEST, Bundle
+from denseport.runtime.cpus import usable_cpus
 from denseport.runtime.errors import InputError
-from denseport.runtime.manifest import Manifest
+from denseport.runtime.manifest import FP32, Manifest
 from denseport.runtime.preprocess import resized_size
 from denseport.runtime.triton import CLASSES, ENCODED, IMAGE, INSTANCES, LOGITS, MASK, python_models
 from denseport.runtime.triton.config import (
@@ -64,9 +64,9 @@ class Options:
             raise InputError(f"no form {self.form!r}", f"Give one of {', '.join(FORMS)}.")
         for name in ("network_instances", "threads", "max_batch", "max_pixels"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} is below 1")
+                raise InputError(f"{name} {getattr(self, name)} is below 1", "Give 1 or more.")
         if self.instances is not None and self.instances < 1:
-            raise InputError(f"instances {self.instances} is below 1")
+            raise InputError(f"instances {self.instances} is below 1", "Give 1 or more.")
         if self.warmup is not None and not 1 <= min(self.warmup) * max(self.warmup) <= self.max_pixels:
             raise InputError(
                 f"a warm-up picture of {self.warmup} is not within 1 to {self.max_pixels} pixels", "Lower --warmup."
@@ -112,7 +112,7 @@ def served_models(bundle: Bundle, options: Options) -> list[Served]:
     """
     maker = {"python": _python, "onnxruntime": _onnxruntime, "tensorrt_plan": _tensorrt_plan}[options.form]
     models = maker(bundle, options)
-    return models + (_ensemble(models[-1].config, options) if options.ensemble else [])
+    return models + (_ensemble(models[-1], options) if options.ensemble else [])
 
 
 def _python(bundle: Bundle, options: Options) -> list[Served]:
@@ -268,7 +268,7 @@ def _front(
     """The model that clients ask: pictures in, masks out."""
     manifest = bundle.manifest
     kept = {name: manifest.artifacts[name] for name in artifacts}
-    instances = options.instances or len(os.sched_getaffinity(0))
+    instances = options.instances or usable_cpus()
     config = ModelConfig(
         name=model_name(bundle, options.name),
         backend="python",
@@ -308,33 +308,32 @@ def _model_py(python_class: str) -> bytes:
     ).encode()
 
 
-def _ensemble(front: ModelConfig, options: Options) -> list[Served]:
+def _ensemble(front: Served, options: Options) -> list[Served]:
     """A picture file in, mask out: decoding in front of the model."""
-    encoded = Tensor(ENCODED, "TYPE_UINT8", (ANY,))
+    encoded, asked = Tensor(ENCODED, "TYPE_UINT8", (ANY,)), front.config
     decoder = ModelConfig(
-        name=f"{front.name}_decode",
+        name=f"{asked.name}_decode",
         backend="python",
         max_batch_size=1,  # decoded pictures differ in size; the model behind still batches them
         inputs=(encoded,),
         outputs=(Tensor(IMAGE, "TYPE_UINT8", (ANY, ANY, 3)),),
-        instances=front.instances,
+        instances=asked.instances,
         batching=options.batching,
         parameters={"max_pixels": str(options.max_pixels)},
     )
     ensemble = ModelConfig(
-        name=f"{front.name}_encoded",
+        name=f"{asked.name}_encoded",
         backend="ensemble",
         max_batch_size=1,
         inputs=(encoded,),
-        outputs=front.outputs,
+        outputs=asked.outputs,
         steps=(
             Step(decoder.name, {ENCODED: ENCODED}, {IMAGE: IMAGE}),
-            Step(front.name, {IMAGE: IMAGE}, {MASK: MASK}),
+            Step(asked.name, {IMAGE: IMAGE}, {MASK: MASK}),
         ),
-        parameters={key: front.parameters[key] for key in (INSTANCES, CLASSES)},
+        parameters={key: asked.parameters[key] for key in (INSTANCES, CLASSES)},
     )
-    labels = "".join(" ".join(name.split()) + "\n" for name in json.loads(front.parameters[CLASSES]))
     return [
         Served(decoder, {"model.py": _model_py("Decoder")}, versioned=False),
-        Served(ensemble, {}, labels=labels, versioned=False),
+        Served(ensemble, {}, labels=front.labels, versioned=False),
     ]

@@ -59,7 +59,8 @@ def check_pictures(pictures: NDArray[Any], max_pixels: int) -> None:
     """
     if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8 or not pictures.size:
         raise ImageError(
-            f"expected pictures of shape (N, height, width, 3), uint8 BGR; got {pictures.shape} {pictures.dtype}"
+            f"expected pictures of shape (N, height, width, 3), uint8 BGR; got {pictures.shape} {pictures.dtype}",
+            "Send pictures as cv2.imread gives them.",
         )
     height, width = pictures.shape[1:3]
     if height * width > max_pixels:

@@ -26,6 +26,8 @@ NEEDED = {
 }
 
 BAD = [
+    ("eval", ["--report", ""], "is no path"),
+    ("calibrate", ["--masks", ""], "is no path"),
     ("run", ["--opacity", "2"], "from 0 to 1"),
     ("run", ["--opacity", "nan"], "from 0 to 1"),
     ("run", ["--smooth", "1"], "from 0 to below 1"),
@@ -74,6 +76,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
+@pytest.mark.parametrize("command", ["export", "run", "triton"])
+def test_an_empty_output_is_not_the_current_folder(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, *NEEDED[command][:-1], ""]) == 2
+    assert capsys.readouterr().err.startswith("denseport: error: -o/--output: '' is no path; ")
+
+
 @pytest.mark.parametrize(("command", "option", "allowed"), BAD, ids=lambda value: str(value))
 def test_a_bad_value_is_refused_with_what_is_allowed(
     capsys: pytest.CaptureFixture[str], command: str, option: list[str], allowed: str
@@ -85,13 +93,13 @@ def test_a_bad_value_is_refused_with_what_is_allowed(
     ) and f"See denseport {command} --help." in err
 
 
-def test_no_number_of_any_command_goes_unchecked() -> None:
-    """Every option that reads a number names its bounds; a bare int or float would take -1 and nan."""
+def test_no_number_or_path_of_any_command_goes_unchecked() -> None:
+    """A bare int or float would take -1 and nan, a bare Path the empty text for the current folder."""
     (commands,) = [action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)]
     assert set(NEEDED) < set(commands.choices)
     for name, parser in commands.choices.items():
         for action in parser._actions:
-            assert action.type not in (int, float), f"{name} {action.option_strings}"
+            assert action.type not in (int, float, Path), f"{name} {action.option_strings}"
 
 
 def test_numbers_within_their_bounds_are_read() -> None:

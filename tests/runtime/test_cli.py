@@ -283,7 +283,11 @@ def test_results_that_cannot_be_written(
     call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    refused(call("run", sample.path, photo, "-o", tmp_path / "file"), "cannot be written", "choose another place")
+    with monkeypatch.context() as patched:  # it is told before the work
+        patched.setattr("denseport.runtime.segmenter.OnnxRuntimeSession", None)
+        refused(call("run", sample.path, photo, "-o", tmp_path / "file"), "cannot be written", "choose another place")
+        refused(call("eval", sample.path, "--data", tmp_path, "--report", tmp_path / "file"), "file: cannot be written")
+        refused(call("bench", sample.path, "--report", tmp_path / "file/new"), "file/new: cannot be written")
 
     def full(path: Path, data: bytes) -> None:
         path.touch()

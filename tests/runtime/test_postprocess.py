@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from denseport.runtime import postprocess
+from denseport.runtime.decision import MASK_ONLY, decide
 from denseport.runtime.errors import InputError
 from denseport.runtime.postprocess import Axis, Field, slide_fields, whole_field
 
@@ -118,7 +119,7 @@ def test_mean_softmax_of_scales_flip_and_windows() -> None:
     softmax = [torch.from_numpy(torch_resize(score, picture)).softmax(0) for score in scores]
     expected = torch.stack(softmax).mean(0).numpy()
     np.testing.assert_allclose(postprocess.probabilities(views), expected, rtol=0, atol=1e-5)
-    assert_argmax_of(postprocess.mean_softmax_argmax(views), expected)
+    assert_argmax_of(decide(views, MASK_ONLY, averaged=True, threads=None).mask, expected)
 
 
 @pytest.mark.parametrize("classes", [2, 5, 150])

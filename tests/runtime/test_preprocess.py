@@ -44,12 +44,8 @@ def test_normalisation_is_the_formula_in_either_channel_order() -> None:
         np.testing.assert_array_equal(normalise(image, preprocess)[0], expected.transpose(2, 0, 1))
 
 
-def test_normalisation_takes_views_and_writes_where_it_is_told() -> None:
+def test_normalisation_takes_views() -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-    out = np.full((2, 3, 40, 60), np.nan, np.float32)
-    assert normalise(image, ADE20K, out[1:]) is not None
-    np.testing.assert_array_equal(out[1:], normalise(image, ADE20K))
-    assert np.isnan(out[0]).all()
     window = image[3:19, 5:37]
     np.testing.assert_array_equal(normalise(window, ADE20K), normalise(window.copy(), ADE20K))
     mirrored = image[:, ::-1]

@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support import ASSETS
+from support import ASSETS, areas_of
 
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.dataset import ade20k
 from denseport.runtime.evaluate import Evaluation, evaluate
-from denseport.runtime.gate import ImageAreas, Predictions, Verdict
+from denseport.runtime.gate import Predictions, Verdict
 from denseport.runtime.manifest import Artifact, Inference, Manifest, Preprocess, Reference
 from denseport.runtime.metrics import ConfusionMatrix
 from denseport.runtime.report import ReportInput, write_report
@@ -83,10 +83,10 @@ def evaluation(own: ConfusionMatrix, fp32: ConfusionMatrix | None = None) -> Eva
     return Evaluation(
         names=("street",),
         confusion=own,
-        areas=ImageAreas.of([own]),
+        areas=areas_of([own]),
         predictions=Predictions(1, 0, own.pred),
         fp32_confusion=fp32,
-        fp32_areas=None if fp32 is None else ImageAreas.of([fp32]),
+        fp32_areas=None if fp32 is None else areas_of([fp32]),
         image_agreement=None,
         seconds=4.0,
         session_seconds=3.0,

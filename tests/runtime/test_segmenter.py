@@ -16,10 +16,10 @@ import pytest
 from support import ASSETS, assert_same_classes
 
 from denseport.runtime import postprocess
-from denseport.runtime.bundle import FP32, Bundle
+from denseport.runtime.bundle import Bundle
 from denseport.runtime.errors import ImageError, InputError
 from denseport.runtime.images import read_image
-from denseport.runtime.manifest import Inference
+from denseport.runtime.manifest import FP32, Inference
 from denseport.runtime.protocol import Protocol, parse_protocol
 from denseport.runtime.segmenter import Segmenter
 

@@ -19,8 +19,9 @@ from hostile import tiny_bundle
 from serving import Server, encoded, form, picture, serving, told, until
 
 from denseport.runtime.bundle import Bundle
+from denseport.runtime.errors import MachineError
 from denseport.runtime.segmenter import Segmenter
-from denseport.runtime.serve.connections import MOST
+from denseport.runtime.serve.connections import MAX_CONNECTIONS, http_protocol
 from denseport.runtime.serve.limits import Limits
 from denseport.runtime.serve.pictures import MAX_SCANS, decode_upload
 
@@ -308,7 +309,7 @@ def test_no_connection_waits_for_ever_and_there_are_no_more_than_the_bound(serve
         waiting[3].sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 1000)
         begun = time.monotonic()
         until(lambda: server.descriptors() > 8)
-        for _ in range(MOST + 8):
+        for _ in range(MAX_CONNECTIONS + 8):
             waiting.append(stack.enter_context(server.connect()))
         waiting[-1].settimeout(5)
         assert ended(waiting[-1]), "one more than the bound was kept"
@@ -356,3 +357,14 @@ def fetched(connection: socket.socket) -> int:
     except ConnectionError:
         pass
     return count
+
+
+@pytest.mark.parametrize("name", ["h11_impl.H11Protocol", "flow_control.FlowControl"])
+def test_another_uvicorn_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Rather than served with connections that nobody limits."""
+    http_protocol()
+    other = type(name.rpartition(".")[2], (), {"__init__": lambda self: None})
+    monkeypatch.setattr(f"uvicorn.protocols.http.{name}", other)
+    with pytest.raises(MachineError, match=rf"uvicorn .* has no {other.__name__}\.\w+, without which") as caught:
+        http_protocol()
+    assert "pip install" in str(caught.value.remedy)

@@ -18,7 +18,7 @@ from denseport.runtime.errors import BundleError, InputError, OutputError
 from denseport.runtime.files import sha256_of
 from denseport.runtime.manifest import Artifact
 from denseport.runtime.triton.config import VersionPolicy
-from denseport.runtime.triton.forms import Options, model_name
+from denseport.runtime.triton.forms import Options, model_name, served_models
 from denseport.runtime.triton.repository import export_repository
 
 text_format = pytest.importorskip("google.protobuf.text_format")
@@ -275,3 +275,11 @@ def test_names_fit_folders_and_urls(sample: Bundle) -> None:
     bundle = Bundle(sample.path)
     bundle.manifest = dataclasses.replace(bundle.manifest, name="../dpt ViT/ä")
     assert model_name(bundle, None) == "dpt_ViT"
+
+
+def test_a_container_gets_as_many_instances_as_its_quota_allows(
+    sample: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("denseport.runtime.triton.forms.usable_cpus", lambda: 3)  # of more in the affinity mask
+    (model,) = served_models(sample, Options())
+    assert model.config.instances is not None and model.config.instances.count == 3
