@@ -13,7 +13,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["usable_cpus"]
+from denseport.runtime.errors import InputError
+
+__all__ = ["MOST_THREADS", "check_threads", "usable_cpus"]
+
+MOST_THREADS = 1024  # libraries start them all at once, each with a stack: minutes, where there are few processors
 
 MEMBERSHIP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
@@ -27,6 +31,12 @@ def usable_cpus(membership: Path = MEMBERSHIP, groups: Path = GROUPS) -> int:
     """
     quotas = [math.ceil(quota) for folder in _folders(membership, groups) if (quota := _quota(folder)) is not None]
     return max(1, min([len(os.sched_getaffinity(0)), *quotas]))
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises InputError for a number of threads that nobody means; None is the default."""
+    if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS):
+        raise InputError(f"threads must be a whole number from 1 to {MOST_THREADS}, found {threads!r}")
 
 
 def _folders(membership: Path, groups: Path) -> Iterator[Path]:

@@ -24,8 +24,9 @@ class Wish:
     top_k: int = 0  # so many likeliest classes and their probabilities
 
     def check(self, classes: int) -> None:
-        """Raises InputError for more classes than there are."""
-        if not 0 <= self.top_k <= classes:
+        """Raises InputError for more classes than there are, or no number of them."""
+        whole = isinstance(self.top_k, int | np.integer) and not isinstance(self.top_k, bool)
+        if not whole or not 0 <= self.top_k <= classes:
             raise InputError(f"top_k {self.top_k} of {classes} classes", f"Give 0 to {classes}.")
 
 

@@ -40,7 +40,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns an OSError into an ImageError about ``path``."""
+    """Turns an OSError, or a name that no file has, into an ImageError about ``path``."""
     try:
         yield
     except FileNotFoundError as err:
@@ -49,6 +49,8 @@ def reading(path: Path) -> Iterator[None]:
         raise ImageError(f"{path}: this is a folder, not a file", "Name a file in it.") from err
     except OSError as err:
         raise ImageError(f"{path}: cannot be read: {err.strerror}", "Check its permissions.") from err
+    except ValueError as err:  # a zero byte in the name
+        raise ImageError(f"{str(path)!r}: cannot be the name of a file: {err}", "Check the path.") from err
 
 
 def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from denseport.runtime.backends.shared import SharedSession
 from denseport.runtime.build_record import BuildRecord
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.choice import Choice, choose
+from denseport.runtime.cpus import check_threads
 from denseport.runtime.decision import MASK_ONLY, Wish, decide
 from denseport.runtime.device_path import DevicePath, open_device_path
 from denseport.runtime.errors import InputError
@@ -58,6 +60,7 @@ class Segmenter:
     Raises:
         BundleError: the bundle is incomplete or altered.
         MachineError: what the artifact needs is not installed.
+        InputError: another number of threads, or a protocol that does not exist.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Segmenter:
     ) -> None:
         bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
         protocol = protocol if isinstance(protocol, Protocol) else parse_protocol(protocol, bundle.manifest)
+        check_threads(threads)
         choice = choose(bundle, artifact)
         session = _open(bundle, choice, threads, providers)
         self._begin(bundle, choice, protocol, threads, session, device_path=device_path)
@@ -129,6 +133,7 @@ class Segmenter:
         self._lock = threading.Lock()
         self._closed = False
         self._executor: ThreadPoolExecutor | None = None  # of `submit`
+        self._process = os.getpid()  # whose threads those are
 
     @property
     def manifest(self) -> Manifest:
@@ -184,6 +189,7 @@ class Segmenter:
             InputError: ``size`` below 1; else as a call.
         """
         self._refuse_closed()
+        _refuse_one_picture(images)
         if size < 1:
             raise InputError(f"a batch of {size} pictures", "Give at least 1.")
         results: dict[int, Segmentation] = {}
@@ -231,7 +237,7 @@ class Segmenter:
         Leaving early is safe: when the generator is closed or dropped, its threads end.
 
         Args:
-            images: arrays or files, as for a call; iterated in a thread.
+            images: arrays or files, as for a call; iterated in a thread. An array is copied, and may be filled anew.
             depth: pictures that wait between two stages.
             scores, top_k: as for a call.
             smoothing: for the frames of a video, the weight of the past in [0, 1) (`denseport.runtime.temporal`).
@@ -240,6 +246,7 @@ class Segmenter:
             InputError: ``depth`` below 1, ``smoothing`` outside [0, 1), or as for a call.
         """
         self._refuse_closed()
+        _refuse_one_picture(images)
         if depth < 1:
             raise InputError(f"a stream of depth {depth}", "Give at least 1.")
         wish = Wish(scores, top_k)
@@ -248,6 +255,8 @@ class Segmenter:
 
         def prepare(image: Picture) -> Work:
             self._refuse_closed()
+            if isinstance(image, np.ndarray):
+                image = image.copy()  # the source may fill one buffer with frame after frame
             return self._steps.prepare(image, wish, keep_logits=bool(smoothing))
 
         def infer(work: Work) -> Work:
@@ -255,6 +264,7 @@ class Segmenter:
                 return self._steps.infer(work)
             self._steps.infer(work, keep_logits=True)
             assert work.fields is not None  # they were asked for
+            self._steps.check_finite(work.fields)  # one frame would spoil all that follow
             work.fields = smoother(work.fields, work.image)
             return work
 
@@ -272,8 +282,9 @@ class Segmenter:
 
         with self._lock:
             self._refuse_closed()
-            if self._executor is None:
+            if self._executor is None or self._process != os.getpid():  # a forked process has none of its threads
                 self._executor = ThreadPoolExecutor(SUBMITTED, "denseport-submit")
+                self._process = os.getpid()
             future = self._executor.submit(self, image, scores=scores, top_k=top_k, roi=roi)
         try:
             return await asyncio.wrap_future(future)
@@ -288,9 +299,16 @@ class Segmenter:
 
         What libraries do at the first run of a size (kernels compiled or chosen, memory taken, CUDA graphs recorded)
         is then done.
+
+        Raises:
+            ImageError, InputError: no picture has that size, or one that reaches the network.
         """
         for height, width in shapes:
-            self(np.zeros((height, width, 3), np.uint8))
+            try:
+                picture = np.zeros((height, width, 3), np.uint8)
+            except (ValueError, TypeError, MemoryError) as err:
+                raise InputError(f"no picture is {height} pixels high and {width} wide: {err}") from err
+            self(picture)
 
     def clone(self) -> Segmenter:
         """Another segmenter of the same opened artifact, that is closed on its own.
@@ -343,6 +361,11 @@ class Segmenter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _refuse_one_picture(images: Iterable[Picture]) -> None:
+    if isinstance(images, str | Path):  # a text is iterable too: letter by letter
+        raise InputError(f"{str(images)!r} is one picture, where several were expected", "Give a list: [picture].")
 
 
 def _open(bundle: Bundle, choice: Choice, threads: int | None, providers: Sequence[str] | None) -> Session:

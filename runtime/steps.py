@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +139,7 @@ class Steps:
             ]
         self._check_classes(len(work.fields[0][0].logits))
         if not keep_logits:
-            self._check_finite(*(part.logits for view in work.fields for part in view))
+            self.check_finite(work.fields)
         work.timings = replace(work.timings, infer=_ms(time.perf_counter() - begin))
         work.inputs, work.shown = [], []
         return work
@@ -202,6 +203,10 @@ class Steps:
                 "Export the checkpoint again; a manifest is not to be edited by hand.",
             )
 
+    def check_finite(self, views: list[list[Field]]) -> None:
+        """Raises BundleError for logits, of `infer`, that are not finite."""
+        self._check_finite(*(part.logits for view in views for part in view))
+
     def _check_finite(self, *logits: NDArray[np.float32]) -> None:
         """A NaN wins every comparison or none: the mask would be whole, and wrong."""
         if not all(isfinite(part.max()) and isfinite(part.min()) for part in logits):  # both hand on a NaN
@@ -253,10 +258,21 @@ def _cut(image: NDArray[np.uint8], region: Region | None) -> NDArray[np.uint8]:
     if region is None:
         return image
     height, width = image.shape[:2]
-    x, y, w, h = region
+    x, y, w, h = _whole_numbers(region)
     if min(x, y) < 0 or min(w, h) < 1 or x + w > width or y + h > height:
         raise InputError(
             f"the region {region} (x, y, width, height) does not lie inside the picture of {width} x {height}",
             "Cut the region to the picture first.",
         )
     return image[y : y + h, x : x + w]
+
+
+def _whole_numbers(region: Region) -> tuple[int, ...]:
+    """As Python's integers: the sum of two of numpy's small ones, as detectors give them, may overflow."""
+    try:
+        values = tuple(index(value) for value in region)
+    except TypeError:
+        values = ()
+    if len(values) != 4:
+        raise InputError(f"the region {region!r} is not x, y, width, height in whole pixels", "Give four integers.")
+    return values

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.cpus import usable_cpus
+from denseport.runtime.cpus import check_threads, usable_cpus
 from denseport.runtime.errors import BundleError, MachineError, is_out_of_memory
 from denseport.runtime.manifest import FOR_CPU
 from denseport.runtime.page import count
@@ -57,6 +57,8 @@ class OnnxRuntimeSession:
                 f"{', '.join(onnxruntime.get_available_providers())}",
                 "pip install 'denseport[onnxruntime-gpu]' on a machine with an NVIDIA GPU, or choose another provider.",
             )
+        _refuse_other_names(path)
+        check_threads(threads)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or usable_cpus()
         options.log_severity_level = 3  # warnings are ONNX Runtime's talk to itself about fusions
@@ -152,3 +154,12 @@ class OnnxRuntimeSession:
     @property
     def description(self) -> str:
         return self._description
+
+
+def _refuse_other_names(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as err:
+        raise BundleError(
+            f"{path}: ONNX Runtime opens no path that is not UTF-8", "Rename the folder, or move the bundle."
+        ) from err

@@ -131,6 +131,8 @@ def _result(
             f"the published mIoU {reference.mIoU} was measured with another protocol ({reference.protocol}) than this "
             f"({segmenter.protocol.description})"
         )
+    if scores.mIoU != scores.mIoU:
+        warnings.append("there is no mIoU: every pixel of the masks is ignored")
     precision = segmenter.bundle.artifact(segmenter.artifact).precision
     if precision in ("fp16", "bf16") and "CPUExecutionProvider" in segmenter.description:
         warnings.append(

@@ -30,10 +30,12 @@ def check(arguments: argparse.Namespace) -> None:
     """Refuse what cannot go together.
 
     Raises:
-        InputError: a shard without a state, or that would judge, or would overwrite another state.
+        InputError: a state that would be lost; a shard without a state, or that would judge.
     """
     from denseport.runtime.errors import InputError
 
+    if arguments.merge is None:
+        _refuse_state(arguments)
     if arguments.shard is None:
         return
     if arguments.state is None:
@@ -41,8 +43,19 @@ def check(arguments: argparse.Namespace) -> None:
     for name in ("report", "explain", "record"):
         if getattr(arguments, name):
             raise InputError(f"--{name} needs all pictures, not a shard", f"Give --{name} with --merge.")
-    if arguments.state.exists() and not arguments.resume:
-        raise InputError(f"{arguments.state}: exists", "Go on with it (--resume), or name another file.")
+
+
+def _refuse_state(arguments: argparse.Namespace) -> None:
+    """A file that is there may be a shard's, or anything: the run would replace it, and remove it at its end."""
+    from denseport.runtime.errors import InputError
+
+    state = arguments.state
+    if state is None or not state.exists():
+        return
+    if not state.is_file():
+        raise InputError(f"--state {state}: is no file", "Name a file, or one that is not there yet.")
+    if not arguments.resume:
+        raise InputError(f"--state {state}: exists", "Go on with it (--resume), or name another file.")
 
 
 @dataclass(frozen=True)

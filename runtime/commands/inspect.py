@@ -124,7 +124,8 @@ def _measured(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if accuracy is not None:
         verdict = {None: "", True: ", passed", False: ", FAILED"}[accuracy["gate"] and accuracy["gate"]["passed"]]
         where = f"{count(accuracy['images'], 'image')}, {accuracy['protocol']['description']}, {accuracy['date'][:10]}"
-        yield "", f"mIoU {accuracy['mIoU']:.2f} ({where}){verdict}"
+        miou = "unknown: no pixel counted" if accuracy["mIoU"] is None else f"{accuracy['mIoU']:.2f}"
+        yield "", f"mIoU {miou} ({where}){verdict}"
 
 
 def _built(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:

@@ -161,6 +161,35 @@ def test_gate_exit_codes(sample: Bundle, capsys: pytest.CaptureFixture[str]) -> 
     assert "points below" in failing["gate"]["reasons"][0]
 
 
+def test_without_a_labelled_pixel_there_is_no_miou(
+    sample_copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import cv2
+
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "a.png"), np.full((40, 50), 255, np.uint8))
+    bundle, data = str(sample_copy.path), ["--data", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")]
+    result = measure(capsys, bundle, *data, "--no-reduce-zero-label", "--record")
+    assert result["mIoU"] is None and "every pixel of the masks is ignored" in str(result["warnings"])
+    assert main(["inspect", bundle]) == 0
+    assert "mIoU unknown: no pixel counted (1 image" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shard", [[], ["--shard", "1/2"]])
+def test_a_file_that_is_there_is_not_taken_for_the_state(
+    sample: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], shard: list[str]
+) -> None:
+    file = tmp_path / "thesis.odt"
+    file.write_text("kept")
+    command = ["eval", str(sample.path), "--data", str(STREET), *shard, "--state"]
+    assert main([*command, str(file)]) == 2
+    assert f"--state {file}: exists" in capsys.readouterr().err
+    assert file.read_text() == "kept"
+    assert main([*command, str(tmp_path), "--resume"]) == 2
+    assert f"--state {tmp_path}: is no file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +20,7 @@ from support import ASSETS, assert_same_classes
 
 from denseport.runtime import postprocess
 from denseport.runtime.bundle import Bundle
-from denseport.runtime.errors import ImageError, InputError
+from denseport.runtime.errors import BundleError, ImageError, InputError
 from denseport.runtime.images import read_image
 from denseport.runtime.manifest import FP32, Inference
 from denseport.runtime.protocol import Protocol, parse_protocol
@@ -144,8 +147,9 @@ def test_scores_of_multi_scale_testing_are_the_mean_probabilities(sample: Bundle
 
 
 def test_more_classes_than_there_are_cannot_be_asked_for(segment: Segmenter, pictures: list[np.ndarray]) -> None:
-    with pytest.raises(InputError, match="top_k 151 of 150"):
-        segment(pictures[0], top_k=151)
+    for top_k in (151, 1.5, True, "2"):
+        with pytest.raises(InputError, match=f"top_k {top_k} of 150"):
+            segment(pictures[0], top_k=top_k)  # type: ignore[arg-type]
     assert segment(pictures[0][:20, :20], top_k=150).top_classes.shape == (150, 20, 20)  # type: ignore[union-attr]
 
 
@@ -159,6 +163,18 @@ def test_a_region_is_segmented_as_the_picture_that_it_cuts_out(segment: Segmente
 @pytest.mark.parametrize("region", [(-1, 0, 5, 5), (0, 0, 0, 5), (200, 0, 60, 20), (0, 170, 20, 11)])
 def test_a_region_outside_the_picture_is_refused(segment: Segmenter, region: tuple[int, int, int, int]) -> None:
     with pytest.raises(InputError, match="does not lie inside the picture of 240 x 180"):
+        segment(np.zeros((180, 240, 3), np.uint8), roi=region)
+
+
+def test_a_region_of_small_integers_does_not_overflow(segment: Segmenter) -> None:
+    image = cv2.resize(read_image(PICTURE), (300, 40))
+    region = np.array([250, 0, 40, 30], np.uint8)  # 250 + 40 is 34 in 8 bits
+    np.testing.assert_array_equal(segment(image, roi=tuple(region)).mask, segment(image[:30, 250:290].copy()).mask)
+
+
+@pytest.mark.parametrize("region", [(0.0, 0.0, 5.0, 5.0), (0, 0, 5), (0, 0, 5, 5, 5), "0055"])
+def test_a_region_of_anything_but_four_integers_is_refused(segment: Segmenter, region: Any) -> None:
+    with pytest.raises(InputError, match="is not x, y, width, height in whole pixels"):
         segment(np.zeros((180, 240, 3), np.uint8), roi=region)
 
 
@@ -188,6 +204,14 @@ def test_what_is_no_picture_is_refused(segment: Segmenter, tmp_path: Path) -> No
         segment([[1, 2, 3]])  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="no such file"):
         segment(tmp_path / "nowhere.jpg")
+    with pytest.raises(ImageError, match="cannot be the name of a file"):
+        segment("zero\0byte.jpg")
+
+
+def test_one_path_is_not_taken_for_many(segment: Segmenter) -> None:
+    for several in (segment.batch, segment.stream):
+        with pytest.raises(InputError, match="is one picture, where several were expected"):
+            several(str(PICTURE))
 
 
 def test_warming_up_runs_each_size(sample: Bundle) -> None:
@@ -195,7 +219,26 @@ def test_warming_up_runs_each_size(sample: Bundle) -> None:
     session.gate.set()
     with around(session, sample) as segmenter:
         segmenter.warmup([(40, 50), (50, 40)])
+        for size in ((-1, 50), (40.0, 50.0), (2**40, 2**40)):
+            with pytest.raises(InputError, match="no picture is"):
+                segmenter.warmup([size])  # type: ignore[list-item]
     assert session.runs == 2
+
+
+@pytest.mark.parametrize("threads", [0, 1.5, 100_000])
+def test_a_number_of_threads_that_nobody_means_is_refused(sample: Bundle, threads: Any) -> None:
+    with pytest.raises(InputError, match="threads must be a whole number from 1 to 1024"):
+        Segmenter(sample, threads=threads)
+
+
+def test_a_bundle_whose_path_is_not_utf8_is_refused_for_that(sample: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff")
+    try:
+        shutil.copytree(sample.path, folder)
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    with pytest.raises(BundleError, match="opens no path that is not UTF-8"):
+        Segmenter(folder)
 
 
 # Threads and asyncio.
@@ -255,6 +298,20 @@ def test_an_error_reaches_the_task_that_caused_it(segment: Segmenter, pictures: 
 
 
 # Closing.
+
+
+def test_a_forked_process_has_tasks_of_its_own(sample: Bundle, pictures: list[np.ndarray]) -> None:
+    fork = multiprocessing.get_context("fork")
+    with Segmenter(sample, protocol="fixed:48x64", threads=1) as segmenter:
+        expected = asyncio.run(segmenter.submit(pictures[0])).mask  # starts the parent's threads
+        answers = fork.Queue()
+        child = fork.Process(target=lambda: answers.put(asyncio.run(segmenter.submit(pictures[0])).mask))
+        child.start()
+        try:
+            np.testing.assert_array_equal(answers.get(timeout=PATIENCE), expected)
+        finally:
+            child.kill()
+            child.join()
 
 
 def test_a_closed_segmenter_says_so(sample: Bundle, pictures: list[np.ndarray]) -> None:

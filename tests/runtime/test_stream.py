@@ -12,8 +12,9 @@ import pytest
 from support import ASSETS
 
 from denseport.runtime.bundle import Bundle
-from denseport.runtime.errors import ImageError, InputError
+from denseport.runtime.errors import BundleError, ImageError, InputError
 from denseport.runtime.images import read_image
+from denseport.runtime.protocol import parse_protocol
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.stream import pipelined
 
@@ -135,6 +136,37 @@ def test_a_stream_gives_the_masks_of_single_calls(segment: Segmenter) -> None:
         np.testing.assert_array_equal(result.mask, segment(item).mask)
         assert result.top_classes.shape[0] == 2 and result.timings.infer > 0
     assert results[0].timings.decode > 0 == results[1].timings.decode
+
+
+def test_a_source_may_fill_one_buffer_with_frame_after_frame(sample: Bundle) -> None:
+    def frames() -> Iterator[np.ndarray]:
+        buffer = np.empty((40, 50, 3), np.uint8)
+        for level in range(5):
+            buffer[:] = level
+            yield buffer
+
+    with Segmenter(sample, protocol="native:48:32", threads=1) as segment:
+        assert [np.unique(result.image).tolist() for result in segment.stream(frames())] == [[i] for i in range(5)]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.6])
+def test_logits_that_are_not_finite_make_no_mask(sample: Bundle, smoothing: float) -> None:
+    class Spoilt:
+        description = "spoilt"
+
+        def run(self, image: np.ndarray) -> np.ndarray:
+            return np.full((1, 150, 4, 5), np.nan, np.float32)
+
+        def close(self) -> None:
+            pass
+
+        def largest_batch(self, height: int, width: int) -> None:
+            return None
+
+    protocol = parse_protocol("fixed:64x80", sample.manifest)
+    with Segmenter.around(Spoilt(), sample, "spoilt", protocol) as segment:
+        _, error = drain(segment.stream([np.zeros((40, 50, 3), np.uint8)] * 2, smoothing=smoothing))
+    assert isinstance(error, BundleError) and "not finite" in str(error)
 
 
 def test_a_bad_picture_ends_a_stream_in_its_place(segment: Segmenter) -> None:
