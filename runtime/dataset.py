@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from denseport.runtime.errors import DatasetError, ImageError
-from denseport.runtime.images import is_cut_short, reading
+from denseport.runtime.images import PNG_SIGNATURE, is_cut_short, reading
 from denseport.runtime.inputs import IMAGE_SUFFIXES
 from denseport.runtime.metrics import LabelMap
 
@@ -30,7 +30,6 @@ __all__ = ["Dataset", "Sample", "ade20k", "folder_pair", "image_list", "open_dat
 MASK_SUFFIXES = frozenset({".png"})
 
 _ADE_FOLDER = "ADEChallengeData2016"
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER = 33  # bytes: the signature, and IHDR with its length and checksum
 _PNG_GREY, _PNG_INDEXED = 0, 3  # colour types
 _SHOWN = 5  # names or labels that a message spells out
@@ -296,7 +295,7 @@ def _read_stored_labels(path: Path) -> LabelMap:
     """(H, W) values as the PNG stores them: the indices of an indexed one, not its colours."""
     with reading(path):
         data = path.read_bytes()
-    if not data.startswith(_PNG_SIGNATURE) or is_cut_short(data):
+    if not data.startswith(PNG_SIGNATURE) or is_cut_short(data):
         raise ImageError(f"{path}: the mask is no PNG file, or one cut short", "Save it again, as a PNG.")
     if len(data) < _PNG_HEADER or struct.unpack_from(">I", data, 29)[0] != zlib.crc32(data[12:29]):
         raise ImageError(f"{path}: the header of the mask is damaged", "Copy or save it again.")
@@ -324,7 +323,7 @@ def _as_grey_png(data: bytes) -> bytes:
     """
     # After the signature and a length comes IHDR: its name and 13 bytes, the tenth the colour type.
     header = data[12:25] + bytes([_PNG_GREY]) + data[26:29]
-    kept = [_PNG_SIGNATURE, struct.pack(">I", 13), header, struct.pack(">I", zlib.crc32(header))]
+    kept = [PNG_SIGNATURE, struct.pack(">I", 13), header, struct.pack(">I", zlib.crc32(header))]
     start = _PNG_HEADER
     while start + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, start)

@@ -19,7 +19,18 @@ from numpy.typing import NDArray
 from denseport.runtime.errors import ImageError, MachineError, OutputError, is_out_of_memory
 from denseport.runtime.files import write_atomic
 
-__all__ = ["decode_image", "encode_palette_png", "is_cut_short", "read_image", "reading", "write_image", "write_mask"]
+__all__ = [
+    "PNG_SIGNATURE",
+    "decode_image",
+    "encode_palette_png",
+    "is_cut_short",
+    "read_image",
+    "reading",
+    "write_image",
+    "write_mask",
+]
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -71,7 +82,8 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
         raise ImageError(f"{name}: the file is empty", "Copy or download it again.")
     # OpenCV 4 fills the missing part of a JPEG with grey and reports success; OpenCV 5 refuses it.
     if is_cut_short(data):
-        raise ImageError(f"{name}: the picture is cut short", "Copy or download it again.")
+        what = "cut short, or has no pixels" if data.startswith(PNG_SIGNATURE) else "cut short"
+        raise ImageError(f"{name}: the picture is {what}", "Copy or download it again.")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as err:
@@ -96,7 +108,7 @@ def is_cut_short(data: bytes) -> bool:
 
     Data after the end (motion photos) is allowed.
     """
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+    if data.startswith(PNG_SIGNATURE):
         # By the chunks, not only the last: OpenCV makes room for as many bytes as a chunk claims, up to 4 GiB, and
         # where there are no pixels it takes what follows the end for chunks.
         at, has_pixels = 8, False
@@ -201,6 +213,6 @@ def encode_palette_png(mask: NDArray[Any], palette: Sequence[Sequence[int]]) -> 
         (b"IDAT", zlib.compress(rows.data, 6)),
         (b"IEND", b""),
     ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
+    return PNG_SIGNATURE + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     )

@@ -130,7 +130,7 @@ def told(connection: socket.socket, method: str = "GET") -> Told | None:
     try:
         response.begin()
         return Told(response.status, response.headers.get("content-type", ""), response.read())
-    except (http.client.BadStatusLine, ConnectionError, TimeoutError):
+    except (http.client.BadStatusLine, http.client.IncompleteRead, ConnectionError, TimeoutError):
         return None
     finally:
         response.close()

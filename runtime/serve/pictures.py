@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.errors import ImageError
-from denseport.runtime.images import decode_image
+from denseport.runtime.images import PNG_SIGNATURE, decode_image
 from denseport.runtime.serve.limits import MAX_SIDE, Limits, Refusal
 
 __all__ = ["decode_upload", "picture_size"]
@@ -63,7 +63,7 @@ def picture_size(data: bytes) -> tuple[int, int]:
     try:
         if data.startswith(b"\xff\xd8\xff"):
             size = _jpeg(data)
-        elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+        elif data.startswith(PNG_SIGNATURE):
             size = struct.unpack_from(">II", data, 16)
         elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             size = _webp(data)

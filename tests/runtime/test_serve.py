@@ -202,7 +202,7 @@ def test_prometheus_reads_the_metrics(sample: Bundle) -> None:
         (b"just text", 415, "JPEG, PNG, WebP and BMP"),
         (PICTURE[: len(PICTURE) // 2], 400, "cut short"),
         (PICTURE[:20], 400, "damaged"),
-        (PICTURE.replace(b"IDAT", b"IDXT"), 400, "decode"),
+        (PICTURE.replace(b"IDAT", b"IDXT"), 400, "no pixels"),
         (encoded(picture(600, 600), ".jpg"), 413, "600 x 600"),
         (encoded(picture(2, 20000)), 413, "16384"),
     ],
