@@ -169,7 +169,9 @@ def find_profile(profiles: tuple[Profile, ...], shape: tuple[int, ...]) -> int:
         if shape in profile:
             return index
     allowed = " or ".join(map(str, profiles))
+    height, width = profiles[0].optimum[2:]
     raise InputError(
         f"an input of {shape} is outside of what the engine was built for: (N, C, H, W) in {allowed}",
-        "Resize to that range, or build an engine for this size: denseport build BUNDLE --min … --opt … --max …",
+        f"Have pictures resized (--protocol fixed:{height}x{width}), or build an engine for this size: "
+        "denseport build BUNDLE --min … --opt … --max …",
     )

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from denseport.runtime.build_record import BuildRecord, mismatch
+from denseport.runtime.build_record import BuildRecord, Profile, mismatch
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.errors import InputError
+from denseport.runtime.inference import input_sizes
 from denseport.runtime.machine import Machine, inspect_machine
 from denseport.runtime.manifest import FOR_CPU, FP32, Artifact, reading_record
+from denseport.runtime.protocol import Protocol, parse_protocol
 from denseport.runtime.trial import Trial, kind_of
 
-__all__ = ["CPU", "CUDA", "Choice", "choose", "obstacle"]
+__all__ = ["CPU", "CUDA", "Choice", "choose", "obstacle", "too_narrow"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # Among artifacts that run equally well: the narrower the faster, on a GPU. INT8 and FP8 are not always faster, and cost
 # accuracy: they are taken unasked only where a trial on such a machine says that they are worth it.
 ORDER = ("fp16", "bf16", "fp32")
+COMPARISONS = ("audit", "accuracy", "verdict")  # entries of a record that tell what an artifact is beside FP32
 
 
 @dataclass(frozen=True)
@@ -27,16 +31,19 @@ class Choice:
     providers: tuple[str, ...]  # of ONNX Runtime; empty for an engine
     why: str
     others: dict[str, str]  # name and reason of each artifact that was passed over
+    caution: str = ""  # what nobody has shown of it yet, and the command that does
 
 
-def choose(bundle: Bundle, wanted: str | None = None) -> Choice:
+def choose(bundle: Bundle, wanted: str | None = None, protocol: Protocol | None = None) -> Choice:
     """The best artifact for this machine: an engine that fits, else ONNX on CUDA, else FP32 on the CPU.
 
     A quantized artifact takes the place of that one where it was measured on a machine of this kind, beside that very
-    artifact, as faster and within its budget.
+    artifact, as faster and within its budget. What failed its gate is passed over, and so is an engine that does not
+    take ordinary pictures under the protocol.
 
     Args:
         wanted: the artifact that was asked for by name; only how it runs is then left to choose.
+        protocol: how pictures will reach the network; default: the bundle's own way.
 
     Raises:
         BundleError: there is no such artifact, or an engine's record is damaged.
@@ -48,11 +55,9 @@ def choose(bundle: Bundle, wanted: str | None = None) -> Choice:
     on_gpu = bool(machine.gpus) and CUDA in machine.providers
     if wanted is not None:
         _refuse_masks(wanted, bundle.artifact(wanted))
-        return Choice(wanted, _providers(wanted, bundle.artifact(wanted), on_gpu), "asked for", {})
-    reasons = {
-        name: _why_no_logits(artifact) or _why_no_gpu(name, on_gpu) or obstacle(artifact, machine)[0]
-        for name, artifact in artifacts.items()
-    }
+        artifact = bundle.artifact(wanted)
+        return Choice(wanted, _providers(wanted, artifact, on_gpu), "asked for", {}, _caution(wanted, artifact))
+    reasons = _reasons(bundle, machine, on_gpu, protocol or parse_protocol("reference", bundle.manifest))
     fitting = [name for name, a in artifacts.items() if not reasons[name] and a.precision in ORDER]
     name = min(fitting, key=lambda each: _rank(artifacts[each], on_gpu), default=FP32)
     with reading_record(str(bundle.path)):
@@ -68,11 +73,25 @@ def choose(bundle: Bundle, wanted: str | None = None) -> Choice:
         for each, a in artifacts.items()
         if each != chosen
     }
-    why = _why(bundle.artifact(chosen), on_gpu)
+    artifact = bundle.artifact(chosen)
+    why = _why(artifact, on_gpu)
     if chosen in faster:
         why = f"{faster[chosen].reason}; {why}"
         others |= dict.fromkeys((name, *faster.keys() - {chosen}), f"{chosen} was measured as faster here")
-    return Choice(chosen, _providers(chosen, bundle.artifact(chosen), on_gpu), why, others)
+    return Choice(chosen, _providers(chosen, artifact, on_gpu), why, others, _caution(chosen, artifact))
+
+
+def _reasons(bundle: Bundle, machine: Machine, on_gpu: bool, protocol: Protocol) -> dict[str, str]:
+    """Why each artifact cannot be chosen; empty where nothing speaks against it."""
+    with reading_record(str(bundle.path)):
+        return {
+            name: _why_no_logits(artifact)
+            or _why_no_gpu(name, on_gpu)
+            or obstacle(artifact, machine)[0]
+            or _why_not_these_pictures(artifact, protocol)
+            or _why_not_accurate(artifact)
+            for name, artifact in bundle.manifest.artifacts.items()
+        }
 
 
 def _why(artifact: Artifact, on_gpu: bool) -> str:
@@ -91,9 +110,6 @@ def _verdict(name: str, artifact: Artifact, rival: str, here: str) -> Trial | st
             f"{artifact.precision} runs only when it is asked for: it was measured on {trial.machine}, not on {here}; "
             f"denseport calibrate --measure {name} does so"
         )
-    gate = artifact.record.get("accuracy", {}).get("gate")
-    if gate is not None and not gate["passed"]:
-        return f"failed its gate: {'; '.join(gate['reasons'])}"
     if not trial.accepted:
         return trial.reason
     if not {name, rival} <= trial.seconds.keys():
@@ -101,6 +117,40 @@ def _verdict(name: str, artifact: Artifact, rival: str, here: str) -> Trial | st
     if trial.seconds[name] >= trial.seconds[rival]:
         return f"{name} was measured {trial.seconds[rival] / trial.seconds[name]:.2f} times as fast as {rival} here"
     return trial
+
+
+def _caution(name: str, artifact: Artifact) -> str:
+    if _is_fp32(artifact) or not artifact.record.keys().isdisjoint(COMPARISONS):
+        return ""
+    return f"{name} was never compared with FP32; denseport eval BUNDLE --artifact {name} --gate {FP32} does so"
+
+
+def _is_fp32(artifact: Artifact) -> bool:
+    return artifact.kind == "onnx" and artifact.precision == "fp32"
+
+
+def _why_not_accurate(artifact: Artifact) -> str:
+    gate = artifact.record.get("accuracy", {}).get("gate")
+    if gate is None or gate["passed"] or _is_fp32(artifact):  # nothing is closer to the checkpoint than FP32
+        return ""
+    return f"failed its gate: {'; '.join(gate['reasons'])}"
+
+
+def _why_not_these_pictures(artifact: Artifact, protocol: Protocol) -> str:
+    if artifact.kind != "engine":
+        return ""
+    return too_narrow(BuildRecord.from_dict(artifact.record, "the engine's record").profiles, protocol)
+
+
+def too_narrow(profiles: Sequence[Profile], protocol: Protocol) -> str:
+    """Which ordinary picture an engine of these profiles does not take under a protocol; empty if it takes them."""
+    for height, width in input_sizes(protocol):
+        if not any((1, 3, height, width) in profile for profile in profiles):
+            return (
+                f"takes inputs of {' or '.join(map(str, profiles))}, and pictures of 4:3 and 3:4 become "
+                f"(1, 3, {height}, {width}) under the protocol {protocol.name}"
+            )
+    return ""
 
 
 def _why_no_gpu(name: str, on_gpu: bool) -> str:

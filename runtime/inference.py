@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 
 from denseport.runtime.backends import Session
 from denseport.runtime.errors import ImageError
-from denseport.runtime.manifest import Inference, Preprocess
+from denseport.runtime.manifest import LARGEST_SIDE, Inference, Preprocess
 from denseport.runtime.postprocess import Field, slide_fields
 from denseport.runtime.preprocess import normalise, rescaled_size, resize, resized_size
+from denseport.runtime.protocol import Protocol
 
 __all__ = [
     "RATIOS",
     "TTA_CONVENTIONS",
     "View",
+    "input_sizes",
+    "protocol_views",
     "show",
     "single_view",
     "slide_view",
@@ -32,6 +35,7 @@ __all__ = [
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of multi-scale testing, in every published configuration
 TTA_CONVENTIONS = ("0.x", "1.x")
+PICTURE = (1536, 2048)  # height, width: what most cameras take, and larger than any window
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,25 @@ def tta_views(size: tuple[int, int], preprocess: Preprocess, convention: str) ->
         resized = resized_size(size, replace(preprocess, scale=scale, keep_ratio=keep_ratio))
         views += [View(resized), View(resized, flip=True)]
     return views
+
+
+def protocol_views(size: tuple[int, int], protocol: Protocol, patch_size: int) -> list[View]:
+    """The views of a picture of ``size`` (height, width) under a protocol.
+
+    Raises:
+        ImageError: as `single_view`.
+    """
+    if protocol.tta is not None:
+        return tta_views(size, protocol.preprocess, protocol.tta)
+    return [single_view(size, protocol.preprocess, patch_size, native=protocol.native)]
+
+
+def input_sizes(protocol: Protocol) -> tuple[tuple[int, int], ...]:
+    """(height, width) of what the network is shown of pictures of 4:3 and of 3:4 under a protocol, each once."""
+    views = protocol_views(PICTURE, protocol, 1) + protocol_views(PICTURE[::-1], protocol, 1)
+    crop = protocol.inference.crop if protocol.inference.mode == "slide" else None
+    height, width = crop or (LARGEST_SIDE, LARGEST_SIDE)
+    return tuple(dict.fromkeys((min(view.size[0], height), min(view.size[1], width)) for view in views))
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[tuple[int, int]]:

@@ -76,7 +76,7 @@ class Segmenter:
         bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
         protocol = protocol if isinstance(protocol, Protocol) else parse_protocol(protocol, bundle.manifest)
         check_threads(threads)
-        choice = choose(bundle, artifact)
+        choice = choose(bundle, artifact, protocol)
         session = _open(bundle, choice, threads, providers)
         self._begin(bundle, choice, protocol, threads, session, device_path=device_path)
 

@@ -17,7 +17,7 @@ from denseport.runtime.decision import MASK_ONLY, Canvas, Wish, decide
 from denseport.runtime.device_path import DevicePath
 from denseport.runtime.errors import BundleError, ImageError, InputError
 from denseport.runtime.images import read_image
-from denseport.runtime.inference import View, show, single_view, slide_view, tta_views
+from denseport.runtime.inference import View, protocol_views, show, slide_view
 from denseport.runtime.large import slide
 from denseport.runtime.manifest import Manifest
 from denseport.runtime.postprocess import Field, whole_field
@@ -90,7 +90,7 @@ class Steps:
         else:
             image, decoded = _checked(picture), begin
         image = _cut(image, region)
-        work = Work(image, wish, self._views((image.shape[0], image.shape[1])))
+        work = Work(image, wish, protocol_views(image.shape[:2], self.protocol, self.manifest.patch_size))
         if self._on_device(work) and not keep_logits:
             work.on_device = True
             work.timings = Timings(decode=_ms(decoded - begin))
@@ -106,12 +106,6 @@ class Steps:
     def _on_device(self, work: Work) -> bool:
         """Whether the GPU does all of it: it gives masks and nothing else."""
         return self.device is not None and work.wish == MASK_ONLY and self.device.takes(work.size, work.views[0].size)
-
-    def _views(self, size: tuple[int, int]) -> list[View]:
-        protocol = self.protocol
-        if protocol.tta is not None:
-            return tta_views(size, protocol.preprocess, protocol.tta)
-        return [single_view(size, protocol.preprocess, self.manifest.patch_size, native=protocol.native)]
 
     def infer(self, work: Work, *, keep_logits: bool = False) -> Work:
         """Run the network.

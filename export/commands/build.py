@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
         _check_quantized(bundle, arguments, variant=variant)
     elif arguments.rest != "fp32":
         raise InputError(f"--rest belongs to --precision {' and '.join(QUANTIZED)}", "Leave --rest out.")
-    options = _engine_options(arguments) if arguments.engine != "onnx" else None
+    options = _engine_options(bundle, arguments) if arguments.engine != "onnx" else None
     if options is not None:
         check_builder(options)
     result: dict[str, Any] = {"bundle": str(bundle.path), "passed": True}
@@ -199,10 +199,11 @@ def _variant(bundle: Bundle, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
+def _engine_options(bundle: Bundle, arguments: argparse.Namespace) -> EngineOptions:
     from denseport.export.engine import EngineOptions
     from denseport.export.engine_profile import named_profiles, profile_of
     from denseport.runtime.errors import InputError
+    from denseport.runtime.protocol import parse_protocol
 
     shapes = [getattr(arguments, name) for name in ("min", "opt", "max")]
     if any(shapes):
@@ -212,7 +213,8 @@ def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
             )
         profiles: Sequence[Any] = (profile_of(*shapes),)
     else:
-        profiles = named_profiles(arguments.profile or "reference", arguments.engine)
+        protocol = parse_protocol("reference", bundle.manifest)
+        profiles = named_profiles(arguments.profile or "reference", arguments.engine, protocol)
     return EngineOptions(
         arguments.engine,
         tuple(profiles),
@@ -229,6 +231,8 @@ def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
 
 def _engine(bundle: Bundle, arguments: argparse.Namespace, options: EngineOptions) -> dict[str, Any]:
     from denseport.export.build import build_engine_artifact
+    from denseport.runtime.choice import too_narrow
+    from denseport.runtime.protocol import parse_protocol
 
     verbose = _say if arguments.verbose else None
     pictures = _pictures(arguments)
@@ -242,6 +246,10 @@ def _engine(bundle: Bundle, arguments: argparse.Namespace, options: EngineOption
         verbose=verbose,
     )
     file = bundle.path / name
+    why = too_narrow(record.profiles, parse_protocol("reference", bundle.manifest))
+    if why and record.output == "logits":
+        height, width = record.profiles[0].optimum[2:]
+        _say(f"{name} {why}: it runs when asked for, --artifact {name} --protocol fixed:{height}x{width}")
     return {
         "engine": name,
         "bytes": file.stat().st_size if file.exists() else 0,

@@ -134,6 +134,8 @@ def _open(arguments: argparse.Namespace) -> Iterator[Model]:
         print(segmenter.description, file=sys.stderr)
         for name, reason in segmenter.choice.others.items():
             print(f"  not {name}: {reason}", file=sys.stderr)
+        if segmenter.choice.caution:
+            print(f"warning: {segmenter.choice.caution}", file=sys.stderr)
         yield segmenter
 
 

@@ -20,7 +20,7 @@ from denseport.runtime.errors import MachineError
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-__all__ = ["MAX_CONNECTIONS", "Watchdog", "http_protocol"]
+__all__ = ["INSTALL", "MAX_CONNECTIONS", "Watchdog", "http_protocol"]
 
 MAX_CONNECTIONS = 512  # at once; half of the descriptors that a process may usually open
 INSTALL = "pip install 'denseport[serve]'"

@@ -47,6 +47,8 @@ def serve(
         # They warn of what clients do wrong, who could fill the log with it.
         for library in ("uvicorn", "python_multipart"):
             logging.getLogger(library).setLevel(logging.ERROR)
+        if service.caution:
+            print(f"warning: {service.caution}", file=sys.stderr)
         print(f"{bundle.manifest.name}: {service.description}")
         print(f"http://{_authority(host, listener.getsockname()[1])}/", flush=True)
         try:

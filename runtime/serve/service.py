@@ -71,6 +71,7 @@ class Service:
         first = Segmenter(bundle, artifact=artifact, threads=threads)
         self.default = first.artifact
         self.description = first.description
+        self.caution = first.choice.caution
         self._open = {first.artifact: first}
         self._opening = threading.Lock()
         self.artifacts = _states(bundle)

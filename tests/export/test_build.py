@@ -107,8 +107,10 @@ def test_an_engine_is_built_recorded_and_refused_here(bundle: Bundle, capsys: py
         "fixed:160x224",
     ]
     assert main([*arguments, "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    result = json.loads(said.out)
     name = "fp16.rtx.sm_86.160x224.engine"
+    assert f"--artifact {name} --protocol fixed:160x224" in said.err
     assert result["engine"] == name and result["record"]["targets"] == ["sm_86"]
     assert result["record"]["types_asked"]["fp16"] > 100 and result["record"]["folded"]
     assert main(["inspect", str(bundle.path), "--verify"]) == 0

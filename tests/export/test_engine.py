@@ -22,6 +22,9 @@ from denseport.runtime.build_record import BuildRecord, Profile
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.errors import InputError, MachineError, OutputError
 from denseport.runtime.files import sha256_of
+from denseport.runtime.manifest import Inference, Preprocess
+from denseport.runtime.preprocess import resized_size
+from denseport.runtime.protocol import Protocol
 
 EVERY_RUN = {
     ("tiny_dpt_project", "fp32", "reference"),
@@ -233,7 +236,29 @@ def test_profiles_have_names() -> None:
     assert named_profiles("fixed:512x768", "tensorrt") == (Profile(*[(1, 3, 512, 768)] * 3),)
     (both,) = named_profiles("reference", "tensorrt_rtx")
     assert all(shape in both for profile in (landscape, portrait) for shape in (profile.minimum, profile.maximum))
+    assert (landscape, portrait) == (
+        Profile((1, 3, 512, 512), (1, 3, 512, 683), (1, 3, 512, 2048)),
+        Profile((1, 3, 512, 512), (1, 3, 683, 512), (1, 3, 2048, 512)),
+    )
     assert parse_shape("512x768") == (1, 3, 512, 768) and parse_shape("4x3x64x64") == (4, 3, 64, 64)
+
+
+@pytest.mark.parametrize("scale", [(2048, 512), (1024, 160), (512, 512), (640, 480)])
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt_rtx"])
+def test_the_reference_profile_takes_what_pictures_become(scale: tuple[int, int], flavour: str) -> None:
+    preprocess = Preprocess(scale=scale)
+    profiles = named_profiles("reference", flavour, Protocol("reference", preprocess, Inference()))
+    for longer in (600, 700, 800, 1000, 1200):  # up to 2:1
+        for size in ((600, longer), (longer, 600)):
+            height, width = resized_size(size, preprocess)
+            assert any((1, 3, height, width) in profile for profile in profiles), (size, height, width)
+
+
+def test_windows_and_fixed_sizes_have_one_profile() -> None:
+    slide = Protocol("reference", Preprocess(), Inference("slide", (512, 512), (341, 341)))
+    assert named_profiles("reference", "tensorrt", slide) == (Profile(*[(1, 3, 512, 512)] * 3),)
+    fixed = Protocol("fixed", Preprocess(scale=(640, 384), keep_ratio=False), Inference())
+    assert named_profiles("reference", "tensorrt_rtx", fixed) == (Profile(*[(1, 3, 384, 640)] * 3),)
 
 
 @pytest.mark.parametrize("text", ["", "512", "512x", "1x2x3", "axb", "-1x512", "512x512x"])

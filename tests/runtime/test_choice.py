@@ -15,6 +15,7 @@ from denseport.runtime.bundle import Bundle
 from denseport.runtime.cli import main
 from denseport.runtime.machine import Gpu, Machine
 from denseport.runtime.manifest import Artifact
+from denseport.runtime.protocol import parse_protocol
 from denseport.runtime.trial import Trial
 
 H200 = Gpu("NVIDIA H200", "9.0", 143771, "580.0")
@@ -27,8 +28,10 @@ def machine(gpu: Gpu | None = None, *, cuda: bool = False, **packages: str) -> M
     return Machine("Linux", "a processor", 2, 24.0, (gpu,) if gpu else (), {**known, **packages}, providers)
 
 
-def engine(version: str = "11.4.0", capability: str = "sm_86") -> Artifact:
-    profile = Profile(*[(1, 3, 512, 512)] * 3)
+ANY_SIZE = Profile((1, 3, 32, 32), (1, 3, 512, 683), (1, 3, 2048, 2048))
+
+
+def engine(version: str = "11.4.0", capability: str = "sm_86", profile: Profile = ANY_SIZE) -> Artifact:
     record = build_record(version=version, gpu="NVIDIA A40", compute_capability=capability, profiles=(profile,))
     return Artifact("engine", "fp16", {"fp16.engine": "0"}, json.loads(json.dumps(record.to_dict())))
 
@@ -74,6 +77,43 @@ def test_the_best_artifact_is_taken_and_the_others_have_reasons(
         assert reason in chosen.others["fp16.engine"]
     on_cuda = name.endswith("onnx") and bool(here.gpus) and len(here.providers) == 2
     assert ("CUDAExecutionProvider" in chosen.providers) == on_cuda
+
+
+def test_an_engine_that_does_not_take_the_pictures_is_passed_over(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "inspect_machine", lambda **_: machine(A40, tensorrt="11.4.0"))
+    artifacts = bundle.manifest.artifacts
+    artifacts["fp16.engine"] = engine(profile=Profile(*[(1, 3, 512, 512)] * 3))
+    chosen = choice.choose(bundle)
+    assert chosen.name == "model.onnx"
+    assert chosen.others["fp16.engine"] == (
+        "takes inputs of (1, 3, 512, 512), and pictures of 4:3 and 3:4 become (1, 3, 160, 213) "
+        "under the protocol reference"
+    )
+    square = parse_protocol("fixed:512x512", bundle.manifest)
+    assert choice.choose(bundle, protocol=square).name == "fp16.engine"
+    assert choice.choose(bundle, protocol=parse_protocol("native", bundle.manifest)).name == "fp16.engine"
+    assert choice.choose(bundle, "fp16.engine").name == "fp16.engine", "asked for by name it is taken"
+    # A portrait too must fit.
+    artifacts["fp16.engine"] = engine(profile=Profile((1, 3, 160, 160), (1, 3, 160, 213), (1, 3, 160, 1024)))
+    assert "become (1, 3, 213, 160)" in choice.choose(bundle).others["fp16.engine"]
+
+
+def test_what_nothing_compares_with_fp32_is_chosen_with_a_caution(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "inspect_machine", lambda **_: machine(A40, tensorrt="11.4.0"))
+    artifacts = bundle.manifest.artifacts
+    assert "denseport eval BUNDLE --artifact fp16.engine --gate model.onnx" in choice.choose(bundle).caution
+    assert choice.choose(bundle, "fp16.engine").caution and not choice.choose(bundle, "model.onnx").caution
+    plain = artifacts["fp16.engine"]
+    artifacts["fp16.engine"] = dataclasses.replace(plain, record=plain.record | {"audit": {"agreement": 1.0}})
+    assert not choice.choose(bundle).caution
+    gate = {"passed": False, "reasons": ["3 points below"]}
+    artifacts["fp16.engine"] = dataclasses.replace(plain, record=plain.record | {"accuracy": {"gate": gate}})
+    chosen = choice.choose(bundle)
+    assert chosen.name == "model.onnx" and chosen.others["fp16.engine"] == "failed its gate: 3 points below"
 
 
 def with_verdict(bundle: Bundle, **values: Any) -> None:

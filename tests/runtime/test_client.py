@@ -100,7 +100,30 @@ def test_the_probe_repeats_nothing_and_asks_every_instance(scripted: Callable[..
     assert script.calls == 1
     script = Script(instances=5)
     assert scripted(script).probe() >= 0
-    assert script.calls == 5
+    assert script.calls == 10
+
+
+def test_the_probe_begins_once_all_its_connections_are_there(
+    scripted: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    seen: list[int] = []
+
+    class Watching(Script):
+        def infer(self, inputs: dict[str, np.ndarray], output: str, left: float) -> np.ndarray:
+            seen.append(len(made))
+            return super().infer(inputs, output, left)
+
+    client, script = scripted(Script(instances=3)), Watching()
+
+    def slowly(*_: object, **__: object) -> Script:
+        time.sleep(0.02 * len(made))
+        made.append(1)
+        return script
+
+    monkeypatch.setattr(client_module, "connect", slowly)
+    client.probe()
+    assert seen == [6] * 6
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,7 @@ def test_cancelled_tasks_are_not_begun_and_hold_nothing_up(sample: Bundle) -> No
             await asyncio.to_thread(session.running.acquire)  # the loop is free while the network is busy
             for task in tasks[:19]:
                 task.cancel()
+            await asyncio.wait(tasks[:19], timeout=PATIENCE)  # before the network is free for the next
             session.gate.set()
             results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), PATIENCE)
             assert all(isinstance(result, asyncio.CancelledError) for result in results[:19])
