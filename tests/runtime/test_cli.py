@@ -171,39 +171,6 @@ def test_run_makes_a_video_and_a_mask_for_each_frame(
     assert cv2.imread(str(tmp_path / "out/clip_mask/000003.png"), cv2.IMREAD_UNCHANGED).shape[:2] == (64, 96)
 
 
-def test_a_video_that_is_cut_short_is_told(call: Callable[..., Any], sample: Bundle, tmp_path: Path) -> None:
-    clip, rng = tmp_path / "clip.avi", np.random.default_rng(0)
-    writer = cv2.VideoWriter(str(clip), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"MJPG"), 25, (96, 64))
-    for _ in range(8):
-        writer.write(rng.integers(0, 255, (64, 96, 3), np.uint8))
-    writer.release()
-    code, out, _ = call("run", sample.path, clip, "-o", tmp_path / "out", "--no-overlay")
-    assert code == 0 and "warning" not in out
-    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
-    code, out, _ = call("run", sample.path, clip, "-o", tmp_path / "out", "--no-overlay")
-    assert code == 0 and "warning: only" in out and "of the 8 frames" in out
-
-
-@pytest.mark.parametrize(
-    ("names", "lost"),
-    [
-        (["photo.png", "photo_mask.png"], "photo_mask.png"),
-        (["photo.png", "photo_overlay.png"], "photo_overlay.png"),
-        (["drive.mp4", "drive_mask/000001.png"], "drive_mask/000001.png"),
-    ],
-)
-def test_no_result_replaces_an_input(
-    call: Callable[..., Any], sample: Bundle, tmp_path: Path, names: list[str], lost: str
-) -> None:
-    folder, link = tmp_path / "in", tmp_path / "link"
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"mine")
-    link.symlink_to(folder)
-    refused(call("run", sample.path, folder, "-o", link), lost, "would replace it", "another folder")
-    assert all((folder / name).read_bytes() == b"mine" for name in names) and files(folder) == set(names)
-
-
 def test_run_smooths_a_video_on_request(call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path) -> None:
     frame = read_image(photo)
     with VideoWriter(tmp_path / "clip.webm", 10) as writer:
