@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from denseport.export.recognise import Recognised, recognise
 from denseport.export.settings import class_names, inference_of, palette_of, preprocess_of, reduces_zero_label
 from denseport.export.weights import AUXILIARY, load_model
 from denseport.runtime.bundle import MANIFEST, Bundle, new_bundle
+from denseport.runtime.errors import OutputError
 from denseport.runtime.files import sha256_of, write_atomic, writing
 from denseport.runtime.manifest import FP32, Artifact, Manifest, Reference
 
@@ -48,8 +50,14 @@ def export_bundle(
     Raises:
         CheckpointError: see `read_checkpoint`, `recognise`, `load_model`.
         ExportError: the graph differs from torch; nothing is written.
-        OutputError: ``output`` exists or cannot be written.
+        OutputError: ``output`` exists, cannot be written, or is to be replaced and holds the checkpoint.
     """
+    # Not Path.resolve(), which raises an error of its own about links that lead in a circle.
+    if replace and Path(os.path.realpath(checkpoint)).is_relative_to(os.path.realpath(output)):
+        raise OutputError(
+            f"{output}: holds the checkpoint {checkpoint.name}, which would go with the old bundle",
+            "Move the checkpoint to another folder.",
+        )
     with new_bundle(output, replace=replace) as folder:
         progress(f"reading {checkpoint}")
         source = read_checkpoint(checkpoint)

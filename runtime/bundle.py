@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -220,7 +221,7 @@ def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def _refuse_existing(path: Path, replace: bool) -> None:
-    is_bundle = (path / MANIFEST).is_file()
+    is_bundle = _has_manifest(path)
     if not (path.exists() or path.is_symlink()) or (replace and is_bundle):
         return
     what = "a bundle" if is_bundle else "something that is no bundle"
@@ -228,6 +229,18 @@ def _refuse_existing(path: Path, replace: bool) -> None:
         f"{path}: exists already and is {what}",
         "Choose another name with -o" + (", or give --force." if is_bundle else "."),
     )
+
+
+def _has_manifest(path: Path) -> bool:
+    """Whether a folder's manifest is of a bundle, be it damaged; other programs have files of that name."""
+    file = path / MANIFEST
+    if not file.is_file() or file.stat().st_size > LARGEST_MANIFEST:
+        return False
+    try:
+        data = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return True  # a bundle with a damaged manifest is mended by exporting again
+    return isinstance(data, dict) and "format_version" in data
 
 
 def _swap(new: Path, path: Path) -> None:

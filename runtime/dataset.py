@@ -13,6 +13,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -106,6 +107,16 @@ class Dataset:
         return DatasetError(f"{sample.mask}: labels {_some(labels)} are outside {expected}", remedy)
 
 
+@contextmanager
+def _searching() -> Iterator[None]:
+    """Turns what goes wrong when folders are searched into a DatasetError."""
+    try:
+        yield
+    except OSError as err:
+        raise DatasetError(f"{err.filename}: cannot be searched: {err.strerror}", "Check its permissions.") from err
+
+
+@_searching()
 def ade20k(root: Path, split: str = "validation", reduce_zero_label: bool = True, ignore_index: int = 255) -> Dataset:
     """A split of the ADEChallengeData2016 layout; ``root`` is that folder or the one that holds it.
 
@@ -116,6 +127,7 @@ def ade20k(root: Path, split: str = "validation", reduce_zero_label: bool = True
     return folder_pair(root / "images" / split, root / "annotations" / split, reduce_zero_label, ignore_index)
 
 
+@_searching()
 def folder_pair(images: Path, masks: Path, reduce_zero_label: bool = False, ignore_index: int = 255) -> Dataset:
     """The pictures of one folder and the PNG masks of the same names in another, sub-folders left out.
 
@@ -131,6 +143,7 @@ def folder_pair(images: Path, masks: Path, reduce_zero_label: bool = False, igno
     return Dataset(samples, reduce_zero_label, ignore_index)
 
 
+@_searching()
 def image_list(
     path: Path, root: Path | None = None, reduce_zero_label: bool | None = None, ignore_index: int = 255
 ) -> Dataset:

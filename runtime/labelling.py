@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from denseport.runtime.client import Client
 
 __all__ = ["Labelling", "Model", "RemoteModel"]
+
+_FRAME = re.compile(r"\d{6,}\.png")  # a mask of a video
 
 
 class Model(Protocol):
@@ -84,15 +88,39 @@ class Labelling:
         except DenseportError as err:
             self.failures.append({"input": str(item.path), "error": err.message, "remedy": err.remedy})
 
+    def refuse_overwriting(self, items: Sequence[Input]) -> None:
+        """Find out before the work whether a result would replace one of the inputs.
+
+        Raises:
+            OutputError: it would, as that of ``a.jpg`` beside it does with a picture ``a_mask.png``.
+        """
+        inputs = {place: item.path for item in items for place in (_place(item.path), _real(item.path))}
+        for item in items:
+            for result in self._results(item):
+                place = _place(result)
+                at_risk = inputs.get(place)
+                if item.kind == "video":  # a folder of masks, whose names are numbers
+                    within = (path for found, path in inputs.items() if found.parent == place)
+                    at_risk = at_risk or next((path for path in within if _FRAME.fullmatch(path.name)), None)
+                if at_risk is not None:
+                    raise OutputError(
+                        f"{at_risk}: is an input, and a result of {item.path} would replace it",
+                        "Write to another folder, or name the inputs one by one.",
+                    )
+
+    def _results(self, item: Input) -> list[Path]:
+        """Where the results of an input go: its masks, its overlays."""
+        mask, overlay = ("_mask", "_overlay.webm") if item.kind == "video" else ("_mask.png", "_overlay.png")
+        suffixes = ([mask] if self.masks else []) + ([overlay] if self.overlays else [])
+        return [item.output(self.folder, suffix) for suffix in suffixes]
+
     def _picture(self, model: Model, item: Input) -> dict[str, Any]:
         image = read_image(item.path)
         mask = model(image).mask
-        written = []
+        written = self._results(item)
         if self.masks:
-            written.append(item.output(self.folder, "_mask.png"))
-            write_mask(written[-1], mask, self._palette(model.manifest))
+            write_mask(written[0], mask, self._palette(model.manifest))
         if self.overlays:
-            written.append(item.output(self.folder, "_overlay.png"))
             write_image(written[-1], self._overlay(model.manifest, image, mask))
         return {
             "input": str(item.path),
@@ -119,8 +147,13 @@ class Labelling:
                     write_mask(masks / f"{count:06}.png", result.mask, self._palette(model.manifest))
                 if writer is not None:
                     writer.write(self._overlay(model.manifest, result.image, result.mask))
-        files = ([str(folder)] if self.masks else []) + ([str(target)] if self.overlays else [])
-        return {"input": str(item.path), "frames": count, "files": files}
+        entry = {"input": str(item.path), "frames": count, "files": [str(path) for path in self._results(item)]}
+        if reader.frames - reader.read > 1:  # one may be the rounding of a duration
+            entry["warning"] = (
+                f"only {reader.read} of the {reader.frames} frames that the video announces could be decoded: "
+                "it may be cut short or damaged"
+            )
+        return entry
 
     def _overlay(self, manifest: Manifest, image: NDArray[np.uint8], mask: NDArray[Any]) -> NDArray[np.uint8]:
         return overlay(image, mask, manifest.classes, manifest.palette, opacity=self.opacity)
@@ -128,6 +161,15 @@ class Labelling:
     def _palette(self, manifest: Manifest) -> tuple[tuple[int, int, int], ...] | None:
         """The colours for an indexed PNG, which holds 256 at most; None makes it grey."""
         return manifest.palette if len(manifest.palette) <= 256 and not self.grey else None
+
+
+def _place(path: Path) -> Path:
+    """What a path stands for, but for a link in its last part, which a result would replace itself."""
+    return _real(path.parent) / path.name
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve() raises an error about links that lead in a circle
 
 
 def _shares(manifest: Manifest, mask: NDArray[Any]) -> list[dict[str, Any]]:

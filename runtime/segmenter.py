@@ -186,12 +186,11 @@ class Segmenter:
             size: pictures that go through the network together at most; an engine built for fewer takes fewer.
 
         Raises:
-            InputError: ``size`` below 1; else as a call.
+            InputError: ``size`` is no whole number from 1 up; else as a call.
         """
         self._refuse_closed()
         _refuse_one_picture(images)
-        if size < 1:
-            raise InputError(f"a batch of {size} pictures", "Give at least 1.")
+        _check_count(size, "a batch of {!r} pictures")
         results: dict[int, Segmentation] = {}
         waiting: dict[tuple[int, ...], dict[int, Work]] = {}  # by the shape of the network's input
         for i, image in enumerate(images):
@@ -243,12 +242,11 @@ class Segmenter:
             smoothing: for the frames of a video, the weight of the past in [0, 1) (`denseport.runtime.temporal`).
 
         Raises:
-            InputError: ``depth`` below 1, ``smoothing`` outside [0, 1), or as for a call.
+            InputError: ``depth`` no whole number from 1 up, ``smoothing`` outside [0, 1), or as for a call.
         """
         self._refuse_closed()
         _refuse_one_picture(images)
-        if depth < 1:
-            raise InputError(f"a stream of depth {depth}", "Give at least 1.")
+        _check_count(depth, "a stream of depth {!r}")
         wish = Wish(scores, top_k)
         wish.check(len(self.manifest.classes))
         smoother = Smoother(smoothing)
@@ -366,6 +364,12 @@ class Segmenter:
 def _refuse_one_picture(images: Iterable[Picture]) -> None:
     if isinstance(images, str | Path):  # a text is iterable too: letter by letter
         raise InputError(f"{str(images)!r} is one picture, where several were expected", "Give a list: [picture].")
+
+
+def _check_count(value: int, words: str) -> None:
+    # NaN is not below 1 either, and a stream of that depth would wait for ever.
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(words.format(value), "Give a whole number, at least 1.")
 
 
 def _open(bundle: Bundle, choice: Choice, threads: int | None, providers: Sequence[str] | None) -> Session:

@@ -215,8 +215,26 @@ def _check(arguments: argparse.Namespace) -> None:
                 )
     if arguments.masks is not None and arguments.data is None:
         raise InputError("--masks belongs to --data", "Name the folder of their pictures with --data.")
-    if arguments.report is not None and arguments.report.is_dir():
-        raise InputError(f"--report {arguments.report}: is a folder", "Name a file, such as int8.html.")
+    if arguments.report is not None:
+        _check_report(arguments.report)
+
+
+def _check_report(report: Path) -> None:
+    """Find out before hours of work whether the page can be written, and refuse a name that is surely another file's.
+
+    Raises:
+        InputError: a folder, or a name without a page's ending.
+        OutputError: it cannot be written.
+    """
+    from denseport.runtime.errors import InputError
+    from denseport.runtime.files import refuse_unwritable, writing
+
+    refuse_unwritable(report.parent)
+    with writing(report):  # of a name that is too long
+        if report.is_dir():
+            raise InputError(f"--report {report}: is a folder", "Name a file, such as int8.html.")
+    if report.suffix.lower() not in (".html", ".htm"):  # the bundle's own model.onnx, say
+        raise InputError(f"--report {report}: is no name of a page", "End it in .html.")
 
 
 def _dataset(arguments: argparse.Namespace, bundle: Bundle) -> Dataset | None:
@@ -240,15 +258,20 @@ def _dataset(arguments: argparse.Namespace, bundle: Bundle) -> Dataset | None:
 def _work_folder(arguments: argparse.Namespace, bundle: Bundle, pictures: list[Path]) -> Iterator[Path]:
     """The folder for statistics: the one that was named, which stays, or one in the cache until the run is done."""
     import hashlib
-    import os
     import shutil
+
+    from denseport.runtime.errors import InputError
+    from denseport.runtime.files import cache_folder
 
     if arguments.work is not None:
         yield arguments.work
         return
     what = [bundle.artifact("model.onnx").files, [str(path.absolute()) for path in pictures]]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "denseport" / "calibrate" / key
+    home = cache_folder()
+    if home is None:
+        raise InputError("this user has no home folder to keep statistics in", "Name a folder with --work DIR.")
+    cache = home / "calibrate" / key
     if not arguments.resume:
         shutil.rmtree(cache, ignore_errors=True)
     yield cache

@@ -260,9 +260,15 @@ def _engine(bundle: Bundle, arguments: argparse.Namespace, options: EngineOption
 
 
 def _pictures(arguments: argparse.Namespace) -> list[Path]:
+    from denseport.runtime.errors import InputError
     from denseport.runtime.feed import spread
 
-    return spread(arguments.images, arguments.limit) if arguments.images else []
+    if not arguments.images:
+        return []
+    pictures = spread(arguments.images, arguments.limit)
+    if not pictures:  # videos alone; without pictures nothing is audited
+        raise InputError(f"--images {' '.join(arguments.images)}: there is no picture", "Name pictures, not videos.")
+    return pictures
 
 
 def _say(text: str) -> None:

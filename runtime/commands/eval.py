@@ -103,6 +103,11 @@ def _check(arguments: argparse.Namespace) -> None:
         refuse_unwritable(arguments.report)
     if arguments.explain and arguments.checkpoint is None:
         raise InputError("--explain compares with the checkpoint", "Name it with --checkpoint FILE.")
+    if arguments.checkpoint is not None and not arguments.explain:
+        raise InputError("--checkpoint is for an explanation", "Add --explain.")
+    for name in ("budget", "agreement"):
+        if arguments.gate is None and getattr(arguments, name) is not None:  # else exit code 0 would read as a pass
+            raise InputError(f"--{name} is a gate's: without one nothing is judged", "Add --gate.")
 
 
 def _dataset(arguments: argparse.Namespace, reduce_zero_label: bool) -> Dataset:
@@ -254,13 +259,19 @@ def _key(segmenter: Segmenter, dataset: Dataset, *, with_fp32: bool) -> str:
     """What is measured, as a hash: a state of anything else is not taken up."""
     import hashlib
 
+    from denseport.runtime.images import reading
+
+    def size(file: Path) -> int:
+        with reading(file):  # a link to nothing
+            return file.stat().st_size
+
     facts = [
         segmenter.bundle.artifact(segmenter.artifact).files,
         repr(segmenter.protocol),
         with_fp32,
         dataset.reduce_zero_label,
         dataset.ignore_index,
-        [(s.name, s.image.stat().st_size, s.mask.stat().st_size) for s in dataset.samples],
+        [(s.name, size(s.image), size(s.mask)) for s in dataset.samples],
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

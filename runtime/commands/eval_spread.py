@@ -30,6 +30,7 @@ def check(arguments: argparse.Namespace) -> None:
     """Refuse what cannot go together.
 
     Raises:
+        OutputError: a state that cannot be written.
         InputError: a state that would be lost; a shard without a state, or that would judge.
     """
     from denseport.runtime.errors import InputError
@@ -48,10 +49,15 @@ def check(arguments: argparse.Namespace) -> None:
 def _refuse_state(arguments: argparse.Namespace) -> None:
     """A file that is there may be a shard's, or anything: the run would replace it, and remove it at its end."""
     from denseport.runtime.errors import InputError
+    from denseport.runtime.files import refuse_unwritable, writing
 
     state = arguments.state
-    if state is None or not state.exists():
+    if state is None:
         return
+    refuse_unwritable(state.parent)
+    with writing(state):  # of a name that is too long
+        if not state.exists():
+            return
     if not state.is_file():
         raise InputError(f"--state {state}: is no file", "Name a file, or one that is not there yet.")
     if not arguments.resume:

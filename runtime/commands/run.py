@@ -82,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.grey,
         arguments.smooth,
     )
+    job.refuse_overwriting(inputs)
     bar = tqdm(total=len(inputs), unit="file", disable=len(inputs) < 2 or not sys.stderr.isatty())
     if arguments.ray is not None:
         _run_on_ray(arguments, inputs, job, bar)
@@ -216,3 +217,5 @@ def _report(job: Labelling, *, as_json: bool) -> None:
         top = ", ".join(f"{c['name']} {c['percent']:.1f} %" for c in result.get("classes", [])[:4])
         found = top or count(result.get("frames", 0), "frame")
         print(f"{result['input']}: {found}" + "".join(f"\n  {file}" for file in result["files"]))
+        if "warning" in result:
+            print(f"  warning: {result['warning']}")

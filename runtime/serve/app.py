@@ -4,6 +4,7 @@ FastAPI is imported where it is used, so annotations must be evaluated there: no
 """
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 from denseport.runtime.errors import MachineError
@@ -107,7 +108,7 @@ def _api(app: "FastAPI", service: Service, metrics: Metrics) -> None:
         opacity: Annotated[float, Query(ge=0, le=1, description="of an overlay's colours")] = 0.5,
         legend: Annotated[bool, Query(description="beside an overlay")] = True,
     ) -> Response:  # fmt: skip
-        gzip = "gzip" in request.headers.get("accept-encoding", "")
+        gzip = _takes_gzip(request.headers.get("accept-encoding", ""))
         wish = Wish(format, service.check(artifact), opacity, legend, gzip)
         try:
             async with asyncio.timeout(service.limits.timeout):
@@ -120,6 +121,15 @@ def _api(app: "FastAPI", service: Service, metrics: Metrics) -> None:
         if answer.encoded is None:
             return JSONResponse(answer.report, headers=headers)
         return Response(answer.encoded.body, media_type=answer.encoded.media_type, headers=headers)
+
+
+def _takes_gzip(accepted: str) -> bool:
+    """Whether Accept-Encoding names gzip, and not with the weight 0, which forbids it (RFC 9110, 12.4.2 and 12.5.3)."""
+    for part in accepted.lower().split(","):
+        name, _, weight = part.partition(";")
+        if name.strip() == "gzip":
+            return re.fullmatch(r"\s*q=0(\.0*)?\s*", weight) is None
+    return False
 
 
 def _described(answer: Answer) -> dict[str, str]:

@@ -105,7 +105,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError) as err:
+    except (OSError, OverflowError, UnicodeError) as err:  # the last: no name that a host could have
         reason = getattr(err, "strerror", None) or err
         raise InputError(
             f"cannot listen on {_authority(host, port)}: {reason}", "Give another --host or --port."

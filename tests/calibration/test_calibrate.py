@@ -320,6 +320,9 @@ def test_bad_pictures(
         (["--masks", PICTURES], "--masks belongs to --data"),
         (["--float", "decode_head.projekt"], "Near it: decode_head.project"),
         (["--report", PICTURES], "is a folder"),
+        (["--report", "model.onnx"], "End it in .html"),
+        (["--report", "n" * 300 + ".html"], "File name too long"),
+        (["--report", f"{__file__}/int8.html"], "A file is where a folder is needed"),
         (["--measure", "int8.onnx", "--agreement", "0.9"], "--agreement does not go with --measure"),
         (["--measure", "int8.onnx"], "no artifact 'int8.onnx'"),
     ],
@@ -328,6 +331,14 @@ def test_bad_arguments(bundle: Bundle, capsys: pytest.CaptureFixture[str], argum
     assert main(["calibrate", str(bundle.path), *QUICK, *arguments]) == 2
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in bundle.path.iterdir()) == ["manifest.json", "model.onnx"]
+
+
+def test_without_a_home_a_folder_for_statistics_is_asked_for(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert main(["calibrate", str(bundle.path), *QUICK]) == 2
+    assert "Name a folder with --work DIR" in capsys.readouterr().err
 
 
 def test_a_quantized_model_is_refused(calibrated: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

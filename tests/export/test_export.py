@@ -152,6 +152,20 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"folder", "file", "link"}
 
 
+def test_a_project_with_a_manifest_of_its_own_is_no_bundle(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"manifest_version": 3}')  # a browser's extension
+    with pytest.raises(OutputError, match="something that is no bundle"):
+        export_bundle(SAMPLE, tmp_path, replace=True)
+    assert contents(tmp_path) == {"manifest.json"}
+
+
+def test_a_checkpoint_is_not_replaced_with_the_bundle_that_holds_it(sample_copy: Bundle) -> None:
+    inside = Path(shutil.copy(SAMPLE, sample_copy.path))
+    with pytest.raises(OutputError, match="holds the checkpoint"):
+        export_bundle(inside, sample_copy.path, replace=True)
+    assert inside.exists()
+
+
 def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file/bundle", tmp_path / ("n" * 300), Path("/proc/denseport/bundle")):

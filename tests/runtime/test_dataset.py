@@ -49,6 +49,16 @@ def names(dataset: Dataset) -> list[str]:
 # Layouts
 
 
+@pytest.mark.parametrize("options", [{}, {"masks": Path("m")}, {"list_file": Path("list.txt")}], ids=str)
+def test_a_name_that_no_folder_has_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Path]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.txt").write_text("a\n")
+    with pytest.raises(DatasetError, match="cannot be searched: File name too long"):
+        open_dataset(Path("n" * 300), **options)
+
+
 @pytest.mark.parametrize("below", ["", "ADEChallengeData2016"])
 def test_ade20k_is_found_in_its_folder_or_above(tmp_path: Path, below: str) -> None:
     root = ade_layout(tmp_path / below, validation=("b", "a"), training=("c",))

@@ -198,6 +198,12 @@ def test_a_file_that_is_there_is_not_taken_for_the_state(
         (["--gate", "int8.onnx"], "no artifact 'int8.onnx'"),
         (["--protocol", "fixed:8x8"], "no protocol 'fixed:8x8'"),
         (["--explain"], "--checkpoint"),
+        (["--checkpoint", "c.pth"], "Add --explain"),
+        (["--agreement", "0.9"], "Add --gate"),
+        (["--budget", "1"], "Add --gate"),
+        (["--state", f"{__file__}/state.npz"], "A file is where a folder is needed"),
+        (["--state", "n" * 300], "File name too long"),
+        (["--data", "n" * 300], "File name too long"),
         (["--limit", "0"], "--limit: '0' is not a whole number"),
         (["--budget", "-1", "--gate", "20"], "-1"),
         (["--artifact", "nothing.onnx"], "no artifact 'nothing.onnx'"),
@@ -211,6 +217,15 @@ def test_bad_arguments_are_refused_before_the_work(
     assert main(["eval", str(sample.path), "--data", str(STREET), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert time.monotonic() - start < 5
+
+
+def test_a_link_to_nothing_is_named(sample: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").symlink_to("nothing.png")
+    images, masks = str(tmp_path / "images"), str(tmp_path / "masks")
+    assert main(["eval", str(sample.path), "--data", images, "--masks", masks]) == 2
+    assert "images/a.png: there is no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,16 @@ def test_a_batch_of_many_sizes_equals_single_calls_in_order(segment: Segmenter, 
     assert segment.batch([]) == []
 
 
+@pytest.mark.parametrize("number", [0, 1.5, float("nan"), "2", None])
+def test_a_number_of_pictures_is_a_whole_one(sample: Bundle, number: object) -> None:
+    """A batch of NaN pictures would take all there are; a stream of that depth would never end."""
+    with Segmenter(sample, threads=1) as segment:
+        with pytest.raises(InputError, match="whole number, at least 1"):
+            segment.batch([PICTURE], size=number)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="whole number, at least 1"):
+            segment.stream([PICTURE], depth=number)  # type: ignore[arg-type]
+
+
 def test_a_batch_is_no_larger_than_asked_for_nor_than_the_engine_takes(sample: Bundle) -> None:
     session = Slow()
     session.gate.set()

@@ -86,10 +86,19 @@ def test_the_mask_is_the_segmenters(server: Running, mask: np.ndarray, sample: B
     np.testing.assert_array_equal(rows[:, 1:], mask)
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "identity"])
-def test_raw_indices_are_the_segmenters(server: Running, mask: np.ndarray, encoding: str) -> None:
+@pytest.mark.parametrize(
+    ("accepted", "encoding"),
+    [
+        ("gzip", "gzip"),
+        ("br, GZip;q=0.5", "gzip"),
+        ("identity", "identity"),
+        ("gzip;q=0, *;q=1", "identity"),
+        ("gzip; q=0.000", "identity"),
+    ],
+)
+def test_raw_indices_are_the_segmenters(server: Running, mask: np.ndarray, accepted: str, encoding: str) -> None:
     response = server.client.post(
-        "/v1/segment?format=raw", files={"image": PICTURE}, headers={"Accept-Encoding": encoding}
+        "/v1/segment?format=raw", files={"image": PICTURE}, headers={"Accept-Encoding": accepted}
     )
     assert response.headers.get("content-encoding", "identity") == encoding
     assert response.headers["x-mask-type"] == "uint8"
@@ -352,6 +361,11 @@ def test_limits_are_checked() -> None:
     for wrong in ({"max_bytes": 0}, {"concurrency": 0}, {"queue": -1}, {"timeout": 0.0}, {"timeout": float("nan")}):
         with pytest.raises(InputError, match=next(iter(wrong)).replace("_", "-")):
             Limits(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_name_that_no_host_has_is_refused(sample: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(sample.path), "--host", "n" * 300]) == 2
+    assert "Give another --host" in capsys.readouterr().err
 
 
 # Pictures
