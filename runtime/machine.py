@@ -99,7 +99,7 @@ def package_version(name: str) -> str | None:
 
 
 def install_command(extra: str) -> str:
-    """What adds an extra of Denseport, "tensorrt-rtx" say, to a Denseport that is there; pip asks no registry for it."""
+    """What adds an extra, "tensorrt-rtx" say, to the Denseport that is installed: pip asks no registry for that."""
     return f"pip install 'denseport[{extra}]'"
 
 
