@@ -53,7 +53,7 @@ class EngineOptions:
 
     flavour: str  # "tensorrt" or "tensorrt_rtx"
     profiles: tuple[Profile, ...]  # `denseport.export.engine_profile.named_profiles`
-    targets: tuple[str, ...] = ()  # RTX: "sm_86", …; empty: every GPU since Ampere that RTX supports
+    targets: tuple[str, ...] = ()  # RTX: "sm_86", …; empty: `PORTABLE_RTX`
     optimization_level: int = 3  # 0 to 5: how long TensorRT looks for faster kernels
     workspace: int | None = None  # bytes of scratch memory for a layer; None: all the GPU has
     version_compatible: bool = False  # TensorRT: opens in later releases too, at some cost of speed
@@ -90,7 +90,7 @@ class EngineOptions:
         if self.hardware_compatibility != "none":
             raise InputError(
                 "TensorRT-RTX has no hardware compatibility level",
-                "Name the GPUs with --target; without, the engine runs on all that RTX supports.",
+                f"Name the GPUs with --target; without, the engine runs on {', '.join(PORTABLE_RTX)}.",
             )
         if self.timing_cache is not None:
             raise InputError("TensorRT-RTX has no timing cache", "Leave --timing-cache out.")
@@ -329,7 +329,7 @@ def _capability(trt: Any, target: str) -> Any:
     if target not in known:
         raise InputError(
             f"TensorRT-RTX {trt.__version__} has no target {target!r}",
-            f"Give --target some of {', '.join(sorted(known))}.",
+            f"Give --target some of {', '.join(sorted(known))}; for another GPU build on it, with --engine tensorrt.",
         )
     return getattr(trt.ComputeCapability, known[target])
 

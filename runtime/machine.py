@@ -16,7 +16,7 @@ from pathlib import Path
 from denseport.runtime.cpus import usable_cpus
 from denseport.runtime.errors import MachineError
 
-__all__ = ["Gpu", "Machine", "inspect_machine", "package_version", "require"]
+__all__ = ["Gpu", "Machine", "inspect_machine", "install_command", "package_version", "require"]
 
 # Distributions that hold one thing under several names, the usual one first.
 DISTRIBUTIONS = {
@@ -98,6 +98,11 @@ def package_version(name: str) -> str | None:
     return None
 
 
+def install_command(extra: str) -> str:
+    """What adds an extra, "tensorrt-rtx" say, to the Denseport that is installed: pip asks no registry for that."""
+    return f"pip install 'denseport[{extra}]'"
+
+
 def require(modules: Sequence[str], extra: str) -> None:
     """Look for what work needs before it begins; nothing is imported.
 
@@ -109,7 +114,7 @@ def require(modules: Sequence[str], extra: str) -> None:
     """
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise MachineError(f"not installed: {', '.join(missing)}", f"pip install 'denseport[{extra}]'")
+        raise MachineError(f"not installed: {', '.join(missing)}", install_command(extra))
 
 
 def _processor() -> str:

@@ -41,6 +41,7 @@ ONLY_READ = {
     r"--gate reference": "needs a published model and its 2000 pictures: tests/runtime/test_evaluate.py",
     r"--engine tensorrt\b|--form tensorrt_plan": "needs a GPU: tests/export/test_engine.py, tests/runtime/triton",
     r"--engine tensorrt_rtx": "takes long: tests/export/test_engine.py",
+    r"--artifact \S+\.engine": "needs a GPU: tests/runtime/test_tensorrt_gpu.py",
     r"^denseport calibrate ": "takes long: tests/calibration/test_calibrate.py",
     r"--precision int8": "needs what denseport calibrate wrote: tests/calibration/test_calibrate.py",
     r"^denseport bench ": "takes long: tests/runtime/test_bench.py",

@@ -17,13 +17,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from denseport.runtime.errors import MachineError
+from denseport.runtime.machine import install_command
 
 __all__ = ["Library", "LogBook", "LogLine", "load_library"]
 
 OLDEST = {"tensorrt": (10, 9), "tensorrt_rtx": (1, 0)}
 INSTALL = {
-    "tensorrt": "pip install 'denseport[tensorrt]' (TensorRT from NVIDIA; it needs an NVIDIA GPU)",
-    "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
+    "tensorrt": f"{install_command('tensorrt')} (TensorRT from NVIDIA; it needs an NVIDIA GPU)",
+    "tensorrt_rtx": install_command("tensorrt-rtx"),
 }
 NOTABLE = ("INTERNAL_ERROR", "ERROR", "WARNING")
 KEPT_LINES = 20_000  # of one collection; a verbose build of a large model says more than that

@@ -69,6 +69,8 @@ def _print(title: str, rows: Sequence[Ability]) -> None:
 
 
 def _abilities(machine: Machine) -> list[Ability]:
+    from denseport.runtime.machine import install_command
+
     has = machine.packages
     gpu = "" if machine.gpus else "no NVIDIA GPU"
     cuda = "" if has["pycuda"] or has["cuda-bindings"] else "neither pycuda nor cuda-bindings"
@@ -81,17 +83,17 @@ def _abilities(machine: Machine) -> list[Ability]:
         return ", ".join(reason for reason in reasons if reason)
 
     rows = (
-        ("export checkpoints", lacks("torch", "onnx", "onnxruntime"), "denseport[export,onnxruntime]"),
-        ("calibrate to INT8", lacks("onnx", "onnxruntime"), "denseport[calibration]"),
-        ("run ONNX models on the CPU", lacks("onnxruntime"), "denseport[onnxruntime]"),
-        ("run ONNX models on a GPU", join(gpu, providers), "denseport[onnxruntime-gpu]"),
-        ("build and run TensorRT engines", join(gpu, lacks("tensorrt"), cuda), "denseport[tensorrt]"),
-        ("build TensorRT-RTX engines, ahead of time", lacks("tensorrt_rtx"), "denseport[tensorrt-rtx]"),
-        ("run TensorRT-RTX engines", join(gpu, lacks("tensorrt_rtx"), cuda), "denseport[tensorrt-rtx]"),
+        ("export checkpoints", lacks("torch", "onnx", "onnxruntime"), "export,onnxruntime"),
+        ("calibrate to INT8", lacks("onnx", "onnxruntime"), "calibration"),
+        ("run ONNX models on the CPU", lacks("onnxruntime"), "onnxruntime"),
+        ("run ONNX models on a GPU", join(gpu, providers), "onnxruntime-gpu"),
+        ("build and run TensorRT engines", join(gpu, lacks("tensorrt"), cuda), "tensorrt"),
+        ("build TensorRT-RTX engines, ahead of time", lacks("tensorrt_rtx"), "tensorrt-rtx"),
+        ("run TensorRT-RTX engines", join(gpu, lacks("tensorrt_rtx"), cuda), "tensorrt-rtx"),
     )
     where = "" if machine.gpus else " on a machine with an NVIDIA GPU"
     return [
-        Ability(name, missing, f"pip install '{extra}'" + (where if gpu and gpu in missing else ""))
+        Ability(name, missing, install_command(extra) + (where if gpu and gpu in missing else ""))
         for name, missing, extra in rows
     ]
 

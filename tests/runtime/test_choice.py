@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from typing import Any
 
 import pytest
 from build_records import build_record
 
 from denseport.runtime import choice
+from denseport.runtime.backends.tensorrt_library import load_library
 from denseport.runtime.build_record import Profile
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.cli import main
-from denseport.runtime.machine import Gpu, Machine
+from denseport.runtime.errors import MachineError
+from denseport.runtime.machine import DISTRIBUTIONS, Gpu, Machine
 from denseport.runtime.manifest import Artifact
 from denseport.runtime.protocol import parse_protocol
 from denseport.runtime.trial import Trial
@@ -203,3 +206,19 @@ def test_doctor_says_what_is_there_and_how_to_get_the_rest(sample: Bundle, capsy
     assert found["machine"]["cpus"] >= 1
     for ability in found["abilities"]:
         assert not ability["missing"] or "pip install" in ability["remedy"]
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt_rtx"])
+def test_doctor_and_the_engines_give_one_remedy(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flavour: str
+) -> None:
+    """The extra, which brings what reaches CUDA too, and not TensorRT's package alone."""
+    bare = machine(A40, **dict.fromkeys(DISTRIBUTIONS))  # type: ignore[arg-type]  # a GPU, and nothing installed
+    monkeypatch.setattr("denseport.runtime.machine.inspect_machine", lambda: bare)
+    assert main(["doctor", "--json"]) == 0
+    abilities = json.loads(capsys.readouterr().out)["abilities"]
+    advice = {row["remedy"] for row in abilities if f"no {flavour}" in row["missing"].split(", ")}
+    monkeypatch.setitem(sys.modules, flavour, None)
+    with pytest.raises(MachineError) as caught:
+        load_library.__wrapped__(flavour)  # past its cache
+    assert advice == {str(caught.value.remedy).partition(" (")[0]}
