@@ -11,12 +11,13 @@ from denseport.runtime.machine import Machine, inspect_machine
 from denseport.runtime.manifest import FOR_CPU, FP32, Artifact, reading_record
 from denseport.runtime.trial import Trial, kind_of
 
-__all__ = ["CPU", "CUDA", "Choice", "choose", "obstacle"]
+__all__ = ["CPU", "CUDA", "Choice", "choose", "obstacle", "refuse_masks", "why_no_logits"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # Among artifacts that run equally well: the narrower the faster, on a GPU. INT8 and FP8 are not always faster, and cost
 # accuracy: they are taken unasked only where a trial on such a machine says that they are worth it.
 ORDER = ("fp16", "bf16", "fp32")
+FOR_SESSIONS = "Choose an artifact without .mask in its name; this one is for a session, or for programs of your own."
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,10 @@ def choose(bundle: Bundle, wanted: str | None = None) -> Choice:
     machine = inspect_machine(look_for_gpus=engines or None)
     on_gpu = bool(machine.gpus) and CUDA in machine.providers
     if wanted is not None:
-        _refuse_masks(wanted, bundle.artifact(wanted))
+        refuse_masks(wanted, bundle.artifact(wanted))
         return Choice(wanted, _providers(wanted, bundle.artifact(wanted), on_gpu), "asked for", {})
     reasons = {
-        name: _why_no_logits(artifact) or _why_no_gpu(name, on_gpu) or obstacle(artifact, machine)[0]
-        for name, artifact in artifacts.items()
+        name: obstacle(artifact, machine)[0] or _why_no_gpu(name, on_gpu) for name, artifact in artifacts.items()
     }
     fitting = [name for name, a in artifacts.items() if not reasons[name] and a.precision in ORDER]
     name = min(fitting, key=lambda each: _rank(artifacts[each], on_gpu), default=FP32)
@@ -107,17 +107,16 @@ def _why_no_gpu(name: str, on_gpu: bool) -> str:
     return "is the form for CPUs, and here is a GPU" if on_gpu and name.endswith(FOR_CPU) else ""
 
 
-def _why_no_logits(artifact: Artifact) -> str:
+def why_no_logits(artifact: Artifact) -> str:
+    """Why a `Segmenter` cannot use an artifact's output; empty if it can."""
     masks = artifact.record.get("output") == "mask"
     return "gives masks of the network's input, not logits that can be resized to the picture" if masks else ""
 
 
-def _refuse_masks(name: str, artifact: Artifact) -> None:
-    if reason := _why_no_logits(artifact):
-        raise InputError(
-            f"{name} {reason}",
-            "Choose an artifact without .mask in its name; this one is for a session, or for programs of your own.",
-        )
+def refuse_masks(name: str, artifact: Artifact) -> None:
+    """Raises InputError for an artifact that gives masks."""
+    if reason := why_no_logits(artifact):
+        raise InputError(f"{name} {reason}", FOR_SESSIONS)
 
 
 def _providers(name: str, artifact: Artifact, on_gpu: bool) -> tuple[str, ...]:
@@ -140,11 +139,11 @@ def _passed_over(artifact: Artifact, on_gpu: bool) -> str:
 
 
 def obstacle(artifact: Artifact, machine: Machine) -> tuple[str, str]:
-    """Why an artifact does not run on a machine, and the remedy; two empty strings if it does."""
+    """Why a `Segmenter` of an artifact does not run on a machine, and the remedy; two empty strings if it does."""
+    if no_logits := why_no_logits(artifact):
+        return no_logits, FOR_SESSIONS
     if artifact.kind == "onnx":
-        if machine.providers:
-            return "", ""
-        return "ONNX Runtime is not installed", "pip install 'denseport[onnxruntime]'"
+        return _obstacle_to_onnx(artifact, machine)
     record = BuildRecord.from_dict(artifact.record, "the engine's record")
     if not machine.gpus:
         return f"built with {record.built_for}; here is no NVIDIA GPU", "Run it on a machine with that GPU."
@@ -155,3 +154,11 @@ def obstacle(artifact: Artifact, machine: Machine) -> tuple[str, str]:
     reason = mismatch(record, version, (int(major), int(minor)))
     rebuild = f"denseport build BUNDLE --precision {artifact.precision} --engine {record.flavour}"
     return (reason, f"Build one for this machine: {rebuild}") if reason else ("", "")
+
+
+def _obstacle_to_onnx(artifact: Artifact, machine: Machine) -> tuple[str, str]:
+    if not machine.providers:
+        return "ONNX Runtime is not installed", "pip install 'denseport[onnxruntime]'"
+    if artifact.precision == "bf16" and not (machine.gpus and CUDA in machine.providers):
+        return "ONNX Runtime has no BF16 operators for CPUs", "Run another artifact, or this one where a GPU is."
+    return "", ""
