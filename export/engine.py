@@ -368,10 +368,10 @@ def _types_built(
     library: Library, plan: Any, device: Device | None, options: EngineOptions
 ) -> tuple[dict[str, int] | None, str | None]:
     if device is None:
-        return None, "not read: opening an engine takes a GPU, and there is none here"
+        return None, "opening an engine takes a GPU, and there is none here"
     if options.targets and sm_name(device.capability) not in options.targets:
-        return None, f"not read: built for {', '.join(options.targets)}, here is {sm_name(device.capability)}"
+        return None, f"the engine is for {', '.join(options.targets)}, here is {sm_name(device.capability)}"
     try:
         return inspect_engine(library, plan), None
     except MachineError as err:
-        return None, f"not read: {err.message}"
+        return None, err.message

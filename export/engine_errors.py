@@ -11,7 +11,7 @@ from denseport.runtime.backends.tensorrt_library import Library, LogLine
 from denseport.runtime.build_record import TITLES
 from denseport.runtime.errors import DenseportError, MachineError
 
-__all__ = ["builder_error", "parser_error"]
+__all__ = ["builder_error", "is_notable", "parser_error"]
 
 # How each complaint of the parser is mended; the first that is found counts.
 PARSER_REMEDIES = (
@@ -24,6 +24,8 @@ UNSUPPORTED = "This TensorRT cannot run the operator: rewrite that layer, or try
 
 OUT_OF_MEMORY = re.compile(r"OutOfMemory|out of memory|insufficient memory|Requested amount of GPU memory", re.I)
 WORKSPACE = re.compile(r"within workspace limit|insufficient workspace|try increasing the workspace", re.I)
+# Warnings of a build that succeeds, but could be better: kernels left out for want of memory, values lost in FP16.
+MENDABLE = re.compile(r"workspace|memory|overflow|converted to FP16", re.I)
 NO_TACTIC = re.compile(r"could not find any implementation", re.I)  # how 10.x reports either (NVIDIA/TensorRT#4258)
 TURING = re.compile(r"for Turing \(SM75\)")
 ECHO = re.compile(r"catchCudaError|ScopedCudaStream")  # without a driver each error brings this one along
@@ -58,6 +60,11 @@ def _reason(error: Any) -> str:
 def _parser_remedy(error: Any) -> str:
     found = (remedy for words, remedy in PARSER_REMEDIES if words in error.desc())
     return next(found, UNSUPPORTED)
+
+
+def is_notable(line: str) -> bool:
+    """Whether whoever built an engine should read this line of its record's log: an error, or what can be mended."""
+    return not line.startswith("[WARNING]") or MENDABLE.search(line) is not None
 
 
 def builder_error(library: Library, lines: Iterable[LogLine], where: str, workspace: int | None) -> DenseportError:

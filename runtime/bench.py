@@ -2,7 +2,7 @@
 
 Everything is measured in rounds in which each contender has its turn, the order rotating, so that a drift of the
 machine hits all alike; ratios are taken within a round, and their median is given. A percentile is given only where
-there are enough samples to have one.
+there are enough samples to have one, a ratio only where there are enough rounds and they agree.
 """
 
 from __future__ import annotations
@@ -21,9 +21,21 @@ from numpy.typing import NDArray
 from denseport.runtime.backends import Session
 from denseport.runtime.segmenter import Segmenter
 
-__all__ = ["Contender", "Latency", "Plan", "Result", "run_bench", "speed_warnings", "synthetic_picture"]
+__all__ = [
+    "Contender",
+    "Latency",
+    "Plan",
+    "Ratio",
+    "Result",
+    "expected_seconds",
+    "run_bench",
+    "speed_warnings",
+    "synthetic_picture",
+]
 
 DRIFT = 0.15  # change of a contender's median from the first round to the last before the figures are doubted
+FEWEST_ROUNDS = 3  # that make a ratio: of two that differ, none can tell which is the odd one
+UNSTEADY = 2.0  # largest of the rounds' ratios / smallest, above which their median is no result
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,28 @@ class Contender:
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """How many times as fast one contender is as another."""
+
+    rounds: tuple[float, ...]  # each round's own; at least one
+
+    @property
+    def median(self) -> float:
+        """Of the rounds, whether it is a result or not."""
+        return statistics.median(self.rounds)
+
+    @property
+    def doubt(self) -> str:
+        """Why the median is no result, in words; empty if it is one."""
+        if len(self.rounds) < FEWEST_ROUNDS:
+            return f"too few rounds: {len(self.rounds)}; a ratio takes {FEWEST_ROUNDS}"
+        low, high = min(self.rounds), max(self.rounds)
+        if high > UNSTEADY * low:
+            return f"too unsteady: rounds from {low:.2f} to {high:.2f}; measure again on an idle machine"
+        return ""
+
+
+@dataclass(frozen=True)
 class Latency:
     """Durations of single runs, milliseconds, round by round."""
 
@@ -80,11 +114,13 @@ class Latency:
         """Of the median from the first round to the last, as a share; 0.1 is ten percent slower."""
         return statistics.median(self.rounds[-1]) / statistics.median(self.rounds[0]) - 1
 
-    def times_as_fast_as(self, other: Latency) -> float:
-        """Median over the rounds of the other's time over this one's."""
-        return statistics.median(
-            statistics.median(theirs) / statistics.median(ours)
-            for ours, theirs in zip(self.rounds, other.rounds, strict=True)
+    def times_as_fast_as(self, other: Latency) -> Ratio:
+        """The other's time over this one's, round by round."""
+        return Ratio(
+            tuple(
+                statistics.median(theirs) / statistics.median(ours)
+                for ours, theirs in zip(self.rounds, other.rounds, strict=True)
+            )
         )
 
 
@@ -124,18 +160,20 @@ def run_bench(
     Args:
         picture: for the whole way, (H, W, 3) uint8 BGR.
         tensor: the same as the network sees it, (1, 3, h, w) float32.
+        progress: told what is measured, and after the warm-up how long it will take, a line each.
 
     Raises:
         DenseportError: a contender cannot run the picture.
     """
+    alone = {c.name: partial(c.session.run, tensor) for c in contenders}
     whole = {c.name: partial(c.segmenter, picture) for c in contenders if c.segmenter is not None}
-    for each in contenders:
-        progress(f"warming up {each.name}")
-        each.session.run(tensor)
-        if each.name in whole:
-            whole[each.name]()
+    progress(
+        _forecast(
+            expected_seconds(plan, _warm(alone, "session", progress), _warm(whole, "picture to mask", progress)), plan
+        )
+    )
     progress("latency of the sessions")
-    sessions = _latencies({c.name: partial(c.session.run, tensor) for c in contenders}, plan)
+    sessions = _latencies(alone, plan)
     progress("latency from picture to mask")
     wholes = _latencies(whole, plan)
     throughput: dict[int, dict[str, float]] = {}
@@ -159,6 +197,44 @@ def run_bench(
         )
         for each in contenders
     ]
+
+
+def expected_seconds(plan: Plan, sessions: Sequence[float], wholes: Sequence[float]) -> float:
+    """How long `run_bench` takes once everything is warm.
+
+    Args:
+        sessions, wholes: seconds of one run, of each contender's session and from picture to mask.
+    """
+
+    def turns(times: Sequence[float], at_least: int = 1) -> float:
+        """One run to count by, then the rounds."""
+        rounds = (max(at_least, round(plan.seconds / one)) * one for one in times)
+        return sum(times) + plan.rounds * sum(rounds)
+
+    batches = ([size * one for one in sessions] for size in plan.batches)
+    return (
+        turns(sessions)
+        + turns(wholes)
+        + sum(turns(wholes, callers) for callers in plan.concurrency)
+        + sum(map(turns, batches))
+    )
+
+
+def _warm(work: Mapping[str, Callable[[], object]], what: str, progress: Callable[[str], None]) -> list[float]:
+    """Seconds of each piece of work's second run."""
+    found = []
+    for name, run in work.items():
+        progress(f"warming up {name}, {what}")
+        run()
+        found.append(_milliseconds(run) / 1000)
+    return found
+
+
+def _forecast(seconds: float, plan: Plan) -> str:
+    words = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return (
+        f"measuring takes about {words}; lower --rounds ({plan.rounds}) or --seconds ({plan.seconds:g}) to shorten it"
+    )
 
 
 def speed_warnings(results: Sequence[Result]) -> list[str]:

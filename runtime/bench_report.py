@@ -59,6 +59,7 @@ def _row(
     bundle: Bundle, result: Result, sessions: Mapping[str, Latency], start: Mapping[str, float] | None
 ) -> dict[str, Any]:
     artifact = bundle.manifest.artifacts.get(result.name)
+    ratios = {name: result.session.times_as_fast_as(other) for name, other in sessions.items() if name != result.name}
     accuracy = artifact.record.get("accuracy", {}) if artifact else {}
     return {
         "artifact": result.name,
@@ -66,11 +67,8 @@ def _row(
         "session_ms": _percentiles(result.session),
         "whole_ms": _percentiles(result.whole) if result.whole else None,
         "samples": result.session.samples,
-        "times_as_fast_as": {
-            name: round(result.session.times_as_fast_as(other), 3)
-            for name, other in sessions.items()
-            if name != result.name
-        },
+        "times_as_fast_as": {name: None if ratio.doubt else round(ratio.median, 3) for name, ratio in ratios.items()},
+        "no_ratio": {name: ratio.doubt for name, ratio in ratios.items() if ratio.doubt},
         "pictures_per_second": {str(callers): round(rate, 3) for callers, rate in result.throughput.items()},
         "batch_pictures_per_second": {str(size): round(rate, 3) for size, rate in result.batches.items()},
         "start": {key: round(value, 1) for key, value in start.items()} if start else None,
@@ -105,7 +103,9 @@ def table(report: Mapping[str, Any]) -> str:
     ]
     for row in report["rows"]:
         lines.append(f"{row['artifact']}: {row['session']}; {row['samples']} runs of the session")
-        lines += [f"  {value:.2f} times as fast as {name}" for name, value in row["times_as_fast_as"].items()]
+        ratios = row["times_as_fast_as"].items()
+        lines += [f"  {value:.2f} times as fast as {name}" for name, value in ratios if value is not None]
+        lines += [f"  no ratio to {name}: {reason}" for name, reason in row["no_ratio"].items()]
         lines += _rates("pictures a second with callers at once", row["pictures_per_second"])
         lines += _rates("pictures a second of the session in batches of", row["batch_pictures_per_second"])
     lines += [f"{name}: not measured: {reason}" for name, reason in report["not_measured"].items()]

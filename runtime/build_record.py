@@ -14,8 +14,19 @@ from typing import Any
 
 from denseport.runtime.errors import InputError
 from denseport.runtime.manifest import decode_dataclass
+from denseport.runtime.page import count
 
-__all__ = ["PORTABLE_RTX", "TITLES", "BuildRecord", "Profile", "Shape", "find_profile", "mismatch", "sm_name"]
+__all__ = [
+    "PORTABLE_RTX",
+    "TITLES",
+    "BuildRecord",
+    "Profile",
+    "Shape",
+    "built_words",
+    "find_profile",
+    "mismatch",
+    "sm_name",
+]
 
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 # What TensorRT-RTX builds for unless told otherwise: "8.0, 8.6, 8.9, 12.0, and later" (its guide, "CPU-Only AOT").
@@ -117,6 +128,13 @@ class BuildRecord:
         else:
             gpus = ", ".join(self.targets) or self.compute_capability or "an unknown GPU"
         return f"{TITLES[self.flavour]} {self.version} for {gpus}"
+
+
+def built_words(types: dict[str, int] | None, note: str | None) -> str:
+    """What an engine computes in, for people; arguments: `BuildRecord.types_built` and its note."""
+    if types is None:
+        return f"types built: unknown ({note})"
+    return "types built: " + ", ".join(f"{count(number, 'layer')} {kind}" for kind, number in types.items())
 
 
 def sm_name(capability: tuple[int, int]) -> str:

@@ -14,13 +14,14 @@ from denseport.runtime.manifest import FOR_CPU, FP32, Artifact, reading_record
 from denseport.runtime.protocol import Protocol, parse_protocol
 from denseport.runtime.trial import Trial, kind_of
 
-__all__ = ["CPU", "CUDA", "Choice", "choose", "obstacle", "too_narrow"]
+__all__ = ["CPU", "CUDA", "Choice", "choose", "obstacle", "refuse_masks", "too_narrow", "why_no_logits"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # Among artifacts that run equally well: the narrower the faster, on a GPU. INT8 and FP8 are not always faster, and cost
 # accuracy: they are taken unasked only where a trial on such a machine says that they are worth it.
 ORDER = ("fp16", "bf16", "fp32")
 COMPARISONS = ("audit", "accuracy", "verdict")  # entries of a record that tell what an artifact is beside FP32
+FOR_SESSIONS = "Choose an artifact without .mask in its name; this one is for a session, or for programs of your own."
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ def choose(bundle: Bundle, wanted: str | None = None, protocol: Protocol | None 
     machine = inspect_machine(look_for_gpus=engines or None)
     on_gpu = bool(machine.gpus) and CUDA in machine.providers
     if wanted is not None:
-        _refuse_masks(wanted, bundle.artifact(wanted))
         artifact = bundle.artifact(wanted)
+        refuse_masks(wanted, artifact)
         return Choice(wanted, _providers(wanted, artifact, on_gpu), "asked for", {}, _caution(wanted, artifact))
     reasons = _reasons(bundle, machine, on_gpu, protocol or parse_protocol("reference", bundle.manifest))
     fitting = [name for name, a in artifacts.items() if not reasons[name] and a.precision in ORDER]
@@ -85,9 +86,8 @@ def _reasons(bundle: Bundle, machine: Machine, on_gpu: bool, protocol: Protocol)
     """Why each artifact cannot be chosen; empty where nothing speaks against it."""
     with reading_record(str(bundle.path)):
         return {
-            name: _why_no_logits(artifact)
+            name: obstacle(artifact, machine)[0]
             or _why_no_gpu(name, on_gpu)
-            or obstacle(artifact, machine)[0]
             or _why_not_these_pictures(artifact, protocol)
             or _why_not_accurate(artifact)
             for name, artifact in bundle.manifest.artifacts.items()
@@ -157,17 +157,16 @@ def _why_no_gpu(name: str, on_gpu: bool) -> str:
     return "is the form for CPUs, and here is a GPU" if on_gpu and name.endswith(FOR_CPU) else ""
 
 
-def _why_no_logits(artifact: Artifact) -> str:
+def why_no_logits(artifact: Artifact) -> str:
+    """Why a `Segmenter` cannot use an artifact's output; empty if it can."""
     masks = artifact.record.get("output") == "mask"
     return "gives masks of the network's input, not logits that can be resized to the picture" if masks else ""
 
 
-def _refuse_masks(name: str, artifact: Artifact) -> None:
-    if reason := _why_no_logits(artifact):
-        raise InputError(
-            f"{name} {reason}",
-            "Choose an artifact without .mask in its name; this one is for a session, or for programs of your own.",
-        )
+def refuse_masks(name: str, artifact: Artifact) -> None:
+    """Raises InputError for an artifact that gives masks."""
+    if reason := why_no_logits(artifact):
+        raise InputError(f"{name} {reason}", FOR_SESSIONS)
 
 
 def _providers(name: str, artifact: Artifact, on_gpu: bool) -> tuple[str, ...]:
@@ -190,11 +189,11 @@ def _passed_over(artifact: Artifact, on_gpu: bool) -> str:
 
 
 def obstacle(artifact: Artifact, machine: Machine) -> tuple[str, str]:
-    """Why an artifact does not run on a machine, and the remedy; two empty strings if it does."""
+    """Why a `Segmenter` of an artifact does not run on a machine, and the remedy; two empty strings if it does."""
+    if no_logits := why_no_logits(artifact):
+        return no_logits, FOR_SESSIONS
     if artifact.kind == "onnx":
-        if machine.providers:
-            return "", ""
-        return "ONNX Runtime is not installed", "pip install 'denseport[onnxruntime]'"
+        return _obstacle_to_onnx(artifact, machine)
     record = BuildRecord.from_dict(artifact.record, "the engine's record")
     if not machine.gpus:
         return f"built with {record.built_for}; here is no NVIDIA GPU", "Run it on a machine with that GPU."
@@ -205,3 +204,11 @@ def obstacle(artifact: Artifact, machine: Machine) -> tuple[str, str]:
     reason = mismatch(record, version, (int(major), int(minor)))
     rebuild = f"denseport build BUNDLE --precision {artifact.precision} --engine {record.flavour}"
     return (reason, f"Build one for this machine: {rebuild}") if reason else ("", "")
+
+
+def _obstacle_to_onnx(artifact: Artifact, machine: Machine) -> tuple[str, str]:
+    if not machine.providers:
+        return "ONNX Runtime is not installed", "pip install 'denseport[onnxruntime]'"
+    if artifact.precision == "bf16" and not (machine.gpus and CUDA in machine.providers):
+        return "ONNX Runtime has no BF16 operators for CPUs", "Run another artifact, or this one where a GPU is."
+    return "", ""

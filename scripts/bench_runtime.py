@@ -146,6 +146,9 @@ def eager(arguments: argparse.Namespace) -> list[Row]:
     report = json.loads(subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE).stdout)
     for warning in report["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
+    for each in report["rows"]:
+        if "torch" in each["no_ratio"]:
+            print(f"warning: {each['artifact']}: no ratio to torch: {each['no_ratio']['torch']}", file=sys.stderr)
     ratios = {each["artifact"]: each["times_as_fast_as"].get("torch") for each in report["rows"]}
     times = [row(f"{each['artifact']}, session", each["session_ms"]["p50"], "ms") for each in report["rows"]]
     return times + [

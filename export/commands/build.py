@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
         result |= _variant(bundle, arguments)
     if options is not None and result["passed"]:
         result |= _engine(bundle, arguments, options)
-    print(json.dumps(result, indent=1) if arguments.json else "\n".join(_lines(result)))
+    print(json.dumps(result, indent=1) if arguments.json else "\n".join(_lines(result, verbose=arguments.verbose)))
     return 0 if result["passed"] else 1
 
 
@@ -275,7 +275,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _lines(result: dict[str, Any]) -> list[str]:
+def _lines(result: dict[str, Any], *, verbose: bool) -> list[str]:
     lines: list[str] = [result["table"], ""] if "table" in result else []
     if "precision" in result:
         record = result["precision"]
@@ -289,18 +289,36 @@ def _lines(result: dict[str, Any]) -> list[str]:
         lines.append(f"{result['variant']}: {_fused_words(result['fusion'])}")
         lines += _audit_lines(result["variant_audit"])
     if "engine" in result:
-        record = result["record"]
-        asked = ", ".join(f"{count(number, 'node')} {kind}" for kind, number in record["types_asked"].items())
-        size = f"{result['bytes'] / 2**20:.1f} MiB, {record['seconds']:.0f} s"
-        peak = record["peak_host_bytes"]
-        lines.append(f"{result['engine']}: {size}" + (f", {peak / 2**30:.1f} GiB of memory" if peak else ""))
-        lines.append(f"  asked for {asked}")
-        lines.append(f"  plugin {record['plugin']}")
-        lines.append(f"  built as {record['types_built'] or record['types_built_note']}")
-        audit = result["engine_audit"]
-        lines += [f"  not audited: {audit}"] if isinstance(audit, str) else _audit_lines(audit)
-        lines += [f"  {line}" for line in record["log"]]
+        lines += _engine_lines(result, verbose=verbose)
     return lines
+
+
+def _engine_lines(result: dict[str, Any], *, verbose: bool) -> list[str]:
+    from denseport.runtime.build_record import built_words
+
+    record, audit = result["record"], result["engine_audit"]
+    asked = ", ".join(f"{count(number, 'node')} {kind}" for kind, number in record["types_asked"].items())
+    size = f"{result['bytes'] / 2**20:.1f} MiB, {record['seconds']:.0f} s"
+    peak = record["peak_host_bytes"]
+    return [
+        f"{result['engine']}: {size}" + (f", {peak / 2**30:.1f} GiB of memory" if peak else ""),
+        f"  asked for {asked}",
+        f"  plugin {record['plugin']}",
+        f"  {built_words(record['types_built'], record['types_built_note'])}",
+        *([f"  not audited: {audit}"] if isinstance(audit, str) else _audit_lines(audit)),
+        *(f"  {line}" for line in _log_lines(record["log"], verbose=verbose)),
+    ]
+
+
+def _log_lines(log: Sequence[str], *, verbose: bool) -> list[str]:
+    """What to read of the builder's warnings and errors; the rest, its talk about its own doings, as a number."""
+    from denseport.export.engine_errors import is_notable
+
+    shown = [line for line in log if verbose or is_notable(line)]
+    left = len(log) - len(shown)
+    return shown + (
+        [f"{count(left, 'warning')} of the builder: --verbose shows {'them' if left > 1 else 'it'}"] if left else []
+    )
 
 
 def _fused_words(fusion: dict[str, Any] | None) -> str:

@@ -82,6 +82,7 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
             yield "", f"checked against torch on {count(sizes, 'size')}: logits differ by {difference:.1e} at most"
         yield from _calibrated(name, artifact)
         yield from _measured(artifact.record)
+        yield from _unaudited(name, artifact)
         if artifact.kind == "engine":
             yield from _built(name, artifact)
     for warning in source.get("warnings", []):
@@ -128,8 +129,37 @@ def _measured(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", f"mIoU {miou} ({where}){verdict}"
 
 
-def _built(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
+def _unaudited(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
+    """That nothing compares an artifact with FP32 or with labels, and the command that does."""
+    if all(artifact.record.get(key) is None for key in ("max_difference", "audit", "accuracy", "verdict")):
+        command = _engine_audit(name, artifact) if artifact.kind == "engine" else _graph_audit(name, artifact)
+        yield "", f"not audited; this does it: {command}"
+
+
+def _graph_audit(name: str, artifact: Artifact) -> str:
+    record, precision = artifact.record, artifact.precision
+    if "calibration" in record:
+        return f"denseport calibrate BUNDLE --measure {name} --images PICTURES"
+    options = ["--rest fp16"] * name.startswith(f"{precision}.fp16.")
+    options += ["--output mask"] * (record.get("output") == "mask")
+    options += ["--plugin on"] * ("fusion" in record)
+    return " ".join(["denseport build BUNDLE --precision", precision, *options, "--images PICTURES"])
+
+
+def _engine_audit(name: str, artifact: Artifact) -> str:
     from denseport.runtime.build_record import BuildRecord
+
+    record = BuildRecord.from_dict(artifact.record, name)
+    if record.output == "mask":
+        return "building it where it runs, with --images PICTURES"
+    height, width = record.profiles[0].optimum[2:]
+    protocol = f" --protocol fixed:{height}x{width}" * record.profiles[0].fixed
+    command = f"denseport eval BUNDLE --artifact {name} --data ROOT{protocol} --gate model.onnx --record"
+    return f"{command} (where it runs)"
+
+
+def _built(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
+    from denseport.runtime.build_record import BuildRecord, built_words
 
     record = BuildRecord.from_dict(artifact.record, name)
     yield "", f"built with {record.built_for} in {record.seconds:.0f} s, from {artifact.record.get('source')}"
@@ -137,4 +167,4 @@ def _built(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
         yield "", f"gives {record.output}; plugin {record.plugin}"
     yield "", "accepts " + " or ".join(str(profile) for profile in record.profiles)
     asked = ", ".join(f"{count(number, 'node')} {kind}" for kind, number in record.types_asked.items())
-    yield "", f"asked for {asked}; built as {record.types_built or record.types_built_note}"
+    yield "", f"asked for {asked}; {built_words(record.types_built, record.types_built_note)}"

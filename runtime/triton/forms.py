@@ -16,6 +16,7 @@ from pathlib import Path
 
 from denseport.runtime.build_record import BuildRecord
 from denseport.runtime.bundle import MANIFEST, Bundle
+from denseport.runtime.choice import refuse_masks, why_no_logits
 from denseport.runtime.cpus import usable_cpus
 from denseport.runtime.errors import InputError
 from denseport.runtime.manifest import FP32, Manifest
@@ -162,7 +163,7 @@ def _one_artifact(bundle: Bundle, options: Options) -> str:
     names = options.artifacts or (FP32,)
     if len(names) > 1:
         raise InputError(f"form {options.form} serves one artifact, not {', '.join(names)}", "Name one.")
-    bundle.artifact(names[0])
+    refuse_masks(names[0], bundle.artifact(names[0]))
     return names[0]
 
 
@@ -177,7 +178,11 @@ class _Plans:
 
 
 def _find_plans(bundle: Bundle, wanted: tuple[str, ...]) -> _Plans:
-    names = wanted or tuple(n for n, a in bundle.manifest.artifacts.items() if _flavour(bundle, n) == "tensorrt")
+    names = wanted or tuple(
+        name
+        for name, artifact in bundle.manifest.artifacts.items()
+        if _flavour(bundle, name) == "tensorrt" and not why_no_logits(artifact)
+    )
     if not names:
         raise InputError(
             f"{bundle.path}: holds no TensorRT engine", "Build one on the GPU: denseport build BUNDLE --engine tensorrt"
@@ -190,6 +195,7 @@ def _find_plans(bundle: Bundle, wanted: tuple[str, ...]) -> _Plans:
                 f"{name} is no engine of TensorRT's, which is what Triton's back end opens",
                 "TensorRT-RTX engines and ONNX models are served with --form python.",
             )
+        refuse_masks(name, bundle.artifact(name))
         record = BuildRecord.from_dict(bundle.artifact(name).record, f"{bundle.path}: {name}")
         records.append(record)
         if record.hardware_compatibility == "ampere_plus":

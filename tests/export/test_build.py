@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,13 +28,14 @@ from denseport.export.mask import append_mask
 from denseport.export.save import save_model
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.tensorrt_library import load_library
-from denseport.runtime.build_record import BuildRecord
+from denseport.runtime.build_record import BuildRecord, Profile
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.choice import choose
 from denseport.runtime.cli import main
 from denseport.runtime.errors import MachineError
 from denseport.runtime.feed import spread
 from denseport.runtime.files import sha256_of
+from denseport.runtime.manifest import Artifact
 
 PICTURES = str(ASSETS / "street/images")
 needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
@@ -114,7 +116,8 @@ def test_an_engine_is_built_recorded_and_refused_here(bundle: Bundle, capsys: py
     assert result["engine"] == name and result["record"]["targets"] == ["sm_86"]
     assert result["record"]["types_asked"]["fp16"] > 100 and result["record"]["folded"]
     assert main(["inspect", str(bundle.path), "--verify"]) == 0
-    assert "for sm_86" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "for sm_86" in out and "types built: " in out and "not read" not in out
     photo = str(ASSETS / "street/images/validation/camvid_Seq05VD_f05100.jpg")
     with (bundle.path / name).open("r+b") as file:  # an engine is native code: altered, it is never opened
         file.seek(100)
@@ -139,6 +142,79 @@ def test_masks_and_fused_nodes_are_built_audited_and_not_taken_for_logits(
     photo = str(ASSETS / "street/images/validation/camvid_Seq05VD_f05100.jpg")
     assert main(["run", str(bundle.path), photo, "-o", str(bundle.path.parent / "out"), "--artifact", name]) == 2
     assert "gives masks" in capsys.readouterr().err
+
+
+def not_audited(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The commands that `denseport inspect` names for artifacts that nothing was compared with."""
+    capsys.readouterr()
+    assert main(["inspect", str(bundle.path)]) == 0
+    return re.findall(r"not audited; this does it: denseport (.+)", capsys.readouterr().out)
+
+
+def test_the_command_that_inspect_names_audits(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not_audited(bundle, capsys) == []
+    assert main(["build", str(bundle.path), "--output", "mask", "--plugin", "on"]) == 0
+    commands = not_audited(bundle, capsys)
+    assert len(commands) == 2  # fp16.onnx, and what was made of it
+    for command in commands:
+        words = {"BUNDLE": str(bundle.path), "PICTURES": PICTURES}
+        assert main([words.get(word, word) for word in command.split()]) == 0
+    assert not_audited(bundle, capsys) == []
+
+
+def test_inspect_names_the_command_for_engines_and_quantized_graphs(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = (1, 3, 160, 224)
+    fixed = dataclasses.replace(RECORD, profiles=(Profile(shape, shape, shape),))
+    for name, artifact in {
+        "a.engine": Artifact("engine", "fp16", {"absent": "0" * 64}, RECORD.to_dict()),
+        "b.engine": Artifact("engine", "fp16", {"absent": "0" * 64}, fixed.to_dict()),
+        "int8.fp16.onnx": Artifact("onnx", "int8", {"absent": "0" * 64}, {"source": "int8.onnx"}),
+    }.items():
+        bundle.add(name, artifact)
+    rest = "--gate model.onnx --record (where it runs)"
+    assert not_audited(bundle, capsys) == [
+        f"eval BUNDLE --artifact a.engine --data ROOT {rest}",
+        f"eval BUNDLE --artifact b.engine --data ROOT --protocol fixed:160x224 {rest}",
+        "build BUNDLE --precision int8 --rest fp16 --images PICTURES",
+    ]
+
+
+CHATTER = "[WARNING] (foreignNode) Converting conv activation scales to fp32."
+MENDABLE = "[WARNING] Some tactics do not have sufficient workspace memory to run."
+
+
+@pytest.mark.parametrize(
+    ("log", "shown", "hidden"),
+    [
+        ((), [], ["builder"]),
+        ((CHATTER,), ["1 warning of the builder: --verbose shows it"], [CHATTER]),
+        ((CHATTER, f"{CHATTER}!", MENDABLE, "[ERROR] x"), [MENDABLE, "[ERROR] x", "2 warnings of"], [CHATTER]),
+    ],
+)
+def test_the_builders_warnings_are_counted(
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    log: tuple[str, ...],
+    shown: list[str],
+    hidden: list[str],
+) -> None:
+    def build_engine(model: Path, engine: Path, options: EngineOptions, **_: object) -> BuildRecord:
+        engine.write_bytes(b"made up")
+        return dataclasses.replace(RECORD, engine_sha256=sha256_of(engine), log=log)
+
+    monkeypatch.setattr(build_module, "build_engine", build_engine)
+    monkeypatch.setattr(engine_module, "check_builder", lambda options: None)
+    arguments = ["build", str(bundle.path), "--engine", "tensorrt_rtx", "--precision", "fp32"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert all(words in out for words in shown) and not any(words in out for words in hidden)
+    assert f"types built: unknown ({RECORD.types_built_note})" in out
+    assert main([*arguments, "--verbose"]) == 0
+    out = capsys.readouterr().out
+    assert all(line in out for line in log) and "of the builder" not in out
 
 
 def test_an_audit_fails_masks_that_collapse(bundle: Bundle) -> None:

@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from denseport.runtime.bench import Contender, Latency, Plan, run_bench, speed_warnings, synthetic_picture
+from denseport.runtime.bench import (
+    Contender,
+    Latency,
+    Plan,
+    Ratio,
+    Result,
+    expected_seconds,
+    run_bench,
+    speed_warnings,
+    synthetic_picture,
+)
+from denseport.runtime.bench_report import as_dict, table
 from denseport.runtime.bench_startup import measure_startup
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.cli import main
@@ -37,7 +48,7 @@ def test_known_durations_are_found_and_compared() -> None:
         [Contender("quick", Sleeping(0.005)), Contender("slow", Sleeping(0.02))], synthetic_picture(4, 4), tensor, plan
     )
     assert 5 <= quick.session.median < slow.session.median and slow.session.median >= 20
-    assert quick.session.times_as_fast_as(slow.session) > 1.2  # 4, on a machine that has nothing else to do
+    assert quick.session.times_as_fast_as(slow.session).median > 1.2  # 4, on a machine that has nothing else to do
     assert quick.session.samples > slow.session.samples >= 3
     assert quick.batches[2] <= 1 / 0.005 and slow.batches[2] <= 1 / 0.02
     assert quick.whole is None and quick.throughput == {}
@@ -54,8 +65,57 @@ def test_ratios_are_taken_within_a_round() -> None:
     """A machine that slows down threefold in mid-run does not change which is faster, nor by how much."""
     ours = Latency(((1.0, 1.0), (3.0,), (3.0,)))
     theirs = Latency(((2.0,), (6.0,), (6.0, 6.0)))
-    assert ours.times_as_fast_as(theirs) == 2
+    assert ours.times_as_fast_as(theirs) == Ratio((2, 2, 2))
+    assert not ours.times_as_fast_as(theirs).doubt
     assert ours.drift == 2
+
+
+@pytest.mark.parametrize(
+    ("rounds", "words"),
+    [
+        ((84.35,), "too few rounds: 1; a ratio takes 3"),
+        ((71.0, 72.0), "too few rounds: 2"),
+        ((1.79, 1.8, 84.35), "too unsteady: rounds from 1.79 to 84.35"),
+        ((1.0, 1.5, 2.0), ""),
+    ],
+)
+def test_a_ratio_is_given_where_enough_rounds_agree(
+    sample: Bundle, tmp_path: Path, rounds: tuple[float, ...], words: str
+) -> None:
+    ours, theirs = (Latency(tuple((value,) for value in each)) for each in ([1.0] * len(rounds), rounds))
+    results = [Result("ours", "", ours, None), Result("theirs", "", theirs, None)]
+    picture, tensor = synthetic_picture(4, 4), np.zeros((1, 3, 4, 4), np.float32)
+    report = as_dict(sample, results, {}, picture, tensor, Conditions(1, None, None, None), [], {})
+    row, text = report["rows"][0], table(report)
+    if words:
+        assert row["times_as_fast_as"] == {"theirs": None} and words in row["no_ratio"]["theirs"]
+        assert f"no ratio to theirs: {words}" in text and "times as fast as" not in text
+    else:
+        assert row["times_as_fast_as"] == {"theirs": 1.5} and row["no_ratio"] == {}
+        assert "1.50 times as fast as theirs" in text
+
+
+def test_the_time_it_takes_is_told_beforehand() -> None:
+    told = list[tuple[float, str]]()
+    plan = Plan(rounds=2, seconds=0.1, concurrency=(), batches=(1, 4))
+    run_bench(
+        [Contender("a", Sleeping(0.05)), Contender("b", Sleeping(0.02))],
+        synthetic_picture(4, 4),
+        np.zeros((1, 3, 4, 4), np.float32),
+        plan,
+        lambda text: told.append((time.perf_counter(), text)),
+    )
+    (said,) = (entry for entry in told if "measuring takes about" in entry[1])
+    assert "--rounds (2)" in said[1] and "--seconds (0.1)" in said[1]
+    assert told.index(said) == 2, "after the warm-up of both, before anything is measured"
+    # Runs: 1 to count by and 2 rounds of so many, for the session and the two batches.
+    a, b = 0.05 + 2 * 2 * 0.05, 0.02 + 2 * 5 * 0.02
+    batches_of_4 = 0.2 + 2 * 1 * 0.2 + 0.08 + 2 * 1 * 0.08
+    assert expected_seconds(plan, [0.05, 0.02], []) == pytest.approx(2 * (a + b) + batches_of_4)
+    callers = Plan(rounds=3, seconds=1, concurrency=(4,), batches=())
+    # Four callers are served four pictures at least: 4 runs of 0.5 s a round, where alone there are 2.
+    assert expected_seconds(callers, [0.5], [0.5]) == pytest.approx(3 * 0.5 + 3 * (1 + 1 + 2))
+    assert time.perf_counter() - said[0] >= 0.9 * expected_seconds(plan, [0.05, 0.02], [])
 
 
 def test_drift_and_other_processes_are_warned_about() -> None:

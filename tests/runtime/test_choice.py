@@ -16,7 +16,7 @@ from denseport.runtime.build_record import Profile
 from denseport.runtime.bundle import Bundle
 from denseport.runtime.cli import main
 from denseport.runtime.errors import MachineError
-from denseport.runtime.machine import DISTRIBUTIONS, Gpu, Machine
+from denseport.runtime.machine import DISTRIBUTIONS, Gpu, Machine, inspect_machine
 from denseport.runtime.manifest import Artifact
 from denseport.runtime.protocol import parse_protocol
 from denseport.runtime.trial import Trial
@@ -195,6 +195,26 @@ def test_int8_that_failed_its_gate_is_passed_over(bundle: Bundle, monkeypatch: p
 def test_what_was_asked_for_is_taken(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "inspect_machine", lambda **_: machine())
     assert choice.choose(bundle, "fp16.onnx").name == "fp16.onnx"
+
+
+def test_doctor_says_which_artifacts_no_segmenter_can_run(
+    sample_copy: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = dataclasses.replace(inspect_machine(look_for_gpus=False), gpus=())
+    monkeypatch.setattr("denseport.runtime.machine.inspect_machine", lambda: here)
+    sample_copy.add("fp16.mask.onnx", Artifact("onnx", "fp16", {"absent": "0" * 64}, {"output": "mask"}))
+    sample_copy.add("bf16.onnx", Artifact("onnx", "bf16", {"absent": "0" * 64}))
+    assert main(["doctor", str(sample_copy.path)]) == 0
+    out = capsys.readouterr().out
+    assert "no   fp16.mask.onnx (onnx, fp16): gives masks" in out and "without .mask in its name" in out
+    assert "no   bf16.onnx (onnx, bf16): ONNX Runtime has no BF16 operators for CPUs" in out
+    assert "yes  model.onnx (onnx, fp32)" in out
+
+
+def test_bf16_runs_where_a_gpu_is() -> None:
+    bf16 = Artifact("onnx", "bf16", {})
+    assert choice.obstacle(bf16, machine(A40, cuda=True)) == ("", "")
+    assert choice.obstacle(bf16, machine(cuda=True))[0] and choice.obstacle(bf16, machine(A40))[0]
 
 
 def test_doctor_says_what_is_there_and_how_to_get_the_rest(sample: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

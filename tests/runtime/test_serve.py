@@ -263,6 +263,16 @@ def test_an_artifact_of_another_machine_is_refused(
     assert not told["fp16.sm_90.engine"]["runs_here"] and "GPU" in told["fp16.sm_90.engine"]["obstacle"]
 
 
+def test_an_artifact_that_gives_masks_is_refused(sample_copy: Bundle) -> None:
+    fp32 = sample_copy.artifact("model.onnx")
+    sample_copy.add("fp32.mask.onnx", dataclasses.replace(fp32, record={"output": "mask"}))
+    with running(sample_copy) as started:
+        assert_refused(started.segment(PICTURE, artifact="fp32.mask.onnx"), 422, "fp32.mask.onnx", "gives masks")
+        told = {each["name"]: each for each in started.client.get("/v1/model").json()["artifacts"]}
+    assert not told["fp32.mask.onnx"]["runs_here"] and "gives masks" in told["fp32.mask.onnx"]["obstacle"]
+    assert told["model.onnx"]["runs_here"] and told["model.onnx"]["obstacle"] is None
+
+
 def test_a_large_body_is_refused_while_it_is_sent(server: Running) -> None:
     """Without a length beforehand too; nothing of it is kept."""
     head = b"--x\r\nContent-Disposition: form-data; name=image; filename=a\r\n\r\n"

@@ -222,14 +222,25 @@ def test_a_failed_copy_leaves_the_repository_as_it_was(
         ({"a": {"profiles": (Profile(TWO, TWO, TWO),)}}, {}, "batches from"),
         ({"a": {"compute_capability": None}}, {}, "for which GPU"),
         ({"a": SM_86}, {"artifacts": ("model.onnx",)}, "no engine of TensorRT's"),
+        ({"a": {**SM_86, "output": "mask"}}, {"artifacts": ("a",)}, "gives masks"),
+        ({"a": {**SM_86, "output": "mask"}}, {}, "holds no TensorRT engine"),
     ],
-    ids=["none", "rtx", "twice", "folded", "batch", "gpu", "onnx"],
+    ids=["none", "rtx", "twice", "folded", "batch", "gpu", "onnx", "mask", "masks alone"],
 )
 def test_engines_that_cannot_be_served(
     with_engines: Callable[..., Bundle], tmp_path: Path, engines: Any, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
         export_repository(with_engines(**engines), tmp_path / "repo", Options(form="tensorrt_plan", **options))
+    assert not (tmp_path / "repo").exists()
+
+
+@pytest.mark.parametrize("form", ["python", "onnxruntime"])
+def test_a_graph_that_ends_in_masks_cannot_be_served(sample_copy: Bundle, tmp_path: Path, form: str) -> None:
+    fp32 = sample_copy.artifact("model.onnx")
+    sample_copy.add("fp32.mask.onnx", dataclasses.replace(fp32, record={"output": "mask"}))
+    with pytest.raises(InputError, match="gives masks"):
+        export_repository(sample_copy, tmp_path / "repo", Options(form=form, artifacts=("fp32.mask.onnx",)))
     assert not (tmp_path / "repo").exists()
 
 
