@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from denseport.runtime.build_record import BuildRecord, Profile, mismatch
 from denseport.runtime.bundle import Bundle
+from denseport.runtime.comparison import comparing_command, is_compared
 from denseport.runtime.errors import InputError
 from denseport.runtime.inference import input_sizes
 from denseport.runtime.machine import Machine, inspect_machine
@@ -20,7 +21,6 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # Among artifacts that run equally well: the narrower the faster, on a GPU. INT8 and FP8 are not always faster, and cost
 # accuracy: they are taken unasked only where a trial on such a machine says that they are worth it.
 ORDER = ("fp16", "bf16", "fp32")
-COMPARISONS = ("audit", "accuracy", "verdict")  # entries of a record that tell what an artifact is beside FP32
 FOR_SESSIONS = "Choose an artifact without .mask in its name; this one is for a session, or for programs of your own."
 
 
@@ -120,9 +120,9 @@ def _verdict(name: str, artifact: Artifact, rival: str, here: str) -> Trial | st
 
 
 def _caution(name: str, artifact: Artifact) -> str:
-    if _is_fp32(artifact) or not artifact.record.keys().isdisjoint(COMPARISONS):
+    if is_compared(artifact):
         return ""
-    return f"{name} was never compared with FP32; denseport eval BUNDLE --artifact {name} --gate {FP32} does so"
+    return f"{name} was never compared with FP32; this does it: {comparing_command(name, artifact)}"
 
 
 def _is_fp32(artifact: Artifact) -> bool:

@@ -131,31 +131,10 @@ def _measured(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _unaudited(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
     """That nothing compares an artifact with FP32 or with labels, and the command that does."""
-    if all(artifact.record.get(key) is None for key in ("max_difference", "audit", "accuracy", "verdict")):
-        command = _engine_audit(name, artifact) if artifact.kind == "engine" else _graph_audit(name, artifact)
-        yield "", f"not audited; this does it: {command}"
+    from denseport.runtime.comparison import comparing_command, is_compared
 
-
-def _graph_audit(name: str, artifact: Artifact) -> str:
-    record, precision = artifact.record, artifact.precision
-    if "calibration" in record:
-        return f"denseport calibrate BUNDLE --measure {name} --images PICTURES"
-    options = ["--rest fp16"] * name.startswith(f"{precision}.fp16.")
-    options += ["--output mask"] * (record.get("output") == "mask")
-    options += ["--plugin on"] * ("fusion" in record)
-    return " ".join(["denseport build BUNDLE --precision", precision, *options, "--images PICTURES"])
-
-
-def _engine_audit(name: str, artifact: Artifact) -> str:
-    from denseport.runtime.build_record import BuildRecord
-
-    record = BuildRecord.from_dict(artifact.record, name)
-    if record.output == "mask":
-        return "building it where it runs, with --images PICTURES"
-    height, width = record.profiles[0].optimum[2:]
-    protocol = f" --protocol fixed:{height}x{width}" * record.profiles[0].fixed
-    command = f"denseport eval BUNDLE --artifact {name} --data ROOT{protocol} --gate model.onnx --record"
-    return f"{command} (where it runs)"
+    if not is_compared(artifact):
+        yield "", f"not audited; this does it: {comparing_command(name, artifact)}"
 
 
 def _built(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:

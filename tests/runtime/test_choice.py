@@ -108,7 +108,7 @@ def test_what_nothing_compares_with_fp32_is_chosen_with_a_caution(
 ) -> None:
     monkeypatch.setattr(choice, "inspect_machine", lambda **_: machine(A40, tensorrt="11.4.0"))
     artifacts = bundle.manifest.artifacts
-    assert "denseport eval BUNDLE --artifact fp16.engine --gate model.onnx" in choice.choose(bundle).caution
+    assert "denseport eval BUNDLE --artifact fp16.engine --data ROOT --gate model.onnx" in choice.choose(bundle).caution
     assert choice.choose(bundle, "fp16.engine").caution and not choice.choose(bundle, "model.onnx").caution
     plain = artifacts["fp16.engine"]
     artifacts["fp16.engine"] = dataclasses.replace(plain, record=plain.record | {"audit": {"agreement": 1.0}})
