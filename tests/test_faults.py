@@ -300,17 +300,38 @@ def test_no_duration_is_taken_from_the_clock_on_the_wall() -> None:
                 assert used not in ("time.time", "time.localtime") and node.attr not in ("st_mtime", "st_ctime"), file
 
 
+def sealed(folder: Path) -> list[str]:
+    """A command that runs Python programs where ``folder`` is on a read-only file system."""
+    way = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    seal = f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder}"
+    if shutil.which("unshare") is None or subprocess.run([*way, seal], check=False).returncode:
+        pytest.skip("this machine lets nobody mount")
+    return [*way, f'{seal} && for program; do {sys.executable} -c "$program" || exit; done', "sh"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["calibrate", "BUNDLE", "--images", "nowhere"],
+        ["build", "BUNDLE", "--images", "nowhere"],
+        ["eval", "BUNDLE", "--data", "nowhere", "--record"],
+        ["bench", "BUNDLE", "--image", "nowhere"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_writes_to_a_read_only_bundle_says_so_before_the_work(tmp_path: Path, command: list[str]) -> None:
+    bundle = tiny_bundle(tmp_path / "b")
+    program = denseport(*[bundle.path if word == "BUNDLE" else word for word in command])
+    done = subprocess.run([*sealed(bundle.path), program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Read-only file system" in done.stderr, done.stderr
+
+
 def test_a_read_only_bundle_can_be_run_and_is_not_written(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "b")
     picture = tmp_path / "p.png"
     write_image(picture, np.zeros((16, 16, 3), np.uint8))
     command = denseport("run", bundle.path, picture, "-o", tmp_path / "o", "--json")
     again = denseport("run", bundle.path, picture, "-o", bundle.path / "o")
-    way = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
-    seal = f"mount --bind {bundle.path} {bundle.path} && mount -o remount,bind,ro {bundle.path}"
-    if shutil.which("unshare") is None or subprocess.run([*way, seal], check=False).returncode:
-        pytest.skip("this machine lets nobody mount")
-    shell = f'{seal} && {sys.executable} -c "$1" && {sys.executable} -c "$2"'
-    done = subprocess.run([*way, shell, "sh", command, again], capture_output=True, text=True, check=False)
+    done = subprocess.run([*sealed(bundle.path), command, again], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "Read-only file system" in done.stderr and "Traceback" not in done.stderr
     assert json.loads(done.stdout)["failures"] == [] and (tmp_path / "o/p_mask.png").exists()

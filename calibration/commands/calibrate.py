@@ -131,10 +131,12 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.calibration.options import budget_of
     from denseport.runtime.bundle import Bundle
     from denseport.runtime.feed import spread
+    from denseport.runtime.files import refuse_unwritable
     from denseport.runtime.protocol import parse_protocol
 
     _check(arguments)
     bundle = Bundle(arguments.bundle)
+    refuse_unwritable(bundle.path)
     labelled = _dataset(arguments, bundle)
     budget = budget_of(arguments.budget, arguments.agreement, labelled, arguments.precision)
     pictures = spread(arguments.images, arguments.limit)

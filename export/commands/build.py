@@ -104,6 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.export.engine import check_builder
     from denseport.runtime.bundle import Bundle
     from denseport.runtime.errors import InputError
+    from denseport.runtime.files import refuse_unwritable
     from denseport.runtime.manifest import FP32
 
     variant = arguments.engine == "onnx" and (arguments.output == "mask" or arguments.plugin == "on")
@@ -113,6 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
             "Choose --precision fp16 or bf16, --output mask, --plugin on, or an --engine.",
         )
     bundle = Bundle(arguments.bundle)
+    refuse_unwritable(bundle.path)
     if arguments.precision in QUANTIZED:
         _check_quantized(bundle, arguments, variant=variant)
     elif arguments.rest != "fp32":

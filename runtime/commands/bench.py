@@ -56,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.conditions import Watch
 
     plan, bundle = _plan(arguments), Bundle(arguments.bundle)
+    if not arguments.no_record:
+        _refuse_unwritable(bundle)
     picture = _picture(arguments)
     segmenters, skipped = _open(bundle, arguments)
     tensor = _as_network_sees(segmenters[0], picture)
@@ -74,6 +76,16 @@ def run(arguments: argparse.Namespace) -> int:
         _say(f"written to {write_report(arguments.report, report)}")
     print(json.dumps(report, indent=1) if arguments.json else table(report))
     return 0
+
+
+def _refuse_unwritable(bundle: Bundle) -> None:
+    from denseport.runtime.errors import OutputError
+    from denseport.runtime.files import refuse_unwritable
+
+    try:
+        refuse_unwritable(bundle.path)
+    except OutputError as err:
+        raise OutputError(err.message, "Measure without keeping the figures in the bundle: --no-record.") from err
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:

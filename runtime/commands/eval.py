@@ -65,11 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.bundle import Bundle
+    from denseport.runtime.files import refuse_unwritable
     from denseport.runtime.segmenter import Segmenter
 
     _check(arguments)
     spread.check(arguments)
     bundle = Bundle(arguments.bundle)
+    if arguments.record:
+        refuse_unwritable(bundle.path)
     dataset = _dataset(arguments, bundle.manifest.reduce_zero_label)
     segmenter = Segmenter(bundle, artifact=arguments.artifact, protocol=arguments.protocol, threads=arguments.threads)
     gate = eval_gate.choose_gate(arguments, segmenter, len(dataset))
