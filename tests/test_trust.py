@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from build_records import build_record
 from hostile import enter, external, graph, repack, rewrite, tiny_bundle, tiny_model
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -288,7 +289,7 @@ def test_what_is_no_protobuf_is_refused(bundle: Bundle, data: bytes) -> None:
 
 def test_an_engine_that_was_swapped_after_the_build_is_not_opened(bundle: Bundle) -> None:
     (bundle.path / "x.engine").write_bytes(b"other machine code")
-    entry = {"kind": "engine", "precision": "fp16", "files": {"x.engine": "0" * 64}, "record": {}}
+    entry = {"kind": "engine", "precision": "fp16", "files": {"x.engine": "0" * 64}, "record": build_record().to_dict()}
     rewrite(bundle, lambda data: data["artifacts"].update({"x.engine": entry}))
     with pytest.raises(BundleError, match=r"x\.engine: altered"):
         Segmenter(bundle.path, artifact="x.engine")
