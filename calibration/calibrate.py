@@ -18,26 +18,26 @@ from typing import Any, Protocol
 
 import onnx_ir as ir
 
-from denseport.calibration.collect import StepCallback
 from denseport.calibration.errors import CalibrationError
-from denseport.calibration.forms import Form, forms_of
-from denseport.calibration.graph import GraphSession, load_model, serialise
-from denseport.calibration.images import CalibrationImages, labels_of
-from denseport.calibration.loss_file import LossFile
+from denseport.calibration.observe.collect import StepCallback
+from denseport.calibration.observe.images import CalibrationImages, labels_of
 from denseport.calibration.options import EFFORTS, CalibrationOptions, Effort
-from denseport.calibration.placement import Group, find_groups
-from denseport.calibration.search import Search, Step, search
-from denseport.calibration.sensitivity import Loss, Reference, sensitivities
-from denseport.calibration.smoothing import Smoothing
-from denseport.calibration.statistics import Thresholds, find_thresholds, smoothed
-from denseport.calibration.unpack import unpack_projections
-from denseport.runtime.bundle import Bundle
-from denseport.runtime.dataset import Dataset
-from denseport.runtime.feed import thinned
-from denseport.runtime.files import sha256_of, work_folder, writing
-from denseport.runtime.machine import inspect_machine
-from denseport.runtime.manifest import FP32, Artifact
-from denseport.runtime.page import count
+from denseport.calibration.quantize.graph import GraphSession, load_model, serialise
+from denseport.calibration.quantize.placement import Group, find_groups
+from denseport.calibration.quantize.smoothing import Smoothing
+from denseport.calibration.quantize.statistics import Thresholds, find_thresholds, smoothed
+from denseport.calibration.quantize.unpack import unpack_projections
+from denseport.calibration.search.loss_file import LossFile
+from denseport.calibration.search.search import Search, Step, search
+from denseport.calibration.search.sensitivity import Loss, Reference, sensitivities
+from denseport.calibration.search.variants import Form, forms_of
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.manifest import FP32, Artifact
+from denseport.runtime.evaluation.dataset import Dataset
+from denseport.runtime.media.page import count
+from denseport.runtime.pipeline.network_input import thinned
+from denseport.runtime.system.files import sha256_of, work_folder, writing
+from denseport.runtime.system.machine import inspect_machine
 
 __all__ = ["CalibrationRecord", "Progress", "Silent", "calibrate"]
 

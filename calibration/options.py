@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from denseport.calibration.observers import METHODS, Method
-from denseport.calibration.qdq import KINDS
-from denseport.calibration.search import Budget
-from denseport.runtime.dataset import Dataset
+from denseport.calibration.observe.observers import METHODS, Method
+from denseport.calibration.quantize.qdq import KINDS
+from denseport.calibration.search.search import Budget
 from denseport.runtime.errors import InputError
-from denseport.runtime.gate import AGREEMENTS, BUDGETS
+from denseport.runtime.evaluation.dataset import Dataset
+from denseport.runtime.evaluation.gate import AGREEMENTS, BUDGETS
 
 __all__ = ["AGREEMENT", "EFFORTS", "CalibrationOptions", "Effort", "EffortName", "budget_of"]
 

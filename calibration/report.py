@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from denseport.calibration.calibrate import CalibrationRecord
-from denseport.calibration.search import Step
-from denseport.runtime.files import write_atomic
-from denseport.runtime.manifest import Manifest
-from denseport.runtime.page import count, fact_list, page, section
-from denseport.runtime.plot import Axis, Series, chart
-from denseport.runtime.trial import Trial
+from denseport.calibration.search.search import Step
+from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.bundle.quantization import Trial
+from denseport.runtime.media.page import count, fact_list, page, section
+from denseport.runtime.media.plot import Axis, Series, chart
+from denseport.runtime.system.files import write_atomic
 
 __all__ = ["summary", "write_report"]
 

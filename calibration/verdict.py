@@ -15,18 +15,18 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.calibration.search import Budget
-from denseport.calibration.sensitivity import Loss
-from denseport.runtime.backends import Session
+from denseport.calibration.search.search import Budget
+from denseport.calibration.search.sensitivity import Loss
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
-from denseport.runtime.bundle import Bundle
-from denseport.runtime.choice import CUDA, choose
-from denseport.runtime.dataset import Dataset
-from denseport.runtime.evaluate import evaluate
-from denseport.runtime.machine import inspect_machine
-from denseport.runtime.manifest import FP32
+from denseport.runtime.backends.session import Session
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.manifest import FP32
+from denseport.runtime.bundle.quantization import Trial, kind_of
+from denseport.runtime.evaluation.dataset import Dataset
+from denseport.runtime.evaluation.evaluate import evaluate
 from denseport.runtime.segmenter import Segmenter
-from denseport.runtime.trial import Trial, kind_of
+from denseport.runtime.selection import CUDA, choose
+from denseport.runtime.system.machine import inspect_machine
 
 __all__ = ["FASTER", "Accuracy", "Race", "judge", "measure_accuracy", "race"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 
 from denseport.runtime import DenseportError, Segmenter
-from denseport.runtime.images import decode_image
+from denseport.runtime.media.images import decode_image
 
 LARGEST = 50_000_000  # bytes
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from denseport.runtime import Segmenter
-from denseport.runtime.images import write_mask
+from denseport.runtime.media.images import write_mask
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 
 from denseport.runtime import Segmenter
-from denseport.runtime.videos import VideoWriter
-from denseport.runtime.visualize import overlay
+from denseport.runtime.media.overlay import overlay
+from denseport.runtime.media.videos import VideoWriter
 
 
 def frames_of(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:

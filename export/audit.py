@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from denseport.export.divergence import find_divergence
-from denseport.export.mask import LOGITS, append_mask, output_of
-from denseport.export.rounding import emulate_rounding
-from denseport.export.save import read_model, save_model
-from denseport.runtime.backends import Session
+from denseport.export.explain.divergence import find_divergence
+from denseport.export.graph.mask import LOGITS, append_mask, output_of
+from denseport.export.graph.rounding import emulate_rounding
+from denseport.export.graph.save import read_model, save_model
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.tensorrt import TensorRTSession
-from denseport.runtime.build_record import BuildRecord
-from denseport.runtime.bundle import Bundle
-from denseport.runtime.feed import network_inputs, thinned
-from denseport.runtime.files import work_folder
-from denseport.runtime.gate import AGREEMENTS
-from denseport.runtime.manifest import FP32, Manifest
-from denseport.runtime.metrics import json_number
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.engine_record import BuildRecord
+from denseport.runtime.bundle.manifest import FP32, Manifest
+from denseport.runtime.evaluation.gate import AGREEMENTS
+from denseport.runtime.evaluation.metrics import json_number
+from denseport.runtime.pipeline.network_input import network_inputs, thinned
+from denseport.runtime.system.files import work_folder
 
 __all__ = ["Audit", "audit_engine", "audit_graph"]
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from denseport.export.checkpoint import read_checkpoint
+from denseport.export.checkpoint.file import read_checkpoint
+from denseport.export.checkpoint.weights import load_model
 from denseport.export.models.segmentor import build
-from denseport.export.spec import spec_of
-from denseport.export.weights import load_model
-from denseport.runtime.manifest import Manifest
-from denseport.runtime.page import count
+from denseport.export.models.spec import spec_of
+from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.media.page import count
 
 __all__ = ["TorchSession", "torch_baseline"]
 

@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from denseport.runtime.bundle import Bundle as Bundle
+    from denseport.runtime.bundle.bundle import Bundle as Bundle
     from denseport.runtime.errors import DenseportError as DenseportError
-    from denseport.runtime.results import Segmentation as Segmentation
-    from denseport.runtime.results import Timings as Timings
+    from denseport.runtime.pipeline.results import Segmentation as Segmentation
+    from denseport.runtime.pipeline.results import Timings as Timings
     from denseport.runtime.segmenter import Segmenter as Segmenter
 
 _HOMES = {

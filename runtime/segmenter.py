@@ -12,23 +12,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.backends import Session
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.shared import SharedSession
-from denseport.runtime.build_record import BuildRecord
-from denseport.runtime.bundle import Bundle
-from denseport.runtime.choice import Choice, choose
-from denseport.runtime.cpus import check_threads
-from denseport.runtime.decision import MASK_ONLY, Wish, decide
-from denseport.runtime.device_path import DevicePath, open_device_path
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.engine_record import BuildRecord
+from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.errors import InputError
-from denseport.runtime.manifest import Manifest
-from denseport.runtime.postprocess import Field
-from denseport.runtime.protocol import Protocol, parse_protocol
-from denseport.runtime.results import Segmentation
-from denseport.runtime.steps import Picture, Region, Steps, Work
-from denseport.runtime.stream import pipelined
-from denseport.runtime.temporal import Smoother
+from denseport.runtime.pipeline.device_path import DevicePath, open_device_path
+from denseport.runtime.pipeline.outputs import MASK_ONLY, Wish, decide
+from denseport.runtime.pipeline.pipeline import Picture, Region, Steps, Work
+from denseport.runtime.pipeline.resample import Field
+from denseport.runtime.pipeline.results import Segmentation
+from denseport.runtime.pipeline.stream import pipelined
+from denseport.runtime.pipeline.temporal import Smoother
+from denseport.runtime.selection import Choice, choose
+from denseport.runtime.system.cpus import check_threads
 
 __all__ = ["Segmenter"]
 
@@ -47,10 +47,10 @@ class Segmenter:
 
     Args:
         bundle: a bundle's folder.
-        artifact: which artifact runs; default: the best for this machine (`denseport.runtime.choice`).
+        artifact: which artifact runs; default: the best for this machine (`denseport.runtime.selection`).
         protocol: how pictures reach the network: "reference" is as the checkpoint was tested, "ms-flip" averages
             twelve scaled and mirrored views, "native" slides over pictures of any size without resizing them;
-            `denseport.runtime.protocol.parse_protocol` has them all.
+            `denseport.runtime.bundle.protocol.parse_protocol` has them all.
         threads: for the network and for post-processing; default: the CPUs this process may use.
         providers: ONNX Runtime's execution providers for an ONNX artifact, best first, such as
             ``("TensorrtExecutionProvider", "CUDAExecutionProvider")``; default: CUDA if it can, else the CPU.
@@ -239,7 +239,8 @@ class Segmenter:
             images: arrays or files, as for a call; iterated in a thread. An array is copied, and may be filled anew.
             depth: pictures that wait between two stages.
             scores, top_k: as for a call.
-            smoothing: for the frames of a video, the weight of the past in [0, 1) (`denseport.runtime.temporal`).
+            smoothing: for the frames of a video, the weight of the past in [0, 1)
+                (`denseport.runtime.pipeline.temporal`).
 
         Raises:
             InputError: ``depth`` no whole number from 1 up, ``smoothing`` outside [0, 1), or as for a call.

@@ -10,9 +10,9 @@ import pytest
 from cpu_kernels import Kernels, compile_kernels
 from support import ASSETS, SHARED
 
-from denseport.runtime.bundle import Bundle
-from denseport.runtime.kernels import launch
-from denseport.runtime.kernels.sources import PICTURE_SOURCES
+from denseport.runtime.backends.cuda.kernels import launch
+from denseport.runtime.backends.cuda.kernels.sources import PICTURE_SOURCES
+from denseport.runtime.bundle.bundle import Bundle
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,7 +48,7 @@ def oracle(shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def exported(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
     """The bundle of an oracle model, exported when it is first asked for."""
-    from denseport.export.export import export_bundle
+    from denseport.export.bundle import export_bundle
 
     bundles: dict[str, Bundle] = {}
 
@@ -64,7 +64,7 @@ def exported(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The bundle of the small trained checkpoint that the repository holds."""
-    from denseport.export.export import export_bundle
+    from denseport.export.bundle import export_bundle
 
     return export_bundle(ASSETS / "dpt_tiny_street.pth", tmp_path_factory.mktemp("bundles") / "sample")
 

@@ -11,19 +11,19 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.arguments import path, real, whole
-from denseport.runtime.page import count
+from denseport.runtime.cli.arguments import path, real, whole
+from denseport.runtime.media.page import count
 
 if TYPE_CHECKING:
     from denseport.calibration.calibrate import CalibrationRecord
-    from denseport.calibration.collect import StepCallback
-    from denseport.calibration.images import CalibrationImages
+    from denseport.calibration.observe.collect import StepCallback
+    from denseport.calibration.observe.images import CalibrationImages
     from denseport.calibration.options import CalibrationOptions
-    from denseport.calibration.search import Budget
-    from denseport.calibration.sensitivity import Loss
-    from denseport.runtime.bundle import Bundle
-    from denseport.runtime.dataset import Dataset
-    from denseport.runtime.trial import Trial
+    from denseport.calibration.search.search import Budget
+    from denseport.calibration.search.sensitivity import Loss
+    from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.bundle.quantization import Trial
+    from denseport.runtime.evaluation.dataset import Dataset
 
 NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # looked for first, since the work takes a while
 HELP = "quantize to INT8 or FP8 within a budget, and measure whether that is worth it here"
@@ -123,16 +123,16 @@ def _add_quantization(how: argparse._ArgumentGroup) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from denseport.runtime.machine import require
+    from denseport.runtime.system.machine import require
 
     require(NEEDED, "calibration")
     from denseport.calibration.calibrate import calibrate
-    from denseport.calibration.images import CalibrationImages
+    from denseport.calibration.observe.images import CalibrationImages
     from denseport.calibration.options import budget_of
-    from denseport.runtime.bundle import Bundle
-    from denseport.runtime.feed import spread
-    from denseport.runtime.files import refuse_unwritable
-    from denseport.runtime.protocol import parse_protocol
+    from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.bundle.protocol import parse_protocol
+    from denseport.runtime.pipeline.network_input import spread
+    from denseport.runtime.system.files import refuse_unwritable
 
     _check(arguments)
     bundle = Bundle(arguments.bundle)
@@ -187,10 +187,10 @@ def _measure(
     """Measure an artifact that is there already, on this machine."""
     from dataclasses import asdict
 
-    from denseport.calibration.search import Budget
-    from denseport.calibration.sensitivity import Loss
+    from denseport.calibration.search.search import Budget
+    from denseport.calibration.search.sensitivity import Loss
+    from denseport.runtime.bundle.manifest import decode_dataclass, reading_record
     from denseport.runtime.errors import InputError
-    from denseport.runtime.manifest import decode_dataclass, reading_record
 
     name = arguments.measure
     record = bundle.artifact(name).record
@@ -229,7 +229,7 @@ def _check_report(report: Path) -> None:
         OutputError: it cannot be written.
     """
     from denseport.runtime.errors import InputError
-    from denseport.runtime.files import refuse_unwritable, writing
+    from denseport.runtime.system.files import refuse_unwritable, writing
 
     refuse_unwritable(report.parent)
     with writing(report):  # of a name that is too long
@@ -242,8 +242,8 @@ def _check_report(report: Path) -> None:
 def _dataset(arguments: argparse.Namespace, bundle: Bundle) -> Dataset | None:
     from dataclasses import replace
 
-    from denseport.runtime.dataset import open_dataset
-    from denseport.runtime.feed import thinned
+    from denseport.runtime.evaluation.dataset import open_dataset
+    from denseport.runtime.pipeline.network_input import thinned
 
     if arguments.data is None:
         return None
@@ -263,7 +263,7 @@ def _work_folder(arguments: argparse.Namespace, bundle: Bundle, pictures: list[P
     import shutil
 
     from denseport.runtime.errors import InputError
-    from denseport.runtime.files import cache_folder
+    from denseport.runtime.system.files import cache_folder
 
     if arguments.work is not None:
         yield arguments.work
@@ -292,7 +292,7 @@ def _try(
 ) -> Trial:
     """Measure the artifact beside FP32 here, and keep the verdict in its record."""
     from denseport.calibration.verdict import judge, measure_accuracy
-    from denseport.runtime.feed import thinned
+    from denseport.runtime.pipeline.network_input import thinned
 
     accuracy = None
     if labelled is not None:

@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.arguments import path, whole
-from denseport.runtime.page import count
+from denseport.runtime.cli.arguments import path, whole
+from denseport.runtime.media.page import count
 
 if TYPE_CHECKING:
-    from denseport.export.engine import EngineOptions
-    from denseport.runtime.build_record import Shape
-    from denseport.runtime.bundle import Bundle
+    from denseport.export.engine.build import EngineOptions
+    from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.bundle.engine_record import Shape
 
 HELP = "build FP16 graphs and TensorRT engines, audited against FP32"
 NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # looked for first, since the work takes a while
@@ -98,14 +98,14 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from denseport.runtime.machine import require
+    from denseport.runtime.system.machine import require
 
     require(NEEDED, "export,onnxruntime")
-    from denseport.export.engine import check_builder
-    from denseport.runtime.bundle import Bundle
+    from denseport.export.engine.build import check_builder
+    from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.bundle.manifest import FP32
     from denseport.runtime.errors import InputError
-    from denseport.runtime.files import refuse_unwritable
-    from denseport.runtime.manifest import FP32
+    from denseport.runtime.system.files import refuse_unwritable
 
     variant = arguments.engine == "onnx" and (arguments.output == "mask" or arguments.plugin == "on")
     if arguments.precision == "fp32" and arguments.engine == "onnx" and not variant:
@@ -134,7 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _shape(text: str) -> Shape:
-    from denseport.export.engine_profile import parse_shape
+    from denseport.export.engine.profile import parse_shape
     from denseport.runtime.errors import InputError
 
     try:
@@ -145,7 +145,7 @@ def _shape(text: str) -> Shape:
 
 def _check_quantized(bundle: Bundle, arguments: argparse.Namespace, *, variant: bool) -> None:
     """A quantized graph comes from a calibration; here its float part is typed, or an engine is built of it."""
-    from denseport.export.build import source_of
+    from denseport.export.artifacts import source_of
     from denseport.runtime.errors import InputError
 
     name = source_of(arguments.precision)
@@ -167,8 +167,8 @@ def _check_quantized(bundle: Bundle, arguments: argparse.Namespace, *, variant: 
 
 def _typed(bundle: Bundle, arguments: argparse.Namespace, *, reuse: bool) -> dict[str, Any]:
     """Write the typed graph; as a means to an end, one that is there is taken unless pictures are given."""
-    from denseport.export.build import build_typed, source_of
-    from denseport.export.precision import precision_table
+    from denseport.export.artifacts import build_typed, source_of
+    from denseport.export.graph.precision import precision_table
 
     quantized = arguments.precision if arguments.precision in QUANTIZED else None
     precision = arguments.rest if quantized else arguments.precision
@@ -188,7 +188,7 @@ def _typed(bundle: Bundle, arguments: argparse.Namespace, *, reuse: bool) -> dic
 
 def _variant(bundle: Bundle, arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the graph with the output, or with the fused nodes, that were asked for."""
-    from denseport.export.build import build_variant
+    from denseport.export.artifacts import build_variant
 
     pictures = _pictures(arguments)
     mask, fused = arguments.output == "mask", arguments.plugin == "on"
@@ -202,10 +202,10 @@ def _variant(bundle: Bundle, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _engine_options(bundle: Bundle, arguments: argparse.Namespace) -> EngineOptions:
-    from denseport.export.engine import EngineOptions
-    from denseport.export.engine_profile import named_profiles, profile_of
+    from denseport.export.engine.build import EngineOptions
+    from denseport.export.engine.profile import named_profiles, profile_of
+    from denseport.runtime.bundle.protocol import parse_protocol
     from denseport.runtime.errors import InputError
-    from denseport.runtime.protocol import parse_protocol
 
     shapes = [getattr(arguments, name) for name in ("min", "opt", "max")]
     if any(shapes):
@@ -232,9 +232,9 @@ def _engine_options(bundle: Bundle, arguments: argparse.Namespace) -> EngineOpti
 
 
 def _engine(bundle: Bundle, arguments: argparse.Namespace, options: EngineOptions) -> dict[str, Any]:
-    from denseport.export.build import build_engine_artifact
-    from denseport.runtime.choice import too_narrow
-    from denseport.runtime.protocol import parse_protocol
+    from denseport.export.artifacts import build_engine_artifact
+    from denseport.runtime.bundle.protocol import parse_protocol
+    from denseport.runtime.selection import too_narrow
 
     verbose = _say if arguments.verbose else None
     pictures = _pictures(arguments)
@@ -263,7 +263,7 @@ def _engine(bundle: Bundle, arguments: argparse.Namespace, options: EngineOption
 
 def _pictures(arguments: argparse.Namespace) -> list[Path]:
     from denseport.runtime.errors import InputError
-    from denseport.runtime.feed import spread
+    from denseport.runtime.pipeline.network_input import spread
 
     if not arguments.images:
         return []
@@ -296,7 +296,7 @@ def _lines(result: dict[str, Any], *, verbose: bool) -> list[str]:
 
 
 def _engine_lines(result: dict[str, Any], *, verbose: bool) -> list[str]:
-    from denseport.runtime.build_record import built_words
+    from denseport.runtime.bundle.engine_record import built_words
 
     record, audit = result["record"], result["engine_audit"]
     asked = ", ".join(f"{count(number, 'node')} {kind}" for kind, number in record["types_asked"].items())
@@ -314,7 +314,7 @@ def _engine_lines(result: dict[str, Any], *, verbose: bool) -> list[str]:
 
 def _log_lines(log: Sequence[str], *, verbose: bool) -> list[str]:
     """What to read of the builder's warnings and errors; the rest, its talk about its own doings, as a number."""
-    from denseport.export.engine_errors import is_notable
+    from denseport.export.engine.errors import is_notable
 
     shown = [line for line in log if verbose or is_notable(line)]
     left = len(log) - len(shown)

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from denseport.runtime.arguments import path, whole
+from denseport.runtime.cli.arguments import path, whole
 
 NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime")  # looked for first, since the work takes a while
 HELP = "export a checkpoint to a bundle with a checked ONNX model"
@@ -29,13 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from denseport.export.presets import PRESETS
+    from denseport.export.models.presets import PRESETS
     from denseport.runtime.errors import InputError
-    from denseport.runtime.machine import require
+    from denseport.runtime.system.machine import require
 
     require(NEEDED, "export,onnxruntime")
-    from denseport.export.export import export_bundle
-    from denseport.runtime.manifest import FP32
+    from denseport.export.bundle import export_bundle
+    from denseport.runtime.bundle.manifest import FP32
 
     if arguments.preset is not None and arguments.preset not in PRESETS:
         raise InputError(f"no preset {arguments.preset!r}", "See denseport models for their names.")

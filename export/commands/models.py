@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from denseport.export.presets import PRESETS
+    from denseport.export.models.presets import PRESETS
 
     if arguments.json:
         rows = [

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from denseport.export.models.layers import ConvModule, resize
-from denseport.export.spec import DPTHeadSpec
+from denseport.export.models.spec import DPTHeadSpec
 
 __all__ = ["DPTHead", "FeatureFusionBlock", "PreActResidualConvUnit", "ReassembleBlocks"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from denseport.export.models.dpt import DPTHead
+from denseport.export.models.spec import DPTHeadSpec, ModelSpec
 from denseport.export.models.upernet import MultiLevelNeck, UPerHead
 from denseport.export.models.vit import VisionTransformer
-from denseport.export.spec import DPTHeadSpec, ModelSpec
 
 __all__ = ["Segmentor", "build"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from denseport.export.models.layers import ConvModule, resize
 from denseport.export.models.operators import pyramid_matrix
-from denseport.export.spec import NeckSpec, UPerHeadSpec
+from denseport.export.models.spec import NeckSpec, UPerHeadSpec
 
 __all__ = ["MultiLevelNeck", "UPerHead"]
 

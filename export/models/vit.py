@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from denseport.export.models.operators import resize_pos_embed
-from denseport.export.spec import ViTSpec
+from denseport.export.models.spec import ViTSpec
 
 __all__ = ["Attention", "EncoderLayer", "FeedForward", "PatchEmbed", "VisionTransformer", "WrappedAttention"]
 

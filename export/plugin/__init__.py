@@ -7,7 +7,7 @@ Three operators (N batch, C channels or classes):
 ``denseport::ResizeArgmax``     logits (N, C, h, w) -> int32 (N, H, W): mmsegmentation's two resizes, to the
                                 network's input size and then to the picture's, and argmax.
 
-    kernels.cu            CUDA C++, joined with what denseport.runtime.kernels shares
+    kernels.cu            CUDA C++, joined with what denseport.runtime.backends.cuda.kernels shares
     compile.py            its PTX, and one kernel alone
     resources.py          PTX -> registers and spills on each architecture, with ptxas
     launch.py             which kernel, how many threads, which numbers

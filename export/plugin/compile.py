@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from denseport.runtime.kernels import compile as nvrtc
-from denseport.runtime.kernels.sources import COMMON, RESIZE_ARGMAX
+from denseport.runtime.backends.cuda.kernels import compile as nvrtc
+from denseport.runtime.backends.cuda.kernels.sources import COMMON, RESIZE_ARGMAX
 
 __all__ = ["SOURCES", "compile_ptx", "single_kernel"]
 

@@ -1,6 +1,6 @@
 """Which kernel to launch, on how many threads, with which numbers: pure functions of type, layout and size.
 
-TensorRT (through :mod:`denseport.export.plugin.tensorrt_plugin`), the CPU tests and ``scripts/gpu-check`` all
+TensorRT (through :mod:`denseport.export.plugin.tensorrt_plugin`), the CPU tests and ``scripts/gpu/check`` all
 launch with what these functions return. Sizes may be integers or TensorRT's symbolic expressions, which know
 ``+``, ``*`` and ``//`` with the expression on the left and have no values yet: nothing here compares sizes.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from denseport.runtime.kernels.launch import Launch, Precision, Size, ceil_div, strips
+from denseport.runtime.backends.cuda.kernels.launch import Launch, Precision, Size, ceil_div, strips
 
 __all__ = [
     "KERNELS",

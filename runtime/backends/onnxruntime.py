@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.cpus import check_threads, usable_cpus
+from denseport.runtime.bundle.manifest import FOR_CPU
 from denseport.runtime.errors import BundleError, MachineError, is_out_of_memory
-from denseport.runtime.manifest import FOR_CPU
-from denseport.runtime.page import count
+from denseport.runtime.media.page import count
+from denseport.runtime.system.cpus import check_threads, usable_cpus
 
 if TYPE_CHECKING:
-    from denseport.runtime.backends.device import DeviceNetwork
+    from denseport.runtime.backends.cuda.device import DeviceNetwork
 
 __all__ = ["INPUT", "OnnxRuntimeSession"]
 
@@ -140,9 +140,9 @@ class OnnxRuntimeSession:
         """
         if not self._on_gpu:
             raise MachineError(f"tensors of {self._description} are on the host")
-        from denseport.runtime.backends.cuda import open_cuda
-        from denseport.runtime.backends.device import DeviceNetwork
-        from denseport.runtime.backends.onnxruntime_cuda import CudaLane
+        from denseport.runtime.backends.cuda.device import DeviceNetwork
+        from denseport.runtime.backends.cuda.driver import open_cuda
+        from denseport.runtime.backends.cuda.onnxruntime import CudaLane
 
         cuda = open_cuda()
         return DeviceNetwork(cuda, LANES, False, lambda: CudaLane(self._session, cuda))

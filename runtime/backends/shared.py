@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.backends import Session
+from denseport.runtime.backends.session import Session
 from denseport.runtime.errors import InputError
 
 __all__ = ["SharedSession"]

@@ -14,13 +14,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.backends.buffers import Buffers
-from denseport.runtime.backends.cuda import Cuda, Graph, Stream, open_cuda
-from denseport.runtime.backends.device import DeviceNetwork
+from denseport.runtime.backends.cuda.buffers import Buffers
+from denseport.runtime.backends.cuda.device import DeviceNetwork
+from denseport.runtime.backends.cuda.driver import Cuda, Graph, Stream, open_cuda
+from denseport.runtime.backends.cuda.zero_copy import DeviceArray, View, view_of
 from denseport.runtime.backends.pool import Pool
 from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_library
-from denseport.runtime.backends.zero_copy import DeviceArray, View, view_of
-from denseport.runtime.build_record import TITLES, BuildRecord, Profile, find_profile, mismatch
+from denseport.runtime.bundle.engine_record import TITLES, BuildRecord, Profile, find_profile, mismatch
 from denseport.runtime.errors import BundleError, InputError, MachineError
 
 __all__ = ["TensorRTSession", "check_record", "why_not"]
@@ -230,7 +230,7 @@ class _Lane:
         return self._stream
 
     def infer(self, image: View) -> View:
-        """As `denseport.runtime.backends.device.Lane.infer`."""
+        """As `denseport.runtime.backends.cuda.device.Lane.infer`."""
         self._check("the image", image, image.shape, self._types[0])
         self._accept(image.shape, find_profile(self._profiles, image.shape))
         shape = self._output_shape()

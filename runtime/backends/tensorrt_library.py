@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from denseport.runtime.errors import MachineError
-from denseport.runtime.machine import install_command
+from denseport.runtime.system.machine import install_command
 
 __all__ = ["Library", "LogBook", "LogLine", "load_library"]
 

@@ -7,25 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from denseport.calibration.collect import collect
-from denseport.calibration.graph import load_model, serialise
-from denseport.calibration.images import CalibrationImages
-from denseport.calibration.observers import ChannelMaximum, Histogram, RowSample, threshold
-from denseport.calibration.placement import activations, find_groups
-from denseport.calibration.qdq import quantize
-from denseport.calibration.smoothing import find_norms, smooth
-from denseport.calibration.unpack import unpack_projections
-from denseport.runtime.dataset import open_dataset
-from denseport.runtime.evaluate import evaluate
-from denseport.runtime.files import sha256_of
-from denseport.runtime.manifest import Artifact
-from denseport.runtime.protocol import parse_protocol
+from denseport.calibration.observe.collect import collect
+from denseport.calibration.observe.images import CalibrationImages
+from denseport.calibration.observe.observers import ChannelMaximum, Histogram, RowSample, threshold
+from denseport.calibration.quantize.graph import load_model, serialise
+from denseport.calibration.quantize.placement import activations, find_groups
+from denseport.calibration.quantize.qdq import quantize
+from denseport.calibration.quantize.smoothing import find_norms, smooth
+from denseport.calibration.quantize.unpack import unpack_projections
+from denseport.runtime.bundle.manifest import Artifact
+from denseport.runtime.bundle.protocol import parse_protocol
+from denseport.runtime.evaluation.dataset import open_dataset
+from denseport.runtime.evaluation.evaluate import evaluate
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.system.files import sha256_of
 
 
 @pytest.mark.slow
 def test_the_sample_keeps_its_accuracy(shared: Path, tmp_path: Path) -> None:
-    from denseport.export.export import export_bundle
+    from denseport.export.bundle import export_bundle
 
     bundle = export_bundle(shared / "data/checkpoints/dpt_deit-s16_street.pth", tmp_path / "bundle")
     protocol = parse_protocol("reference", bundle.manifest)

@@ -19,13 +19,13 @@ from support import ASSETS
 
 from denseport.calibration import calibrate as pipeline
 from denseport.calibration import verdict
-from denseport.calibration.sensitivity import Reference
+from denseport.calibration.search.sensitivity import Reference
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
-from denseport.runtime.bundle import Bundle
-from denseport.runtime.cli import main
-from denseport.runtime.feed import network_inputs, spread
-from denseport.runtime.images import read_image
-from denseport.runtime.page import count
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.cli.main import main
+from denseport.runtime.media.images import read_image
+from denseport.runtime.media.page import count
+from denseport.runtime.pipeline.network_input import network_inputs, spread
 from denseport.runtime.segmenter import Segmenter
 
 STREET = ASSETS / "street"

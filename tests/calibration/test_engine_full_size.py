@@ -13,9 +13,9 @@ import pytest
 from engine_text import products
 from quantizing import write_quantized
 
-from denseport.export.engine import EngineOptions, build_engine
-from denseport.export.engine_profile import named_profiles
-from denseport.export.precision import write_precision
+from denseport.export.engine.build import EngineOptions, build_engine
+from denseport.export.engine.profile import named_profiles
+from denseport.export.graph.precision import write_precision
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,8 +28,8 @@ import sys
 from pathlib import Path
 import torch
 from denseport.export.models.segmentor import build
-from denseport.export.onnx import export_onnx
-from denseport.export.presets import PRESETS
+from denseport.export.torch_to_onnx import export_onnx
+from denseport.export.models.presets import PRESETS
 torch.manual_seed(0)
 export_onnx(build(PRESETS[sys.argv[1]].spec).eval(), Path(sys.argv[2]))
 """

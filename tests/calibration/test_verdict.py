@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from denseport.calibration.search import Budget
-from denseport.calibration.sensitivity import Loss
+from denseport.calibration.search.search import Budget
+from denseport.calibration.search.sensitivity import Loss
 from denseport.calibration.verdict import Accuracy, race
 
 

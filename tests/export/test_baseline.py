@@ -11,7 +11,7 @@ from support import ASSETS
 
 from denseport.export.baseline import torch_baseline
 from denseport.export.errors import CheckpointError
-from denseport.runtime.bundle import Bundle
+from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.segmenter import Segmenter
 
 

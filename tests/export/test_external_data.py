@@ -11,12 +11,12 @@ import onnx
 import pytest
 from support import ASSETS
 
-from denseport.calibration.graph import load_model, serialise
-from denseport.runtime.bundle import MANIFEST, Bundle
-from denseport.runtime.cli import main
-from denseport.runtime.files import sha256_of
-from denseport.runtime.manifest import Artifact
-from denseport.runtime.onnx_files import external_files
+from denseport.calibration.quantize.graph import load_model, serialise
+from denseport.runtime.bundle.bundle import MANIFEST, Bundle
+from denseport.runtime.bundle.external_data import external_files
+from denseport.runtime.bundle.manifest import Artifact
+from denseport.runtime.cli.main import main
+from denseport.runtime.system.files import sha256_of
 
 STREET = ASSETS / "street"
 PHOTO = sorted(STREET.rglob("*.jpg"))[0]

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from support import ASSETS, assert_same_classes
 
-from denseport.runtime import postprocess
-from denseport.runtime.bundle import Bundle
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.manifest import FP32, Inference
+from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.errors import BundleError, ImageError, InputError
-from denseport.runtime.images import read_image
-from denseport.runtime.manifest import FP32, Inference
-from denseport.runtime.protocol import Protocol, parse_protocol
+from denseport.runtime.media.images import read_image
+from denseport.runtime.pipeline import resample as postprocess
 from denseport.runtime.segmenter import Segmenter
 
 PICTURE = next((ASSETS / "street").rglob("*.jpg"))

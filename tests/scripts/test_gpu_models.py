@@ -1,4 +1,4 @@
-"""The networks' rows of scripts/gpu-check, on the CPU with a tiny network."""
+"""The networks' rows of scripts/gpu/check, on the CPU with a tiny network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support import REPO
 
-from denseport.export.spec import DPTHeadSpec, ModelSpec, ViTSpec
+from denseport.export.models.spec import DPTHeadSpec, ModelSpec, ViTSpec
 from denseport.runtime.errors import InputError, MachineError
 
 torch = pytest.importorskip("torch")
@@ -30,7 +30,7 @@ TINY = ModelSpec(
 @pytest.fixture(autouse=True, scope="module")
 def _scripts() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(REPO / "scripts")
+        patch.syspath_prepend(REPO / "scripts" / "gpu")
         yield
 
 

@@ -1,0 +1,147 @@
+"""Run the FP32 model over calibration images and show its tensors to observers.
+
+Tensors are fetched in groups that fit a memory limit; a group is one pass over the images. What was seen so far is kept
+in a file, written whole or not at all, from which an interrupted collection goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from denseport.calibration.errors import CalibrationError
+from denseport.calibration.observe.observers import Observer
+from denseport.calibration.quantize.graph import INPUT, GraphSession, serialise
+from denseport.runtime.system.arrays import read_arrays, write_arrays
+
+__all__ = ["StepCallback", "collect", "collection_key"]
+
+LIMIT = 2**30  # bytes of fetched tensors
+SAVE_SECONDS = 10.0
+
+StepCallback = Callable[[int, int], None]  # given the steps done and the steps in all
+Images = Sequence[NDArray[np.float32]]
+Observers = Mapping[str, Sequence[Observer]]
+
+
+def collect(
+    model: ir.Model,
+    images: Images,
+    observers: Observers,
+    *,
+    limit: int = LIMIT,
+    threads: int | None = None,
+    state_file: Path | None = None,
+    key: str = "",
+    keep: bool = False,
+    progress: StepCallback = lambda done, total: None,
+) -> None:
+    """Show each tensor of each image to its observers.
+
+    Args:
+        images: normalised, (N, 3, H, W) float32; asked for again in every pass.
+        observers: by tensor name; "image" is the input.
+        limit: bytes of tensors fetched at a time, measured on the first image.
+        state_file: what was seen so far, taken up if it was written under the same ``key``.
+        keep: do not remove the state file at the end, so that another call finds everything seen.
+        key: what is collected, as `collection_key` gives it.
+        progress: told steps done and in all; a step is one image of one pass.
+
+    Raises:
+        CalibrationError: no images, images of a wrong shape, or values that are not finite.
+    """
+    if not len(images):
+        raise CalibrationError("there are no images to calibrate with", "Give at least one image, best 32 or more.")
+    passes = _passes(model, images[0], [name for name in observers if name != INPUT], limit, threads)
+    done = _load(state_file, key, observers) if state_file is not None else 0
+    total = len(passes) * len(images)
+    saved = time.monotonic()
+    for number, names in enumerate(passes):
+        if done >= (number + 1) * len(images):
+            continue
+        session = GraphSession(model, names, threads=threads)
+        for index in range(done - number * len(images), len(images)):
+            image = images[index]
+            tensors = dict(zip(names, session.run(image), strict=True))
+            if number == 0:
+                tensors[INPUT] = image
+            _show(tensors, observers)
+            del tensors  # before the next image's come
+            done += 1
+            progress(done, total)
+            # Only here have all observers seen the same images: an interruption loses what came after.
+            if state_file is not None and time.monotonic() - saved > SAVE_SECONDS:
+                _save(state_file, key, done, observers)
+                saved = time.monotonic()
+        del session  # before the next one is opened
+    if state_file is not None and keep:
+        _save(state_file, key, done, observers)
+    elif state_file is not None:
+        state_file.unlink(missing_ok=True)
+
+
+def collection_key(model: ir.Model, images: Sequence[str], observers: Observers, limit: int = LIMIT) -> str:
+    """A hash of what is collected: the model, the images' identities, the tensors and their observers."""
+    digest = hashlib.sha256(serialise(model))
+    what = [list(images), limit, [(name, [type(o).__name__ for o in seen]) for name, seen in observers.items()]]
+    digest.update(repr(what).encode())
+    return digest.hexdigest()
+
+
+def _show(tensors: Mapping[str, NDArray[Any]], observers: Observers) -> None:
+    for name, values in tensors.items():
+        for observer in observers.get(name, ()):
+            try:
+                observer.update(values)
+            except CalibrationError as err:
+                raise CalibrationError(f"{name}: {err.message}", err.remedy) from err
+
+
+def _passes(
+    model: ir.Model, image: NDArray[np.float32], names: Sequence[str], limit: int, threads: int | None
+) -> list[list[str]]:
+    """The tensors in groups of at most ``limit`` bytes (or a single tensor) for ``image``."""
+    shapes = GraphSession(model, (), shapes=names, threads=threads).run(image) if names else []
+    passes: list[list[str]] = [[]]
+    room = limit
+    for name, shape in zip(names, shapes, strict=True):
+        size = 4 * math.prod(int(n) for n in shape)
+        if passes[-1] and size > room:
+            passes.append([])
+            room = limit
+        passes[-1].append(name)
+        room -= size
+    return passes
+
+
+def _save(path: Path, key: str, done: int, observers: Observers) -> None:
+    arrays: dict[str, Any] = {"key": np.array(key), "done": np.array(done)}
+    for place, observer in _placed(observers):
+        arrays |= {f"{place}.{field}": value for field, value in observer.state().items()}
+    write_arrays(path, arrays)
+
+
+def _load(path: Path, key: str, observers: Observers) -> int:
+    """Restore the observers; the steps that they saw, 0 where there is no usable file."""
+    arrays = read_arrays(path)
+    if arrays is None or "key" not in arrays or str(arrays["key"]) != key:
+        return 0
+    for place, observer in _placed(observers):
+        start = f"{place}."
+        observer.restore({name.removeprefix(start): a for name, a in arrays.items() if name.startswith(start)})
+    return int(arrays["done"])
+
+
+def _placed(observers: Observers) -> Iterator[tuple[str, Observer]]:
+    """Each observer with a name for the file: tensors' own names hold slashes, which a zip file takes for folders."""
+    for n, seen in enumerate(observers.values()):
+        for i, observer in enumerate(seen):
+            yield f"{n}.{i}", observer

@@ -1,0 +1,1 @@
+"""What can be quantized, and the graph with QuantizeLinear and DequantizeLinear. Imports `observe` and what it may."""

@@ -1,0 +1,218 @@
+"""Write INT8 or FP8 into a graph: explicit QuantizeLinear and DequantizeLinear on both inputs of the chosen layers.
+
+Everything is symmetric: int8 with zero point 0, as TensorRT demands (it takes a uint8 zero point for int8 without a
+word). An activation has one scale; a weight has one for each output channel, and is stored as int8, so the file shrinks
+too. Biases stay float: TensorRT accepts no INT32 behind DequantizeLinear. FP8 is e4m3, for GPUs from sm_89 on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from denseport.calibration.errors import CalibrationError
+from denseport.calibration.observe.observers import LEVELS
+from denseport.calibration.quantize.graph import has_flag, new_constant, weight_of
+from denseport.calibration.quantize.placement import Group, residual_inputs
+
+__all__ = ["KINDS", "Kind", "Quantization", "quantize", "weight_scales"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An 8-bit type."""
+
+    dtype: ir.DataType
+    largest: float  # number that a threshold becomes
+
+    def rounded(self, values: NDArray[np.float32]) -> NDArray[Any]:
+        """Numbers of the type, nearest to ``values``."""
+        clipped = values.clip(-self.largest, self.largest)
+        rounded: NDArray[Any] = (np.rint(clipped) if self.dtype.is_integer() else clipped).astype(self.dtype.numpy())
+        return rounded
+
+
+KINDS = {"int8": Kind(ir.DataType.INT8, LEVELS), "fp8": Kind(ir.DataType.FLOAT8E4M3FN, 448.0)}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Which groups of a model compute in 8 bits, and which stay float and why."""
+
+    kind: str  # of `KINDS`
+    narrow: tuple[Group, ...]  # in 8 bits
+    floats: tuple[tuple[Group, str], ...]  # with the reason
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of all groups, for one image."""
+        return self.narrow_macs + sum(group.macs for group, _ in self.floats)
+
+    @property
+    def narrow_macs(self) -> int:
+        """Multiply-adds in 8 bits."""
+        return sum(group.macs for group in self.narrow)
+
+    @property
+    def share(self) -> float:
+        """Of the multiply-adds that is in 8 bits, 0..1."""
+        return self.narrow_macs / max(1, self.macs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form for a report."""
+        return {
+            "precision": self.kind,
+            "narrow_multiply_adds": self.narrow_macs,
+            "multiply_adds": self.macs,
+            "share": self.share,
+            "narrow": [group.name for group in self.narrow],
+            "float": {group.name: reason for group, reason in self.floats},
+        }
+
+
+def quantize(
+    model: ir.Model,
+    thresholds: Mapping[str, float],
+    groups: Iterable[Group],
+    chosen: Iterable[str],
+    *,
+    residual: bool = False,
+    reasons: Mapping[str, str] | None = None,
+    kind: str = "int8",
+) -> tuple[ir.Model, Quantization]:
+    """A copy of ``model`` in which the chosen groups compute in 8 bits.
+
+    Args:
+        thresholds: by tensor: the magnitude that becomes 127 (INT8) or 448 (FP8), for all of `placement.activations`.
+        groups: all groups of the model, as `placement.find_groups` gives them.
+        chosen: names of those that compute in 8 bits.
+        residual: quantize also the other summand of additions behind a chosen convolution.
+        reasons: by name: why groups stay float that could be in 8 bits, for the record.
+        kind: of `KINDS`: "int8", or "fp8" (e4m3).
+
+    Raises:
+        CalibrationError: an unknown kind or group, a group that no engine computes in 8 bits, or a tensor without a
+            threshold.
+    """
+    if kind not in KINDS:
+        raise CalibrationError(f"unknown 8-bit type {kind!r}", f"Choose one of {', '.join(KINDS)}.")
+    groups = tuple(groups)
+    wanted = _checked(groups, set(chosen))
+    result = model.clone()
+    nodes = {str(node.name): node for node in result.graph}
+    writer = _Writer(result.graph, thresholds, KINDS[kind])
+    for group in wanted:
+        for name in group.nodes:
+            node = nodes[name]
+            writer.quantize_input(node, 0)
+            writer.quantize_input(node, 1)
+    if residual:
+        # Read off the float model: by now the other summand may come from a DequantizeLinear.
+        for node, other in residual_inputs(model, [name for group in wanted for name in group.nodes]):
+            writer.quantize_input(nodes[str(node.name)], list(node.inputs).index(other))
+    writer.drop_unused()
+    given = reasons or {}
+    floats = tuple((g, given.get(g.name) or g.float_reason or "not chosen") for g in groups if g not in wanted)
+    return result, Quantization(kind, wanted, floats)
+
+
+def weight_scales(weight: NDArray[np.float32], axis: int, largest_number: float = LEVELS) -> NDArray[np.float32]:
+    """(C,) scales of a weight's channels: the largest magnitude of each becomes 127, or another number."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    largest = np.abs(weight).max(axis=others).astype(np.float32)
+    return np.where(largest > 0, largest / np.float32(largest_number), np.float32(1)).astype(np.float32)
+
+
+def _checked(groups: tuple[Group, ...], chosen: set[str]) -> tuple[Group, ...]:
+    unknown = chosen - {group.name for group in groups}
+    if unknown:
+        raise CalibrationError(f"no layer {sorted(unknown)[0]!r} to quantize", "denseport inspect lists the layers.")
+    wanted = tuple(group for group in groups if group.name in chosen)
+    for group in wanted:
+        if not group.possible:
+            raise CalibrationError(f"{group.name}: cannot be quantized: {group.float_reason}")
+    return wanted
+
+
+class _Writer:
+    """Inserts Q/DQ into a graph; a tensor or weight that several layers read gets one pair."""
+
+    def __init__(self, graph: ir.Graph, thresholds: Mapping[str, float], kind: Kind) -> None:
+        self.graph = graph
+        self.kind = kind
+        self.thresholds = thresholds
+        self.made: dict[tuple[str, int | None], ir.Value] = {}
+        self.replaced: list[ir.Value] = []
+
+    def quantize_input(self, node: ir.Node, index: int) -> None:
+        value = node.inputs[index]
+        assert value is not None and value.name is not None  # both inputs are required by ONNX
+        weight = weight_of(value)
+        axis = None if weight is None else _output_axis(node, weight.ndim)
+        if (value.name, axis) not in self.made:
+            self.made[value.name, axis] = (
+                self._activation(value) if weight is None or axis is None else self._weight(value, weight, axis, node)
+            )
+        node.replace_input_with(index, self.made[value.name, axis])
+
+    def drop_unused(self) -> None:
+        """Remove float weights that no layer reads any more."""
+        for value in self.replaced:
+            if not value.uses():
+                del self.graph.initializers[str(value.name)]
+
+    def _activation(self, value: ir.Value) -> ir.Value:
+        name = str(value.name)
+        if name not in self.thresholds:
+            raise CalibrationError(f"{name}: no threshold was collected for this tensor")
+        limit = self.thresholds[name]
+        if not np.isfinite(limit) or limit < 0:
+            raise CalibrationError(f"{name}: {limit} is no threshold")
+        # A tensor that was always 0 is exact in any scale.
+        step = np.array(limit / self.kind.largest if limit else 1, np.float32)
+        scale = new_constant(self.graph, f"{name}.scale", step)
+        zero = new_constant(self.graph, f"{name}.zero_point", np.array(0, self.kind.dtype.numpy()))
+        quantized = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}/QuantizeLinear")
+        quantized.outputs[0].name, quantized.outputs[0].dtype = f"{name}/QuantizeLinear", self.kind.dtype
+        back = self._dequantize(name, quantized.outputs[0], scale, zero)
+        producer = value.producer()
+        if producer is None:
+            self.graph.insert_before(self.graph[0], [quantized, back])
+        else:
+            self.graph.insert_after(producer, [quantized, back])
+        return back.outputs[0]
+
+    def _weight(self, value: ir.Value, weight: NDArray[Any], axis: int, node: ir.Node) -> ir.Value:
+        name = str(value.name)
+        scales = weight_scales(weight, axis, self.kind.largest)
+        shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+        rounded = self.kind.rounded((weight / scales.reshape(shape)).astype(np.float32))
+        stored = new_constant(self.graph, f"{name}.{self.kind.dtype.name.lower()}", rounded)
+        scale = new_constant(self.graph, f"{name}.scale", scales)
+        zero = new_constant(self.graph, f"{name}.zero_point", np.zeros(len(scales), rounded.dtype))
+        back = self._dequantize(name, stored, scale, zero, axis)
+        self.graph.insert_before(node, back)
+        self.replaced.append(value)
+        return back.outputs[0]
+
+    def _dequantize(
+        self, name: str, value: ir.Value, scale: ir.Value, zero: ir.Value, axis: int | None = None
+    ) -> ir.Node:
+        attributes = {} if axis is None else {"axis": axis}
+        node = ir.node("DequantizeLinear", [value, scale, zero], attributes, name=f"{name}/DequantizeLinear")
+        node.outputs[0].name = f"{name}/DequantizeLinear"
+        return node
+
+
+def _output_axis(node: ir.Node, rank: int) -> int:
+    """The axis of a layer's weight that counts its outputs."""
+    if node.op_type == "Conv":
+        return 0
+    if has_flag(node, "transB"):
+        return 0
+    return rank - 1

@@ -1,0 +1,99 @@
+"""The statistics of one calibration: smoothing first, then a threshold for every tensor that may become INT8.
+
+Each collection has a state file in a work folder. An interrupted one goes on there, and a finished one is not repeated
+for another method or budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from denseport.calibration.observe.collect import StepCallback, collect, collection_key
+from denseport.calibration.observe.images import CalibrationImages, ImageStatistics
+from denseport.calibration.observe.observers import ChannelMaximum, Histogram, Method, Observer, RowSample, threshold
+from denseport.calibration.quantize.graph import INPUT
+from denseport.calibration.quantize.placement import Group, activations
+from denseport.calibration.quantize.smoothing import Smoothing, find_norms, smooth
+
+__all__ = ["Thresholds", "find_thresholds", "smoothed"]
+
+_ROWS = 1024  # of each LayerNorm's output, all images together
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What was observed of the tensors."""
+
+    limits: dict[str, float]  # by tensor: the magnitude that becomes the largest number
+    warnings: tuple[str, ...]  # what speaks against the images, with figures
+    key: str  # a hash of the model, the images and the tensors
+
+
+def smoothed(
+    model: ir.Model,
+    images: CalibrationImages,
+    identity: Sequence[str],
+    work: Path,
+    *,
+    threads: int | None = None,
+    progress: StepCallback = lambda done, total: None,
+) -> tuple[ir.Model, list[Smoothing]]:
+    """A copy of the model with the outliers behind its LayerNorms migrated into the next weights.
+
+    Args:
+        identity: the images', as `CalibrationImages.identity` gives it, by which a state file is known again.
+        work: folder of the state file.
+    """
+    norms = find_norms(model)
+    if not norms:
+        return model, []
+    maxima = {name: ChannelMaximum() for name in norms}
+    rows = {name: RowSample(per_image=max(1, _ROWS // len(images)), capacity=_ROWS) for name in norms}
+    observers: dict[str, list[Observer]] = {name: [maxima[name], rows[name]] for name in norms}
+    key = collection_key(model, identity, observers)
+    collect(
+        model, images, observers, threads=threads, state_file=work / "norms.npz", key=key, keep=True, progress=progress
+    )
+    return smooth(model, maxima, rows)
+
+
+def find_thresholds(
+    model: ir.Model,
+    groups: Iterable[Group],
+    images: CalibrationImages,
+    identity: Sequence[str],
+    work: Path,
+    method: Method,
+    *,
+    threads: int | None = None,
+    progress: StepCallback = lambda done, total: None,
+) -> Thresholds:
+    """The thresholds of all tensors that ``groups`` read, and of what their convolutions write.
+
+    Args:
+        method: of `observers.METHODS`; the others as of `smoothed`.
+
+    Raises:
+        CalibrationError: a tensor holds values that are not finite.
+    """
+    histograms = {name: Histogram() for name in activations(model, groups, outputs=True)}
+    statistics = ImageStatistics()
+    observers: dict[str, list[Observer]] = {name: [histogram] for name, histogram in histograms.items()}
+    observers.setdefault(INPUT, []).append(statistics)
+    key = collection_key(model, identity, observers)
+    collect(
+        model,
+        images,
+        observers,
+        threads=threads,
+        state_file=work / "tensors.npz",
+        key=key,
+        keep=True,
+        progress=progress,
+    )
+    limits = {name: threshold(histogram, method) for name, histogram in histograms.items()}
+    return Thresholds(limits, tuple(statistics.warnings()), key)

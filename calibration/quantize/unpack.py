@@ -1,0 +1,79 @@
+"""Part an attention's packed projection into one linear layer each for query, key and value. Exact.
+
+TensorRT-RTX 1.7 parts a packed projection by itself, after it has folded the weight's DequantizeLinear, and computes
+it in float: a quarter of a ViT's INT8 weights come out as float. Parted in the graph, the three stay INT8, and the
+engine joins them again into one INT8 kernel.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import numpy as np
+import onnx_ir as ir
+
+from denseport.calibration.quantize.graph import new_constant, weight_of
+
+__all__ = ["unpack_projections"]
+
+_NAMES = ("q", "k", "v")
+
+
+def unpack_projections(model: ir.Model) -> tuple[ir.Model, int]:
+    """A copy in which MatMul (and Add of a bias) before a Split along the last axis is one layer a part.
+
+    Returns:
+        The copy, and how many projections were parted.
+    """
+    result = model.clone()
+    parted = [_unpack(result.graph, node) for node in list(result.graph) if node.op_type == "Split"]
+    return result, sum(parted)
+
+
+def _unpack(graph: ir.Graph, split: ir.Node) -> bool:
+    add = split.inputs[0].producer() if split.inputs[0] is not None else None
+    bias = weight_of(add.inputs[1]) if add is not None and add.op_type == "Add" else None
+    matmul = add.inputs[0].producer() if add is not None and bias is not None and add.inputs[0] is not None else add
+    if matmul is None or matmul.op_type != "MatMul":
+        return False
+    weight = weight_of(matmul.inputs[1])
+    chain = [split, matmul] if bias is None or add is None else [split, add, matmul]
+    if weight is None or weight.ndim != 2 or any(len(node.outputs[0].uses()) != 1 for node in chain[1:]):
+        return False
+    if bias is not None and bias.shape != weight.shape[1:]:
+        return False
+    sizes = _sizes(split, weight.shape[1])
+    if sizes is None:
+        return False
+    names = _NAMES if len(sizes) == len(_NAMES) else tuple(str(i) for i in range(len(sizes)))
+    starts = accumulate(sizes, initial=0)
+    for name, start, size, output in zip(names, starts, sizes, split.outputs, strict=False):
+        part = slice(start, start + size)
+        constant = new_constant(graph, f"{matmul.name}.{name}.weight", np.ascontiguousarray(weight[:, part]))
+        made = ir.node("MatMul", [matmul.inputs[0], constant], name=f"{matmul.name}.{name}")
+        made.outputs[0].name = made.name
+        nodes = [made]
+        if bias is not None and add is not None:
+            own = new_constant(graph, f"{matmul.name}.{name}.bias", np.ascontiguousarray(bias[part]))
+            nodes.append(ir.node("Add", [made.outputs[0], own], name=f"{add.name}.{name}"))
+            nodes[-1].outputs[0].name = nodes[-1].name
+        graph.insert_before(split, nodes)
+        output.replace_all_uses_with(nodes[-1].outputs[0])
+    constants = [value for node in chain for value in node.inputs if value is not None and value.is_initializer()]
+    graph.remove(chain, safe=True)
+    for value in constants:
+        if value.name is not None and not value.uses() and value.name in graph.initializers:
+            del graph.initializers[value.name]
+    return True
+
+
+def _sizes(split: ir.Node, width: int) -> list[int] | None:
+    """Of the parts along the last axis; None when it splits another axis, or by computed sizes."""
+    axis = split.attributes["axis"].as_int() if "axis" in split.attributes else 0
+    if axis not in (-1, 2):  # tokens are (batch, token, channel)
+        return None
+    if len(split.inputs) > 1 and split.inputs[1] is not None:
+        given = weight_of(split.inputs[1])
+        return None if given is None else [int(n) for n in given]
+    count = len(split.outputs)
+    return [width // count] * count if width % count == 0 else None

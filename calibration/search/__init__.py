@@ -1,0 +1,1 @@
+"""Which layers stay in floating point: losses measured, kept, traded for speed. Imports `quantize` and `observe`."""

@@ -1,0 +1,181 @@
+"""Choose which layers compute in 8 bits, INT8 or FP8: the greatest saving whose measured loss keeps a budget.
+
+Every candidate starts in 8 bits and the result is measured as a whole, since losses of single layers do not add up.
+While it is over budget, the layer that loses most for what it saves goes back to float, and the rest is measured again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from denseport.calibration.errors import CalibrationError
+from denseport.calibration.observe.collect import StepCallback
+from denseport.calibration.quantize.placement import Group
+from denseport.calibration.quantize.qdq import Quantization, quantize
+from denseport.calibration.search.sensitivity import Loss, Reference, sensitivities
+
+__all__ = ["Budget", "Search", "Step", "search"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much may be lost against FP32; a limit of None is not asked for."""
+
+    miou: float | None = None  # points, on labelled images
+    agreement: float | None = None  # least share of pixels with FP32's class, 0..1
+    error: float | None = None  # of the logits, relative
+
+    def __post_init__(self) -> None:
+        limits = (self.miou, self.agreement, self.error)
+        if all(limit is None for limit in limits):
+            raise CalibrationError("a budget needs a limit", "Give points of mIoU, an agreement or a logit error.")
+        if any(limit is not None and not limit >= 0 for limit in limits):
+            raise CalibrationError(f"a budget cannot be negative: {self}")
+
+    def excess(self, loss: Loss) -> float:
+        """How many times over the tightest limit ``loss`` is; at most 1 when the budget holds.
+
+        Raises:
+            CalibrationError: a limit on mIoU, and no labelled images.
+        """
+        over = []
+        if self.miou is not None:
+            if loss.miou is None:
+                raise CalibrationError(
+                    "a budget on mIoU needs labelled images", "Give their masks, or a budget on the agreement."
+                )
+            over.append(_ratio(loss.miou, self.miou))
+        if self.agreement is not None:
+            over.append(_ratio(1 - loss.agreement, 1 - self.agreement))
+        if self.error is not None:
+            over.append(_ratio(loss.error, self.error))
+        return max(over)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One set of layers that was measured as a whole."""
+
+    share: float  # of the multiply-adds in 8 bits, 0..1
+    loss: Loss
+    within: bool  # the budget
+    dropped: tuple[str, ...]  # groups that went back to float since the last step
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was chosen and why."""
+
+    chosen: tuple[str, ...]  # groups in 8 bits
+    quantization: Quantization
+    loss: Loss  # of the chosen set
+    within: bool  # False: not even the smallest set that was tried keeps the budget
+    steps: tuple[Step, ...]
+    sensitivities: Mapping[str, Loss]  # of each candidate alone
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A table for the report, one row a group."""
+        floats = {group.name: reason for group, reason in self.quantization.floats}
+        total = max(1, self.quantization.macs)
+        rows = []
+        for group in (*self.quantization.narrow, *(group for group, _ in self.quantization.floats)):
+            loss = self.sensitivities.get(group.name)
+            rows.append(
+                {
+                    "group": group.name,
+                    "kind": group.kind,
+                    "share": group.macs / total,
+                    "precision": "float" if group.name in floats else self.quantization.kind,
+                    "reason": floats.get(group.name),
+                    "alone": None if loss is None else loss.to_dict(),
+                }
+            )
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form for a report."""
+        return {
+            **self.quantization.to_dict(),
+            "loss": self.loss.to_dict(),
+            "within_budget": self.within,
+            "steps": [
+                {"share": s.share, "loss": s.loss.to_dict(), "within": s.within, "dropped": s.dropped}
+                for s in self.steps
+            ],
+            "groups": self.rows(),
+        }
+
+
+def search(
+    reference: Reference,
+    model: ir.Model,
+    thresholds: Mapping[str, float],
+    groups: Sequence[Group],
+    budget: Budget,
+    *,
+    residual: bool = False,
+    kind: str = "int8",
+    losses: Mapping[str, Loss] | None = None,
+    batch: float = 0.02,
+    progress: StepCallback = lambda done, total: None,
+    told: Callable[[Step], None] = lambda step: None,
+) -> tuple[ir.Model, Search]:
+    """Quantize as many multiply-adds as the budget allows.
+
+    Args:
+        kind: of `qdq.KINDS`.
+        losses: of the single groups, where they were measured already.
+        batch: share of the multiply-adds that goes back to float at most between two measurements, always one group.
+        progress: told the single groups measured and all of them.
+        told: each set, once it was measured.
+
+    Returns:
+        The quantized model and the search. When nothing keeps the budget, the model with the least in 8 bits that was
+        tried; `Search.within` tells.
+    """
+    candidates = [group for group in groups if group.is_candidate]
+    if losses is None:
+        names = [group.name for group in candidates]
+        losses = sensitivities(
+            reference, model, thresholds, groups, names, residual=residual, kind=kind, progress=progress
+        )
+    total = max(1, sum(group.macs for group in groups))
+    # Squared errors of independent layers add up, so they are what a layer costs.
+    harm = {g.name: losses[g.name].error ** 2 / max(g.macs, 1) for g in candidates}
+    chosen = sorted(candidates, key=lambda group: harm[group.name])
+    steps: list[Step] = []
+    reasons: dict[str, str] = {}
+    dropped: list[Group] = []
+    while True:
+        names = [group.name for group in chosen]
+        quantized, record = quantize(model, thresholds, groups, names, residual=residual, reasons=reasons, kind=kind)
+        loss = reference.measure(quantized)
+        excess = budget.excess(loss)
+        steps.append(Step(record.share, loss, excess <= 1, tuple(g.name for g in dropped)))
+        told(steps[-1])
+        if excess <= 1 or not chosen:
+            return quantized, Search(tuple(names), record, loss, excess <= 1, tuple(steps), losses)
+        dropped = _worst(chosen, batch * total)
+        chosen = chosen[: -len(dropped)]
+        for group in dropped:
+            reasons[group.name] = f"over budget: alone it changes the logits by {100 * losses[group.name].error:.2g} %"
+
+
+def _worst(ordered: Sequence[Group], macs: float) -> list[Group]:
+    """The last groups, of at most so many multiply-adds, but at least one."""
+    taken = [ordered[-1]]
+    for group in reversed(ordered[:-1]):
+        if sum(g.macs for g in taken) + group.macs > macs:
+            break
+        taken.append(group)
+    return taken
+
+
+def _ratio(loss: float, limit: float) -> float:
+    if loss <= 0:
+        return 0.0
+    return loss / limit if limit else float("inf")

@@ -1,0 +1,133 @@
+"""What a quantized model loses against FP32 on calibration images, and which group of layers loses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from denseport.calibration.errors import CalibrationError
+from denseport.calibration.observe.collect import StepCallback
+from denseport.calibration.quantize.graph import GraphSession
+from denseport.calibration.quantize.placement import Group
+from denseport.calibration.quantize.qdq import quantize
+from denseport.runtime.evaluation.metrics import ConfusionMatrix, LabelMap, mean_iou
+
+__all__ = ["Loss", "Reference", "sensitivities"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The difference between a quantized model and FP32 on the same images."""
+
+    error: float  # of the logits: norm of the difference / norm of FP32's, all images together
+    agreement: float  # share of logit pixels that keep FP32's class, 0..1
+    miou: float | None = None  # points of mIoU lost on labelled images; below 0: gained
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form for a report."""
+        return asdict(self)
+
+
+class Reference:
+    """FP32's logits on a few images, kept in memory as float16 to compare with.
+
+    Args:
+        images: normalised (N, 3, H, W).
+        labels: (H, W) class indices of each image, with the type's largest value ignored, at any size: mIoU is
+            measured at the logits' resolution, which serves to compare two models, not to publish.
+
+    Raises:
+        CalibrationError: no images, or not as many labels.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        images: Sequence[NDArray[np.float32]],
+        labels: Sequence[LabelMap] | None = None,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        if not len(images):
+            raise CalibrationError("there are no images to measure the loss on")
+        if labels is not None and len(labels) != len(images):
+            raise CalibrationError(f"{len(images)} images, but labels for {len(labels)}", "Give a mask for each image.")
+        self.images, self.labels, self.threads = images, labels, threads
+        session = GraphSession(model, threads=threads)
+        self._logits = [session.run(images[i])[0].astype(np.float16) for i in range(len(images))]
+        self._miou = self._measured([logits.argmax(1) for logits in self._logits])
+
+    def measure(self, model: ir.Model) -> Loss:
+        """What ``model`` loses on the images.
+
+        Raises:
+            CalibrationError: the logits have another shape than FP32's.
+        """
+        session = GraphSession(model, threads=self.threads)
+        squares, difference, same, pixels = 0.0, 0.0, 0, 0
+        classes = []
+        for i, reference in enumerate(self._logits):
+            logits = session.run(self.images[i])[0]
+            if logits.shape != reference.shape:
+                raise CalibrationError(f"the logits are {logits.shape}; FP32's are {reference.shape}")
+            expected = reference.astype(np.float32)
+            difference += _square(logits - expected)
+            squares += _square(expected)
+            classes.append(logits.argmax(1))
+            same += int(np.count_nonzero(classes[-1] == reference.argmax(1)))
+            pixels += classes[-1].size
+        found = self._measured(classes)
+        lost = None if found is None or self._miou is None else self._miou - found
+        return Loss(float(np.sqrt(difference / max(squares, 1e-30))), same / pixels, lost)
+
+    def _measured(self, classes: Sequence[NDArray[Any]]) -> float | None:
+        """mIoU of class maps (1, h, w), percent."""
+        if self.labels is None:
+            return None
+        confusion = ConfusionMatrix(self._logits[0].shape[1])
+        for i, found in enumerate(classes):
+            truth, size = self.labels[i], found.shape[1:]
+            if truth.ndim != 2 or found.shape[0] != 1:
+                raise CalibrationError(f"labels of shape {truth.shape} do not fit an image batch of {found.shape[0]}")
+            small: Any = cv2.resize(truth, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+            confusion.update(small, found[0].astype(np.uint16))
+        return float(mean_iou(confusion.intersect, confusion.union))
+
+
+def sensitivities(
+    reference: Reference,
+    model: ir.Model,
+    thresholds: Mapping[str, float],
+    groups: Sequence[Group],
+    candidates: Iterable[str],
+    *,
+    residual: bool = False,
+    kind: str = "int8",
+    losses: MutableMapping[str, Loss] | None = None,
+    progress: StepCallback = lambda done, total: None,
+) -> dict[str, Loss]:
+    """The loss of each candidate group when it alone is quantized, by name.
+
+    Args:
+        kind: of `qdq.KINDS`.
+        losses: those that are known already; each new one is entered as soon as it was measured.
+    """
+    names = list(candidates)
+    losses = {} if losses is None else losses
+    for done, name in enumerate(names, start=1):
+        if name not in losses:
+            quantized, _ = quantize(model, thresholds, groups, [name], residual=residual, kind=kind)
+            losses[name] = reference.measure(quantized)
+        progress(done, len(names))
+    return {name: losses[name] for name in names}
+
+
+def _square(values: NDArray[np.float32]) -> float:
+    flat = values.ravel()
+    return float(np.dot(flat, flat))

@@ -1,0 +1,47 @@
+"""The files that one decision is written as: the portable graph, and for INT8 the one that a CPU computes fast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from denseport.calibration.quantize.cpu import cpu_form
+from denseport.calibration.search.search import Search
+from denseport.calibration.search.sensitivity import Loss, Reference
+
+__all__ = ["Form", "forms_of"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One file."""
+
+    name: str  # of the artifact
+    model: ir.Model
+    loss: Loss  # against FP32, on what the search measured on
+    floats: Mapping[str, str]  # nodes of the decision that this form computes in float, with the reason
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form for the manifest."""
+        return {"loss": self.loss.to_dict(), "float": dict(self.floats)}
+
+
+def forms_of(
+    quantized: ir.Model, found: Search, source: ir.Model, thresholds: Mapping[str, float], reference: Reference
+) -> list[Form]:
+    """All forms of a quantized model.
+
+    Args:
+        source: the float model that was quantized.
+        thresholds: of its tensors, those that convolutions write included.
+        reference: measures the loss of a form that rounds otherwise than the portable one.
+    """
+    precision = found.quantization.kind
+    forms = [Form(f"{precision}.onnx", quantized, found.loss, {})]
+    if precision == "int8":
+        model, record = cpu_form(quantized, source, thresholds)
+        forms.append(Form("int8.cpu.onnx", model, reference.measure(model), dict(record.floats)))
+    return forms

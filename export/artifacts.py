@@ -1,0 +1,203 @@
+"""Typed artifacts of a bundle: written, audited against FP32, and entered only if they pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from denseport.export.audit import Audit, audit_engine, audit_graph
+from denseport.export.engine.build import NO_PLUGINS, EngineOptions, build_engine
+from denseport.export.engine.progress import progress_bar
+from denseport.export.engine.race import race
+from denseport.export.errors import BuildError, ExportError
+from denseport.export.graph.fusion import FusionRecord, fuse
+from denseport.export.graph.mask import LOGITS, MASK, append_mask
+from denseport.export.graph.precision import PrecisionRecord, write_precision
+from denseport.export.graph.save import read_model, save_model
+from denseport.runtime.backends.tensorrt import why_not
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.engine_record import BuildRecord
+from denseport.runtime.bundle.manifest import FP32, Artifact
+from denseport.runtime.errors import MachineError
+from denseport.runtime.pipeline.network_input import network_inputs
+from denseport.runtime.system.files import sha256_of, work_folder
+
+__all__ = ["build_engine_artifact", "build_typed", "build_variant", "source_of"]
+
+Candidate: TypeAlias = tuple[Path, BuildRecord]
+
+
+def build_typed(
+    bundle: Bundle,
+    precision: str,
+    pictures: Sequence[Path],
+    *,
+    quantized: str | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> tuple[str, PrecisionRecord, Audit | None]:
+    """Write the FP16 or BF16 form of a bundle's model, ``fp16.onnx`` say, or type the float rest of a quantized one.
+
+    Args:
+        pictures: on which FP16's range is checked and the result is audited; none: only weights are checked.
+        quantized: "int8" or "fp8": type the float part of that graph of the bundle, as ``int8.fp16.onnx`` say.
+
+    Returns:
+        The artifact's name, what it computes in, and its audit (None without pictures). An artifact whose audit
+        failed is not kept.
+
+    Raises:
+        BundleError: the quantized graph is not there.
+        ExportError: nothing computes in the narrow type, although it was asked for.
+    """
+    source = source_of(quantized or "fp32")
+    name = source_of(quantized, precision) if quantized else source_of(precision)
+    model = bundle.verified(source)
+    with work_folder(bundle.path) as folder:
+        output = folder / name
+        progress(f"typing {name}" + (f"; pictures to observe ranges on: {len(pictures)}" if pictures else ""))
+        calibration = network_inputs(pictures, bundle.manifest) if pictures else None
+        record = write_precision(model, output, precision, calibration)
+        if not record.nodes.get(precision):
+            raise ExportError(f"{name}: no node computes in {precision}", "Look at --explain-precision.")
+        kind = quantized or precision
+        result = audit_graph(bundle, output, kind, pictures, progress) if pictures else None
+        if result is not None and not result.passed:
+            return name, record, result
+        _enter(bundle, output, kind, {"source": source, "precision": dataclasses.asdict(record)}, result)
+    return name, record, result
+
+
+def build_variant(
+    bundle: Bundle,
+    precision: str,
+    pictures: Sequence[Path],
+    *,
+    mask: bool,
+    fused: bool,
+    progress: Callable[[str], None] = lambda text: None,
+) -> tuple[str, FusionRecord | None, Audit | None]:
+    """Write a bundle's graph of that precision with masks as its output, or fused, or both: ``fp16.mask.fused.onnx``.
+
+    Returns:
+        The artifact's name, what was fused, and its audit (None without pictures). An artifact whose audit failed is
+        not kept.
+
+    Raises:
+        BundleError: the graph of that precision is not there yet.
+        ExportError: there is nothing to fuse.
+    """
+    name = ".".join([precision, *["mask"] * mask, *["fused"] * fused, "onnx"])
+    source = source_of(precision)
+    model = read_model(bundle.verified(source))
+    progress(f"writing {name}")
+    with work_folder(bundle.path) as folder:
+        output = folder / name
+        if mask:
+            append_mask(model)
+        fusion = fuse(model) if fused else None
+        save_model(model, output)
+        result = audit_graph(bundle, output, precision, pictures, progress) if pictures else None
+        if result is not None and not result.passed:
+            return name, fusion, result
+        details: dict[str, Any] = {"source": source, "output": MASK if mask else LOGITS}
+        details |= {"fusion": dataclasses.asdict(fusion)} if fusion is not None else {}
+        _enter(bundle, output, precision, details, result)
+    return name, fusion, result
+
+
+def _enter(bundle: Bundle, graph: Path, precision: str, details: dict[str, Any], audit: Audit | None) -> None:
+    """Move a graph, with its external data, into the bundle."""
+    files = [graph, *graph.parent.glob(f"{graph.name}.data")]
+    hashes = {file.name: sha256_of(file) for file in files}
+    details |= {"audit": audit.to_dict()} if audit is not None else {}
+    bundle.add(graph.name, Artifact("onnx", precision, hashes, details), files)
+
+
+def source_of(precision: str, rest: str = "fp32") -> str:
+    """The artifact with a bundle's graph of that precision; ``rest``: of its float part, where it is quantized."""
+    if rest != "fp32":
+        return f"{precision}.{rest}.onnx"
+    return FP32 if precision == "fp32" else f"{precision}.onnx"
+
+
+def build_engine_artifact(
+    bundle: Bundle,
+    precision: str,
+    options: EngineOptions,
+    pictures: Sequence[Path],
+    *,
+    rest: str = "fp32",
+    try_plugin: bool = False,
+    verbose: Callable[[str], None] | None = None,
+) -> tuple[str, BuildRecord, Audit | str]:
+    """Build an engine of a bundle's ``model.onnx`` or typed graph, and enter it, ``fp16.rtx.sm_86.engine`` say.
+
+    Args:
+        rest: what the float part of an INT8 or FP8 graph computes in: "fp32" or "fp16".
+        try_plugin: TensorRT: build with the plugin too, time both, and keep the faster.
+
+    Returns:
+        The artifact's name, its build record, and its audit or why there is none. An engine whose audit failed is
+        not kept.
+
+    Raises:
+        BundleError: the graph of that precision is not there yet.
+        BuildError, ExportError, InputError, MachineError: see `denseport.export.engine.build`.
+    """
+    source = source_of(precision, rest)
+    model = bundle.verified(source)
+    with work_folder(bundle.path) as folder:
+
+        def build(options: EngineOptions) -> Candidate:
+            words = f"building {precision}" + (" with the plugin" if options.plugin else "")
+            path = folder / ("fused.engine" if options.plugin else "native.engine")
+            with progress_bar(words) as progress:
+                return path, build_engine(model, path, options, progress=progress, verbose=verbose)
+
+        output, record, times = _faster(build, options) if try_plugin else (*build(options), {})
+        name = _engine_name(source, options, record)
+        unaudited = why_not(record) or ("no pictures were given" if not pictures else "")
+        checked = unaudited or audit_engine(bundle, output, record, precision, pictures)
+        if isinstance(checked, Audit) and not checked.passed:
+            return name, record, checked
+        details: dict[str, Any] = {**record.to_dict(), "source": source}
+        details |= {"milliseconds": times} if times else {}
+        details |= {"audit": checked.to_dict()} if isinstance(checked, Audit) else {}
+        artifact = Artifact("engine", precision, {name: record.engine_sha256}, details)
+        bundle.add(name, artifact, [output.rename(output.with_name(name))])
+    return name, record, checked
+
+
+def _faster(
+    build: Callable[[EngineOptions], Candidate], options: EngineOptions
+) -> tuple[Path, BuildRecord, dict[str, float]]:
+    """The faster of the engines without and with the plugin, and the milliseconds of both, by "off" and "on".
+
+    Where there can be no second one, no milliseconds. The record's ``plugin`` says which it is, and why.
+    """
+    native, record = build(options)
+    if options.flavour == "tensorrt_rtx":
+        return native, dataclasses.replace(record, plugin=f"off: {NO_PLUGINS}"), {}
+    try:
+        fused, with_plugin = build(dataclasses.replace(options, plugin=True))
+        times = race({"off": (native, record), "on": (fused, with_plugin)}, record.profiles[0].optimum)
+    except (ExportError, BuildError, MachineError) as err:
+        return native, dataclasses.replace(record, plugin=f"off: {err.message}"), {}
+    on, off = times["on"], times["off"]
+    if on < off:
+        return fused, dataclasses.replace(with_plugin, plugin=f"on: {on:g} ms, {off:g} ms without"), times
+    return native, dataclasses.replace(record, plugin=f"off: {off:g} ms, {on:g} ms with it"), times
+
+
+def _engine_name(source: str, options: EngineOptions, record: BuildRecord) -> str:
+    """Precision, output if it is masks, flavour, what it runs on, and the size where it is fixed."""
+    precision = "fp32" if source == FP32 else source.removesuffix(".onnx")
+    flavour = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}[options.flavour]
+    where = "+".join(options.targets) or record.compute_capability or "any"
+    if options.flavour == "tensorrt_rtx" and not options.targets:
+        where = "any"
+    first = options.profiles[0]
+    size = f".{first.optimum[2]}x{first.optimum[3]}" if len(options.profiles) == 1 and first.fixed else ""
+    return f"{precision}{'.mask' if options.mask else ''}.{flavour}.{where}{size}.engine"

@@ -1,0 +1,167 @@
+"""The whole way from a checkpoint file to a bundle on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from denseport.export.checkpoint.file import Checkpoint, read_checkpoint
+from denseport.export.checkpoint.recognise import Recognised, recognise
+from denseport.export.checkpoint.settings import (
+    class_names,
+    inference_of,
+    palette_of,
+    preprocess_of,
+    reduces_zero_label,
+)
+from denseport.export.checkpoint.weights import AUXILIARY, load_model
+from denseport.export.errors import CheckpointError
+from denseport.export.models.presets import Preset
+from denseport.export.models.segmentor import Segmentor
+from denseport.export.torch_to_onnx import OPSET, TOLERANCE, Check, check_export, export_onnx
+from denseport.runtime.bundle.bundle import MANIFEST, Bundle, new_bundle
+from denseport.runtime.bundle.manifest import FP32, Artifact, Manifest, Reference
+from denseport.runtime.errors import OutputError
+from denseport.runtime.system.files import sha256_of, write_atomic, writing
+
+__all__ = ["export_bundle"]
+
+PUBLISHED_PROTOCOL = "whole, keep-ratio 2048 x 512, single scale; ms + flip: ratios 0.5 to 1.75 of that scale (0.x)"
+
+
+def export_bundle(
+    checkpoint: Path,
+    output: Path,
+    *,
+    preset: Preset | None = None,
+    scale: tuple[int, int] | None = None,
+    rewrite: bool = True,
+    replace: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Bundle:
+    """Export a checkpoint and keep the bundle only if ONNX Runtime computes what torch computes.
+
+    Args:
+        preset: the published model that the checkpoint is; default: recognised, or none.
+        scale: limits of the longer and the shorter side, pixels; default: the checkpoint's own.
+        rewrite: apply the exact rewrites of `denseport.export.models.dpt`.
+        replace: replace an existing bundle.
+        progress: told what is being done, a line each.
+
+    Raises:
+        CheckpointError: see `read_checkpoint`, `recognise`, `load_model`.
+        ExportError: the graph differs from torch; nothing is written.
+        OutputError: ``output`` exists, cannot be written, or is to be replaced and holds the checkpoint.
+    """
+    # Not Path.resolve(), which raises an error of its own about links that lead in a circle.
+    if replace and Path(os.path.realpath(checkpoint)).is_relative_to(os.path.realpath(output)):
+        raise OutputError(
+            f"{output}: holds the checkpoint {checkpoint.name}, which would go with the old bundle",
+            "Move the checkpoint to another folder.",
+        )
+    with new_bundle(output, replace=replace) as folder:
+        progress(f"reading {checkpoint}")
+        source = read_checkpoint(checkpoint)
+        recognised = recognise(source, preset)
+        manifest = _manifest(source, recognised, scale)
+        model = load_model(source, recognised.spec, rewrite=rewrite)
+        progress(f"exporting {manifest.name} ({manifest.architecture}, {manifest.parameters / 1e6:,.1f} M parameters)")
+        for warning in manifest.provenance["warnings"]:
+            progress(f"warning: {warning}")
+        with writing(output):
+            files = export_onnx(model, folder / FP32)
+        progress("comparing ONNX Runtime with torch")
+        artifact = _artifact(files, check_export(model, folder / FP32), rewrite, model)
+        manifest = dataclasses.replace(manifest, artifacts={FP32: artifact})
+        write_atomic(folder / MANIFEST, manifest.to_json().encode())
+    return Bundle(output)
+
+
+def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int] | None) -> Manifest:
+    spec, preset = recognised.spec, recognised.preset
+    preprocess, pipeline_warnings = preprocess_of(source)
+    if scale is not None:
+        try:
+            preprocess = dataclasses.replace(preprocess, scale=scale, keep_ratio=True)
+        except ValueError as err:
+            raise CheckpointError(f"--scale: {err}", "Give two sides in pixels, say --scale 2048 512.") from err
+    if min(preprocess.scale) < spec.backbone.patch_size:
+        raise CheckpointError(
+            f"{source.path}: its test scale {preprocess.scale} is below one patch of {spec.backbone.patch_size} pixels",
+            "Give the limits of the longer and the shorter side with --scale, say --scale 2048 512.",
+        )
+    classes, class_warnings = class_names(source, spec.num_classes)
+    warnings = [*recognised.warnings, *pipeline_warnings, *class_warnings]
+    return Manifest(
+        name=preset.name if preset else Path(source.name).stem,
+        architecture=spec.architecture,
+        parameters=_parameters(source),
+        patch_size=spec.backbone.patch_size,
+        stride=spec.stride,
+        classes=classes,
+        palette=palette_of(source, len(classes)),
+        reduce_zero_label=reduces_zero_label(source),
+        preprocess=preprocess,
+        inference=inference_of(source),
+        reference=_reference(preset, recognised.recognised_by),
+        provenance=_provenance(source, warnings),
+        spec=dataclasses.asdict(spec),
+    )
+
+
+def _parameters(source: Checkpoint) -> int:
+    """Trained numbers that run: neither the auxiliary head's nor BatchNorm's statistics."""
+    skip = ("running_mean", "running_var", "num_batches_tracked")
+    return sum(
+        value.numel()
+        for key, value in source.state_dict.items()
+        if not key.startswith(AUXILIARY) and not key.endswith(skip)
+    )
+
+
+def _reference(preset: Preset | None, recognised_by: str) -> Reference | None:
+    if preset is None:
+        return None
+    return Reference(
+        preset=preset.name,
+        dataset="ADE20K validation",
+        protocol=PUBLISHED_PROTOCOL,
+        mIoU=preset.miou,
+        mIoU_ms_flip=preset.miou_ms_flip,
+        recognised_by=recognised_by,
+    )
+
+
+def _provenance(source: Checkpoint, warnings: list[str]) -> dict[str, Any]:
+    return {
+        "checkpoint": source.name,
+        "sha256": source.sha256,
+        "layout": source.layout,
+        "experiment": source.experiment,
+        "iterations": source.iterations,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "denseport": version("denseport"),
+        "torch": version("torch"),
+        "onnx": version("onnx"),
+        "warnings": warnings,
+    }
+
+
+def _artifact(files: list[Path], checks: list[Check], rewrite: bool, model: Segmentor) -> Artifact:
+    return Artifact(
+        kind="onnx",
+        precision="fp32",
+        files={file.name: sha256_of(file) for file in files},
+        record={
+            "opset": OPSET,
+            "rewrite": rewrite and model.spec.architecture == "DPT",
+            "tolerance": TOLERANCE,
+            "max_difference": max(check.max_difference for check in checks),
+            "checks": [dataclasses.asdict(check) for check in checks],
+        },
+    )

@@ -1,0 +1,377 @@
+"""From an ONNX file to an engine, for TensorRT and TensorRT-RTX alike.
+
+The network is strongly typed: it computes in the graph's own types, no more and no less. Precision is decided
+before, by the passes that type or quantize the graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from denseport.export.engine.errors import builder_error, parser_error
+from denseport.export.engine.progress import Progress, ProgressTree, monitor
+from denseport.export.engine.types import inspect_engine, onnx_types
+from denseport.export.errors import BuildError
+from denseport.export.graph.fold import fix_input_shape
+from denseport.export.graph.fusion import fuse, fused_nodes
+from denseport.export.graph.mask import append_mask
+from denseport.export.graph.save import PROTOBUF_LIMIT, weight_bytes
+from denseport.export.plugin.compile import compile_ptx
+from denseport.runtime.backends.cuda.driver import Device, open_cuda
+from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_library
+from denseport.runtime.bundle.engine_record import PORTABLE_RTX, TITLES, BuildRecord, Profile, sm_name
+from denseport.runtime.errors import InputError, MachineError
+from denseport.runtime.system.files import sha256_of, write_atomic
+
+__all__ = ["NO_PLUGINS", "EngineOptions", "build_engine", "check_builder", "default_timing_cache"]
+
+HARDWARE = ("none", "same_compute_capability", "ampere_plus")
+NO_PLUGINS = "TensorRT-RTX takes no plugins"
+NO_CACHE = "TensorRT-RTX has none"  # "Timing cache operations are no-ops" since 1.2
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is built.
+
+    Raises:
+        InputError: an option that the flavour does not have.
+    """
+
+    flavour: str  # "tensorrt" or "tensorrt_rtx"
+    profiles: tuple[Profile, ...]  # `denseport.export.engine.profile.named_profiles`
+    targets: tuple[str, ...] = ()  # RTX: "sm_86", …; empty: `PORTABLE_RTX`
+    optimization_level: int = 3  # 0 to 5: how long TensorRT looks for faster kernels
+    workspace: int | None = None  # bytes of scratch memory for a layer; None: all the GPU has
+    version_compatible: bool = False  # TensorRT: opens in later releases too, at some cost of speed
+    hardware_compatibility: str = "none"  # TensorRT: one of HARDWARE
+    timing_cache: Path | None = None  # TensorRT: default: one for each GPU and release in the user's cache folder
+    mask: bool = False  # the engine gives class masks (`denseport.export.graph.mask`) instead of logits
+    plugin: bool = False  # TensorRT: fuse what the project's plugin computes (`denseport.export.graph.fusion`)
+
+    def __post_init__(self) -> None:
+        if self.flavour not in TITLES:
+            raise InputError(f"no engine flavour {self.flavour!r}", f"Choose one of {', '.join(TITLES)}.")
+        if not self.profiles:
+            raise InputError("no optimization profile", "Give at least one, say reference.")
+        if not 0 <= self.optimization_level <= 5:
+            raise InputError(f"optimization level {self.optimization_level} is not between 0 and 5")
+        if self.workspace is not None and self.workspace < 1:
+            raise InputError(f"a workspace of {self.workspace} bytes")
+        if self.hardware_compatibility not in HARDWARE:
+            raise InputError(f"no hardware compatibility {self.hardware_compatibility!r}", f"One of {HARDWARE}.")
+        if self.flavour == "tensorrt_rtx":
+            self._refuse_for_rtx()
+        elif self.targets:
+            raise InputError(
+                "TensorRT builds for the GPU that it runs on; it takes no targets",
+                "Build there, or use --engine tensorrt_rtx.",
+            )
+
+    def _refuse_for_rtx(self) -> None:
+        if self.version_compatible:
+            raise InputError(
+                "TensorRT-RTX engines open in the release that built them alone",
+                "Leave version compatibility out, and build again for each release.",
+            )
+        if self.hardware_compatibility != "none":
+            raise InputError(
+                "TensorRT-RTX has no hardware compatibility level",
+                f"Name the GPUs with --target; without, the engine runs on {', '.join(PORTABLE_RTX)}.",
+            )
+        if self.timing_cache is not None:
+            raise InputError("TensorRT-RTX has no timing cache", "Leave --timing-cache out.")
+        if self.plugin:
+            raise InputError(NO_PLUGINS, "Leave out --plugin on, or use --engine tensorrt.")
+
+
+def check_builder(options: EngineOptions) -> None:
+    """Refuse before any work what the builder that is installed here could not do after it.
+
+    Raises:
+        InputError: a target that this TensorRT does not know.
+        MachineError: TensorRT is missing, cannot be loaded, or is too old.
+    """
+    library = load_library(options.flavour)
+    for target in options.targets:
+        _capability(library.trt, target)
+
+
+def build_engine(
+    model: Path,
+    engine: Path,
+    options: EngineOptions,
+    *,
+    progress: Progress = lambda share, phase: None,
+    verbose: Callable[[str], None] | None = None,
+) -> BuildRecord:
+    """Build an engine and write it, whole or not at all.
+
+    The graph gets its argmax first, if the engine is to give masks; then it is folded, if the profile is one fixed size
+    (`denseport.export.graph.fold`); fusing comes last. A graph that is fused already needs no option for it.
+
+    Args:
+        model: ONNX; its external data lies beside it.
+        engine: the file to write.
+        progress: told the share that is done and the phase; what it raises stops the build.
+        verbose: given every line of TensorRT's log.
+
+    Raises:
+        BuildError: TensorRT cannot read the graph or make an engine of it, or the profile does not fit it.
+        ExportError: there is nothing to fuse, or a mask is asked of a graph that ends in one.
+        InputError: a target that this TensorRT does not know.
+        MachineError: TensorRT or the GPU that it builds on is missing, or memory ran out.
+        OutputError: ``engine`` cannot be written.
+    """
+    library = load_library(options.flavour)
+    device, driver = _device()
+    started = time.monotonic()
+    digest = sha256_of(model)
+    with library.log.collect(verbose) as lines, _peak_memory() as peak:
+        with _prepared(model, options) as source:
+            plugin = _register_plugin(library) if source.fused else "off"
+            plan, cache = _build(library, source.path, model.name, options, device, progress, lines)
+        write_atomic(engine, plan)
+        built, note = _types_built(library, plan, device, options)
+    return BuildRecord(
+        flavour=library.flavour,
+        version=library.version,
+        cuda=library.cuda,
+        driver=driver,
+        gpu=device.name if device else None,
+        compute_capability=sm_name(device.capability) if device else None,
+        targets=(options.targets or PORTABLE_RTX) if options.flavour == "tensorrt_rtx" else (),
+        version_compatible=options.version_compatible,
+        hardware_compatibility=options.hardware_compatibility,
+        profiles=options.profiles,
+        folded=source.folded,
+        optimization_level=options.optimization_level,
+        workspace=options.workspace,
+        timing_cache=cache,
+        types_asked=source.types,
+        types_built=built,
+        types_built_note=note,
+        onnx_sha256=digest,
+        engine_sha256=sha256_of(engine),
+        seconds=round(time.monotonic() - started, 2),
+        peak_host_bytes=peak(),
+        log=tuple(dict.fromkeys(str(line) for line in lines)),
+        output=source.output,
+        plugin=plugin,
+        fused=source.fused,
+    )
+
+
+def _device() -> tuple[Device | None, str | None]:
+    """The GPU here and its driver, or neither: RTX builds without."""
+    try:
+        device = open_cuda().device
+    except MachineError:
+        return None, None
+    return device, device.driver
+
+
+@contextlib.contextmanager
+def _peak_memory() -> Iterator[Callable[[], int | None]]:
+    """Afterwards: the largest resident size of this process in the block, where Linux tells it."""
+    status = Path("/proc/self/status")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM (man 5 proc)
+    except OSError:
+        yield lambda: None
+        return
+    yield lambda: next(
+        (int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM")), None
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The file to parse."""
+
+    path: Path
+    output: str  # the name of what it gives
+    types: dict[str, int]  # `onnx_types`
+    folded: bool  # for the one size that is wanted
+    fused: dict[str, int]  # `fused_nodes`
+
+
+@contextlib.contextmanager
+def _prepared(model: Path, options: EngineOptions) -> Iterator[_Source]:
+    """The graph as TensorRT is to read it: ``model`` itself if nothing is to be changed in it."""
+    try:
+        graph = ir.load(model)
+    except DecodeError as err:
+        raise BuildError(f"{model}: no ONNX model: {err}", "Export the checkpoint again.") from err
+    fixed = len(options.profiles) == 1 and options.profiles[0].fixed
+    changed = options.mask or fixed or options.plugin
+    if changed:
+        ir.external_data.load_to_model(graph)  # it is written elsewhere than beside its external data
+    if options.mask:
+        append_mask(graph)
+    if fixed:
+        fix_input_shape(graph, options.profiles[0].optimum)
+    if options.plugin:
+        fuse(graph)
+    types, fused, output = onnx_types(graph), fused_nodes(graph), str(graph.graph.outputs[0].name)
+    if not changed:
+        del graph  # its weights need not stay in memory during the build
+        yield _Source(model, output, types, fixed, fused)
+        return
+    with tempfile.TemporaryDirectory(prefix="denseport-") as folder:
+        path = Path(folder) / model.name
+        ir.save(graph, path, external_data=f"{model.name}.data" if weight_bytes(graph) > PROTOBUF_LIMIT else None)
+        del graph
+        yield _Source(path, output, types, fixed, fused)
+
+
+def _register_plugin(library: Library) -> str:
+    """Let TensorRT know the kernels of a fused graph; returns what becomes of it, for the record.
+
+    Raises:
+        MachineError: this TensorRT, or NVRTC, which compiles the kernels, is not up to it.
+    """
+    if library.flavour == "tensorrt_rtx":
+        return f"inlined: {NO_PLUGINS}"
+    compile_ptx()  # TensorRT would call it, and swallow the reason of a failure
+    try:
+        importlib.import_module("denseport.export.plugin.tensorrt_plugin")
+    except (ImportError, AttributeError) as err:
+        raise MachineError(
+            f"TensorRT {library.version} takes no quick plugins: {err}",
+            "Install a newer TensorRT, or build with --plugin off.",
+        ) from err
+    return "on"
+
+
+def _build(
+    library: Library,
+    source: Path,
+    name: str,
+    options: EngineOptions,
+    device: Device | None,
+    progress: Progress,
+    lines: deque[LogLine],
+) -> tuple[Any, str]:
+    """The serialized engine, as a buffer, and the timing cache's story."""
+    trt = library.trt
+    try:
+        builder = trt.Builder(library.logger)
+    except (TypeError, RuntimeError) as err:  # pybind's answer to a null pointer from C++
+        raise builder_error(library, lines, name, options.workspace) from err
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, library.logger)
+    progress(0.0, "reading the graph")
+    if not parser.parse_from_file(str(source)):
+        raise parser_error(library, parser, name)
+    config = builder.create_builder_config()
+    _add_profiles(builder, network, config, options.profiles, name)
+    _configure(trt, config, options)
+    cache = _TimingCache(library, config, options, device)
+    tree = ProgressTree(progress)
+    watcher = config.progress_monitor = monitor(trt, tree)
+    plan = builder.build_serialized_network(network, config)
+    del watcher  # TensorRT holds no reference of its own; it must live until here
+    if tree.error is not None:
+        raise tree.error
+    if plan is None:
+        raise builder_error(library, lines, name, options.workspace)
+    return memoryview(plan), cache.keep()
+
+
+def _add_profiles(builder: Any, network: Any, config: Any, profiles: tuple[Profile, ...], name: str) -> None:
+    tensor = network.get_input(0)
+    declared = tuple(tensor.shape)
+    for profile in profiles:
+        for have, low, high in zip(declared, profile.minimum, profile.maximum, strict=True):
+            if have not in (-1, low) or have not in (-1, high):
+                raise BuildError(
+                    f"{name}: its input {tensor.name} is {declared}; the profile asks for {profile}",
+                    "Choose a profile within the input's shape; -1 is any size.",
+                )
+        entry = builder.create_optimization_profile()
+        entry.set_shape(tensor.name, profile.minimum, profile.optimum, profile.maximum)
+        if config.add_optimization_profile(entry) < 0:
+            raise BuildError(f"{name}: TensorRT refused the profile {profile}")
+
+
+def _configure(trt: Any, config: Any, options: EngineOptions) -> None:
+    config.builder_optimization_level = options.optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector does not tell types
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatibility != "none":
+        level = getattr(trt.HardwareCompatibilityLevel, options.hardware_compatibility.upper())
+        config.hardware_compatibility_level = level
+    if options.targets:
+        config.num_compute_capabilities = len(options.targets)
+        for index, target in enumerate(options.targets):
+            config.set_compute_capability(_capability(trt, target), index)
+
+
+def _capability(trt: Any, target: str) -> Any:
+    known = {name.replace("SM", "sm_"): name for name in dir(trt.ComputeCapability) if re.fullmatch(r"SM\d+", name)}
+    if target not in known:
+        raise InputError(
+            f"TensorRT-RTX {trt.__version__} has no target {target!r}",
+            f"Give --target some of {', '.join(sorted(known))}; for another GPU build on it, with --engine tensorrt.",
+        )
+    return getattr(trt.ComputeCapability, known[target])
+
+
+class _TimingCache:
+    """Kernel timings of earlier builds; they hold for one GPU, flavour and release."""
+
+    def __init__(self, library: Library, config: Any, options: EngineOptions, device: Device | None) -> None:
+        self._config = config
+        self.path = None
+        if library.flavour == "tensorrt_rtx":
+            return
+        self.path = options.timing_cache or default_timing_cache(library, device)
+        data = self.path.read_bytes() if self.path.is_file() else b""
+        cache = config.create_timing_cache(data)
+        if not config.set_timing_cache(cache, ignore_mismatch=False):
+            # Of another GPU or release after all: start anew.
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+    def keep(self) -> str:
+        """Write what the build has learnt; returns the file, or why there is none."""
+        if self.path is None:
+            return NO_CACHE
+        write_atomic(self.path, bytes(memoryview(self._config.get_timing_cache().serialize())))
+        return str(self.path)
+
+
+def default_timing_cache(library: Library, device: Device | None) -> Path:
+    """``$XDG_CACHE_HOME/denseport/timing/<flavour>-<version>-<gpu>.cache``."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    gpu = re.sub(r"\W+", "-", f"{device.name}-{sm_name(device.capability)}") if device else "no-gpu"
+    return cache / "denseport" / "timing" / f"{library.flavour}-{library.version}-{gpu}.cache"
+
+
+def _types_built(
+    library: Library, plan: Any, device: Device | None, options: EngineOptions
+) -> tuple[dict[str, int] | None, str | None]:
+    if device is None:
+        return None, "opening an engine takes a GPU, and there is none here"
+    if options.targets and sm_name(device.capability) not in options.targets:
+        return None, f"the engine is for {', '.join(options.targets)}, here is {sm_name(device.capability)}"
+    try:
+        return inspect_engine(library, plan), None
+    except MachineError as err:
+        return None, err.message

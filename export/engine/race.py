@@ -1,0 +1,66 @@
+"""Time engines against each other on the GPU here."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from denseport.runtime.backends.cuda.driver import Cuda, open_cuda
+from denseport.runtime.backends.cuda.zero_copy import DeviceArray
+from denseport.runtime.backends.tensorrt import TensorRTSession
+from denseport.runtime.bundle.engine_record import BuildRecord, Shape
+
+__all__ = ["race"]
+
+ROUNDS, RUNS = 9, 20  # a round times each engine once, by so many runs
+
+
+def race(
+    engines: Mapping[str, tuple[Path, BuildRecord]],
+    shape: Shape,
+    *,
+    rounds: int = ROUNDS,
+    runs: int = RUNS,
+    cuda: Cuda | None = None,
+) -> dict[str, float]:
+    """Milliseconds of an inference of each engine, its median over interleaved rounds.
+
+    Interleaved, and with the first of a round changing, so that a clock that rises or falls meets all alike. Images
+    and results stay on the GPU: copies are the same for all, and longer than the difference.
+
+    Args:
+        shape: (N, 3, H, W) of the input.
+        cuda: default: `open_cuda`.
+
+    Raises:
+        MachineError: an engine does not run here.
+        InputError: an engine was not built for ``shape``.
+    """
+    cuda = cuda or open_cuda()
+    image = np.random.default_rng(0).standard_normal(shape, np.float32)
+    with ExitStack() as stack:
+        sessions = {
+            name: stack.enter_context(TensorRTSession(path, record, cuda=cuda))
+            for name, (path, record) in engines.items()
+        }
+        stack.enter_context(cuda.current())
+        memory, stream = stack.enter_context(cuda.allocate(image.nbytes)), stack.enter_context(cuda.stream())
+        cuda.copy_to_device(memory.address, image, stream)
+        cuda.synchronize(stream)
+        source = DeviceArray(memory.address, shape, np.float32, lambda: None)  # the block gives its memory back
+        results = {name: session.run_device(source) for name, session in sessions.items()}
+        times: dict[str, list[float]] = {name: [] for name in engines}
+        order = list(engines)
+        for turn in range(rounds + 1):
+            for name in order if turn % 2 else reversed(order):
+                started = time.perf_counter()
+                for _ in range(runs):
+                    sessions[name].run_device(source, results[name])
+                if turn:  # the first warms up
+                    times[name].append((time.perf_counter() - started) / runs)
+    return {name: round(1000 * statistics.median(values), 4) for name, values in times.items()}

@@ -1,0 +1,311 @@
+"""Where every tenth of a point went: an artifact's mIoU followed back to the checkpoint, one change at a time.
+
+Five measurements on the same pictures make a chain, and each pair of neighbours differs in one thing only:
+
+    torch --protocol--> torch --export--> model.onnx --precision--> typed or quantized ONNX --engine--> engine
+
+The first takes pictures as the checkpoint's own configuration says, the others as the examined measurement did; so the
+losses of the four steps add up to the whole. A step that loses more than its precision may names the setting, or the
+layer of the model, that is to blame.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.export.baseline import TorchSession
+from denseport.export.checkpoint.file import Checkpoint, read_checkpoint
+from denseport.export.checkpoint.recognise import recognise
+from denseport.export.checkpoint.settings import inference_of, preprocess_of
+from denseport.export.checkpoint.weights import load_model
+from denseport.export.explain.divergence import difference, find_divergence
+from denseport.export.explain.explanation import Culprit, Explanation, Step
+from denseport.export.models.presets import PRESETS
+from denseport.export.models.segmentor import Segmentor
+from denseport.export.torch_to_onnx import TOLERANCE, export_onnx
+from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.manifest import FP32, Preprocess
+from denseport.runtime.bundle.protocol import Protocol
+from denseport.runtime.errors import DenseportError, InputError
+from denseport.runtime.evaluation.dataset import Dataset
+from denseport.runtime.evaluation.gate import AGREEMENTS, BUDGETS, threshold
+from denseport.runtime.evaluation.metrics import ConfusionMatrix, mean_iou
+from denseport.runtime.media.images import read_image
+from denseport.runtime.pipeline.network_input import thinned
+from denseport.runtime.pipeline.preprocess import normalise, resize
+from denseport.runtime.pipeline.views import single_view
+from denseport.runtime.segmenter import Segmenter
+
+__all__ = ["explain"]
+
+TORCH = "torch"  # stands for an artifact's name
+
+# Relative error of a tensor, and what its cosine may lack to 1, before it counts as diverged.
+DIVERGED = {"fp32": 1e-4, "fp16": 0.05, "bf16": 0.2, "int8": 0.3, "fp8": 0.3}
+
+
+def explain(
+    bundle: Bundle,
+    artifact: str,
+    checkpoint: Path | None,
+    dataset: Dataset,
+    protocol: Protocol,
+    *,
+    limit: int = 20,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Explanation:
+    """Say what an artifact's loss against its checkpoint comes from.
+
+    Args:
+        artifact: of ``bundle``, the one that was measured.
+        checkpoint: that the bundle was exported from; without it the export is not examined, and the bundle's own
+            settings are taken for right.
+        protocol: of the measurement.
+        limit: pictures to measure, spread over the data set; each is run about five times.
+        progress: told what is being measured, a line each.
+
+    Raises:
+        BundleError: no such artifact, or a file is altered.
+        CheckpointError: the checkpoint cannot be read, or is of another network.
+        DatasetError, ImageError: a picture or mask that cannot be used.
+        InputError: ``limit`` is below 1.
+    """
+    if limit < 1:
+        raise InputError(f"--explain needs at least one picture, not {limit}")
+    pictures = replace(dataset, samples=tuple(thinned(dataset.samples, limit)))
+    chain = _Chain(bundle, artifact, checkpoint, pictures, protocol, progress)
+    steps = (chain.protocol(), chain.export(), chain.precision(), chain.engine())
+    return Explanation(artifact, protocol.name, len(pictures), len(dataset), steps)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One network over all the pictures."""
+
+    masks: list[NDArray[Any]]
+    mIoU: float  # percent
+    non_finite: int  # pictures whose logits held a NaN or an infinity
+
+
+class _Chain:
+    """The measurements of one explanation, each made once."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        artifact: str,
+        checkpoint: Path | None,
+        pictures: Dataset,
+        protocol: Protocol,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.bundle, self.name, self.artifact = bundle, artifact, bundle.artifact(artifact)
+        self.pictures, self.used, self.tell = pictures, protocol, progress
+        self.checkpoint = read_checkpoint(checkpoint) if checkpoint is not None else None
+        self.bundled = Protocol(protocol.name, bundle.manifest.preprocess, bundle.manifest.inference)
+        self.own, self.own_warnings = self.bundled, ["no checkpoint was given: compared with the bundle's settings"]
+        self.model: Segmentor | None = None
+        if self.checkpoint is not None:
+            preprocess, self.own_warnings = preprocess_of(self.checkpoint)
+            self.own = Protocol(protocol.name, preprocess, inference_of(self.checkpoint))
+            self.model = _load(self.checkpoint, bundle)
+        self._measured: dict[tuple[str, Protocol], _Measured] = {}
+
+    def protocol(self) -> Step:
+        """The checkpoint's own settings against those of the examined measurement, on a network that is right."""
+        network, source = (FP32, "bundle") if self.model is None else (TORCH, "checkpoint")
+        before, after = self._measure(network, self.own), self._measure(network, self.used)
+        culprits = []
+        for name, corrected in _corrections(self.used, self.own):
+            owner = "the bundle" if _value(self.bundled, name) == _value(self.used, name) else "this protocol"
+            effect = self._measure(network, corrected).mIoU - after.mIoU
+            detail = f"{owner} has {_value(self.used, name)}, the {source} {_value(self.own, name)}; "
+            detail += f"corrected alone: {effect:+.2f} points"
+            culprits.append(Culprit(name, detail, effect=effect))
+        unused = [
+            f"the bundle's {name} is {_value(self.bundled, name)}, the {source}'s {_value(self.own, name)}; "
+            "this protocol does not use it"
+            for name, _ in _corrections(self.bundled, self.own)
+            if _value(self.used, name) == _value(self.own, name)
+        ]
+        return Step(
+            "protocol",
+            (f"{network} as the {source} says", f"{network} as measured"),
+            (before.mIoU, after.mIoU),
+            failed=before.mIoU - after.mIoU > threshold(BUDGETS, "fp32"),
+            culprits=tuple(culprits),
+            notes=(*self.own_warnings, *unused),
+        )
+
+    def export(self) -> Step:
+        """The checkpoint's network in torch against model.onnx."""
+        if self.checkpoint is None or self.model is None:
+            return Step("export", (TORCH, FP32), notes=("no checkpoint was given: --checkpoint FILE",))
+        step, worst = self._compare("export", TORCH, FP32, "fp32")
+        recorded = self.bundle.manifest.provenance.get("sha256")
+        if recorded != self.checkpoint.sha256:
+            note = f"{self.checkpoint.path} is not the file that the bundle was exported from: their hashes differ"
+            step = replace(step, notes=(*step.notes, note))
+        step = self._with_logits(step, worst)
+        if not step.failed:
+            return step
+        self.tell("exporting the checkpoint afresh")
+        with tempfile.TemporaryDirectory(prefix="denseport-") as folder:
+            fresh = export_onnx(self.model, Path(folder) / FP32)[0]
+            return self._blame(step, fresh, FP32, worst, "fp32")
+
+    def _with_logits(self, step: Step, picture: int) -> Step:
+        """The step, failed where the logits differ more than an export's may: masks forgive much that is wrong."""
+        assert self.model is not None  # export looked
+        image = self._network_input(picture)
+        found = OnnxRuntimeSession(self.bundle.verified(FP32)).run(image)
+        how = difference(TorchSession(self.model, device="cpu").run(image), found)
+        if not how.exceeds(TOLERANCE):
+            return step
+        note = f"the logits of {self.pictures.samples[picture].name} differ: {how}"
+        return replace(step, failed=True, notes=(*step.notes, note))
+
+    def precision(self) -> Step:
+        """model.onnx against the typed or quantized graph."""
+        typed = self._typed()
+        if typed == FP32:
+            return Step("precision", (FP32, self.name), notes=("the artifact computes in FP32",))
+        if typed not in self.bundle.manifest.artifacts:
+            return Step(
+                "precision",
+                (FP32, typed),
+                notes=(
+                    f"the bundle has no {typed} that {self.name} was built from; make it with denseport build "
+                    f"{self.bundle.path} --precision {self.artifact.precision} --engine onnx",
+                ),
+            )
+        precision = self.bundle.artifact(typed).precision
+        step, worst = self._compare("precision", FP32, typed, precision)
+        if not step.failed:
+            return step
+        return self._blame(step, self.bundle.verified(FP32), typed, worst, precision)
+
+    def engine(self) -> Step:
+        """The graph that an engine was built from against the engine."""
+        typed = self._typed()
+        before = typed if typed in self.bundle.manifest.artifacts else FP32
+        if self.artifact.kind != "engine":
+            return Step("engine", (before, self.name), notes=("the artifact is an ONNX graph, no engine",))
+        self.bundle.verified(self.name)
+        try:
+            self._measure(self.name, self.used)
+        except DenseportError as err:  # no device, no library: the rest of the chain still tells something
+            return Step("engine", (before, self.name), notes=(f"it does not run here: {err.message}",))
+        step, _ = self._compare("engine", before, self.name, self.artifact.precision)
+        hint = "an engine shows no inner tensors; build it in FP32 to part its tactics from its precision"
+        return replace(step, notes=(hint,)) if step.failed else step
+
+    def _typed(self) -> str:
+        """The ONNX artifact with this precision: the artifact itself, or what the engine was built from."""
+        if self.artifact.kind == "onnx":
+            return self.name
+        usual = FP32 if self.artifact.precision == "fp32" else f"{self.artifact.precision}.onnx"
+        return str(self.artifact.record.get("source", usual))
+
+    def _measure(self, name: str, protocol: Protocol) -> _Measured:
+        if (name, protocol) not in self._measured:
+            self.tell(f"measuring {name}, {protocol.description}")
+            if name == TORCH and self.model is not None:
+                segmenter = Segmenter.around(TorchSession(self.model, device="cpu"), self.bundle, TORCH, protocol)
+            else:
+                segmenter = Segmenter(self.bundle, artifact=name, protocol=protocol)
+            with segmenter:
+                self._measured[name, protocol] = _run(segmenter, self.pictures)
+        return self._measured[name, protocol]
+
+    def _compare(self, name: str, before: str, after: str, precision: str) -> tuple[Step, int]:
+        """The step between two runnable things, and the picture on which they agree least."""
+        first, second = self._measure(before, self.used), self._measure(after, self.used)
+        same = [np.count_nonzero(a == b) for a, b in zip(first.masks, second.masks, strict=True)]
+        pixels = [mask.size for mask in first.masks]
+        agreement = sum(same) / sum(pixels)
+        failed = (
+            first.mIoU - second.mIoU > threshold(BUDGETS, precision)
+            or agreement < threshold(AGREEMENTS, precision)
+            or second.non_finite > 0
+        )
+        notes = [f"NaN or infinite logits in {second.non_finite} pictures"] if second.non_finite else []
+        step = Step(name, (before, after), (first.mIoU, second.mIoU), agreement, failed, notes=tuple(notes))
+        return step, int(np.argmin(np.divide(same, pixels)))
+
+    def _blame(self, step: Step, trusted: Path, suspect: str, picture: int, precision: str) -> Step:
+        """The step with the first diverging tensor on one picture as its culprit."""
+        self.tell(f"comparing the tensors of {suspect} one by one")
+        image = self._network_input(picture)
+        found = find_divergence(trusted, self.bundle.verified(suspect), image, threshold(DIVERGED, precision))
+        if found is None:
+            note = f"every tensor that {suspect} shares with its origin is equal: what differs lies outside the graph"
+            return replace(step, notes=(*step.notes, note))
+        layer, _, operator = found.node.rpartition("/")
+        name = f"{layer} ({operator})" if layer else f"{found.node} ({found.operator})"
+        detail = str(found.difference) + ("" if found.first else "; no tensor diverges, this one differs most")
+        return replace(step, culprits=(Culprit(name, detail, found.causes, divergence=found),))
+
+    def _network_input(self, picture: int) -> NDArray[np.float32]:
+        """What the network is shown of a picture: the one view, or the first window of it."""
+        preprocess, crop = self.used.preprocess, self.used.inference.crop
+        image = read_image(self.pictures.samples[picture].image)
+        view = single_view((image.shape[0], image.shape[1]), preprocess, self.bundle.manifest.patch_size)
+        resized = resize(image, view.size)
+        if crop is not None:
+            resized = np.ascontiguousarray(resized[: crop[0], : crop[1]])
+        return normalise(resized, preprocess)
+
+
+def _load(checkpoint: Checkpoint, bundle: Bundle) -> Segmentor:
+    """The network as it was exported: of the same preset, with the same rewrites."""
+    reference, record = bundle.manifest.reference, bundle.artifact(FP32).record
+    preset = PRESETS.get(reference.preset) if reference is not None else None
+    return load_model(checkpoint, recognise(checkpoint, preset).spec, rewrite=bool(record.get("rewrite", True)))
+
+
+def _run(segmenter: Segmenter, pictures: Dataset) -> _Measured:
+    total, masks, non_finite = ConfusionMatrix(len(segmenter.manifest.classes)), [], 0
+    for sample in pictures.samples:
+        views = segmenter.predict(read_image(sample.image))
+        finite = all(np.isfinite(part.logits.sum(dtype=np.float64)) for view in views for part in view)
+        non_finite += not finite
+        masks.append(segmenter.decide(views))
+        total.update(pictures.read_mask(sample, total.n_classes), masks[-1])
+    return _Measured(masks, float(mean_iou(total.intersect, total.union)), non_finite)
+
+
+def _corrections(wrong: Protocol, right: Protocol) -> Iterator[tuple[str, Protocol]]:
+    """Each setting in which two protocols differ, and ``wrong`` with that one corrected."""
+    names = [f.name for f in fields(Preprocess)]
+    differing = [name for name in names if getattr(wrong.preprocess, name) != getattr(right.preprocess, name)]
+    # Scale and keep_ratio go together: the limits of one kind of resizing mean nothing to the other.
+    size = [name for name in differing if name in ("scale", "keep_ratio")]
+    groups = [size] * bool(size) + [[name] for name in differing if name not in size]
+    for group in groups:
+        values = {name: getattr(right.preprocess, name) for name in group}
+        name = ", ".join(f"preprocess.{name}" for name in group)
+        yield name, replace(wrong, preprocess=replace(wrong.preprocess, **values))
+    if wrong.inference != right.inference:
+        yield "inference", replace(wrong, inference=right.inference)
+    if wrong.tta != right.tta:
+        yield "tta", replace(wrong, tta=right.tta)
+
+
+def _value(protocol: Protocol, setting: str) -> str:
+    """What a protocol has for a name that `_corrections` gives, for people."""
+    if setting == "inference":
+        how = protocol.inference
+        return how.mode if how.crop is None else f"{how.mode} (crop {how.crop}, stride {how.stride})"
+    if setting == "tta":
+        return protocol.tta or "a single view"
+    names = [name.removeprefix("preprocess.") for name in setting.split(", ")]
+    return ", ".join(str(getattr(protocol.preprocess, name)) for name in names)

@@ -1,0 +1,4 @@
+"""Passes over ONNX graphs, one file a pass. No torch.
+
+Imports the runtime; calibration uses it too.
+"""

@@ -1,0 +1,106 @@
+"""What a network is: frozen dataclasses, from which ``models.segmentor.build`` makes it.
+
+A spec says only what changes the arithmetic. How pictures reach the network and what its result is
+compared with is the manifest's (`denseport.runtime.bundle.manifest`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["DPTHeadSpec", "ModelSpec", "NeckSpec", "UPerHeadSpec", "ViTSpec", "spec_of"]
+
+READOUTS = ("project", "add", "ignore")
+
+
+@dataclass(frozen=True)
+class ViTSpec:
+    """A plain Vision Transformer (Dosovitskiy et al., 2021) with class token and learned positions."""
+
+    embed_dims: int  # D, the width of a token
+    num_layers: int
+    num_heads: int
+    mlp_dims: int  # hidden width of the feed-forward part
+    out_indices: tuple[int, ...]  # layers whose output goes to the neck or head, in order
+    pos_grid: tuple[int, int]  # rows, columns of the stored position embedding
+    norm_eps: float  # of every LayerNorm; no checkpoint shows it
+    final_norm: bool = False  # LayerNorm `ln1` behind the last layer only
+    patch_bias: bool = True  # released weights have it, checkpoints of mmsegmentation 1.2 lack it
+    patch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.embed_dims % self.num_heads:
+            raise ValueError(f"embed_dims {self.embed_dims} is not a multiple of num_heads {self.num_heads}")
+        if not all(0 <= i < self.num_layers for i in self.out_indices):
+            raise ValueError(f"out_indices {self.out_indices} reach beyond {self.num_layers} layers")
+        if list(self.out_indices) != sorted(set(self.out_indices)):
+            raise ValueError(f"out_indices {self.out_indices} are not in ascending order")
+
+
+@dataclass(frozen=True)
+class NeckSpec:
+    """MultiLevelNeck: one resized feature map a scale, made of one layer each."""
+
+    out_channels: int
+    scales: tuple[float, ...] = (4, 2, 1, 0.5)
+
+
+@dataclass(frozen=True)
+class DPTHeadSpec:
+    """DPT decode head (Ranftl et al., 2021)."""
+
+    channels: int  # width of the fusion path
+    post_process_channels: tuple[int, ...]  # width of each reassembled level
+    readout: str = "project"  # what becomes of the class token: project, add, ignore
+
+    stride = 2  # logits are 1/2 of the (padded) input
+
+    def __post_init__(self) -> None:
+        if self.readout not in READOUTS:
+            raise ValueError(f"readout {self.readout!r} is none of {', '.join(READOUTS)}")
+
+
+@dataclass(frozen=True)
+class UPerHeadSpec:
+    """UPerNet decode head (Xiao et al., 2018): pyramid pooling, then a feature pyramid."""
+
+    channels: int
+    pool_scales: tuple[int, ...] = (1, 2, 3, 6)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A whole network: backbone, optional neck, head, number of classes."""
+
+    backbone: ViTSpec
+    neck: NeckSpec | None
+    head: DPTHeadSpec | UPerHeadSpec
+    num_classes: int
+
+    @property
+    def architecture(self) -> str:
+        """``"DPT"`` or ``"UPerNet"``."""
+        return "DPT" if isinstance(self.head, DPTHeadSpec) else "UPerNet"
+
+    @property
+    def stride(self) -> int:
+        """Input pixels per logit along one side, for inputs that are multiples of 32."""
+        if isinstance(self.head, DPTHeadSpec):
+            return self.head.stride
+        return int(self.backbone.patch_size / (max(self.neck.scales) if self.neck else 1))
+
+
+def spec_of(data: dict[str, Any]) -> ModelSpec:
+    """The spec that a manifest holds, as JSON gives it back: the inverse of `dataclasses.asdict`."""
+
+    def tuples(fields: dict[str, Any]) -> dict[str, Any]:
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+
+    head = data["head"]
+    return ModelSpec(
+        backbone=ViTSpec(**tuples(data["backbone"])),
+        neck=NeckSpec(**tuples(data["neck"])) if data["neck"] is not None else None,
+        head=DPTHeadSpec(**tuples(head)) if "readout" in head else UPerHeadSpec(**tuples(head)),
+        num_classes=data["num_classes"],
+    )

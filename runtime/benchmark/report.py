@@ -1,0 +1,193 @@
+"""The figures of ``denseport bench``: as data, as a table, as a page with the picture of speed against accuracy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.benchmark.load import Conditions
+from denseport.runtime.benchmark.speed import Latency, Result
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.media.plot import Axis, Series, chart
+from denseport.runtime.system.files import write_atomic
+from denseport.runtime.system.machine import inspect_machine
+
+__all__ = ["as_dict", "table", "write_report"]
+
+_TEMPLATE = Path(__file__).with_name("report.html")
+_PERCENTILES = (50, 90, 99)
+
+
+def as_dict(
+    bundle: Bundle,
+    results: Sequence[Result],
+    starts: Mapping[str, Mapping[str, float]],
+    picture: NDArray[np.uint8],
+    tensor: NDArray[np.float32],
+    conditions: Conditions,
+    warnings: Sequence[str],
+    skipped: Mapping[str, str],
+) -> dict[str, Any]:
+    """Everything that was measured, ready for JSON."""
+    sessions = {each.name: each.session for each in results}
+    return {
+        "bundle": str(bundle.path),
+        "model": bundle.manifest.name,
+        "measured": {
+            "picture": [picture.shape[0], picture.shape[1]],
+            "network_input": list(tensor.shape),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": inspect_machine().summary(),
+        },
+        "conditions": asdict(conditions),
+        "warnings": list(warnings),
+        "not_measured": dict(skipped),
+        "rows": [_row(bundle, each, sessions, starts.get(each.name)) for each in results],
+    }
+
+
+def _row(
+    bundle: Bundle, result: Result, sessions: Mapping[str, Latency], start: Mapping[str, float] | None
+) -> dict[str, Any]:
+    artifact = bundle.manifest.artifacts.get(result.name)
+    ratios = {name: result.session.times_as_fast_as(other) for name, other in sessions.items() if name != result.name}
+    accuracy = artifact.record.get("accuracy", {}) if artifact else {}
+    return {
+        "artifact": result.name,
+        "session": result.description,
+        "session_ms": _percentiles(result.session),
+        "whole_ms": _percentiles(result.whole) if result.whole else None,
+        "samples": result.session.samples,
+        "times_as_fast_as": {name: None if ratio.doubt else round(ratio.median, 3) for name, ratio in ratios.items()},
+        "no_ratio": {name: ratio.doubt for name, ratio in ratios.items() if ratio.doubt},
+        "pictures_per_second": {str(callers): round(rate, 3) for callers, rate in result.throughput.items()},
+        "batch_pictures_per_second": {str(size): round(rate, 3) for size, rate in result.batches.items()},
+        "start": {key: round(value, 1) for key, value in start.items()} if start else None,
+        "mIoU": accuracy.get("mIoU"),
+    }
+
+
+def _percentiles(latency: Latency) -> dict[str, float | None]:
+    found = {f"p{percent}": latency.percentile(percent) for percent in _PERCENTILES}
+    found["p50"] = latency.median
+    return {name: None if value is None else round(value, 3) for name, value in found.items()}
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """For the terminal."""
+    measured = report["measured"]
+    height, width = measured["picture"]
+    rows = [_HEAD, *(_cells(row) for row in report["rows"])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    shape = " x ".join(map(str, measured["network_input"]))
+    lines = [
+        f"{report['model']}, picture {height} x {width}, network input {shape}",
+        *(f"{name:10} {text}" for name, text in measured["machine"].items()),
+        "",
+        *(
+            "  ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ),
+        "",
+    ]
+    for row in report["rows"]:
+        lines.append(f"{row['artifact']}: {row['session']}; {row['samples']} runs of the session")
+        ratios = row["times_as_fast_as"].items()
+        lines += [f"  {value:.2f} times as fast as {name}" for name, value in ratios if value is not None]
+        lines += [f"  no ratio to {name}: {reason}" for name, reason in row["no_ratio"].items()]
+        lines += _rates("pictures a second with callers at once", row["pictures_per_second"])
+        lines += _rates("pictures a second of the session in batches of", row["batch_pictures_per_second"])
+    lines += [f"{name}: not measured: {reason}" for name, reason in report["not_measured"].items()]
+    joules = report["conditions"]["energy_joules"]
+    if joules is not None:
+        lines.append(f"energy of GPU 0 over the whole measurement: {joules:.0f} J")
+    lines += [f"warning: {text}" for text in report["warnings"]]
+    return "\n".join(lines)
+
+
+_HEAD = ("artifact", "session p50", "p90", "p99 ms", "whole p50", "p90", "p99 ms", "start ms", "memory MiB", "mIoU")
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    session, whole, start = row["session_ms"], row["whole_ms"] or {}, row["start"]
+    return (
+        row["artifact"],
+        *(_number(session[f"p{percent}"]) for percent in _PERCENTILES),
+        *(_number(whole.get(f"p{percent}")) for percent in _PERCENTILES),
+        _number(start and sum(start[name] for name in ("import_ms", "open_ms", "first_ms")), 0),
+        _number(start and start["peak_mib"], 0),
+        _number(row["mIoU"], 2),
+    )
+
+
+def _rates(words: str, rates: Mapping[str, float]) -> list[str]:
+    return [f"  {words} " + ", ".join(f"{n}: {rate:.2f}" for n, rate in rates.items())] if rates else []
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
+    """Write ``bench.json`` and ``bench.html``, and return the page's path.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    write_atomic(folder / "bench.json", (json.dumps(report, indent=1) + "\n").encode())
+    measured = report["measured"]
+    machine = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in measured["machine"].items())
+    page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=escape(f"Speed of {report['model']}"),
+        lead=escape(
+            f"Picture {measured['picture'][0]} x {measured['picture'][1]}, "
+            f"network input {' x '.join(map(str, measured['network_input']))}, {measured['date']}"
+        ),
+        warnings="".join(f'<p class="warning">{escape(text)}</p>' for text in report["warnings"]),
+        plot=_pareto(report["rows"]),
+        table=_html_table(report["rows"]),
+        details=f"<pre>{escape(table(report))}</pre>",
+        machine=machine,
+    )
+    write_atomic(folder / "bench.html", page.encode())
+    return folder / "bench.html"
+
+
+def _pareto(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Speed against mIoU; each artifact is a point."""
+    known = [row for row in rows if row["mIoU"] is not None and row["whole_ms"]]
+    if not known:
+        return "<p>No artifact's accuracy was measured yet: <code>denseport eval BUNDLE --data ROOT</code>.</p>"
+    points = [(1000 / row["whole_ms"]["p50"], float(row["mIoU"])) for row in known]
+    names = [row["artifact"] for row in known]
+    words = "; ".join(
+        f"{name}: {x:.2f} pictures a second, {y:.2f} % mIoU" for name, (x, y) in zip(names, points, strict=True)
+    )
+    return chart(
+        f"Speed against accuracy. {words}",
+        Axis("pictures a second, one caller, picture to mask", zero=True),
+        Axis("mIoU, %"),
+        [Series("", points, names, line=False)],
+    )
+
+
+def _html_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in _HEAD)
+    body = "".join(
+        f'<tr><th scope="row">{escape(cells[0])}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])
+        + "</tr>"
+        for cells in map(_cells, rows)
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -1,0 +1,287 @@
+"""How fast artifacts are, against each other, honestly.
+
+Everything is measured in rounds in which each contender has its turn, the order rotating, so that a drift of the
+machine hits all alike; ratios are taken within a round, and their median is given. A percentile is given only where
+there are enough samples to have one, a ratio only where there are enough rounds and they agree.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.backends.session import Session
+from denseport.runtime.segmenter import Segmenter
+
+__all__ = [
+    "Contender",
+    "Latency",
+    "Plan",
+    "Ratio",
+    "Result",
+    "expected_seconds",
+    "run_bench",
+    "speed_warnings",
+    "synthetic_picture",
+]
+
+DRIFT = 0.15  # change of a contender's median from the first round to the last before the figures are doubted
+FEWEST_ROUNDS = 3  # that make a ratio: of two that differ, none can tell which is the odd one
+UNSTEADY = 2.0  # largest of the rounds' ratios / smallest, above which their median is no result
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure."""
+
+    rounds: int = 5
+    seconds: float = 4.0  # for one contender in one round, of each kind of measurement; at least one run
+    concurrency: tuple[int, ...] = (1, 2, 4)  # callers at once
+    batches: tuple[int, ...] = (1, 2, 4)  # pictures in one run of the session
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "seconds"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} {getattr(self, name)} is not above 0")
+        for name in ("concurrency", "batches"):
+            if any(number < 1 for number in getattr(self, name)):
+                raise ValueError(f"{name} {getattr(self, name)} holds a number below 1")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One thing that is measured: an artifact through its segmenter, or a bare session such as the torch baseline."""
+
+    name: str
+    session: Session
+    segmenter: Segmenter | None = None  # None: only the session is measured
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast one contender is as another."""
+
+    rounds: tuple[float, ...]  # each round's own; at least one
+
+    @property
+    def median(self) -> float:
+        """Of the rounds, whether it is a result or not."""
+        return statistics.median(self.rounds)
+
+    @property
+    def doubt(self) -> str:
+        """Why the median is no result, in words; empty if it is one."""
+        if len(self.rounds) < FEWEST_ROUNDS:
+            return f"too few rounds: {len(self.rounds)}; a ratio takes {FEWEST_ROUNDS}"
+        low, high = min(self.rounds), max(self.rounds)
+        if high > UNSTEADY * low:
+            return f"too unsteady: rounds from {low:.2f} to {high:.2f}; measure again on an idle machine"
+        return ""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Durations of single runs, milliseconds, round by round."""
+
+    rounds: tuple[tuple[float, ...], ...]
+
+    @property
+    def samples(self) -> int:
+        """Runs of all rounds."""
+        return sum(map(len, self.rounds))
+
+    def percentile(self, percent: float) -> float | None:
+        """Milliseconds that so many percent of the runs stay below; None for fewer than 100 / (100 - percent) runs."""
+        if self.samples * (100 - percent) < 100:
+            return None
+        return float(np.percentile(np.concatenate(self.rounds), percent))
+
+    @property
+    def median(self) -> float:
+        """Milliseconds, of the runs of all rounds."""
+        return statistics.median(value for each in self.rounds for value in each)
+
+    @property
+    def drift(self) -> float:
+        """Of the median from the first round to the last, as a share; 0.1 is ten percent slower."""
+        return statistics.median(self.rounds[-1]) / statistics.median(self.rounds[0]) - 1
+
+    def times_as_fast_as(self, other: Latency) -> Ratio:
+        """The other's time over this one's, round by round."""
+        return Ratio(
+            tuple(
+                statistics.median(theirs) / statistics.median(ours)
+                for ours, theirs in zip(self.rounds, other.rounds, strict=True)
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of one contender."""
+
+    name: str
+    description: str
+    session: Latency
+    whole: Latency | None  # picture to mask
+    throughput: dict[int, float] = field(default_factory=dict)  # callers at once -> pictures a second
+    batches: dict[int, float] = field(default_factory=dict)  # batch -> pictures a second of the session
+
+
+def synthetic_picture(height: int, width: int) -> NDArray[np.uint8]:
+    """A picture (height, width, 3), uint8 BGR, always the same: smooth patches and edges, neither uniform nor noise."""
+    random = np.random.default_rng(0)
+    coarse = random.integers(0, 256, (max(2, height // 64), max(2, width // 64), 3), np.uint8)
+    picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    for _ in range(12):
+        centre = (int(random.integers(width)), int(random.integers(height)))
+        colour = tuple(int(value) for value in random.integers(0, 256, 3))
+        cv2.circle(picture, centre, max(1, min(height, width) // int(random.integers(4, 16))), colour, -1)
+    return np.asarray(picture, np.uint8)
+
+
+def run_bench(
+    contenders: Sequence[Contender],
+    picture: NDArray[np.uint8],
+    tensor: NDArray[np.float32],
+    plan: Plan,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Result]:
+    """Measure all contenders side by side.
+
+    Args:
+        picture: for the whole way, (H, W, 3) uint8 BGR.
+        tensor: the same as the network sees it, (1, 3, h, w) float32.
+        progress: told what is measured, and after the warm-up how long it will take, a line each.
+
+    Raises:
+        DenseportError: a contender cannot run the picture.
+    """
+    alone = {c.name: partial(c.session.run, tensor) for c in contenders}
+    whole = {c.name: partial(c.segmenter, picture) for c in contenders if c.segmenter is not None}
+    progress(
+        _forecast(
+            expected_seconds(plan, _warm(alone, "session", progress), _warm(whole, "picture to mask", progress)), plan
+        )
+    )
+    progress("latency of the sessions")
+    sessions = _latencies(alone, plan)
+    progress("latency from picture to mask")
+    wholes = _latencies(whole, plan)
+    throughput: dict[int, dict[str, float]] = {}
+    for callers in plan.concurrency:
+        progress(f"pictures a second, callers at once: {callers}")
+        throughput[callers] = _throughputs(whole, callers, plan)
+    batches: dict[int, dict[str, float]] = {}
+    for size in plan.batches:
+        progress(f"batches of {size}")
+        batch = np.repeat(tensor, size, axis=0)
+        latencies = _latencies({c.name: partial(c.session.run, batch) for c in contenders}, plan)
+        batches[size] = {name: 1000 * size / latency.median for name, latency in latencies.items()}
+    return [
+        Result(
+            each.name,
+            each.session.description,
+            session=sessions[each.name],
+            whole=wholes.get(each.name),
+            throughput={callers: rates[each.name] for callers, rates in throughput.items() if each.name in rates},
+            batches={size: rates[each.name] for size, rates in batches.items()},
+        )
+        for each in contenders
+    ]
+
+
+def expected_seconds(plan: Plan, sessions: Sequence[float], wholes: Sequence[float]) -> float:
+    """How long `run_bench` takes once everything is warm.
+
+    Args:
+        sessions, wholes: seconds of one run, of each contender's session and from picture to mask.
+    """
+
+    def turns(times: Sequence[float], at_least: int = 1) -> float:
+        """One run to count by, then the rounds."""
+        rounds = (max(at_least, round(plan.seconds / one)) * one for one in times)
+        return sum(times) + plan.rounds * sum(rounds)
+
+    batches = ([size * one for one in sessions] for size in plan.batches)
+    return (
+        turns(sessions)
+        + turns(wholes)
+        + sum(turns(wholes, callers) for callers in plan.concurrency)
+        + sum(map(turns, batches))
+    )
+
+
+def _warm(work: Mapping[str, Callable[[], object]], what: str, progress: Callable[[str], None]) -> list[float]:
+    """Seconds of each piece of work's second run."""
+    found = []
+    for name, run in work.items():
+        progress(f"warming up {name}, {what}")
+        run()
+        found.append(_milliseconds(run) / 1000)
+    return found
+
+
+def _forecast(seconds: float, plan: Plan) -> str:
+    words = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return (
+        f"measuring takes about {words}; lower --rounds ({plan.rounds}) or --seconds ({plan.seconds:g}) to shorten it"
+    )
+
+
+def speed_warnings(results: Sequence[Result]) -> list[str]:
+    """Where the rounds disagree too much to be trusted, in words."""
+    return [
+        f"{each.name}: from the first round to the last its time changed by {100 * each.session.drift:+.0f} %: "
+        "throttled, or a busy machine"
+        for each in results
+        if abs(each.session.drift) > DRIFT
+    ]
+
+
+def _latencies(work: Mapping[str, Callable[[], object]], plan: Plan) -> dict[str, Latency]:
+    """Each piece of work alone, in rounds."""
+    counts = {name: _count(run, plan.seconds) for name, run in work.items()}
+    rounds: dict[str, list[tuple[float, ...]]] = {name: [] for name in work}
+    for turn in range(plan.rounds):
+        for name in _rotated(list(work), turn):
+            rounds[name].append(tuple(_milliseconds(work[name]) for _ in range(counts[name])))
+    return {name: Latency(tuple(each)) for name, each in rounds.items()}
+
+
+def _throughputs(work: Mapping[str, Callable[[], object]], callers: int, plan: Plan) -> dict[str, float]:
+    """Calls a second with so many callers at once; the median of the rounds."""
+    counts = {name: max(callers, _count(run, plan.seconds)) for name, run in work.items()}
+    rates: dict[str, list[float]] = {name: [] for name in work}
+    with ThreadPoolExecutor(callers) as pool:
+        for turn in range(plan.rounds):
+            for name in _rotated(list(work), turn):
+                start = time.perf_counter()
+                for done in [pool.submit(work[name]) for _ in range(counts[name])]:
+                    done.result()
+                rates[name].append(counts[name] / (time.perf_counter() - start))
+    return {name: statistics.median(each) for name, each in rates.items()}
+
+
+def _count(run: Callable[[], object], seconds: float) -> int:
+    """How often it runs in so many seconds; at least once."""
+    return max(1, round(seconds * 1000 / _milliseconds(run)))
+
+
+def _milliseconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return 1000 * (time.perf_counter() - start)
+
+
+def _rotated(names: list[str], turn: int) -> list[str]:
+    turn %= max(1, len(names))
+    return names[turn:] + names[:turn]

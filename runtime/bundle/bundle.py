@@ -1,0 +1,260 @@
+"""A bundle on disk: a folder with a manifest and the artifacts that it names."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from denseport.runtime.bundle.external_data import external_files
+from denseport.runtime.bundle.manifest import Artifact, Manifest
+from denseport.runtime.errors import BundleError, OutputError
+from denseport.runtime.system.files import (
+    exchange,
+    folders_above,
+    remove_temporary_files,
+    sha256_of,
+    work_folder,
+    write_atomic,
+    writing,
+)
+
+__all__ = ["MANIFEST", "Bundle", "new_bundle"]
+
+MANIFEST = "manifest.json"
+MAKE_ONE = "Make one: denseport export CHECKPOINT -o BUNDLE"
+EXPORT_AGAIN = "Export the checkpoint again."
+LARGEST_MANIFEST = 64 << 20  # bytes; the largest seen has 0.3 MB
+PREFIX = ".denseport-old-"  # of the folder that holds a bundle while another takes its place
+
+
+class Bundle:
+    """An existing bundle.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        BundleError: no such folder, no manifest in it, or a manifest that cannot be used.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        file = self.path / MANIFEST
+        with _reading(file):
+            if not self.path.is_dir():
+                raise _no_folder(self.path)
+            if not file.exists():
+                raise BundleError(f"{self.path}: not a bundle: no {MANIFEST} in it", MAKE_ONE)
+            if not file.is_file():  # a pipe of that name would keep us waiting
+                raise BundleError(f"{file}: cannot be read: no ordinary file", EXPORT_AGAIN)
+            if file.stat().st_size > LARGEST_MANIFEST:
+                raise BundleError(f"{file}: larger than {LARGEST_MANIFEST >> 20} MiB: no manifest", EXPORT_AGAIN)
+            text = file.read_text(encoding="utf-8")
+        self.manifest = Manifest.from_json(text, str(file))
+
+    def artifact(self, name: str) -> Artifact:
+        """The manifest's entry for an artifact.
+
+        Raises:
+            BundleError: the bundle has none of that name.
+        """
+        if name not in self.manifest.artifacts:
+            artifacts = self.manifest.artifacts
+            known = ", ".join(artifacts) or "none"
+            meant = [each for each in artifacts if each.startswith(f"{name}.") or artifacts[each].precision == name]
+            remedy = f"Give its whole name: {' or '.join(meant)}." if meant else "Build it with denseport build."
+            raise BundleError(f"{self.path}: no artifact {name!r}; it has {known}", remedy)
+        return self.manifest.artifacts[name]
+
+    def verified(self, name: str) -> Path:
+        """The path of an artifact's main file, after all its files were found to be what the manifest says.
+
+        Raises:
+            BundleError: a file is missing, altered, or lies outside the bundle, or the model names one for its weights
+                that the manifest does not list.
+        """
+        artifact = self.artifact(name)
+        paths = [self._verified_file(*entry) for entry in artifact.files.items()]
+        if not paths:
+            raise BundleError(f"{self.path}: {name}: lists no file", EXPORT_AGAIN)
+        if artifact.kind == "onnx":
+            self._refuse_unlisted(paths[0], artifact)
+        return paths[0]
+
+    def _refuse_unlisted(self, model: Path, artifact: Artifact) -> None:
+        """What an ONNX file has its reader open must be what was verified: no other file, and none elsewhere."""
+        with _reading(model):
+            try:
+                unlisted = sorted(external_files(model) - artifact.files.keys())
+            except ValueError as err:
+                raise BundleError(f"{model}: no ONNX model: {err}", EXPORT_AGAIN) from err
+        if unlisted:
+            raise BundleError(
+                f"{model}: has weights in {unlisted[0]!r}, which the manifest does not list for it",
+                "Do not run this bundle unless you know why; export the checkpoint again.",
+            )
+
+    def _verified_file(self, name: str, digest: str) -> Path:
+        path = self.path / name
+        with _reading(path):
+            if Path(name).name != name or path.is_symlink():
+                raise BundleError(f"{self.path}: {name!r} does not name a file of the bundle itself", EXPORT_AGAIN)
+            if not path.is_file():
+                raise BundleError(f"{path}: missing from the bundle", "Copy the bundle again, whole, or export again.")
+            if sha256_of(path) != digest:
+                raise BundleError(
+                    f"{path}: altered since it was written: its hash differs from the manifest's",
+                    "Copy the bundle again, or export again; an altered model is never run.",
+                )
+        return path
+
+    def add(self, name: str, artifact: Artifact, files: Iterable[Path] = ()) -> None:
+        """Move an artifact's files into the folder and enter it into the manifest; one of that name is replaced.
+
+        Safe beside other processes that write the same bundle, and against being killed: the manifest never names a
+        file that is not whole.
+
+        Args:
+            files: of the artifact, still elsewhere on the same file system; none: they are in the folder already.
+
+        Raises:
+            BundleError: the manifest was damaged meanwhile.
+            OutputError: the folder cannot be written.
+        """
+        files = tuple(files)
+        with self._locked():
+            if files:
+                self._write({key: value for key, value in self.manifest.artifacts.items() if key != name})
+            for file in files:
+                with writing(self.path / file.name):
+                    file.replace(self.path / file.name)
+            self._write({**self.manifest.artifacts, name: artifact})
+
+    def note(self, name: str, record: Mapping[str, Any]) -> None:
+        """Add to the record of an artifact what was found out about it, its measured accuracy say.
+
+        Raises:
+            BundleError: the artifact was replaced by another one meanwhile, which this does not concern.
+            OutputError: the folder cannot be written.
+        """
+        files = self.artifact(name).files
+        with self._locked():
+            artifact = self.manifest.artifacts.get(name)
+            if artifact is None or artifact.files != files:
+                raise BundleError(f"{self.path}: {name} was replaced meanwhile", "Measure the new one.")
+            noted = dataclasses.replace(artifact, record={**artifact.record, **record})
+            self._write({**self.manifest.artifacts, name: noted})
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The bundle for this process alone, and its manifest as it now is; others wait."""
+        with writing(self.path):
+            folder = os.open(self.path, os.O_RDONLY)
+        try:
+            with writing(self.path):
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            self.manifest = Bundle(self.path).manifest
+            remove_temporary_files(self.path / MANIFEST)
+            yield
+        finally:
+            os.close(folder)
+
+    def _write(self, artifacts: dict[str, Artifact]) -> None:
+        if artifacts != self.manifest.artifacts:
+            manifest = dataclasses.replace(self.manifest, artifacts=artifacts)
+            write_atomic(self.path / MANIFEST, manifest.to_json().encode())
+            self.manifest = manifest
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what goes wrong when ``path`` is read into a BundleError about it."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as err:
+        reason = getattr(err, "strerror", None) or err
+        raise BundleError(f"{path}: cannot be read: {reason}", "Check its permissions, or export again.") from err
+
+
+def _no_folder(path: Path) -> BundleError:
+    """Nothing is there, or one of the files that people give in a bundle's stead."""
+    if not path.exists():
+        return BundleError(f"{path}: no such folder", MAKE_ONE)
+    remedy = MAKE_ONE
+    if (path.parent / MANIFEST).is_file():
+        remedy = f"Give the bundle's folder: {path.parent}"
+    elif path.suffix in (".pth", ".safetensors"):
+        remedy = f"Export it first: denseport export {path} -o BUNDLE"
+    return BundleError(f"{path}: not a bundle: a file", remedy)
+
+
+@contextmanager
+def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder that becomes the bundle ``path`` when the block ends, and vanishes on any error.
+
+    Args:
+        replace: an existing bundle at ``path`` is replaced, and only when the new one is whole.
+
+    Raises:
+        OutputError: ``path`` exists (and is not a bundle to be replaced), or cannot be written.
+    """
+    with writing(path):
+        _refuse_existing(path, replace)
+    with folders_above(path), work_folder(path.parent) as folder:
+        temporary = folder / "new"
+        with writing(path):
+            temporary.mkdir()
+        yield temporary
+        with writing(path):
+            temporary.chmod(0o755)  # whatever the umask: a server has a user of its own
+            if replace and path.exists():
+                _swap(temporary, path)
+            else:
+                temporary.rename(path)
+
+
+def _refuse_existing(path: Path, replace: bool) -> None:
+    is_bundle = _has_manifest(path)
+    if not (path.exists() or path.is_symlink()) or (replace and is_bundle):
+        return
+    what = "a bundle" if is_bundle else "something that is no bundle"
+    raise OutputError(
+        f"{path}: exists already and is {what}",
+        "Choose another name with -o" + (", or give --force." if is_bundle else "."),
+    )
+
+
+def _has_manifest(path: Path) -> bool:
+    """Whether a folder's manifest is of a bundle, be it damaged; other programs have files of that name."""
+    file = path / MANIFEST
+    if not file.is_file() or file.stat().st_size > LARGEST_MANIFEST:
+        return False
+    try:
+        data = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return True  # a bundle with a damaged manifest is mended by exporting again
+    return isinstance(data, dict) and "format_version" in data
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Puts ``new`` in the place of the bundle ``path``, which stays if that fails.
+
+    Where the two cannot change places at once, a process that is killed between the renames leaves the bundle in a
+    folder of that prefix, which nobody removes.
+    """
+    if exchange(new, path):
+        return
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=path.parent) as folder:
+        old = path.rename(Path(folder) / "old")
+        try:
+            new.rename(path)
+        except OSError:
+            old.rename(path)
+            raise

@@ -1,0 +1,78 @@
+"""Evaluation protocols: how pictures reach the network when accuracy is measured.
+
+The protocol is part of a number: a published mIoU was measured on whole pictures at keep-ratio 2048 x 512, and a fixed
+512 x 512 input does not reproduce it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from denseport.runtime.bundle.manifest import LARGEST_SIDE, Inference, Manifest, Preprocess
+from denseport.runtime.errors import InputError
+
+__all__ = ["Protocol", "parse_protocol"]
+
+SLIDE_CROP, SLIDE_STRIDE = (512, 512), (341, 341)  # upstream's configurations for this crop size
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Pre-processing, inference mode and augmentation of one measurement."""
+
+    name: str
+    preprocess: Preprocess
+    inference: Inference
+    tta: str | None = None  # "0.x" or "1.x": multi-scale and flip in that convention
+    native: bool = False  # the picture is not resized, whatever `preprocess` says of its size
+
+    @property
+    def description(self) -> str:
+        """The protocol in words."""
+        pre = self.preprocess
+        size = "keep-ratio" if pre.keep_ratio else "fixed"
+        text = f"{self.inference.mode}, " + ("own size" if self.native else f"{size} {pre.scale[0]} x {pre.scale[1]}")
+        if self.inference.crop and self.inference.stride:
+            text += f", crop {self.inference.crop[0]}, stride {self.inference.stride[0]}"
+        return text + (f", ms + flip ({self.tta})" if self.tta else "")
+
+
+def parse_protocol(text: str, manifest: Manifest) -> Protocol:
+    """The protocol that ``--protocol`` names.
+
+    ``reference`` (as the checkpoint was tested), ``ms-flip`` or ``ms-flip:1.x``, ``slide`` or ``slide:512:341``
+    (crop and stride, pixels), ``native`` or ``native:512:341`` (slide over the picture at its own size, for pictures
+    of any size), ``fixed:512x512`` (height x width).
+
+    Raises:
+        InputError: none of these.
+    """
+    base = Protocol(text, manifest.preprocess, manifest.inference)
+    if text == "reference":
+        return base
+    if text in ("ms-flip", "ms-flip:0.x", "ms-flip:1.x"):
+        return replace(base, tta=text.partition(":")[2] or "0.x")
+    if text == "slide":
+        return replace(base, inference=_slide(manifest.inference))
+    if text == "native":
+        return replace(base, inference=_slide(manifest.inference), native=True)
+    if match := re.fullmatch(r"(slide|native):(\d{1,5}):(\d{1,5})", text):
+        crop, stride = int(match[2]), int(match[3])
+        if crop >= manifest.patch_size and 1 <= stride <= crop <= LARGEST_SIDE:  # a longer stride would leave gaps
+            inference = Inference("slide", (crop, crop), (stride, stride))
+            return replace(base, inference=inference, native=match[1] == "native")
+    if match := re.fullmatch(r"fixed:(\d{1,5})x(\d{1,5})", text):
+        height, width = int(match[1]), int(match[2])
+        if manifest.patch_size <= min(height, width) <= max(height, width) <= LARGEST_SIDE:
+            pre = replace(manifest.preprocess, scale=(width, height), keep_ratio=False)
+            return replace(base, preprocess=pre, inference=Inference())
+    raise InputError(
+        f"no protocol {text!r} for a network with patches of {manifest.patch_size} pixels",
+        "Give reference, ms-flip, ms-flip:1.x, slide, slide:CROP:STRIDE, native, native:CROP:STRIDE or "
+        "fixed:HEIGHTxWIDTH.",
+    )
+
+
+def _slide(own: Inference) -> Inference:
+    return own if own.mode == "slide" else Inference("slide", SLIDE_CROP, SLIDE_STRIDE)

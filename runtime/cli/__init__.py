@@ -1,0 +1,1 @@
+"""The command ``denseport``: commands parse, call and print. May import all of `runtime`."""

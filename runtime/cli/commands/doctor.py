@@ -1,0 +1,106 @@
+"""``denseport doctor``: what this machine can do, and the command that gets what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from denseport.runtime.cli.arguments import path
+
+if TYPE_CHECKING:
+    from denseport.runtime.system.machine import Machine
+
+HELP = "show what this machine can do, and how to get what is missing"
+
+
+@dataclass(frozen=True)
+class Ability:
+    """One thing that a machine can do or not."""
+
+    name: str
+    missing: str  # "" where it can
+    remedy: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", type=path, nargs="?", help="also say which of its artifacts run here"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from denseport.runtime.system.machine import inspect_machine
+
+    machine = inspect_machine()
+    abilities = _abilities(machine)
+    artifacts = _artifacts(arguments.bundle, machine) if arguments.bundle is not None else []
+    if arguments.json:
+        print(json.dumps(_as_dict(machine, abilities, artifacts), indent=1))
+    else:
+        for name, text in machine.summary().items():
+            print(f"{name:10} {text}")
+        _print("This machine can", abilities)
+        _print(f"Of {arguments.bundle}, here runs", artifacts)
+    return 3 if artifacts and all(row.missing for row in artifacts) else 0
+
+
+def _as_dict(machine: Machine, abilities: Sequence[Ability], artifacts: Sequence[Ability]) -> dict[str, object]:
+    return {
+        "machine": asdict(machine),
+        "abilities": [asdict(row) for row in abilities],
+        "artifacts": [asdict(row) for row in artifacts],
+    }
+
+
+def _print(title: str, rows: Sequence[Ability]) -> None:
+    if not rows:
+        return
+    print(f"\n{title}")
+    for row in rows:
+        if not row.missing:
+            print(f"  yes  {row.name}")
+        else:
+            print(f"  no   {row.name}: {row.missing}\n         {row.remedy}")
+
+
+def _abilities(machine: Machine) -> list[Ability]:
+    from denseport.runtime.system.machine import install_command
+
+    has = machine.packages
+    gpu = "" if machine.gpus else "no NVIDIA GPU"
+    cuda = "" if has["pycuda"] or has["cuda-bindings"] else "neither pycuda nor cuda-bindings"
+    providers = "" if "CUDAExecutionProvider" in machine.providers else "ONNX Runtime without CUDA"
+
+    def lacks(*names: str) -> str:
+        return ", ".join(f"no {name}" for name in names if not has[name])
+
+    def join(*reasons: str) -> str:
+        return ", ".join(reason for reason in reasons if reason)
+
+    rows = (
+        ("export checkpoints", lacks("torch", "onnx", "onnxruntime"), "export,onnxruntime"),
+        ("calibrate to INT8", lacks("onnx", "onnxruntime"), "calibration"),
+        ("run ONNX models on the CPU", lacks("onnxruntime"), "onnxruntime"),
+        ("run ONNX models on a GPU", join(gpu, providers), "onnxruntime-gpu"),
+        ("build and run TensorRT engines", join(gpu, lacks("tensorrt"), cuda), "tensorrt"),
+        ("build TensorRT-RTX engines, ahead of time", lacks("tensorrt_rtx"), "tensorrt-rtx"),
+        ("run TensorRT-RTX engines", join(gpu, lacks("tensorrt_rtx"), cuda), "tensorrt-rtx"),
+    )
+    where = "" if machine.gpus else " on a machine with an NVIDIA GPU"
+    return [
+        Ability(name, missing, install_command(extra) + (where if gpu and gpu in missing else ""))
+        for name, missing, extra in rows
+    ]
+
+
+def _artifacts(bundle: Path, machine: Machine) -> list[Ability]:
+    from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.selection import obstacle
+
+    artifacts = Bundle(bundle).manifest.artifacts
+    return [Ability(f"{name} ({a.kind}, {a.precision})", *obstacle(a, machine)) for name, a in artifacts.items()]

@@ -1,0 +1,149 @@
+"""``denseport inspect``: what is in a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from denseport.runtime.cli.arguments import path
+from denseport.runtime.media.page import count
+
+if TYPE_CHECKING:
+    from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.bundle.manifest import Artifact
+
+HELP = "show what is in a bundle"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
+    parser.add_argument("--json", action="store_true", help="print the manifest itself")
+    parser.add_argument("--verify", action="store_true", help="compare each artifact's hash with the manifest")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.bundle.manifest import reading_record
+
+    bundle = Bundle(arguments.bundle)
+    if arguments.verify:
+        for name in bundle.manifest.artifacts:
+            bundle.verified(name)
+    if arguments.json:
+        print(bundle.manifest.to_json(), end="")
+        return 0
+    with reading_record(str(bundle.path)):
+        lines = [(title, str(text)) for title, text in _lines(bundle)]
+    for title, text in lines:
+        print(f"{title:14} " + " ".join(text.split()))  # a line each, whatever the manifest holds
+    if arguments.verify:
+        print(f"{'verified':14} every file is what the manifest says")
+    return 0
+
+
+def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    manifest = bundle.manifest
+    pre, inference, reference = manifest.preprocess, manifest.inference, manifest.reference
+    yield "model", f"{manifest.name} ({manifest.architecture}, {manifest.parameters / 1e6:,.1f} M parameters)"
+    source = manifest.provenance
+    yield "checkpoint", f"{source.get('checkpoint')} ({source.get('layout')}), sha256 {str(source.get('sha256'))[:16]}…"
+    yield "exported", f"{source.get('created')} by Denseport {source.get('denseport')}, torch {source.get('torch')}"
+    if pre.keep_ratio:
+        resize = f"longer side to {max(pre.scale)} or shorter to {min(pre.scale)}, keeping the ratio"
+    else:
+        resize = f"exactly {pre.scale[0]} x {pre.scale[1]}"
+    yield "input", f"{'RGB' if pre.bgr_to_rgb else 'BGR'}, resized: {resize}; mean {pre.mean}, std {pre.std}"
+    mode = inference.mode
+    if inference.crop and inference.stride:
+        crop, stride = inference.crop, inference.stride
+        mode += f", windows {crop[0]} x {crop[1]}, every {stride[0]} x {stride[1]} pixels"
+    yield "inference", f"{mode}; one logit for {manifest.stride} x {manifest.stride} pixels"
+    names = ", ".join(manifest.classes[:6]) + (", …" if len(manifest.classes) > 6 else "")
+    yield "classes", f"{len(manifest.classes)}: {names}"
+    if reference is None:
+        yield "reference", "none: not recognised as a published model"
+    else:
+        yield (
+            "reference",
+            (
+                f"{reference.preset}: mIoU {reference.mIoU}, ms + flip {reference.mIoU_ms_flip} on {reference.dataset} "
+                f"({reference.protocol}); recognised by {reference.recognised_by}"
+            ),
+        )
+    for name, artifact in manifest.artifacts.items():
+        files = [bundle.path / file for file in artifact.files]
+        size = f"{sum(file.stat().st_size for file in files if file.is_file()) / 2**20:,.1f} MiB"
+        missing = "".join(f", {file.name} is MISSING" for file in files if not file.is_file())
+        yield "artifact", f"{name}: {artifact.kind}, {artifact.precision}, {size}{missing}"
+        difference = artifact.record.get("max_difference")
+        if difference is not None:
+            sizes = len(artifact.record["checks"])
+            yield "", f"checked against torch on {count(sizes, 'size')}: logits differ by {difference:.1e} at most"
+        yield from _calibrated(name, artifact)
+        yield from _measured(artifact.record)
+        yield from _unaudited(name, artifact)
+        if artifact.kind == "engine":
+            yield from _built(name, artifact)
+    for warning in source.get("warnings", []):
+        yield "warning", warning
+
+
+def _calibrated(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
+    """What `denseport calibrate` did and found out."""
+    from denseport.runtime.bundle.quantization import Trial
+
+    record, trial = artifact.record.get("calibration"), Trial.of(artifact, name)
+    if record is not None:
+        smoothed = sum(each["strength"] > 0 for each in record["smoothing"])
+        kind = record["precision"].upper()
+        yield (
+            "",
+            f"calibrated on {count(record['images'], 'picture')} by {record['method']}, "
+            f"{count(smoothed, 'LayerNorm')} smoothed: {100 * record['share']:.1f} % of the multiply-adds in {kind}",
+        )
+        yield "", f"{count(len(record['narrow']), 'group')} of layers in {kind}, {len(record['float'])} in float"
+        for warning in record["warnings"]:
+            yield "", f"warning: {warning}"
+    if trial is not None:
+        accuracy = f"{100 * trial.agreement:.2f} % of the pixels keep FP32's class"
+        if trial.miou is not None and trial.fp32_miou is not None:
+            accuracy += f", mIoU {trial.miou:.2f} (FP32 {trial.fp32_miou:.2f}) on {count(trial.labelled, 'picture')}"
+        yield "", accuracy
+        yield "", f"{'accepted' if trial.accepted else 'refused'} on {trial.machine}: {trial.reason}"
+
+
+def _measured(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What `denseport build` and `denseport eval --record` found out about an artifact."""
+    audit, accuracy = record.get("audit"), record.get("accuracy")
+    if audit is not None:
+        yield (
+            "",
+            f"audited on {count(audit['images'], 'picture')}: "
+            f"{100 * audit['agreement']:.3f} % of the classes are FP32's",
+        )
+    if accuracy is not None:
+        verdict = {None: "", True: ", passed", False: ", FAILED"}[accuracy["gate"] and accuracy["gate"]["passed"]]
+        where = f"{count(accuracy['images'], 'image')}, {accuracy['protocol']['description']}, {accuracy['date'][:10]}"
+        miou = "unknown: no pixel counted" if accuracy["mIoU"] is None else f"{accuracy['mIoU']:.2f}"
+        yield "", f"mIoU {miou} ({where}){verdict}"
+
+
+def _unaudited(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
+    """That nothing compares an artifact with FP32 or with labels, and the command that does."""
+    from denseport.runtime.bundle.comparison import comparing_command, is_compared
+
+    if not is_compared(artifact):
+        yield "", f"not audited; this does it: {comparing_command(name, artifact)}"
+
+
+def _built(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
+    from denseport.runtime.bundle.engine_record import BuildRecord, built_words
+
+    record = BuildRecord.from_dict(artifact.record, name)
+    yield "", f"built with {record.built_for} in {record.seconds:.0f} s, from {artifact.record.get('source')}"
+    if record.output != "logits" or record.plugin != "off":
+        yield "", f"gives {record.output}; plugin {record.plugin}"
+    yield "", "accepts " + " or ".join(str(profile) for profile in record.profiles)
+    asked = ", ".join(f"{count(number, 'node')} {kind}" for kind, number in record.types_asked.items())
+    yield "", f"asked for {asked}; {built_words(record.types_built, record.types_built_note)}"

@@ -1,0 +1,221 @@
+"""``denseport run``: pictures, folders and videos to masks and overlays."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from denseport.runtime.cli.arguments import path, real, whole
+from denseport.runtime.media.page import count
+
+if TYPE_CHECKING:
+    from denseport.runtime.cli.predict import Labelling, Model, RemoteModel
+    from denseport.runtime.media.inputs import Input
+
+HELP = "segment pictures and videos: masks, overlays with legend, JSON"
+CONNECT_SECONDS = 5.0  # that a server may take to answer at first; a mistyped address should not cost a minute
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="picture, video, folder, or glob in quotes")
+    parser.add_argument("-o", "--output", metavar="OUT", type=path, required=True, help="folder for the results")
+    parser.add_argument("--artifact", metavar="NAME", help="which artifact runs; default: the best for this machine")
+    parser.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads; default: all this process may use")
+    parser.add_argument(
+        "--opacity", type=real(0, 1), default=0.5, metavar="X", help="of the colours, 0 to 1; default: %(default)s"
+    )
+    parser.add_argument(
+        "--protocol",
+        default="reference",
+        metavar="NAME",
+        help="reference (as the checkpoint was tested), ms-flip, slide, fixed:HEIGHTxWIDTH, …; default: %(default)s",
+    )
+    parser.add_argument(
+        "--smooth",
+        type=real(0, below=1),
+        default=0.0,
+        metavar="W",
+        help="videos: weight of the frames before, 0 to below 1, against flicker; default: none",
+    )
+    parser.add_argument(
+        "--provider",
+        nargs="+",
+        metavar="NAME",
+        help="ONNX Runtime's execution providers, best first; default: automatic",
+    )
+    parser.add_argument(
+        "--grey", action="store_true", help="write masks as grey PNGs, whose pixels OpenCV reads as class indices too"
+    )
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="spread over a Ray cluster, or 'local' for one on this machine"
+    )
+    parser.add_argument("--no-overlay", action="store_true", help="write masks only")
+    parser.add_argument("--no-mask", action="store_true", help="write overlays only")
+    parser.add_argument(
+        "--server", metavar="URL", help="a Triton server runs the model: http://HOST:PORT or grpc://HOST:PORT"
+    )
+    parser.add_argument("--model", metavar="NAME", help="on the server; default: as denseport triton names the bundle")
+    parser.add_argument("--json", action="store_true", help="print what was found and written as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from denseport.runtime.cli.predict import Labelling
+    from denseport.runtime.errors import InputError
+    from denseport.runtime.media.inputs import find_inputs
+
+    _check(arguments)
+    inputs = find_inputs(arguments.inputs)
+    job = Labelling(
+        arguments.output,
+        arguments.opacity,
+        not arguments.no_mask,
+        not arguments.no_overlay,
+        arguments.grey,
+        arguments.smooth,
+    )
+    job.refuse_overwriting(inputs)
+    bar = tqdm(total=len(inputs), unit="file", disable=len(inputs) < 2 or not sys.stderr.isatty())
+    if arguments.ray is not None:
+        _run_on_ray(arguments, inputs, job, bar)
+    else:
+        with _open(arguments) as segmenter:
+            for item in inputs:
+                job.add(segmenter, item)
+                bar.update()
+    bar.close()
+    _report(job, as_json=arguments.json)
+    if job.failures:
+        raise InputError(
+            f"{len(job.failures)} of {count(len(inputs), 'input')} failed\n"
+            + "\n".join(f"  {failure['error']}\n    {failure['remedy'] or ''}".rstrip() for failure in job.failures)
+        )
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from denseport.runtime.errors import InputError
+    from denseport.runtime.system.files import refuse_unwritable
+
+    if arguments.no_overlay and arguments.no_mask and not arguments.json:
+        raise InputError("--no-overlay and --no-mask leave nothing to write", "Leave one out, or add --json.")
+    if arguments.model is not None and arguments.server is None:
+        raise InputError("--model names a model on a server", "Give --server too.")
+    local = [name for name in ("artifact", "threads", "provider") if getattr(arguments, name) is not None]
+    local += ["protocol"] if arguments.protocol != "reference" else []
+    local += ["ray"] if arguments.ray is not None else []
+    local += ["smooth"] if arguments.smooth else []
+    if arguments.server is not None and local:
+        raise InputError(
+            f"--server decides how the model runs; --{local[0]} is for running it here",
+            "Leave it out, or give it to denseport triton.",
+        )
+    if arguments.ray is None:  # on a cluster it is its machines that write
+        refuse_unwritable(arguments.output)
+
+
+@contextmanager
+def _open(arguments: argparse.Namespace) -> Iterator[Model]:
+    """What segments the pictures; says on standard error what it is."""
+    from denseport.runtime.segmenter import Segmenter
+
+    if arguments.server is not None:
+        with _connect(arguments) as server:
+            yield server
+        return
+    with Segmenter(arguments.bundle, **_settings(arguments), threads=arguments.threads) as segmenter:
+        print(segmenter.description, file=sys.stderr)
+        for name, reason in segmenter.choice.others.items():
+            print(f"  not {name}: {reason}", file=sys.stderr)
+        if segmenter.choice.caution:
+            print(f"warning: {segmenter.choice.caution}", file=sys.stderr)
+        yield segmenter
+
+
+@contextmanager
+def _connect(arguments: argparse.Namespace) -> Iterator[RemoteModel]:
+    from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.cli.predict import RemoteModel
+    from denseport.runtime.errors import InputError
+    from denseport.runtime.serving.triton.client import Client
+    from denseport.runtime.serving.triton.variants import model_name
+
+    bundle = Bundle(arguments.bundle)
+    name = model_name(bundle, arguments.model)
+    with Client(arguments.server, name, deadline=CONNECT_SECONDS) as client:
+        classes = client.classes()
+    if classes != bundle.manifest.classes:
+        raise InputError(
+            f"{arguments.server}: {name} has other classes than {arguments.bundle}",
+            "Give the bundle that was exported to the server, or another --model.",
+        )
+    with Client(arguments.server, name) as client:
+        print(f"{name} on {arguments.server}", file=sys.stderr)
+        yield RemoteModel(name, bundle.manifest, client)
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the options say of the segmenter."""
+    return {"artifact": arguments.artifact, "protocol": arguments.protocol, "providers": arguments.provider}
+
+
+@dataclass(frozen=True)
+class _OnRay:
+    """What an actor of ``--ray`` does: the results and failures of a batch of inputs."""
+
+    bundle: Path
+    settings: dict[str, Any]
+    job: Labelling
+
+    def open(self, threads: int) -> Callable[[Sequence[Input]], Labelling]:
+        from denseport.runtime.segmenter import Segmenter
+
+        segmenter = Segmenter(self.bundle, **self.settings, threads=threads)
+
+        def handle(items: Sequence[Input]) -> Labelling:
+            done = replace(self.job, results=[], failures=[])
+            for item in items:
+                done.add(segmenter, item)
+            return done
+
+        return handle
+
+
+def _run_on_ray(arguments: argparse.Namespace, inputs: list[Input], job: Labelling, bar: Any) -> None:
+    """Fill ``job`` with what the actors of a Ray cluster did, in the order of ``inputs``."""
+    from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.evaluation.shards import connect
+
+    bundle = Bundle(arguments.bundle)  # a missing one is refused before a cluster starts
+    # Whole paths: the actors work in folders of their own.
+    items = [replace(item, path=item.path.absolute()) for item in inputs]
+    work = _OnRay(bundle.path.absolute(), _settings(arguments), replace(job, folder=job.folder.absolute()))
+    with connect(arguments.ray, arguments.threads) as cluster:
+        print(count(cluster.actors.count, "Ray actor"), file=sys.stderr)
+        for done in cluster.map(work, items):
+            job.results += done.results
+            job.failures += done.failures
+            bar.update(len(done.results) + len(done.failures))
+    order = {str(item.path): place for place, item in enumerate(items)}
+    for entries in (job.results, job.failures):
+        entries.sort(key=lambda entry: order[entry["input"]])
+
+
+def _report(job: Labelling, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"results": job.results, "failures": job.failures}, indent=1))
+        return
+    for result in job.results:
+        top = ", ".join(f"{c['name']} {c['percent']:.1f} %" for c in result.get("classes", [])[:4])
+        found = top or count(result.get("frames", 0), "frame")
+        print(f"{result['input']}: {found}" + "".join(f"\n  {file}" for file in result["files"]))
+        if "warning" in result:
+            print(f"  warning: {result['warning']}")

@@ -1,0 +1,65 @@
+"""``denseport serve``: a small HTTP API, and a page to drop pictures on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from denseport.runtime.cli.arguments import path, real, whole
+
+HELP = "serve a bundle over HTTP, with a page to drop pictures on"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where to listen; default: %(default)s, this machine only",
+    )
+    parser.add_argument(
+        "--port", type=whole(0, 65_535), default=8000, metavar="N", help="0: any free one; default: %(default)s"
+    )
+    parser.add_argument("--artifact", metavar="NAME", help="the default artifact; default: the best for this machine")
+    parser.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads; default: all this process may use")
+    parser.add_argument(
+        "--concurrency", type=whole(1), default=2, metavar="N", help="pictures worked on at once; default: %(default)s"
+    )
+    parser.add_argument(
+        "--queue", type=whole(0), default=16, metavar="N", help="requests that may wait; default: %(default)s"
+    )
+    parser.add_argument(
+        "--max-bytes", type=whole(1), default=32 << 20, metavar="N", help="of a request; default: 32 MiB"
+    )
+    parser.add_argument(
+        "--max-pixels", type=whole(1), default=40_000_000, metavar="N", help="of a picture; default: 40 million"
+    )
+    parser.add_argument(
+        "--timeout", type=real(above=0), default=60.0, metavar="SECONDS", help="for an answer; default: %(default)g"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import os
+
+    # OpenCV reads it when it is loaded: a second guard, behind the check of the header.
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(arguments.max_pixels))
+
+    from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.serving.http.limits import Limits
+    from denseport.runtime.serving.http.server import serve
+
+    limits = Limits(
+        arguments.max_bytes, arguments.max_pixels, arguments.concurrency, arguments.queue, arguments.timeout
+    )
+    accepted = serve(
+        Bundle(arguments.bundle),
+        limits,
+        arguments.host,
+        arguments.port,
+        artifact=arguments.artifact,
+        threads=arguments.threads,
+    )
+    print(f"stopped; requests accepted: {accepted}", file=sys.stderr)
+    return 0

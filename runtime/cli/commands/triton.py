@@ -1,0 +1,124 @@
+"""``denseport triton``: a bundle as a model repository for NVIDIA Triton."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+from denseport.runtime.cli.arguments import path, real, size, whole
+
+if TYPE_CHECKING:
+    from denseport.runtime.bundle.manifest import Manifest
+    from denseport.runtime.serving.triton.variants import Options
+
+HELP = "export a bundle to a Triton model repository"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
+    parser.add_argument("-o", "--output", metavar="REPO", type=path, required=True, help="the repository's folder")
+    parser.add_argument(
+        "--form",
+        choices=("python", "onnxruntime", "tensorrt_plan"),
+        default="python",
+        help="what runs the network: the Segmenter, or Triton's own back end; default: %(default)s",
+    )
+    parser.add_argument("--name", help="of the model on the server; default: the bundle's")
+    parser.add_argument(
+        "--artifact",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="default: model.onnx; tensorrt_plan: all TensorRT engines, one for each GPU",
+    )
+    parser.add_argument("--ensemble", action="store_true", help="add NAME_encoded: a picture file in, mask out")
+    work = parser.add_argument_group("running")
+    work.add_argument("--instances", type=whole(1), metavar="N", help="processes side by side; default: the CPUs here")
+    work.add_argument("--threads", type=whole(1), default=1, metavar="N", help="of each instance; default: %(default)s")
+    work.add_argument(
+        "--network-instances",
+        type=whole(1),
+        default=1,
+        metavar="N",
+        help="onnxruntime, tensorrt_plan; default: %(default)s",
+    )
+    work.add_argument("--gpu", action="store_true", help="onnxruntime: the network runs on GPUs")
+    work.add_argument(
+        "--warmup",
+        type=_warmup_size,
+        metavar="HxW|none",
+        help="a picture to answer before ready; default: by the bundle",
+    )
+    work.add_argument(
+        "--versions", default="latest:1", metavar="WHICH", help="served: latest:N, all, or 1,3; default: %(default)s"
+    )
+    queue = parser.add_argument_group("requests")
+    queue.add_argument("--max-batch", type=whole(1), default=8, metavar="N", help="in one batch; default: %(default)s")
+    queue.add_argument(
+        "--delay", type=whole(0), default=0, metavar="MICROSECONDS", help="to wait for a fuller batch; default: none"
+    )
+    queue.add_argument(
+        "--queue", type=whole(0), default=128, metavar="N", help="that may wait, 0: any number; default: %(default)s"
+    )
+    queue.add_argument(
+        "--timeout", type=real(0), default=0, metavar="SECONDS", help="in the queue, then refused; default: none"
+    )
+    queue.add_argument("--max-pixels", type=whole(1), metavar="N", help="of a picture; default: 4096 x 4096")
+    queue.add_argument("--cache", action="store_true", help="keep answers; the server needs --cache-config too")
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.serving.triton.repository import export_repository
+
+    bundle = Bundle(arguments.bundle)
+    done = export_repository(bundle, arguments.output, _options(arguments, bundle.manifest))
+    if arguments.json:
+        print(json.dumps({**dataclasses.asdict(done), "repository": str(done.repository)}, indent=1))
+    else:
+        others = [name for name in done.models if name != done.model]
+        print(f"{done.repository}: {done.model}, version {done.version}" + "".join(f", {name}" for name in others))
+        print(f"{done.repository / 'README.md'} says how to start a server on it")
+    return 0
+
+
+def _options(arguments: argparse.Namespace, manifest: Manifest) -> Options:
+    from denseport.runtime.errors import InputError
+    from denseport.runtime.serving.triton.config import Batching, VersionPolicy
+    from denseport.runtime.serving.triton.variants import DEFAULT_PIXELS, Options
+
+    try:
+        versions = VersionPolicy.parse(arguments.versions)
+    except ValueError as err:
+        raise InputError(f"--versions: {err}", "Give latest:N, all, or numbers such as 1,3.") from err
+    return Options(
+        form=arguments.form,
+        name=arguments.name,
+        artifacts=tuple(arguments.artifact),
+        instances=arguments.instances,
+        network_instances=arguments.network_instances,
+        threads=arguments.threads,
+        max_batch=arguments.max_batch,
+        batching=Batching(arguments.delay, arguments.queue, round(arguments.timeout * 1e6)),
+        max_pixels=DEFAULT_PIXELS if arguments.max_pixels is None else arguments.max_pixels,
+        gpu=arguments.gpu,
+        warmup=_warmup(arguments.warmup, manifest),
+        cache=arguments.cache,
+        versions=versions,
+        ensemble=arguments.ensemble,
+    )
+
+
+def _warmup_size(text: str) -> tuple[int, int] | str:
+    return text if text == "none" else size(99_999)(text)
+
+
+def _warmup(given: tuple[int, int] | str | None, manifest: Manifest) -> tuple[int, int] | None:
+    """Height and width of the warm-up picture: a landscape of 4 x 3 that is not resized, unless told otherwise."""
+    if given is None:
+        height = min(manifest.preprocess.scale)
+        return height, height * 4 // 3
+    return given if isinstance(given, tuple) else None

@@ -1,0 +1,181 @@
+"""Pictures and videos to masks and overlays on disk, whatever runs the model: what ``denseport run`` writes."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.errors import DenseportError, OutputError, ServerError
+from denseport.runtime.media.images import read_image, write_image, write_mask
+from denseport.runtime.media.inputs import Input
+from denseport.runtime.media.overlay import class_shares, overlay
+from denseport.runtime.media.videos import VideoReader, VideoWriter
+from denseport.runtime.pipeline.results import Segmentation
+from denseport.runtime.system.files import new_folder
+
+if TYPE_CHECKING:
+    from denseport.runtime.serving.triton.client import Client
+
+__all__ = ["Labelling", "Model", "RemoteModel"]
+
+_FRAME = re.compile(r"\d{6,}\.png")  # a mask of a video
+
+
+class Model(Protocol):
+    """What labels pictures: a `denseport.runtime.Segmenter`, or a server in its place."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    def __call__(self, image: NDArray[np.uint8]) -> Segmentation: ...
+
+    def stream(self, images: Iterable[NDArray[np.uint8]], *, smoothing: float = 0.0) -> Generator[Segmentation]: ...
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """A model on a server (`denseport.runtime.serving.triton.client`)."""
+
+    name: str
+    manifest: Manifest
+    client: Client
+
+    def __call__(self, image: NDArray[np.uint8]) -> Segmentation:
+        return Segmentation(self.client.segment(image), self.name, image)
+
+    def stream(self, images: Iterable[NDArray[np.uint8]], *, smoothing: float = 0.0) -> Generator[Segmentation]:
+        """One picture after the other; a server keeps nothing between them to smooth with."""
+        if smoothing:
+            raise ValueError("a server does not smooth")
+        for image in images:
+            yield self(image)
+
+
+@dataclass
+class Labelling:
+    """What is written for each input, and what came of it."""
+
+    folder: Path
+    opacity: float  # of the overlays' colours, 0 to 1
+    masks: bool
+    overlays: bool
+    grey: bool  # masks without a palette
+    smoothing: float  # of videos (`denseport.runtime.pipeline.temporal`)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, model: Model, item: Input) -> None:
+        """Do one input; what is wrong with it is kept, and the next can follow.
+
+        Raises:
+            OutputError, ServerError: the next input would fail alike.
+        """
+        try:
+            self.results.append(self._video(model, item) if item.kind == "video" else self._picture(model, item))
+        except (OutputError, ServerError):
+            raise
+        except DenseportError as err:
+            self.failures.append({"input": str(item.path), "error": err.message, "remedy": err.remedy})
+
+    def refuse_overwriting(self, items: Sequence[Input]) -> None:
+        """Find out before the work whether a result would replace one of the inputs.
+
+        Raises:
+            OutputError: it would, as that of ``a.jpg`` beside it does with a picture ``a_mask.png``.
+        """
+        inputs = {place: item.path for item in items for place in (_place(item.path), _real(item.path))}
+        for item in items:
+            for result in self._results(item):
+                place = _place(result)
+                at_risk = inputs.get(place)
+                if item.kind == "video":  # a folder of masks, whose names are numbers
+                    within = (path for found, path in inputs.items() if found.parent == place)
+                    at_risk = at_risk or next((path for path in within if _FRAME.fullmatch(path.name)), None)
+                if at_risk is not None:
+                    raise OutputError(
+                        f"{at_risk}: is an input, and a result of {item.path} would replace it",
+                        "Write to another folder, or name the inputs one by one.",
+                    )
+
+    def _results(self, item: Input) -> list[Path]:
+        """Where the results of an input go: its masks, its overlays."""
+        mask, overlay = ("_mask", "_overlay.webm") if item.kind == "video" else ("_mask.png", "_overlay.png")
+        suffixes = ([mask] if self.masks else []) + ([overlay] if self.overlays else [])
+        return [item.output(self.folder, suffix) for suffix in suffixes]
+
+    def _picture(self, model: Model, item: Input) -> dict[str, Any]:
+        image = read_image(item.path)
+        mask = model(image).mask
+        written = self._results(item)
+        if self.masks:
+            write_mask(written[0], mask, self._palette(model.manifest))
+        if self.overlays:
+            write_image(written[-1], self._overlay(model.manifest, image, mask))
+        return {
+            "input": str(item.path),
+            "width": image.shape[1],
+            "height": image.shape[0],
+            "classes": _shares(model.manifest, mask),
+            "files": [str(path) for path in written],
+        }
+
+    def _video(self, model: Model, item: Input) -> dict[str, Any]:
+        """A video becomes a video of overlays, and a folder of masks, one a frame."""
+        target, folder = item.output(self.folder, "_overlay.webm"), item.output(self.folder, "_mask")
+        with ExitStack() as stack:
+            reader = stack.enter_context(VideoReader(item.path))
+            writer = stack.enter_context(VideoWriter(target, reader.fps or 25.0)) if self.overlays else None
+            masks = stack.enter_context(new_folder(folder)) if self.masks else None
+            frames: Iterable[NDArray[np.uint8]] = tqdm(
+                reader, total=reader.frames or None, unit="frame", desc=item.path.name, disable=not sys.stderr.isatty()
+            )
+            results = stack.enter_context(closing(model.stream(frames, smoothing=self.smoothing)))
+            count = 0
+            for count, result in enumerate(results, start=1):
+                if masks is not None:
+                    write_mask(masks / f"{count:06}.png", result.mask, self._palette(model.manifest))
+                if writer is not None:
+                    writer.write(self._overlay(model.manifest, result.image, result.mask))
+        entry = {"input": str(item.path), "frames": count, "files": [str(path) for path in self._results(item)]}
+        if reader.frames - reader.read > 1:  # one may be the rounding of a duration
+            entry["warning"] = (
+                f"only {reader.read} of the {reader.frames} frames that the video announces could be decoded: "
+                "it may be cut short or damaged"
+            )
+        return entry
+
+    def _overlay(self, manifest: Manifest, image: NDArray[np.uint8], mask: NDArray[Any]) -> NDArray[np.uint8]:
+        return overlay(image, mask, manifest.classes, manifest.palette, opacity=self.opacity)
+
+    def _palette(self, manifest: Manifest) -> tuple[tuple[int, int, int], ...] | None:
+        """The colours for an indexed PNG, which holds 256 at most; None makes it grey."""
+        return manifest.palette if len(manifest.palette) <= 256 and not self.grey else None
+
+
+def _place(path: Path) -> Path:
+    """What a path stands for, but for a link in its last part, which a result would replace itself."""
+    return _real(path.parent) / path.name
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve() raises an error about links that lead in a circle
+
+
+def _shares(manifest: Manifest, mask: NDArray[Any]) -> list[dict[str, Any]]:
+    classes = manifest.classes
+    return [
+        {"index": index, "name": classes[index], "percent": round(100 * share, 3)}
+        for index, share in class_shares(mask, len(classes))
+        if index < len(classes)
+    ]

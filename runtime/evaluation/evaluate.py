@@ -1,0 +1,248 @@
+"""Measure an artifact on a labelled data set: resumable, exact, as fast as its session.
+
+The network runs in the calling thread. A few worker threads decode pictures ahead of it and turn its logits into
+masks and counts behind it; OpenCV, numpy and the back ends release Python's lock, so the stages overlap. Short queues
+bound how many pictures are in memory. Every count is an integer, so the order of pictures, a
+resumed run and merged parts all give the same result to the last pixel.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.errors import DatasetError, DenseportError
+from denseport.runtime.evaluation.dataset import Dataset, Sample
+from denseport.runtime.evaluation.gate import ImageAreas, Predictions
+from denseport.runtime.evaluation.metrics import ConfusionMatrix, LabelMap, Scores
+from denseport.runtime.evaluation.state import EvaluationState, open_state, save_state
+from denseport.runtime.media.images import read_image
+from denseport.runtime.pipeline.resample import Field
+from denseport.runtime.segmenter import Segmenter
+
+__all__ = ["SAVE_SECONDS", "Effort", "Evaluation", "evaluate", "evaluation_of", "measure"]
+
+SAVE_EVERY = 25  # pictures, and at least
+SAVE_SECONDS = 10.0  # seconds between two saves
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a measurement took."""
+
+    seconds: float = 0.0  # as in `Evaluation`
+    session_seconds: float = 0.0
+    measured: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of one artifact, and of FP32 on the same pictures where it was run beside it."""
+
+    names: tuple[str, ...]  # of the pictures, in the data set's order
+    confusion: ConfusionMatrix
+    areas: ImageAreas  # (n, C) for each picture
+    predictions: Predictions
+    fp32_confusion: ConfusionMatrix | None
+    fp32_areas: ImageAreas | None
+    image_agreement: NDArray[np.float64] | None  # (n,) share of each picture's pixels with FP32's class
+    seconds: float  # wall time of the pictures of this run, without resumed ones and without FP32's sessions
+    session_seconds: float  # of it, in the artifact's session; the sum of all sessions where several ran side by side
+    measured: int  # pictures of this run
+
+    def scores(self, classes: tuple[str, ...]) -> Scores:
+        """mIoU and the rest, of the artifact."""
+        return self.confusion.scores(classes)
+
+
+@dataclass
+class _Run:
+    """The pieces of one evaluation, shared by its threads."""
+
+    dataset: Dataset
+    segmenter: Segmenter
+    fp32: Segmenter | None
+    state: EvaluationState
+    failures: dict[int, str] | None = None  # None: the first failure ends the run
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    session_seconds: float = 0.0
+    fp32_seconds: float = 0.0
+
+    def decode(self, sample: Sample) -> tuple[NDArray[np.uint8], LabelMap]:
+        classes = len(self.segmenter.manifest.classes)
+        image, truth = read_image(sample.image), self.dataset.read_mask(sample, classes)
+        if image.shape[:2] != truth.shape:
+            raise DatasetError(
+                f"{sample.mask}: is {truth.shape[1]} x {truth.shape[0]}, its picture {sample.image} is "
+                f"{image.shape[1]} x {image.shape[0]}",
+                "A mask must have the size of its picture; an EXIF-rotated picture needs a rotated mask.",
+            )
+        return image, truth
+
+    def predict(self, image: NDArray[np.uint8]) -> tuple[list[list[Field]], list[list[Field]] | None]:
+        start = time.perf_counter()
+        views = self.segmenter.predict(image)
+        middle = time.perf_counter()
+        self.session_seconds += middle - start
+        if self.fp32 is None:
+            return views, None
+        fp32_views = self.fp32.predict(image)
+        self.fp32_seconds += time.perf_counter() - middle
+        return views, fp32_views
+
+    def count(
+        self, index: int, views: list[list[Field]], fp32_views: list[list[Field]] | None, truth: LabelMap
+    ) -> None:
+        finite = all(np.isfinite(part.logits.sum(dtype=np.float64)) for view in views for part in view)
+        mask = self.segmenter.decide(views, threads=1)
+        fp32_mask = self.fp32.decide(fp32_views, threads=1) if self.fp32 is not None and fp32_views else None
+        with self.lock:
+            self.state.add(index, truth, mask, fp32_mask, finite=finite)
+
+    @contextmanager
+    def trying(self, index: int) -> Iterator[None]:
+        """Notes what is wrong with picture ``index`` and goes on, where failures are collected."""
+        try:
+            yield
+        except DenseportError as err:
+            if self.failures is None:
+                raise
+            self.failures[index] = str(err)
+
+
+def evaluate(
+    dataset: Dataset,
+    segmenter: Segmenter,
+    *,
+    fp32: Segmenter | None = None,
+    workers: int = 2,
+    state_file: Path | None = None,
+    resume: bool = False,
+    key: str = "",
+    progress: Callable[[int, float], None] = lambda done, miou: None,
+) -> Evaluation:
+    """Run ``segmenter`` over ``dataset`` and count.
+
+    Args:
+        fp32: a second segmenter, run on the same pictures for the gate.
+        workers: threads that decode before and post-process behind the network; bounds the pictures in memory.
+        state_file: where the counts are kept for `resume`; removed when all is done.
+        resume: go on from ``state_file`` if it was written for the same ``key``.
+        key: what is measured (artifact, protocol, data set); a state of another key is not taken up.
+        progress: told the number of pictures done and the mIoU so far, percent.
+
+    Raises:
+        DatasetError: a picture and its mask do not fit, or labels outside the classes.
+        ImageError: a file cannot be read.
+    """
+    classes = len(segmenter.manifest.classes)
+    state = open_state(state_file, key, len(dataset), classes, with_fp32=fp32 is not None, resume=resume)
+    effort = measure(dataset, segmenter, state, fp32=fp32, workers=workers, state_file=state_file, progress=progress)
+    if state_file is not None:
+        state_file.unlink(missing_ok=True)
+    return evaluation_of(dataset, state, effort)
+
+
+def measure(
+    dataset: Dataset,
+    segmenter: Segmenter,
+    state: EvaluationState,
+    *,
+    pictures: Sequence[int] | None = None,
+    fp32: Segmenter | None = None,
+    workers: int = 2,
+    state_file: Path | None = None,
+    failures: dict[int, str] | None = None,
+    progress: Callable[[int, float], None] = lambda done, miou: None,
+) -> Effort:
+    """Add to ``state`` the counts of those ``pictures`` that it does not hold; arguments as of `evaluate`.
+
+    Args:
+        pictures: numbers in the data set, such as a shard's; default: all.
+        failures: takes up what is wrong with a picture, by number, and the run goes on; None: the first one raises.
+    """
+    run = _Run(dataset, segmenter, fp32, state, failures)
+    waiting = [i for i in (range(len(dataset)) if pictures is None else pictures) if not state.done[i]]
+    start = time.perf_counter()
+    _loop(run, waiting, max(1, workers), state_file, progress)
+    seconds = time.perf_counter() - start - run.fp32_seconds
+    return Effort(seconds, run.session_seconds, len(waiting))
+
+
+def evaluation_of(dataset: Dataset, state: EvaluationState, effort: Effort) -> Evaluation:
+    """What the counts of a whole data set say."""
+    return Evaluation(
+        names=tuple(sample.name for sample in dataset.samples),
+        confusion=state.confusion,
+        areas=state.areas(),
+        predictions=state.predictions(),
+        fp32_confusion=state.fp32_confusion,
+        fp32_areas=state.fp32_areas(),
+        image_agreement=state.image_agreement(),
+        seconds=effort.seconds,
+        session_seconds=effort.session_seconds,
+        measured=effort.measured,
+    )
+
+
+def _loop(
+    run: _Run,
+    waiting: list[int],
+    workers: int,
+    state_file: Path | None,
+    progress: Callable[[int, float], None],
+) -> None:
+    """Decode ahead, run, count behind; at most ``2 * workers + 1`` pictures are in memory."""
+    counting: deque[tuple[int, Future[None]]] = deque()
+    saved = time.monotonic()
+
+    def settle(at_most: int) -> None:
+        while len(counting) > at_most:
+            index, counted = counting.popleft()
+            with run.trying(index):
+                counted.result()
+            with run.lock:
+                progress(int(run.state.done.sum()), run.state.mean_iou())
+
+    def save() -> None:
+        if state_file is not None:
+            with run.lock:
+                save_state(state_file, run.state)
+
+    with ThreadPoolExecutor(workers, "decode") as before, ThreadPoolExecutor(workers, "count") as behind:
+        try:
+            for turn, (index, decoding) in enumerate(_decoding(run, waiting, before, workers), start=1):
+                with run.trying(index):
+                    image, truth = decoding.result()
+                    counting.append((index, behind.submit(run.count, index, *run.predict(image), truth)))
+                settle(at_most=workers)
+                if turn % SAVE_EVERY == 0 or time.monotonic() - saved > SAVE_SECONDS:
+                    save()
+                    saved = time.monotonic()
+            settle(at_most=0)
+        except BaseException:
+            before.shutdown(wait=False, cancel_futures=True)
+            behind.shutdown(cancel_futures=True)
+            save()
+            raise
+
+
+def _decoding(
+    run: _Run, waiting: list[int], pool: ThreadPoolExecutor, ahead: int
+) -> Iterator[tuple[int, Future[tuple[NDArray[np.uint8], LabelMap]]]]:
+    """Index, and picture with truth to come, in turn; begun up to ``ahead`` pictures before they are asked for."""
+    queue: deque[tuple[int, Future[tuple[NDArray[np.uint8], LabelMap]]]] = deque()
+    for index in waiting:
+        queue.append((index, pool.submit(run.decode, run.dataset.samples[index])))
+        if len(queue) > ahead:
+            yield queue.popleft()
+    yield from queue

@@ -1,0 +1,365 @@
+"""Many machines: the same work on the same pictures by Ray Data, an actor for each device.
+
+Only names of files go to the actors and only counts come back, so pictures, masks and bundle lie where every machine
+sees them under the same path. A batch of pictures is done by one actor, and its result is taken once, when it is
+whole: after a lost actor or machine Ray gives its batch to another, and every sum stays exact.
+
+Ray's own ports listen on all interfaces, whatever address it is given, and a cluster runs what it is sent. A cluster
+started here asks for a token, as is the default of Ray 2.60; hence the oldest release that setup.cfg takes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import pickle
+import socket
+import time
+import typing
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from denseport.runtime.bundle.manifest import FP32
+from denseport.runtime.bundle.protocol import Protocol
+from denseport.runtime.errors import DatasetError, DenseportError, MachineError
+from denseport.runtime.evaluation.dataset import Dataset, Sample
+from denseport.runtime.evaluation.evaluate import SAVE_SECONDS, Effort, Evaluation, evaluation_of, measure
+from denseport.runtime.evaluation.state import EvaluationState, open_state, save_state
+from denseport.runtime.media.page import count
+from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.system.cpus import usable_cpus
+
+__all__ = ["Actors", "Cluster", "Work", "connect", "evaluate_on_ray", "plan_actors"]
+
+LOCAL = "local"
+LOCAL_STORE = 200 * 10**6  # bytes of shared memory for paths and counts; Ray would take a third of the machine
+CPU_ACTOR = 4  # cores of an actor without a GPU: a compromise between memory, one model each, and throughput
+BATCH = 16  # pictures at most in one batch, and so the work lost with an actor
+RETRIES = 3  # of a batch whose actor died; a picture that kills every actor must not go round for ever
+KNOCK_SECONDS = 10.0  # for a cluster's machine to answer
+MOST_FAILURES = 100  # pictures; beyond it something else is wrong
+
+Item = TypeVar("Item", contravariant=True)
+Result = TypeVar("Result", covariant=True)
+
+
+class Work(typing.Protocol[Item, Result]):
+    """What actors do; it travels to them pickled."""
+
+    def open(self, threads: int) -> Callable[[Sequence[Item]], Result]:
+        """What an actor holds, such as a session of so many threads, as a function of a batch of items."""
+
+
+@dataclass(frozen=True)
+class Actors:
+    """How a cluster's devices are shared out."""
+
+    count: int
+    cpus: int  # of each; the threads of its network too
+    gpus: int  # of each, 0 or 1
+
+
+def plan_actors(nodes: Iterable[dict[str, float]], threads: int | None) -> Actors:
+    """An actor for each GPU; in a cluster without any, one for every ``threads`` cores (default `CPU_ACTOR`).
+
+    Args:
+        nodes: the resources of each machine, as Ray names them: ``{"CPU": 16.0, "GPU": 1.0}``.
+
+    Raises:
+        MachineError: no machine has so many cores.
+    """
+    sizes = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
+    with_gpu = [(cpus, gpus) for cpus, gpus in sizes if gpus]
+    if with_gpu:
+        share = min(cpus // gpus for cpus, gpus in with_gpu)
+        found, cpus = sum(gpus for _, gpus in with_gpu), min(threads or share, share)
+        if cpus:
+            return Actors(found, cpus, 1)
+        raise MachineError(
+            "a machine of the Ray cluster has fewer CPU cores than GPUs", "Start it with more --num-cpus."
+        )
+    largest = max((cpus for cpus, _ in sizes), default=0)
+    cpus = threads or min(CPU_ACTOR, largest)
+    count = sum(found // cpus for found, _ in sizes) if cpus else 0
+    if not count:
+        raise MachineError(
+            f"no machine of the Ray cluster has {max(cpus, 1)} CPU cores, the largest has {largest}", "Lower --threads."
+        )
+    return Actors(count, cpus, 0)
+
+
+@contextmanager
+def connect(address: str, threads: int | None = None) -> Iterator[Cluster]:
+    """A Ray cluster for a block; one that the process is connected to already is used, and left as it was.
+
+    Args:
+        address: of a cluster ("auto", "host:6379"), or "local" for one on this machine that ends with the block.
+        threads: CPU cores of an actor.
+
+    Raises:
+        MachineError: Ray is not installed, no cluster is there, or it has no device.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
+    try:
+        import ray
+        import ray.data
+    except ImportError as err:
+        raise MachineError("--ray needs Ray Data", "pip install 'denseport[ray]'") from err
+    ours = not ray.is_initialized()
+    if ours:
+        _start(ray, address)
+    try:
+        yield Cluster(plan_actors([node["Resources"] for node in ray.nodes() if node["Alive"]], threads))
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _start(ray: Any, address: str) -> None:
+    quiet = {"log_to_driver": False, "logging_level": "warning"}
+    try:
+        if address == LOCAL:
+            ray.init(LOCAL, num_cpus=usable_cpus(), object_store_memory=LOCAL_STORE, include_dashboard=False, **quiet)
+        else:
+            _knock(address)
+            ray.init(address, **quiet)
+    except (OSError, ValueError, RuntimeError) as err:
+        if address == LOCAL:
+            raise MachineError(f"Ray does not start on this machine: {err}", "Its logs are in /tmp/ray.") from err
+        raise MachineError(
+            f"--ray {address}: no Ray cluster answers: {err}",
+            "Start one (ray start --head) and give its HOST:6379; if it asks for a token, set RAY_AUTH_MODE=token. "
+            "Or use --ray local for this machine alone.",
+        ) from err
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens; Ray itself tries for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdecimal():
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS):
+            pass
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connected Ray cluster."""
+
+    actors: Actors
+
+    def map(self, work: Work[Item, Result], items: Sequence[Item]) -> Iterator[Result]:
+        """Results of ``work`` for batches of ``items``, in the order in which they are ready.
+
+        Raises:
+            DenseportError: as an actor raised it.
+            MachineError: a batch lost its actor more than `RETRIES` times.
+        """
+        import ray
+        from ray.exceptions import RayError
+
+        for result in self._results(ray, RayError, work, items):
+            if isinstance(result, DenseportError):
+                raise result
+            yield result
+
+    def _results(self, ray: Any, ray_error: type[Exception], work: Work[Item, Result], items: Sequence[Item]) -> Any:
+        size = max(1, min(BATCH, math.ceil(len(items) / (4 * self.actors.count))))
+        tasks = [{"task": _pack(items[start : start + size])} for start in range(0, len(items), size)]
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            # Ray 2.64 is to name its remote arguments one by one; setup.cfg stays below it.
+            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+            rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+                _Actor,
+                fn_constructor_args=(work, self.actors.cpus),
+                batch_size=1,  # a row is a batch of ours already
+                batch_format="pyarrow",  # numpy's strings would drop zero bytes at the end
+                compute=ray.data.ActorPoolStrategy(size=min(self.actors.count, len(tasks))),
+                num_cpus=self.actors.cpus,
+                num_gpus=self.actors.gpus,
+                max_restarts=-1,
+                max_task_retries=RETRIES,
+            )
+        try:
+            for row in rows.iter_rows():
+                yield _unpack(row["result"])
+        except ray_error as err:
+            if not isinstance(err, ray.exceptions.ActorDiedError | ray.exceptions.ActorUnavailableError):
+                raise
+            raise MachineError(
+                f"a batch of pictures lost its actor {RETRIES + 1} times: {err}",
+                "Most often memory: give each actor more cores (--threads), so that fewer run on a machine.",
+            ) from err
+
+
+class _Actor:
+    """What Ray runs on a device: opened at the first batch, so that an error comes back as a result."""
+
+    def __init__(self, work: Work[Any, Any], threads: int) -> None:
+        self._work = work
+        self._threads = threads
+        self._handle: Callable[[Sequence[Any]], Any] | None = None
+
+    def __call__(self, table: Any) -> Any:
+        import pyarrow
+
+        return pyarrow.table({"result": [_pack(self._do(_unpack(task))) for task in table.column("task").to_pylist()]})
+
+    def _do(self, items: Sequence[Any]) -> Any:
+        try:
+            if self._handle is None:
+                self._handle = self._work.open(self._threads)
+            return self._handle(items)
+        except DenseportError as err:
+            return err
+
+
+def _pack(value: object) -> bytes:
+    return zlib.compress(pickle.dumps(value), 1)  # counts are mostly zero
+
+
+def _unpack(data: bytes) -> Any:
+    return pickle.loads(zlib.decompress(data))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What an actor measured of one batch."""
+
+    numbers: tuple[int, ...]  # of the pictures in the data set
+    state: EvaluationState  # picture i is number `numbers[i]`
+    failures: dict[int, str]
+    effort: Effort
+    session: str
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """Measures pictures; an item is a picture's number in the data set and its files."""
+
+    bundle: Path
+    artifact: str
+    protocol: Protocol
+    with_fp32: bool
+    workers: int
+    settings: dict[str, Any] = field(default_factory=dict)  # of the data set
+
+    def open(self, threads: int) -> Callable[[Sequence[tuple[int, Sample]]], _Part]:
+        segmenter = Segmenter(self.bundle, artifact=self.artifact, protocol=self.protocol, threads=threads)
+        fp32 = None
+        if self.with_fp32:
+            fp32 = Segmenter(self.bundle, artifact=FP32, protocol=self.protocol, threads=threads)
+
+        def handle(items: Sequence[tuple[int, Sample]]) -> _Part:
+            dataset = Dataset(tuple(sample for _, sample in items), **self.settings)
+            state = EvaluationState("", len(items), len(segmenter.manifest.classes), with_fp32=self.with_fp32)
+            failures: dict[int, str] = {}
+            effort = measure(dataset, segmenter, state, fp32=fp32, workers=self.workers, failures=failures)
+            return _Part(tuple(number for number, _ in items), state, failures, effort, segmenter.description)
+
+        return handle
+
+
+def evaluate_on_ray(
+    address: str,
+    dataset: Dataset,
+    segmenter: Segmenter,
+    *,
+    fp32: Segmenter | None = None,
+    threads: int | None = None,
+    workers: int = 2,
+    state_file: Path | None = None,
+    resume: bool = False,
+    key: str = "",
+    progress: Callable[[int, float], None] = lambda done, miou: None,
+) -> tuple[Evaluation, str]:
+    """`denseport.runtime.evaluation.evaluate.evaluate` on a Ray cluster: the same counts to the last integer.
+
+    A picture that fails does not stop the others; all that failed are named at the end.
+
+    Args:
+        address, threads: as of `connect`.
+        segmenter, fp32: which artifacts are measured; each actor opens its own.
+
+    Returns:
+        What was measured, and on which sessions, in words.
+
+    Raises:
+        DatasetError: pictures failed; the counts of the others are in ``state_file``, for ``resume``.
+        MachineError: as of `connect` and `Cluster.map`.
+    """
+    classes = len(segmenter.manifest.classes)
+    state = open_state(state_file, key, len(dataset), classes, with_fp32=fp32 is not None, resume=resume)
+    settings = {"reduce_zero_label": dataset.reduce_zero_label, "ignore_index": dataset.ignore_index}
+    bundle = segmenter.bundle.path.absolute()
+    work = _Measuring(bundle, segmenter.artifact, segmenter.protocol, fp32 is not None, workers, settings)
+    items = [(number, _absolute(sample)) for number, sample in enumerate(dataset.samples) if not state.done[number]]
+    total = _Total(state, state_file)
+    with connect(address, threads) as cluster:
+        start = time.perf_counter()
+        try:
+            for part in cluster.map(work, items) if items else ():
+                total.add(part)
+                progress(int(state.done.sum()), state.mean_iou())
+        except BaseException:
+            total.save()
+            raise
+        seconds = time.perf_counter() - start
+    if total.failures:
+        total.save()
+        raise total.error(len(dataset))
+    if state_file is not None:
+        state_file.unlink(missing_ok=True)
+    effort = Effort(seconds, total.session_seconds / cluster.actors.count, len(items))
+    where = " and ".join(sorted(total.sessions)) or "nothing left to measure"
+    return evaluation_of(dataset, state, effort), f"{count(cluster.actors.count, 'Ray actor')}: {where}"
+
+
+@dataclass
+class _Total:
+    """The counts of all parts so far."""
+
+    state: EvaluationState
+    state_file: Path | None
+    failures: dict[int, str] = field(default_factory=dict)
+    sessions: set[str] = field(default_factory=set)
+    session_seconds: float = 0.0
+    saved: float = field(default_factory=time.monotonic)
+
+    def add(self, part: _Part) -> None:
+        numbers = np.array(part.numbers, np.int64)
+        self.state.merge(part.state, numbers)
+        self.failures |= {part.numbers[index]: text for index, text in part.failures.items()}
+        self.sessions.add(part.session)
+        self.session_seconds += part.effort.session_seconds
+        if len(self.failures) >= MOST_FAILURES:
+            raise self.error(len(self.state.done))
+        if time.monotonic() - self.saved > SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        if self.state_file is not None:
+            save_state(self.state_file, self.state)
+        self.saved = time.monotonic()
+
+    def error(self, pictures: int) -> DatasetError:
+        texts = [self.failures[number].replace("\n", "\n  ") for number in sorted(self.failures)]
+        stopped = f"; stopped after {MOST_FAILURES}" if len(texts) >= MOST_FAILURES else ""
+        return DatasetError(
+            f"{len(texts)} of {count(pictures, 'picture')} failed{stopped}\n  " + "\n  ".join(texts),
+            "The others are kept: mend these and add --resume.",
+        )
+
+
+def _absolute(sample: Sample) -> Sample:
+    return replace(sample, image=sample.image.absolute(), mask=sample.mask.absolute())

@@ -1,0 +1,218 @@
+"""Pictures, in and out.
+
+Everything in memory is (H, W, 3), BGR, uint8, as OpenCV has it.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.errors import ImageError, MachineError, OutputError, is_out_of_memory
+from denseport.runtime.system.files import write_atomic
+
+__all__ = [
+    "PNG_SIGNATURE",
+    "decode_image",
+    "encode_palette_png",
+    "is_cut_short",
+    "read_image",
+    "reading",
+    "write_image",
+    "write_mask",
+]
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read a picture as mmsegmentation's LoadImageFromFile does (OpenCV, IMREAD_COLOR).
+
+    The EXIF orientation is applied, grey replicated, alpha dropped, 16 bits become 8, a palette is expanded.
+
+    Returns:
+        (H, W, 3) BGR uint8, [0, 255].
+
+    Raises:
+        ImageError: the file is missing, a folder, unreadable, or `decode_image` refuses it.
+    """
+    with reading(path):
+        data = path.read_bytes()
+    return decode_image(data, str(path))
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns an OSError, or a name that no file has, into an ImageError about ``path``."""
+    try:
+        yield
+    except FileNotFoundError as err:
+        raise ImageError(f"{path}: there is no such file", "Check the path.") from err
+    except IsADirectoryError as err:
+        raise ImageError(f"{path}: this is a folder, not a file", "Name a file in it.") from err
+    except OSError as err:
+        raise ImageError(f"{path}: cannot be read: {err.strerror}", "Check its permissions.") from err
+    except ValueError as err:  # a zero byte in the name
+        raise ImageError(f"{str(path)!r}: cannot be the name of a file: {err}", "Check the path.") from err
+
+
+def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Decode a picture held in memory, like `read_image`.
+
+    Args:
+        data: the bytes of the file.
+        name: what to call the picture in an error message.
+
+    Returns:
+        (H, W, 3) BGR uint8, [0, 255].
+
+    Raises:
+        ImageError: the data is empty, cut short, too large or in no format that OpenCV decodes.
+        MachineError: memory ran out.
+    """
+    if not data:
+        raise ImageError(f"{name}: the file is empty", "Copy or download it again.")
+    # OpenCV 4 fills the missing part of a JPEG with grey and reports success; OpenCV 5 refuses it.
+    if is_cut_short(data):
+        what = "cut short, or has no pixels" if data.startswith(PNG_SIGNATURE) else "cut short"
+        raise ImageError(f"{name}: the picture is {what}", "Copy or download it again.")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as err:
+        if "CV_IO_MAX_IMAGE" in str(err):
+            raise ImageError(
+                f"{name}: the picture has more pixels than OpenCV accepts",
+                "Scale it down, or raise the limit: OPENCV_IO_MAX_IMAGE_PIXELS=<pixels> in the environment.",
+            ) from err
+        if is_out_of_memory(err):
+            raise MachineError(f"{name}: memory ran out when it was decoded", "Scale it down, or free some.") from err
+        raise ImageError(f"{name}: cannot be decoded: {_reason(err)}", "Convert it to PNG or JPEG.") from err
+    if image is None:
+        raise ImageError(
+            f"{name}: damaged, or not a picture that OpenCV {cv2.__version__} can decode",
+            "Convert it to PNG or JPEG.",
+        )
+    return np.asarray(image, np.uint8)
+
+
+def is_cut_short(data: bytes) -> bool:
+    """Whether a JPEG, PNG or WebP lacks its end, or a PNG its pixels, told without decoding.
+
+    Data after the end (motion photos) is allowed.
+    """
+    if data.startswith(PNG_SIGNATURE):
+        # By the chunks, not only the last: OpenCV makes room for as many bytes as a chunk claims, up to 4 GiB, and
+        # where there are no pixels it takes what follows the end for chunks.
+        at, has_pixels = 8, False
+        while at + 12 <= len(data):
+            length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+            if kind == b"IEND":
+                return length > 0 or not has_pixels
+            has_pixels |= kind == b"IDAT"
+            at += 12 + length
+        return True
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    if data.startswith(b"\xff\xd8\xff"):
+        # Segments are skipped by their length: the EXIF thumbnail has an end marker of its own.
+        at = 2
+        while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+            at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        return data.find(b"\xff\xd9", at) < 0
+    return False
+
+
+def _reason(err: cv2.error) -> str:
+    """The telling part of OpenCV's message, without its source file and line."""
+    return str(getattr(err, "err", "") or err).strip()
+
+
+def write_image(path: Path, image: NDArray[Any], params: Sequence[int] = ()) -> None:
+    """Encode a picture in the format of the path's suffix, and write it.
+
+    Args:
+        path: the file; its suffix chooses the format.
+        image: (H, W), (H, W, 3) BGR or (H, W, 4) BGRA; uint8, or uint16 where the format has 16 bits.
+        params: OpenCV's flags, such as ``[cv2.IMWRITE_JPEG_QUALITY, 90]``.
+
+    Raises:
+        OutputError: no such format, a picture that the format cannot hold, or a place that cannot be written.
+    """
+    try:
+        done, data = cv2.imencode(path.suffix, image, list(params))
+    except cv2.error as err:
+        raise OutputError(f"{path}: cannot be encoded: {_reason(err)}", "Write a .png or .jpg file.") from err
+    if not done:
+        raise OutputError(f"{path}: the format cannot hold an array of {image.shape}", "Write a .png file.")
+    write_atomic(path, data.tobytes())
+
+
+def write_mask(path: Path, mask: NDArray[Any], palette: Sequence[Sequence[int]] | None = None) -> None:
+    """Write class indices as a PNG: the value of a pixel is its class.
+
+    Args:
+        path: the file, ending in .png.
+        mask: (H, W) of class indices, uint8 or uint16 (written as 8 or 16 bits of grey).
+        palette: RGB triples, one a class; makes it an indexed PNG, that viewers show in colour.
+
+    Raises:
+        OutputError: another suffix or type, more than 256 classes with a palette, or a place that cannot be
+            written.
+    """
+    if path.suffix.lower() != ".png":
+        raise OutputError(f"{path}: a mask is a PNG, which keeps its values", "End the name in .png.")
+    if mask.ndim != 2 or mask.dtype not in (np.uint8, np.uint16):
+        raise OutputError(
+            f"{path}: a mask is (H, W) of uint8 or uint16, found {mask.shape} of {mask.dtype}",
+            "Convert it with mask.astype(numpy.uint16).",
+        )
+    if palette is None:
+        write_image(path, mask)
+        return
+    try:
+        data = encode_palette_png(mask, palette)
+    except ValueError as err:
+        raise OutputError(f"{path}: {err}", "Write it without a palette, as 16-bit grey.") from err
+    write_atomic(path, data)
+
+
+def encode_palette_png(mask: NDArray[Any], palette: Sequence[Sequence[int]]) -> bytes:
+    """Encode a mask as an indexed PNG (colour type 3, 8 bits, unfiltered), which OpenCV cannot write.
+
+    Indices beyond the palette, such as 255 for "ignore", are black.
+
+    Args:
+        mask: (H, W) of class indices, [0, 255].
+        palette: RGB triples, [0, 255], one a class.
+
+    Raises:
+        ValueError: the mask is empty, or an index or the palette goes beyond 256 colours.
+
+    Source: https://www.w3.org/TR/png-3/ (chunks: section 5, PLTE: 11.2.2).
+    """
+    height, width = mask.shape
+    if not mask.size or mask.min() < 0 or max(len(palette), int(mask.max()) + 1) > 256:
+        raise ValueError("an indexed PNG has at least one pixel and at most 256 classes, numbered from 0")
+    # The specification forbids an index beyond the palette.
+    colours = np.zeros((max(len(palette), int(mask.max()) + 1), 3), np.uint8)
+    colours[: len(palette)] = palette
+    rows = np.zeros((height, 1 + width), np.uint8)  # first byte of each row: filter type 0, none
+    rows[:, 1:] = mask
+    header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
+    chunks = [
+        (b"IHDR", header),
+        (b"PLTE", colours.tobytes()),
+        (b"IDAT", zlib.compress(rows.data, 6)),
+        (b"IEND", b""),
+    ]
+    return PNG_SIGNATURE + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )

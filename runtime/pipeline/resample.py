@@ -1,0 +1,304 @@
+"""From low-resolution logits to a class for each pixel, without ever holding the logits at full size.
+
+mmsegmentation resizes a network's logits to the network's input size, resizes them again to the picture's
+own size, and takes the argmax: with 150 classes, some 600 MB of floats for each megapixel. Three facts
+avoid them:
+
+* Both resizes, the flip and the averaging of sliding windows are linear and act on rows and on columns
+  apart. Their composition is one banded matrix for each axis (`Axis`), with a few taps for each output.
+* The picture can be made in tiles, each from the small patch of logits that it touches.
+* An output is a weighted mean of its patch. A class whose largest logit there lies below the smallest
+  logit of another class wins nowhere in the tile and is left out; where logits are smooth few classes remain.
+
+Everywhere: logits are (C, h, w) float32, a size is (height, width), and one output's logits are the sum over
+a list of `Field`: one for a whole picture, one a window for sliding windows. Results equal upstream's up to
+float32 rounding. Sources: mmseg/models/segmentors/{base,encoder_decoder,seg_tta}.py (1.2.2) and torch's
+aten/src/ATen/native/cpu/UpSampleKernel.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.errors import InputError
+from denseport.runtime.pipeline.tiles import (
+    TILE,
+    Make,
+    Patch,
+    Strip,
+    dense,
+    mean_softmax,
+    paint,
+    patches_side_by_side,
+    tile_workers,
+    winners,
+)
+
+__all__ = [
+    "Axis",
+    "Field",
+    "argmax",
+    "common_shape",
+    "logits",
+    "paint_fields",
+    "probabilities",
+    "slide_axes",
+    "slide_fields",
+    "whole_field",
+]
+
+Size = tuple[int, int]
+Floats = NDArray[np.float32]
+Mask = NDArray[np.unsignedinteger[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """A banded linear map: ``out[i] = sum over t of weights[i, t] * in[start[i] + t]``."""
+
+    n_in: int
+    start: NDArray[np.intp]  # (n_out,), each band lies inside the input
+    weights: Floats  # (n_out, taps), never negative
+
+    @classmethod
+    def linear(cls, n_in: int, n_out: int) -> Axis:
+        """Bilinear resize, half-pixel centres, no antialias: torch's ``align_corners=False``."""
+        if n_in < 1 or n_out < 1:
+            raise InputError(f"cannot resize {n_in} samples to {n_out}: both must be positive")
+        # torch computes the source in float32 with one rounding (a fused multiply-add), and so do we: the
+        # rounding of a coordinate near 1000 moves a weight by 6e-5.
+        scale = np.float64(np.float32(n_in) / np.float32(n_out))
+        source = (scale * (np.arange(n_out) + 0.5) - 0.5).astype(np.float32).clip(min=0)
+        below = np.minimum(source.astype(np.intp), n_in - 1)
+        fraction = source - below
+        above = np.minimum(below + 1, n_in - 1)
+        return cls._banded(n_in, np.stack([below, above], 1), np.stack([1 - fraction, fraction], 1))
+
+    @classmethod
+    def _banded(cls, n_in: int, index: NDArray[np.intp], weight: NDArray[np.floating[Any]]) -> Axis:
+        """From the input ``index`` and ``weight`` of each tap, (n_out, any): equal inputs are merged."""
+        used = weight != 0
+        first = np.where(used, index, n_in).min(1)
+        last = np.where(used, index, -1).max(1)
+        taps = max(1, int((last - first).max()) + 1)
+        start = np.minimum(first, n_in - taps)
+        band = np.zeros((len(index), taps))
+        rows, _ = np.nonzero(used)
+        np.add.at(band, (rows, index[used] - start[rows]), weight[used])
+        return cls(n_in, start, band.astype(np.float32))
+
+    @property
+    def n_out(self) -> int:
+        """Outputs along the axis."""
+        return len(self.start)
+
+    def after(self, first: Axis) -> Axis:
+        """The map that applies ``first``, then this one."""
+        if first.n_out != self.n_in:
+            raise InputError(f"an axis of {self.n_in} samples cannot follow one that gives {first.n_out}")
+        middle = self.start[:, None] + np.arange(self.weights.shape[1])  # (n_out, taps)
+        index = first.start[middle][..., None] + np.arange(first.weights.shape[1])  # and first's taps
+        weight = self.weights[..., None].astype(np.float64) * first.weights[middle]
+        return self._banded(first.n_in, index.reshape(self.n_out, -1), weight.reshape(self.n_out, -1))
+
+    def flipped(self) -> Axis:
+        """The same map of the input read backwards."""
+        start = self.n_in - self.start - self.weights.shape[1]
+        return Axis(self.n_in, start, self.weights[:, ::-1])
+
+    def window(self, begin: int, counts: NDArray[np.intp]) -> Axis:
+        """The map onto a longer axis, zero outside of the window that starts at ``begin``.
+
+        Args:
+            counts: (total,), how many windows cover each output; every output is divided by its count.
+        """
+        span = slice(begin, begin + self.n_out)
+        start = np.zeros(len(counts), np.intp)
+        start[span] = self.start
+        weights = np.zeros((len(counts), self.weights.shape[1]), np.float32)
+        weights[span] = self.weights / counts[span, None]
+        return Axis(self.n_in, start, weights)
+
+    def block(self, low: int, high: int) -> tuple[slice, Floats]:
+        """The inputs that outputs ``low:high`` touch, and the dense (outputs, inputs) matrix between them."""
+        rows, taps = np.nonzero(self.weights[low:high])
+        if not rows.size:
+            return slice(0, 0), np.zeros((high - low, 0), np.float32)
+        index = self.start[low + rows] + taps
+        first, last = int(index.min()), int(index.max())
+        matrix = np.zeros((high - low, last + 1 - first), np.float32)
+        matrix[rows, index - first] = self.weights[low + rows, taps]
+        return slice(first, last + 1), matrix
+
+    @cached_property
+    def blocks(self) -> list[tuple[slice, Floats]]:
+        """`block` of each tile along the axis."""
+        return [self.block(low, min(low + TILE, self.n_out)) for low in range(0, self.n_out, TILE)]
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """Logits and the way to the picture: ``out[c] = rows @ logits[c] @ cols.T``.
+
+    In a sum of fields each output's weights must add up to one: `whole_field` and `slide_fields` see to it.
+    """
+
+    logits: Floats  # (C, h, w)
+    rows: Axis  # h -> H
+    cols: Axis  # w -> W
+
+    def __post_init__(self) -> None:
+        found, expected = self.logits.shape, (self.rows.n_in, self.cols.n_in)
+        if self.logits.dtype != np.float32 or len(found) != 3 or found[0] < 1 or found[1:] != expected:
+            raise InputError(
+                f"expected logits of shape (C, {expected[0]}, {expected[1]}) and type float32, "
+                f"found {found} {self.logits.dtype}"
+            )
+
+
+def whole_field(logits: Floats, resized: Size, size: Size, *, flip: bool = False) -> Field:
+    """Whole-picture inference: logits -> ``resized`` (the network's input size) -> ``size`` (the picture's).
+
+    Args:
+        logits: (C, h, w) float32, the network's output for one picture.
+        flip: the network saw the picture mirrored left to right; the result is mirrored back.
+    """
+    (field,) = slide_fields([logits], [(0, resized[0])], [(0, resized[1])], resized, size, flip=flip)
+    return field
+
+
+def slide_fields(
+    window_logits: Sequence[Floats],
+    row_windows: Sequence[tuple[int, int]],
+    col_windows: Sequence[tuple[int, int]],
+    resized: Size,
+    size: Size,
+    *,
+    flip: bool = False,
+) -> list[Field]:
+    """Sliding windows: each window's logits -> its own size, averaged where windows overlap, -> ``size``.
+
+    Args:
+        window_logits: one (C, h, w) float32 array a window, row by row; all of one shape.
+        row_windows, col_windows: (start, stop) of the windows along each axis of the ``resized`` picture.
+        flip: as for `whole_field`.
+    """
+    if len(window_logits) != len(row_windows) * len(col_windows) or not len(window_logits):
+        raise InputError(
+            f"expected logits for {len(row_windows)} x {len(col_windows)} windows, found {len(window_logits)}"
+        )
+    _, h, w = window_logits[0].shape
+    rows, cols = slide_axes((h, w), row_windows, col_windows, resized, size, flip=flip)
+    axes = [(row, col) for row in rows for col in cols]
+    return [Field(logits, row, col) for logits, (row, col) in zip(window_logits, axes, strict=True)]
+
+
+def slide_axes(
+    low: Size,
+    row_windows: Sequence[tuple[int, int]],
+    col_windows: Sequence[tuple[int, int]],
+    resized: Size,
+    size: Size,
+    *,
+    flip: bool = False,
+) -> tuple[list[Axis], list[Axis]]:
+    """The way of each row and of each column of windows, ``low`` logits large, to the picture; as `slide_fields`."""
+    to_rows, to_cols = (Axis.linear(n_in, n_out) for n_in, n_out in zip(resized, size, strict=True))
+    if flip:
+        to_cols = to_cols.flipped()
+    rows = [to_rows.after(axis) for axis in _window_axes(low[0], row_windows, resized[0])]
+    cols = [to_cols.after(axis) for axis in _window_axes(low[1], col_windows, resized[1])]
+    return rows, cols
+
+
+def _window_axes(n_in: int, windows: Sequence[tuple[int, int]], total: int) -> list[Axis]:
+    """One axis for each window of ``n_in`` logits, divided by the number of windows over each output."""
+    counts = np.zeros(total, np.intp)
+    for start, stop in windows:
+        if not 0 <= start < stop <= total:
+            raise InputError(f"window {start}:{stop} does not lie inside of the {total} pixels of its axis")
+        counts[start:stop] += 1
+    if not counts.all():
+        raise InputError(f"pixel {counts.argmin()} of {total} lies in no window: {list(windows)}")
+    return [Axis.linear(n_in, stop - start).window(start, counts) for start, stop in windows]
+
+
+def argmax(fields: Sequence[Field], *, threads: int | None = None) -> Mask:
+    """The class of each pixel: (H, W), uint8 up to 256 classes, else uint16. The first of equal classes wins.
+
+    Equal is meant up to float32 rounding: BLAS does not sum all classes in the same order. Logits that are
+    not finite count as in ``numpy.argmax`` of the resized logits (NaN wins), except that a tap of weight zero
+    counts for nothing, where torch would make 0 * inf a NaN.
+
+    Args:
+        threads: tiles made at the same time; by default one for each CPU that this process may use.
+    """
+    classes, *size = common_shape([fields])
+    mask = np.empty(size, np.min_scalar_type(classes - 1))
+    _paint(mask, [fields], lambda patches: winners(patches[0]), threads)
+    return mask
+
+
+def logits(fields: Sequence[Field], *, threads: int | None = None) -> Floats:
+    """All logits at full size, (C, H, W) float32. For tests and small pictures: 4 * C * H * W bytes."""
+    full = np.empty(common_shape([fields]), np.float32)
+    _paint(np.moveaxis(full, 0, -1), [fields], lambda patches: dense(patches[0]), threads)
+    return full
+
+
+def probabilities(views: Sequence[Sequence[Field]], *, threads: int | None = None) -> Floats:
+    """The views' mean softmax at full size, (C, H, W) float32. For tests and small pictures, as `logits`."""
+    full = np.empty(common_shape(views), np.float32)
+    _paint(np.moveaxis(full, 0, -1), views, mean_softmax, threads)
+    return full
+
+
+def _paint(
+    out: NDArray[Any],
+    views: Sequence[Sequence[Field]],
+    make: Callable[[list[list[Patch]]], NDArray[Any]],
+    threads: int | None,
+) -> None:
+    paint_fields([out], views, lambda patches: [make(patches)], threads)
+
+
+def paint_fields(
+    outs: Sequence[NDArray[Any]], views: Sequence[Sequence[Field]], make: Make, threads: int | None
+) -> None:
+    """Fill each array (H, W, ...) of ``outs`` tile by tile with what ``make`` makes of the views' patches."""
+    height, width = outs[0].shape[:2]
+
+    def find(i: int, tiles: Sequence[int]) -> Iterable[list[list[Patch]]]:
+        return map(list, zip(*(_patches(fields, i, tiles) for fields in views), strict=True))
+
+    with tile_workers(threads) as run:
+        paint(outs, range(ceil(height / TILE)), range(ceil(width / TILE)), find, make, run)
+
+
+def _patches(fields: Sequence[Field], i: int, tiles: Sequence[int]) -> list[list[Patch]]:
+    """The patches of the fields that each tile (i, j) touches, j in ``tiles``."""
+    strips = []
+    for field in fields:
+        y, rows = field.rows.blocks[i]
+        if rows.size:
+            strips.append(Strip(field.logits[:, y], rows, [field.cols.blocks[j] for j in tiles]))
+    found = patches_side_by_side(strips)
+    for j, patches in zip(tiles, found or [[]], strict=False):
+        if not patches:
+            raise InputError(f"no field covers the pixels from row {i * TILE}, column {j * TILE}")
+    return found
+
+
+def common_shape(views: Sequence[Sequence[Field]]) -> tuple[int, int, int]:
+    """The (C, H, W) of all fields."""
+    shapes = {(len(field.logits), field.rows.n_out, field.cols.n_out) for fields in views for field in fields}
+    if len(shapes) != 1:
+        raise InputError(f"expected fields of one shape (C, H, W), found {sorted(shapes)}")
+    return shapes.pop()

@@ -1,0 +1,122 @@
+"""The JSON that the server sends, as types: FastAPI makes the OpenAPI description of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from denseport.runtime.serving.http.answers import Format
+from denseport.runtime.serving.http.limits import MAX_SIDE
+from denseport.runtime.serving.http.service import ArtifactState, Service
+
+__all__ = ["ArtifactInfo", "ClassInfo", "Failure", "FoundClass", "ModelInfo", "Report", "State", "describe"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The form of every error."""
+
+    error: str  # what is wrong
+    remedy: str | None  # what mends it
+
+
+@dataclass(frozen=True)
+class State:
+    """Whether the server lives, or takes pictures."""
+
+    status: str
+
+
+@dataclass(frozen=True)
+class FoundClass:
+    """A class that occurs in the picture."""
+
+    index: int
+    name: str
+    colour: str  # "#rrggbb"
+    percent: float  # of the picture's pixels
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found, largest class first."""
+
+    artifact: str
+    width: int
+    height: int
+    classes: list[FoundClass]
+    milliseconds: dict[str, float]  # by stage; "queue" is the wait for a free thread
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """A class that the model tells apart."""
+
+    name: str
+    colour: str  # "#rrggbb"
+
+
+@dataclass(frozen=True)
+class ArtifactInfo:
+    """One of the bundle's artifacts, and what was measured on it."""
+
+    name: str
+    precision: str
+    kind: str  # "onnx" or "engine"
+    runs_here: bool
+    obstacle: str | None  # why it does not run here
+    mIoU: float | None  # percent, of the last recorded evaluation
+    accuracy: dict[str, Any] | None  # that evaluation: images, protocol, gate, date
+    agreement: float | None  # percent of the pixels that had FP32's class when it was audited
+    milliseconds: dict[str, float] | None  # mean by stage since this server started
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is served, and what is taken."""
+
+    name: str
+    architecture: str
+    parameters: int
+    classes: list[ClassInfo]
+    artifacts: list[ArtifactInfo]
+    default_artifact: str
+    running: str  # the default artifact, and on what
+    formats: list[str]
+    max_bytes: int  # of a request
+    max_pixels: int  # of a picture
+    max_side: int
+
+
+def describe(service: Service) -> ModelInfo:
+    """What ``/v1/model`` says."""
+    manifest, limits = service.manifest, service.limits
+    colours = ["#" + bytes(colour).hex() for colour in manifest.palette]
+    return ModelInfo(
+        name=manifest.name,
+        architecture=manifest.architecture,
+        parameters=manifest.parameters,
+        classes=[ClassInfo(name.strip(), colour) for name, colour in zip(manifest.classes, colours, strict=True)],
+        artifacts=[_artifact(service, state) for state in service.artifacts.values()],
+        default_artifact=service.default,
+        running=service.description,
+        formats=[str(each) for each in Format],
+        max_bytes=limits.max_bytes,
+        max_pixels=limits.max_pixels,
+        max_side=MAX_SIDE,
+    )
+
+
+def _artifact(service: Service, state: ArtifactState) -> ArtifactInfo:
+    accuracy, audit = state.record.get("accuracy"), state.record.get("audit")
+    return ArtifactInfo(
+        name=state.name,
+        precision=state.precision,
+        kind=state.kind,
+        runs_here=not state.obstacle,
+        obstacle=state.obstacle or None,
+        mIoU=None if accuracy is None else accuracy["mIoU"],
+        accuracy=accuracy,
+        agreement=None if audit is None else 100 * audit["agreement"],
+        milliseconds=service.speed(state.name),
+    )

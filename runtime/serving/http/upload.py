@@ -1,0 +1,63 @@
+"""The picture of a multipart request, read into memory: nothing of a request is ever written to disk."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from denseport.runtime.serving.http.limits import Refusal
+
+if TYPE_CHECKING:
+    from starlette.datastructures import Headers
+    from starlette.requests import Request
+
+__all__ = ["FIELD", "read_upload"]
+
+FIELD = "image"  # of the form
+_EXAMPLE = f"Send a form: curl -F {FIELD}=@street.jpg URL"
+# RFC 2046, section 5.1.1; of a header's other parameters none is used: a charset would have Python load the codec of
+# that name.
+_BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{1,70}")
+
+
+async def read_upload(request: Request, max_bytes: int) -> bytes:
+    """The bytes of the one file in a multipart/form-data request.
+
+    Raises:
+        Refusal: 400, no such form or a damaged one; 413, from the door.
+    """
+    from starlette.datastructures import UploadFile
+    from starlette.formparsers import MultiPartException, MultiPartParser
+    from starlette.requests import ClientDisconnect
+
+    class InMemory(MultiPartParser):
+        spool_max_size = max_bytes + 1  # beyond it Starlette makes a file in /tmp
+
+    headers = _form_headers(request)
+    try:
+        form = await InMemory(headers, request.stream(), max_files=1, max_fields=0).parse()
+    except MultiPartException as err:
+        raise Refusal(400, f"the form is damaged: {err.message}", _EXAMPLE) from err
+    except ClientDisconnect as err:
+        raise Refusal(400, "the client went away") from err
+    try:
+        picture = form.get(FIELD)
+        if not isinstance(picture, UploadFile):
+            raise Refusal(400, f"the form has no file {FIELD!r}", _EXAMPLE)
+        return await picture.read()
+    finally:
+        await form.close()
+
+
+def _form_headers(request: Request) -> Headers:
+    """The request's content type, with its boundary and nothing else."""
+    from python_multipart.multipart import parse_options_header
+    from starlette.datastructures import Headers
+
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    if kind != b"multipart/form-data":
+        raise Refusal(400, "the request is no multipart/form-data", _EXAMPLE)
+    boundary = options.get(b"boundary", b"")
+    if not _BOUNDARY.fullmatch(boundary):
+        raise Refusal(400, "the form is damaged: it has no boundary of at most 70 letters", _EXAMPLE)
+    return Headers(raw=[(b"content-type", b'multipart/form-data; boundary="%b"' % boundary)])

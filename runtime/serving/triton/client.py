@@ -1,0 +1,232 @@
+"""A client for models that ``denseport triton`` exported: pictures to a server, masks back.
+
+A request that is repeated gives the same answer, so what a server refuses for the moment is asked again, with growing
+pauses, until the deadline: UNAVAILABLE (starting, overloaded, draining, gone), and NOT_FOUND while a model of that name
+is being loaded again.
+
+``python -m denseport.runtime.serving.triton.client URL MODEL`` is a health probe: one real inference, exit code 0 or 3.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from threading import Barrier, BrokenBarrierError
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.errors import DenseportError, ImageError, InputError, ServerError
+from denseport.runtime.serving.triton import CLASSES, IMAGE, INSTANCES, MASK
+from denseport.runtime.serving.triton.connections import Connection, Failure, connect, end_thread
+
+__all__ = ["Client", "main"]
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds
+MOST_AT_ONCE = 256  # inferences of a probe, whatever a server says
+T = TypeVar("T")
+
+
+class Client:
+    """A model on a Triton server.
+
+    ::
+
+        with Client("grpc://127.0.0.1:8001", "dpt-b") as client:
+            mask = client.segment(cv2.imread("street.jpg"))
+
+    Not for several threads at once: give each a client of its own.
+
+    Args:
+        url: ``http://host:port`` or ``grpc://host:port`` (``https``, ``grpcs``: with TLS).
+        model: its name on the server.
+        version: of the model; default: the latest that is served.
+        deadline: seconds that a call may take, repetitions included.
+        shared_memory: pictures and masks go through memory that both processes map; the server must run on this
+            machine, and share ``/dev/shm``.
+
+    Raises:
+        InputError: a URL of another form.
+        MachineError: tritonclient is not installed.
+    """
+
+    def __init__(
+        self, url: str, model: str, *, version: int | None = None, deadline: float = 60.0, shared_memory: bool = False
+    ) -> None:
+        if not deadline > 0:
+            raise InputError(f"a deadline of {deadline} s leaves no time", "Give seconds above 0.")
+        self.url, self.model = url, model
+        self._deadline = deadline
+        self._version = "" if version is None else str(version)
+        self._shared_memory = shared_memory
+        self._connection = self._connect()
+
+    def _connect(self) -> Connection:
+        return connect(self.url, self.model, self._version, shared_memory=self._shared_memory)
+
+    def segment(self, image: NDArray[np.uint8]) -> NDArray[np.unsignedinteger[Any]]:
+        """The mask (H, W) of class indices for a picture (H, W, 3), uint8 BGR.
+
+        Raises:
+            ImageError: no such array, or the server refuses the picture (too large, too narrow, …).
+            InputError: the server has no such model.
+            ServerError: the server was not reached, not ready, or failed, until the deadline.
+        """
+        if image.ndim != 3:
+            raise ImageError(
+                f"expected a picture of shape (height, width, 3), uint8 BGR; got {image.shape}",
+                "Several pictures of one size go through segment_batch.",
+            )
+        mask: NDArray[np.unsignedinteger[Any]] = self.segment_batch(image[None])[0]
+        return mask
+
+    def segment_batch(self, images: NDArray[np.uint8]) -> NDArray[np.unsignedinteger[Any]]:
+        """Masks (N, H, W) for pictures of one size, (N, H, W, 3); otherwise as `segment`."""
+        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not images.size:
+            raise ImageError(
+                f"expected pictures of shape (N, height, width, 3), uint8 BGR; got {images.shape} {images.dtype}",
+                "denseport.runtime.media.images.read_image reads any picture file as such.",
+            )
+        images = np.ascontiguousarray(images)
+        masks = self._persist(lambda left: self._connection.infer({IMAGE: images}, MASK, left))
+        if masks.shape != images.shape[:3] or masks.dtype.kind != "u":
+            raise ServerError(
+                f"{self.url}: {self.model} gave masks of {masks.shape} {masks.dtype} for pictures of {images.shape}",
+                "Serve a model that denseport triton exported.",
+            )
+        return masks
+
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, by index.
+
+        Raises:
+            InputError: the server has no such model, or one that Denseport did not export.
+            ServerError: as for `segment`.
+        """
+        parameters = self._persist(self._connection.parameters)
+        try:
+            names = json.loads(parameters[CLASSES])
+        except (KeyError, TypeError, ValueError, RecursionError):
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(
+                f"{self.url}: {self.model} does not name its classes", "Serve a model that denseport triton exported."
+            )
+        return tuple(names)
+
+    def probe(self, times: int | None = None, *, timeout: float = 10.0) -> float:
+        """Make sure that the model answers, by real inferences; seconds that the slowest took.
+
+        Triton never restarts a process of its Python back end that died, and stays "ready". The pictures are noise,
+        new each time, so that no cache answers for the model. A refusal is not repeated: it is the finding.
+
+        Args:
+            times: inferences at once; default: twice as many as the model has instances, so that each gets one.
+            timeout: seconds for each.
+
+        Raises:
+            ServerError: one of them failed.
+        """
+        if times is None:
+            with self._well():
+                said = self._connection.parameters(timeout).get(INSTANCES, "1")
+            instances = int(said) if re.fullmatch(r"[1-9]\d{0,8}", said) else 1
+            times = min(2 * instances, MOST_AT_ONCE) if instances > 1 else 1
+        together = Barrier(times)
+        with ThreadPoolExecutor(times) as pool:
+            return max(pool.map(lambda _: self._inference(timeout, together), range(times)))
+
+    def _inference(self, timeout: float, together: Barrier) -> float:
+        """One inference of the probe, in a thread and on a connection of its own; the seconds that it took."""
+        picture = np.random.default_rng().integers(0, 256, (1, 64, 64, 3), np.uint8)
+        connection = self._connect()
+        with suppress(BrokenBarrierError):  # one after the other, all of them could go to one instance
+            together.wait(timeout)
+        started = time.monotonic()
+        try:
+            with self._well():
+                mask = connection.infer({IMAGE: picture}, MASK, timeout)
+        finally:
+            connection.close()
+            end_thread()
+        if mask.shape != picture.shape[:3]:
+            raise ServerError(
+                f"{self.url}: {self.model} is not well: it gave a mask of {mask.shape}",
+                "Serve a model that denseport triton exported.",
+            )
+        return time.monotonic() - started
+
+    @contextmanager
+    def _well(self) -> Iterator[None]:
+        """Turns a failure into the probe's finding."""
+        try:
+            yield
+        except Failure as err:
+            raise ServerError(f"{self.url}: {self.model} is not well: {err}", err.remedy) from err
+
+    def _persist(self, ask: Callable[[float], T]) -> T:
+        """``ask``, given the seconds that are left, again and again while its failure is one that passes."""
+        give_up = time.monotonic() + self._deadline
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return ask(max(give_up - time.monotonic(), 0.001))
+            except Failure as err:
+                wait = random.uniform(pause / 2, pause)  # many clients must not come back all at once
+                if not self._passes(err) or time.monotonic() + wait >= give_up:
+                    raise self._explained(err) from err
+            time.sleep(wait)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _passes(self, failure: Failure) -> bool:
+        """Whether a failure is one of the moment."""
+        if failure.kind == "not found":  # for good, unless the server knows a model of that name
+            try:
+                return self.model in self._connection.models(self._deadline)
+            except Failure as err:
+                return err.kind == "unavailable"
+        return failure.kind == "unavailable"
+
+    def _explained(self, failure: Failure) -> DenseportError:
+        text = f"{self.url}: {self.model}: {failure}"
+        if failure.kind == "invalid":
+            return ImageError(text, failure.remedy)
+        if failure.kind == "not found":
+            return InputError(text, "Check the model's name and version; the server's log says what it loaded.")
+        return ServerError(text, failure.remedy)
+
+    def close(self) -> None:
+        """Close the connection, and give back shared memory."""
+        self._connection.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def main(arguments: list[str]) -> int:
+    """The health probe, for a URL and a model."""
+    if len(arguments) != 2:
+        print("usage: python -m denseport.runtime.serving.triton.client URL MODEL", file=sys.stderr)
+        return 2
+    try:
+        with Client(arguments[0], arguments[1]) as client:
+            seconds = client.probe()
+    except DenseportError as err:
+        print(f"denseport: error: {err}", file=sys.stderr)
+        return err.exit_code
+    print(f"{arguments[1]} answers within {1000 * seconds:.0f} ms")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

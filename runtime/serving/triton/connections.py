@@ -1,0 +1,271 @@
+"""Connections to a Triton server, over HTTP or gRPC, with or without shared memory; one way to fail for all of them.
+
+tritonclient reports a failure by the protocol's own codes, its HTTP half also by gevent's and the socket's exceptions.
+Source: tritonclient 2.73; docs/protocol of triton-inference-server/server.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.errors import InputError, MachineError
+
+__all__ = ["Connection", "Failure", "Tritonclient", "connect", "end_thread", "infer_input", "understood"]
+
+URLS = "Give http://host:port or grpc://host:port; Triton's ports are 8000 and 8001."
+DATATYPES = {np.dtype(np.uint8): "UINT8"}  # of what is sent
+KINDS = {
+    "400": "invalid",
+    "404": "not found",
+    "503": "unavailable",
+    "StatusCode.INVALID_ARGUMENT": "invalid",
+    "StatusCode.NOT_FOUND": "not found",
+    "StatusCode.UNAVAILABLE": "unavailable",
+    "StatusCode.DEADLINE_EXCEEDED": "late",
+    "StatusCode.CANCELLED": "late",
+}
+# gRPC's own pauses between attempts to connect grow to two minutes, in which it refuses without trying.
+CHANNEL = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+]
+
+
+class Failure(Exception):
+    """A request that failed.
+
+    Args:
+        kind: "invalid" (the request is at fault), "not found" (the model), "unavailable" (for now), "late", "failed".
+        remedy: for people.
+    """
+
+    def __init__(self, message: str, kind: str, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.remedy = remedy
+
+
+class Connection(Protocol):
+    """One model of one server. Every call raises `Failure`; ``left`` is the seconds that it may take."""
+
+    def infer(self, inputs: dict[str, NDArray[Any]], output: str, left: float) -> NDArray[Any]:
+        """The output that the model gives for its inputs."""
+        ...
+
+    def parameters(self, left: float) -> dict[str, str]:
+        """Of the model's configuration."""
+        ...
+
+    def models(self, left: float) -> set[str]:
+        """Names of the models in the server's repository, loaded or not."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+def connect(url: str, model: str, version: str = "", *, shared_memory: bool = False) -> Connection:
+    """A connection; nothing is sent yet.
+
+    Args:
+        version: of the model; empty: the latest that is served.
+
+    Raises:
+        InputError: a URL of another form.
+        MachineError: tritonclient is not installed.
+    """
+    parts = urlsplit(url)
+    try:
+        usable = parts.scheme in ("http", "https", "grpc", "grpcs") and parts.hostname and parts.port
+    except ValueError:  # a port that is no number
+        usable = False
+    if not usable:
+        raise InputError(f"{url!r} is no server's URL", URLS)
+    tls = parts.scheme.endswith("s")
+    if parts.scheme.startswith("grpc"):
+        connection: Tritonclient = _Grpc(parts.netloc, model, version, tls=tls)
+    else:
+        connection = _Http(parts.netloc + parts.path, model, version, tls=tls)
+    if not shared_memory:
+        return connection
+    from denseport.runtime.serving.triton.shared_memory import SharedMemory
+
+    return SharedMemory(connection)
+
+
+def end_thread() -> None:
+    """Give back what gevent, which HTTP rests on, keeps for the calling thread: for threads that are about to end."""
+    if "gevent" in sys.modules:
+        sys.modules["gevent"].get_hub().destroy(destroy_loop=True)
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """Turns what the reading of an answer raises, tritonclient's or ours, into `Failure`: servers say anything."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as err:
+        raise Failure(f"its answer is none of Triton's: {type(err).__name__}: {str(err)[:200]}", "failed") from err
+
+
+def infer_input(library: Any, name: str, array: NDArray[Any]) -> Any:
+    """tritonclient's description of an input, without its data."""
+    return library.InferInput(name, list(array.shape), DATATYPES[array.dtype])
+
+
+def _library(protocol: str) -> Any:
+    try:
+        return importlib.import_module(f"tritonclient.{protocol}")
+    except ImportError as err:
+        raise MachineError(
+            f"tritonclient is not installed, or not for {protocol}: {err}", "pip install 'denseport[client]'"
+        ) from err
+
+
+class Tritonclient(ABC):
+    """What both protocols of tritonclient have in common."""
+
+    def __init__(self, library: Any, client: Any, model: str, version: str) -> None:
+        self.library, self.client = library, client
+        self._model, self._version = model, version
+
+    @abstractmethod
+    def failures(self, left: float) -> AbstractContextManager[None]:
+        """Turns what tritonclient raises into `Failure`."""
+
+    @abstractmethod
+    def options(self, left: float) -> dict[str, Any]:
+        """Arguments for each call that limit its time."""
+
+    @abstractmethod
+    def describe(self, result: Any, output: str) -> tuple[str, tuple[int, ...]]:
+        """Type and shape of an output, wherever its data is."""
+
+    @abstractmethod
+    def parameters(self, left: float) -> dict[str, str]: ...
+
+    @abstractmethod
+    def models(self, left: float) -> set[str]: ...
+
+    def infer(self, inputs: dict[str, NDArray[Any]], output: str, left: float) -> NDArray[Any]:
+        tensors = []
+        for name, array in inputs.items():
+            tensors.append(infer_input(self.library, name, array))
+            tensors[-1].set_data_from_numpy(array)
+        result = self.request(tensors, self.library.InferRequestedOutput(output), left)
+        with understood():
+            array = result.as_numpy(output)
+        if not isinstance(array, np.ndarray):
+            raise Failure(f"its answer has no {output!r}", "failed")
+        return array
+
+    def request(self, inputs: list[Any], output: Any, left: float) -> Any:
+        """tritonclient's result for its own descriptions of inputs and output."""
+        # The server's own limit too: what still waits when nobody does any more is not worth running.
+        limit = max(1, int(left * 1e6))
+        with self.failures(left), understood():
+            return self.client.infer(
+                self._model, inputs, self._version, outputs=[output], timeout=limit, **self.options(left)
+            )
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class _Grpc(Tritonclient):
+    def __init__(self, address: str, model: str, version: str, *, tls: bool) -> None:
+        library = _library("grpc")
+        client = library.InferenceServerClient(address, ssl=tls, channel_args=CHANNEL)
+        super().__init__(library, client, model, version)
+
+    @contextmanager
+    def failures(self, left: float) -> Iterator[None]:
+        with _refusals():
+            yield
+
+    def options(self, left: float) -> dict[str, Any]:
+        return {"client_timeout": left}
+
+    def describe(self, result: Any, output: str) -> tuple[str, tuple[int, ...]]:
+        tensor = result.get_output(output)
+        return tensor.datatype, tuple(tensor.shape)
+
+    def parameters(self, left: float) -> dict[str, str]:
+        with self.failures(left):
+            config = self.client.get_model_config(self._model, self._version, **self.options(left)).config
+        return {key: value.string_value for key, value in config.parameters.items()}
+
+    def models(self, left: float) -> set[str]:
+        with self.failures(left):
+            return {entry.name for entry in self.client.get_model_repository_index(**self.options(left)).models}
+
+
+class _Http(Tritonclient):
+    def __init__(self, address: str, model: str, version: str, *, tls: bool) -> None:
+        library = _library("http")
+        more = {"ssl": True, "ssl_context_factory": _tls_context} if tls else {}
+        super().__init__(library, library.InferenceServerClient(address, **more), model, version)
+
+    @contextmanager
+    def failures(self, left: float) -> Iterator[None]:
+        import gevent
+        from geventhttpclient.response import HTTPParseError
+
+        timeout = gevent.Timeout(left)  # tritonclient has no limit for one call
+        try:
+            with timeout, _refusals():
+                yield
+        except gevent.Timeout as err:
+            if err is not timeout:
+                raise
+            raise Failure(f"no answer within {left:.3g} s", "late") from err
+        except (OSError, HTTPParseError) as err:  # refused, reset, or closed in the middle of an answer
+            raise Failure(f"cannot be reached: {err or type(err).__name__}", "unavailable", URLS) from err
+
+    def options(self, left: float) -> dict[str, Any]:
+        return {}
+
+    def describe(self, result: Any, output: str) -> tuple[str, tuple[int, ...]]:
+        tensor = result.get_output(output)
+        return tensor["datatype"], tuple(tensor["shape"])
+
+    def parameters(self, left: float) -> dict[str, str]:
+        with self.failures(left), understood():
+            config = self.client.get_model_config(self._model, self._version)
+            return {key: str(value["string_value"]) for key, value in config.get("parameters", {}).items()}
+
+    def models(self, left: float) -> set[str]:
+        with self.failures(left), understood():
+            return {entry["name"] for entry in self.client.get_model_repository_index()}
+
+
+def _tls_context() -> Any:
+    import gevent.ssl
+
+    return gevent.ssl.create_default_context()
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    from tritonclient.utils import InferenceServerException
+
+    try:
+        yield
+    except InferenceServerException as err:
+        message, status = str(err.message()), str(err.status())
+        remedy = None
+        if "Stub process" in message:
+            remedy = "A process of the Python back end died: load the model again, or restart the server."
+        raise Failure(message, KINDS.get(status, "failed"), remedy) from err

@@ -1,0 +1,238 @@
+"""The models of a repository that run in Triton's Python back end.
+
+A repository's ``model.py`` is one import of a class below; the environment of the server must have Denseport. Triton
+calls ``initialize`` once for each instance (a process), then ``execute`` with the requests of a batch. The module
+``triton_python_backend_utils`` exists in those processes only, hence the late imports.
+Source: README.md of triton-inference-server/python_backend (2.51).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.errors import ImageError, InputError, MachineError, ServerError
+from denseport.runtime.serving.triton import ENCODED, IMAGE, LOGITS, MASK
+
+__all__ = ["BUNDLE", "Decoder", "NetworkModel", "NetworkSession", "Place", "SegmenterModel", "check_pictures"]
+
+BUNDLE = "bundle"  # folder of a version that holds the bundle
+Mask = NDArray[np.unsignedinteger[Any]]
+
+# While a repository is reloaded the network can be ready a moment later than the model that asks it.
+PATIENCE = 5.0  # seconds
+PAUSE = 0.05  # seconds
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model runs, and the parameters that its export gave it."""
+
+    name: str
+    version: str
+    folder: Path  # of the version
+    parameters: dict[str, str]
+
+    @classmethod
+    def from_arguments(cls, arguments: dict[str, str]) -> Place:
+        """From what Triton hands to ``initialize``."""
+        config = json.loads(arguments["model_config"])
+        values = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        version = arguments["model_version"]
+        return cls(arguments["model_name"], version, Path(arguments["model_repository"]) / version, values)
+
+
+def check_pictures(pictures: NDArray[Any], max_pixels: int) -> None:
+    """Refuse what is no batch of pictures, (N, H, W, 3) uint8 of at most ``max_pixels`` each.
+
+    Raises:
+        ImageError: another shape or type, no pixel, or too many.
+    """
+    if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8 or not pictures.size:
+        raise ImageError(
+            f"expected pictures of shape (N, height, width, 3), uint8 BGR; got {pictures.shape} {pictures.dtype}",
+            "Send pictures as cv2.imread gives them.",
+        )
+    height, width = pictures.shape[1:3]
+    if height * width > max_pixels:
+        raise ImageError(
+            f"a picture of {width} x {height} pixels; this model takes {max_pixels} at most",
+            "Scale it down, or export the repository with a larger --max-pixels.",
+        )
+
+
+class SegmenterModel:
+    """Form ``python``: pictures in, masks out, through the `denseport.runtime.Segmenter` of the version's bundle."""
+
+    def initialize(self, arguments: dict[str, str]) -> None:
+        """Open the bundle.
+
+        Raises:
+            DenseportError: it cannot be opened; Triton then reports the model as failed.
+        """
+        import cv2
+
+        place = Place.from_arguments(arguments)
+        self._max_pixels = int(place.parameters["max_pixels"])
+        self._threads = int(place.parameters["threads"])
+        cv2.setNumThreads(self._threads)
+        self._segment = self._open(place)
+
+    def _open(self, place: Place) -> Callable[[NDArray[np.uint8]], Mask]:
+        from denseport.runtime.segmenter import Segmenter
+
+        segmenter = Segmenter(place.folder / BUNDLE, artifact=place.parameters["artifact"], threads=self._threads)
+        return lambda picture: segmenter(picture).mask
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response a request, in order; a request that fails does not touch the others."""
+        return [_answer(request, self._respond) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        import triton_python_backend_utils as pb
+
+        pictures = _array(pb.get_input_tensor_by_name(request, IMAGE))
+        check_pictures(pictures, self._max_pixels)
+        return _tensor(MASK, np.stack([self._segment(picture) for picture in pictures]))
+
+
+class NetworkModel(SegmenterModel):
+    """Forms ``onnxruntime`` and ``tensorrt_plan``: as `SegmenterModel`, but the network is a model of this server.
+
+    Pre-processing, windows and post-processing are the runtime's own code, so masks are those of a Segmenter. Each
+    version asks the same version of the network.
+    """
+
+    def _open(self, place: Place) -> Callable[[NDArray[np.uint8]], Mask]:
+        from denseport.runtime.bundle.bundle import Bundle
+        from denseport.runtime.bundle.protocol import parse_protocol
+        from denseport.runtime.segmenter import Segmenter
+
+        bundle, network = Bundle(place.folder / BUNDLE), place.parameters["network"]
+        protocol = parse_protocol("reference", bundle.manifest)
+        session = NetworkSession(network, int(place.version))
+        segmenter = Segmenter.around(session, bundle, network, protocol, threads=self._threads)
+        return lambda picture: segmenter(picture).mask
+
+
+@dataclass(frozen=True)
+class NetworkSession:
+    """A `denseport.runtime.backends.Session` on another model of the same server."""
+
+    model: str
+    version: int
+
+    @property
+    def description(self) -> str:
+        return f"Triton's {self.model}, version {self.version}"
+
+    def largest_batch(self, height: int, width: int) -> int | None:
+        """One: the server itself makes batches, of several requests."""
+        return 1
+
+    def close(self) -> None:
+        """Nothing: the server opens and closes its models."""
+
+    def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (N, C, h, w) of a normalised image batch (N, 3, H, W), both float32.
+
+        Raises:
+            InputError: the network refuses the input.
+            ServerError: it is not served, and was not within `PATIENCE`.
+            MachineError: it failed.
+        """
+        import triton_python_backend_utils as pb
+
+        refusals = {
+            pb.TritonError.INVALID_ARG: InputError,
+            pb.TritonError.NOT_FOUND: ServerError,
+            pb.TritonError.UNAVAILABLE: ServerError,
+        }
+        give_up = time.monotonic() + PATIENCE
+        while True:
+            response = self._request(image).exec()
+            if not response.has_error():
+                # A copy: the response's memory is the server's again when it goes.
+                return _array(pb.get_output_tensor_by_name(response, LOGITS)).copy()
+            error = response.error()
+            kind = refusals.get(error.code(), MachineError)
+            if kind is not ServerError or time.monotonic() > give_up:
+                raise kind(f"{self.model}, version {self.version}: {error.message()}")
+            time.sleep(PAUSE)
+
+    def _request(self, image: NDArray[np.float32]) -> Any:
+        import triton_python_backend_utils as pb
+
+        return pb.InferenceRequest(
+            model_name=self.model,
+            model_version=self.version,
+            inputs=[_tensor(IMAGE, image)],
+            requested_output_names=[LOGITS],
+            preferred_memory=pb.PreferredMemory(pb.TRITONSERVER_MEMORY_CPU, 0),
+        )
+
+
+class Decoder:
+    """First step of the ensemble: a picture file's bytes to (1, H, W, 3) uint8 BGR."""
+
+    def initialize(self, arguments: dict[str, str]) -> None:
+        """Set the limit before OpenCV, which reads it once, is loaded: a small file can hold a huge picture."""
+        max_pixels = Place.from_arguments(arguments).parameters["max_pixels"]
+        os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = max_pixels
+        os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response a request, in order."""
+        return [_answer(request, self._respond) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        import triton_python_backend_utils as pb
+
+        from denseport.runtime.media.images import decode_image
+
+        data = _array(pb.get_input_tensor_by_name(request, ENCODED))
+        return _tensor(IMAGE, decode_image(data.tobytes(), ENCODED)[None])
+
+
+def _tensor(name: str, array: NDArray[Any]) -> Any:
+    """An array as Triton has it.
+
+    By way of DLPack, as in `_array`: stubs that know NumPy 1 alone take items of NumPy 2's arrays to have no bytes
+    ("known issues" of release 2.51).
+    """
+    import triton_python_backend_utils as pb
+
+    return pb.Tensor.from_dlpack(name, array)
+
+
+def _array(tensor: Any) -> NDArray[Any]:
+    """A tensor of Triton's as an array on the same memory."""
+    return np.from_dlpack(tensor)
+
+
+def _answer(request: Any, respond: Callable[[Any], Any]) -> Any:
+    """The response to one request; what goes wrong becomes an error with Triton's code for it."""
+    import triton_python_backend_utils as pb
+
+    if request.is_cancelled():
+        error = pb.TritonError("the client gave up", pb.TritonError.CANCELLED)
+        return pb.InferenceResponse(error=error)
+    try:
+        return pb.InferenceResponse([respond(request)])
+    except InputError as err:
+        code, text = pb.TritonError.INVALID_ARG, str(err)
+    except ServerError as err:
+        code, text = pb.TritonError.UNAVAILABLE, str(err)
+    except Exception as err:  # the edge of the process: a fault must reach the client and the log, not end the instance
+        pb.Logger.log_error(traceback.format_exc())
+        code, text = pb.TritonError.INTERNAL, f"{type(err).__name__}: {err}"
+    return pb.InferenceResponse(error=pb.TritonError(text, code))

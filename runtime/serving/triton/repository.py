@@ -1,0 +1,174 @@
+"""Write a model repository so that a server that watches it never sees half of a model or of a version.
+
+Everything is assembled beside the repository, where no server looks, and renamed into it when whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version as package_version
+from importlib.resources import files as resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.errors import OutputError
+from denseport.runtime.serving.triton.variants import LABELS, Options, Served, model_name, served_models
+from denseport.runtime.system.files import folders_above, sha256_of, work_folder, write_atomic, writing
+
+__all__ = ["Exported", "export_repository"]
+
+CONFIG = "config.pbtxt"
+RECORD = "denseport.json"  # in each version: what it was made of
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export added."""
+
+    repository: Path
+    model: str  # that clients ask
+    version: int
+    models: tuple[str, ...]  # all that were written or brought up to date
+
+
+def export_repository(bundle: Bundle, repository: Path, options: Options) -> Exported:
+    """Add a bundle to a model repository, as a new model or as the next version of one that is there.
+
+    Versions share the model's configuration: the new one's holds for all of them.
+
+    Args:
+        repository: the folder; made if it is not there.
+
+    Raises:
+        BundleError: an artifact is missing or altered.
+        InputError: the form cannot serve the bundle.
+        OutputError: the repository cannot be written, or holds something else under the model's name.
+    """
+    name = model_name(bundle, options.name)
+    models = served_models(bundle, options)
+    record = _record(bundle, options, models)
+    _refuse_other(repository, models, record)
+    version = 1 + max((n for model in models for n in _versions(repository / model.config.name)), default=0)
+    with ExitStack() as stack:
+        stack.enter_context(folders_above(repository / name))
+        with writing(repository.parent):
+            work = stack.enter_context(work_folder(repository.absolute().parent))
+        staged = [_stage(work, model, version if model.versioned else 1, record) for model in models]
+        for model, folder in zip(models, staged, strict=True):
+            _place(repository / model.config.name, folder, _with_old_plans(model, repository))
+    write_atomic(repository / "README.md", _readme(repository).encode())
+    return Exported(repository, name, version, tuple(model.config.name for model in models))
+
+
+def _record(bundle: Bundle, options: Options, models: list[Served]) -> dict[str, Any]:
+    paths = [path for model in models for path in model.files.values() if isinstance(path, Path)]
+    return {
+        "denseport": package_version("denseport"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "bundle": bundle.manifest.name,
+        "form": options.form,
+        "files": {path.name: sha256_of(path) for path in paths},
+    }
+
+
+def _versions(model: Path) -> list[int]:
+    """The versions that a model's folder holds; Triton takes folders whose names are numbers."""
+    names = [path.name for path in model.iterdir() if path.is_dir()] if model.is_dir() else []
+    return [int(name) for name in names if name.isascii() and name.isdigit()]
+
+
+def _refuse_other(repository: Path, models: list[Served], record: dict[str, Any]) -> None:
+    """A version of another form, or of other classes, would change what the older ones are."""
+    for model in models:
+        folder = repository / model.config.name
+        with writing(folder):
+            if not folder.exists():
+                continue
+            found = _latest_record(folder)
+            labels = (folder / LABELS).read_text(encoding="utf-8") if (folder / LABELS).is_file() else None
+        if found is None:
+            reason = "is there already, and Denseport did not write it"
+        elif found.get("form") != record["form"]:
+            reason = f"is there already, in the form {found.get('form')}"
+        elif labels != model.labels:
+            reason = f"is there already, and has other classes: {LABELS} belongs to all versions"
+        else:
+            continue
+        raise OutputError(f"{folder}: {reason}", "Choose another name with --name, or another repository with -o.")
+
+
+def _latest_record(model: Path) -> dict[str, Any] | None:
+    """What the latest version that Denseport wrote was made of; None: it wrote none."""
+    files = (model / str(version) / RECORD for version in sorted(_versions(model), reverse=True))
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _stage(work: Path, model: Served, version: int, record: dict[str, Any]) -> Path:
+    """The model's folder with this version alone, below ``work``."""
+    folder = work / model.config.name
+    with writing(folder):
+        place = folder / str(version)
+        place.mkdir(parents=True)
+        for name, source in model.files.items():
+            (place / name).parent.mkdir(exist_ok=True)
+            if isinstance(source, Path):
+                shutil.copyfile(source, place / name)
+            else:
+                (place / name).write_bytes(source)
+        (place / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (folder / CONFIG).write_text(model.config.to_pbtxt(), encoding="utf-8")
+        if model.labels is not None:
+            (folder / LABELS).write_text(model.labels, encoding="utf-8")
+    return folder
+
+
+def _with_old_plans(model: Served, repository: Path) -> Served:
+    """Engines for GPUs that only older versions have stay in the configuration, which is theirs too."""
+    config = model.config
+    if not config.files_by_gpu:
+        return model
+    old = (repository / config.name).glob("[0-9]*/sm_*.plan")
+    digits = {path.stem.removeprefix("sm_"): path.name for path in old}
+    by_gpu = {f"{number[:-1]}.{number[-1]}": name for number, name in sorted(digits.items())}
+    return replace(model, config=replace(config, files_by_gpu={**by_gpu, **config.files_by_gpu}))
+
+
+def _place(target: Path, folder: Path, model: Served) -> None:
+    """Rename a staged model, or its version, into the repository."""
+    with writing(target):
+        if not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            folder.rename(target)
+            return
+    text = model.config.to_pbtxt().encode()
+    with writing(target):
+        if (target / CONFIG).read_bytes() != text:  # an untouched file is no reason for a server to load again
+            write_atomic(target / CONFIG, text)
+        if model.versioned:
+            (staged,) = (path for path in folder.iterdir() if path.is_dir())
+            staged.rename(target / staged.name)
+
+
+def _readme(repository: Path) -> str:
+    """How to start a server on the repository, and what is in it."""
+    rows = []
+    for model in sorted(path.parent for path in repository.glob(f"*/{CONFIG}")):
+        record = _latest_record(model)
+        if record is not None:
+            versions = ", ".join(map(str, sorted(_versions(model))))
+            rows.append(f"| `{model.name}` | {versions} | {record['form']} | {record['bundle']} |")
+    template = resources("denseport.runtime.serving.triton").joinpath("repository.md").read_text(encoding="utf-8")
+    return Template(template).substitute(models="\n".join(rows), denseport=package_version("denseport"))

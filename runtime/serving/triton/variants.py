@@ -1,0 +1,346 @@
+"""The forms of a served model: which models a repository holds for a bundle, with their configurations and files.
+
+A graph with everything inside would be simplest for the network's own back ends, but its masks would differ: OpenCV
+resizes in fixed point, which no ONNX operator repeats. A Triton ensemble cannot move windows over a picture, and takes
+each of its steps' latest version, so that two versions meet while one replaces the other. Hence a Python model that
+runs the runtime's own code and asks the network for logits
+(`denseport.runtime.serving.triton.python_models.NetworkModel`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from denseport.runtime.bundle.bundle import MANIFEST, Bundle
+from denseport.runtime.bundle.engine_record import BuildRecord
+from denseport.runtime.bundle.manifest import FP32, Manifest
+from denseport.runtime.errors import InputError
+from denseport.runtime.pipeline.preprocess import resized_size
+from denseport.runtime.selection import refuse_masks, why_no_logits
+from denseport.runtime.serving.triton import CLASSES, ENCODED, IMAGE, INSTANCES, LOGITS, MASK, python_models
+from denseport.runtime.serving.triton.config import (
+    ANY,
+    Batching,
+    Instances,
+    ModelConfig,
+    Step,
+    Tensor,
+    VersionPolicy,
+    Warmup,
+)
+from denseport.runtime.system.cpus import usable_cpus
+
+__all__ = ["DEFAULT_PIXELS", "FORMS", "LABELS", "Options", "Served", "model_name", "served_models"]
+
+FORMS = ("python", "onnxruntime", "tensorrt_plan")
+LABELS = "labels.txt"
+DEFAULT_PIXELS = 4096 * 4096  # 48 MiB of uint8; Triton's HTTP port takes 64 MB a request
+PLAN = "model.plan"  # the TensorRT back end's default
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an export was asked for."""
+
+    form: str = "python"
+    name: str | None = None  # of the model; default: the bundle's
+    artifacts: tuple[str, ...] = ()  # default: model.onnx, or for plans all TensorRT engines
+    instances: int | None = None  # processes that run pictures; default: the CPUs this process may use
+    network_instances: int = 1  # of the network, where it is a model of its own
+    threads: int = 1  # of each instance
+    max_batch: int = 8
+    batching: Batching = field(default_factory=lambda: Batching(queue=128))
+    max_pixels: int = DEFAULT_PIXELS
+    gpu: bool = False  # form onnxruntime: the network runs on GPUs
+    warmup: tuple[int, int] | None = None  # height and width of a picture that each instance answers first
+    cache: bool = False
+    versions: VersionPolicy = field(default_factory=VersionPolicy)
+    ensemble: bool = False
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise InputError(f"no form {self.form!r}", f"Give one of {', '.join(FORMS)}.")
+        for name in ("network_instances", "threads", "max_batch", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} is below 1", "Give 1 or more.")
+        if self.instances is not None and self.instances < 1:
+            raise InputError(f"instances {self.instances} is below 1", "Give 1 or more.")
+        if self.warmup is not None and not 1 <= min(self.warmup) * max(self.warmup) <= self.max_pixels:
+            raise InputError(
+                f"a warm-up picture of {self.warmup} is not within 1 to {self.max_pixels} pixels", "Lower --warmup."
+            )
+        if self.gpu and self.form != "onnxruntime":
+            raise InputError(
+                f"form {self.form} has no choice of a device",
+                "python runs where its artifact does, tensorrt_plan on GPUs.",
+            )
+
+
+@dataclass(frozen=True)
+class Served:
+    """One model of the repository, as its folder will be."""
+
+    config: ModelConfig
+    files: dict[str, bytes | Path]  # in the version's folder
+    labels: str | None = None
+    versioned: bool = True  # False: one version, whatever the bundle
+
+
+def model_name(bundle: Bundle, name: str | None) -> str:
+    """The model's name on the server: ``name``, or the bundle's with other characters than Triton's replaced.
+
+    Raises:
+        InputError: a name that cannot be a folder's and a part of a URL.
+    """
+    if name is None:
+        return re.sub(r"[^A-Za-z0-9_.-]+", "_", bundle.manifest.name).strip("._-") or "model"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise InputError(
+            f"{name!r} cannot be a model's name", "Use letters, digits, '_', '-' and '.', and begin with no dot."
+        )
+    return name
+
+
+def served_models(bundle: Bundle, options: Options) -> list[Served]:
+    """The models of the repository, those first that others ask.
+
+    Raises:
+        BundleError: an artifact is missing or altered.
+        InputError: the form cannot serve the artifact.
+    """
+    maker = {"python": _python, "onnxruntime": _onnxruntime, "tensorrt_plan": _tensorrt_plan}[options.form]
+    models = maker(bundle, options)
+    return models + (_ensemble(models[-1], options) if options.ensemble else [])
+
+
+def _python(bundle: Bundle, options: Options) -> list[Served]:
+    name = _one_artifact(bundle, options)
+    path = bundle.verified(name)
+    files = {f"{python_models.BUNDLE}/{file}": path.with_name(file) for file in bundle.artifact(name).files}
+    front = _front(bundle, options, "SegmenterModel", {"artifact": name}, artifacts=(name,))
+    warmup = Warmup(IMAGE, "TYPE_UINT8", (*options.warmup, 3)) if options.warmup else None
+    return [replace(front, config=replace(front.config, warmup=warmup), files={**front.files, **files})]
+
+
+def _onnxruntime(bundle: Bundle, options: Options) -> list[Served]:
+    name = _one_artifact(bundle, options)
+    artifact, path = bundle.artifact(name), bundle.verified(name)
+    if artifact.kind != "onnx":
+        raise InputError(f"{name} is no ONNX model but an {artifact.kind}", "Give --form python or tensorrt_plan.")
+    # The back end opens model.onnx; external data keeps the name that the model knows.
+    files: dict[str, bytes | Path] = {(FP32 if f == path.name else f): path.with_name(f) for f in artifact.files}
+    config = replace(
+        _network_config(bundle, options, "onnxruntime"),
+        max_batch_size=options.max_batch,
+        instances=Instances(options.network_instances, gpu=options.gpu),
+        parameters={} if options.gpu else {"intra_op_thread_count": str(options.threads)},
+    )
+    return [Served(config, files), _front(bundle, options, "NetworkModel", {"network": config.name})]
+
+
+def _tensorrt_plan(bundle: Bundle, options: Options) -> list[Served]:
+    plans = _find_plans(bundle, options.artifacts)
+    config = replace(
+        _network_config(bundle, options, "tensorrt"),
+        max_batch_size=plans.max_batch,
+        instances=Instances(options.network_instances, gpu=True, profiles=tuple(range(plans.profiles))),
+        model_file=PLAN if PLAN in plans.files else None,
+        files_by_gpu=plans.by_gpu,
+    )
+    if not plans.max_batch:  # Triton then wants the batch among the dims
+        inputs, outputs = (
+            tuple(replace(tensor, dims=(1, *tensor.dims)) for tensor in tensors)
+            for tensors in (config.inputs, config.outputs)
+        )
+        config = replace(config, inputs=inputs, outputs=outputs, batching=None)
+    return [Served(config, dict(plans.files)), _front(bundle, options, "NetworkModel", {"network": config.name})]
+
+
+def _one_artifact(bundle: Bundle, options: Options) -> str:
+    names = options.artifacts or (FP32,)
+    if len(names) > 1:
+        raise InputError(f"form {options.form} serves one artifact, not {', '.join(names)}", "Name one.")
+    refuse_masks(names[0], bundle.artifact(names[0]))
+    return names[0]
+
+
+@dataclass
+class _Plans:
+    """The engines of a repository."""
+
+    files: dict[str, Path] = field(default_factory=dict)  # name in the version's folder to the bundle's file
+    by_gpu: dict[str, str] = field(default_factory=dict)  # "8.6" to a name
+    max_batch: int = 0  # 0: the engines have no batch axis that varies
+    profiles: int = 1
+
+
+def _find_plans(bundle: Bundle, wanted: tuple[str, ...]) -> _Plans:
+    names = wanted or tuple(
+        name
+        for name, artifact in bundle.manifest.artifacts.items()
+        if _flavour(bundle, name) == "tensorrt" and not why_no_logits(artifact)
+    )
+    if not names:
+        raise InputError(
+            f"{bundle.path}: holds no TensorRT engine", "Build one on the GPU: denseport build BUNDLE --engine tensorrt"
+        )
+    plans = _Plans()
+    records = []
+    for name in names:
+        if _flavour(bundle, name) != "tensorrt":
+            raise InputError(
+                f"{name} is no engine of TensorRT's, which is what Triton's back end opens",
+                "TensorRT-RTX engines and ONNX models are served with --form python.",
+            )
+        refuse_masks(name, bundle.artifact(name))
+        record = BuildRecord.from_dict(bundle.artifact(name).record, f"{bundle.path}: {name}")
+        records.append(record)
+        if record.hardware_compatibility == "ampere_plus":
+            file = PLAN
+        else:
+            file = f"{record.compute_capability}.plan"
+            plans.by_gpu[_capability(record)] = file
+        if file in plans.files:
+            raise InputError(f"{name} and {plans.files[file].name} are for the same GPU", "Choose with --artifact.")
+        plans.files[file] = bundle.verified(name)
+    plans.profiles, plans.max_batch = _common_limits(records, bundle)
+    return plans
+
+
+def _flavour(bundle: Bundle, name: str) -> str | None:
+    artifact = bundle.artifact(name)
+    return artifact.record.get("flavour") if artifact.kind == "engine" else None
+
+
+def _capability(record: BuildRecord) -> str:
+    """The GPU of an engine as Triton writes it: "8.6" for sm_86."""
+    digits = (record.compute_capability or "").removeprefix("sm_")
+    if not digits.isdigit() or len(digits) < 2:
+        raise InputError(
+            f"an engine's record does not say for which GPU it was built: {record.compute_capability!r}",
+            "Build it again: denseport build BUNDLE --engine tensorrt",
+        )
+    return f"{digits[:-1]}.{digits[-1]}"
+
+
+def _common_limits(records: list[BuildRecord], bundle: Bundle) -> tuple[int, int]:
+    """The number of profiles and the largest batch of all engines; a batch of 0 where it is fixed in the engine."""
+    counts = {len(record.profiles) for record in records}
+    profiles = [profile for record in records for profile in record.profiles]
+    if len(counts) != 1 or any(profile.minimum[0] != 1 for profile in profiles):
+        raise InputError(
+            f"{bundle.path}: the engines have {sorted(counts)} profiles, for batches from "
+            f"{sorted({profile.minimum[0] for profile in profiles})}",
+            "Served together they need as many profiles each, and batches from 1: build them with one --profile.",
+        )
+    folded = {record.folded for record in records}
+    if len(folded) != 1:
+        raise InputError(f"{bundle.path}: some engines are for one size only", "Build all with one --profile.")
+    return counts.pop(), 0 if folded.pop() else min(profile.maximum[0] for profile in profiles)
+
+
+def _network_config(bundle: Bundle, options: Options, backend: str) -> ModelConfig:
+    """The network on its own: normalised pictures in, logits out."""
+    policy = options.versions
+    # Until the model that asks has left its old version, that needs the old network.
+    versions = replace(policy, latest=policy.latest + 1) if policy.latest is not None else policy
+    return ModelConfig(
+        name=f"{model_name(bundle, options.name)}_network",
+        backend=backend,
+        max_batch_size=options.max_batch,
+        inputs=(Tensor(IMAGE, "TYPE_FP32", (3, ANY, ANY)),),
+        outputs=(Tensor(LOGITS, "TYPE_FP32", (len(bundle.manifest.classes), ANY, ANY)),),
+        versions=versions,
+        batching=options.batching,
+        warmup=Warmup(IMAGE, "TYPE_FP32", (3, *_network_size(bundle.manifest, options.warmup)))
+        if options.warmup and backend == "onnxruntime"
+        else None,
+    )
+
+
+def _network_size(manifest: Manifest, picture: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the network's (first) input for a picture of this height and width."""
+    height, width = resized_size(picture, manifest.preprocess)
+    crop = manifest.inference.crop if manifest.inference.mode == "slide" else None
+    return (min(height, crop[0]), min(width, crop[1])) if crop else (height, width)
+
+
+def _front(
+    bundle: Bundle, options: Options, python_class: str, parameters: dict[str, str], artifacts: tuple[str, ...] = ()
+) -> Served:
+    """The model that clients ask: pictures in, masks out."""
+    manifest = bundle.manifest
+    kept = {name: manifest.artifacts[name] for name in artifacts}
+    instances = options.instances or usable_cpus()
+    config = ModelConfig(
+        name=model_name(bundle, options.name),
+        backend="python",
+        max_batch_size=options.max_batch,
+        inputs=(Tensor(IMAGE, "TYPE_UINT8", (ANY, ANY, 3), ragged=True),),
+        outputs=(Tensor(MASK, _mask_type(manifest), (ANY, ANY), labels=LABELS),),
+        versions=options.versions,
+        instances=Instances(instances),
+        batching=options.batching,
+        cache=options.cache,
+        parameters={
+            **parameters,
+            "max_pixels": str(options.max_pixels),
+            "threads": str(options.threads),
+            INSTANCES: str(instances),
+            CLASSES: json.dumps(manifest.classes),
+        },
+    )
+    return Served(
+        config,
+        files={
+            "model.py": _model_py(python_class),
+            f"{python_models.BUNDLE}/{MANIFEST}": dataclasses.replace(manifest, artifacts=kept).to_json().encode(),
+        },
+        labels="".join(" ".join(name.split()) + "\n" for name in manifest.classes),
+    )
+
+
+def _mask_type(manifest: Manifest) -> str:
+    return "TYPE_UINT8" if len(manifest.classes) <= 256 else "TYPE_UINT16"
+
+
+def _model_py(python_class: str) -> bytes:
+    return (
+        '"""Written by `denseport triton`: the model is a part of Denseport, which the server must have."""\n\n'
+        f"from {python_models.__name__} import {python_class} as TritonPythonModel  # noqa: F401\n"
+    ).encode()
+
+
+def _ensemble(front: Served, options: Options) -> list[Served]:
+    """A picture file in, mask out: decoding in front of the model."""
+    encoded, asked = Tensor(ENCODED, "TYPE_UINT8", (ANY,)), front.config
+    decoder = ModelConfig(
+        name=f"{asked.name}_decode",
+        backend="python",
+        max_batch_size=1,  # decoded pictures differ in size; the model behind still batches them
+        inputs=(encoded,),
+        outputs=(Tensor(IMAGE, "TYPE_UINT8", (ANY, ANY, 3)),),
+        instances=asked.instances,
+        batching=options.batching,
+        parameters={"max_pixels": str(options.max_pixels)},
+    )
+    ensemble = ModelConfig(
+        name=f"{asked.name}_encoded",
+        backend="ensemble",
+        max_batch_size=1,
+        inputs=(encoded,),
+        outputs=asked.outputs,
+        steps=(
+            Step(decoder.name, {ENCODED: ENCODED}, {IMAGE: IMAGE}),
+            Step(asked.name, {IMAGE: IMAGE}, {MASK: MASK}),
+        ),
+        parameters={key: asked.parameters[key] for key in (INSTANCES, CLASSES)},
+    )
+    return [
+        Served(decoder, {"model.py": _model_py("Decoder")}, versioned=False),
+        Served(ensemble, {}, labels=front.labels, versioned=False),
+    ]

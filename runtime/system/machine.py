@@ -1,0 +1,160 @@
+"""What this machine has: processors, memory, GPUs, and the packages that artifacts need."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from denseport.runtime.errors import MachineError
+from denseport.runtime.system.cpus import usable_cpus
+
+__all__ = ["Gpu", "Machine", "inspect_machine", "install_command", "package_version", "require"]
+
+# Distributions that hold one thing under several names, the usual one first.
+DISTRIBUTIONS = {
+    "onnxruntime": ("onnxruntime-gpu", "onnxruntime", "onnxruntime-openvino"),
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+    "pycuda": ("pycuda",),
+    "cuda-bindings": ("cuda-bindings",),
+    "torch": ("torch",),
+    "onnx": ("onnx",),
+}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU."""
+
+    name: str
+    compute_capability: str  # "9.0"
+    memory_mib: int
+    driver: str
+
+    @property
+    def architecture(self) -> str:
+        """``sm_90`` and the like."""
+        return "sm_" + self.compute_capability.replace(".", "")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was found."""
+
+    system: str
+    processor: str
+    cpus: int  # that this process may use
+    memory_gib: float  # that this process may use
+    gpus: tuple[Gpu, ...]
+    packages: dict[str, str | None]  # version, None where absent
+    providers: tuple[str, ...]  # ONNX Runtime's execution providers
+
+    def summary(self) -> dict[str, str]:
+        """What a reader of a figure needs to know, in words."""
+        gpus = ", ".join(f"{gpu.name} ({gpu.architecture}, driver {gpu.driver})" for gpu in self.gpus)
+        installed = ", ".join(f"{name} {found}" for name, found in self.packages.items() if found)
+        return {
+            "system": self.system,
+            "processor": f"{self.processor}, {self.cpus} CPUs for this process, {self.memory_gib:.1f} GiB",
+            "GPU": gpus or "none",
+            "packages": f"denseport {version('denseport')}, {installed}",
+        }
+
+
+def inspect_machine(*, look_for_gpus: bool | None = True) -> Machine:
+    """Look at this machine; nothing is imported but ONNX Runtime.
+
+    Args:
+        look_for_gpus: asking the driver takes a tenth of a second; None asks only if ONNX Runtime could use one.
+    """
+    providers = _providers()
+    ask = "CUDAExecutionProvider" in providers if look_for_gpus is None else look_for_gpus
+    return Machine(
+        system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        processor=_processor(),
+        cpus=usable_cpus(),
+        memory_gib=_memory_bytes() / 2**30,
+        gpus=_gpus() if ask else (),
+        packages={name: package_version(name) for name in DISTRIBUTIONS},
+        providers=providers,
+    )
+
+
+def package_version(name: str) -> str | None:
+    """The installed version of one of ``DISTRIBUTIONS``, None where it is absent."""
+    for distribution in DISTRIBUTIONS[name]:
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def install_command(extra: str) -> str:
+    """What adds an extra, "tensorrt-rtx" say, to the Denseport that is installed: pip asks no registry for that."""
+    return f"pip install 'denseport[{extra}]'"
+
+
+def require(modules: Sequence[str], extra: str) -> None:
+    """Look for what work needs before it begins; nothing is imported.
+
+    Args:
+        extra: of Denseport, that installs them: "export,onnxruntime" say.
+
+    Raises:
+        MachineError: some cannot be imported.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MachineError(f"not installed: {', '.join(missing)}", install_command(extra))
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _memory_bytes() -> int:
+    """Physical memory, or the control group's limit where that is lower."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    """What nvidia-smi, which comes with the driver, lists."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    query = "--query-gpu=name,compute_cap,memory.total,driver_version"
+    try:
+        output = subprocess.run(
+            [program, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    rows = [[cell.strip() for cell in row] for row in csv.reader(output.splitlines())]
+    return tuple(Gpu(name, capability, int(memory), driver) for name, capability, memory, driver in rows)
+
+
+def _providers() -> tuple[str, ...]:
+    try:
+        import onnxruntime
+    except ImportError:
+        return ()
+    return tuple(onnxruntime.get_available_providers())

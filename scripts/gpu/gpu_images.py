@@ -1,0 +1,247 @@
+"""Check and time pictures on a GPU: the kernels around the network, and the whole way from a picture to its mask.
+
+The way on the device (`denseport.runtime.pipeline.device_path`) is compared with the host's, over every back end that
+is installed: one network, the same session, times by the clock. Weights are random: of a mask only its agreement with
+the host's counts. Used by gpu_check.py.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gpu_backends import Subject, engine_options, require_engine, require_provider
+from numpy.typing import NDArray
+
+from denseport.runtime.backends.cuda.buffers import Buffers
+from denseport.runtime.backends.cuda.driver import Cuda
+from denseport.runtime.backends.cuda.kernels.launch import Launch, picture_mask, resize_normalise
+from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.backends.session import Session
+from denseport.runtime.bundle.engine_record import BuildRecord
+from denseport.runtime.bundle.manifest import Inference, Preprocess
+from denseport.runtime.bundle.protocol import Protocol
+from denseport.runtime.errors import DenseportError, MachineError
+from denseport.runtime.pipeline import preprocess
+from denseport.runtime.pipeline import resample as postprocess
+from denseport.runtime.pipeline.device_path import DevicePath, open_device_path
+
+Size = tuple[int, int]  # height, width
+
+PRESET = "dpt_vit-b16_160k"
+SECONDS = 120.0  # that one back end may take, building an engine included; a guess, on the long side
+NETWORK: Size = (512, 683)  # what the protocol of the published models makes of the pictures below
+PICTURES: tuple[Size, ...] = ((480, 640), (1536, 2048))
+CLASSES, LOGITS = 150, (256, 342)  # of the mask's kernel
+ROUNDS = 20
+AGREEMENT = 0.999  # of the masks: ties may go either way
+MARGIN = 1e-4  # of logits of about 1: nearer than that, the roundings of two coordinates may choose either class
+LEVELS = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # grey levels as they are, in the network's order
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """One kernel, or one back end's way from picture to mask. Figures are None where ``note`` says why."""
+
+    what: str
+    picture: str
+    device_ms: float | None = None
+    host_ms: float | None = None
+    result: str = ""  # what was compared, and how far apart
+    correct: bool = True
+    note: str = ""  # "absent: …", "failed: …" or "not run: …"
+
+
+def picture_of(size: Size) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+
+
+def measure_kernels(cuda: Cuda, ptx: bytes, pictures: Sequence[Size] = PICTURES) -> Iterator[PictureRow]:
+    """The kernels alone, against the runtime's arithmetic on the CPU."""
+    logits = np.random.default_rng(1).standard_normal((CLASSES, *LOGITS), np.float32)
+    with cuda.current(), ExitStack() as stack:
+        launcher = _Launcher(cuda, ptx, stack)
+        for size in pictures:
+            picture = picture_of(size)
+            plan = resize_normalise(size, NETWORK, bgr_to_rgb=True)
+            found, milliseconds = launcher.run(plan, [picture, preprocess.levels(LEVELS)], (1, 3, *NETWORK), np.float32)
+            host, expected = _timed(partial(_host_input, picture))
+            apart = np.abs(found - expected)
+            result = f"{(apart > 0).mean():.3%} differ, by {apart.max():.0f} grey levels at most"
+            yield PictureRow(plan.kernel, _name(size), milliseconds, host, result, bool(apart.max() <= 1))
+
+            plan = picture_mask(logits.shape, NETWORK, size, np.float32, np.uint8)
+            mask, milliseconds = launcher.run(plan, [logits], size, np.uint8)
+            field = postprocess.whole_field(logits, NETWORK, size)
+            host, expected = _timed(partial(postprocess.argmax, [field]))
+            wrong = _wrong(mask, expected, logits, size)
+            result = f"{(mask != expected).mean():.3%} differ, {wrong} wrong"
+            yield PictureRow(plan.kernel, _name(size), milliseconds, host, result, wrong == 0)
+
+
+def _host_input(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return preprocess.normalise(preprocess.resize(picture, NETWORK), LEVELS)
+
+
+def _wrong(mask: NDArray[Any], expected: NDArray[Any], logits: NDArray[np.float32], size: Size) -> int:
+    """Pixels whose class is further than `MARGIN` from the best; only those that differ are looked at."""
+    rows, columns = (
+        postprocess.Axis.linear(middle, last).after(postprocess.Axis.linear(first, middle))
+        for first, middle, last in zip(LOGITS, NETWORK, size, strict=True)
+    )
+
+    def value(classes: NDArray[Any], y: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
+        total = np.zeros(len(y))
+        for i in range(rows.weights.shape[1]):
+            for j in range(columns.weights.shape[1]):
+                taps = logits[classes, rows.start[y] + i, columns.start[x] + j]
+                total += rows.weights[y, i] * columns.weights[x, j] * taps
+        return total
+
+    y, x = np.nonzero(mask != expected)
+    inside = mask[y, x] < CLASSES
+    y, x = y[inside], x[inside]
+    return int((~inside).sum() + (value(expected[y, x], y, x) - value(mask[y, x], y, x) > MARGIN).sum())
+
+
+class _Launcher:
+    def __init__(self, cuda: Cuda, ptx: bytes, stack: ExitStack) -> None:
+        self._cuda, self._module = cuda, cuda.load(ptx)
+        stack.callback(self._module.close)
+        self._stream = stack.enter_context(cuda.stream())
+        self._buffers = Buffers(cuda)
+        stack.callback(self._buffers.close)
+
+    def run(
+        self, plan: Launch, inputs: Sequence[NDArray[Any]], shape: tuple[int, ...], dtype: type[np.generic]
+    ) -> tuple[NDArray[Any], float]:
+        """The output, and the milliseconds of one launch."""
+        addresses = [self._buffers.device(f"{plan.kernel} {i}", array.nbytes) for i, array in enumerate(inputs)]
+        for address, array in zip(addresses, inputs, strict=True):
+            self._cuda.copy_to_device(address, array, self._stream)
+        output = np.empty(shape, dtype)
+        target = self._buffers.device("output", output.nbytes)
+
+        def launches() -> None:
+            for _ in range(ROUNDS):
+                self._module.launch(plan, addresses, target, self._stream.handle)
+
+        launches()
+        milliseconds = self._cuda.elapsed(self._stream, launches) / ROUNDS
+        self._cuda.copy_to_host(output, target, self._stream)
+        self._cuda.synchronize(self._stream)
+        return output, milliseconds
+
+
+def measure_path(
+    name: str, open_session: Callable[[], Session], protocol: Protocol, pictures: Sequence[Size] = PICTURES
+) -> Iterator[PictureRow]:
+    """From picture to mask over one session, on the device and on the host in turns."""
+    try:
+        session = open_session()
+        path = open_device_path(session, protocol)
+        if isinstance(path, str):
+            session.close()
+            raise MachineError(path)
+        try:
+            for size in pictures:
+                yield _path_row(name, path, protocol, size)
+        finally:
+            path.close()
+    except MachineError as err:
+        yield PictureRow(name, "", note=f"absent: {err.message}")
+    except DenseportError as err:
+        yield PictureRow(name, "", correct=False, note=f"failed: {err.message}")
+    except Exception as err:  # of ONNX Runtime or TensorRT: the other back ends' rows are still wanted
+        yield PictureRow(name, "", correct=False, note=f"failed: {type(err).__name__}: {err}")
+
+
+def _path_row(name: str, path: DevicePath, protocol: Protocol, size: Size) -> PictureRow:
+    picture, mask = picture_of(size), np.empty(size, np.uint8)
+    resized = preprocess.resized_size(size, protocol.preprocess)
+
+    def on_host() -> NDArray[Any]:
+        logits = path.run(preprocess.normalise(preprocess.resize(picture, resized), protocol.preprocess))[0]
+        return postprocess.argmax([postprocess.whole_field(logits, resized, size)])
+
+    def on_device() -> NDArray[Any]:
+        path.paint(picture, resized, mask)
+        return mask
+
+    for way in (on_host, on_device, on_device):  # the second run of a size records its graph, where there are any
+        way()
+    times: dict[str, list[float]] = {"host": [], "device": []}
+    for _ in range(ROUNDS):
+        milliseconds, expected = _timed(on_host)
+        times["host"].append(milliseconds)
+        milliseconds, found = _timed(on_device)
+        times["device"].append(milliseconds)
+    agreement = float((found == expected).mean())
+    device, host = (statistics.median(times[key]) for key in ("device", "host"))
+    return PictureRow(name, _name(size), device, host, f"{agreement:.3%} agree", agreement >= AGREEMENT)
+
+
+def _timed(work: Callable[[], NDArray[Any]]) -> tuple[float, NDArray[Any]]:
+    start = time.perf_counter()
+    result = work()
+    return (time.perf_counter() - start) * 1e3, result
+
+
+def _name(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def sessions(subject: Subject) -> dict[str, Callable[[], Session]]:
+    """The back ends whose tensors can stay on the GPU, by name."""
+
+    def onnxruntime() -> Session:
+        require_provider("CUDAExecutionProvider")  # before a graph is exported for it
+        return OnnxRuntimeSession(subject.graph(), providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
+
+    def engine(flavour: str, graphs: bool) -> Session:
+        from denseport.runtime.backends.tensorrt import TensorRTSession
+
+        return TensorRTSession(*build(flavour), contexts=1, cuda_graphs=graphs)
+
+    @cache
+    def build(flavour: str) -> tuple[Path, BuildRecord]:
+        from denseport.export.engine.build import build_engine
+
+        require_engine(flavour)
+        options = engine_options(subject, flavour)  # before a graph is exported for it
+        path = subject.folder / f"pictures.{flavour}.engine"
+        return path, build_engine(subject.graph(), path, options)
+
+    return {
+        "ONNX Runtime CUDA": onnxruntime,
+        "TensorRT": partial(engine, "tensorrt", graphs=False),
+        "TensorRT, CUDA graphs": partial(engine, "tensorrt", graphs=True),
+        "TensorRT-RTX": partial(engine, "tensorrt_rtx", graphs=False),
+        "TensorRT-RTX, CUDA graphs": partial(engine, "tensorrt_rtx", graphs=True),
+    }
+
+
+def protocol() -> Protocol:
+    """Whole pictures, as the published models were tested."""
+    return Protocol("reference", Preprocess(), Inference())
+
+
+def print_pictures(rows: Sequence[PictureRow], *, header: bool) -> None:
+    if header:
+        print(f"\n{'pictures':<28} {'size':<12} {'device ms':>10} {'host ms':>9}  result")
+    for row in rows:
+        start = f"{row.what:<28} {row.picture:<12}"
+        if row.device_ms is None:
+            print(f"{start} {row.note}", flush=True)
+            continue
+        print(
+            f"{start} {row.device_ms:>10.3f} {row.host_ms:>9.3f}  {'ok' if row.correct else 'WRONG'} ({row.result})",
+            flush=True,
+        )

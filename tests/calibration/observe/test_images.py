@@ -1,0 +1,79 @@
+"""Calibration images and their labels: the same part of the same picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from denseport.calibration.errors import CalibrationError
+from denseport.calibration.observe.images import CalibrationImages, labels_of
+from denseport.runtime.bundle.manifest import Inference, Preprocess
+from denseport.runtime.bundle.protocol import Protocol
+from denseport.runtime.evaluation.dataset import folder_pair
+
+WHOLE = Inference()
+SLIDE = Inference("slide", (32, 32), (24, 24))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four pictures of 40 x 60 whose grey level is the label times ten."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    for i in range(4):
+        truth = np.add.outer(np.arange(40) // 10, np.arange(60) // 15).astype(np.uint8) + i
+        cv2.imwrite(str(tmp_path / f"masks/{i}.png"), truth)
+        cv2.imwrite(str(tmp_path / f"images/{i}.png"), np.repeat(truth[:, :, None] * 10, 3, axis=2))
+    return tmp_path
+
+
+@pytest.mark.parametrize("inference", [WHOLE, SLIDE])
+def test_labels_lie_where_the_image_lies(folder: Path, inference: Inference) -> None:
+    dataset = folder_pair(folder / "images", folder / "masks")
+    preprocess = Preprocess(scale=(60, 40), mean=(0, 0, 0), std=(10, 10, 10))
+    images = CalibrationImages([s.image for s in dataset.samples], Protocol("reference", preprocess, inference))
+    sizes = images.check(patch_size=16)
+    labels = labels_of(images, dataset, 20)
+    for i, label in enumerate(labels):
+        assert images[i].shape == (1, 3, *sizes[i]) and label.shape == sizes[i]
+        np.testing.assert_array_equal(np.rint(images[i][0, 0]), label)
+    starts = {(window[0].start, window[1].start) for window in (images.window(i, (40, 60)) for i in range(4))}
+    assert len(starts) == (1 if inference is WHOLE else 4), "each picture gives another window"
+
+
+def test_pictures_that_cannot_be_used_are_named_all_at_once(folder: Path) -> None:
+    (folder / "images/1.png").write_bytes(b"no picture")
+    (folder / "images/3.png").unlink()
+    images = CalibrationImages(
+        [folder / f"images/{i}.png" for i in range(4)], Protocol("reference", Preprocess(scale=(60, 40)), WHOLE)
+    )
+    with pytest.raises(CalibrationError) as caught:
+        images.check(patch_size=16)
+    assert "2 of 4 pictures" in caught.value.message
+    assert "1.png" in caught.value.message and "3.png" in caught.value.message
+
+
+def test_the_hash_is_of_contents_and_order(folder: Path) -> None:
+    protocol = Protocol("reference", Preprocess(), WHOLE)
+    paths = sorted((folder / "images").iterdir())
+    first = CalibrationImages(paths, protocol).sha256()
+    assert CalibrationImages(paths[::-1], protocol).sha256() != first
+    renamed = paths[0].rename(paths[0].with_name("renamed.png"))
+    assert CalibrationImages([renamed, *paths[1:]], protocol).sha256() == first
+
+
+def test_images_are_others_when_their_contents_or_their_way_to_the_network_change(folder: Path) -> None:
+    paths = sorted((folder / "images").iterdir())
+
+    def identity(protocol: Protocol) -> list[str]:
+        return CalibrationImages(paths, protocol).identity()
+
+    first = identity(Protocol("reference", Preprocess(), WHOLE))
+    assert identity(Protocol("reference", Preprocess(), WHOLE)) == first
+    assert identity(Protocol("reference", Preprocess(mean=(0, 0, 0)), WHOLE)) != first
+    assert identity(Protocol("reference", Preprocess(), SLIDE)) != first
+    paths[0], paths[1] = paths[1], paths[0]
+    assert identity(Protocol("reference", Preprocess(), WHOLE)) != first

@@ -1,0 +1,111 @@
+"""Sensitivity and search on a small graph: the harmful layer goes first, the budget holds, nothing is hidden."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graphs import tiny_model
+
+from denseport.calibration.errors import CalibrationError
+from denseport.calibration.quantize.graph import GraphSession
+from denseport.calibration.quantize.placement import Group, activations, find_groups
+from denseport.calibration.quantize.qdq import quantize
+from denseport.calibration.search.search import Budget, search
+from denseport.calibration.search.sensitivity import Loss, Reference, sensitivities
+
+SIZE = (6, 10)
+RNG = np.random.default_rng(3)
+IMAGES = [RNG.standard_normal((1, 3, *SIZE)).astype(np.float32) for _ in range(4)]
+
+
+@pytest.fixture
+def case() -> tuple[ir.Model, dict[str, float], tuple[Group, ...]]:
+    """A model whose layer ``left`` is ruined by a channel of its weight that spoils the tensor behind it."""
+    model = tiny_model()
+    groups = find_groups(model, SIZE)
+    tensors = activations(model, [group for group in groups if group.possible])
+    runs = [GraphSession(model, tensors).run(image) for image in IMAGES]
+    thresholds = {name: max(float(np.abs(run[i]).max()) for run in runs) for i, name in enumerate(tensors)}
+    thresholds["mixed"] *= 0.02  # block.out clips nearly everything
+    return model, thresholds, groups
+
+
+def test_the_spoiled_layer_is_the_most_sensitive(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
+    model, thresholds, groups = case
+    names = [group.name for group in groups if group.float_reason is None]
+    steps: list[int] = []
+    losses = sensitivities(
+        Reference(model, IMAGES), model, thresholds, groups, names, progress=lambda done, total: steps.append(done)
+    )
+    assert steps == list(range(1, len(names) + 1))
+    assert max(losses, key=lambda name: losses[name].error) == "block.out"
+    assert all(loss.miou is None and 0 <= loss.agreement <= 1 for loss in losses.values())
+
+
+def test_known_losses_are_not_measured_again(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
+    model, thresholds, groups = case
+    known = {"stem": Loss(0.5, 0.25)}
+    losses = sensitivities(Reference(model, IMAGES), model, thresholds, groups, ["stem", "left"], losses=known)
+    assert losses["stem"] == Loss(0.5, 0.25)
+    assert known == losses, "each new one is entered"
+
+
+def test_loss_equals_its_definition(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
+    model, thresholds, groups = case
+    quantized, _ = quantize(model, thresholds, groups, ["block.out"])
+    expected = np.concatenate([GraphSession(model).run(image)[0] for image in IMAGES])
+    found = np.concatenate([GraphSession(quantized).run(image)[0] for image in IMAGES])
+    labels = [logits.argmax(0).astype(np.uint8) for logits in expected]
+    loss = Reference(model, IMAGES, labels).measure(quantized)
+    assert loss.error == pytest.approx(np.linalg.norm(found - expected) / np.linalg.norm(expected), rel=1e-2)
+    assert loss.agreement == pytest.approx((found.argmax(1) == expected.argmax(1)).mean(), abs=5e-3)
+    ious = []
+    for c in range(expected.shape[1]):
+        mine, truth = found.argmax(1) == c, expected.argmax(1) == c
+        if (mine | truth).any():
+            ious.append(100 * (mine & truth).sum() / (mine | truth).sum())
+    assert loss.miou == pytest.approx(100 - np.mean(ious), abs=0.5)  # the labels are FP32's own classes: it has 100
+
+
+def test_the_budget_holds_at_the_greatest_saving(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
+    model, thresholds, groups = case
+    reference = Reference(model, IMAGES)
+    generous, everything = search(reference, model, thresholds, groups, Budget(error=10.0))
+    assert everything.within and len(everything.steps) == 1
+    assert "block.out" in everything.chosen
+
+    quantized, found = search(reference, model, thresholds, groups, Budget(error=0.1), batch=0)
+    assert found.within and found.loss.error <= 0.1 < found.steps[0].loss.error
+    assert "block.out" not in found.chosen and len(found.chosen) == len(everything.chosen) - 1
+    assert found.steps[-1].dropped == ("block.out",)
+    assert reference.measure(quantized) == found.loss
+    assert reference.measure(generous) == everything.loss
+    report = json.loads(json.dumps(found.to_dict()))
+    assert "over budget" in report["float"]["block.out"]
+    assert {row["group"] for row in report["groups"]} == {group.name for group in groups}
+    assert sum(row["share"] for row in report["groups"]) == pytest.approx(1)
+
+
+def test_a_budget_that_nothing_keeps_is_told(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
+    model, thresholds, groups = case
+    _, found = search(Reference(model, IMAGES), model, thresholds, groups, Budget(error=0.0))
+    assert not found.within or not found.chosen
+    assert found.chosen == ()
+
+
+def test_bad_input(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
+    model, thresholds, groups = case
+    with pytest.raises(CalibrationError, match="no images"):
+        Reference(model, [])
+    with pytest.raises(CalibrationError, match="labels for 1"):
+        Reference(model, IMAGES, [np.zeros((4, 4), np.uint8)])
+    with pytest.raises(CalibrationError, match="needs labelled images"):
+        search(Reference(model, IMAGES), model, thresholds, groups, Budget(miou=0.5))
+    with pytest.raises(CalibrationError, match="needs a limit"):
+        Budget()
+    with pytest.raises(CalibrationError, match="negative"):
+        Budget(error=-1.0)
+    assert Budget(miou=0.5, agreement=0.9).excess(Loss(0.1, 0.95, -0.2)) == pytest.approx(0.5)

@@ -1,0 +1,224 @@
+"""A checkpoint becomes a bundle, whole and checked, or nothing at all."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from support import ASSETS, LOGITS_TOLERANCE, REPO
+
+from denseport.export import bundle as export
+from denseport.export.bundle import export_bundle
+from denseport.export.checkpoint.file import read_checkpoint
+from denseport.export.checkpoint.recognise import recognise
+from denseport.export.checkpoint.weights import load_model
+from denseport.export.errors import CheckpointError, ExportError
+from denseport.export.models.segmentor import Segmentor
+from denseport.export.torch_to_onnx import OPSET, export_onnx
+from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.errors import BundleError, OutputError
+
+SAMPLE = ASSETS / "dpt_tiny_street.pth"
+
+
+@pytest.fixture
+def ready_made(sample: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports take the sample's ONNX file instead of tracing the network anew."""
+
+    def copy(model: Segmentor, path: Path) -> list[Path]:
+        return [Path(shutil.copy(sample.path / "model.onnx", path))]
+
+    monkeypatch.setattr(export, "export_onnx", copy)
+
+
+def contents(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def test_a_bundle_says_what_it_is(sample: Bundle) -> None:
+    assert contents(sample.path) == {"manifest.json", "model.onnx"}
+    text = (sample.path / "manifest.json").read_text()
+    manifest = Manifest.from_json(text, "manifest.json")
+    assert manifest == sample.manifest and manifest.to_json() == text
+    assert (manifest.name, manifest.architecture, manifest.stride) == ("dpt_tiny_street", "DPT", 2)
+    assert len(manifest.classes) == len(manifest.palette) == 150 and manifest.classes[0] == "wall"
+    assert manifest.reduce_zero_label and manifest.reference is None
+    assert manifest.preprocess.scale == (1024, 160) and manifest.inference.mode == "whole"
+    assert manifest.provenance["sha256"] == hashlib.sha256(SAMPLE.read_bytes()).hexdigest()
+    assert manifest.provenance["warnings"] == []
+    artifact = manifest.artifacts["model.onnx"]
+    digest = hashlib.sha256((sample.path / "model.onnx").read_bytes()).hexdigest()
+    assert (artifact.kind, artifact.precision, artifact.files) == ("onnx", "fp32", {"model.onnx": digest})
+    checks = artifact.record["checks"]
+    assert len({tuple(check["shape"]) for check in checks}) == 3 and {check["shape"][0] for check in checks} == {1, 2}
+    assert 0 < artifact.record["max_difference"] <= LOGITS_TOLERANCE
+
+
+def test_the_parameters_are_those_that_run(sample: Bundle) -> None:
+    checkpoint = read_checkpoint(SAMPLE)
+    model = load_model(checkpoint, recognise(checkpoint).spec)
+    assert sample.manifest.parameters == sum(value.numel() for value in model.parameters())
+
+
+def test_the_graph_speaks_the_models_words_and_no_machines(sample: Bundle) -> None:
+    data = (sample.path / "model.onnx").read_bytes()
+    for place in (REPO, Path.home(), Path(sys.prefix), Path(torch.__file__).parent):
+        assert str(place).encode() not in data
+    model = onnx.load_from_string(data)
+    onnx.checker.check_model(model, full_check=True)
+    assert {entry.domain: entry.version for entry in model.opset_import}[""] == OPSET
+    nodes = {node.name for node in model.graph.node}
+    assert len(nodes) == len(model.graph.node)
+    assert {"backbone.layers.0.attn.attn/Softmax", "decode_head.conv_seg/Conv"} <= nodes
+    assert not any(name.startswith(("node_", "val_")) for name in nodes)
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    (image,), (logits,) = model.graph.input, model.graph.output
+    assert (image.name, logits.name) == ("image", "logits")
+    sizes = [dim.dim_param or dim.dim_value for dim in image.type.tensor_type.shape.dim]
+    assert sizes == ["batch", 3, "height", "width"]
+
+
+def test_weights_beyond_the_limit_go_to_a_file_of_their_own(
+    oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "export_onnx", functools.partial(export_onnx, limit=1000))
+    bundle = export_bundle(oracle / "tiny_dpt_add.pth", tmp_path / "bundle")
+    assert contents(bundle.path) == {"manifest.json", "model.onnx", "model.onnx.data"}
+    assert list(bundle.manifest.artifacts["model.onnx"].files) == ["model.onnx", "model.onnx.data"]
+    golden = np.load(oracle / "tiny_dpt_add.npz")
+    logits = OnnxRuntimeSession(bundle.verified("model.onnx")).run(golden["in_64x64"])
+    np.testing.assert_allclose(logits, golden["head_64x64"], atol=LOGITS_TOLERANCE)
+    data = bundle.path / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-1] + b"\0")
+    with pytest.raises(BundleError, match=r"model\.onnx\.data: altered"):
+        bundle.verified("model.onnx")
+
+
+@pytest.mark.usefixtures("ready_made")
+def test_a_graph_that_computes_something_else_is_refused(oracle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"differ from torch's|ONNX Runtime gives") as caught:
+        export_bundle(oracle / "tiny_dpt_add.pth", tmp_path / "new/folder/bundle")
+    assert "torch" in str(caught.value)
+    assert not contents(tmp_path)
+
+
+def test_a_graph_with_other_weights_is_refused(
+    exported: Callable[[str], Bundle], oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same shapes, other readout and weights: only the comparison with torch can tell."""
+    other = exported("tiny_dpt_ignore").path / "model.onnx"
+    monkeypatch.setattr(export, "export_onnx", lambda model, path: [Path(shutil.copy(other, path))])
+    with pytest.raises(ExportError, match="differ from torch's by"):
+        export_bundle(oracle / "tiny_dpt_add.pth", tmp_path / "bundle")
+    assert not contents(tmp_path)
+
+
+@pytest.mark.usefixtures("ready_made")
+def test_an_existing_bundle_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    export_bundle(SAMPLE, path)
+    (path / "from_before").touch()
+    with pytest.raises(OutputError, match="exists already and is a bundle") as caught:
+        export_bundle(SAMPLE, path)
+    assert "--force" in str(caught.value)
+    assert (path / "from_before").exists()
+    with pytest.raises(CheckpointError):
+        export_bundle(tmp_path / "missing.pth", path, replace=True)
+    assert (path / "from_before").exists(), "the old bundle stays until the new one is whole"
+    export_bundle(SAMPLE, path, replace=True)
+    assert contents(tmp_path) == {"bundle", "bundle/manifest.json", "bundle/model.onnx"}
+
+
+def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("folder", "file", "link"):
+        with pytest.raises(OutputError, match="something that is no bundle") as caught:
+            export_bundle(SAMPLE, tmp_path / name, replace=True)
+        assert "--force" not in str(caught.value)
+    assert contents(tmp_path) == {"folder", "file", "link"}
+
+
+def test_a_project_with_a_manifest_of_its_own_is_no_bundle(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"manifest_version": 3}')  # a browser's extension
+    with pytest.raises(OutputError, match="something that is no bundle"):
+        export_bundle(SAMPLE, tmp_path, replace=True)
+    assert contents(tmp_path) == {"manifest.json"}
+
+
+def test_a_checkpoint_is_not_replaced_with_the_bundle_that_holds_it(sample_copy: Bundle) -> None:
+    inside = Path(shutil.copy(SAMPLE, sample_copy.path))
+    with pytest.raises(OutputError, match="holds the checkpoint"):
+        export_bundle(inside, sample_copy.path, replace=True)
+    assert inside.exists()
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file/bundle", tmp_path / ("n" * 300), Path("/proc/denseport/bundle")):
+        with pytest.raises(OutputError, match="cannot be written"):
+            export_bundle(tmp_path / "missing.pth", place)
+    assert contents(tmp_path) == {"file"}
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(model: Segmentor, path: Path) -> list[Path]:
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export, "export_onnx", fail)
+    with pytest.raises(OutputError, match="new/bundle: cannot be written: No space left") as caught:
+        export_bundle(SAMPLE, tmp_path / "new/bundle")
+    assert "Free some room" in str(caught.value)
+    assert not contents(tmp_path)
+
+
+def test_a_broken_swap_keeps_the_old_bundle(
+    sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ready_made: None
+) -> None:
+    path, rename = tmp_path / "bundle", Path.rename
+    shutil.copytree(sample.path, path)
+
+    def fail(self: Path, target: Path) -> Path:
+        if target == path and (self / "manifest.json").exists() and self.parent.name.startswith(".denseport-work-"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    monkeypatch.setattr("denseport.runtime.bundle.bundle.exchange", lambda *_: False)  # as on file systems that cannot
+    with pytest.raises(OutputError, match="Input/output error"):
+        export_bundle(SAMPLE, path, replace=True)
+    assert contents(tmp_path) == {"bundle", "bundle/manifest.json", "bundle/model.onnx"}
+    assert Bundle(path).manifest == sample.manifest
+
+
+@pytest.mark.usefixtures("ready_made")
+def test_the_scale_can_be_given(tmp_path: Path) -> None:
+    bundle = export_bundle(SAMPLE, tmp_path / "bundle", scale=(640, 320))
+    assert bundle.manifest.preprocess.scale == (640, 320) and bundle.manifest.preprocess.keep_ratio
+    for scale, words in (((640, 15), "below one patch of 16"), ((0, 320), "--scale"), ((-5, 3), "--scale")):
+        with pytest.raises(CheckpointError, match=words):
+            export_bundle(SAMPLE, tmp_path / "other", scale=scale)
+    assert contents(tmp_path) == {"bundle", "bundle/manifest.json", "bundle/model.onnx"}
+
+
+@pytest.mark.usefixtures("ready_made")
+def test_a_file_name_of_any_bytes_can_be_exported(tmp_path: Path) -> None:
+    name = b"\xe9t\xe9.pth".decode("utf-8", "surrogateescape")  # Latin-1 on a UTF-8 system
+    shutil.copy(SAMPLE, tmp_path / name)
+    bundle = export_bundle(tmp_path / name, tmp_path / "bundle")
+    assert bundle.manifest.name == "?t?"
+    json.loads((tmp_path / "bundle/manifest.json").read_bytes())

@@ -1,0 +1,98 @@
+"""How the code is laid out: sizes of files and functions, who imports whom, what is public."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import REPO, ROOTS
+
+MOST_LINES_OF_A_FILE = 400
+MOST_LINES_OF_A_FUNCTION = 60
+# What is longer, and why it stays whole.
+LONG = {
+    "export/engine/build.py: build_engine": "ends in a record of 24 fields, each filled where it can be seen",
+    "tests/export/graph/test_precision.py": "one policy, case by case, on graphs that the cases share",
+    "tests/runtime/serving/http/test_serve.py": "one server, asked in every way over the same fixtures",
+}
+# A folder of the package, and what it may import anywhere in its code, be it only inside a function.
+ARROWS = {"runtime": {"runtime"}, "calibration": {"calibration", "runtime"}, "export": {"export", "runtime"}}
+# Libraries that no line of these folders imports.
+BANNED = {"runtime": {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"}, "calibration": {"torch", "onnxscript"}}
+# Public by their name, and promised to no other module.
+UNPROMISED = {"calibration/quantize/smoothing.py": {"quantized_error"}}
+
+# What people bring from elsewhere is read here, and refused with these.
+OURS = {"CheckpointError", "DatasetError", "ImageError", "InputError", "OutputError"}
+MENDABLE = (
+    "export/checkpoint/file.py", "export/checkpoint/recognise.py", "export/checkpoint/settings.py",
+    "runtime/evaluation/dataset.py", "runtime/media/images.py", "runtime/media/videos.py",
+)  # fmt: skip
+
+CODE = [path for folder in (*ROOTS, "examples", "scripts", "tests") for path in sorted((REPO / folder).rglob("*.py"))]
+# Commands promise three fixed names instead: HELP, add_arguments, run.
+PACKAGE = [path for path in CODE if path.relative_to(REPO).parts[0] in ROOTS and path.parent.name != "commands"]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(REPO).as_posix()
+
+
+def nodes(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def test_files_and_functions_are_short() -> None:
+    long = {name_of(path) for path in CODE if len(path.read_text(encoding="utf-8").splitlines()) > MOST_LINES_OF_A_FILE}
+    for path in CODE:
+        for node in nodes(path):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.end_lineno is None:
+                continue
+            if node.end_lineno - node.lineno + 1 > MOST_LINES_OF_A_FUNCTION:
+                long.add(f"{name_of(path)}: {node.name}")
+    assert long == LONG.keys(), "split what is new here, and take out of LONG what has become short"
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Full names of the modules that a file imports, wherever in its code."""
+    for node in nodes(path):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name_of(path)}: a relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("folder", ROOTS)
+def test_imports_follow_the_arrows(folder: str) -> None:
+    trespasses = []
+    for path in sorted((REPO / folder).rglob("*.py")):
+        for module in imported(path):
+            first, *rest = module.split(".")
+            if (first == "denseport" and rest and rest[0] not in ARROWS[folder]) or first in BANNED.get(folder, ()):
+                trespasses.append(f"{name_of(path)} imports {module}")
+    assert not trespasses
+
+
+@pytest.mark.parametrize("name", MENDABLE)
+def test_errors_about_files_say_how_to_mend_them(name: str) -> None:
+    for node in nodes(REPO / name):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            kind = ast.unparse(node.exc.func)
+            assert kind not in OURS or len(node.exc.args) == 2, f"{name}:{node.lineno}: {kind} without a remedy"
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name_of)
+def test_public_names_are_promised(path: Path) -> None:
+    """Functions and classes without an underscore stand in `__all__`."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    promised: set[str] = set()
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__":
+            promised |= set(ast.literal_eval(node.value))
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    public = {node.name for node in body if isinstance(node, kinds) and not node.name.startswith("_")}
+    assert public - promised == UNPROMISED.get(name_of(path), set())

@@ -1,0 +1,196 @@
+"""What ``denseport bench`` prints is what happened."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from denseport.runtime.benchmark.load import Conditions, Watch
+from denseport.runtime.benchmark.report import as_dict, table
+from denseport.runtime.benchmark.speed import (
+    Contender,
+    Latency,
+    Plan,
+    Ratio,
+    Result,
+    expected_seconds,
+    run_bench,
+    speed_warnings,
+    synthetic_picture,
+)
+from denseport.runtime.benchmark.startup import measure_startup
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.cli.main import main
+
+
+@dataclass
+class Sleeping:
+    """A session that takes a known time for each picture."""
+
+    seconds: float
+    description: str = "sleeps"
+
+    def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        time.sleep(self.seconds * len(image))
+        return image
+
+
+def test_known_durations_are_found_and_compared() -> None:
+    tensor = np.zeros((1, 3, 4, 4), np.float32)
+    plan = Plan(rounds=3, seconds=0.02, concurrency=(), batches=(2,))
+    quick, slow = run_bench(
+        [Contender("quick", Sleeping(0.005)), Contender("slow", Sleeping(0.02))], synthetic_picture(4, 4), tensor, plan
+    )
+    assert 5 <= quick.session.median < slow.session.median and slow.session.median >= 20
+    assert quick.session.times_as_fast_as(slow.session).median > 1.2  # 4, on a machine that has nothing else to do
+    assert quick.session.samples > slow.session.samples >= 3
+    assert quick.batches[2] <= 1 / 0.005 and slow.batches[2] <= 1 / 0.02
+    assert quick.whole is None and quick.throughput == {}
+
+
+def test_a_percentile_needs_enough_samples() -> None:
+    assert Latency(((1.0, 2.0, 3.0),)).percentile(90) is None
+    assert Latency((tuple(map(float, range(5))), tuple(map(float, range(5, 10))))).percentile(90) == pytest.approx(8.1)
+    assert Latency((tuple(map(float, range(99))),)).percentile(99) is None
+    assert Latency((tuple(map(float, range(101))),)).percentile(99) == 99
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    """A machine that slows down threefold in mid-run does not change which is faster, nor by how much."""
+    ours = Latency(((1.0, 1.0), (3.0,), (3.0,)))
+    theirs = Latency(((2.0,), (6.0,), (6.0, 6.0)))
+    assert ours.times_as_fast_as(theirs) == Ratio((2, 2, 2))
+    assert not ours.times_as_fast_as(theirs).doubt
+    assert ours.drift == 2
+
+
+@pytest.mark.parametrize(
+    ("rounds", "words"),
+    [
+        ((84.35,), "too few rounds: 1; a ratio takes 3"),
+        ((71.0, 72.0), "too few rounds: 2"),
+        ((1.79, 1.8, 84.35), "too unsteady: rounds from 1.79 to 84.35"),
+        ((1.0, 1.5, 2.0), ""),
+    ],
+)
+def test_a_ratio_is_given_where_enough_rounds_agree(
+    sample: Bundle, tmp_path: Path, rounds: tuple[float, ...], words: str
+) -> None:
+    ours, theirs = (Latency(tuple((value,) for value in each)) for each in ([1.0] * len(rounds), rounds))
+    results = [Result("ours", "", ours, None), Result("theirs", "", theirs, None)]
+    picture, tensor = synthetic_picture(4, 4), np.zeros((1, 3, 4, 4), np.float32)
+    report = as_dict(sample, results, {}, picture, tensor, Conditions(1, None, None, None), [], {})
+    row, text = report["rows"][0], table(report)
+    if words:
+        assert row["times_as_fast_as"] == {"theirs": None} and words in row["no_ratio"]["theirs"]
+        assert f"no ratio to theirs: {words}" in text and "times as fast as" not in text
+    else:
+        assert row["times_as_fast_as"] == {"theirs": 1.5} and row["no_ratio"] == {}
+        assert "1.50 times as fast as theirs" in text
+
+
+def test_the_time_it_takes_is_told_beforehand() -> None:
+    told = list[tuple[float, str]]()
+    plan = Plan(rounds=2, seconds=0.1, concurrency=(), batches=(1, 4))
+    run_bench(
+        [Contender("a", Sleeping(0.05)), Contender("b", Sleeping(0.02))],
+        synthetic_picture(4, 4),
+        np.zeros((1, 3, 4, 4), np.float32),
+        plan,
+        lambda text: told.append((time.perf_counter(), text)),
+    )
+    (said,) = (entry for entry in told if "measuring takes about" in entry[1])
+    assert "--rounds (2)" in said[1] and "--seconds (0.1)" in said[1]
+    assert told.index(said) == 2, "after the warm-up of both, before anything is measured"
+    # Runs: 1 to count by and 2 rounds of so many, for the session and the two batches.
+    a, b = 0.05 + 2 * 2 * 0.05, 0.02 + 2 * 5 * 0.02
+    batches_of_4 = 0.2 + 2 * 1 * 0.2 + 0.08 + 2 * 1 * 0.08
+    assert expected_seconds(plan, [0.05, 0.02], []) == pytest.approx(2 * (a + b) + batches_of_4)
+    callers = Plan(rounds=3, seconds=1, concurrency=(4,), batches=())
+    # Four callers are served four pictures at least: 4 runs of 0.5 s a round, where alone there are 2.
+    assert expected_seconds(callers, [0.5], [0.5]) == pytest.approx(3 * 0.5 + 3 * (1 + 1 + 2))
+    assert time.perf_counter() - said[0] >= 0.9 * expected_seconds(plan, [0.05, 0.02], [])
+
+
+def test_drift_and_other_processes_are_warned_about() -> None:
+    result = run_bench(
+        [Contender("x", Sleeping(0.0))],
+        synthetic_picture(4, 4),
+        np.zeros((1, 3, 4, 4), np.float32),
+        Plan(2, 0.001, (), ()),
+    )[0]
+    drifted = type(result)("x", "", Latency(((1.0,), (1.5,))), None)
+    assert speed_warnings([drifted]) and "+50 %" in speed_warnings([drifted])[0]
+    assert not speed_warnings([type(result)("x", "", Latency(((1.0,), (1.01,))), None)])
+    assert Conditions(1, 0.05, (3000, 2900), None).warnings() == []
+    assert len(Conditions(1, 0.5, (3000, 1500), None).warnings()) == 2
+
+
+def test_own_work_is_not_taken_for_that_of_others() -> None:
+    watch = Watch()
+    busy = watch.stop()
+    assert busy.others is None or 0 <= busy.others <= 1
+    watch._busy, watch._own, watch._start = 0.0, 0.0, watch._start - 1e9  # nothing but a little work in 30 years
+    assert (watch.stop().others or 0) < 0.01
+
+
+def test_memory_is_the_childs_own(sample: Bundle) -> None:
+    """And not what this process, which has torch in it, once needed."""
+    ballast = np.ones(2**27)  # 1 GiB
+    assert measure_startup(sample.path, "model.onnx", (64, 96), 1)["peak_mib"] < ballast.nbytes / 2**20
+
+
+def test_the_picture_is_always_the_same_and_not_uniform() -> None:
+    picture = synthetic_picture(96, 160)
+    assert picture.shape == (96, 160, 3) and picture.dtype == np.uint8
+    assert (picture == synthetic_picture(96, 160)).all() and picture.std() > 20
+    assert synthetic_picture(1, 1).shape == (1, 1, 3)
+
+
+def test_the_command_measures_records_and_reports(
+    sample_copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample_copy.note("model.onnx", {"accuracy": {"mIoU": 25.88}})
+    options = ["--size", "64x96", "--rounds", "1", "--seconds", "0.01", "--concurrency", "2", "--batches", "1"]
+    assert main(["bench", str(sample_copy.path), *options, "--json", "--report", str(tmp_path / "report")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (row,) = report["rows"]
+    assert row["artifact"] == "model.onnx" and row["mIoU"] == 25.88
+    assert row["session_ms"]["p50"] > 0 and row["whole_ms"]["p50"] > 0 and row["session_ms"]["p99"] is None
+    assert row["start"]["peak_mib"] > 20 and row["start"]["open_ms"] > 0
+    assert list(row["pictures_per_second"]) == ["2"] and list(row["batch_pictures_per_second"]) == ["1"]
+    assert report["measured"]["network_input"][2] % 2 == 0 and report["measured"]["picture"] == [64, 96]
+    speed = Bundle(sample_copy.path).artifact("model.onnx").record["speed"]
+    assert speed["session_ms"] == row["session_ms"] and "processor" in speed["machine"]
+    assert json.loads((tmp_path / "report/bench.json").read_text()) == report
+    page = (tmp_path / "report/bench.html").read_text()
+    assert (
+        "<svg" in page
+        and "model.onnx" in page
+        and "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--size", "big"], "--size: 'big' is not"),
+        (["--size", "0x5"], "--size: '0x5' is not"),
+        (["--rounds", "0"], "--rounds: '0'"),
+        (["--seconds", "-1"], "--seconds: '-1'"),
+        (["--batches", "0"], "--batches"),
+        (["--threads", "0"], "--threads: '0'"),
+        (["--artifact", "int9"], "no artifact 'int9'"),
+        (["--checkpoint", "x.pth"], "--checkpoint is for a baseline"),
+        (["--image", "none.jpg"], "none.jpg"),
+    ],
+)
+def test_bad_input(sample: Bundle, capsys: pytest.CaptureFixture[str], options: list[str], words: str) -> None:
+    assert main(["bench", str(sample.path), *options]) == 2
+    assert words in capsys.readouterr().err

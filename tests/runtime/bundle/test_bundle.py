@@ -1,0 +1,217 @@
+"""A bundle is run only as it was written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from denseport.runtime.bundle.bundle import Bundle, new_bundle
+from denseport.runtime.bundle.manifest import Artifact
+from denseport.runtime.errors import BundleError, OutputError
+from denseport.runtime.system.files import sha256_of
+
+
+def rewrite(bundle: Bundle, files: dict[str, str]) -> Bundle:
+    """The bundle with another list of files for its artifact."""
+    data: dict[str, Any] = json.loads((bundle.path / "manifest.json").read_text())
+    data["artifacts"]["model.onnx"]["files"] = files
+    (bundle.path / "manifest.json").write_text(json.dumps(data))
+    return Bundle(bundle.path)
+
+
+def test_an_unchanged_bundle_is_verified_wherever_it_lies(sample_copy: Bundle, tmp_path: Path) -> None:
+    assert sample_copy.verified("model.onnx") == sample_copy.path / "model.onnx"
+    moved = Bundle(str(sample_copy.path.rename(tmp_path / "moved")))
+    assert moved.verified("model.onnx") == tmp_path / "moved/model.onnx"
+    (tmp_path / "link").symlink_to("moved")
+    assert Bundle(tmp_path / "link").verified("model.onnx").is_file()
+
+
+def test_places_that_are_no_bundle(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "odd/manifest.json").mkdir(parents=True)
+    (tmp_path / "binary").mkdir()
+    (tmp_path / "binary/manifest.json").write_bytes(b"\xff\xfe\x00")
+    for name, words in {
+        "none": "no such folder",
+        "file": "not a bundle: a file",
+        "empty": "not a bundle: no manifest.json",
+        "odd": "cannot be read",
+        "binary": "cannot be read",
+        "n" * 300: "cannot be read",
+        "file/below": "no such folder",
+    }.items():
+        with pytest.raises(BundleError, match=words) as caught:
+            Bundle(tmp_path / name)
+        assert str(caught.value).startswith(str(tmp_path / name)) and caught.value.remedy
+
+
+def test_a_file_in_a_bundle_s_stead_brings_the_bundle_to_mind(sample: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="not a bundle: a file") as caught:
+        Bundle(sample.path / "model.onnx")
+    assert caught.value.remedy == f"Give the bundle's folder: {sample.path}"
+    (tmp_path / "c.pth").touch()
+    with pytest.raises(BundleError, match=r"denseport export .*c\.pth -o BUNDLE"):
+        Bundle(tmp_path / "c.pth")
+
+
+def test_an_unknown_artifact_is_refused_with_those_there_are(sample_copy: Bundle) -> None:
+    with pytest.raises(BundleError, match=r"no artifact 'int8\.onnx'; it has model\.onnx") as caught:
+        sample_copy.verified("int8.onnx")
+    assert "denseport build" in str(caught.value)
+    for part in ("model", "fp32"):
+        with pytest.raises(BundleError, match=r"Give its whole name: model\.onnx\."):
+            sample_copy.verified(part)
+
+
+def test_a_missing_file_is_named(sample_copy: Bundle) -> None:
+    (sample_copy.path / "model.onnx").unlink()
+    with pytest.raises(BundleError, match=r"bundle/model\.onnx: missing from the bundle"):
+        sample_copy.verified("model.onnx")
+
+
+@pytest.mark.parametrize("at", [0, 1000, -1])
+def test_one_changed_bit_is_noticed(sample_copy: Bundle, at: int) -> None:
+    data = bytearray((sample_copy.path / "model.onnx").read_bytes())
+    data[at] ^= 1
+    (sample_copy.path / "model.onnx").write_bytes(data)
+    with pytest.raises(BundleError, match=r"bundle/model\.onnx: altered since it was written"):
+        sample_copy.verified("model.onnx")
+
+
+def test_a_link_in_the_place_of_a_file_is_refused(sample_copy: Bundle, tmp_path: Path) -> None:
+    """A bundle from elsewhere must not make us open files of ours, not even one with the right content."""
+    (sample_copy.path / "model.onnx").rename(tmp_path / "elsewhere.onnx")
+    (sample_copy.path / "model.onnx").symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(BundleError, match="does not name a file of the bundle itself"):
+        sample_copy.verified("model.onnx")
+
+
+@pytest.mark.parametrize("name", ["../model.onnx", "/etc/passwd", "a/b.onnx", "./model.onnx", "..", ".", "", "a\0b"])
+def test_files_outside_of_the_bundle_are_refused(sample_copy: Bundle, name: str) -> None:
+    shutil.copy(sample_copy.path / "model.onnx", sample_copy.path.parent)
+    digest = sample_copy.manifest.artifacts["model.onnx"].files["model.onnx"]
+    with pytest.raises(BundleError, match=r"of the bundle itself|missing from the bundle"):
+        rewrite(sample_copy, {name: digest}).verified("model.onnx")
+
+
+def test_an_artifact_of_no_file_or_of_an_unreadable_name_is_refused(sample_copy: Bundle) -> None:
+    with pytest.raises(BundleError, match="lists no file"):
+        rewrite(sample_copy, {}).verified("model.onnx")
+    with pytest.raises(BundleError, match="cannot be read"):
+        rewrite(sample_copy, {"n" * 300: ""}).verified("model.onnx")
+
+
+def test_every_file_of_an_artifact_is_checked_and_the_first_is_opened(sample_copy: Bundle) -> None:
+    digest = sample_copy.manifest.artifacts["model.onnx"].files["model.onnx"]
+    (sample_copy.path / "model.onnx.data").write_bytes(b"weights")
+    with pytest.raises(BundleError, match=r"model\.onnx\.data: altered"):
+        rewrite(sample_copy, {"model.onnx": digest, "model.onnx.data": digest}).verified("model.onnx")
+
+
+def test_an_artifact_can_be_added(sample_copy: Bundle) -> None:
+    shutil.copy(sample_copy.path / "model.onnx", sample_copy.path / "again.onnx")
+    files = {"again.onnx": sample_copy.manifest.artifacts["model.onnx"].files["model.onnx"]}
+    sample_copy.add("again.onnx", Artifact("onnx", "fp32", files))
+    assert list(sample_copy.manifest.artifacts) == ["model.onnx", "again.onnx"]
+    reread = Bundle(sample_copy.path)
+    assert reread.manifest == sample_copy.manifest
+    assert reread.verified("again.onnx") == sample_copy.path / "again.onnx"
+    assert {path.name for path in sample_copy.path.iterdir()} == {"manifest.json", "model.onnx", "again.onnx"}
+
+
+def test_two_processes_that_add_at_once_both_keep_their_artifact(sample_copy: Bundle) -> None:
+    """Each opened the bundle before the other wrote it."""
+    digest = sample_copy.manifest.artifacts["model.onnx"].files["model.onnx"]
+
+    def add(number: int) -> None:
+        bundle = Bundle(sample_copy.path)
+        barrier.wait()
+        bundle.add(f"{number}.onnx", Artifact("onnx", "fp32", {"model.onnx": digest}))
+        bundle.note(f"{number}.onnx", {"number": number})
+
+    barrier = threading.Barrier(8)
+    threads = [threading.Thread(target=add, args=[number]) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    artifacts = Bundle(sample_copy.path).manifest.artifacts
+    assert {name: artifact.record.get("number") for name, artifact in artifacts.items()} == {
+        "model.onnx": None,
+        **{f"{number}.onnx": number for number in range(8)},
+    }
+
+
+def test_an_artifact_that_is_replaced_is_never_named_with_the_wrong_file(
+    sample_copy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the files and the manifest: the artifact is gone, the bundle is whole."""
+    before = sample_copy.manifest.artifacts["model.onnx"]
+    for number in (1, 2):
+        (tmp_path / "other.onnx").write_bytes(b"\x08\x0a" * number)  # a field of the format
+        artifact = Artifact("onnx", "fp16", {"other.onnx": sha256_of(tmp_path / "other.onnx")})
+        if number == 2:
+            monkeypatch.setattr(Path, "replace", killed_after(2, Path.replace))
+            with pytest.raises(KeyboardInterrupt):
+                sample_copy.add("other.onnx", artifact, [tmp_path / "other.onnx"])
+        else:
+            sample_copy.add("other.onnx", artifact, [tmp_path / "other.onnx"])
+            assert Bundle(sample_copy.path).verified("other.onnx").read_bytes() == b"\x08\x0a"
+    monkeypatch.undo()
+    assert (sample_copy.path / "other.onnx").read_bytes() == b"\x08\x0a" * 2
+    assert Bundle(sample_copy.path).manifest.artifacts == {"model.onnx": before}
+
+
+def killed_after(calls: int, function: Any) -> Any:
+    count = 0
+
+    def wrapper(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > calls:
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    return wrapper
+
+
+def test_a_note_on_an_artifact_that_was_replaced_is_refused(sample_copy: Bundle) -> None:
+    digest = sample_copy.manifest.artifacts["model.onnx"].files["model.onnx"]
+    sample_copy.add("other.onnx", Artifact("onnx", "fp16", {"model.onnx": digest}))
+    late = Bundle(sample_copy.path)
+    sample_copy.add("other.onnx", Artifact("onnx", "fp16", {"manifest.json": digest}))
+    with pytest.raises(BundleError, match=r"other\.onnx was replaced meanwhile"):
+        late.note("other.onnx", {"accuracy": {}})
+
+
+def test_a_new_bundle_appears_whole_and_can_be_read_by_others(tmp_path: Path) -> None:
+    path = tmp_path / "new/folder/bundle"
+    with new_bundle(path) as folder:
+        (folder / "file").touch()
+        assert not path.exists() and path.parent in folder.parents  # where a rename is possible
+    assert [found.name for found in path.parent.iterdir()] == ["bundle"]
+    assert (path / "file").exists() and path.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_failed_bundle_leaves_neither_itself_nor_the_folders_above(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), new_bundle(tmp_path / "kept/new/folder/bundle") as folder:
+            (folder / "file").touch()
+            raise error
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
+
+
+def test_a_bundle_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    with pytest.raises(OutputError, match="bundle: cannot be written"), new_bundle(path):
+        path.mkdir()
+        (path / "manifest.json").touch()
+    assert [found.name for found in tmp_path.rglob("*")] == ["bundle", "manifest.json"]

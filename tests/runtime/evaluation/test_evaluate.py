@@ -1,0 +1,256 @@
+"""Evaluation against mmsegmentation's own figures, through kills and resumes, and of hostile data."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import ASSETS
+
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.cli.main import main
+from denseport.runtime.errors import DatasetError
+from denseport.runtime.evaluation.dataset import ade20k
+from denseport.runtime.evaluation.evaluate import evaluate
+from denseport.runtime.evaluation.metrics import ConfusionMatrix
+from denseport.runtime.segmenter import Segmenter
+
+STREET = ASSETS / "street"
+
+
+def reference(shared: Path, checkpoint: str, data: str) -> dict[str, float]:
+    results = json.loads((shared / "data" / "reference.json").read_text())[checkpoint]["results"]
+    return dict(results[data]["summary"])
+
+
+def measure(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
+    code = main(["eval", *arguments, "--json"])
+    result = json.loads(capsys.readouterr().out)
+    result["code"] = code
+    return result
+
+
+def assert_equals_mmsegmentation(result: dict[str, object], expected: dict[str, float]) -> None:
+    for name in ("mIoU", "mAcc", "aAcc"):
+        assert result[name] == pytest.approx(expected[name], abs=0.05), name
+
+
+def test_the_small_sample_scores_what_mmsegmentation_measured(
+    shared: Path, sample: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    street = measure(capsys, str(sample.path), "--data", str(shared / "data/street"))
+    assert street["images"] == 100
+    assert_equals_mmsegmentation(street, reference(shared, "dpt_tiny_street.pth", "street100_single"))
+    ade = measure(capsys, str(sample.path), "--data", str(shared / "data/ade20k_val"))
+    assert_equals_mmsegmentation(ade, reference(shared, "dpt_tiny_street.pth", "ade3_single"))
+
+
+@pytest.mark.slow
+def test_the_large_sample_scores_what_mmsegmentation_measured(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from denseport.export.bundle import export_bundle
+
+    bundle = export_bundle(shared / "data/checkpoints/dpt_deit-s16_street.pth", tmp_path / "bundle")
+    street = measure(capsys, str(bundle.path), "--data", str(shared / "data/street"), "--gate", "41.92")
+    assert street["code"] == 0
+    assert_equals_mmsegmentation(street, reference(shared, "dpt_deit-s16_street.pth", "street100_single"))
+
+
+def test_workers_and_order_do_not_change_a_single_count(sample: Bundle) -> None:
+    dataset = ade20k(STREET)
+    segmenter = Segmenter(sample)
+    expected = ConfusionMatrix(150)
+    for item in dataset.samples:
+        from denseport.runtime.media.images import read_image
+
+        expected.update(dataset.read_mask(item, 150), segmenter(read_image(item.image)).mask)
+    for workers in (1, 4):
+        assert evaluate(dataset, segmenter, workers=workers).confusion == expected
+
+
+CHILD = """
+import sys, numpy as np
+from pathlib import Path
+from denseport.runtime.evaluation import evaluate as module
+from denseport.runtime.evaluation.dataset import ade20k
+from denseport.runtime.segmenter import Segmenter
+module.SAVE_EVERY = 2
+bundle, data, state, out = sys.argv[1:]
+def progress(done, miou):
+    print(done, flush=True)
+evaluation = module.evaluate(
+    ade20k(Path(data)), Segmenter(bundle), state_file=Path(state), resume=True, key="k", progress=progress
+)
+np.savez(out, matrix=evaluation.confusion.matrix, intersect=evaluation.areas.intersect, measured=evaluation.measured)
+"""
+
+
+def run_child(arguments: list[str], kill_after: int | None) -> int:
+    """Run the evaluation in a child; kill -9 it once it has done ``kill_after`` pictures. Returns pictures done."""
+    child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    done = 0
+    for line in child.stdout:
+        done = int(line)
+        if kill_after is not None and done >= kill_after:
+            child.send_signal(signal.SIGKILL)
+            break
+    child.stdout.close()
+    child.wait()
+    return done
+
+
+def test_killed_three_times_and_resumed_gives_the_same_matrix(shared: Path, sample: Bundle, tmp_path: Path) -> None:
+    data = shared / "data/street"
+    whole = evaluate(ade20k(data), Segmenter(sample))
+    state, out = tmp_path / "state.npz", tmp_path / "out.npz"
+    arguments = [str(sample.path), str(data), str(state), str(out)]
+    moments = sorted(random.sample(range(5, 95), 3))
+    for moment in moments:
+        assert run_child(arguments, kill_after=moment) >= moment
+        assert not out.exists()
+    run_child(arguments, kill_after=None)
+    with np.load(out) as result:
+        assert result["measured"] < 100, f"nothing was resumed after kills at {moments}"
+        np.testing.assert_array_equal(result["matrix"], whole.confusion.matrix)
+        np.testing.assert_array_equal(result["intersect"], whole.areas.intersect)
+    assert not state.exists()
+
+
+def test_a_state_of_another_measurement_is_not_taken_up(sample: Bundle, tmp_path: Path) -> None:
+    state = tmp_path / "state.npz"
+    dataset, segmenter = ade20k(STREET), Segmenter(sample)
+
+    def stop(done: int, miou: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(dataset, segmenter, state_file=state, key="a", progress=stop)
+    assert state.exists()
+    assert evaluate(dataset, segmenter, state_file=state, resume=True, key="b").measured == len(dataset)
+    state.write_bytes(b"not an archive")
+    assert evaluate(dataset, segmenter, state_file=state, resume=True, key="a").measured == len(dataset)
+
+
+def test_a_mask_of_another_size_is_named(sample: Bundle, tmp_path: Path) -> None:
+    import cv2
+
+    for folder in ("images", "annotations"):
+        (tmp_path / folder / "validation").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "images/validation/a.jpg"), np.zeros((60, 80, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "annotations/validation/a.png"), np.zeros((60, 81), np.uint8))
+    with pytest.raises(DatasetError, match=r"a\.png: is 81 x 60, its picture .* is 80 x 60"):
+        evaluate(ade20k(tmp_path), Segmenter(sample))
+
+
+def test_gate_exit_codes(sample: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    measured = measure(capsys, str(sample.path), "--data", str(STREET))
+    assert measured["code"] == 0 and measured["gate"] is None
+    passing = measure(capsys, str(sample.path), "--data", str(STREET), "--gate", f"{measured['mIoU']:.2f}")
+    assert passing["code"] == 0 and passing["gate"]["passed"]
+    failing = measure(capsys, str(sample.path), "--data", str(STREET), "--gate", f"{measured['mIoU'] + 1:.2f}")
+    assert failing["code"] == 1 and not failing["gate"]["passed"]
+    assert "points below" in failing["gate"]["reasons"][0]
+
+
+def test_without_a_labelled_pixel_there_is_no_miou(
+    sample_copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import cv2
+
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "a.png"), np.full((40, 50), 255, np.uint8))
+    bundle, data = str(sample_copy.path), ["--data", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")]
+    result = measure(capsys, bundle, *data, "--no-reduce-zero-label", "--record")
+    assert result["mIoU"] is None and "every pixel of the masks is ignored" in str(result["warnings"])
+    assert main(["inspect", bundle]) == 0
+    assert "mIoU unknown: no pixel counted (1 image" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shard", [[], ["--shard", "1/2"]])
+def test_a_file_that_is_there_is_not_taken_for_the_state(
+    sample: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], shard: list[str]
+) -> None:
+    file = tmp_path / "thesis.odt"
+    file.write_text("kept")
+    command = ["eval", str(sample.path), "--data", str(STREET), *shard, "--state"]
+    assert main([*command, str(file)]) == 2
+    assert f"--state {file}: exists" in capsys.readouterr().err
+    assert file.read_text() == "kept"
+    assert main([*command, str(tmp_path), "--resume"]) == 2
+    assert f"--state {tmp_path}: is no file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gate", "reference"], "not recognised as a published model"),
+        (["--gate", "model.onnx"], "cannot be compared with itself"),
+        (["--gate", "int8.onnx"], "no artifact 'int8.onnx'"),
+        (["--protocol", "fixed:8x8"], "no protocol 'fixed:8x8'"),
+        (["--explain"], "--checkpoint"),
+        (["--checkpoint", "c.pth"], "Add --explain"),
+        (["--agreement", "0.9"], "Add --gate"),
+        (["--budget", "1"], "Add --gate"),
+        (["--state", f"{__file__}/state.npz"], "A file is where a folder is needed"),
+        (["--state", "n" * 300], "File name too long"),
+        (["--data", "n" * 300], "File name too long"),
+        (["--limit", "0"], "--limit: '0' is not a whole number"),
+        (["--budget", "-1", "--gate", "20"], "-1"),
+        (["--artifact", "nothing.onnx"], "no artifact 'nothing.onnx'"),
+        (["--list", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_arguments_are_refused_before_the_work(
+    sample: Bundle, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    start = time.monotonic()
+    assert main(["eval", str(sample.path), "--data", str(STREET), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert time.monotonic() - start < 5
+
+
+def test_a_link_to_nothing_is_named(sample: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").symlink_to("nothing.png")
+    images, masks = str(tmp_path / "images"), str(tmp_path / "masks")
+    assert main(["eval", str(sample.path), "--data", images, "--masks", masks]) == 2
+    assert "images/a.png: there is no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("protocol", "words"),
+    [
+        ("ms-flip", "ms + flip (0.x)"),
+        ("ms-flip:1.x", "ms + flip (1.x)"),
+        ("slide:96:64", "crop 96, stride 64"),
+        ("fixed:96x128", "fixed 128 x 96"),
+    ],
+)
+def test_protocols_run_and_are_named(
+    sample: Bundle, capsys: pytest.CaptureFixture[str], protocol: str, words: str
+) -> None:
+    result = measure(capsys, str(sample.path), "--data", str(STREET), "--protocol", protocol, "--limit", "2")
+    assert words in result["protocol"]["description"]
+    assert 10 < result["aAcc"] <= 100
+
+
+def test_the_default_state_lies_in_the_cache(
+    sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = set(STREET.iterdir())
+    assert main(["eval", str(sample.path), "--data", str(STREET), "--limit", "1", "--json"]) == 0
+    capsys.readouterr()
+    assert not list(tmp_path.rglob("*.npz")), "a finished run leaves no state"
+    assert set(STREET.iterdir()) == before

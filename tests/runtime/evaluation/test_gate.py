@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from support import areas_of
+
+from denseport.runtime.errors import DatasetError, InputError
+from denseport.runtime.evaluation.gate import (
+    AGREEMENTS,
+    BUDGETS,
+    ImageAreas,
+    Predictions,
+    Verdict,
+    against_fp32,
+    against_published,
+    check_collapse,
+    obstacle_to_published,
+    threshold,
+)
+from denseport.runtime.evaluation.metrics import ConfusionMatrix
+
+CLASSES = ("sky", "road", "car")
+PASS = Verdict(True, (), "FP32", 0.0, 0.1)
+
+
+def measure(errors: float, images: int = 40, seed: int = 0) -> list[ConfusionMatrix]:
+    """One matrix an image; the truth is the same for all error rates, and so is where errors fall first."""
+    rng = np.random.default_rng(seed)
+    matrices = []
+    for _ in range(images):
+        truth = rng.choice(3, (16, 16), p=[0.7, 0.25, 0.05]).astype(np.uint8)
+        wrong = rng.random(truth.shape) < errors
+        matrix = ConfusionMatrix(3)
+        matrix.update(truth, np.where(wrong, (truth + 1) % 3, truth).astype(np.uint8))
+        matrices.append(matrix)
+    return matrices
+
+
+# The published number
+
+
+def test_the_published_number_is_only_for_its_images() -> None:
+    assert obstacle_to_published(2000) is None
+    assert "2000 images; 100 were measured" in str(obstacle_to_published(100))
+
+
+@pytest.mark.parametrize(("measured", "passed"), [(47.0, True), (46.0, True), (45.5, True), (45.25, False)])
+def test_a_loss_up_to_the_budget_passes(measured: float, passed: bool) -> None:
+    verdict = against_published(measured, 46.0, 0.5, "published mIoU")
+    assert verdict.passed is passed
+    assert verdict.delta == measured - 46.0
+    assert verdict.compared_with == "published mIoU, 46.00"
+    assert bool(verdict.reasons) is not passed
+    if not passed:
+        assert verdict.reasons == ("mIoU 45.25 is 0.750 points below published mIoU, 46.00; the budget is 0.5",)
+
+
+def test_nothing_measured_fails() -> None:
+    verdict = against_published(float("nan"), 46.0, 0.5, "published mIoU")
+    assert not verdict.passed
+    assert json.loads(json.dumps(verdict.to_dict(), allow_nan=False))["delta"] is None
+
+
+def test_each_precision_has_a_budget_and_an_agreement() -> None:
+    assert (BUDGETS["fp32"], BUDGETS["fp16"], BUDGETS["int8"]) == (0.05, 0.1, 0.5)
+    assert BUDGETS.keys() == AGREEMENTS.keys()
+    assert threshold(BUDGETS, "fp16") == 0.1
+    assert threshold(BUDGETS, "fp16", 0.0) == 0.0
+    with pytest.raises(InputError, match="'int3'"):
+        threshold(BUDGETS, "int3")
+    for bad in (-1.0, float("nan")):
+        with pytest.raises(InputError, match="not a number from 0 on"):
+            threshold(BUDGETS, "fp16", bad)
+
+
+# FP32 on the same images
+
+
+def naive_interval(candidate: list[ConfusionMatrix], fp32: list[ConfusionMatrix]) -> NDArray[np.float64]:
+    """The bootstrap with whole matrices: draw images with replacement, add up, take the difference."""
+    rng = np.random.default_rng(123)
+    deltas = []
+    for _ in range(600):
+        totals = ConfusionMatrix(3), ConfusionMatrix(3)
+        for i in rng.integers(0, len(fp32), len(fp32)):
+            totals[0].merge(candidate[i])
+            totals[1].merge(fp32[i])
+        deltas.append(totals[0].scores(CLASSES).mIoU - totals[1].scores(CLASSES).mIoU)
+    return np.quantile(deltas, [0.025, 0.975])
+
+
+def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
+    fp32, candidate = measure(0.10), measure(0.12)
+    verdict = against_fp32(areas_of(candidate), areas_of(fp32), budget=0.5)
+    total = [sum(matrices[1:], matrices[0]).scores(CLASSES).mIoU for matrices in (candidate, fp32)]
+    assert verdict.delta == pytest.approx(total[0] - total[1])
+    assert not verdict.passed
+    assert verdict.interval is not None
+    low, high = verdict.interval
+    assert low < verdict.delta < high
+    expected = naive_interval(candidate, fp32)
+    np.testing.assert_allclose(verdict.interval, expected, atol=0.15 * (high - low))
+
+
+def test_the_interval_is_the_same_each_time_and_paired() -> None:
+    fp32, candidate = areas_of(measure(0.10)), areas_of(measure(0.12))
+    assert against_fp32(candidate, fp32, 0.5) == against_fp32(candidate, fp32, 0.5)
+    assert against_fp32(candidate, fp32, 0.5, seed=1).interval != against_fp32(candidate, fp32, 0.5).interval
+    # The same images drawn for both: an artifact equal to FP32 has no spread at all.
+    same = against_fp32(fp32, fp32, 0.05)
+    assert same.interval == (0.0, 0.0)
+    assert same.passed and not same.notes
+
+
+def test_a_pass_on_too_few_images_is_noted_as_unsure() -> None:
+    fp32, candidate = measure(0.100, images=4), measure(0.101, images=4)
+    candidate[0] = measure(0.2, images=1)[0]
+    areas = areas_of(candidate), areas_of(fp32)
+    loss = -against_fp32(*areas, budget=0.0).delta
+    assert loss > 0
+    verdict = against_fp32(*areas, budget=loss + 0.1, notes=["the published mIoU is of 2000 images"])
+    assert verdict.passed
+    assert verdict.notes[0] == "the published mIoU is of 2000 images"
+    assert "4 images are too few to be sure" in verdict.notes[1]
+    assert not against_fp32(*areas, budget=50.0).notes
+
+
+def test_one_image_has_no_interval() -> None:
+    areas = areas_of(measure(0.1, images=1))
+    verdict = against_fp32(areas, areas, 0.1)
+    assert verdict.passed and verdict.interval is None
+    assert "at least two images" in verdict.notes[0]
+    json.dumps(verdict.to_dict(), allow_nan=False)
+
+
+def test_images_without_labels_do_not_spoil_the_interval() -> None:
+    areas = areas_of([*measure(0.1, images=1), ConfusionMatrix(3)])
+    assert against_fp32(areas, areas, 0.1).interval == (0.0, 0.0)
+    nothing = areas_of([ConfusionMatrix(3), ConfusionMatrix(3)])
+    verdict = against_fp32(nothing, nothing, 0.1)
+    assert not verdict.passed and verdict.interval is None
+
+
+def test_areas_that_do_not_belong_together_are_refused() -> None:
+    with pytest.raises(DatasetError, match="no image was measured"):
+        ImageAreas(np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64))
+    with pytest.raises(InputError, match="two arrays"):
+        ImageAreas(np.zeros((2, 3), np.int64), np.zeros((2, 4), np.int64))
+    with pytest.raises(DatasetError, match="differ"):
+        against_fp32(areas_of(measure(0.1, 2)), areas_of(measure(0.1, 3)), 0.1)
+
+
+# Collapse
+
+
+def predictions(
+    pixels: list[int], fp32: list[int] | None = None, agreement: float | None = 1.0, non_finite: int = 0
+) -> Predictions:
+    return Predictions(100, non_finite, np.array(pixels), None if fp32 is None else np.array(fp32), agreement)
+
+
+def test_a_sound_artifact_keeps_its_verdict() -> None:
+    assert check_collapse(PASS, predictions([500, 400, 100], [510, 390, 100], 0.99), 0.99, CLASSES) == PASS
+
+
+def test_logits_that_are_not_finite_fail() -> None:
+    verdict = check_collapse(PASS, predictions([5, 4, 1], [5, 4, 1], non_finite=3), 0.99, CLASSES)
+    assert not verdict.passed
+    assert verdict.reasons == ("non-finite logits in 3 of 100 images",)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "fp32", "collapsed"),
+    [
+        ([0, 10000, 0], [5000, 4000, 1000], True),
+        ([5, 9995, 0], [150, 9850, 0], True),
+        ([10, 9990, 0], [150, 9850, 0], False),  # 99.9 % is not more than 99.9 %
+        ([0, 10000, 0], [100, 9900, 0], False),  # FP32 sees one class above 1 %
+        ([0, 0, 0], [5000, 5000, 0], False),  # predictions that are no class are for the agreement
+    ],
+)
+def test_one_class_everywhere_fails_where_fp32_sees_several(
+    pixels: list[int], fp32: list[int], collapsed: bool
+) -> None:
+    verdict = check_collapse(PASS, predictions(pixels, fp32), 0.99, CLASSES)
+    assert verdict.passed is not collapsed
+    assert [reason.split(" of ")[0][:20] for reason in verdict.reasons] == ["class 'road' covers "] * collapsed
+
+
+def test_low_agreement_with_fp32_fails() -> None:
+    for agreement in (0.8999, float("nan")):
+        verdict = check_collapse(PASS, predictions([5, 4, 1], [5, 4, 1], agreement), 0.9, CLASSES)
+        assert not verdict.passed
+        assert "agree with FP32; at least 90 % must" in verdict.reasons[0]
+
+
+def test_every_reason_is_given_and_earlier_ones_are_kept() -> None:
+    failed = against_published(40.0, 46.0, 0.5, "published mIoU")
+    verdict = check_collapse(failed, predictions([0, 10, 0], [5, 4, 1], 0.4, non_finite=1), 0.9, CLASSES)
+    assert len(verdict.reasons) == 4
+    assert verdict.reasons[0] == failed.reasons[0]
+
+
+def test_without_fp32_a_note_says_what_was_not_checked() -> None:
+    verdict = check_collapse(PASS, predictions([0, 10, 0], None, None), 0.9, CLASSES)
+    assert verdict.passed
+    assert len(verdict.notes) == 2 and all("FP32 was not run" in note for note in verdict.notes)

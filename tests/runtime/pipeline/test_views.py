@@ -1,0 +1,212 @@
+"""Whole, slide and multi-scale inference through the exported ONNX, against what mmsegmentation's own code gave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from support import ASSETS, LOGITS_TOLERANCE, assert_same_classes
+
+from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.manifest import Inference, Preprocess
+from denseport.runtime.errors import ImageError
+from denseport.runtime.media.images import read_image
+from denseport.runtime.pipeline import resample as postprocess
+from denseport.runtime.pipeline.outputs import MASK_ONLY, decide
+from denseport.runtime.pipeline.preprocess import normalise
+from denseport.runtime.pipeline.resample import Field, whole_field
+from denseport.runtime.pipeline.views import View, show, single_view, slide_view, tta_views, window_starts
+from denseport.runtime.segmenter import Segmenter
+
+
+@pytest.fixture(scope="module")
+def session(exported: Callable[[str], Bundle]) -> OnnxRuntimeSession:
+    return OnnxRuntimeSession(exported("tiny_dpt_project").verified("model.onnx"))
+
+
+@pytest.fixture(scope="module")
+def golden(oracle: Path) -> dict[str, np.ndarray]:
+    with np.load(oracle / "inference_tiny_dpt.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def described(oracle: Path) -> dict[str, Any]:
+    text: dict[str, Any] = json.loads((oracle / "inference_tiny_dpt.json").read_text())
+    return text
+
+
+class Recorder:
+    """Notes the network's inputs on the way to a session."""
+
+    def __init__(self, session: OnnxRuntimeSession) -> None:
+        self.session, self.shapes = session, []
+        self.description = ""
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        self.shapes.append(list(image.shape))
+        return self.session.run(image)
+
+
+def inference_of(test_cfg: dict[str, Any]) -> Inference:
+    if test_cfg["mode"] == "whole":
+        return Inference()
+    return Inference("slide", crop=tuple(test_cfg["crop_size"]), stride=tuple(test_cfg["stride"]))
+
+
+def predict_view(
+    session: Any, image: np.ndarray, view: View, preprocess: Preprocess, inference: Inference
+) -> list[Field]:
+    """The logits of one view, whole or in windows."""
+    shown = show(image, view)
+    if inference.mode == "slide":
+        return slide_view(session, shown, view, image.shape[:2], preprocess, inference)
+    logits = session.run(normalise(shown, preprocess))[0]
+    return [whole_field(logits, view.size, image.shape[:2], flip=view.flip)]
+
+
+@pytest.mark.parametrize(
+    "name", ["whole_256x64", "whole_2048x512", "slide_crop64_stride42", "slide_crop512_stride341", "slide_bigcrop"]
+)
+def test_single_scale_equals_the_oracle(
+    session: OnnxRuntimeSession, golden: dict[str, np.ndarray], described: dict[str, Any], name: str
+) -> None:
+    image, facts = golden["img_bgr"], described[name]
+    preprocess = Preprocess(tuple(facts["scale"]))
+    view = single_view(image.shape[:2], preprocess, 16)
+    assert view.size == tuple(facts["metainfo"]["img_shape"])
+    recorder = Recorder(session)
+    fields = predict_view(recorder, image, view, preprocess, inference_of(facts["test_cfg"]))
+    assert recorder.shapes == facts["net_inputs"]
+    scores = postprocess.logits(fields)
+    if f"{name}_logits" in golden:
+        step = 1 if name.startswith("whole") else 2
+        np.testing.assert_allclose(scores[:, ::step, ::step], golden[f"{name}_logits"], atol=LOGITS_TOLERANCE, rtol=0)
+    assert_same_classes(postprocess.argmax(fields), golden[f"{name}_argmax"], scores)
+
+
+@pytest.mark.parametrize(
+    ("name", "convention", "inference", "step"),
+    [
+        ("tta_mmseg0_256x64", "0.x", Inference(), 3),
+        ("tta_mmseg1", "1.x", Inference(), 2),
+        ("tta_mmseg1_slide", "1.x", Inference("slide", (64, 64), (42, 42)), 3),
+    ],
+)
+def test_multi_scale_and_flip_equals_the_oracle(
+    session: OnnxRuntimeSession,
+    golden: dict[str, np.ndarray],
+    described: dict[str, Any],
+    name: str,
+    convention: str,
+    inference: Inference,
+    step: int,
+) -> None:
+    image, facts, preprocess = golden["img_bgr"], described[name], Preprocess((256, 64))
+    views = tta_views(image.shape[:2], preprocess, convention)
+    assert [[3, *view.size] for view in views] == facts["inputs"]
+    assert [view.flip for view in views] == facts["flips"]
+    fields = [predict_view(session, image, view, preprocess, inference) for view in views]
+    scores = postprocess.probabilities(fields)
+    np.testing.assert_allclose(scores[:, ::step, ::step], golden[f"{name}_probs"], atol=LOGITS_TOLERANCE, rtol=0)
+    assert_same_classes(decide(fields, MASK_ONLY, averaged=True, threads=None).mask, golden[f"{name}_argmax"], scores)
+
+
+@pytest.mark.parametrize("name", ["camvid_0001TP_008550", "ADE_val_00000003"])
+def test_the_samples_masks_are_mmsegmentations(sample: Bundle, shared: Path, name: str) -> None:
+    check_mask(sample, shared, name, "B")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["camvid_Seq05VD_f05100", "facade_30may05_static_street_cambridge__p1010688"])
+def test_the_masks_of_the_larger_checkpoint_are_mmsegmentations(
+    shared: Path, tmp_path: Path, name: str, large: Bundle
+) -> None:
+    check_mask(large, shared, name, "A")
+
+
+@pytest.fixture(scope="module")
+def large(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    from denseport.export.bundle import export_bundle
+
+    checkpoint = shared / "data/checkpoints/dpt_deit-s16_street.pth"
+    return export_bundle(checkpoint, tmp_path_factory.mktemp("bundles") / "large")
+
+
+def check_mask(bundle: Bundle, shared: Path, name: str, model: str) -> None:
+    data = shared / "data"
+    (path,) = [
+        path
+        for folder in (data / "ade20k_val", data / "street")
+        for path in folder.rglob(f"{name}.*")
+        if path.suffix == ".jpg"
+    ]
+    image, expected = read_image(path), cv2.imread(str(data / f"masks/{model}_{name}.png"), cv2.IMREAD_UNCHANGED)
+    with Segmenter(bundle) as segmenter:
+        fields = segmenter.predict(image)[0]
+        mask = segmenter(image).mask
+    assert mask.shape == image.shape[:2] and mask.dtype == np.uint8
+    assert_same_classes(mask, expected, postprocess.logits(fields))
+
+
+@pytest.mark.parametrize("length", [1, 30, 64, 65, 106, 107, 300])
+def test_windows_cover_everything_as_upstream_places_them(length: int) -> None:
+    crop, stride = 64, 42
+    windows = window_starts(length, crop, stride)
+    assert {i for start, stop in windows for i in range(start, stop)} == set(range(length))
+    # mmseg/models/segmentors/encoder_decoder.py, slide_inference
+    expected = []
+    for i in range(max(length - crop + stride - 1, 0) // stride + 1):
+        end = min(i * stride + crop, length)
+        expected.append((max(end - crop, 0), end))
+    assert windows == expected
+    assert all(stop - start == min(crop, length) for start, stop in windows)
+
+
+def test_a_picture_narrower_than_a_patch_is_refused(sample: Bundle) -> None:
+    with Segmenter(sample) as segmenter, pytest.raises(ImageError, match="less than one patch of 16 x 16") as caught:
+        segmenter(np.zeros((2, 400, 3), np.uint8))
+    assert "--scale" in str(caught.value)
+
+
+def test_tiny_and_long_pictures_have_masks_of_their_own_size(sample: Bundle) -> None:
+    rng = np.random.default_rng(0)
+    with Segmenter(sample) as segmenter:
+        for size in ((1, 1), (3, 4), (17, 250), (250, 17)):
+            assert segmenter(rng.integers(0, 256, (*size, 3), np.uint8)).mask.shape == size
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((40, 40), np.uint8),
+        np.zeros((40, 40, 4), np.uint8),
+        np.zeros((40, 40, 3), np.float32),
+        np.zeros((0, 40, 3), np.uint8),
+    ],
+    ids=["grey", "alpha", "float", "empty"],
+)
+def test_arrays_that_are_no_pictures_are_refused(sample: Bundle, image: np.ndarray) -> None:
+    with Segmenter(sample) as segmenter, pytest.raises(ImageError, match="uint8 BGR; got"):
+        segmenter(image)
+
+
+def test_the_flipped_view_of_a_mirrored_picture_is_the_mirror_of_the_view(sample: Bundle) -> None:
+    image = read_image(next((ASSETS / "street").rglob("*.jpg")))
+    session, manifest = OnnxRuntimeSession(sample.verified("model.onnx")), sample.manifest
+    plain, flipped = tta_views(image.shape[:2], manifest.preprocess, "0.x")[4:6]
+
+    def scores(picture: np.ndarray, view: Any) -> np.ndarray:
+        fields: list[Field] = predict_view(session, picture, view, manifest.preprocess, manifest.inference)
+        return postprocess.logits(fields)
+
+    mirrored = np.ascontiguousarray(image[:, ::-1])
+    # cv2.resize is not symmetric to the last grey level, hence the wide tolerance.
+    difference = np.abs(scores(image, plain)[..., ::-1] - scores(mirrored, flipped))
+    assert np.median(difference) < 0.05

@@ -1,0 +1,50 @@
+"""Processors that this process may use, under control groups written as the kernel's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from denseport.runtime.system.cpus import usable_cpus
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "200000 100000"}, 2),
+        ("0::/", {"cpu.max": "max 100000"}, 64),
+        ("0::/", {"cpu.max": "150000 100000"}, 2),  # rounded up
+        ("0::/", {"cpu.max": "10000 100000"}, 1),
+        ("0::/a/b", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),  # the parent's limit
+        ("0::/../host/path", {"cpu.max": "400000 100000"}, 4),  # a path of the host, seen in a container
+        (
+            "4:cpu,cpuacct:/x",
+            {"cpu,cpuacct/x/cpu.cfs_quota_us": "500000", "cpu,cpuacct/x/cpu.cfs_period_us": "100000"},
+            5,
+        ),
+        ("4:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),
+        ("4:memory:/", {"cpu.max": "100000 100000"}, 64),  # no group of processors
+        ("1:name=systemd:/\n0::/", {"unified/cpu.max": "100000 100000"}, 1),
+    ],
+)
+def test_the_tightest_quota_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, membership: str, files: dict[str, str], expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    write(tmp_path / "groups", files)
+    (tmp_path / "self").write_text(membership + "\n")
+    assert usable_cpus(tmp_path / "self", tmp_path / "groups") == expected
+
+
+def test_affinity_counts_where_there_is_no_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7})
+    assert usable_cpus(tmp_path / "none", tmp_path / "none") == 3
