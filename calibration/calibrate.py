@@ -1,4 +1,4 @@
-"""From a bundle's FP32 model and pictures to INT8 or FP8 artifacts with a record of how they came about.
+"""From a bundle's FP32 model and images to INT8 or FP8 artifacts with a record of how they came about.
 
 Smoothing, thresholds, search: the order that docs/int8.md measures. Nothing of the bundle is touched before the
 quantized model is whole.
@@ -30,12 +30,12 @@ from denseport.calibration.quantize.unpack import unpack_projections
 from denseport.calibration.search.loss_file import LossFile
 from denseport.calibration.search.search import Search, Step, search
 from denseport.calibration.search.sensitivity import Loss, Reference, sensitivities
-from denseport.calibration.search.variants import Form, forms_of
+from denseport.calibration.search.variants import Variant, variants_of
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import FP32, Artifact
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.media.page import count
-from denseport.runtime.pipeline.network_input import thinned
+from denseport.runtime.pipeline.network_input import evenly_spaced
 from denseport.runtime.system.files import sha256_of, work_folder, writing
 from denseport.runtime.system.machine import inspect_machine
 
@@ -66,13 +66,13 @@ class Silent:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """How the forms of a quantized model came about."""
+    """How the variants of a quantized model came about."""
 
     losses: dict[str, Loss]  # of each artifact; none: nothing kept the budget, and nothing was written
     options: CalibrationOptions
     images: int
     images_sha256: str  # of the list of their contents
-    labelled: int  # pictures with labels that the search measured on
+    labelled: int  # images with labels that the search measured on
     warnings: tuple[str, ...]  # what speaks against the images
     smoothing: tuple[Smoothing, ...]
     search: Search
@@ -80,7 +80,7 @@ class CalibrationRecord:
     versions: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The form for the manifest."""
+        """The variant for the manifest."""
         options = self.options
         return {
             "method": options.method,
@@ -105,23 +105,23 @@ def calibrate(
     *,
     progress: Progress | None = None,
 ) -> CalibrationRecord:
-    """Quantize a bundle's FP32 model and enter its forms, ``int8.onnx`` and ``int8.cpu.onnx``, or ``fp8.onnx``.
+    """Quantize a bundle's FP32 model and enter its variants, ``int8.onnx`` and ``int8.cpu.onnx``, or ``fp8.onnx``.
 
     Older ones are replaced when the new ones are whole.
 
     Args:
-        images: pictures of the application, without labels.
-        labelled: pictures with labels for a budget on mIoU; not those that the artifact is to be gated with.
+        images: images of the application, without labels.
+        labelled: images with labels for a budget on mIoU; not those that the artifact is to be gated with.
 
     Raises:
-        CalibrationError: a model that is quantized already, an unknown layer, or pictures that cannot be used.
+        CalibrationError: a model that is quantized already, an unknown layer, or images that cannot be used.
         BundleError: the bundle's model is missing or altered.
         DatasetError: labels that do not fit the bundle's classes.
     """
     progress = progress or Silent()
     start = time.monotonic()
     model, _ = unpack_projections(load_model(bundle.verified(FP32)))
-    progress.say(f"reading {count(len(images), 'picture')}")
+    progress.say(f"reading {count(len(images), 'image')}")
     sizes = images.check(bundle.manifest.patch_size)
     _check_sizes(model, images, sizes)
     default = find_groups(model, Counter(sizes).most_common(1)[0][0])
@@ -130,9 +130,9 @@ def calibrate(
     progress.say(_estimate(model, images, groups, len(test[0]), options))
     with _work_folder(options.work) as work:
         model, smoothing, thresholds = _observe(model, images, default, options, work, progress)
-        found, forms = _search(model, thresholds, groups, options, test, work, progress)
+        found, variants = _search(model, thresholds, groups, options, test, work, progress)
     record = CalibrationRecord(
-        losses={form.name: form.loss for form in forms},
+        losses={variant.name: variant.loss for variant in variants},
         options=options,
         images=len(images),
         images_sha256=images.sha256(),
@@ -143,8 +143,8 @@ def calibrate(
         seconds=time.monotonic() - start,
         versions=inspect_machine(look_for_gpus=False).summary()["packages"],
     )
-    for form in forms:
-        _write(bundle, form, {"source": FP32, "calibration": record.to_dict(), "form": form.to_dict()})
+    for variant in variants:
+        _write(bundle, variant, {"source": FP32, "calibration": record.to_dict(), "variant": variant.to_dict()})
     return record
 
 
@@ -152,10 +152,10 @@ TestSet = tuple[CalibrationImages, list[Any] | None]  # images, and the labels o
 
 
 def _test_set(bundle: Bundle, images: CalibrationImages, labelled: Dataset | None, effort: Effort) -> TestSet:
-    """What the search measures on: labelled pictures, else some of the calibration's own."""
+    """What the search measures on: labelled images, else some of the calibration's own."""
     if labelled is None:
-        return CalibrationImages(thinned(images.paths, effort.whole), images.protocol), None
-    some = replace(labelled, samples=tuple(thinned(labelled.samples, effort.whole)))
+        return CalibrationImages(evenly_spaced(images.paths, effort.whole), images.protocol), None
+    some = replace(labelled, samples=tuple(evenly_spaced(labelled.samples, effort.whole)))
     chosen = CalibrationImages([sample.image for sample in some.samples], images.protocol)
     chosen.check(bundle.manifest.patch_size)
     return chosen, labels_of(chosen, some, len(bundle.manifest.classes))
@@ -168,11 +168,11 @@ def _as_asked(groups: Sequence[Group], options: CalibrationOptions) -> tuple[Gro
         if not found:
             near = difflib.get_close_matches(layer, [group.name for group in groups], n=3, cutoff=0.3)
             raise CalibrationError(
-                f"--float {layer}: there is no such layer to quantize",
+                f"--keep-float {layer}: there is no such layer to quantize",
                 f"Near it: {', '.join(near)}." if near else f"The first of them is {groups[0].name}.",
             )
     names = {group.name for found in asked.values() for group in found}
-    reasons = {name: "asked for with --float" for name in names}
+    reasons = {name: "asked for with --keep-float" for name in names}
     if options.attention_float:
         words = "attention stays float unless asked for: --attention search"
         reasons |= {group.name: words for group in groups if group.kind == "attention"}
@@ -192,7 +192,7 @@ def _check_sizes(model: ir.Model, images: CalibrationImages, sizes: Sequence[tup
             wanted = " x ".join("any" if n is None else str(n) for n in fixed)
             raise CalibrationError(
                 f"{path}: reaches the network as {size[0]} x {size[1]}, which takes {wanted} (height x width) only",
-                "Give pictures of that size, or export the checkpoint again: its model takes every size.",
+                "Give images of that size, or export the checkpoint again: its model takes every size.",
             )
 
 
@@ -212,12 +212,12 @@ def _estimate(
     candidates = sum(group.is_candidate for group in groups)
     single = min(effort.single, measured)
     # Observing costs about half a run more; about five sets are measured as a whole.
-    seconds = len(images) * 1.5 * once * (1 + options.smooth) + candidates * (single * once + opening)
+    seconds = len(images) * 1.5 * once * (1 + options.smoothquant) + candidates * (single * once + opening)
     seconds += 5 * (measured * once + opening)
     return (
-        f"about {max(1, round(seconds / 60))} min: {count(len(images), 'picture')} to observe, "
+        f"about {max(1, round(seconds / 60))} min: {count(len(images), 'image')} to observe, "
         f"{count(candidates, 'group')} of layers to "
-        f"try on {single}, sets of them on {measured}; {once:.2f} s a picture"
+        f"try on {single}, sets of them on {measured}; {once:.2f} s an image"
     )
 
 
@@ -248,7 +248,7 @@ def _observe(
     """
     identity = images.identity()
     smoothing: Sequence[Smoothing] = ()
-    if options.smooth:
+    if options.smoothquant:
         with progress.phase("observing LayerNorms") as told:
             model, smoothing = smoothed(model, images, identity, work, threads=options.threads, progress=told)
     with progress.phase("observing tensors") as told:
@@ -275,11 +275,11 @@ def _search(
     test: TestSet,
     work: Path,
     progress: Progress,
-) -> tuple[Search, list[Form]]:
+) -> tuple[Search, list[Variant]]:
     """The layers to quantize, and the graphs that follow; none where nothing keeps the budget."""
     effort, (images, labels) = EFFORTS[options.effort], test
     limits = thresholds.limits
-    few = CalibrationImages(thinned(images.paths, effort.single), images.protocol)
+    few = CalibrationImages(evenly_spaced(images.paths, effort.single), images.protocol)
     with progress.phase("measuring each layer") as told:
         single = Reference(model, [few[i] for i in range(len(few))], threads=options.threads)
         names = [group.name for group in groups if group.is_candidate]
@@ -300,7 +300,7 @@ def _search(
             f"classes stay, logits differ by {100 * step.loss.error:.2g} %: {verdict} budget"
         )
 
-    progress.say(f"measuring sets of layers on {count(len(images), 'picture')}")
+    progress.say(f"measuring sets of layers on {count(len(images), 'image')}")
     reference = Reference(model, images, labels, threads=options.threads)
     quantized, found = search(
         reference,
@@ -313,13 +313,13 @@ def _search(
         batch=effort.batch,
         told=said,
     )
-    return found, forms_of(quantized, found, model, limits, reference) if found.chosen else []
+    return found, variants_of(quantized, found, model, limits, reference) if found.chosen else []
 
 
-def _write(bundle: Bundle, form: Form, details: dict[str, Any]) -> None:
-    """Enter a form into the bundle, by a rename within the same folder."""
+def _write(bundle: Bundle, variant: Variant, details: dict[str, Any]) -> None:
+    """Enter a variant into the bundle, by a rename within the same folder."""
     with work_folder(bundle.path) as folder:
-        file = folder / form.name
-        file.write_bytes(serialise(form.model))
+        file = folder / variant.name
+        file.write_bytes(serialise(variant.model))
         precision = details["calibration"]["precision"]
-        bundle.add(form.name, Artifact("onnx", precision, {form.name: sha256_of(file)}, details), [file])
+        bundle.add(variant.name, Artifact("onnx", precision, {variant.name: sha256_of(file)}, details), [file])

@@ -46,7 +46,7 @@ class CalibrationOptions:
     precision: str = "int8"  # of `qdq.KINDS`
     method: Method = "minmax"
     effort: EffortName = "medium"
-    smooth: bool = True  # migrate outliers from LayerNorms into the next weights
+    smoothquant: bool = True  # migrate outliers from LayerNorms into the next weights
     float_layers: tuple[str, ...] = ()  # layers, with all below them, that stay float
     attention_float: bool = True  # attention's products stay float; else the search decides
     work: Path | None = None  # folder for statistics, kept; None: a temporary one
@@ -76,7 +76,7 @@ def budget_of(
     """
     if points is not None and labelled is None:
         raise InputError(
-            f"a budget of {points:g} points of mIoU needs labelled pictures",
+            f"a budget of {points:g} points of mIoU needs labelled images",
             "Name them with --data, or give a budget on the classes that stay the same: --agreement 0.98.",
         )
     if points is not None and not 0 <= points <= 100:

@@ -11,7 +11,7 @@ from typing import Any
 from denseport.calibration.calibrate import CalibrationRecord
 from denseport.calibration.search.search import Step
 from denseport.runtime.bundle.manifest import Manifest
-from denseport.runtime.bundle.quantization import Trial
+from denseport.runtime.bundle.quantization import QuantizationVerdict
 from denseport.runtime.media.page import count, fact_list, page, section
 from denseport.runtime.media.plot import Axis, Series, chart
 from denseport.runtime.system.files import write_atomic
@@ -44,11 +44,13 @@ def summary(record: CalibrationRecord) -> list[str]:
     return lines
 
 
-def write_report(path: Path, manifest: Manifest, record: CalibrationRecord, trials: Mapping[str, Trial]) -> Path:
+def write_report(
+    path: Path, manifest: Manifest, record: CalibrationRecord, verdicts: Mapping[str, QuantizationVerdict]
+) -> Path:
     """Write the page, whole or not at all.
 
     Args:
-        trials: by artifact.
+        verdicts: by artifact.
 
     Raises:
         OutputError: the place cannot be written.
@@ -57,12 +59,12 @@ def write_report(path: Path, manifest: Manifest, record: CalibrationRecord, tria
     share = 100 * record.search.quantization.share
     names = escape(", ".join(record.losses) or "nothing")
     parts = (
-        _verdicts(record, trials),
-        _tiles(record, trials),
+        _verdicts(record, verdicts),
+        _tiles(record, verdicts),
         section("search", f"Loss against share in {_name(record)}", _hint(record), _plot(record)),
         _layers(record),
         _smoothing(record),
-        _facts(record, trials),
+        _facts(record, verdicts),
     )
     text = page(
         title=f"{_name(record)}: {manifest.name}",
@@ -70,7 +72,7 @@ def write_report(path: Path, manifest: Manifest, record: CalibrationRecord, tria
             '<p class="eyebrow">Denseport calibration report</p>\n'
             f"<h1>{escape(manifest.name)}</h1>\n"
             f'<p class="lead">{names}: {share:.1f} % of the multiply-adds in {_name(record)}, calibrated on '
-            f"{count(record.images, 'picture')}, "
+            f"{count(record.images, 'image')}, "
             f'<time datetime="{created.isoformat()}">{created:%Y-%m-%d}</time></p>'
         ),
         main="\n".join(part for part in parts if part),
@@ -80,9 +82,9 @@ def write_report(path: Path, manifest: Manifest, record: CalibrationRecord, tria
     return path
 
 
-def _verdicts(record: CalibrationRecord, trials: Mapping[str, Trial]) -> str:
-    parts = [_verdict(name, trial) for name, trial in trials.items()]
-    if not trials:
+def _verdicts(record: CalibrationRecord, verdicts: Mapping[str, QuantizationVerdict]) -> str:
+    parts = [_verdict(name, verdict) for name, verdict in verdicts.items()]
+    if not verdicts:
         parts.append(
             _box("fail", "Nothing was written", "nothing", f"No set of layers in {_name(record)} keeps the budget.")
         )
@@ -92,11 +94,11 @@ def _verdicts(record: CalibrationRecord, trials: Mapping[str, Trial]) -> str:
     return "\n".join(parts)
 
 
-def _verdict(name: str, trial: Trial) -> str:
-    reason = f"{trial.reason}. Measured on {trial.machine}."
-    if not trial.accepted:
+def _verdict(name: str, verdict: QuantizationVerdict) -> str:
+    reason = f"{verdict.reason}. Measured on {verdict.machine}."
+    if not verdict.accepted:
         reason += f" It runs only when it is asked for: --artifact {name}."
-    kind, word = ("pass", "ACCEPTED") if trial.accepted else ("fail", "REFUSED")
+    kind, word = ("pass", "ACCEPTED") if verdict.accepted else ("fail", "REFUSED")
     return _box(kind, word, name, reason)
 
 
@@ -108,16 +110,16 @@ def _box(kind: str, word: str, name: str, reason: str) -> str:
     )
 
 
-def _tiles(record: CalibrationRecord, trials: Mapping[str, Trial]) -> str:
+def _tiles(record: CalibrationRecord, verdicts: Mapping[str, QuantizationVerdict]) -> str:
     """The figures of the fastest artifact."""
     tiles = [(f"In {_name(record)}, % of the multiply-adds", f"{100 * record.search.quantization.share:.1f}", "")]
-    for trial in sorted(trials.values(), key=lambda trial: -trial.speed_ratio)[:1]:
-        seconds = ", ".join(f"{name} {1000 * each:.0f} ms" for name, each in trial.seconds.items())
-        tiles.append(("Times as fast as FP32", f"{trial.speed_ratio:.2f}", escape(seconds)))
-        if trial.miou is not None and trial.fp32_miou is not None:
-            tiles.append(("mIoU, %", f"{trial.miou:.2f}", f"FP32 {trial.fp32_miou:.2f}"))
+    for verdict in sorted(verdicts.values(), key=lambda verdict: -verdict.speed_ratio)[:1]:
+        seconds = ", ".join(f"{name} {1000 * each:.0f} ms" for name, each in verdict.seconds.items())
+        tiles.append(("Times as fast as FP32", f"{verdict.speed_ratio:.2f}", escape(seconds)))
+        if verdict.miou is not None and verdict.fp32_miou is not None:
+            tiles.append(("mIoU, %", f"{verdict.miou:.2f}", f"FP32 {verdict.fp32_miou:.2f}"))
         else:
-            tiles.append(("Pixels with FP32's class, %", f"{100 * trial.agreement:.2f}", ""))
+            tiles.append(("Pixels with FP32's class, %", f"{100 * verdict.agreement:.2f}", ""))
     items = "".join(
         f'<div><dt>{name}</dt><dd class="figure">{figure}</dd><dd class="than">{note}</dd></div>'
         for name, figure, note in tiles
@@ -126,7 +128,7 @@ def _tiles(record: CalibrationRecord, trials: Mapping[str, Trial]) -> str:
 
 
 def _hint(record: CalibrationRecord) -> str:
-    where = count(record.labelled, "labelled picture") if record.labelled else "calibration pictures"
+    where = count(record.labelled, "labelled image") if record.labelled else "calibration images"
     return (
         f"Each dot is a set of layers that was measured as a whole on {where}, from every candidate in "
         f"{_name(record)} down to the set that was chosen."
@@ -208,18 +210,18 @@ def _smoothing(record: CalibrationRecord) -> str:
     return section("smoothing", "Smoothing", hint, f"<details>{title}{body}</details>")
 
 
-def _facts(record: CalibrationRecord, trials: Mapping[str, Trial]) -> str:
+def _facts(record: CalibrationRecord, verdicts: Mapping[str, QuantizationVerdict]) -> str:
     budget = record.options.budget
     limits = {"points of mIoU": budget.miou, "least agreement": budget.agreement, "error of the logits": budget.error}
     facts = {
         "Method": record.options.method,
         "Budget": ", ".join(f"{value:g} {name}" for name, value in limits.items() if value is not None),
-        "Pictures": f'{record.images}<br><span class="hash">sha256 of the list {record.images_sha256}</span>',
+        "Images": f'{record.images}<br><span class="hash">sha256 of the list {record.images_sha256}</span>',
         "Effort": f"{record.options.effort}, {record.seconds:.0f} s",
         "Packages": escape(record.versions),
     }
-    for name, trial in trials.items():
-        facts[escape(name)] = escape(f"measured on {trial.machine}, {trial.cpus} CPUs, {trial.session}")
+    for name, verdict in verdicts.items():
+        facts[escape(name)] = escape(f"measured on {verdict.machine}, {verdict.cpus} CPUs, {verdict.session}")
     return section("facts", "How it was made", "", fact_list(facts))
 
 

@@ -1,6 +1,6 @@
 """Is a quantized artifact worth running here? Its speed and accuracy beside FP32's, on this machine.
 
-Speed is measured in rounds in which every artifact runs the same picture, in turns, so that a machine that slows down
+Speed is measured in rounds in which every artifact runs the same image, in turns, so that a machine that slows down
 slows all of them down.
 """
 
@@ -21,11 +21,11 @@ from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import FP32
-from denseport.runtime.bundle.quantization import Trial, kind_of
+from denseport.runtime.bundle.quantization import QuantizationVerdict, kind_of
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.evaluate import evaluate
 from denseport.runtime.segmenter import Segmenter
-from denseport.runtime.selection import CUDA, choose
+from denseport.runtime.selection import CUDA, select_artifact
 from denseport.runtime.system.machine import inspect_machine
 
 __all__ = ["FASTER", "Accuracy", "Race", "judge", "measure_accuracy", "race"]
@@ -38,16 +38,16 @@ SECONDS = 15.0  # after which no further round starts, once there were the fewes
 
 @dataclass(frozen=True)
 class Race:
-    """Times of several sessions on the same pictures."""
+    """Times of several sessions on the same images."""
 
-    seconds: dict[str, float]  # median for a picture, by name
+    seconds: dict[str, float]  # median for an image, by name
     ratios: dict[str, float]  # the first one's time / this one's: the median over the rounds
     rounds: int
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """An artifact and FP32 on the same labelled pictures."""
+    """An artifact and FP32 on the same labelled images."""
 
     miou: float  # percent
     fp32_miou: float
@@ -122,15 +122,15 @@ def judge(
     *,
     threads: int | None = None,
     seconds: float = SECONDS,
-) -> Trial:
+) -> QuantizationVerdict:
     """Race an artifact of the bundle with FP32, on a GPU also with FP16, and say whether it earned its place.
 
     Args:
         images: normalised (1, 3, H, W), to time the networks with.
         loss: what the search measured, which counts where there is no ``accuracy``.
-        accuracy: on labelled pictures.
+        accuracy: on labelled images.
     """
-    providers = choose(bundle, name).providers
+    providers = select_artifact(bundle, name).providers
     on_gpu = CUDA in providers
     rivals = [FP32, FP16] if on_gpu and FP16 in bundle.manifest.artifacts else [FP32]
     sessions = {
@@ -142,7 +142,7 @@ def judge(
     measured = loss if accuracy is None else accuracy.loss
     ratio = result.ratios[name]
     within, accepted, reason = _decide(name, ratio, measured, budget)
-    return Trial(
+    return QuantizationVerdict(
         machine=kind_of(machine, on_gpu=on_gpu),
         cpus=machine.cpus,
         session=sessions[name].description,

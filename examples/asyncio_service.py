@@ -1,8 +1,8 @@
-"""A small network service: a picture's bytes in, its mask as PNG out. One segmenter, many clients, one event loop.
+"""A small network service: an image's bytes in, its mask as PNG out. One segmenter, many clients, one event loop.
 
     python examples/asyncio_service.py BUNDLE --port 8100
 
-A request is four bytes of length (big endian) and an encoded picture; so is the answer. Length 0 tells of an error. For
+A request is four bytes of length (big endian) and an encoded image; so is the answer. Length 0 tells of an error. For
 HTTP, health and metrics see ``denseport serve``; this shows the embedding.
 """
 

@@ -1,8 +1,8 @@
-"""Segment every picture of a folder: masks beside a table of what covers how much.
+"""Segment every image of a folder: masks beside a table of what covers how much.
 
     python examples/folder.py BUNDLE FOLDER -o OUT
 
-Reading, the network, post-processing and writing overlap; a picture that cannot be read ends the run with its name.
+Reading, the network, post-processing and writing overlap; an image that cannot be read ends the run with its name.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    pictures = sorted(path for path in arguments.folder.iterdir() if path.suffix in (".jpg", ".png"))
+    images = sorted(path for path in arguments.folder.iterdir() if path.suffix in (".jpg", ".png"))
 
     with Segmenter(arguments.bundle) as segment:
         classes = segment.manifest.classes
         # The stream keeps the order, and reads ahead only as far as its short queues have room.
-        for path, result in zip(pictures, segment.stream(pictures, scores=True), strict=True):
+        for path, result in zip(images, segment.stream(images, scores=True), strict=True):
             write_mask(arguments.output / f"{path.stem}.png", result.mask)
             shares = np.bincount(result.mask.ravel(), minlength=len(classes)) / result.mask.size
             top = ", ".join(f"{classes[i]} {shares[i]:.0%}" for i in np.argsort(-shares)[:3])

@@ -47,11 +47,11 @@ def main() -> None:
         )
         if arguments.output:
             with VideoWriter(arguments.output, capture.get(cv2.CAP_PROP_FPS) or 25.0) as writer:
-                for picture in painted:
-                    writer.write(picture)
+                for image in painted:
+                    writer.write(image)
             return
-        for picture in painted:
-            cv2.imshow("denseport: q ends", picture)
+        for image in painted:
+            cv2.imshow("denseport: q ends", image)
             if cv2.waitKey(1) == ord("q"):
                 break
 

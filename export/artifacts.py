@@ -32,7 +32,7 @@ Candidate: TypeAlias = tuple[Path, BuildRecord]
 def build_typed(
     bundle: Bundle,
     precision: str,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     *,
     quantized: str | None = None,
     progress: Callable[[str], None] = lambda text: None,
@@ -40,11 +40,11 @@ def build_typed(
     """Write the FP16 or BF16 form of a bundle's model, ``fp16.onnx`` say, or type the float rest of a quantized one.
 
     Args:
-        pictures: on which FP16's range is checked and the result is audited; none: only weights are checked.
+        images: on which FP16's range is checked and the result is audited; none: only weights are checked.
         quantized: "int8" or "fp8": type the float part of that graph of the bundle, as ``int8.fp16.onnx`` say.
 
     Returns:
-        The artifact's name, what it computes in, and its audit (None without pictures). An artifact whose audit
+        The artifact's name, what it computes in, and its audit (None without images). An artifact whose audit
         failed is not kept.
 
     Raises:
@@ -56,13 +56,13 @@ def build_typed(
     model = bundle.verified(source)
     with work_folder(bundle.path) as folder:
         output = folder / name
-        progress(f"typing {name}" + (f"; pictures to observe ranges on: {len(pictures)}" if pictures else ""))
-        calibration = network_inputs(pictures, bundle.manifest) if pictures else None
+        progress(f"typing {name}" + (f"; images to observe ranges on: {len(images)}" if images else ""))
+        calibration = network_inputs(images, bundle.manifest) if images else None
         record = write_precision(model, output, precision, calibration)
         if not record.nodes.get(precision):
             raise ExportError(f"{name}: no node computes in {precision}", "Look at --explain-precision.")
         kind = quantized or precision
-        result = audit_graph(bundle, output, kind, pictures, progress) if pictures else None
+        result = audit_graph(bundle, output, kind, images, progress) if images else None
         if result is not None and not result.passed:
             return name, record, result
         _enter(bundle, output, kind, {"source": source, "precision": dataclasses.asdict(record)}, result)
@@ -72,7 +72,7 @@ def build_typed(
 def build_variant(
     bundle: Bundle,
     precision: str,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     *,
     mask: bool,
     fused: bool,
@@ -81,7 +81,7 @@ def build_variant(
     """Write a bundle's graph of that precision with masks as its output, or fused, or both: ``fp16.mask.fused.onnx``.
 
     Returns:
-        The artifact's name, what was fused, and its audit (None without pictures). An artifact whose audit failed is
+        The artifact's name, what was fused, and its audit (None without images). An artifact whose audit failed is
         not kept.
 
     Raises:
@@ -98,7 +98,7 @@ def build_variant(
             append_mask(model)
         fusion = fuse(model) if fused else None
         save_model(model, output)
-        result = audit_graph(bundle, output, precision, pictures, progress) if pictures else None
+        result = audit_graph(bundle, output, precision, images, progress) if images else None
         if result is not None and not result.passed:
             return name, fusion, result
         details: dict[str, Any] = {"source": source, "output": MASK if mask else LOGITS}
@@ -126,7 +126,7 @@ def build_engine_artifact(
     bundle: Bundle,
     precision: str,
     options: EngineOptions,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     *,
     rest: str = "fp32",
     try_plugin: bool = False,
@@ -158,8 +158,8 @@ def build_engine_artifact(
 
         output, record, times = _faster(build, options) if try_plugin else (*build(options), {})
         name = _engine_name(source, options, record)
-        unaudited = why_not(record) or ("no pictures were given" if not pictures else "")
-        checked = unaudited or audit_engine(bundle, output, record, precision, pictures)
+        unaudited = why_not(record) or ("no images were given" if not images else "")
+        checked = unaudited or audit_engine(bundle, output, record, precision, images)
         if isinstance(checked, Audit) and not checked.passed:
             return name, record, checked
         details: dict[str, Any] = {**record.to_dict(), "source": source}

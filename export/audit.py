@@ -1,4 +1,4 @@
-"""Compare what was built with FP32, on pictures, before anyone relies on it."""
+"""Compare what was built with FP32, on images, before anyone relies on it."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from denseport.runtime.bundle.engine_record import BuildRecord
 from denseport.runtime.bundle.manifest import FP32, Manifest
 from denseport.runtime.evaluation.gate import AGREEMENTS
 from denseport.runtime.evaluation.metrics import json_number
-from denseport.runtime.pipeline.network_input import network_inputs, thinned
+from denseport.runtime.pipeline.network_input import evenly_spaced, network_inputs
 from denseport.runtime.system.files import work_folder
 
 __all__ = ["Audit", "audit_engine", "audit_graph"]
 
 NOTED = 0.05  # relative error of a tensor from which the audit names its layer as the first to diverge
-AUDITED = 8  # pictures
+AUDITED = 8  # images
 
 
 @dataclass(frozen=True)
 class Audit:
-    """An artifact compared with FP32 on pictures."""
+    """An artifact compared with FP32 on images."""
 
     images: int
     agreement: float  # share of logit positions, or of a mask's pixels, with FP32's class
-    worst_image: float  # the same, of the worst picture
-    logit_error: float | None  # largest difference of logits / largest logit, over all pictures; None: a mask has none
+    worst_image: float  # the same, of the worst image
+    logit_error: float | None  # largest difference of logits / largest logit, over all images; None: a mask has none
     finite: bool | None  # all logits are; None: a mask does not show it
     worst_layer: str | None  # the first layer that differs by more than NOTED, else the one that differs most
     passed: bool
@@ -50,22 +50,22 @@ class Audit:
 
 
 def audit_graph(
-    bundle: Bundle, typed: Path, precision: str, pictures: Sequence[Path], progress: Callable[[str], None]
+    bundle: Bundle, typed: Path, precision: str, images: Sequence[Path], progress: Callable[[str], None]
 ) -> Audit:
-    """Compare a typed graph with FP32 on up to `AUDITED` pictures, and name the layer that is worst.
+    """Compare a typed graph with FP32 on up to `AUDITED` images, and name the layer that is worst.
 
     Its rounding is emulated, since ONNX Runtime's CPU back end would skip it. Masks are compared with FP32's masks.
 
     Args:
-        pictures: at least one.
+        images: at least one.
         progress: told what is being done, a line each.
 
     Raises:
         BundleError: the bundle's FP32 model is altered or missing.
-        ImageError: a picture cannot be read.
+        ImageError: an image cannot be read.
     """
-    chosen = thinned(pictures, AUDITED)
-    progress(f"comparing with FP32, {precision.upper()}'s rounding emulated; pictures: {len(chosen)}")
+    chosen = evenly_spaced(images, AUDITED)
+    progress(f"comparing with FP32, {precision.upper()}'s rounding emulated; images: {len(chosen)}")
     trusted = bundle.verified(FP32)
     with work_folder(bundle.path) as folder:
         emulated = folder / "emulated.onnx"
@@ -79,7 +79,7 @@ def audit_graph(
     return replace(result, worst_layer=f"{worst.node} ({worst.operator}): {worst.difference}" if worst else None)
 
 
-def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: str, pictures: Sequence[Path]) -> Audit:
+def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: str, images: Sequence[Path]) -> Audit:
     """Compare an engine, on the GPU here, with FP32 at the size that it is tuned for.
 
     Raises:
@@ -93,7 +93,7 @@ def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: s
         TensorRTSession(engine, record) as session,
     ):
         reference = _reference(bundle.verified(FP32), record.output, folder)
-        return _compare(reference, session, thinned(pictures, AUDITED), manifest, precision)
+        return _compare(reference, session, evenly_spaced(images, AUDITED), manifest, precision)
 
 
 def _reference(fp32: Path, output: str, folder: Path) -> Session:
@@ -105,11 +105,9 @@ def _reference(fp32: Path, output: str, folder: Path) -> Session:
     return OnnxRuntimeSession(path)
 
 
-def _compare(
-    reference: Session, suspect: Session, pictures: Sequence[Path], manifest: Manifest, precision: str
-) -> Audit:
+def _compare(reference: Session, suspect: Session, images: Sequence[Path], manifest: Manifest, precision: str) -> Audit:
     shares, errors, finite = list[float](), list[float](), list[bool]()
-    for image in network_inputs(pictures, manifest):
+    for image in network_inputs(images, manifest):
         expected, found = reference.run(image), suspect.run(image)
         if found.dtype.kind == "i":
             shares.append(float((expected == found).mean()))
@@ -119,7 +117,7 @@ def _compare(
         errors.append(float(np.abs(expected - found).max() / max(np.abs(expected).max(), 1e-12)))
     agreement = float(np.mean(shares))
     return Audit(
-        images=len(pictures),
+        images=len(images),
         agreement=agreement,
         worst_image=min(shares),
         logit_error=max(errors, default=None),

@@ -1,4 +1,4 @@
-"""Run a bundle: picture in, mask out. No torch, no onnx.
+"""Run a bundle: image in, mask out. No torch, no onnx.
 
 The names below are imported on first use, so that ``denseport --help`` needs neither numpy nor OpenCV.
 """
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from denseport.runtime.segmenter import Segmenter as Segmenter
 
 _HOMES = {
-    "Bundle": "bundle",
+    "Bundle": "bundle.bundle",
     "DenseportError": "errors",
-    "Segmentation": "results",
+    "Segmentation": "pipeline.results",
     "Segmenter": "segmenter",
-    "Timings": "results",
+    "Timings": "pipeline.results",
 }
 
 __all__ = ["Bundle", "DenseportError", "Segmentation", "Segmenter", "Timings"]

@@ -2,7 +2,7 @@
 
     DenseportError
     ├── InputError          exit 2   something that the user gave is wrong
-    │   ├── ImageError               a picture, a video or a mask that cannot be read
+    │   ├── ImageError               an image, a video or a mask that cannot be read
     │   ├── BundleError              a bundle that is incomplete, altered or of another format
     │   ├── DatasetError             images and masks that do not belong together
     │   └── OutputError              a place that cannot be written
@@ -63,7 +63,7 @@ class InputError(DenseportError):
 
 
 class ImageError(InputError):
-    """A picture, video or mask that is missing or cannot be decoded."""
+    """An image, video or mask that is missing or cannot be decoded."""
 
 
 class BundleError(InputError):

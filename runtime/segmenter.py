@@ -1,4 +1,4 @@
-"""The public runtime: picture in, mask out."""
+"""The public runtime: image in, mask out."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline.device_path import DevicePath, open_device_path
-from denseport.runtime.pipeline.outputs import MASK_ONLY, Wish, decide
-from denseport.runtime.pipeline.pipeline import Picture, Region, Steps, Work
-from denseport.runtime.pipeline.resample import Field
+from denseport.runtime.pipeline.outputs import MASK_ONLY, RequestedOutputs, decide
+from denseport.runtime.pipeline.pipeline import Image, Job, Pipeline, Region
+from denseport.runtime.pipeline.resample import LogitMap
 from denseport.runtime.pipeline.results import Segmentation
 from denseport.runtime.pipeline.stream import pipelined
 from denseport.runtime.pipeline.temporal import Smoother
-from denseport.runtime.selection import Choice, choose
+from denseport.runtime.selection import Selection, select_artifact
 from denseport.runtime.system.cpus import check_threads
 
 __all__ = ["Segmenter"]
 
-# Pictures of `submit` at a time: one in the network, one before or behind it.
+# Images of `submit` at a time: one in the network, one before or behind it.
 SUBMITTED = 2
-BATCH = 4  # pictures: of 150 classes at 512 x 683, their logits take 215 MB
+BATCH = 4  # images: of 150 classes at 512 x 683, their logits take 215 MB
 
 
 class Segmenter:
-    """A bundle, ready to segment pictures. Safe to call from several threads.
+    """A bundle, ready to segment images. Safe to call from several threads.
 
     ::
 
@@ -48,13 +48,13 @@ class Segmenter:
     Args:
         bundle: a bundle's folder.
         artifact: which artifact runs; default: the best for this machine (`denseport.runtime.selection`).
-        protocol: how pictures reach the network: "reference" is as the checkpoint was tested, "ms-flip" averages
-            twelve scaled and mirrored views, "native" slides over pictures of any size without resizing them;
+        protocol: how images reach the network: "reference" is as the checkpoint was tested, "ms-flip" averages
+            twelve scaled and mirrored views, "native" slides over images of any size without resizing them;
             `denseport.runtime.bundle.protocol.parse_protocol` has them all.
         threads: for the network and for post-processing; default: the CPUs this process may use.
         providers: ONNX Runtime's execution providers for an ONNX artifact, best first, such as
             ``("TensorrtExecutionProvider", "CUDAExecutionProvider")``; default: CUDA if it can, else the CPU.
-        device_path: resize, normalise and decide on the GPU too, so that a picture goes up as bytes and comes back as
+        device_path: resize, normalise and decide on the GPU too, so that an image goes up as bytes and comes back as
             a mask, for calls that want only the mask. Where this cannot be, the CPU does it; `description` says why.
 
     Raises:
@@ -76,9 +76,9 @@ class Segmenter:
         bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
         protocol = protocol if isinstance(protocol, Protocol) else parse_protocol(protocol, bundle.manifest)
         check_threads(threads)
-        choice = choose(bundle, artifact, protocol)
-        session = _open(bundle, choice, threads, providers)
-        self._begin(bundle, choice, protocol, threads, session, device_path=device_path)
+        selection = select_artifact(bundle, artifact, protocol)
+        session = _open(bundle, selection, threads, providers)
+        self._begin(bundle, selection, protocol, threads, session, device_path=device_path)
 
     @classmethod
     def around(
@@ -99,13 +99,13 @@ class Segmenter:
             threads, device_path: as for `Segmenter`.
         """
         new = cls.__new__(cls)
-        new._begin(bundle, Choice(name, (), "given", {}), protocol, threads, session, device_path=device_path)
+        new._begin(bundle, Selection(name, (), "given", {}), protocol, threads, session, device_path=device_path)
         return new
 
     def _begin(
         self,
         bundle: Bundle,
-        choice: Choice,
+        selection: Selection,
         protocol: Protocol,
         threads: int | None,
         session: Session,
@@ -114,22 +114,22 @@ class Segmenter:
     ) -> None:
         device = open_device_path(session, protocol) if device_path else None
         shared = SharedSession(device if isinstance(device, DevicePath) else session)
-        self._set_up(bundle, choice, protocol, threads, shared, device)
+        self._set_up(bundle, selection, protocol, threads, shared, device)
 
     def _set_up(
         self,
         bundle: Bundle,
-        choice: Choice,
+        selection: Selection,
         protocol: Protocol,
         threads: int | None,
         session: SharedSession,
         device: DevicePath | str | None,
     ) -> None:
-        self.bundle, self.choice, self.artifact, self.protocol = bundle, choice, choice.name, protocol
+        self.bundle, self.selection, self.artifact, self.protocol = bundle, selection, selection.name, protocol
         self._threads, self._session = threads, session
-        self._device = device  # or why pictures stay on the CPU; None: nobody asked
+        self._device = device  # or why images stay on the CPU; None: nobody asked
         on_device = device if isinstance(device, DevicePath) else None
-        self._steps = Steps(bundle.manifest, bundle.path, choice.name, protocol, session, threads, on_device)
+        self._pipeline = Pipeline(bundle.manifest, bundle.path, selection.name, protocol, session, threads, on_device)
         self._lock = threading.Lock()
         self._closed = False
         self._executor: ThreadPoolExecutor | None = None  # of `submit`
@@ -147,97 +147,97 @@ class Segmenter:
 
     @property
     def description(self) -> str:
-        """Which artifact runs on what, for people; and where pictures are resized, if the GPU was asked to."""
+        """Which artifact runs on what, for people; and where images are resized, if the GPU was asked to."""
         text = f"{self.artifact} on {self._session.description}"
         if isinstance(self._device, str):
-            return f"{text}; pictures on the CPU: {self._device}"
-        return text if self._device is None else f"{text}; pictures on the GPU"
+            return f"{text}; images on the CPU: {self._device}"
+        return text if self._device is None else f"{text}; images on the GPU"
 
     def __call__(
-        self, image: Picture, *, scores: bool = False, top_k: int = 0, roi: Region | None = None
+        self, image: Image, *, scores: bool = False, top_k: int = 0, roi: Region | None = None
     ) -> Segmentation:
-        """Segment one picture.
+        """Segment one image.
 
         Args:
             image: (H, W, 3) uint8 BGR, as cv2.imread gives it, or a file.
             scores: also the probability of each pixel's class.
             top_k: also so many likeliest classes of each pixel, and their probabilities.
-            roi: only this part of the picture: x, y, width, height in pixels; the result has its size.
+            roi: only this part of the image: x, y, width, height in pixels; the result has its size.
 
         Raises:
             ImageError: a file that cannot be read, another shape or type, or so narrow that it has no whole patch.
-            InputError: a region outside the picture, more classes than there are, or the segmenter is closed.
+            InputError: a region outside the image, more classes than there are, or the segmenter is closed.
         """
         self._refuse_closed()
-        steps = self._steps
-        return steps.finish(steps.infer(steps.prepare(image, Wish(scores, top_k), roi)))
+        pipeline = self._pipeline
+        return pipeline.finish(pipeline.infer(pipeline.prepare(image, RequestedOutputs(scores, top_k), roi)))
 
     def batch(
-        self, images: Iterable[Picture], *, scores: bool = False, top_k: int = 0, size: int = BATCH
+        self, images: Iterable[Image], *, scores: bool = False, top_k: int = 0, size: int = BATCH
     ) -> list[Segmentation]:
-        """Segment several pictures, of any sizes; those that reach the network in one size go through it together.
+        """Segment several images, of any sizes; those that reach the network in one size go through it together.
 
         Results are in order. On a GPU this is faster than one by one; on a CPU hardly. Masks equal those of single
-        calls up to ties: a network rounds a batch and a single picture differently. With ``device_path``, pictures of
+        calls up to ties: a network rounds a batch and a single image differently. With ``device_path``, images of
         which only masks are wanted go one by one.
 
         Args:
             images, scores, top_k: as for a call.
-            size: pictures that go through the network together at most; an engine built for fewer takes fewer.
+            size: images that go through the network together at most; an engine built for fewer takes fewer.
 
         Raises:
             InputError: ``size`` is no whole number from 1 up; else as a call.
         """
         self._refuse_closed()
-        _refuse_one_picture(images)
-        _check_count(size, "a batch of {!r} pictures")
+        _refuse_one_image(images)
+        _check_count(size, "a batch of {!r} images")
         results: dict[int, Segmentation] = {}
-        waiting: dict[tuple[int, ...], dict[int, Work]] = {}  # by the shape of the network's input
+        waiting: dict[tuple[int, ...], dict[int, Job]] = {}  # by the shape of the network's input
         for i, image in enumerate(images):
-            work = self._steps.prepare(image, Wish(scores, top_k))
-            alone = len(work.inputs) != 1  # sliding windows and multiple scales have sizes of their own
-            key = (i,) if alone else work.inputs[0].shape
+            job = self._pipeline.prepare(image, RequestedOutputs(scores, top_k))
+            alone = len(job.inputs) != 1  # sliding windows and multiple scales have sizes of their own
+            key = (i,) if alone else job.inputs[0].shape
             group = waiting.setdefault(key, {})
-            group[i] = work
-            if alone or len(group) == self._most(work, size):
+            group[i] = job
+            if alone or len(group) == self._most(job, size):
                 results.update(self._together(waiting.pop(key)))
         for group in waiting.values():
             results.update(self._together(group))
         return [results[i] for i in range(len(results))]
 
-    def _most(self, work: Work, size: int) -> int:
-        """The pictures of this one's network size that go through the network together."""
-        most = self._session.largest_batch(*work.inputs[0].shape[2:])
+    def _most(self, job: Job, size: int) -> int:
+        """The images of this one's network size that go through the network together."""
+        most = self._session.largest_batch(*job.inputs[0].shape[2:])
         return size if most is None else min(size, most)
 
-    def _together(self, group: dict[int, Work]) -> Iterator[tuple[int, Segmentation]]:
-        works = list(group.values())
-        if len(works) == 1:
-            self._steps.infer(works[0])
+    def _together(self, group: dict[int, Job]) -> Iterator[tuple[int, Segmentation]]:
+        jobs = list(group.values())
+        if len(jobs) == 1:
+            self._pipeline.infer(jobs[0])
         else:
-            self._steps.infer_together(works)
-        for i, work in group.items():
-            yield i, self._steps.finish(work)
-            work.fields = None  # logits are large
+            self._pipeline.infer_together(jobs)
+        for i, job in group.items():
+            yield i, self._pipeline.finish(job)
+            job.maps = None  # logits are large
 
     def stream(
         self,
-        images: Iterable[Picture],
+        images: Iterable[Image],
         *,
         depth: int = 2,
         scores: bool = False,
         top_k: int = 0,
         smoothing: float = 0.0,
     ) -> Generator[Segmentation]:
-        """Segment a sequence: the next picture is decoded, and the last one post-processed, beside the network.
+        """Segment a sequence: the next image is decoded, and the last one post-processed, beside the network.
 
-        Results are in order. Whoever does not fetch them holds up the sequence: about ``3 * depth`` pictures are in
-        memory. An exception of ``images``, or of a picture, is raised after the results before it and ends the stream.
+        Results are in order. Whoever does not fetch them holds up the sequence: about ``3 * depth`` images are in
+        memory. An exception of ``images``, or of an image, is raised after the results before it and ends the stream.
         Leaving early is safe: when the generator is closed or dropped, its threads end.
 
         Args:
             images: arrays or files, as for a call; iterated in a thread. An array is copied, and may be filled anew.
-            depth: pictures that wait between two stages.
+            depth: images that wait between two stages.
             scores, top_k: as for a call.
             smoothing: for the frames of a video, the weight of the past in [0, 1)
                 (`denseport.runtime.pipeline.temporal`).
@@ -246,35 +246,35 @@ class Segmenter:
             InputError: ``depth`` no whole number from 1 up, ``smoothing`` outside [0, 1), or as for a call.
         """
         self._refuse_closed()
-        _refuse_one_picture(images)
+        _refuse_one_image(images)
         _check_count(depth, "a stream of depth {!r}")
-        wish = Wish(scores, top_k)
-        wish.check(len(self.manifest.classes))
+        requested = RequestedOutputs(scores, top_k)
+        requested.check(len(self.manifest.classes))
         smoother = Smoother(smoothing)
 
-        def prepare(image: Picture) -> Work:
+        def prepare(image: Image) -> Job:
             self._refuse_closed()
             if isinstance(image, np.ndarray):
                 image = image.copy()  # the source may fill one buffer with frame after frame
-            return self._steps.prepare(image, wish, keep_logits=bool(smoothing))
+            return self._pipeline.prepare(image, requested, keep_logits=bool(smoothing))
 
-        def infer(work: Work) -> Work:
+        def infer(job: Job) -> Job:
             if not smoothing:
-                return self._steps.infer(work)
-            self._steps.infer(work, keep_logits=True)
-            assert work.fields is not None  # they were asked for
-            self._steps.check_finite(work.fields)  # one frame would spoil all that follow
-            work.fields = smoother(work.fields, work.image)
-            return work
+                return self._pipeline.infer(job)
+            self._pipeline.infer(job, keep_logits=True)
+            assert job.maps is not None  # they were asked for
+            self._pipeline.check_finite(job.maps)  # one frame would spoil all that follow
+            job.maps = smoother(job.maps, job.image)
+            return job
 
-        return pipelined(images, {"prepare": prepare, "infer": infer, "finish": self._steps.finish}, depth)
+        return pipelined(images, {"prepare": prepare, "infer": infer, "finish": self._pipeline.finish}, depth)
 
     async def submit(
-        self, image: Picture, *, scores: bool = False, top_k: int = 0, roi: Region | None = None
+        self, image: Image, *, scores: bool = False, top_k: int = 0, roi: Region | None = None
     ) -> Segmentation:
-        """Segment one picture without holding up the event loop; arguments and errors as for a call.
+        """Segment one image without holding up the event loop; arguments and errors as for a call.
 
-        Two pictures are worked on at a time, the others wait. A cancelled task's picture is not begun; if it is under
+        Two images are worked on at a time, the others wait. A cancelled task's image is not begun; if it is under
         way, its result is dropped.
         """
         import asyncio  # here: it would make up a fifth of this module's import
@@ -294,20 +294,20 @@ class Segmenter:
             raise
 
     def warmup(self, shapes: Iterable[tuple[int, int]]) -> None:
-        """Segment a black picture of each size (height, width), so that the first real one is not slower.
+        """Segment a black image of each size (height, width), so that the first real one is not slower.
 
         What libraries do at the first run of a size (kernels compiled or chosen, memory taken, CUDA graphs recorded)
         is then done.
 
         Raises:
-            ImageError, InputError: no picture has that size, or one that reaches the network.
+            ImageError, InputError: no image has that size, or one that reaches the network.
         """
         for height, width in shapes:
             try:
-                picture = np.zeros((height, width, 3), np.uint8)
+                image = np.zeros((height, width, 3), np.uint8)
             except (ValueError, TypeError, MemoryError) as err:
-                raise InputError(f"no picture is {height} pixels high and {width} wide: {err}") from err
-            self(picture)
+                raise InputError(f"no image is {height} pixels high and {width} wide: {err}") from err
+            self(image)
 
     def clone(self) -> Segmenter:
         """Another segmenter of the same opened artifact, that is closed on its own.
@@ -317,21 +317,21 @@ class Segmenter:
         """
         self._refuse_closed()
         new = type(self).__new__(type(self))
-        new._set_up(self.bundle, self.choice, self.protocol, self._threads, self._session.share(), self._device)
+        new._set_up(self.bundle, self.selection, self.protocol, self._threads, self._session.share(), self._device)
         return new
 
-    def predict(self, image: NDArray[np.uint8]) -> list[list[Field]]:
-        """The network's part of a call: its logits for each view of a picture, at their own resolution.
+    def predict(self, image: NDArray[np.uint8]) -> list[list[LogitMap]]:
+        """The network's part of a call: its logits for each view of an image, at their own resolution.
 
         Raises:
             ImageError, BundleError: as a call.
         """
         self._refuse_closed()
-        work = self._steps.infer(self._steps.prepare(image, keep_logits=True), keep_logits=True)
-        assert work.fields is not None  # they were asked for
-        return work.fields
+        job = self._pipeline.infer(self._pipeline.prepare(image, keep_logits=True), keep_logits=True)
+        assert job.maps is not None  # they were asked for
+        return job.maps
 
-    def decide(self, views: list[list[Field]], threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
+    def decide(self, views: list[list[LogitMap]], threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
         """The rest of a call: the mask (H, W) from the logits of `predict`, resized and compared tile by tile."""
         averaged = self.protocol.tta is not None
         return decide(views, MASK_ONLY, averaged=averaged, threads=threads or self._threads).mask
@@ -362,9 +362,9 @@ class Segmenter:
         self.close()
 
 
-def _refuse_one_picture(images: Iterable[Picture]) -> None:
+def _refuse_one_image(images: Iterable[Image]) -> None:
     if isinstance(images, str | Path):  # a text is iterable too: letter by letter
-        raise InputError(f"{str(images)!r} is one picture, where several were expected", "Give a list: [picture].")
+        raise InputError(f"{str(images)!r} is one image, where several were expected", "Give a list: [image].")
 
 
 def _check_count(value: int, words: str) -> None:
@@ -373,10 +373,10 @@ def _check_count(value: int, words: str) -> None:
         raise InputError(words.format(value), "Give a whole number, at least 1.")
 
 
-def _open(bundle: Bundle, choice: Choice, threads: int | None, providers: Sequence[str] | None) -> Session:
-    path, artifact = bundle.verified(choice.name), bundle.artifact(choice.name)
+def _open(bundle: Bundle, selection: Selection, threads: int | None, providers: Sequence[str] | None) -> Session:
+    path, artifact = bundle.verified(selection.name), bundle.artifact(selection.name)
     if artifact.kind == "onnx":
-        return OnnxRuntimeSession(path, threads=threads, providers=providers or choice.providers)
+        return OnnxRuntimeSession(path, threads=threads, providers=providers or selection.providers)
     from denseport.runtime.backends.tensorrt import TensorRTSession
 
-    return TensorRTSession(path, BuildRecord.from_dict(artifact.record, f"{bundle.path}: {choice.name}"))
+    return TensorRTSession(path, BuildRecord.from_dict(artifact.record, f"{bundle.path}: {selection.name}"))

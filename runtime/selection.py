@@ -10,22 +10,31 @@ from denseport.runtime.bundle.comparison import comparing_command, is_compared
 from denseport.runtime.bundle.engine_record import BuildRecord, Profile, mismatch
 from denseport.runtime.bundle.manifest import FOR_CPU, FP32, Artifact, reading_record
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
-from denseport.runtime.bundle.quantization import Trial, kind_of
+from denseport.runtime.bundle.quantization import QuantizationVerdict, kind_of
 from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline.views import input_sizes
 from denseport.runtime.system.machine import Machine, inspect_machine
 
-__all__ = ["CPU", "CUDA", "Choice", "choose", "obstacle", "refuse_masks", "too_narrow", "why_no_logits"]
+__all__ = [
+    "CPU",
+    "CUDA",
+    "Selection",
+    "refuse_masks",
+    "select_artifact",
+    "too_narrow",
+    "why_no_logits",
+    "why_unsupported",
+]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # Among artifacts that run equally well: the narrower the faster, on a GPU. INT8 and FP8 are not always faster, and cost
-# accuracy: they are taken unasked only where a trial on such a machine says that they are worth it.
+# accuracy: they are taken unasked only where a verdict on such a machine says that they are worth it.
 ORDER = ("fp16", "bf16", "fp32")
 FOR_SESSIONS = "Choose an artifact without .mask in its name; this one is for a session, or for programs of your own."
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """The artifact to run."""
 
     name: str
@@ -35,16 +44,16 @@ class Choice:
     caution: str = ""  # what nobody has shown of it yet, and the command that does
 
 
-def choose(bundle: Bundle, wanted: str | None = None, protocol: Protocol | None = None) -> Choice:
+def select_artifact(bundle: Bundle, wanted: str | None = None, protocol: Protocol | None = None) -> Selection:
     """The best artifact for this machine: an engine that fits, else ONNX on CUDA, else FP32 on the CPU.
 
     A quantized artifact takes the place of that one where it was measured on a machine of this kind, beside that very
     artifact, as faster and within its budget. What failed its gate is passed over, and so is an engine that does not
-    take ordinary pictures under the protocol.
+    take ordinary images under the protocol.
 
     Args:
         wanted: the artifact that was asked for by name; only how it runs is then left to choose.
-        protocol: how pictures will reach the network; default: the bundle's own way.
+        protocol: how images will reach the network; default: the bundle's own way.
 
     Raises:
         BundleError: there is no such artifact, or an engine's record is damaged.
@@ -57,7 +66,7 @@ def choose(bundle: Bundle, wanted: str | None = None, protocol: Protocol | None 
     if wanted is not None:
         artifact = bundle.artifact(wanted)
         refuse_masks(wanted, artifact)
-        return Choice(wanted, _providers(wanted, artifact, on_gpu), "asked for", {}, _caution(wanted, artifact))
+        return Selection(wanted, _providers(wanted, artifact, on_gpu), "asked for", {}, _caution(wanted, artifact))
     reasons = _reasons(bundle, machine, on_gpu, protocol or parse_protocol("reference", bundle.manifest))
     fitting = [name for name, a in artifacts.items() if not reasons[name] and a.precision in ORDER]
     name = min(fitting, key=lambda each: _rank(artifacts[each], on_gpu), default=FP32)
@@ -79,16 +88,16 @@ def choose(bundle: Bundle, wanted: str | None = None, protocol: Protocol | None 
     if chosen in faster:
         why = f"{faster[chosen].reason}; {why}"
         others |= dict.fromkeys((name, *faster.keys() - {chosen}), f"{chosen} was measured as faster here")
-    return Choice(chosen, _providers(chosen, artifact, on_gpu), why, others, _caution(chosen, artifact))
+    return Selection(chosen, _providers(chosen, artifact, on_gpu), why, others, _caution(chosen, artifact))
 
 
 def _reasons(bundle: Bundle, machine: Machine, on_gpu: bool, protocol: Protocol) -> dict[str, str]:
     """Why each artifact cannot be chosen; empty where nothing speaks against it."""
     with reading_record(str(bundle.path)):
         return {
-            name: obstacle(artifact, machine)[0]
+            name: why_unsupported(artifact, machine)[0]
             or _why_no_gpu(name, on_gpu)
-            or _why_not_these_pictures(artifact, protocol)
+            or _why_not_these_images(artifact, protocol)
             or _why_not_accurate(artifact)
             for name, artifact in bundle.manifest.artifacts.items()
         }
@@ -100,23 +109,23 @@ def _why(artifact: Artifact, on_gpu: bool) -> str:
     return "ONNX Runtime with CUDA" if on_gpu else "ONNX Runtime on the CPU"
 
 
-def _verdict(name: str, artifact: Artifact, rival: str, here: str) -> Trial | str:
-    """The trial that lets a quantized artifact run instead of ``rival``, or why none does."""
-    trial = Trial.of(artifact, name)
-    if trial is None:
+def _verdict(name: str, artifact: Artifact, rival: str, here: str) -> QuantizationVerdict | str:
+    """The verdict that lets a quantized artifact run instead of ``rival``, or why none does."""
+    verdict = QuantizationVerdict.of(artifact, name)
+    if verdict is None:
         return f"{artifact.precision} runs only when it is asked for: nothing was measured of it here"
-    if trial.machine != here:
+    if verdict.machine != here:
         return (
-            f"{artifact.precision} runs only when it is asked for: it was measured on {trial.machine}, not on {here}; "
-            f"denseport calibrate --measure {name} does so"
+            f"{artifact.precision} runs only when it is asked for: it was measured on {verdict.machine}, not on "
+            f"{here}; denseport calibrate --measure {name} does so"
         )
-    if not trial.accepted:
-        return trial.reason
-    if not {name, rival} <= trial.seconds.keys():
+    if not verdict.accepted:
+        return verdict.reason
+    if not {name, rival} <= verdict.seconds.keys():
         return f"was not measured beside {rival}"
-    if trial.seconds[name] >= trial.seconds[rival]:
-        return f"{name} was measured {trial.seconds[rival] / trial.seconds[name]:.2f} times as fast as {rival} here"
-    return trial
+    if verdict.seconds[name] >= verdict.seconds[rival]:
+        return f"{name} was measured {verdict.seconds[rival] / verdict.seconds[name]:.2f} times as fast as {rival} here"
+    return verdict
 
 
 def _caution(name: str, artifact: Artifact) -> str:
@@ -136,18 +145,18 @@ def _why_not_accurate(artifact: Artifact) -> str:
     return f"failed its gate: {'; '.join(gate['reasons'])}"
 
 
-def _why_not_these_pictures(artifact: Artifact, protocol: Protocol) -> str:
+def _why_not_these_images(artifact: Artifact, protocol: Protocol) -> str:
     if artifact.kind != "engine":
         return ""
     return too_narrow(BuildRecord.from_dict(artifact.record, "the engine's record").profiles, protocol)
 
 
 def too_narrow(profiles: Sequence[Profile], protocol: Protocol) -> str:
-    """Which ordinary picture an engine of these profiles does not take under a protocol; empty if it takes them."""
+    """Which ordinary image an engine of these profiles does not take under a protocol; empty if it takes them."""
     for height, width in input_sizes(protocol):
         if not any((1, 3, height, width) in profile for profile in profiles):
             return (
-                f"takes inputs of {' or '.join(map(str, profiles))}, and pictures of 4:3 and 3:4 become "
+                f"takes inputs of {' or '.join(map(str, profiles))}, and images of 4:3 and 3:4 become "
                 f"(1, 3, {height}, {width}) under the protocol {protocol.name}"
             )
     return ""
@@ -160,7 +169,7 @@ def _why_no_gpu(name: str, on_gpu: bool) -> str:
 def why_no_logits(artifact: Artifact) -> str:
     """Why a `Segmenter` cannot use an artifact's output; empty if it can."""
     masks = artifact.record.get("output") == "mask"
-    return "gives masks of the network's input, not logits that can be resized to the picture" if masks else ""
+    return "gives masks of the network's input, not logits that can be resized to the image" if masks else ""
 
 
 def refuse_masks(name: str, artifact: Artifact) -> None:
@@ -188,12 +197,12 @@ def _passed_over(artifact: Artifact, on_gpu: bool) -> str:
     return "another one is better"
 
 
-def obstacle(artifact: Artifact, machine: Machine) -> tuple[str, str]:
+def why_unsupported(artifact: Artifact, machine: Machine) -> tuple[str, str]:
     """Why a `Segmenter` of an artifact does not run on a machine, and the remedy; two empty strings if it does."""
     if no_logits := why_no_logits(artifact):
         return no_logits, FOR_SESSIONS
     if artifact.kind == "onnx":
-        return _obstacle_to_onnx(artifact, machine)
+        return _why_no_onnx(artifact, machine)
     record = BuildRecord.from_dict(artifact.record, "the engine's record")
     if not machine.gpus:
         return f"built with {record.built_for}; here is no NVIDIA GPU", "Run it on a machine with that GPU."
@@ -206,7 +215,7 @@ def obstacle(artifact: Artifact, machine: Machine) -> tuple[str, str]:
     return (reason, f"Build one for this machine: {rebuild}") if reason else ("", "")
 
 
-def _obstacle_to_onnx(artifact: Artifact, machine: Machine) -> tuple[str, str]:
+def _why_no_onnx(artifact: Artifact, machine: Machine) -> tuple[str, str]:
     if not machine.providers:
         return "ONNX Runtime is not installed", "pip install 'denseport[onnxruntime]'"
     if artifact.precision == "bf16" and not (machine.gpus and CUDA in machine.providers):

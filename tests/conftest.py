@@ -11,7 +11,7 @@ from cpu_kernels import Kernels, compile_kernels
 from support import ASSETS, SHARED
 
 from denseport.runtime.backends.cuda.kernels import launch
-from denseport.runtime.backends.cuda.kernels.sources import PICTURE_SOURCES
+from denseport.runtime.backends.cuda.kernels.sources import IMAGE_SOURCES
 from denseport.runtime.bundle.bundle import Bundle
 
 
@@ -76,6 +76,6 @@ def sample_copy(sample: Bundle, tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def picture_kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+def image_kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     """The runtime's kernels around the network, compiled by g++."""
-    return compile_kernels(PICTURE_SOURCES, launch.KERNELS, tmp_path_factory.mktemp("picture_kernels"))
+    return compile_kernels(IMAGE_SOURCES, launch.KERNELS, tmp_path_factory.mktemp("image_kernels"))

@@ -22,36 +22,36 @@ if TYPE_CHECKING:
     from denseport.calibration.search.search import Budget
     from denseport.calibration.search.sensitivity import Loss
     from denseport.runtime.bundle.bundle import Bundle
-    from denseport.runtime.bundle.quantization import Trial
+    from denseport.runtime.bundle.quantization import QuantizationVerdict
     from denseport.runtime.evaluation.dataset import Dataset
 
 NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # looked for first, since the work takes a while
 HELP = "quantize to INT8 or FP8 within a budget, and measure whether that is worth it here"
 SAY_SECONDS = 20.0  # between lines of progress, where there is no terminal
-TIMED = 4  # pictures that the networks are timed with
+TIMED = 4  # images that the networks are timed with
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
-    pictures = parser.add_argument_group("pictures")
-    pictures.add_argument(
+    images = parser.add_argument_group("images")
+    images.add_argument(
         "--images",
         metavar="DIR",
         nargs="+",
         required=True,
-        help="pictures like the application's, without labels: folders, files or globs",
+        help="images like the application's, without labels: folders, files or globs",
     )
-    pictures.add_argument(
-        "--limit", type=whole(1), default=32, metavar="N", help="pictures to take, spread evenly; default: %(default)s"
+    images.add_argument(
+        "--limit", type=whole(1), default=32, metavar="N", help="images to take, spread evenly; default: %(default)s"
     )
-    _add_data(parser.add_argument_group("labelled pictures"))
+    _add_data(parser.add_argument_group("labelled images"))
     _add_quantization(parser.add_argument_group("quantization"))
     work = parser.add_argument_group("running")
     work.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads of the network; default: all")
     work.add_argument(
         "--work", metavar="DIR", type=path, help="keep statistics there, for further runs; default: a cache"
     )
-    work.add_argument("--resume", action="store_true", help="go on with an interrupted run on the same pictures")
+    work.add_argument("--resume", action="store_true", help="go on with an interrupted run on the same images")
     work.add_argument(
         "--measure", metavar="NAME", help="only measure this artifact here, for a verdict on another machine"
     )
@@ -65,16 +65,16 @@ def _add_data(data: argparse._ArgumentGroup) -> None:
         "--data",
         metavar="ROOT",
         type=path,
-        help="ADE20K folder (or one of pictures) to measure mIoU on; never the set that the artifact is gated with",
+        help="ADE20K folder (or one of images) to measure mIoU on; never the set that the artifact is gated with",
     )
-    data.add_argument("--masks", metavar="DIR", type=path, help="folder of masks; --data is then the pictures'")
+    data.add_argument("--masks", metavar="DIR", type=path, help="folder of masks; --data is then the images'")
     data.add_argument("--split", default="training", help="of the ADE20K layout; default: %(default)s")
     data.add_argument(
         "--data-limit",
         type=whole(1),
         default=64,
         metavar="N",
-        help="pictures to take, spread evenly; default: %(default)s",
+        help="images to take, spread evenly; default: %(default)s",
     )
 
 
@@ -104,7 +104,7 @@ def _add_quantization(how: argparse._ArgumentGroup) -> None:
         help="least share of pixels with FP32's class; default: 0.98, with --data 0.9",
     )
     how.add_argument(
-        "--float", metavar="LAYER", nargs="+", default=[], help="layers, with all below them, that stay float"
+        "--keep-float", metavar="LAYER", nargs="+", default=[], help="layers, with all below them, that stay float"
     )
     how.add_argument(
         "--attention",
@@ -113,7 +113,10 @@ def _add_quantization(how: argparse._ArgumentGroup) -> None:
         help="whether attention's products may become 8 bits; default: %(default)s",
     )
     how.add_argument(
-        "--smooth", choices=("auto", "off"), default="auto", help="migrate LayerNorms' outliers; default: %(default)s"
+        "--smoothquant",
+        choices=("auto", "off"),
+        default="auto",
+        help="migrate LayerNorms' outliers; default: %(default)s",
     )
     how.add_argument(
         "--effort", choices=("low", "medium", "high"), default="medium", help="of the search; default: %(default)s"
@@ -131,7 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.calibration.options import budget_of
     from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.bundle.protocol import parse_protocol
-    from denseport.runtime.pipeline.network_input import spread
+    from denseport.runtime.pipeline.network_input import sample_evenly
     from denseport.runtime.system.files import refuse_unwritable
 
     _check(arguments)
@@ -139,25 +142,25 @@ def run(arguments: argparse.Namespace) -> int:
     refuse_unwritable(bundle.path)
     labelled = _dataset(arguments, bundle)
     budget = budget_of(arguments.budget, arguments.agreement, labelled, arguments.precision)
-    pictures = spread(arguments.images, arguments.limit)
-    images = CalibrationImages(pictures, parse_protocol("reference", bundle.manifest))
+    paths = sample_evenly(arguments.images, arguments.limit)
+    images = CalibrationImages(paths, parse_protocol("reference", bundle.manifest))
     progress = _Terminal()
     if arguments.measure is not None:
         return _measure(arguments, bundle, images, labelled, progress)
-    with _work_folder(arguments, bundle, pictures) as work:
+    with _work_folder(arguments, bundle, paths) as work:
         record = calibrate(bundle, images, _options(arguments, budget, work), labelled, progress=progress)
-    trials = {
+    verdicts = {
         name: _try(bundle, name, images, labelled, budget, loss, arguments.threads, progress)
         for name, loss in record.losses.items()
     }
-    within = bool(trials) and all(trial.within_budget for trial in trials.values())
+    within = bool(verdicts) and all(verdict.within_budget for verdict in verdicts.values())
     result = {"bundle": str(bundle.path), **record.to_dict(), "within_budget": within}
-    result["verdicts"] = {name: asdict(trial) for name, trial in trials.items()}
+    result["verdicts"] = {name: asdict(verdict) for name, verdict in verdicts.items()}
     if arguments.report is not None:
         from denseport.calibration.report import write_report
 
-        result["report"] = str(write_report(arguments.report, bundle.manifest, record, trials))
-    print(json.dumps(result, indent=1) if arguments.json else "\n".join(_lines(result, record, trials)))
+        result["report"] = str(write_report(arguments.report, bundle.manifest, record, verdicts))
+    print(json.dumps(result, indent=1) if arguments.json else "\n".join(_lines(result, record, verdicts)))
     return 0 if within else 1
 
 
@@ -169,8 +172,8 @@ def _options(arguments: argparse.Namespace, budget: Budget, work: Path) -> Calib
         precision=arguments.precision,
         method=arguments.method,
         effort=arguments.effort,
-        smooth=arguments.smooth == "auto",
-        float_layers=tuple(arguments.float),
+        smoothquant=arguments.smoothquant == "auto",
+        float_layers=tuple(arguments.keep_float),
         attention_float=arguments.attention == "float",
         work=work,
         threads=arguments.threads,
@@ -198,12 +201,12 @@ def _measure(
         raise InputError(f"{name}: was not written by denseport calibrate", "Name one with a calibration record.")
     with reading_record(name):
         budget = decode_dataclass(Budget, record["calibration"]["budget"], name, "record.calibration.budget")
-        loss = decode_dataclass(Loss, record["form"]["loss"], name, "record.form.loss")
+        loss = decode_dataclass(Loss, record["variant"]["loss"], name, "record.variant.loss")
     images.check(bundle.manifest.patch_size)
-    trial = _try(bundle, name, images, labelled, budget, loss, arguments.threads, progress)
-    result = {"bundle": str(bundle.path), "verdicts": {name: asdict(trial)}}
-    print(json.dumps(result, indent=1) if arguments.json else "\n".join(_trial_lines(name, trial)))
-    return 0 if trial.within_budget else 1
+    verdict = _try(bundle, name, images, labelled, budget, loss, arguments.threads, progress)
+    result = {"bundle": str(bundle.path), "verdicts": {name: asdict(verdict)}}
+    print(json.dumps(result, indent=1) if arguments.json else "\n".join(_trial_lines(name, verdict)))
+    return 0 if verdict.within_budget else 1
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -216,7 +219,7 @@ def _check(arguments: argparse.Namespace) -> None:
                     f"--{name} does not go with --measure", "The artifact keeps the budget that it was calibrated for."
                 )
     if arguments.masks is not None and arguments.data is None:
-        raise InputError("--masks belongs to --data", "Name the folder of their pictures with --data.")
+        raise InputError("--masks belongs to --data", "Name the folder of their images with --data.")
     if arguments.report is not None:
         _check_report(arguments.report)
 
@@ -243,7 +246,7 @@ def _dataset(arguments: argparse.Namespace, bundle: Bundle) -> Dataset | None:
     from dataclasses import replace
 
     from denseport.runtime.evaluation.dataset import open_dataset
-    from denseport.runtime.pipeline.network_input import thinned
+    from denseport.runtime.pipeline.network_input import evenly_spaced
 
     if arguments.data is None:
         return None
@@ -253,11 +256,11 @@ def _dataset(arguments: argparse.Namespace, bundle: Bundle) -> Dataset | None:
         split=arguments.split,
         reduce_zero_label=bundle.manifest.reduce_zero_label,
     )
-    return replace(dataset, samples=tuple(thinned(dataset.samples, arguments.data_limit)))
+    return replace(dataset, samples=tuple(evenly_spaced(dataset.samples, arguments.data_limit)))
 
 
 @contextmanager
-def _work_folder(arguments: argparse.Namespace, bundle: Bundle, pictures: list[Path]) -> Iterator[Path]:
+def _work_folder(arguments: argparse.Namespace, bundle: Bundle, images: list[Path]) -> Iterator[Path]:
     """The folder for statistics: the one that was named, which stays, or one in the cache until the run is done."""
     import hashlib
     import shutil
@@ -268,7 +271,7 @@ def _work_folder(arguments: argparse.Namespace, bundle: Bundle, pictures: list[P
     if arguments.work is not None:
         yield arguments.work
         return
-    what = [bundle.artifact("model.onnx").files, [str(path.absolute()) for path in pictures]]
+    what = [bundle.artifact("model.onnx").files, [str(path.absolute()) for path in images]]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     home = cache_folder()
     if home is None:
@@ -289,10 +292,10 @@ def _try(
     loss: Loss,
     threads: int | None,
     progress: _Terminal,
-) -> Trial:
+) -> QuantizationVerdict:
     """Measure the artifact beside FP32 here, and keep the verdict in its record."""
     from denseport.calibration.verdict import judge, measure_accuracy
-    from denseport.runtime.pipeline.network_input import thinned
+    from denseport.runtime.pipeline.network_input import evenly_spaced
 
     accuracy = None
     if labelled is not None:
@@ -302,42 +305,42 @@ def _try(
                 bundle, name, labelled, threads=threads, progress=lambda done, miou: told(done, total)
             )
     progress.say(f"racing {name} with FP32")
-    timed = [images[i] for i in thinned(range(len(images)), TIMED)]
-    trial = judge(bundle, name, timed, budget, loss, accuracy, threads=threads)
-    bundle.note(name, trial.record())
-    return trial
+    timed = [images[i] for i in evenly_spaced(range(len(images)), TIMED)]
+    verdict = judge(bundle, name, timed, budget, loss, accuracy, threads=threads)
+    bundle.note(name, verdict.record())
+    return verdict
 
 
-def _lines(result: dict[str, Any], record: CalibrationRecord, trials: Mapping[str, Trial]) -> list[str]:
+def _lines(result: dict[str, Any], record: CalibrationRecord, verdicts: Mapping[str, QuantizationVerdict]) -> list[str]:
     from denseport.calibration.report import summary
 
     found, lines = record.search, summary(record)
     lines.append("")
-    if not trials:
+    if not verdicts:
         lines.append(f"nothing was written: no set of layers in {found.quantization.kind.upper()} keeps the budget")
     else:
         share, kind = 100 * found.quantization.share, record.options.precision.upper()
         lines.append(
-            f"{', '.join(trials)}: {count(len(found.chosen), 'group')} of layers in {kind}, {share:.1f} % of the "
-            f"multiply-adds; on {count(record.images, 'picture')} by {record.options.method}, {record.seconds:.0f} s"
+            f"{', '.join(verdicts)}: {count(len(found.chosen), 'group')} of layers in {kind}, {share:.1f} % of the "
+            f"multiply-adds; on {count(record.images, 'image')} by {record.options.method}, {record.seconds:.0f} s"
         )
         lines += [f"warning: {text}" for text in record.warnings]
-        for name, trial in trials.items():
-            lines += _trial_lines(name, trial)
+        for name, verdict in verdicts.items():
+            lines += _trial_lines(name, verdict)
     if "report" in result:
         lines.append(f"report: {result['report']}")
     return lines
 
 
-def _trial_lines(name: str, trial: Trial) -> list[str]:
+def _trial_lines(name: str, verdict: QuantizationVerdict) -> list[str]:
     lines = []
-    if trial.miou is not None and trial.fp32_miou is not None:
+    if verdict.miou is not None and verdict.fp32_miou is not None:
         lines.append(
-            f"mIoU {trial.miou:.2f}, FP32 {trial.fp32_miou:.2f}, on {count(trial.labelled, 'labelled picture')}"
+            f"mIoU {verdict.miou:.2f}, FP32 {verdict.fp32_miou:.2f}, on {count(verdict.labelled, 'labelled image')}"
         )
-    lines.append(f"{100 * trial.agreement:.2f} % of the pixels keep FP32's class")
-    lines.append(f"{'ACCEPTED' if trial.accepted else 'REFUSED'} on {trial.machine}: {trial.reason}")
-    if not trial.accepted:
+    lines.append(f"{100 * verdict.agreement:.2f} % of the pixels keep FP32's class")
+    lines.append(f"{'ACCEPTED' if verdict.accepted else 'REFUSED'} on {verdict.machine}: {verdict.reason}")
+    if not verdict.accepted:
         lines.append(f"  it runs only when it is asked for by name: --artifact {name}")
     return lines
 

@@ -1,4 +1,4 @@
-"""Calibration images: pictures as the network sees them, and whether they are fit to calibrate with."""
+"""Calibration images: images as the network sees them, and whether they are fit to calibrate with."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["FEWEST", "CalibrationImages", "ImageStatistics", "labels_of"]
 
 FEWEST = 32  # images below which the 99.99 percentile of a tensor rests on single images
 CONSTANT = 0.05  # standard deviation below which an image shows nothing, in units of the training images'
-_NAMED = 5  # pictures that a message spells out
+_NAMED = 5  # images that a message spells out
 MEAN_LIMIT, STD_LIMITS = 1.0, (0.4, 2.0)  # of all images together, in the same units; ADE20K's own: 0.1, 1.1
 
 
@@ -35,26 +35,26 @@ class CalibrationImages(Sequence[NDArray[np.float32]]):
     """Normalised images (1, 3, H, W), decoded when they are asked for.
 
     Args:
-        paths: picture files.
-        protocol: how pictures reach the network; of a sliding window each picture gives one, another from picture to
-            picture.
+        paths: image files.
+        protocol: how images reach the network; of a sliding window each image gives one, another from image to
+            image.
 
     Raises:
-        CalibrationError: there are no pictures.
+        CalibrationError: there are no images.
     """
 
     def __init__(self, paths: Sequence[Path], protocol: Protocol) -> None:
         if not paths:
-            raise CalibrationError("there are no images to calibrate with", "Name a folder of pictures with --images.")
+            raise CalibrationError("there are no images to calibrate with", "Name a folder of images with --images.")
         self.paths = tuple(paths)
         self.protocol = protocol
 
     @classmethod
     def of_folder(cls, folder: Path, protocol: Protocol, limit: int | None = None) -> CalibrationImages:
-        """The pictures below a folder, evenly thinned to ``limit``.
+        """The images below a folder, evenly thinned to ``limit``.
 
         Raises:
-            InputError: no such folder, or no pictures in it.
+            InputError: no such folder, or no images in it.
         """
         paths = [found.path for found in find_inputs([str(folder)]) if found.kind == "image"]
         if limit is not None and limit < len(paths):
@@ -78,10 +78,10 @@ class CalibrationImages(Sequence[NDArray[np.float32]]):
         return normalise(image, preprocess)
 
     def window(self, index: int, size: tuple[int, int]) -> tuple[slice, slice]:
-        """The part of the resized picture that becomes image ``index``: rows, columns.
+        """The part of the resized image that becomes image ``index``: rows, columns.
 
         Args:
-            size: (height, width) of the resized picture, pixels.
+            size: (height, width) of the resized image, pixels.
         """
         inference = self.protocol.inference
         if inference.crop is None or inference.stride is None:
@@ -92,7 +92,7 @@ class CalibrationImages(Sequence[NDArray[np.float32]]):
         return windows[index % len(windows)]
 
     def check(self, patch_size: int) -> list[tuple[int, int]]:
-        """Read every picture, before long work relies on them.
+        """Read every image, before long work relies on them.
 
         Args:
             patch_size: pixels; a network input has at least one patch.
@@ -101,7 +101,7 @@ class CalibrationImages(Sequence[NDArray[np.float32]]):
             (height, width) of each image.
 
         Raises:
-            CalibrationError: pictures that cannot be read or are too narrow; it names them.
+            CalibrationError: images that cannot be read or are too narrow; it names them.
         """
         sizes, bad = [], []
         for index, path in enumerate(self.paths):
@@ -116,7 +116,7 @@ class CalibrationImages(Sequence[NDArray[np.float32]]):
         if bad:
             more = f"\n  and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
             raise CalibrationError(
-                f"{len(bad)} of {count(len(self.paths), 'picture')} cannot be used:\n  "
+                f"{len(bad)} of {count(len(self.paths), 'image')} cannot be used:\n  "
                 + "\n  ".join(bad[:_NAMED])
                 + more,
                 "Remove or replace them: what they would have shown is missing from the statistics.",
@@ -124,11 +124,11 @@ class CalibrationImages(Sequence[NDArray[np.float32]]):
         return sizes
 
     def identity(self) -> list[str]:
-        """What tells these images from others: how pictures reach the network, and each one's SHA-256, in order."""
+        """What tells these images from others: how images reach the network, and each one's SHA-256, in order."""
         return [repr(self.protocol), *(sha256_of(path) for path in self.paths)]
 
     def sha256(self) -> str:
-        """A hash of the list: of each picture's content, in order."""
+        """A hash of the list: of each image's content, in order."""
         digest = hashlib.sha256()
         for path in self.paths:
             digest.update(sha256_of(path).encode())
@@ -186,7 +186,7 @@ class ImageStatistics:
         """What speaks against these images, with figures."""
         found = []
         if self.images < FEWEST:
-            found.append(f"only {count(self.images, 'image')}: ranges rest on few pictures; give {FEWEST} or more")
+            found.append(f"only {count(self.images, 'image')}: ranges rest on few images; give {FEWEST} or more")
         if self.constant:
             found.append(f"{self.constant} of {count(self.images, 'image')} of one colour, whose ranges mean nothing")
         if not self.pixels:
@@ -198,6 +198,6 @@ class ImageStatistics:
             shown = ", ".join(f"{m:+.2f} ± {d:.2f}" for m, d in zip(mean, deviation, strict=True))
             found.append(
                 f"images unlike the training images: normalised channels are {shown}, where 0 ± 1 was expected; "
-                "check that they are pictures of the deployment, in its exposure and channel order"
+                "check that they are images of the deployment, in its exposure and channel order"
             )
         return found

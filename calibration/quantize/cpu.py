@@ -30,7 +30,7 @@ from denseport.calibration.quantize.graph import new_constant, weight_of
 from denseport.calibration.quantize.placement import with_relu
 from denseport.calibration.quantize.saturation import unsaturated
 
-__all__ = ["CpuForm", "cpu_form"]
+__all__ = ["CpuForm", "cpu_variant"]
 
 LARGEST_BIAS = 2.0**30  # of an INT32 bias: the sum of the products must fit beside it
 _MICROSOFT = "com.microsoft"
@@ -48,7 +48,7 @@ class CpuForm:
     floats: tuple[tuple[str, str], ...]  # with the reason
 
 
-def cpu_form(model: ir.Model, source: ir.Model, thresholds: Mapping[str, float]) -> tuple[ir.Model, CpuForm]:
+def cpu_variant(model: ir.Model, source: ir.Model, thresholds: Mapping[str, float]) -> tuple[ir.Model, CpuForm]:
     """A copy of a Q/DQ model, as `qdq.quantize` writes it, in the operators of ONNX Runtime's CPU back end.
 
     Args:

@@ -143,7 +143,7 @@ class GraphSession:
         if image.ndim != 4 or image.shape[1] != 3 or image.dtype != np.float32 or not image.size:
             raise CalibrationError(
                 f"expected normalised images of shape (N, 3, height, width), float32; got {image.shape} {image.dtype}",
-                "denseport.calibration.observe.images.CalibrationImages makes them from picture files.",
+                "denseport.calibration.observe.images.CalibrationImages makes them from image files.",
             )
         try:
             return list(self._session.run(self.outputs, {INPUT: image}))

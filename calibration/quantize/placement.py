@@ -89,7 +89,7 @@ def activations(
 
     Args:
         residual: also those that `qdq.quantize` needs with ``residual``.
-        outputs: also those that `cpu.cpu_form` needs.
+        outputs: also those that `cpu.cpu_variant` needs.
     """
     wanted = {name for group in groups for name in group.nodes}
     names = []

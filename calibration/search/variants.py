@@ -8,40 +8,40 @@ from typing import Any
 
 import onnx_ir as ir
 
-from denseport.calibration.quantize.cpu import cpu_form
+from denseport.calibration.quantize.cpu import cpu_variant
 from denseport.calibration.search.search import Search
 from denseport.calibration.search.sensitivity import Loss, Reference
 
-__all__ = ["Form", "forms_of"]
+__all__ = ["Variant", "variants_of"]
 
 
 @dataclass(frozen=True)
-class Form:
+class Variant:
     """One file."""
 
     name: str  # of the artifact
     model: ir.Model
     loss: Loss  # against FP32, on what the search measured on
-    floats: Mapping[str, str]  # nodes of the decision that this form computes in float, with the reason
+    floats: Mapping[str, str]  # nodes of the decision that this variant computes in float, with the reason
 
     def to_dict(self) -> dict[str, Any]:
-        """The form for the manifest."""
+        """The variant for the manifest."""
         return {"loss": self.loss.to_dict(), "float": dict(self.floats)}
 
 
-def forms_of(
+def variants_of(
     quantized: ir.Model, found: Search, source: ir.Model, thresholds: Mapping[str, float], reference: Reference
-) -> list[Form]:
-    """All forms of a quantized model.
+) -> list[Variant]:
+    """All variants of a quantized model.
 
     Args:
         source: the float model that was quantized.
         thresholds: of its tensors, those that convolutions write included.
-        reference: measures the loss of a form that rounds otherwise than the portable one.
+        reference: measures the loss of a variant that rounds otherwise than the portable one.
     """
     precision = found.quantization.kind
-    forms = [Form(f"{precision}.onnx", quantized, found.loss, {})]
+    variants = [Variant(f"{precision}.onnx", quantized, found.loss, {})]
     if precision == "int8":
-        model, record = cpu_form(quantized, source, thresholds)
-        forms.append(Form("int8.cpu.onnx", model, reference.measure(model), dict(record.floats)))
-    return forms
+        model, record = cpu_variant(quantized, source, thresholds)
+        variants.append(Variant("int8.cpu.onnx", model, reference.measure(model), dict(record.floats)))
+    return variants

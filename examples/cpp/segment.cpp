@@ -1,8 +1,8 @@
-// Runs an engine of a bundle with nothing but TensorRT and the CUDA runtime: picture in (PPM), class map out (PGM).
+// Runs an engine of a bundle with nothing but TensorRT and the CUDA runtime: image in (PPM), class map out (PGM).
 //
 //     segment ENGINE INPUT.ppm OUTPUT.pgm [MEAN_R MEAN_G MEAN_B STD_R STD_G STD_B]
 //
-// The picture goes to the network at its own size, which the engine's profile must cover; resize it beforehand as the
+// The image goes to the network at its own size, which the engine's profile must cover; resize it beforehand as the
 // bundle's manifest.json says ("preprocess"), whose mean and std are the last six arguments (default: 127.5).
 // A plugin of Denseport lies inside the engine as PTX: no plugin library is loaded, and no Python.
 //
@@ -38,7 +38,7 @@ class Logger final : public nvinfer1::ILogger {
     }
 };
 
-struct Picture {
+struct Image {
     int height, width;
     std::vector<std::uint8_t> rgb;  // height x width x 3
 };
@@ -56,7 +56,7 @@ private:
     void* data_{nullptr};
 };
 
-Picture read_ppm(std::string const& path) {
+Image read_ppm(std::string const& path) {
     std::ifstream file(path, std::ios::binary);
     std::string magic;
     int width = 0, height = 0, maximum = 0;
@@ -64,10 +64,10 @@ Picture read_ppm(std::string const& path) {
     check(magic == "P6" && maximum == 255 && width > 0 && height > 0 && width <= 16384 && height <= 16384,
           path + ": not a binary PPM of 8 bits, at most 16384 pixels a side, without comments");
     file.get();
-    Picture picture{height, width, std::vector<std::uint8_t>(std::size_t(3) * height * width)};
-    file.read(reinterpret_cast<char*>(picture.rgb.data()), std::streamsize(picture.rgb.size()));
+    Image image{height, width, std::vector<std::uint8_t>(std::size_t(3) * height * width)};
+    file.read(reinterpret_cast<char*>(image.rgb.data()), std::streamsize(image.rgb.size()));
     check(bool(file), path + ": ends too early");
-    return picture;
+    return image;
 }
 
 std::vector<char> read_file(std::string const& path) {
@@ -77,13 +77,13 @@ std::vector<char> read_file(std::string const& path) {
 }
 
 // HWC bytes to normalised CHW floats.
-std::vector<float> normalise(Picture const& picture, std::array<float, 6> const& mean_std) {
-    std::size_t const pixels = std::size_t(picture.height) * picture.width;
-    std::vector<float> image(3 * pixels);
+std::vector<float> normalise(Image const& image, std::array<float, 6> const& mean_std) {
+    std::size_t const pixels = std::size_t(image.height) * image.width;
+    std::vector<float> tensor(3 * pixels);
     for (std::size_t i = 0; i < pixels; ++i)
         for (int c = 0; c < 3; ++c)
-            image[c * pixels + i] = (picture.rgb[3 * i + c] - mean_std[c]) / mean_std[3 + c];
-    return image;
+            tensor[c * pixels + i] = (image.rgb[3 * i + c] - mean_std[c]) / mean_std[3 + c];
+    return tensor;
 }
 
 // The class of each pixel from logits (C, h, w): the first of the greatest, as in numpy.
@@ -98,7 +98,7 @@ std::vector<std::uint8_t> argmax(std::vector<float> const& logits, int classes) 
 
 void run(std::string const& engine_path, std::string const& input, std::string const& output,
          std::array<float, 6> const& mean_std) {
-    Picture const picture = read_ppm(input);
+    Image const image = read_ppm(input);
     std::vector<char> const plan = read_file(engine_path);
 
     Logger logger;
@@ -112,20 +112,20 @@ void run(std::string const& engine_path, std::string const& input, std::string c
     check(engine->getTensorDataType("image") == nvinfer1::DataType::kFLOAT &&
               engine->getTensorDataType("logits") == nvinfer1::DataType::kFLOAT,
           engine_path + ": expected float tensors named image and logits");
-    check(context->setInputShape("image", nvinfer1::Dims4{1, 3, picture.height, picture.width}),
+    check(context->setInputShape("image", nvinfer1::Dims4{1, 3, image.height, image.width}),
           input + ": a size outside of the engine's profile (see denseport inspect BUNDLE)");
     nvinfer1::Dims const shape = context->getTensorShape("logits");  // 1, classes, h, w
     check(shape.nbDims == 4 && shape.d[1] <= 256, "expected logits of at most 256 classes");
 
-    std::vector<float> const image = normalise(picture, mean_std);
+    std::vector<float> const tensor = normalise(image, mean_std);
     std::vector<float> logits(std::size_t(shape.d[1]) * shape.d[2] * shape.d[3]);
-    DeviceBuffer const in(image.size() * sizeof(float)), out(logits.size() * sizeof(float));
+    DeviceBuffer const in(tensor.size() * sizeof(float)), out(logits.size() * sizeof(float));
     check(context->setTensorAddress("image", in.get()) && context->setTensorAddress("logits", out.get()),
           "TensorRT refuses the buffers");
 
     cudaStream_t stream;
     check(cudaStreamCreate(&stream), "cudaStreamCreate");
-    check(cudaMemcpyAsync(in.get(), image.data(), image.size() * sizeof(float), cudaMemcpyHostToDevice, stream), "copy");
+    check(cudaMemcpyAsync(in.get(), tensor.data(), tensor.size() * sizeof(float), cudaMemcpyHostToDevice, stream), "copy");
     check(context->enqueueV3(stream), "the engine could not run");
     check(cudaMemcpyAsync(logits.data(), out.get(), logits.size() * sizeof(float), cudaMemcpyDeviceToHost, stream), "copy");
     check(cudaStreamSynchronize(stream), "the engine failed");

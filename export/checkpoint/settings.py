@@ -45,12 +45,12 @@ def preprocess_of(checkpoint: Checkpoint) -> tuple[Preprocess, list[str]]:
     warnings = []
     if "scale" not in given:
         warnings.append(
-            f"The file does not say how pictures are resized: assumed keep-ratio {preprocess.scale}. "
+            f"The file does not say how images are resized: assumed keep-ratio {preprocess.scale}. "
             "Change it with --scale."
         )
     if "mean" not in given:
         warnings.append(
-            f"The file does not say how pictures are normalised: assumed mean {preprocess.mean}, std {preprocess.std}."
+            f"The file does not say how images are normalised: assumed mean {preprocess.mean}, std {preprocess.std}."
         )
     return preprocess, warnings
 

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="int8 and fp8 take what denseport calibrate wrote; default: %(default)s",
     )
     parser.add_argument(
-        "--rest",
+        "--float-precision",
         choices=("fp32", "fp16"),
         default="fp32",
         help="what the float part of int8 and fp8 computes in; default: %(default)s",
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         choices=("logits", "mask"),
         default="logits",
-        help="what the graph gives: logits, which the runtime resizes to the picture, or a class for each pixel of the "
+        help="what the graph gives: logits, which the runtime resizes to the image, or a class for each pixel of the "
         "network's input; default: %(default)s",
     )
     parser.add_argument(
@@ -65,11 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_precision(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--images",
-        metavar="PICTURE",
+        metavar="IMAGE",
         nargs="+",
-        help="pictures like the application's: on them FP16's range is checked and the result compared with FP32",
+        help="images like the application's: on them FP16's range is checked and the result compared with FP32",
     )
-    group.add_argument("--limit", type=whole(1), default=16, metavar="N", help="pictures to take; default: %(default)s")
+    group.add_argument("--limit", type=whole(1), default=16, metavar="N", help="images to take; default: %(default)s")
     group.add_argument("--explain-precision", action="store_true", help="print what computes in which type, and why")
 
 
@@ -117,13 +117,15 @@ def run(arguments: argparse.Namespace) -> int:
     refuse_unwritable(bundle.path)
     if arguments.precision in QUANTIZED:
         _check_quantized(bundle, arguments, variant=variant)
-    elif arguments.rest != "fp32":
-        raise InputError(f"--rest belongs to --precision {' and '.join(QUANTIZED)}", "Leave --rest out.")
+    elif arguments.float_precision != "fp32":
+        raise InputError(
+            f"--float-precision belongs to --precision {' and '.join(QUANTIZED)}", "Leave --float-precision out."
+        )
     options = _engine_options(bundle, arguments) if arguments.engine != "onnx" else None
     if options is not None:
         check_builder(options)
     result: dict[str, Any] = {"bundle": str(bundle.path), "passed": True}
-    if arguments.precision not in ("fp32", *QUANTIZED) or arguments.rest != "fp32":
+    if arguments.precision not in ("fp32", *QUANTIZED) or arguments.float_precision != "fp32":
         result |= _typed(bundle, arguments, reuse=variant or options is not None)
     if variant and result["passed"]:
         result |= _variant(bundle, arguments)
@@ -154,29 +156,30 @@ def _check_quantized(bundle: Bundle, arguments: argparse.Namespace, *, variant: 
             f"{bundle.path}: has no {name}",
             f"denseport calibrate {bundle.path} --precision {arguments.precision} --images DIR writes it.",
         )
-    if variant and arguments.rest != "fp32":
+    if variant and arguments.float_precision != "fp32":
         raise InputError(
-            "--rest fp16 does not go with --output mask or --plugin on without an engine",
-            "Leave --rest out, or name an --engine.",
+            "--float-precision fp16 does not go with --output mask or --plugin on without an engine",
+            "Leave --float-precision out, or name an --engine.",
         )
-    if arguments.engine == "onnx" and not variant and arguments.rest == "fp32":
+    if arguments.engine == "onnx" and not variant and arguments.float_precision == "fp32":
         raise InputError(
-            f"{name} is the {arguments.precision.upper()} graph already", "Choose --rest fp16, or an --engine."
+            f"{name} is the {arguments.precision.upper()} graph already",
+            "Choose --float-precision fp16, or an --engine.",
         )
 
 
 def _typed(bundle: Bundle, arguments: argparse.Namespace, *, reuse: bool) -> dict[str, Any]:
-    """Write the typed graph; as a means to an end, one that is there is taken unless pictures are given."""
+    """Write the typed graph; as a means to an end, one that is there is taken unless images are given."""
     from denseport.export.artifacts import build_typed, source_of
     from denseport.export.graph.precision import precision_table
 
     quantized = arguments.precision if arguments.precision in QUANTIZED else None
-    precision = arguments.rest if quantized else arguments.precision
-    name = source_of(arguments.precision, arguments.rest)
+    precision = arguments.float_precision if quantized else arguments.precision
+    name = source_of(arguments.precision, arguments.float_precision)
     if reuse and not arguments.images and name in bundle.manifest.artifacts:
         return {"artifact": name, "reused": True}
-    pictures = _pictures(arguments)
-    name, record, audit = build_typed(bundle, precision, pictures, quantized=quantized, progress=_say)
+    images = _images(arguments)
+    name, record, audit = build_typed(bundle, precision, images, quantized=quantized, progress=_say)
     result = {
         "artifact": name,
         "precision": asdict(record),
@@ -190,9 +193,9 @@ def _variant(bundle: Bundle, arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the graph with the output, or with the fused nodes, that were asked for."""
     from denseport.export.artifacts import build_variant
 
-    pictures = _pictures(arguments)
+    images = _images(arguments)
     mask, fused = arguments.output == "mask", arguments.plugin == "on"
-    name, fusion, audit = build_variant(bundle, arguments.precision, pictures, mask=mask, fused=fused, progress=_say)
+    name, fusion, audit = build_variant(bundle, arguments.precision, images, mask=mask, fused=fused, progress=_say)
     return {
         "variant": name,
         "fusion": asdict(fusion) if fusion is not None else None,
@@ -237,13 +240,13 @@ def _engine(bundle: Bundle, arguments: argparse.Namespace, options: EngineOption
     from denseport.runtime.selection import too_narrow
 
     verbose = _say if arguments.verbose else None
-    pictures = _pictures(arguments)
+    images = _images(arguments)
     name, record, audit = build_engine_artifact(
         bundle,
         arguments.precision,
         options,
-        pictures,
-        rest=arguments.rest,
+        images,
+        rest=arguments.float_precision,
         try_plugin=arguments.plugin == "auto",
         verbose=verbose,
     )
@@ -261,16 +264,16 @@ def _engine(bundle: Bundle, arguments: argparse.Namespace, options: EngineOption
     }
 
 
-def _pictures(arguments: argparse.Namespace) -> list[Path]:
+def _images(arguments: argparse.Namespace) -> list[Path]:
     from denseport.runtime.errors import InputError
-    from denseport.runtime.pipeline.network_input import spread
+    from denseport.runtime.pipeline.network_input import sample_evenly
 
     if not arguments.images:
         return []
-    pictures = spread(arguments.images, arguments.limit)
-    if not pictures:  # videos alone; without pictures nothing is audited
-        raise InputError(f"--images {' '.join(arguments.images)}: there is no picture", "Name pictures, not videos.")
-    return pictures
+    images = sample_evenly(arguments.images, arguments.limit)
+    if not images:  # videos alone; without images nothing is audited
+        raise InputError(f"--images {' '.join(arguments.images)}: there is not an image", "Name images, not videos.")
+    return images
 
 
 def _say(text: str) -> None:
@@ -335,6 +338,6 @@ def _audit_lines(audit: dict[str, Any] | None) -> list[str]:
         return ["not audited: give --images to check FP16's range and to compare with FP32"]
     lines = [
         f"{'PASS' if audit['passed'] else 'FAIL'}: {100 * audit['agreement']:.3f} % of the classes are FP32's "
-        f"(worst picture {100 * audit['worst_image']:.3f} %), {count(audit['images'], 'picture')}"
+        f"(worst image {100 * audit['worst_image']:.3f} %), {count(audit['images'], 'image')}"
     ]
     return lines + ([f"  most different layer: {audit['worst_layer']}"] if audit["worst_layer"] else [])

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         print(f"{p.name:{width}}  {p.method:8} {p.backbone:18} {p.schedule:>10,} {figures}")
     print(
-        "\nADE20K validation, 150 classes, whole pictures at keep-ratio (2048, 512); fps on a V100 and memory while\n"
+        "\nADE20K validation, 150 classes, whole images at keep-ratio (2048, 512); fps on a V100 and memory while\n"
         "training as mmsegmentation published them (configs/dpt and configs/vit)."
     )
     return 0

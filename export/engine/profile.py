@@ -12,17 +12,17 @@ from denseport.runtime.pipeline.views import input_sizes
 
 __all__ = ["named_profiles", "parse_shape", "profile_of"]
 
-PUBLISHED = Protocol("reference", Preprocess(), Inference())  # whole pictures, keep-ratio 2048 x 512
+PUBLISHED = Protocol("reference", Preprocess(), Inference())  # whole images, keep-ratio 2048 x 512
 REMEDY = "Give reference, fixed:HEIGHTxWIDTH (fixed:512x512), or three shapes with --min, --opt and --max."
 
 
 def named_profiles(name: str, flavour: str, protocol: Protocol = PUBLISHED) -> tuple[Profile, ...]:
     """Profiles by name, for an engine flavour.
 
-    ``reference`` is what the network is shown under the bundle's own protocol, batch 1. Whole pictures at the usual
+    ``reference`` is what the network is shown under the bundle's own protocol, batch 1. Whole images at the usual
     test scale of 2048 x 512 become landscapes of 512 x 512..2048 and portraits of 512..2048 x 512; the profile is tuned
     for 4:3. TensorRT gets a profile for each, since it plans and times a profile up to its largest shape, and
-    2048 x 2048 has four times the pixels of any such picture. TensorRT-RTX plans for the shapes that come, so it gets
+    2048 x 2048 has four times the pixels of any such image. TensorRT-RTX plans for the shapes that come, so it gets
     one range; a second profile would cost it 7 MB of kernels. Sliding windows have one size.
     ``fixed:512x512`` is one size alone.
 
@@ -44,7 +44,7 @@ def named_profiles(name: str, flavour: str, protocol: Protocol = PUBLISHED) -> t
 
 
 def _keeping_ratio(scale: tuple[int, int], landscape: tuple[int, int], flavour: str) -> tuple[Profile, ...]:
-    """For whole pictures, up to the ratio at which both limits of the scale are met, and at least 2:1."""
+    """For whole images, up to the ratio at which both limits of the scale are met, and at least 2:1."""
     shorter, longer = sorted(scale)
     ratio = max(longer / shorter, 2.0)
     least, widest = min(shorter, int(longer / ratio)), min(longer, int(shorter * ratio))

@@ -1,10 +1,10 @@
 """Where every tenth of a point went: an artifact's mIoU followed back to the checkpoint, one change at a time.
 
-Five measurements on the same pictures make a chain, and each pair of neighbours differs in one thing only:
+Five measurements on the same images make a chain, and each pair of neighbours differs in one thing only:
 
     torch --protocol--> torch --export--> model.onnx --precision--> typed or quantized ONNX --engine--> engine
 
-The first takes pictures as the checkpoint's own configuration says, the others as the examined measurement did; so the
+The first takes images as the checkpoint's own configuration says, the others as the examined measurement did; so the
 losses of the four steps add up to the whole. A step that loses more than its precision may names the setting, or the
 layer of the model, that is to blame.
 """
@@ -39,7 +39,7 @@ from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.gate import AGREEMENTS, BUDGETS, threshold
 from denseport.runtime.evaluation.metrics import ConfusionMatrix, mean_iou
 from denseport.runtime.media.images import read_image
-from denseport.runtime.pipeline.network_input import thinned
+from denseport.runtime.pipeline.network_input import evenly_spaced
 from denseport.runtime.pipeline.preprocess import normalise, resize
 from denseport.runtime.pipeline.views import single_view
 from denseport.runtime.segmenter import Segmenter
@@ -69,30 +69,30 @@ def explain(
         checkpoint: that the bundle was exported from; without it the export is not examined, and the bundle's own
             settings are taken for right.
         protocol: of the measurement.
-        limit: pictures to measure, spread over the data set; each is run about five times.
+        limit: images to measure, spread over the data set; each is run about five times.
         progress: told what is being measured, a line each.
 
     Raises:
         BundleError: no such artifact, or a file is altered.
         CheckpointError: the checkpoint cannot be read, or is of another network.
-        DatasetError, ImageError: a picture or mask that cannot be used.
+        DatasetError, ImageError: an image or mask that cannot be used.
         InputError: ``limit`` is below 1.
     """
     if limit < 1:
-        raise InputError(f"--explain needs at least one picture, not {limit}")
-    pictures = replace(dataset, samples=tuple(thinned(dataset.samples, limit)))
-    chain = _Chain(bundle, artifact, checkpoint, pictures, protocol, progress)
+        raise InputError(f"--explain needs at least one image, not {limit}")
+    images = replace(dataset, samples=tuple(evenly_spaced(dataset.samples, limit)))
+    chain = _Chain(bundle, artifact, checkpoint, images, protocol, progress)
     steps = (chain.protocol(), chain.export(), chain.precision(), chain.engine())
-    return Explanation(artifact, protocol.name, len(pictures), len(dataset), steps)
+    return Explanation(artifact, protocol.name, len(images), len(dataset), steps)
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """One network over all the pictures."""
+    """One network over all the images."""
 
     masks: list[NDArray[Any]]
     mIoU: float  # percent
-    non_finite: int  # pictures whose logits held a NaN or an infinity
+    non_finite: int  # images whose logits held a NaN or an infinity
 
 
 class _Chain:
@@ -103,12 +103,12 @@ class _Chain:
         bundle: Bundle,
         artifact: str,
         checkpoint: Path | None,
-        pictures: Dataset,
+        images: Dataset,
         protocol: Protocol,
         progress: Callable[[str], None],
     ) -> None:
         self.bundle, self.name, self.artifact = bundle, artifact, bundle.artifact(artifact)
-        self.pictures, self.used, self.tell = pictures, protocol, progress
+        self.images, self.used, self.tell = images, protocol, progress
         self.checkpoint = read_checkpoint(checkpoint) if checkpoint is not None else None
         self.bundled = Protocol(protocol.name, bundle.manifest.preprocess, bundle.manifest.inference)
         self.own, self.own_warnings = self.bundled, ["no checkpoint was given: compared with the bundle's settings"]
@@ -162,15 +162,15 @@ class _Chain:
             fresh = export_onnx(self.model, Path(folder) / FP32)[0]
             return self._blame(step, fresh, FP32, worst, "fp32")
 
-    def _with_logits(self, step: Step, picture: int) -> Step:
+    def _with_logits(self, step: Step, index: int) -> Step:
         """The step, failed where the logits differ more than an export's may: masks forgive much that is wrong."""
         assert self.model is not None  # export looked
-        image = self._network_input(picture)
+        image = self._network_input(index)
         found = OnnxRuntimeSession(self.bundle.verified(FP32)).run(image)
         how = difference(TorchSession(self.model, device="cpu").run(image), found)
         if not how.exceeds(TOLERANCE):
             return step
-        note = f"the logits of {self.pictures.samples[picture].name} differ: {how}"
+        note = f"the logits of {self.images.samples[index].name} differ: {how}"
         return replace(step, failed=True, notes=(*step.notes, note))
 
     def precision(self) -> Step:
@@ -223,11 +223,11 @@ class _Chain:
             else:
                 segmenter = Segmenter(self.bundle, artifact=name, protocol=protocol)
             with segmenter:
-                self._measured[name, protocol] = _run(segmenter, self.pictures)
+                self._measured[name, protocol] = _run(segmenter, self.images)
         return self._measured[name, protocol]
 
     def _compare(self, name: str, before: str, after: str, precision: str) -> tuple[Step, int]:
-        """The step between two runnable things, and the picture on which they agree least."""
+        """The step between two runnable things, and the image on which they agree least."""
         first, second = self._measure(before, self.used), self._measure(after, self.used)
         same = [np.count_nonzero(a == b) for a, b in zip(first.masks, second.masks, strict=True)]
         pixels = [mask.size for mask in first.masks]
@@ -237,14 +237,14 @@ class _Chain:
             or agreement < threshold(AGREEMENTS, precision)
             or second.non_finite > 0
         )
-        notes = [f"NaN or infinite logits in {second.non_finite} pictures"] if second.non_finite else []
+        notes = [f"NaN or infinite logits in {second.non_finite} images"] if second.non_finite else []
         step = Step(name, (before, after), (first.mIoU, second.mIoU), agreement, failed, notes=tuple(notes))
         return step, int(np.argmin(np.divide(same, pixels)))
 
-    def _blame(self, step: Step, trusted: Path, suspect: str, picture: int, precision: str) -> Step:
-        """The step with the first diverging tensor on one picture as its culprit."""
+    def _blame(self, step: Step, trusted: Path, suspect: str, index: int, precision: str) -> Step:
+        """The step with the first diverging tensor on one image as its culprit."""
         self.tell(f"comparing the tensors of {suspect} one by one")
-        image = self._network_input(picture)
+        image = self._network_input(index)
         found = find_divergence(trusted, self.bundle.verified(suspect), image, threshold(DIVERGED, precision))
         if found is None:
             note = f"every tensor that {suspect} shares with its origin is equal: what differs lies outside the graph"
@@ -254,10 +254,10 @@ class _Chain:
         detail = str(found.difference) + ("" if found.first else "; no tensor diverges, this one differs most")
         return replace(step, culprits=(Culprit(name, detail, found.causes, divergence=found),))
 
-    def _network_input(self, picture: int) -> NDArray[np.float32]:
-        """What the network is shown of a picture: the one view, or the first window of it."""
+    def _network_input(self, index: int) -> NDArray[np.float32]:
+        """What the network is shown of an image: the one view, or the first window of it."""
         preprocess, crop = self.used.preprocess, self.used.inference.crop
-        image = read_image(self.pictures.samples[picture].image)
+        image = read_image(self.images.samples[index].image)
         view = single_view((image.shape[0], image.shape[1]), preprocess, self.bundle.manifest.patch_size)
         resized = resize(image, view.size)
         if crop is not None:
@@ -272,14 +272,14 @@ def _load(checkpoint: Checkpoint, bundle: Bundle) -> Segmentor:
     return load_model(checkpoint, recognise(checkpoint, preset).spec, rewrite=bool(record.get("rewrite", True)))
 
 
-def _run(segmenter: Segmenter, pictures: Dataset) -> _Measured:
+def _run(segmenter: Segmenter, images: Dataset) -> _Measured:
     total, masks, non_finite = ConfusionMatrix(len(segmenter.manifest.classes)), [], 0
-    for sample in pictures.samples:
+    for sample in images.samples:
         views = segmenter.predict(read_image(sample.image))
         finite = all(np.isfinite(part.logits.sum(dtype=np.float64)) for view in views for part in view)
         non_finite += not finite
         masks.append(segmenter.decide(views))
-        total.update(pictures.read_mask(sample, total.n_classes), masks[-1])
+        total.update(images.read_mask(sample, total.n_classes), masks[-1])
     return _Measured(masks, float(mean_iou(total.intersect, total.union)), non_finite)
 
 

@@ -84,7 +84,7 @@ class Explanation:
 
     artifact: str
     protocol: str
-    pictures: int  # that were measured
+    images: int  # that were measured
     available: int  # in the data set
     steps: tuple[Step, ...]  # in the order of the chain; the losses of those that ran add up
 
@@ -98,7 +98,7 @@ class Explanation:
         return {
             "artifact": self.artifact,
             "protocol": self.protocol,
-            "pictures": self.pictures,
+            "images": self.images,
             "available": self.available,
             "culprits": list(self.culprits),
             "steps": [step.to_dict() for step in self.steps],
@@ -106,6 +106,6 @@ class Explanation:
 
     def lines(self) -> list[str]:
         """For the terminal: points of mIoU by step, and whom to blame."""
-        head = f"{self.artifact}, protocol {self.protocol}: where the points went, on {self.pictures} of "
-        head += f"{self.available} pictures"
+        head = f"{self.artifact}, protocol {self.protocol}: where the points went, on {self.images} of "
+        head += f"{self.available} images"
         return [head, *(f"  {line}" for step in self.steps for line in step.lines())]

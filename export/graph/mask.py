@@ -1,8 +1,8 @@
 """Let a graph end in class masks: its logits resized to the input's size, and the first of the highest wins.
 
 For deployments that want a class for each pixel and nothing else: the mask is hundreds of times smaller than the
-logits at that size. What the mask's size has to do with the picture's stays the caller's business; the runtime resizes
-logits itself, to the picture, and never asks for such a graph.
+logits at that size. What the mask's size has to do with the image's stays the caller's business; the runtime resizes
+logits itself, to the image, and never asks for such a graph.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def append_mask(model: ir.Model) -> ir.Model:
     """Put a bilinear resize (half-pixel centres, to the input's height and width) and an argmax behind the logits.
 
     The output becomes ``mask`` (N, H, W), int32: the index of the highest logit's class, of equals the first, as
-    mmsegmentation has it for a picture of the input's size. Works on the model in place.
+    mmsegmentation has it for an image of the input's size. Works on the model in place.
 
     Raises:
         ExportError: the graph does not end in logits.

@@ -6,7 +6,7 @@ exact but for rounding and save work; ``rewrite=False`` keeps upstream's order f
 * The 1x1 ``project`` of a fusion block runs before the x2 upsampling, on a quarter of the pixels: it
   commutes with bilinear interpolation because the weights of each output sum to one.
 * The readout's Linear over (patch, class token) pairs is split, so that the class token's half is
-  computed once per picture instead of once per patch.
+  computed once per image instead of once per patch.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def resize_pos_embed(grid: Tensor, height: int, width: int) -> Tensor:
     """Position embedding (1, D, gh, gw) to tokens (1, height * width, D).
 
     Bicubic, half-pixel centres, no antialias. As upstream, the grid is left alone when the *number* of
-    tokens is equal, whatever the shape: a 2 x 8 picture on a 4 x 4 grid takes the positions in reading
+    tokens is equal, whatever the shape: a 2 x 8 image on a 4 x 4 grid takes the positions in reading
     order (``mmseg/models/backbones/vit.py``, ``_pos_embeding``).
     """
     if height * width != grid.shape[2] * grid.shape[3]:

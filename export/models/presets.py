@@ -1,8 +1,8 @@
 """The published models: what they are and what they scored on ADE20K.
 
 Names are those of the released weights (``upernet_deit-s16_ln_mln_512x512_160k_ade20k_….pth``) without crop
-and data set. Figures: mmsegmentation's model zoo, V100, one picture at a time; the mIoU was measured on
-whole pictures at keep-ratio (2048, 512), ms + flip over ratios 0.5 to 1.75 of that scale.
+and data set. Figures: mmsegmentation's model zoo, V100, one image at a time; the mIoU was measured on
+whole images at keep-ratio (2048, 512), ms + flip over ratios 0.5 to 1.75 of that scale.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Preset:
     spec: ModelSpec
     miou: float | None  # percent, single scale
     miou_ms_flip: float | None  # percent, multi-scale and flip
-    fps: float | None  # pictures per second, V100
+    fps: float | None  # images per second, V100
     memory_gb: float | None  # while training, per GPU
     sha256_start: str | None  # first 8 hex digits of the released file; None where none was released
 

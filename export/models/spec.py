@@ -1,6 +1,6 @@
 """What a network is: frozen dataclasses, from which ``models.segmentor.build`` makes it.
 
-A spec says only what changes the arithmetic. How pictures reach the network and what its result is
+A spec says only what changes the arithmetic. How images reach the network and what its result is
 compared with is the manifest's (`denseport.runtime.bundle.manifest`).
 """
 

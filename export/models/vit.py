@@ -74,7 +74,7 @@ class EncoderLayer(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping convolution; the picture is zero-padded at the bottom and right to whole patches."""
+    """Non-overlapping convolution; the image is zero-padded at the bottom and right to whole patches."""
 
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__()

@@ -432,10 +432,10 @@ UPSAMPLE_ARGMAX(upsample_argmax_x16_f16_slim, Half, 16, 1, 1)
 #define RESIZE_ARGMAX(NAME, T)                                                                                      \
   extern "C" __global__ void __launch_bounds__(128, 4)                                                              \
       NAME(const T* __restrict__ logits, const void*, const void*, const void*, int batch, int classes, int height, \
-           int width, int network_height, int network_width, int picture_height, int picture_width,                 \
+           int width, int network_height, int network_width, int image_height, int image_width,                 \
            int* __restrict__ output) {                                                                              \
     resize_argmax(logits, batch, classes,                                                                           \
-                  {height, width, network_height, network_width, picture_height, picture_width}, output);           \
+                  {height, width, network_height, network_width, image_height, image_width}, output);           \
   }
 RESIZE_ARGMAX(resize_argmax_f32, float)
 RESIZE_ARGMAX(resize_argmax_f16, Half)

@@ -125,17 +125,17 @@ def resize_argmax(
     classes: Size,
     size: tuple[Size, Size],
     network: tuple[Size, Size],
-    picture: tuple[Size, Size],
+    image: tuple[Size, Size],
     *,
     precision: Precision,
     block: int = 128,
 ) -> Launch:
-    """ResizeArgmax of logits, from ``size`` to ``network`` and then to ``picture``, each (height, width).
+    """ResizeArgmax of logits, from ``size`` to ``network`` and then to ``image``, each (height, width).
 
-    A single resize is the case ``network == picture``. Sides stay below 2^15.
+    A single resize is the case ``network == image``. Sides stay below 2^15.
 
     Args:
         block: threads, at most 128.
     """
-    scalars = (batch, classes, *size, *network, *picture)
-    return Launch(f"resize_argmax_{precision}", ceil_div(strips(batch, picture), block), block, scalars)
+    scalars = (batch, classes, *size, *network, *image)
+    return Launch(f"resize_argmax_{precision}", ceil_div(strips(batch, image), block), block, scalars)

@@ -78,7 +78,7 @@ def _argmax_kernel(logits: trtp.TensorDesc, scale: int, outputs: tuple[trtp.Tens
 
 
 # Sizes that vary from call to call can reach a quick plugin only as shapes of its inputs: `image` is the
-# network's own input (N, 3, H, W); `rows` and `columns` are FP32 vectors as long as the picture is high and
+# network's own input (N, 3, H, W); `rows` and `columns` are FP32 vectors as long as the image is high and
 # wide, whatever they hold.
 @trtp.register("denseport::ResizeArgmax")
 def _resize(

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["INPUT", "OnnxRuntimeSession"]
 
 INPUT = "image"
-LANES = 2  # pictures at a time on the GPU: one in the network, one before or behind it
+SLOTS = 2  # images at a time on the GPU: one in the network, one before or behind it
 OUTPUT_TYPES = ("tensor(float)", "tensor(int64)", "tensor(int32)", "tensor(uint8)", "tensor(uint16)")
-FREE_MEMORY = "Give smaller pictures or batches, or free some memory."
+FREE_MEMORY = "Give smaller images or batches, or free some memory."
 # Forms for TensorRT, which ONNX Runtime computes rightly only without its fusions: it would make integer operators of
 # FP8, and mistakes FP16 behind DequantizeLinear.
 FOR_ENGINES = ("fp8.onnx", "int8.fp16.onnx", "fp8.fp16.onnx")
@@ -105,13 +105,13 @@ class OnnxRuntimeSession:
                 raise MachineError(f"{self._path}: memory ran out on an input of {image.shape}", FREE_MEMORY) from err
             raise BundleError(
                 f"{self._path}: ONNX Runtime cannot run it on an input of {image.shape}: {err}",
-                "Give a picture of another size, or export the checkpoint again.",
+                "Give an image of another size, or export the checkpoint again.",
             ) from err
         self._check_result(result, image)
         return result
 
     def _refuse_other_interfaces(self) -> None:
-        """One picture batch in, numbers out: what every graph of a bundle is."""
+        """One image batch in, numbers out: what every graph of a bundle is."""
         inputs = [(value.name, value.type, len(value.shape)) for value in self._session.get_inputs()]
         outputs = [value.type for value in self._session.get_outputs()]
         if inputs != [(INPUT, "tensor(float)", 4)] or not outputs or outputs[0] not in OUTPUT_TYPES:
@@ -129,11 +129,11 @@ class OnnxRuntimeSession:
             )
 
     def largest_batch(self, height: int, width: int) -> int | None:
-        """None: a bundle's graphs take any number of pictures."""
+        """None: a bundle's graphs take any number of images."""
         return None
 
     def device_network(self) -> DeviceNetwork:
-        """The model, for tensors that are on the GPU; close its lanes before the session.
+        """The model, for tensors that are on the GPU; close its slots before the session.
 
         Raises:
             MachineError: it does not run on CUDA, or CUDA cannot be reached from Python.
@@ -142,10 +142,10 @@ class OnnxRuntimeSession:
             raise MachineError(f"tensors of {self._description} are on the host")
         from denseport.runtime.backends.cuda.device import DeviceNetwork
         from denseport.runtime.backends.cuda.driver import open_cuda
-        from denseport.runtime.backends.cuda.onnxruntime import CudaLane
+        from denseport.runtime.backends.cuda.onnxruntime import CudaExecutionSlot
 
         cuda = open_cuda()
-        return DeviceNetwork(cuda, LANES, False, lambda: CudaLane(self._session, cuda))
+        return DeviceNetwork(cuda, SLOTS, False, lambda: CudaExecutionSlot(self._session, cuda))
 
     def close(self) -> None:
         """Free the model; the session cannot be used again."""

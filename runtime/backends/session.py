@@ -21,7 +21,7 @@ class Session(Protocol):
         ...
 
     def largest_batch(self, height: int, width: int) -> int | None:
-        """The pictures of one size that one run accepts; None: any number."""
+        """The images of one size that one run accepts; None: any number."""
         ...
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from denseport.runtime.errors import BundleError, InputError, MachineError
 
 __all__ = ["TensorRTSession", "check_record", "why_not"]
 
-ACTIVATIONS = "activations"  # beside the tensors' names in a lane's buffers
+ACTIVATIONS = "activations"  # beside the tensors' names in a slot's buffers
 REBUILD = "Run: denseport build BUNDLE --engine {flavour}"
 
 
@@ -84,7 +84,7 @@ class TensorRTSession:
             self._engine = _deserialise(self._library, path, record)
         self._profiles = _profiles(self._engine, self._library.trt)
         self._contexts = contexts
-        self._pool: Pool[_Lane] = Pool(self._lane, contexts)
+        self._pool: Pool[_Lane] = Pool(self._slot, contexts)
 
     @property
     def description(self) -> str:
@@ -98,7 +98,7 @@ class TensorRTSession:
         return self._profiles
 
     def largest_batch(self, height: int, width: int) -> int | None:
-        """The pictures of one size that one run accepts: 1 where no profile has that size, for `run` to refuse it."""
+        """The images of one size that one run accepts: 1 where no profile has that size, for `run` to refuse it."""
         fitting = [p.maximum[0] for p in self._profiles if (p.maximum[0], 3, height, width) in p]
         return max(fitting, default=1)
 
@@ -111,8 +111,8 @@ class TensorRTSession:
         """
         shape = image.shape
         profile = find_profile(self._profiles, shape)
-        with self._cuda.current(), self._pool.take(self._key(shape)) as lane:
-            return cast("NDArray[np.float32]", lane.run(image, profile))
+        with self._cuda.current(), self._pool.take(self._key(shape)) as slot:
+            return cast("NDArray[np.float32]", slot.run(image, profile))
 
     def run_device(self, image: Any, out: Any = None) -> DeviceArray | Any:
         """As `run`, on memory that is on the GPU already, without copies.
@@ -130,21 +130,21 @@ class TensorRTSession:
         source = view_of(image)
         profile = find_profile(self._profiles, source.shape)
         target = view_of(out) if out is not None else None
-        with self._cuda.current(), self._pool.take(None) as lane:
-            made = lane.run_device(source, target, profile)
+        with self._cuda.current(), self._pool.take(None) as slot:
+            made = slot.run_device(source, target, profile)
         return out if made is None else made
 
     def device_network(self) -> DeviceNetwork:
-        """The engine, for tensors that are on the GPU; close its lanes before the session.
+        """The engine, for tensors that are on the GPU; close its slots before the session.
 
-        Its lanes have contexts of their own, beside those of `run`: as many again, where both are used.
+        Its slots have contexts of their own, beside those of `run`: as many again, where both are used.
         """
-        return DeviceNetwork(self._cuda, self._contexts, self._graphs, lambda: self._lane(None))
+        return DeviceNetwork(self._cuda, self._contexts, self._graphs, lambda: self._slot(None))
 
     def _key(self, shape: tuple[int, ...]) -> Hashable:
         return shape if self._graphs else None
 
-    def _lane(self, key: Hashable) -> _Lane:
+    def _slot(self, key: Hashable) -> _Lane:
         return _Lane(self._engine, self._library, self._cuda, graphs=key is not None)
 
     def close(self) -> None:
@@ -230,7 +230,7 @@ class _Lane:
         return self._stream
 
     def infer(self, image: View) -> View:
-        """As `denseport.runtime.backends.cuda.device.Lane.infer`."""
+        """As `denseport.runtime.backends.cuda.device.ExecutionSlot.infer`."""
         self._check("the image", image, image.shape, self._types[0])
         self._accept(image.shape, find_profile(self._profiles, image.shape))
         shape = self._output_shape()

@@ -8,14 +8,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Conditions", "Watch"]
+__all__ = ["Conditions", "LoadMonitor"]
 
 BUSY = 0.10  # of the processors, taken by others, before a measurement is doubted
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a `Watch` saw."""
+    """What a `LoadMonitor` saw."""
 
     seconds: float
     others: float | None  # share of all processors that other processes took, 0..1; None where the system does not say
@@ -36,7 +36,7 @@ class Conditions:
         return found
 
 
-class Watch:
+class LoadMonitor:
     """Watches the machine from its making to `stop`; costs nothing in between."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The figures of ``denseport bench``: as data, as a table, as a page with the picture of speed against accuracy."""
+"""The figures of ``denseport bench``: as data, as a table, as a page with the image of speed against accuracy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def as_dict(
     bundle: Bundle,
     results: Sequence[Result],
     starts: Mapping[str, Mapping[str, float]],
-    picture: NDArray[np.uint8],
+    image: NDArray[np.uint8],
     tensor: NDArray[np.float32],
     conditions: Conditions,
     warnings: Sequence[str],
@@ -43,7 +43,7 @@ def as_dict(
         "bundle": str(bundle.path),
         "model": bundle.manifest.name,
         "measured": {
-            "picture": [picture.shape[0], picture.shape[1]],
+            "image": [image.shape[0], image.shape[1]],
             "network_input": list(tensor.shape),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": inspect_machine().summary(),
@@ -69,8 +69,8 @@ def _row(
         "samples": result.session.samples,
         "times_as_fast_as": {name: None if ratio.doubt else round(ratio.median, 3) for name, ratio in ratios.items()},
         "no_ratio": {name: ratio.doubt for name, ratio in ratios.items() if ratio.doubt},
-        "pictures_per_second": {str(callers): round(rate, 3) for callers, rate in result.throughput.items()},
-        "batch_pictures_per_second": {str(size): round(rate, 3) for size, rate in result.batches.items()},
+        "images_per_second": {str(callers): round(rate, 3) for callers, rate in result.throughput.items()},
+        "batch_images_per_second": {str(size): round(rate, 3) for size, rate in result.batches.items()},
         "start": {key: round(value, 1) for key, value in start.items()} if start else None,
         "mIoU": accuracy.get("mIoU"),
     }
@@ -85,12 +85,12 @@ def _percentiles(latency: Latency) -> dict[str, float | None]:
 def table(report: Mapping[str, Any]) -> str:
     """For the terminal."""
     measured = report["measured"]
-    height, width = measured["picture"]
+    height, width = measured["image"]
     rows = [_HEAD, *(_cells(row) for row in report["rows"])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     shape = " x ".join(map(str, measured["network_input"]))
     lines = [
-        f"{report['model']}, picture {height} x {width}, network input {shape}",
+        f"{report['model']}, image {height} x {width}, network input {shape}",
         *(f"{name:10} {text}" for name, text in measured["machine"].items()),
         "",
         *(
@@ -106,8 +106,8 @@ def table(report: Mapping[str, Any]) -> str:
         ratios = row["times_as_fast_as"].items()
         lines += [f"  {value:.2f} times as fast as {name}" for name, value in ratios if value is not None]
         lines += [f"  no ratio to {name}: {reason}" for name, reason in row["no_ratio"].items()]
-        lines += _rates("pictures a second with callers at once", row["pictures_per_second"])
-        lines += _rates("pictures a second of the session in batches of", row["batch_pictures_per_second"])
+        lines += _rates("images a second with callers at once", row["images_per_second"])
+        lines += _rates("images a second of the session in batches of", row["batch_images_per_second"])
     lines += [f"{name}: not measured: {reason}" for name, reason in report["not_measured"].items()]
     joules = report["conditions"]["energy_joules"]
     if joules is not None:
@@ -151,7 +151,7 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
     page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(f"Speed of {report['model']}"),
         lead=escape(
-            f"Picture {measured['picture'][0]} x {measured['picture'][1]}, "
+            f"Image {measured['image'][0]} x {measured['image'][1]}, "
             f"network input {' x '.join(map(str, measured['network_input']))}, {measured['date']}"
         ),
         warnings="".join(f'<p class="warning">{escape(text)}</p>' for text in report["warnings"]),
@@ -172,11 +172,11 @@ def _pareto(rows: Sequence[Mapping[str, Any]]) -> str:
     points = [(1000 / row["whole_ms"]["p50"], float(row["mIoU"])) for row in known]
     names = [row["artifact"] for row in known]
     words = "; ".join(
-        f"{name}: {x:.2f} pictures a second, {y:.2f} % mIoU" for name, (x, y) in zip(names, points, strict=True)
+        f"{name}: {x:.2f} images a second, {y:.2f} % mIoU" for name, (x, y) in zip(names, points, strict=True)
     )
     return chart(
         f"Speed against accuracy. {words}",
-        Axis("pictures a second, one caller, picture to mask", zero=True),
+        Axis("images a second, one caller, image to mask", zero=True),
         Axis("mIoU, %"),
         [Series("", points, names, line=False)],
     )

@@ -30,7 +30,7 @@ __all__ = [
     "expected_seconds",
     "run_bench",
     "speed_warnings",
-    "synthetic_picture",
+    "synthetic_image",
 ]
 
 DRIFT = 0.15  # change of a contender's median from the first round to the last before the figures are doubted
@@ -45,7 +45,7 @@ class Plan:
     rounds: int = 5
     seconds: float = 4.0  # for one contender in one round, of each kind of measurement; at least one run
     concurrency: tuple[int, ...] = (1, 2, 4)  # callers at once
-    batches: tuple[int, ...] = (1, 2, 4)  # pictures in one run of the session
+    batches: tuple[int, ...] = (1, 2, 4)  # images in one run of the session
 
     def __post_init__(self) -> None:
         for name in ("rounds", "seconds"):
@@ -131,26 +131,26 @@ class Result:
     name: str
     description: str
     session: Latency
-    whole: Latency | None  # picture to mask
-    throughput: dict[int, float] = field(default_factory=dict)  # callers at once -> pictures a second
-    batches: dict[int, float] = field(default_factory=dict)  # batch -> pictures a second of the session
+    whole: Latency | None  # image to mask
+    throughput: dict[int, float] = field(default_factory=dict)  # callers at once -> images a second
+    batches: dict[int, float] = field(default_factory=dict)  # batch -> images a second of the session
 
 
-def synthetic_picture(height: int, width: int) -> NDArray[np.uint8]:
-    """A picture (height, width, 3), uint8 BGR, always the same: smooth patches and edges, neither uniform nor noise."""
+def synthetic_image(height: int, width: int) -> NDArray[np.uint8]:
+    """An image (height, width, 3), uint8 BGR, always the same: smooth patches and edges, neither uniform nor noise."""
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (max(2, height // 64), max(2, width // 64), 3), np.uint8)
-    picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     for _ in range(12):
         centre = (int(random.integers(width)), int(random.integers(height)))
         colour = tuple(int(value) for value in random.integers(0, 256, 3))
-        cv2.circle(picture, centre, max(1, min(height, width) // int(random.integers(4, 16))), colour, -1)
-    return np.asarray(picture, np.uint8)
+        cv2.circle(image, centre, max(1, min(height, width) // int(random.integers(4, 16))), colour, -1)
+    return np.asarray(image, np.uint8)
 
 
 def run_bench(
     contenders: Sequence[Contender],
-    picture: NDArray[np.uint8],
+    image: NDArray[np.uint8],
     tensor: NDArray[np.float32],
     plan: Plan,
     progress: Callable[[str], None] = lambda text: None,
@@ -158,27 +158,27 @@ def run_bench(
     """Measure all contenders side by side.
 
     Args:
-        picture: for the whole way, (H, W, 3) uint8 BGR.
+        image: for the whole way, (H, W, 3) uint8 BGR.
         tensor: the same as the network sees it, (1, 3, h, w) float32.
         progress: told what is measured, and after the warm-up how long it will take, a line each.
 
     Raises:
-        DenseportError: a contender cannot run the picture.
+        DenseportError: a contender cannot run the image.
     """
     alone = {c.name: partial(c.session.run, tensor) for c in contenders}
-    whole = {c.name: partial(c.segmenter, picture) for c in contenders if c.segmenter is not None}
+    whole = {c.name: partial(c.segmenter, image) for c in contenders if c.segmenter is not None}
     progress(
         _forecast(
-            expected_seconds(plan, _warm(alone, "session", progress), _warm(whole, "picture to mask", progress)), plan
+            expected_seconds(plan, _warm(alone, "session", progress), _warm(whole, "image to mask", progress)), plan
         )
     )
     progress("latency of the sessions")
     sessions = _latencies(alone, plan)
-    progress("latency from picture to mask")
+    progress("latency from image to mask")
     wholes = _latencies(whole, plan)
     throughput: dict[int, dict[str, float]] = {}
     for callers in plan.concurrency:
-        progress(f"pictures a second, callers at once: {callers}")
+        progress(f"images a second, callers at once: {callers}")
         throughput[callers] = _throughputs(whole, callers, plan)
     batches: dict[int, dict[str, float]] = {}
     for size in plan.batches:
@@ -203,7 +203,7 @@ def expected_seconds(plan: Plan, sessions: Sequence[float], wholes: Sequence[flo
     """How long `run_bench` takes once everything is warm.
 
     Args:
-        sessions, wholes: seconds of one run, of each contender's session and from picture to mask.
+        sessions, wholes: seconds of one run, of each contender's session and from image to mask.
     """
 
     def turns(times: Sequence[float], at_least: int = 1) -> float:

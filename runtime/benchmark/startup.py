@@ -38,10 +38,10 @@ def measure_startup(bundle: Path, artifact: str, size: tuple[int, int], threads:
 
 def _main(bundle: str, artifact: str, height: str, width: str, threads: str) -> dict[str, Any]:
     times = [time.perf_counter()]
-    from denseport.runtime.benchmark.speed import synthetic_picture
+    from denseport.runtime.benchmark.speed import synthetic_image
     from denseport.runtime.segmenter import Segmenter
 
-    image = synthetic_picture(int(height), int(width))
+    image = synthetic_image(int(height), int(width))
     times.append(time.perf_counter())
     with Segmenter(bundle, artifact=artifact, threads=int(threads) or None) as segment:
         times.append(time.perf_counter())

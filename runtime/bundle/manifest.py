@@ -1,4 +1,4 @@
-"""The manifest of a bundle: what the model is, how pictures reach it, and which artifacts run it.
+"""The manifest of a bundle: what the model is, how images reach it, and which artifacts run it.
 
 A bundle is a folder; ``manifest.json`` in it is this module's `Manifest` as JSON (docs/bundle.md has it
 field by field). Reading is strict: a missing, unknown or mistyped field is an error that names it.
@@ -38,7 +38,7 @@ FORMAT_VERSION = 1
 FP32 = "model.onnx"  # the artifact that an export writes; all others are made of it and compared with it
 FOR_CPU = ".cpu.onnx"  # ends the names of INT8 artifacts in operators of ONNX Runtime's CPU back end
 LARGEST_INTEGER = 2**63 - 1  # JSON knows no limit; arrays and floats do
-LARGEST_SIDE = 2**15  # pixels that a picture may be resized to; a hostile manifest must not ask for all the memory
+LARGEST_SIDE = 2**15  # pixels that an image may be resized to; a hostile manifest must not ask for all the memory
 # Names are printed, one a line: a line that a name breaks could say anything.
 _UNPRINTABLE = re.compile(f"[\t\n{CONTROLS}]")
 
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From a uint8 BGR picture to the network's input."""
+    """From a uint8 BGR image to the network's input."""
 
     # Pixels: the longer and the shorter side's limit; width, height if not keep_ratio.
     scale: tuple[int, int] = (2048, 512)
@@ -69,10 +69,10 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Inference:
-    """How the network is moved over the resized picture."""
+    """How the network is moved over the resized image."""
 
     mode: str = "whole"  # "whole" or "slide"
-    crop: tuple[int, int] | None = None  # slide: height, width of a window, pixels of the resized picture
+    crop: tuple[int, int] | None = None  # slide: height, width of a window, pixels of the resized image
     stride: tuple[int, int] | None = None  # slide: rows, columns from one window to the next
 
     def __post_init__(self) -> None:

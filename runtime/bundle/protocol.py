@@ -1,6 +1,6 @@
-"""Evaluation protocols: how pictures reach the network when accuracy is measured.
+"""Evaluation protocols: how images reach the network when accuracy is measured.
 
-The protocol is part of a number: a published mIoU was measured on whole pictures at keep-ratio 2048 x 512, and a fixed
+The protocol is part of a number: a published mIoU was measured on whole images at keep-ratio 2048 x 512, and a fixed
 512 x 512 input does not reproduce it.
 """
 
@@ -25,7 +25,7 @@ class Protocol:
     preprocess: Preprocess
     inference: Inference
     tta: str | None = None  # "0.x" or "1.x": multi-scale and flip in that convention
-    native: bool = False  # the picture is not resized, whatever `preprocess` says of its size
+    native: bool = False  # the image is not resized, whatever `preprocess` says of its size
 
     @property
     def description(self) -> str:
@@ -42,7 +42,7 @@ def parse_protocol(text: str, manifest: Manifest) -> Protocol:
     """The protocol that ``--protocol`` names.
 
     ``reference`` (as the checkpoint was tested), ``ms-flip`` or ``ms-flip:1.x``, ``slide`` or ``slide:512:341``
-    (crop and stride, pixels), ``native`` or ``native:512:341`` (slide over the picture at its own size, for pictures
+    (crop and stride, pixels), ``native`` or ``native:512:341`` (slide over the image at its own size, for images
     of any size), ``fixed:512x512`` (height x width).
 
     Raises:

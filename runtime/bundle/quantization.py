@@ -13,22 +13,22 @@ from typing import Any
 from denseport.runtime.bundle.manifest import Artifact, decode_dataclass
 from denseport.runtime.system.machine import Machine
 
-__all__ = ["Trial", "kind_of"]
+__all__ = ["QuantizationVerdict", "kind_of"]
 
 KEY = "verdict"
 
 
 @dataclass(frozen=True)
-class Trial:
+class QuantizationVerdict:
     """Speed and accuracy of an artifact beside FP32, and what follows from them."""
 
     machine: str  # `kind_of` it
     cpus: int  # that the measuring process could use
     session: str  # what ran it: library, provider, threads
-    seconds: dict[str, float]  # of the network for a picture, median; by artifact, this one and its rivals
+    seconds: dict[str, float]  # of the network for an image, median; by artifact, this one and its rivals
     speed_ratio: float  # FP32's seconds / this one's: the median of the rounds' ratios
     agreement: float  # share of pixels with FP32's class, 0..1
-    miou: float | None  # percent, on labelled pictures; None: there were none
+    miou: float | None  # percent, on labelled images; None: there were none
     fp32_miou: float | None  # percent, on the same ones
     labelled: int  # how many
     within_budget: bool  # the accuracy
@@ -42,7 +42,7 @@ class Trial:
         return {KEY: dataclasses.asdict(self)}
 
     @classmethod
-    def of(cls, artifact: Artifact, where: str) -> Trial | None:
+    def of(cls, artifact: Artifact, where: str) -> QuantizationVerdict | None:
         """The verdict in an artifact's record; None where nothing was measured.
 
         Args:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from denseport.runtime.evaluation.gate import Verdict
     from denseport.runtime.segmenter import Segmenter
 
+__all__ = ["Gate", "add_arguments", "choose_gate", "published_miou"]
+
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
@@ -35,7 +37,7 @@ class Gate:
 
     budget: float  # points of mIoU
     agreement: float  # least share of pixels with FP32's class, 0..1
-    yardstick: tuple[str, float] | None = None  # what a mIoU in percent is, and it; None: FP32 on the same pictures
+    yardstick: tuple[str, float] | None = None  # what a mIoU in percent is, and it; None: FP32 on the same images
     notes: tuple[str, ...] = ()
 
     def judge(self, evaluation: Evaluation, classes: tuple[str, ...]) -> Verdict:
@@ -56,7 +58,7 @@ def choose_gate(arguments: argparse.Namespace, segmenter: Segmenter, images: int
     """The comparison that ``--gate`` asks for; None where it was not given.
 
     Args:
-        images: pictures that will be measured.
+        images: images that will be measured.
 
     Raises:
         InputError: nothing to compare with, or no budget for the artifact's precision.
@@ -94,7 +96,7 @@ def _published_gate(arguments: argparse.Namespace, segmenter: Segmenter, images:
     from dataclasses import replace
 
     from denseport.runtime.errors import InputError
-    from denseport.runtime.evaluation.gate import obstacle_to_published
+    from denseport.runtime.evaluation.gate import why_not_published
 
     bundle, published = segmenter.bundle, published_miou(segmenter)
     reference = bundle.manifest.reference
@@ -106,7 +108,7 @@ def _published_gate(arguments: argparse.Namespace, segmenter: Segmenter, images:
     if published is None:
         obstacle: str | None = f"no mIoU was published for protocol {segmenter.protocol.name}"
     else:
-        obstacle = obstacle_to_published(images)
+        obstacle = why_not_published(images)
         if obstacle is None:
             return replace(gate, yardstick=(f"published mIoU of {reference.preset}", published))
     if arguments.artifact == FP32:

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from denseport.runtime.evaluation.evaluate import Evaluation
     from denseport.runtime.segmenter import Segmenter
 
+__all__ = ["Work", "add_arguments", "check"]
+
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
     way = group.add_mutually_exclusive_group()
-    way.add_argument("--shard", type=_shard, metavar="I/N", help="only every Nth picture from the Ith, kept in --state")
+    way.add_argument("--shard", type=_shard, metavar="I/N", help="only every Nth image from the Ith, kept in --state")
     way.add_argument("--merge", nargs="+", type=path, metavar="STATE", help="measure nothing: add up shards' states")
     way.add_argument("--ray", metavar="ADDRESS", help="spread over a Ray cluster, or 'local' for one on this machine")
 
@@ -43,7 +45,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise InputError("--shard keeps its counts for the merge", "Name their file with --state FILE.")
     for name in ("report", "explain", "record"):
         if getattr(arguments, name):
-            raise InputError(f"--{name} needs all pictures, not a shard", f"Give --{name} with --merge.")
+            raise InputError(f"--{name} needs all images, not a shard", f"Give --{name} with --merge.")
 
 
 def _refuse_state(arguments: argparse.Namespace) -> None:
@@ -111,35 +113,35 @@ class Work:
         return evaluation, self.segmenter.description
 
     def shard(self, arguments: argparse.Namespace) -> int:
-        """Measure every Nth picture and keep the counts; nothing is judged."""
+        """Measure every Nth image and keep the counts; nothing is judged."""
         from denseport.runtime.errors import InputError
         from denseport.runtime.evaluation.evaluate import measure
         from denseport.runtime.evaluation.state import open_state, save_state
 
         first, step = arguments.shard
         images, classes = len(self.dataset), len(self.segmenter.manifest.classes)
-        pictures = range(first - 1, images, step)
-        if not pictures:
+        indices = range(first - 1, images, step)
+        if not indices:
             raise InputError(
-                f"--shard {first}/{step}: the data set has only {count(images, 'picture')}", "Make fewer shards."
+                f"--shard {first}/{step}: the data set has only {count(images, 'image')}", "Make fewer shards."
             )
         state = open_state(
             self.state_file, self.key, images, classes, with_fp32=self.fp32 is not None, resume=arguments.resume
         )
-        if state.done.sum() > state.done[pictures].sum():
+        if state.done.sum() > state.done[indices].sum():
             raise InputError(f"{self.state_file}: holds another shard", "Name another file with --state.")
         measure(
             self.dataset,
             self.segmenter,
             state,
-            pictures=pictures,
+            images=indices,
             fp32=self.fp32,
             workers=arguments.workers,
             state_file=self.state_file,
             progress=self.progress,
         )
         save_state(self.state_file, state)
-        result = {"shard": f"{first}/{step}", "images": len(pictures), "of": images, "state": str(self.state_file)}
+        result = {"shard": f"{first}/{step}", "images": len(indices), "of": images, "state": str(self.state_file)}
         text = "shard {shard}: {images} of {of} images, kept in {state}; add the shards up with --merge"
         print(json.dumps(result, indent=1) if arguments.json else text.format(**result))
         return 0

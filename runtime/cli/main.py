@@ -64,7 +64,7 @@ def _run(argv: Sequence[str] | None) -> int:
             return _fail(OutputError("standard output cannot be written: no space left", "Free some room."))
         if not is_out_of_memory(err):
             raise
-        return _fail(MachineError("this machine ran out of memory", "Give smaller pictures or batches, or free some."))
+        return _fail(MachineError("this machine ran out of memory", "Give smaller images or batches, or free some."))
 
 
 def _open_closed_streams() -> None:

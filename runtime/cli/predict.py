@@ -1,4 +1,4 @@
-"""Pictures and videos to masks and overlays on disk, whatever runs the model: what ``denseport run`` writes."""
+"""Images and videos to masks and overlays on disk, whatever runs the model: what ``denseport run`` writes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FRAME = re.compile(r"\d{6,}\.png")  # a mask of a video
 
 
 class Model(Protocol):
-    """What labels pictures: a `denseport.runtime.Segmenter`, or a server in its place."""
+    """What labels images: a `denseport.runtime.Segmenter`, or a server in its place."""
 
     @property
     def manifest(self) -> Manifest: ...
@@ -55,7 +55,7 @@ class RemoteModel:
         return Segmentation(self.client.segment(image), self.name, image)
 
     def stream(self, images: Iterable[NDArray[np.uint8]], *, smoothing: float = 0.0) -> Generator[Segmentation]:
-        """One picture after the other; a server keeps nothing between them to smooth with."""
+        """One image after the other; a server keeps nothing between them to smooth with."""
         if smoothing:
             raise ValueError("a server does not smooth")
         for image in images:
@@ -82,7 +82,7 @@ class Labelling:
             OutputError, ServerError: the next input would fail alike.
         """
         try:
-            self.results.append(self._video(model, item) if item.kind == "video" else self._picture(model, item))
+            self.results.append(self._video(model, item) if item.kind == "video" else self._image(model, item))
         except (OutputError, ServerError):
             raise
         except DenseportError as err:
@@ -92,7 +92,7 @@ class Labelling:
         """Find out before the work whether a result would replace one of the inputs.
 
         Raises:
-            OutputError: it would, as that of ``a.jpg`` beside it does with a picture ``a_mask.png``.
+            OutputError: it would, as that of ``a.jpg`` beside it does with an image ``a_mask.png``.
         """
         inputs = {place: item.path for item in items for place in (_place(item.path), _real(item.path))}
         for item in items:
@@ -114,7 +114,7 @@ class Labelling:
         suffixes = ([mask] if self.masks else []) + ([overlay] if self.overlays else [])
         return [item.output(self.folder, suffix) for suffix in suffixes]
 
-    def _picture(self, model: Model, item: Input) -> dict[str, Any]:
+    def _image(self, model: Model, item: Input) -> dict[str, Any]:
         image = read_image(item.path)
         mask = model(image).mask
         written = self._results(item)

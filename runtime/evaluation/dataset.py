@@ -1,7 +1,7 @@
-"""Data sets: pictures with label masks, found on disk in one of three forms.
+"""Data sets: images with label masks, found on disk in one of three forms.
 
 - the ADEChallengeData2016 layout: ``images/<split>/*.jpg`` with ``annotations/<split>/*.png``;
-- two folders, pictures and masks of the same name;
+- two folders, images and masks of the same name;
 - a text file that lists names of the first form, or pairs of paths.
 
 A mask is a PNG of one channel, grey or indexed, whose stored values are the labels.
@@ -38,7 +38,7 @@ _SHOWN = 5  # names or labels that a message spells out
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture and its mask."""
+    """An image and its mask."""
 
     name: str  # unique in its data set
     image: Path
@@ -47,7 +47,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures with masks, and how the values in the mask files are meant."""
+    """Images with masks, and how the values in the mask files are meant."""
 
     samples: tuple[Sample, ...]
     reduce_zero_label: bool = False  # 0 is ignored and k is class k - 1, as in ADE20K
@@ -55,7 +55,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if not self.samples:
-            raise DatasetError("the data set is empty", "Name a folder or a list that holds pictures with masks.")
+            raise DatasetError("the data set is empty", "Name a folder or a list that holds images with masks.")
         if not 0 <= self.ignore_index <= 65535:
             raise DatasetError(
                 f"the ignored label {self.ignore_index} is not in 0..65535",
@@ -121,7 +121,7 @@ def ade20k(root: Path, split: str = "validation", reduce_zero_label: bool = True
     """A split of the ADEChallengeData2016 layout; ``root`` is that folder or the one that holds it.
 
     Raises:
-        DatasetError: no such layout, no pictures, or pictures and masks that do not pair up.
+        DatasetError: no such layout, no images, or images and masks that do not pair up.
     """
     root = _ade_root(root)
     return folder_pair(root / "images" / split, root / "annotations" / split, reduce_zero_label, ignore_index)
@@ -129,13 +129,13 @@ def ade20k(root: Path, split: str = "validation", reduce_zero_label: bool = True
 
 @_searching()
 def folder_pair(images: Path, masks: Path, reduce_zero_label: bool = False, ignore_index: int = 255) -> Dataset:
-    """The pictures of one folder and the PNG masks of the same names in another, sub-folders left out.
+    """The images of one folder and the PNG masks of the same names in another, sub-folders left out.
 
     Raises:
-        DatasetError: a folder is missing or empty, or pictures and masks do not pair up.
+        DatasetError: a folder is missing or empty, or images and masks do not pair up.
     """
     image_of, mask_of = _by_stem(images, IMAGE_SUFFIXES), _by_stem(masks, MASK_SUFFIXES)
-    for folder, found, kind in ((images, image_of, "pictures"), (masks, mask_of, "PNG masks")):
+    for folder, found, kind in ((images, image_of, "images"), (masks, mask_of, "PNG masks")):
         if not found:
             raise DatasetError(f"{folder}: there are no {kind}", "Check the path; sub-folders are not searched.")
     _require_pairs(images, masks, image_of, mask_of)
@@ -151,7 +151,7 @@ def image_list(
 
     Args:
         path: each line is a file name without its suffix, looked up in every split of the
-            ADEChallengeData2016 layout at ``root``; or each is a picture and its mask, two paths parted
+            ADEChallengeData2016 layout at ``root``; or each is an image and its mask, two paths parted
             by a tab or blanks, relative to ``root`` or to the list's own folder.
         root: the list's folder when None.
         reduce_zero_label: None is True for names, which are of the ADE20K layout, and False for pairs.
@@ -162,12 +162,12 @@ def image_list(
     root = path.parent if root is None else root
     lines = dict(_lines(path))
     if not lines:
-        raise DatasetError(f"{path}: the list is empty", "Name one picture a line, or a picture and its mask.")
+        raise DatasetError(f"{path}: the list is empty", "Name one image a line, or an image and its mask.")
     width = len(next(iter(lines.values())))
     for number, fields in lines.items():
         if len(fields) != width or width > 2:
             raise DatasetError(
-                f"{path}, line {number}: expected one name or 'picture mask', the same on all "
+                f"{path}, line {number}: expected one name or 'image mask', the same on all "
                 f"lines, found {len(fields)} fields",
                 "Part paths that hold blanks by a tab.",
             )
@@ -191,7 +191,7 @@ def open_dataset(
     """The data set that the options of ``denseport eval`` name.
 
     Args:
-        data: the ADE20K layout; with ``masks``, the folder of pictures; with ``list_file``, its root.
+        data: the ADE20K layout; with ``masks``, the folder of images; with ``list_file``, its root.
         reduce_zero_label: None is what the form implies: True for the ADE20K layout, also through a list
             of its names, and False for a folder pair or a list of pairs.
     """
@@ -212,7 +212,7 @@ def _ade_root(root: Path) -> Path:
         raise DatasetError(f"{root}: no such folder", "Check the path.")
     raise DatasetError(
         f"{root}: no folders images/ and annotations/ here or in {_ADE_FOLDER}/",
-        f"Name the {_ADE_FOLDER} folder, or give the pictures as the data and the masks with --masks.",
+        f"Name the {_ADE_FOLDER} folder, or give the images as the data and the masks with --masks.",
     )
 
 
@@ -236,15 +236,15 @@ def _require_pairs(images: Path, masks: Path, image_of: Mapping[str, Path], mask
     lonely = [
         f"{len(names)} of {len(having)} {kind} (such as {_some(sorted(names))})"
         for kind, having, names in (
-            ("pictures have no mask", image_of, image_of.keys() - mask_of.keys()),
-            ("masks have no picture", mask_of, mask_of.keys() - image_of.keys()),
+            ("images have no mask", image_of, image_of.keys() - mask_of.keys()),
+            ("masks have no image", mask_of, mask_of.keys() - image_of.keys()),
         )
         if names
     ]
     if lonely:
         raise DatasetError(
             f"{images} and {masks}: {'; '.join(lonely)}",
-            "Give each picture a PNG mask of the same name, or list the pairs in a file.",
+            "Give each image a PNG mask of the same name, or list the pairs in a file.",
         )
 
 
@@ -273,7 +273,7 @@ def _find_names(path: Path, root: Path, lines: Mapping[int, list[str]]) -> Itera
             where = f"is in {_some(files)}" if files else f"is in no split of {images}"
             raise DatasetError(
                 f"{path}, line {number}: {name!r} {where}",
-                "A line is a name without suffix, or 'picture mask'.",
+                "A line is a name without suffix, or 'image mask'.",
             )
         mask = root / "annotations" / files[0].parent.relative_to(images) / f"{name}.png"
         if not mask.is_file():

@@ -1,8 +1,8 @@
 """Measure an artifact on a labelled data set: resumable, exact, as fast as its session.
 
-The network runs in the calling thread. A few worker threads decode pictures ahead of it and turn its logits into
+The network runs in the calling thread. A few worker threads decode images ahead of it and turn its logits into
 masks and counts behind it; OpenCV, numpy and the back ends release Python's lock, so the stages overlap. Short queues
-bound how many pictures are in memory. Every count is an integer, so the order of pictures, a
+bound how many images are in memory. Every count is an integer, so the order of images, a
 resumed run and merged parts all give the same result to the last pixel.
 """
 
@@ -26,12 +26,12 @@ from denseport.runtime.evaluation.gate import ImageAreas, Predictions
 from denseport.runtime.evaluation.metrics import ConfusionMatrix, LabelMap, Scores
 from denseport.runtime.evaluation.state import EvaluationState, open_state, save_state
 from denseport.runtime.media.images import read_image
-from denseport.runtime.pipeline.resample import Field
+from denseport.runtime.pipeline.resample import LogitMap
 from denseport.runtime.segmenter import Segmenter
 
 __all__ = ["SAVE_SECONDS", "Effort", "Evaluation", "evaluate", "evaluation_of", "measure"]
 
-SAVE_EVERY = 25  # pictures, and at least
+SAVE_EVERY = 25  # images, and at least
 SAVE_SECONDS = 10.0  # seconds between two saves
 
 
@@ -46,18 +46,18 @@ class Effort:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured of one artifact, and of FP32 on the same pictures where it was run beside it."""
+    """What was measured of one artifact, and of FP32 on the same images where it was run beside it."""
 
-    names: tuple[str, ...]  # of the pictures, in the data set's order
+    names: tuple[str, ...]  # of the images, in the data set's order
     confusion: ConfusionMatrix
-    areas: ImageAreas  # (n, C) for each picture
+    areas: ImageAreas  # (n, C) for each image
     predictions: Predictions
     fp32_confusion: ConfusionMatrix | None
     fp32_areas: ImageAreas | None
-    image_agreement: NDArray[np.float64] | None  # (n,) share of each picture's pixels with FP32's class
-    seconds: float  # wall time of the pictures of this run, without resumed ones and without FP32's sessions
+    image_agreement: NDArray[np.float64] | None  # (n,) share of each image's pixels with FP32's class
+    seconds: float  # wall time of the images of this run, without resumed ones and without FP32's sessions
     session_seconds: float  # of it, in the artifact's session; the sum of all sessions where several ran side by side
-    measured: int  # pictures of this run
+    measured: int  # images of this run
 
     def scores(self, classes: tuple[str, ...]) -> Scores:
         """mIoU and the rest, of the artifact."""
@@ -82,13 +82,13 @@ class _Run:
         image, truth = read_image(sample.image), self.dataset.read_mask(sample, classes)
         if image.shape[:2] != truth.shape:
             raise DatasetError(
-                f"{sample.mask}: is {truth.shape[1]} x {truth.shape[0]}, its picture {sample.image} is "
+                f"{sample.mask}: is {truth.shape[1]} x {truth.shape[0]}, its image {sample.image} is "
                 f"{image.shape[1]} x {image.shape[0]}",
-                "A mask must have the size of its picture; an EXIF-rotated picture needs a rotated mask.",
+                "A mask must have the size of its image; an EXIF-rotated image needs a rotated mask.",
             )
         return image, truth
 
-    def predict(self, image: NDArray[np.uint8]) -> tuple[list[list[Field]], list[list[Field]] | None]:
+    def predict(self, image: NDArray[np.uint8]) -> tuple[list[list[LogitMap]], list[list[LogitMap]] | None]:
         start = time.perf_counter()
         views = self.segmenter.predict(image)
         middle = time.perf_counter()
@@ -100,7 +100,7 @@ class _Run:
         return views, fp32_views
 
     def count(
-        self, index: int, views: list[list[Field]], fp32_views: list[list[Field]] | None, truth: LabelMap
+        self, index: int, views: list[list[LogitMap]], fp32_views: list[list[LogitMap]] | None, truth: LabelMap
     ) -> None:
         finite = all(np.isfinite(part.logits.sum(dtype=np.float64)) for view in views for part in view)
         mask = self.segmenter.decide(views, threads=1)
@@ -110,7 +110,7 @@ class _Run:
 
     @contextmanager
     def trying(self, index: int) -> Iterator[None]:
-        """Notes what is wrong with picture ``index`` and goes on, where failures are collected."""
+        """Notes what is wrong with image ``index`` and goes on, where failures are collected."""
         try:
             yield
         except DenseportError as err:
@@ -133,15 +133,15 @@ def evaluate(
     """Run ``segmenter`` over ``dataset`` and count.
 
     Args:
-        fp32: a second segmenter, run on the same pictures for the gate.
-        workers: threads that decode before and post-process behind the network; bounds the pictures in memory.
+        fp32: a second segmenter, run on the same images for the gate.
+        workers: threads that decode before and post-process behind the network; bounds the images in memory.
         state_file: where the counts are kept for `resume`; removed when all is done.
         resume: go on from ``state_file`` if it was written for the same ``key``.
         key: what is measured (artifact, protocol, data set); a state of another key is not taken up.
-        progress: told the number of pictures done and the mIoU so far, percent.
+        progress: told the number of images done and the mIoU so far, percent.
 
     Raises:
-        DatasetError: a picture and its mask do not fit, or labels outside the classes.
+        DatasetError: an image and its mask do not fit, or labels outside the classes.
         ImageError: a file cannot be read.
     """
     classes = len(segmenter.manifest.classes)
@@ -157,21 +157,21 @@ def measure(
     segmenter: Segmenter,
     state: EvaluationState,
     *,
-    pictures: Sequence[int] | None = None,
+    images: Sequence[int] | None = None,
     fp32: Segmenter | None = None,
     workers: int = 2,
     state_file: Path | None = None,
     failures: dict[int, str] | None = None,
     progress: Callable[[int, float], None] = lambda done, miou: None,
 ) -> Effort:
-    """Add to ``state`` the counts of those ``pictures`` that it does not hold; arguments as of `evaluate`.
+    """Add to ``state`` the counts of those ``images`` that it does not hold; arguments as of `evaluate`.
 
     Args:
-        pictures: numbers in the data set, such as a shard's; default: all.
-        failures: takes up what is wrong with a picture, by number, and the run goes on; None: the first one raises.
+        images: numbers in the data set, such as a shard's; default: all.
+        failures: takes up what is wrong with an image, by number, and the run goes on; None: the first one raises.
     """
     run = _Run(dataset, segmenter, fp32, state, failures)
-    waiting = [i for i in (range(len(dataset)) if pictures is None else pictures) if not state.done[i]]
+    waiting = [i for i in (range(len(dataset)) if images is None else images) if not state.done[i]]
     start = time.perf_counter()
     _loop(run, waiting, max(1, workers), state_file, progress)
     seconds = time.perf_counter() - start - run.fp32_seconds
@@ -201,7 +201,7 @@ def _loop(
     state_file: Path | None,
     progress: Callable[[int, float], None],
 ) -> None:
-    """Decode ahead, run, count behind; at most ``2 * workers + 1`` pictures are in memory."""
+    """Decode ahead, run, count behind; at most ``2 * workers + 1`` images are in memory."""
     counting: deque[tuple[int, Future[None]]] = deque()
     saved = time.monotonic()
 
@@ -239,7 +239,7 @@ def _loop(
 def _decoding(
     run: _Run, waiting: list[int], pool: ThreadPoolExecutor, ahead: int
 ) -> Iterator[tuple[int, Future[tuple[NDArray[np.uint8], LabelMap]]]]:
-    """Index, and picture with truth to come, in turn; begun up to ``ahead`` pictures before they are asked for."""
+    """Index, and image with truth to come, in turn; begun up to ``ahead`` images before they are asked for."""
     queue: deque[tuple[int, Future[tuple[NDArray[np.uint8], LabelMap]]]] = deque()
     for index in waiting:
         queue.append((index, pool.submit(run.decode, run.dataset.samples[index])))

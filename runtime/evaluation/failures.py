@@ -1,4 +1,4 @@
-"""The pictures that an artifact gets most wrong, run again and scaled down for a report."""
+"""The images that an artifact gets most wrong, run again and scaled down for a report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from denseport.runtime.evaluation.metrics import LabelMap
 from denseport.runtime.media.images import read_image
 from denseport.runtime.segmenter import Segmenter
 
-__all__ = ["WorstPicture", "worst_pictures"]
+__all__ = ["WorstImage", "worst_images"]
 
 _THUMBNAIL = 320  # px, of the longer side
 # Of the map of differences, BGR; report.html has the same.
@@ -25,8 +25,8 @@ _LOST, _GAINED, _CHANGED = (30, 56, 217), (214, 131, 43), (0, 168, 224)
 
 
 @dataclass(frozen=True)
-class WorstPicture:
-    """A picture that an artifact gets wrong, scaled for the page; its figures are of the full size."""
+class WorstImage:
+    """An image that an artifact gets wrong, scaled for the page; its figures are of the full size."""
 
     name: str
     image: NDArray[np.uint8]  # (h, w, 3) BGR
@@ -38,7 +38,7 @@ class WorstPicture:
     disagreement: float | None  # percent of all pixels with another class than FP32's
 
     def difference(self) -> NDArray[np.uint8]:
-        """(h, w, 3) BGR: the picture in pale grey; on it the pixels that changed or, without FP32, that are wrong."""
+        """(h, w, 3) BGR: the image in pale grey; on it the pixels that changed or, without FP32, that are wrong."""
         truth, mask, fp32 = self.truth, self.mask, self.fp32_mask
         grey = np.asarray(cv2.cvtColor(self.image, cv2.COLOR_BGR2GRAY)) // 3 + 160
         seen: NDArray[np.uint8] = np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
@@ -52,11 +52,11 @@ class WorstPicture:
         return seen
 
 
-def worst_pictures(
+def worst_images(
     dataset: Dataset, evaluation: Evaluation, segmenter: Segmenter, fp32: Segmenter | None, count: int = 6
-) -> list[WorstPicture]:
-    """Run the pictures again that differ most from FP32 or, without it, have the lowest pixel accuracy."""
-    return [_picture(dataset, index, segmenter, fp32) for index in _worst(evaluation)[:count]]
+) -> list[WorstImage]:
+    """Run the images again that differ most from FP32 or, without it, have the lowest pixel accuracy."""
+    return [_image(dataset, index, segmenter, fp32) for index in _worst(evaluation)[:count]]
 
 
 def _worst(evaluation: Evaluation) -> list[int]:
@@ -73,12 +73,12 @@ def _labelled(areas: ImageAreas) -> NDArray[np.int64]:
     return np.asarray((areas.union.sum(axis=1) + areas.intersect.sum(axis=1)) // 2)
 
 
-def _picture(dataset: Dataset, index: int, segmenter: Segmenter, fp32: Segmenter | None) -> WorstPicture:
+def _image(dataset: Dataset, index: int, segmenter: Segmenter, fp32: Segmenter | None) -> WorstImage:
     sample = dataset.samples[index]
     image, truth = read_image(sample.image), dataset.read_mask(sample, len(segmenter.manifest.classes))
     mask = segmenter(image).mask
     fp32_mask = None if fp32 is None else fp32(image).mask
-    return WorstPicture(
+    return WorstImage(
         name=sample.name,
         image=_shrunk(image, cv2.INTER_AREA),
         truth=_shrunk(truth, cv2.INTER_NEAREST),

@@ -29,8 +29,8 @@ __all__ = [
     "against_fp32",
     "against_published",
     "check_collapse",
-    "obstacle_to_published",
     "threshold",
+    "why_not_published",
 ]
 
 ADE20K_VALIDATION_IMAGES = 2000
@@ -127,7 +127,7 @@ def threshold(table: dict[str, float], precision: str, override: float | None = 
     return table[precision]
 
 
-def obstacle_to_published(images: int) -> str | None:
+def why_not_published(images: int) -> str | None:
     """Why a measurement of so many images cannot be compared with the published mIoU; None when it can."""
     if images == ADE20K_VALIDATION_IMAGES:
         return None
@@ -135,7 +135,7 @@ def obstacle_to_published(images: int) -> str | None:
 
 
 def against_published(measured: float, published: float, budget: float, name: str) -> Verdict:
-    """Compare with a published mIoU, both in percent, once ``obstacle_to_published`` found none.
+    """Compare with a published mIoU, both in percent, once ``why_not_published`` found none.
 
     Args:
         name: what the number is, such as ``published mIoU of vit-b16_dpt``.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.evaluation.evaluate import Evaluation
-from denseport.runtime.evaluation.failures import WorstPicture
+from denseport.runtime.evaluation.failures import WorstImage
 from denseport.runtime.evaluation.gate import Verdict
 from denseport.runtime.evaluation.metrics import ClassScore, Scores
 from denseport.runtime.media.overlay import class_shares, palette_image
@@ -31,7 +31,7 @@ __all__ = ["ReportInput", "write_report"]
 
 _ROWS = 20  # of a table before the rest is folded away
 _PAIRS = 12
-_NAMED = 3  # classes that the text for a picture names
+_NAMED = 3  # classes that the text for an image names
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class ReportInput:
     artifact: str
     evaluation: Evaluation
     scores: Scores
-    fp32_scores: Scores | None  # of FP32 on the same pictures
+    fp32_scores: Scores | None  # of FP32 on the same images
     verdict: Verdict | None  # None: measured without a gate
     protocol: str  # in words
     warnings: Sequence[str]  # such as another protocol than the published number's
     command: str  # the command line
     environment: Mapping[str, str]  # machine and versions
-    pictures: Sequence[WorstPicture]
+    images: Sequence[WorstImage]
     explanation: Sequence[str] = ()  # lines of --explain
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -82,7 +82,7 @@ def _header(data: ReportInput) -> str:
     return (
         '<p class="eyebrow">Denseport accuracy report</p>\n'
         f"<h1>{escape(manifest.name)}</h1>\n"
-        f'<p class="lead">{escape(data.artifact)}{precision}, measured on {count(images, "picture")}, '
+        f'<p class="lead">{escape(data.artifact)}{precision}, measured on {count(images, "image")}, '
         f'<time datetime="{data.created.isoformat()}">{data.created:%Y-%m-%d}</time></p>'
     )
 
@@ -245,9 +245,9 @@ def _pairs(data: ReportInput) -> str:
 
 
 def _gallery(data: ReportInput) -> str:
-    if not data.pictures:
+    if not data.images:
         return ""
-    with_fp32 = any(picture.fp32_mask is not None for picture in data.pictures)
+    with_fp32 = any(image.fp32_mask is not None for image in data.images)
     if with_fp32:
         hint = "Those that differ most from FP32. In the last view:"
         key = {"lost": "right in FP32, wrong here", "gained": "wrong in FP32, right here"}
@@ -255,40 +255,40 @@ def _gallery(data: ReportInput) -> str:
     else:
         hint, key = "Those with the lowest pixel accuracy. In the last view:", {"lost": "wrong"}
     items = "".join(f"<li>{_swatch(f'var(--{name})', words)}</li>" for name, words in key.items())
-    articles = "\n".join(_article(picture, data) for picture in data.pictures)
-    return section("pictures", "Worst pictures", hint, f'<ul class="key">{items}</ul>\n{articles}')
+    articles = "\n".join(_article(image, data) for image in data.images)
+    return section("images", "Worst images", hint, f'<ul class="key">{items}</ul>\n{articles}')
 
 
-def _article(picture: WorstPicture, data: ReportInput) -> str:
-    facts = f"{number(picture.accuracy, 1)} % of the pixels right"
-    if picture.fp32_accuracy is not None:
-        facts += f"; FP32 {number(picture.fp32_accuracy, 1)} %"
-    if picture.disagreement is not None:
-        facts += f"; {picture.disagreement:.1f} % differ from FP32"
-    masks = [("Truth", picture.truth), ("FP32", picture.fp32_mask), (data.artifact, picture.mask)]
-    views = [_figure("Picture", picture.name, _jpeg(picture.image))]
+def _article(image: WorstImage, data: ReportInput) -> str:
+    facts = f"{number(image.accuracy, 1)} % of the pixels right"
+    if image.fp32_accuracy is not None:
+        facts += f"; FP32 {number(image.fp32_accuracy, 1)} %"
+    if image.disagreement is not None:
+        facts += f"; {image.disagreement:.1f} % differ from FP32"
+    masks = [("Truth", image.truth), ("FP32", image.fp32_mask), (data.artifact, image.mask)]
+    views = [_figure("Image", image.name, _jpeg(image.image))]
     for caption, mask in masks:
         if mask is not None:
             views.append(_figure(caption, _words(caption, mask, data.manifest), _mask_png(mask, data.manifest)))
-    views.append(_figure("Difference", f"Where {facts}", _png(picture.difference())))
-    legend = "".join(f"<li>{item}</li>" for item in _legend(picture, data.manifest))
+    views.append(_figure("Difference", f"Where {facts}", _png(image.difference())))
+    legend = "".join(f"<li>{item}</li>" for item in _legend(image, data.manifest))
     return (
-        f'<article><h3>{escape(picture.name)}</h3><p class="facts">{facts}</p>\n'
+        f'<article><h3>{escape(image.name)}</h3><p class="facts">{facts}</p>\n'
         f'<div class="views" style="--views:{len(views)}">{"".join(views)}</div>\n'
-        f'<ul class="key" aria-label="Classes in this picture">{legend}</ul></article>'
+        f'<ul class="key" aria-label="Classes in this image">{legend}</ul></article>'
     )
 
 
-def _legend(picture: WorstPicture, manifest: Manifest) -> Iterator[str]:
-    """The classes of all the masks of a picture, largest first."""
-    masks = [mask for mask in (picture.truth, picture.fp32_mask, picture.mask) if mask is not None]
+def _legend(image: WorstImage, manifest: Manifest) -> Iterator[str]:
+    """The classes of all the masks of an image, largest first."""
+    masks = [mask for mask in (image.truth, image.fp32_mask, image.mask) if mask is not None]
     shares: dict[int, float] = {}
     for mask in masks:
         for index, share in class_shares(mask, len(manifest.classes)):
             shares[index] = max(share, shares.get(index, 0))
     for index in sorted(shares, key=lambda index: -shares[index]):
         yield _named(manifest, index)
-    if (picture.truth == np.iinfo(picture.truth.dtype).max).any():
+    if (image.truth == np.iinfo(image.truth.dtype).max).any():
         yield _swatch("#000", "not labelled")
 
 
@@ -301,13 +301,13 @@ def _running(data: ReportInput) -> str:
         facts["Published mIoU"] = escape(f"{figures or 'none'}: {reference.preset} on {reference.dataset}")
         facts["Published protocol"] = escape(reference.protocol)
     if run.measured and run.seconds > 0:
-        facts["Speed"] = f"{run.measured / run.seconds:.2f} pictures/s"
+        facts["Speed"] = f"{run.measured / run.seconds:.2f} images/s"
         milliseconds = 1000 * run.session_seconds / run.measured
         share = 100 * run.session_seconds / run.seconds
-        facts["In the session"] = f"{milliseconds:.1f} ms a picture, {share:.0f} % of the time"
+        facts["In the session"] = f"{milliseconds:.1f} ms an image, {share:.0f} % of the time"
     resumed = len(run.names) - run.measured
     if resumed:
-        facts["Resumed"] = f"{count(resumed, 'picture')} measured by an earlier run; their time is not counted"
+        facts["Resumed"] = f"{count(resumed, 'image')} measured by an earlier run; their time is not counted"
     return section("running", "Protocol and speed", "", fact_list(facts))
 
 

@@ -1,7 +1,7 @@
-"""Many machines: the same work on the same pictures by Ray Data, an actor for each device.
+"""Many machines: the same work on the same images by Ray Data, an actor for each device.
 
-Only names of files go to the actors and only counts come back, so pictures, masks and bundle lie where every machine
-sees them under the same path. A batch of pictures is done by one actor, and its result is taken once, when it is
+Only names of files go to the actors and only counts come back, so images, masks and bundle lie where every machine
+sees them under the same path. A batch of images is done by one actor, and its result is taken once, when it is
 whole: after a lost actor or machine Ray gives its batch to another, and every sum stays exact.
 
 Ray's own ports listen on all interfaces, whatever address it is given, and a cluster runs what it is sent. A cluster
@@ -42,10 +42,10 @@ __all__ = ["Actors", "Cluster", "Work", "connect", "evaluate_on_ray", "plan_acto
 LOCAL = "local"
 LOCAL_STORE = 200 * 10**6  # bytes of shared memory for paths and counts; Ray would take a third of the machine
 CPU_ACTOR = 4  # cores of an actor without a GPU: a compromise between memory, one model each, and throughput
-BATCH = 16  # pictures at most in one batch, and so the work lost with an actor
-RETRIES = 3  # of a batch whose actor died; a picture that kills every actor must not go round for ever
+BATCH = 16  # images at most in one batch, and so the work lost with an actor
+RETRIES = 3  # of a batch whose actor died; an image that kills every actor must not go round for ever
 KNOCK_SECONDS = 10.0  # for a cluster's machine to answer
-MOST_FAILURES = 100  # pictures; beyond it something else is wrong
+MOST_FAILURES = 100  # images; beyond it something else is wrong
 
 Item = TypeVar("Item", contravariant=True)
 Result = TypeVar("Result", covariant=True)
@@ -197,7 +197,7 @@ class Cluster:
             if not isinstance(err, ray.exceptions.ActorDiedError | ray.exceptions.ActorUnavailableError):
                 raise
             raise MachineError(
-                f"a batch of pictures lost its actor {RETRIES + 1} times: {err}",
+                f"a batch of images lost its actor {RETRIES + 1} times: {err}",
                 "Most often memory: give each actor more cores (--threads), so that fewer run on a machine.",
             ) from err
 
@@ -236,8 +236,8 @@ def _unpack(data: bytes) -> Any:
 class _Part:
     """What an actor measured of one batch."""
 
-    numbers: tuple[int, ...]  # of the pictures in the data set
-    state: EvaluationState  # picture i is number `numbers[i]`
+    numbers: tuple[int, ...]  # of the images in the data set
+    state: EvaluationState  # image i is number `numbers[i]`
     failures: dict[int, str]
     effort: Effort
     session: str
@@ -245,7 +245,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Measuring:
-    """Measures pictures; an item is a picture's number in the data set and its files."""
+    """Measures images; an item is an image's number in the data set and its files."""
 
     bundle: Path
     artifact: str
@@ -285,7 +285,7 @@ def evaluate_on_ray(
 ) -> tuple[Evaluation, str]:
     """`denseport.runtime.evaluation.evaluate.evaluate` on a Ray cluster: the same counts to the last integer.
 
-    A picture that fails does not stop the others; all that failed are named at the end.
+    An image that fails does not stop the others; all that failed are named at the end.
 
     Args:
         address, threads: as of `connect`.
@@ -295,7 +295,7 @@ def evaluate_on_ray(
         What was measured, and on which sessions, in words.
 
     Raises:
-        DatasetError: pictures failed; the counts of the others are in ``state_file``, for ``resume``.
+        DatasetError: images failed; the counts of the others are in ``state_file``, for ``resume``.
         MachineError: as of `connect` and `Cluster.map`.
     """
     classes = len(segmenter.manifest.classes)
@@ -352,11 +352,11 @@ class _Total:
             save_state(self.state_file, self.state)
         self.saved = time.monotonic()
 
-    def error(self, pictures: int) -> DatasetError:
+    def error(self, images: int) -> DatasetError:
         texts = [self.failures[number].replace("\n", "\n  ") for number in sorted(self.failures)]
         stopped = f"; stopped after {MOST_FAILURES}" if len(texts) >= MOST_FAILURES else ""
         return DatasetError(
-            f"{len(texts)} of {count(pictures, 'picture')} failed{stopped}\n  " + "\n  ".join(texts),
+            f"{len(texts)} of {count(images, 'image')} failed{stopped}\n  " + "\n  ".join(texts),
             "The others are kept: mend these and add --resume.",
         )
 

@@ -1,6 +1,6 @@
 """The counts of an evaluation under way, and their file: written whole or not at all, taken up exactly.
 
-Counts are integers by picture, so those of parts that share no picture add up to the counts of the whole.
+Counts are integers by image, so those of parts that share no image add up to the counts of the whole.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["EvaluationState", "load_state", "merge_states", "open_state", "save_
 
 
 class EvaluationState:
-    """Integer counts by picture; n pictures, C classes.
+    """Integer counts by image; n images, C classes.
 
     Args:
         key: what is measured; a state is taken up only under the same key.
-        with_fp32: FP32 runs on the same pictures.
+        with_fp32: FP32 runs on the same images.
     """
 
     def __init__(self, key: str, images: int, classes: int, *, with_fp32: bool) -> None:
@@ -44,7 +44,7 @@ class EvaluationState:
         self.non_finite: NDArray[np.bool_] = np.zeros(images, bool)
 
     def add(self, index: int, truth: Any, mask: Any, fp32_mask: Any, *, finite: bool) -> None:
-        """Count picture ``index``."""
+        """Count image ``index``."""
         self._add(index, truth, mask, self.confusion, "")
         if fp32_mask is not None and self.fp32_confusion is not None:
             self._add(index, truth, fp32_mask, self.fp32_confusion, "fp32_")
@@ -62,45 +62,45 @@ class EvaluationState:
         self.counts[f"{prefix}pixels"][index] = np.bincount(mask.ravel(), minlength=total.n_classes)[: total.n_classes]
 
     def merge(self, part: EvaluationState, at: NDArray[np.int64]) -> None:
-        """Add the counts of ``part``, whose picture i is picture ``at[i]`` here.
+        """Add the counts of ``part``, whose image i is image ``at[i]`` here.
 
         Raises:
-            InputError: a picture is counted in both, or FP32 was run in one alone.
+            InputError: an image is counted in both, or FP32 was run in one alone.
         """
         where = at[part.done]
         if self.done[where].any():
             twice = int(np.count_nonzero(self.done[where]))
-            raise InputError(f"counted twice: {count(twice, 'picture')}", "Merge each shard once.")
+            raise InputError(f"counted twice: {count(twice, 'image')}", "Merge each shard once.")
         if self.counts.keys() != part.counts.keys():
             raise InputError("FP32 was run beside one part and not beside the other", "Give all parts the same --gate.")
         self.confusion.merge(part.confusion)
         if self.fp32_confusion is not None and part.fp32_confusion is not None:
             self.fp32_confusion.merge(part.fp32_confusion)
-        for name, rows in self._by_picture().items():
-            rows[where] = part._by_picture()[name][part.done]
+        for name, rows in self._by_image().items():
+            rows[where] = part._by_image()[name][part.done]
         self.done[where] = True
 
-    def _by_picture(self) -> dict[str, NDArray[Any]]:
-        """Every array with a row for each picture, but `done`."""
+    def _by_image(self) -> dict[str, NDArray[Any]]:
+        """Every array with a row for each image, but `done`."""
         kept = {"agreeing": self.agreeing, "compared": self.compared, "non_finite": self.non_finite}
         return {**self.counts, **kept}
 
     def mean_iou(self) -> float:
-        """mIoU of the pictures so far, percent."""
+        """mIoU of the images so far, percent."""
         return float(mean_iou(self.confusion.intersect, self.confusion.union))
 
     def areas(self) -> ImageAreas:
-        """Areas of each picture, for the artifact."""
+        """Areas of each image, for the artifact."""
         return ImageAreas(self.counts["intersect"], self.counts["union"])
 
     def fp32_areas(self) -> ImageAreas | None:
-        """Areas of each picture, for FP32; None where it was not run."""
+        """Areas of each image, for FP32; None where it was not run."""
         if self.fp32_confusion is None:
             return None
         return ImageAreas(self.counts["fp32_intersect"], self.counts["fp32_union"])
 
     def image_agreement(self) -> NDArray[np.float64] | None:
-        """(n,) share of each picture's pixels with FP32's class; None where FP32 was not run."""
+        """(n,) share of each image's pixels with FP32's class; None where FP32 was not run."""
         if self.fp32_confusion is None:
             return None
         return self.agreeing / np.maximum(self.compared, 1)
@@ -118,13 +118,13 @@ class EvaluationState:
 
 
 def save_state(path: Path, state: EvaluationState) -> None:
-    """Write the state, replacing an older one only when the new one is whole. Its size grows with the pictures done."""
+    """Write the state, replacing an older one only when the new one is whole. Its size grows with the images done."""
     arrays: dict[str, Any] = {
         "key": np.array(state.key),
         "done": state.done,
         "matrix": state.confusion.matrix,
         "outside": state.confusion.outside,
-        **{name: rows[state.done] for name, rows in state._by_picture().items()},
+        **{name: rows[state.done] for name, rows in state._by_image().items()},
     }
     if state.fp32_confusion is not None:
         arrays |= {"fp32_matrix": state.fp32_confusion.matrix, "fp32_outside": state.fp32_confusion.outside}
@@ -143,7 +143,7 @@ def load_state(path: Path, key: str) -> EvaluationState | None:
             if confusion is not None:
                 confusion.matrix[:] = arrays[f"{prefix}matrix"]
                 confusion.outside[:] = arrays[f"{prefix}outside"]
-        for name, rows in state._by_picture().items():
+        for name, rows in state._by_image().items():
             rows[done] = arrays[name]
         state.done[:] = done
         return state
@@ -163,7 +163,7 @@ def merge_states(paths: Sequence[Path], key: str) -> EvaluationState:
     """The state of the whole from those of its shards, in any order.
 
     Raises:
-        InputError: a file is no state of this measurement, or shards overlap or leave pictures out.
+        InputError: a file is no state of this measurement, or shards overlap or leave images out.
     """
     whole: EvaluationState | None = None
     for path in paths:
@@ -185,7 +185,7 @@ def merge_states(paths: Sequence[Path], key: str) -> EvaluationState:
     missing = np.flatnonzero(~whole.done)
     if missing.size:
         raise InputError(
-            f"in none of the states: {missing.size} of {count(whole.done.size, 'picture')}, "
+            f"in none of the states: {missing.size} of {count(whole.done.size, 'image')}, "
             f"such as number {missing[0] + 1}",
             "Run the shards that are missing, and those that did not end with --resume; then merge all.",
         )

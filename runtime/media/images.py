@@ -1,4 +1,4 @@
-"""Pictures, in and out.
+"""Images, in and out.
 
 Everything in memory is (H, W, 3), BGR, uint8, as OpenCV has it.
 """
@@ -34,7 +34,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read a picture as mmsegmentation's LoadImageFromFile does (OpenCV, IMREAD_COLOR).
+    """Read an image as mmsegmentation's LoadImageFromFile does (OpenCV, IMREAD_COLOR).
 
     The EXIF orientation is applied, grey replicated, alpha dropped, 16 bits become 8, a palette is expanded.
 
@@ -65,11 +65,11 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
-    """Decode a picture held in memory, like `read_image`.
+    """Decode an image held in memory, like `read_image`.
 
     Args:
         data: the bytes of the file.
-        name: what to call the picture in an error message.
+        name: what to call the image in an error message.
 
     Returns:
         (H, W, 3) BGR uint8, [0, 255].
@@ -83,13 +83,13 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
     # OpenCV 4 fills the missing part of a JPEG with grey and reports success; OpenCV 5 refuses it.
     if is_cut_short(data):
         what = "cut short, or has no pixels" if data.startswith(PNG_SIGNATURE) else "cut short"
-        raise ImageError(f"{name}: the picture is {what}", "Copy or download it again.")
+        raise ImageError(f"{name}: the image is {what}", "Copy or download it again.")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as err:
         if "CV_IO_MAX_IMAGE" in str(err):
             raise ImageError(
-                f"{name}: the picture has more pixels than OpenCV accepts",
+                f"{name}: the image has more pixels than OpenCV accepts",
                 "Scale it down, or raise the limit: OPENCV_IO_MAX_IMAGE_PIXELS=<pixels> in the environment.",
             ) from err
         if is_out_of_memory(err):
@@ -97,7 +97,7 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
         raise ImageError(f"{name}: cannot be decoded: {_reason(err)}", "Convert it to PNG or JPEG.") from err
     if image is None:
         raise ImageError(
-            f"{name}: damaged, or not a picture that OpenCV {cv2.__version__} can decode",
+            f"{name}: damaged, or not an image that OpenCV {cv2.__version__} can decode",
             "Convert it to PNG or JPEG.",
         )
     return np.asarray(image, np.uint8)
@@ -136,7 +136,7 @@ def _reason(err: cv2.error) -> str:
 
 
 def write_image(path: Path, image: NDArray[Any], params: Sequence[int] = ()) -> None:
-    """Encode a picture in the format of the path's suffix, and write it.
+    """Encode an image in the format of the path's suffix, and write it.
 
     Args:
         path: the file; its suffix chooses the format.
@@ -144,7 +144,7 @@ def write_image(path: Path, image: NDArray[Any], params: Sequence[int] = ()) -> 
         params: OpenCV's flags, such as ``[cv2.IMWRITE_JPEG_QUALITY, 90]``.
 
     Raises:
-        OutputError: no such format, a picture that the format cannot hold, or a place that cannot be written.
+        OutputError: no such format, an image that the format cannot hold, or a place that cannot be written.
     """
     try:
         done, data = cv2.imencode(path.suffix, image, list(params))

@@ -1,4 +1,4 @@
-"""Find the pictures and videos that a user means."""
+"""Find the images and videos that a user means."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".m
 
 @dataclass(frozen=True)
 class Input:
-    """A picture or video to work on."""
+    """An image or video to work on."""
 
     path: Path  # as the user gave it, or below the folder that the user gave
     kind: Literal["image", "video"]
@@ -38,7 +38,7 @@ class Input:
 
 
 def find_inputs(patterns: Sequence[str]) -> list[Input]:
-    """Find the pictures and videos that the user means.
+    """Find the images and videos that the user means.
 
     Args:
         patterns: files, folders (searched with their sub-folders; hidden names and symbolic links to folders
@@ -50,7 +50,7 @@ def find_inputs(patterns: Sequence[str]) -> list[Input]:
 
     Raises:
         InputError: no pattern, an empty one, a folder that cannot be listed, or a folder or pattern without
-            any picture or video.
+            any image or video.
     """
     found: dict[str, tuple[Path, str]] = {}  # normalised path -> path as given, folder that its name is below
     for pattern in patterns:
@@ -63,7 +63,7 @@ def find_inputs(patterns: Sequence[str]) -> list[Input]:
         for path in paths:
             found.setdefault(_normal(path), (path, _normal(root)))
     if not found:
-        raise InputError("no input was given", "Name pictures, videos, folders or glob patterns.")
+        raise InputError("no input was given", "Name images, videos, folders or glob patterns.")
     names = [Path(key).relative_to(root) for key, (_, root) in found.items()]
     if len(set(names)) < len(names):  # a/x.jpg and b/x.jpg: their folders tell them apart
         common = os.path.commonpath([root for _, root in found.values()])
@@ -91,7 +91,7 @@ def _expand(pattern: str) -> tuple[list[Path], Path]:
         root = next(parent for parent in path.parents if not _is_glob(str(parent)))
     if not paths:
         raise InputError(
-            f"{pattern}: no picture or video found here",
+            f"{pattern}: no image or video found here",
             f"Expected files that end in {', '.join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))}.",
         )
     return sorted(paths, key=_natural), root

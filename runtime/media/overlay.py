@@ -1,4 +1,4 @@
-"""Draws a mask over its picture, with a legend that says how much of the picture each class takes."""
+"""Draws a mask over its image, with a legend that says how much of the image each class takes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _FAINT = (172, 165, 162)
 _RIM = (110, 103, 100)
 _WEIGHT = 500  # of the font: a little above regular, for light text on dark
 _SMALLEST_SHARE = 0.001  # classes below it share the legend's last line
-_SMALLEST_SIDE = 256  # px; a picture whose longer side is shorter is enlarged beside a legend
+_SMALLEST_SIDE = 256  # px; an image whose longer side is shorter is enlarged beside a legend
 _OUTLINE = 0.6  # opacity of the white line between regions
-_MOST_LINES = 16  # of a legend below the picture
+_MOST_LINES = 16  # of a legend below the image
 
 
 def class_shares(mask: NDArray[Any], n_classes: int) -> list[tuple[int, float]]:
@@ -79,25 +79,25 @@ def overlay(
     opacity: float = 0.5,
     legend: bool = True,
 ) -> NDArray[np.uint8]:
-    """Blend a picture with the colours of its classes, outline the regions and add a legend.
+    """Blend an image with the colours of its classes, outline the regions and add a legend.
 
-    The legend lists the classes in descending share, to the right of the picture, or below one that is more
-    than twice as wide as high. Its size depends on the picture's size and the class names alone, so that the
-    frames of a video come out alike. A picture below 256 pixels is enlarged by a whole factor for it.
+    The legend lists the classes in descending share, to the right of the image, or below one that is more
+    than twice as wide as high. Its size depends on the image's size and the class names alone, so that the
+    frames of a video come out alike. An image below 256 pixels is enlarged by a whole factor for it.
 
     Args:
         image_bgr: (H, W, 3) BGR uint8.
         mask: (H, W) of class indices; those outside the classes are drawn black and listed as "ignored".
         classes: the names, one a class.
         palette: RGB triples, [0, 255], one a class; None for `default_palette`.
-        opacity: of the colours over the picture, [0, 1].
-        legend: False gives the picture alone, at its own size.
+        opacity: of the colours over the image, [0, 1].
+        legend: False gives the image alone, at its own size.
 
     Returns:
         BGR uint8: (H, W, 3) without a legend, larger with one.
 
     Raises:
-        InputError: the picture, the mask, the classes and the palette do not fit together.
+        InputError: the blended, the mask, the classes and the palette do not fit together.
     """
     palette = default_palette(len(classes)) if palette is None else palette
     _check(image_bgr, mask, classes, palette, opacity)
@@ -105,14 +105,14 @@ def overlay(
     labels = _enlarge(_labels(mask, len(classes)), factor)
     image = _enlarge(image_bgr, factor)
     colours = palette_image(labels, palette)
-    picture = np.asarray(cv2.addWeighted(image, 1 - opacity, colours, opacity, 0), np.uint8)
-    _outline(picture, labels)
+    blended = np.asarray(cv2.addWeighted(image, 1 - opacity, colours, opacity, 0), np.uint8)
+    _outline(blended, labels)
     if not legend:
-        return picture
+        return blended
     names = [name.strip() for name in classes]  # mmsegmentation's ADE20K has "bed "
     layout = _layout(*labels.shape, tuple(names))
     panel = _panel(layout, _lines(class_shares(mask, len(classes)), names, palette, layout.lines))
-    return _join(picture, panel, below=layout.below)
+    return _join(blended, panel, below=layout.below)
 
 
 def _check(
@@ -124,12 +124,12 @@ def _check(
 ) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise InputError(
-            f"a picture is (H, W, 3) of uint8, found {image.shape} of {image.dtype}", "Give it as cv2.imread does."
+            f"an image is (H, W, 3) of uint8, found {image.shape} of {image.dtype}", "Give it as cv2.imread does."
         )
     if mask.shape != image.shape[:2] or mask.dtype.kind not in "ui":
         raise InputError(
-            f"the mask is {mask.shape} of {mask.dtype}, the picture {image.shape[:2]}",
-            "Give class indices at the picture's own size.",
+            f"the mask is {mask.shape} of {mask.dtype}, the image {image.shape[:2]}",
+            "Give class indices at the image's own size.",
         )
     if not classes or len(palette) != len(classes):
         raise InputError(
@@ -154,7 +154,7 @@ def _enlarge(array: NDArray[Any], factor: int) -> NDArray[Any]:
     return array if factor == 1 else array.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _outline(picture: NDArray[np.uint8], labels: NDArray[Any]) -> None:
+def _outline(image: NDArray[np.uint8], labels: NDArray[Any]) -> None:
     """Lightens, in place, the pixels where the class changes."""
     edge = np.zeros(labels.shape, np.uint8)
     edge[:, 1:] = labels[:, 1:] != labels[:, :-1]
@@ -162,8 +162,8 @@ def _outline(picture: NDArray[np.uint8], labels: NDArray[Any]) -> None:
     width = round(max(labels.shape) / 1000)
     if width > 1:
         edge = np.asarray(cv2.dilate(edge, np.ones((width, width), np.uint8)), np.uint8)
-    light = cv2.convertScaleAbs(picture, alpha=1 - _OUTLINE, beta=255 * _OUTLINE)
-    cv2.copyTo(light, edge, picture)
+    light = cv2.convertScaleAbs(image, alpha=1 - _OUTLINE, beta=255 * _OUTLINE)
+    cv2.copyTo(light, edge, image)
 
 
 # The legend
@@ -180,7 +180,7 @@ class _Layout:
     gap: int
     rows: int
     columns: int
-    below: bool  # the picture, instead of to its right
+    below: bool  # the image, instead of to its right
 
     @property
     def lines(self) -> int:
@@ -204,7 +204,7 @@ class _Line:
 
 @lru_cache(maxsize=16)
 def _layout(height: int, width: int, names: tuple[str, ...]) -> _Layout:
-    """Fits a legend to a picture of ``height`` x ``width`` and to the longest of the class names."""
+    """Fits a legend to an image of ``height`` x ``width`` and to the longest of the class names."""
     short, long = sorted((height, width))
     text = max(13, round(0.028 * math.sqrt(short * min(long, 2 * short))))
     line_height = round(1.75 * text)
@@ -272,13 +272,13 @@ def _draw_swatch(panel: NDArray[np.uint8], rgb: Sequence[int], left: int, top: i
     panel[top + rim : top + side - rim, left + rim : left + side - rim] = list(rgb)[::-1]
 
 
-def _join(picture: NDArray[np.uint8], panel: NDArray[np.uint8], *, below: bool) -> NDArray[np.uint8]:
-    """Puts the panel below or to the right of the picture, and fills what is left in the panel's colour."""
-    height, width = picture.shape[:2]
+def _join(image: NDArray[np.uint8], panel: NDArray[np.uint8], *, below: bool) -> NDArray[np.uint8]:
+    """Puts the panel below or to the right of the image, and fills what is left in the panel's colour."""
+    height, width = image.shape[:2]
     top, left = (height, 0) if below else (0, width)
     bottom, right = top + panel.shape[0], left + panel.shape[1]
     more = (max(0, bottom - height), max(0, right - width))
-    canvas = cv2.copyMakeBorder(picture, 0, more[0], 0, more[1], cv2.BORDER_CONSTANT, value=_PANEL)
+    canvas = cv2.copyMakeBorder(image, 0, more[0], 0, more[1], cv2.BORDER_CONSTANT, value=_PANEL)
     canvas[top:bottom, left:right] = panel
     return np.asarray(canvas, np.uint8)
 

@@ -1,6 +1,6 @@
 """Pieces of Denseport's HTML reports: one page that needs nothing but itself.
 
-No script, no framework, no request: pictures are data URIs, bars are CSS, and the page's own content security
+No script, no framework, no request: images are data URIs, bars are CSS, and the page's own content security
 policy forbids the rest. Whatever comes from a file or a person is escaped by whoever passes it in.
 """
 
@@ -51,5 +51,5 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def count(amount: int, noun: str, plural: str = "s") -> str:
-    """A number with its noun: 1 picture, 2 pictures."""
+    """A number with its noun: 1 image, 2 images."""
     return f"{amount:,} {noun}{'' if amount == 1 else plural}"

@@ -127,7 +127,7 @@ class VideoWriter:
                 self._temporary.write_bytes(b"")
             raise OutputError(
                 f"{self._path}: OpenCV {cv2.__version__} cannot write a VP9 video of {width}x{height}",
-                "Install the opencv-python-headless wheel, which has FFmpeg; or write pictures instead.",
+                "Install the opencv-python-headless wheel, which has FFmpeg; or write images instead.",
             )
         return writer
 

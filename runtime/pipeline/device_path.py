@@ -1,9 +1,9 @@
-"""Pictures on the GPU from the first byte to the last: uploaded as they are, downloaded as masks.
+"""Images on the GPU from the first byte to the last: uploaded as they are, downloaded as masks.
 
-A picture's bytes go up once, from pinned memory; one kernel resizes, normalises and transposes them into the network's
+An image's bytes go up once, from pinned memory; one kernel resizes, normalises and transposes them into the network's
 input; another resizes the logits as `denseport.runtime.pipeline.resample` does and keeps only each pixel's class; one
 byte a pixel (two for more than 256 classes) comes back. Every buffer is used again: nothing is allocated once the
-largest picture was seen.
+largest image was seen.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from denseport.runtime.backends.cuda.buffers import Buffers
 from denseport.runtime.backends.cuda.device import DeviceNetwork
 from denseport.runtime.backends.cuda.driver import Graph
-from denseport.runtime.backends.cuda.kernels.cache import picture_ptx
-from denseport.runtime.backends.cuda.kernels.launch import LARGEST_SIDE, picture_mask, resize_normalise
+from denseport.runtime.backends.cuda.kernels.cache import image_ptx
+from denseport.runtime.backends.cuda.kernels.launch import LARGEST_SIDE, image_mask, resize_normalise
 from denseport.runtime.backends.cuda.module import Module
 from denseport.runtime.backends.cuda.zero_copy import View
 from denseport.runtime.backends.pool import Pool
@@ -37,10 +37,10 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
 
 
 def open_device_path(session: Session, protocol: Protocol) -> DevicePath | str:
-    """The session's pictures on the GPU; or why they stay on the CPU, as one line.
+    """The session's images on the GPU; or why they stay on the CPU, as one line.
 
     On the GPU they can be where the back end's tensors are there, the kernels can be compiled, and the network sees
-    whole pictures once.
+    whole images once.
     """
     if protocol.tta is not None or protocol.inference.mode != "whole":
         return f"the protocol is {protocol.description}"
@@ -48,13 +48,13 @@ def open_device_path(session: Session, protocol: Protocol) -> DevicePath | str:
     if offer is None:
         return f"tensors of {session.description} are on the host"
     try:
-        return DevicePath(session, offer(), protocol.preprocess, picture_ptx())
+        return DevicePath(session, offer(), protocol.preprocess, image_ptx())
     except MachineError as err:
         return " ".join(filter(None, (err.message, err.remedy)))
 
 
 class DevicePath:
-    """A session that also takes pictures and gives masks. Safe to call from several threads.
+    """A session that also takes images and gives masks. Safe to call from several threads.
 
     Args:
         session: closed with this one.
@@ -69,18 +69,18 @@ class DevicePath:
         self._session, self._network, self._preprocess = session, network, preprocess
         with network.cuda.current():
             self._module = network.cuda.load(ptx)
-        self._pool: Pool[_Pipeline] = Pool(self._pipeline, network.lanes)
+        self._pool: Pool[_Pipeline] = Pool(self._pipeline, network.slots)
 
     def _pipeline(self, key: Hashable) -> _Pipeline:
         return _Pipeline(self._network, self._module, self._preprocess)
 
     @staticmethod
     def takes(image: Size, resized: Size) -> bool:
-        """Whether the kernels' 32-bit coordinates suffice for a picture and the size that the network sees."""
+        """Whether the kernels' 32-bit coordinates suffice for an image and the size that the network sees."""
         return max(*image, *resized) <= LARGEST_SIDE
 
     def paint(self, image: NDArray[np.uint8], resized: Size, mask: Mask) -> int:
-        """Segment a picture.
+        """Segment an image.
 
         Args:
             image: (H, W, 3) uint8 BGR.
@@ -121,15 +121,15 @@ class DevicePath:
 
 
 class _Pipeline:
-    """A lane of the network with the buffers before and behind it."""
+    """A slot of the network with the buffers before and behind it."""
 
     def __init__(self, network: DeviceNetwork, module: Module, preprocess: Preprocess) -> None:
         self._cuda, self._graphs, self._module, self._preprocess = network.cuda, network.graphs, module, preprocess
         self._graph: Graph | None = None
-        self._classes = 0  # of the last picture
+        self._classes = 0  # of the last image
         with ExitStack() as stack:
-            self._lane = network.new_lane()
-            stack.callback(self._lane.close)
+            self._slot = network.new_slot()
+            stack.callback(self._slot.close)
             self._buffers = Buffers(self._cuda)
             stack.callback(self._buffers.close)
             self._levels = self._upload(levels(preprocess))
@@ -139,47 +139,47 @@ class _Pipeline:
         source = self._buffers.host("levels", table.shape, np.float32)
         np.copyto(source, table)
         address = self._buffers.device("levels", source.nbytes)
-        self._cuda.copy_to_device(address, source, self._lane.stream)
-        self._cuda.synchronize(self._lane.stream)
+        self._cuda.copy_to_device(address, source, self._slot.stream)
+        self._cuda.synchronize(self._slot.stream)
         return address
 
     def paint(self, image: NDArray[np.uint8], resized: Size, mask: Mask) -> int:
-        picture = self._buffers.host("picture", image.shape, np.uint8)
-        np.copyto(picture, image)
+        upload = self._buffers.host("image", image.shape, np.uint8)
+        np.copyto(upload, image)
         target = self._buffers.host("mask", mask.shape, mask.dtype)
 
         def work() -> None:
-            self._queue(picture, resized, target)
+            self._queue(upload, resized, target)
 
         if self._graph is not None:
             self._graph.launch()
         else:
             work()
-        self._cuda.synchronize(self._lane.stream)
-        if self._graphs and self._graph is None and self._lane.capturable():
+        self._cuda.synchronize(self._slot.stream)
+        if self._graphs and self._graph is None and self._slot.capturable():
             # The first run of a shape takes the memory, which may not happen while work is recorded.
-            self._graph = self._stack.enter_context(self._cuda.capture(self._lane.stream, work))
+            self._graph = self._stack.enter_context(self._cuda.capture(self._slot.stream, work))
         np.copyto(mask, target)
         return self._classes
 
-    def _queue(self, picture: NDArray[np.uint8], resized: Size, mask: Mask) -> None:
-        """Queue all the work on a picture."""
-        stream, buffers = self._lane.stream, self._buffers
-        size = (picture.shape[0], picture.shape[1])
-        image = View(buffers.device("image", 12 * resized[0] * resized[1]), (1, 3, *resized), FLOATS[0], None, None)
-        source = buffers.device("picture", picture.nbytes)
+    def _queue(self, upload: NDArray[np.uint8], resized: Size, mask: Mask) -> None:
+        """Queue all the work on an image."""
+        stream, buffers = self._slot.stream, self._buffers
+        size = (upload.shape[0], upload.shape[1])
+        image = View(buffers.device("input", 12 * resized[0] * resized[1]), (1, 3, *resized), FLOATS[0], None, None)
+        source = buffers.device("image", upload.nbytes)
         result = buffers.device("mask", mask.nbytes)
-        self._cuda.copy_to_device(source, picture, stream)
+        self._cuda.copy_to_device(source, upload, stream)
         plan = resize_normalise(size, resized, bgr_to_rgb=self._preprocess.bgr_to_rgb)
         self._module.launch(plan, [source, self._levels], image.address, stream.handle)
-        logits = self._lane.infer(image)
+        logits = self._slot.infer(image)
         if len(logits.shape) != 4 or logits.shape[0] != 1 or logits.dtype not in FLOATS:
             raise BundleError(
                 f"expected logits (1, C, h, w) of float32 or float16; the network gives {logits.shape} {logits.dtype}",
                 "Choose an artifact without .mask in its name.",
             )
         _, classes, height, width = logits.shape
-        plan = picture_mask((classes, height, width), resized, size, logits.dtype, mask.dtype)
+        plan = image_mask((classes, height, width), resized, size, logits.dtype, mask.dtype)
         self._module.launch(plan, [logits.address], result, stream.handle)
         self._cuda.copy_to_host(mask, result, stream)
         self._classes = classes

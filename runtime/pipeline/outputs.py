@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.errors import InputError
-from denseport.runtime.pipeline.resample import Field, common_shape, paint_fields
+from denseport.runtime.pipeline.resample import LogitMap, common_shape, paint_maps
 from denseport.runtime.pipeline.tiles import Make, Patch, mean_softmax, softmax, undecided, winners
 
-__all__ = ["MASK_ONLY", "Canvas", "Wish", "decide"]
+__all__ = ["MASK_ONLY", "Canvas", "RequestedOutputs", "decide"]
 
 
 @dataclass(frozen=True)
-class Wish:
+class RequestedOutputs:
     """What a caller wants beside the mask."""
 
     scores: bool = False  # the probability of each pixel's class
@@ -30,7 +30,7 @@ class Wish:
             raise InputError(f"top_k {self.top_k} of {classes} classes", f"Give 0 to {classes}.")
 
 
-MASK_ONLY = Wish()
+MASK_ONLY = RequestedOutputs()
 
 
 class Canvas:
@@ -41,15 +41,15 @@ class Canvas:
         averaged: several views are averaged as probabilities (multi-scale and flip); else the one view's logits decide.
     """
 
-    def __init__(self, shape: tuple[int, int, int], wish: Wish, *, averaged: bool) -> None:
+    def __init__(self, shape: tuple[int, int, int], requested: RequestedOutputs, *, averaged: bool) -> None:
         classes, *size = shape
-        wish.check(classes)
+        requested.check(classes)
         kind = np.min_scalar_type(classes - 1)
-        self._wish, self._averaged = wish, averaged
+        self._requested, self._averaged = requested, averaged
         self.mask: NDArray[np.unsignedinteger[Any]] = np.empty(size, kind)
-        self.scores = np.empty(size, np.float32) if wish.scores else None
-        self.top_classes = np.empty((wish.top_k, *size), kind) if wish.top_k else None
-        self.top_scores = np.empty((wish.top_k, *size), np.float32) if wish.top_k else None
+        self.scores = np.empty(size, np.float32) if requested.scores else None
+        self.top_classes = np.empty((requested.top_k, *size), kind) if requested.top_k else None
+        self.top_scores = np.empty((requested.top_k, *size), np.float32) if requested.top_k else None
 
     @property
     def arrays(self) -> list[NDArray[Any]]:
@@ -60,7 +60,7 @@ class Canvas:
     @property
     def make(self) -> Make:
         """Makes a tile of `arrays`."""
-        if self._wish != MASK_ONLY:
+        if self._requested != MASK_ONLY:
             return self._ranked
         if self._averaged:
             return lambda views: [np.argmax(mean_softmax(views), -1)]
@@ -72,24 +72,26 @@ class Canvas:
             chances = mean_softmax(views)
             classes = np.arange(chances.shape[-1])
         else:
-            classes, values = undecided(views[0], self._wish.top_k)
+            classes, values = undecided(views[0], self._requested.top_k)
             chances = softmax(values)
         best = np.argmax(chances, -1)[..., None]
         tile: list[NDArray[Any]] = [classes[best[..., 0]]]
-        if self._wish.scores:
+        if self._requested.scores:
             tile.append(np.take_along_axis(chances, best, -1)[..., 0])
-        if self._wish.top_k:
+        if self._requested.top_k:
             # Stable, so that the first of equal classes comes first, as in the mask.
-            order = np.argsort(-chances, axis=-1, kind="stable")[..., : self._wish.top_k]
+            order = np.argsort(-chances, axis=-1, kind="stable")[..., : self._requested.top_k]
             tile += [classes[order], np.take_along_axis(chances, order, -1)]
         return tile
 
 
-def decide(views: Sequence[Sequence[Field]], wish: Wish, *, averaged: bool, threads: int | None) -> Canvas:
-    """The result of a whole picture from its views' logits; arguments as for `Canvas`.
+def decide(
+    views: Sequence[Sequence[LogitMap]], requested: RequestedOutputs, *, averaged: bool, threads: int | None
+) -> Canvas:
+    """The result of a whole image from its views' logits; arguments as for `Canvas`.
 
-    The probabilities are those of the logits at the picture's own size, after all of upstream's resizing.
+    The probabilities are those of the logits at the image's own size, after all of upstream's resizing.
     """
-    canvas = Canvas(common_shape(views), wish, averaged=averaged)
-    paint_fields(canvas.arrays, views, canvas.make, threads)
+    canvas = Canvas(common_shape(views), requested, averaged=averaged)
+    paint_maps(canvas.arrays, views, canvas.make, threads)
     return canvas

@@ -1,4 +1,4 @@
-"""The steps from a picture to its segmentation, apart, so that they can be run one after another or side by side."""
+"""The steps from an image to its segmentation, apart, so that they can be run one after another or side by side."""
 
 from __future__ import annotations
 
@@ -18,48 +18,48 @@ from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import BundleError, ImageError, InputError
 from denseport.runtime.media.images import read_image
 from denseport.runtime.pipeline.device_path import DevicePath
-from denseport.runtime.pipeline.outputs import MASK_ONLY, Canvas, Wish, decide
+from denseport.runtime.pipeline.outputs import MASK_ONLY, Canvas, RequestedOutputs, decide
 from denseport.runtime.pipeline.preprocess import normalise
-from denseport.runtime.pipeline.resample import Field, whole_field
+from denseport.runtime.pipeline.resample import LogitMap, whole_map
 from denseport.runtime.pipeline.results import Segmentation, Timings
 from denseport.runtime.pipeline.sliding import slide
 from denseport.runtime.pipeline.views import View, protocol_views, show, slide_view
 
-__all__ = ["Picture", "Region", "Steps", "Work"]
+__all__ = ["Image", "Job", "Pipeline", "Region"]
 
-Picture = NDArray[np.uint8] | Path | str  # (H, W, 3) uint8 BGR, or a file
-Region = tuple[int, int, int, int]  # x, y, width, height; pixels from the picture's upper left corner
+Image = NDArray[np.uint8] | Path | str  # (H, W, 3) uint8 BGR, or a file
+Region = tuple[int, int, int, int]  # x, y, width, height; pixels from the image's upper left corner
 
 
 @dataclass
-class Work:
-    """One picture on its way. Each step fills in its part and lets go of what the next does not need."""
+class Job:
+    """One image on its way. Each step fills in its part and lets go of what the next does not need."""
 
     image: NDArray[np.uint8]
-    wish: Wish
+    requested: RequestedOutputs
     views: list[View]
     inputs: list[NDArray[np.float32]] = field(default_factory=list)  # whole mode: (1, 3, h, w) of each view
-    shown: list[NDArray[np.uint8]] = field(default_factory=list)  # slide mode: each view's picture
-    fields: list[list[Field]] | None = None  # of each view; None where the windows were decided one by one
+    shown: list[NDArray[np.uint8]] = field(default_factory=list)  # slide mode: each view's image
+    maps: list[list[LogitMap]] | None = None  # of each view; None where the windows were decided one by one
     canvas: Canvas | None = None
     on_device: bool = False  # the GPU does all of it
     timings: Timings = field(default_factory=Timings)
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the picture, or of the region of it, in pixels."""
+        """(height, width) of the image, or of the region of it, in pixels."""
         return self.image.shape[0], self.image.shape[1]
 
 
 @dataclass(frozen=True)
-class Steps:
-    """What a segmenter does to every picture. Holds no state of its own: safe in threads.
+class Pipeline:
+    """What a segmenter does to every image. Holds no state of its own: safe in threads.
 
     Args:
         name: of the artifact.
         where: the bundle, for messages.
         threads: for post-processing; None: all that this process may use.
-        device: the session, where it also takes pictures and gives masks on the GPU.
+        device: the session, where it also takes images and gives masks on the GPU.
     """
 
     manifest: Manifest
@@ -71,43 +71,48 @@ class Steps:
     device: DevicePath | None = None
 
     def prepare(
-        self, picture: Picture, wish: Wish = MASK_ONLY, region: Region | None = None, *, keep_logits: bool = False
-    ) -> Work:
+        self,
+        image: Image,
+        requested: RequestedOutputs = MASK_ONLY,
+        region: Region | None = None,
+        *,
+        keep_logits: bool = False,
+    ) -> Job:
         """Decode, cut, resize and normalise; the last two happen in `infer` where the GPU does them.
 
         Args:
             keep_logits: as `infer` will be told.
 
         Raises:
-            ImageError: a file that cannot be read, an array that is no picture, or a picture too narrow for a patch.
-            InputError: a region that does not lie inside the picture, or more classes wished than there are.
+            ImageError: a file that cannot be read, an array that is not an image, or an image too narrow for a patch.
+            InputError: a region that does not lie inside the image, or more classes requested than there are.
         """
-        wish.check(len(self.manifest.classes))
+        requested.check(len(self.manifest.classes))
         begin = time.perf_counter()
-        if isinstance(picture, str | Path):
-            image = read_image(Path(picture))
+        if isinstance(image, str | Path):
+            image = read_image(Path(image))
             decoded = time.perf_counter()
         else:
-            image, decoded = _checked(picture), begin
+            image, decoded = _checked(image), begin
         image = _cut(image, region)
-        work = Work(image, wish, protocol_views(image.shape[:2], self.protocol, self.manifest.patch_size))
-        if self._on_device(work) and not keep_logits:
-            work.on_device = True
-            work.timings = Timings(decode=_ms(decoded - begin))
-            return work
-        shown = [show(image, view) for view in work.views]
+        job = Job(image, requested, protocol_views(image.shape[:2], self.protocol, self.manifest.patch_size))
+        if self._on_device(job) and not keep_logits:
+            job.on_device = True
+            job.timings = Timings(decode=_ms(decoded - begin))
+            return job
+        shown = [show(image, view) for view in job.views]
         if self.protocol.inference.mode == "whole":
-            work.inputs = [normalise(each, self.protocol.preprocess) for each in shown]
+            job.inputs = [normalise(each, self.protocol.preprocess) for each in shown]
         else:
-            work.shown = shown
-        work.timings = Timings(decode=_ms(decoded - begin), preprocess=_ms(time.perf_counter() - decoded))
-        return work
+            job.shown = shown
+        job.timings = Timings(decode=_ms(decoded - begin), preprocess=_ms(time.perf_counter() - decoded))
+        return job
 
-    def _on_device(self, work: Work) -> bool:
+    def _on_device(self, job: Job) -> bool:
         """Whether the GPU does all of it: it gives masks and nothing else."""
-        return self.device is not None and work.wish == MASK_ONLY and self.device.takes(work.size, work.views[0].size)
+        return self.device is not None and job.requested == MASK_ONLY and self.device.takes(job.size, job.views[0].size)
 
-    def infer(self, work: Work, *, keep_logits: bool = False) -> Work:
+    def infer(self, job: Job, *, keep_logits: bool = False) -> Job:
         """Run the network.
 
         A single view of sliding windows is decided on the way, so that the logits need not be held.
@@ -115,41 +120,41 @@ class Steps:
         Args:
             keep_logits: hold them all the same; `prepare` was told so too.
         """
-        if work.on_device:
-            return self._paint(work)
-        if work.shown and len(work.views) == 1 and not keep_logits:
-            return self._slide(work)
+        if job.on_device:
+            return self._paint(job)
+        if job.shown and len(job.views) == 1 and not keep_logits:
+            return self._slide(job)
         begin, protocol = time.perf_counter(), self.protocol
-        if work.shown:
-            shown = zip(work.shown, work.views, strict=True)
-            work.fields = [
-                slide_view(self.session, picture, view, work.size, protocol.preprocess, protocol.inference)
-                for picture, view in shown
+        if job.shown:
+            shown = zip(job.shown, job.views, strict=True)
+            job.maps = [
+                slide_view(self.session, image, view, job.size, protocol.preprocess, protocol.inference)
+                for image, view in shown
             ]
         else:
-            work.fields = [
-                [whole_field(self._network(tensor)[0], view.size, work.size, flip=view.flip)]
-                for tensor, view in zip(work.inputs, work.views, strict=True)
+            job.maps = [
+                [whole_map(self._network(tensor)[0], view.size, job.size, flip=view.flip)]
+                for tensor, view in zip(job.inputs, job.views, strict=True)
             ]
-        self._check_classes(len(work.fields[0][0].logits))
+        self._check_classes(len(job.maps[0][0].logits))
         if not keep_logits:
-            self.check_finite(work.fields)
-        work.timings = replace(work.timings, infer=_ms(time.perf_counter() - begin))
-        work.inputs, work.shown = [], []
-        return work
+            self.check_finite(job.maps)
+        job.timings = replace(job.timings, infer=_ms(time.perf_counter() - begin))
+        job.inputs, job.shown = [], []
+        return job
 
-    def _paint(self, work: Work) -> Work:
+    def _paint(self, job: Job) -> Job:
         assert self.device is not None  # _on_device
         begin = time.perf_counter()
-        canvas = Canvas((len(self.manifest.classes), *work.size), work.wish, averaged=False)
+        canvas = Canvas((len(self.manifest.classes), *job.size), job.requested, averaged=False)
         with self.session.in_use():
-            found = self.device.paint(work.image, work.views[0].size, canvas.mask)
+            found = self.device.paint(job.image, job.views[0].size, canvas.mask)
         self._check_classes(found)
-        work.canvas = canvas
-        work.timings = replace(work.timings, infer=_ms(time.perf_counter() - begin))
-        return work
+        job.canvas = canvas
+        job.timings = replace(job.timings, infer=_ms(time.perf_counter() - begin))
+        return job
 
-    def _slide(self, work: Work) -> Work:
+    def _slide(self, job: Job) -> Job:
         begin, normalising = time.perf_counter(), 0.0
 
         def network(window: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -161,27 +166,27 @@ class Steps:
             self._check_finite(logits)
             return logits
 
-        slid = slide(work.shown[0], work.size, self.protocol.inference, network, work.wish, self.threads)
-        work.canvas, work.shown = slid.canvas, []
+        slid = slide(job.shown[0], job.size, self.protocol.inference, network, job.requested, self.threads)
+        job.canvas, job.shown = slid.canvas, []
         seconds = time.perf_counter() - begin - normalising - slid.seconds_painting
-        work.timings = replace(
-            work.timings,
-            preprocess=work.timings.preprocess + _ms(normalising),
+        job.timings = replace(
+            job.timings,
+            preprocess=job.timings.preprocess + _ms(normalising),
             infer=_ms(seconds),
             postprocess=_ms(slid.seconds_painting),
         )
-        return work
+        return job
 
-    def infer_together(self, works: Sequence[Work]) -> None:
-        """Run the network once for several pictures of one network size, whole mode, one view each."""
+    def infer_together(self, jobs: Sequence[Job]) -> None:
+        """Run the network once for several images of one network size, whole mode, one view each."""
         begin = time.perf_counter()
-        logits = self._network(np.concatenate([work.inputs[0] for work in works]))
+        logits = self._network(np.concatenate([job.inputs[0] for job in jobs]))
         self._check_finite(logits)
-        each = _ms(time.perf_counter() - begin) / len(works)
-        for work, own in zip(works, logits, strict=True):
-            view = work.views[0]
-            work.fields, work.inputs = [[whole_field(own, view.size, work.size, flip=view.flip)]], []
-            work.timings = replace(work.timings, infer=each)
+        each = _ms(time.perf_counter() - begin) / len(jobs)
+        for job, own in zip(jobs, logits, strict=True):
+            view = job.views[0]
+            job.maps, job.inputs = [[whole_map(own, view.size, job.size, flip=view.flip)]], []
+            job.timings = replace(job.timings, infer=each)
 
     def _network(self, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, C, h, w) of a batch, of as many classes as the manifest names."""
@@ -197,7 +202,7 @@ class Steps:
                 "Export the checkpoint again; a manifest is not to be edited by hand.",
             )
 
-    def check_finite(self, views: list[list[Field]]) -> None:
+    def check_finite(self, views: list[list[LogitMap]]) -> None:
         """Raises BundleError for logits, of `infer`, that are not finite."""
         self._check_finite(*(part.logits for view in views for part in view))
 
@@ -209,19 +214,19 @@ class Steps:
                 "Choose another artifact; denseport eval --explain says where they come from.",
             )
 
-    def finish(self, work: Work) -> Segmentation:
-        """Resize the logits to the picture's own size and compare them, tile by tile."""
+    def finish(self, job: Job) -> Segmentation:
+        """Resize the logits to the image's own size and compare them, tile by tile."""
         begin = time.perf_counter()
-        canvas = work.canvas
+        canvas = job.canvas
         if canvas is None:
-            assert work.fields is not None  # infer fills in one of the two
-            canvas = decide(work.fields, work.wish, averaged=self.protocol.tta is not None, threads=self.threads)
-        spent = work.timings.postprocess + _ms(time.perf_counter() - begin)
+            assert job.maps is not None  # infer fills in one of the two
+            canvas = decide(job.maps, job.requested, averaged=self.protocol.tta is not None, threads=self.threads)
+        spent = job.timings.postprocess + _ms(time.perf_counter() - begin)
         return Segmentation(
             mask=canvas.mask,
             artifact=self.name,
-            image=work.image,
-            timings=replace(work.timings, postprocess=spent),
+            image=job.image,
+            timings=replace(job.timings, postprocess=spent),
             scores=canvas.scores,
             top_classes=canvas.top_classes,
             top_scores=canvas.top_scores,
@@ -235,15 +240,15 @@ def _ms(seconds: float) -> float:
 def _checked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if image is None:
         raise ImageError(
-            "the picture is None: cv2.imread could not read the file",
+            "the image is None: cv2.imread could not read the file",
             "Check its path, or give the path: a Segmenter says what is wrong with a file.",
         )
     if not isinstance(image, np.ndarray):
-        raise ImageError(f"a {type(image).__name__} is no picture", "Give a numpy array or a path.")
+        raise ImageError(f"a {type(image).__name__} is not an image", "Give a numpy array or a path.")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ImageError(
-            f"expected a picture of shape (height, width, 3), uint8 BGR; got {image.shape} {image.dtype}",
-            "denseport.runtime.media.images.read_image reads any picture file as such.",
+            f"expected an image of shape (height, width, 3), uint8 BGR; got {image.shape} {image.dtype}",
+            "denseport.runtime.media.images.read_image reads any image file as such.",
         )
     return image
 
@@ -255,8 +260,8 @@ def _cut(image: NDArray[np.uint8], region: Region | None) -> NDArray[np.uint8]:
     x, y, w, h = _whole_numbers(region)
     if min(x, y) < 0 or min(w, h) < 1 or x + w > width or y + h > height:
         raise InputError(
-            f"the region {region} (x, y, width, height) does not lie inside the picture of {width} x {height}",
-            "Cut the region to the picture first.",
+            f"the region {region} (x, y, width, height) does not lie inside the image of {width} x {height}",
+            "Cut the region to the image first.",
         )
     return image[y : y + h, x : x + w]
 

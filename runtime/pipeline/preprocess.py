@@ -1,4 +1,4 @@
-"""From a picture to the network's input, pixel for pixel what mmsegmentation computes.
+"""From an image to the network's input, pixel for pixel what mmsegmentation computes.
 
 Sources: ``mmcv/image/geometric.py`` (imrescale, _scale_size), ``mmseg``'s Resize and SegDataPreProcessor.
 """
@@ -23,9 +23,9 @@ def rescaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
 
 
 def resized_size(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
-    """(height, width) of the network's input for a picture of ``size`` (height, width).
+    """(height, width) of the network's input for an image of ``size`` (height, width).
 
-    With ``keep_ratio`` the picture becomes as large as fits ``scale``: its longer side into the larger number,
+    With ``keep_ratio`` the image becomes as large as fits ``scale``: its longer side into the larger number,
     its shorter side into the smaller one. Without, ``scale`` is the (width, height) itself.
     """
     if not preprocess.keep_ratio:

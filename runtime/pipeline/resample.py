@@ -1,17 +1,17 @@
 """From low-resolution logits to a class for each pixel, without ever holding the logits at full size.
 
-mmsegmentation resizes a network's logits to the network's input size, resizes them again to the picture's
+mmsegmentation resizes a network's logits to the network's input size, resizes them again to the image's
 own size, and takes the argmax: with 150 classes, some 600 MB of floats for each megapixel. Three facts
 avoid them:
 
 * Both resizes, the flip and the averaging of sliding windows are linear and act on rows and on columns
-  apart. Their composition is one banded matrix for each axis (`Axis`), with a few taps for each output.
-* The picture can be made in tiles, each from the small patch of logits that it touches.
+  apart. Their composition is one banded matrix for each axis (`ResampleMatrix`), with a few taps for each output.
+* The image can be made in tiles, each from the small patch of logits that it touches.
 * An output is a weighted mean of its patch. A class whose largest logit there lies below the smallest
   logit of another class wins nowhere in the tile and is left out; where logits are smooth few classes remain.
 
 Everywhere: logits are (C, h, w) float32, a size is (height, width), and one output's logits are the sum over
-a list of `Field`: one for a whole picture, one a window for sliding windows. Results equal upstream's up to
+a list of `LogitMap`: one for a whole image, one a window for sliding windows. Results equal upstream's up to
 float32 rounding. Sources: mmseg/models/segmentors/{base,encoder_decoder,seg_tta}.py (1.2.2) and torch's
 aten/src/ATen/native/cpu/UpSampleKernel.cpp.
 """
@@ -42,16 +42,16 @@ from denseport.runtime.pipeline.tiles import (
 )
 
 __all__ = [
-    "Axis",
-    "Field",
+    "LogitMap",
+    "ResampleMatrix",
     "argmax",
     "common_shape",
     "logits",
-    "paint_fields",
+    "paint_maps",
     "probabilities",
-    "slide_axes",
-    "slide_fields",
-    "whole_field",
+    "slide_maps",
+    "slide_matrices",
+    "whole_map",
 ]
 
 Size = tuple[int, int]
@@ -60,7 +60,7 @@ Mask = NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class Axis:
+class ResampleMatrix:
     """A banded linear map: ``out[i] = sum over t of weights[i, t] * in[start[i] + t]``."""
 
     n_in: int
@@ -68,7 +68,7 @@ class Axis:
     weights: Floats  # (n_out, taps), never negative
 
     @classmethod
-    def linear(cls, n_in: int, n_out: int) -> Axis:
+    def linear(cls, n_in: int, n_out: int) -> ResampleMatrix:
         """Bilinear resize, half-pixel centres, no antialias: torch's ``align_corners=False``."""
         if n_in < 1 or n_out < 1:
             raise InputError(f"cannot resize {n_in} samples to {n_out}: both must be positive")
@@ -82,7 +82,7 @@ class Axis:
         return cls._banded(n_in, np.stack([below, above], 1), np.stack([1 - fraction, fraction], 1))
 
     @classmethod
-    def _banded(cls, n_in: int, index: NDArray[np.intp], weight: NDArray[np.floating[Any]]) -> Axis:
+    def _banded(cls, n_in: int, index: NDArray[np.intp], weight: NDArray[np.floating[Any]]) -> ResampleMatrix:
         """From the input ``index`` and ``weight`` of each tap, (n_out, any): equal inputs are merged."""
         used = weight != 0
         first = np.where(used, index, n_in).min(1)
@@ -99,7 +99,7 @@ class Axis:
         """Outputs along the axis."""
         return len(self.start)
 
-    def after(self, first: Axis) -> Axis:
+    def after(self, first: ResampleMatrix) -> ResampleMatrix:
         """The map that applies ``first``, then this one."""
         if first.n_out != self.n_in:
             raise InputError(f"an axis of {self.n_in} samples cannot follow one that gives {first.n_out}")
@@ -108,12 +108,12 @@ class Axis:
         weight = self.weights[..., None].astype(np.float64) * first.weights[middle]
         return self._banded(first.n_in, index.reshape(self.n_out, -1), weight.reshape(self.n_out, -1))
 
-    def flipped(self) -> Axis:
+    def flipped(self) -> ResampleMatrix:
         """The same map of the input read backwards."""
         start = self.n_in - self.start - self.weights.shape[1]
-        return Axis(self.n_in, start, self.weights[:, ::-1])
+        return ResampleMatrix(self.n_in, start, self.weights[:, ::-1])
 
-    def window(self, begin: int, counts: NDArray[np.intp]) -> Axis:
+    def window(self, begin: int, counts: NDArray[np.intp]) -> ResampleMatrix:
         """The map onto a longer axis, zero outside of the window that starts at ``begin``.
 
         Args:
@@ -124,7 +124,7 @@ class Axis:
         start[span] = self.start
         weights = np.zeros((len(counts), self.weights.shape[1]), np.float32)
         weights[span] = self.weights / counts[span, None]
-        return Axis(self.n_in, start, weights)
+        return ResampleMatrix(self.n_in, start, weights)
 
     def block(self, low: int, high: int) -> tuple[slice, Floats]:
         """The inputs that outputs ``low:high`` touch, and the dense (outputs, inputs) matrix between them."""
@@ -144,15 +144,15 @@ class Axis:
 
 
 @dataclass(frozen=True, eq=False)
-class Field:
-    """Logits and the way to the picture: ``out[c] = rows @ logits[c] @ cols.T``.
+class LogitMap:
+    """Logits and the way to the image: ``out[c] = rows @ logits[c] @ cols.T``.
 
-    In a sum of fields each output's weights must add up to one: `whole_field` and `slide_fields` see to it.
+    In a sum of maps each output's weights must add up to one: `whole_map` and `slide_maps` see to it.
     """
 
     logits: Floats  # (C, h, w)
-    rows: Axis  # h -> H
-    cols: Axis  # w -> W
+    rows: ResampleMatrix  # h -> H
+    cols: ResampleMatrix  # w -> W
 
     def __post_init__(self) -> None:
         found, expected = self.logits.shape, (self.rows.n_in, self.cols.n_in)
@@ -163,18 +163,18 @@ class Field:
             )
 
 
-def whole_field(logits: Floats, resized: Size, size: Size, *, flip: bool = False) -> Field:
-    """Whole-picture inference: logits -> ``resized`` (the network's input size) -> ``size`` (the picture's).
+def whole_map(logits: Floats, resized: Size, size: Size, *, flip: bool = False) -> LogitMap:
+    """Whole-image inference: logits -> ``resized`` (the network's input size) -> ``size`` (the image's).
 
     Args:
-        logits: (C, h, w) float32, the network's output for one picture.
-        flip: the network saw the picture mirrored left to right; the result is mirrored back.
+        logits: (C, h, w) float32, the network's output for one image.
+        flip: the network saw the image mirrored left to right; the result is mirrored back.
     """
-    (field,) = slide_fields([logits], [(0, resized[0])], [(0, resized[1])], resized, size, flip=flip)
+    (field,) = slide_maps([logits], [(0, resized[0])], [(0, resized[1])], resized, size, flip=flip)
     return field
 
 
-def slide_fields(
+def slide_maps(
     window_logits: Sequence[Floats],
     row_windows: Sequence[tuple[int, int]],
     col_windows: Sequence[tuple[int, int]],
@@ -182,25 +182,25 @@ def slide_fields(
     size: Size,
     *,
     flip: bool = False,
-) -> list[Field]:
+) -> list[LogitMap]:
     """Sliding windows: each window's logits -> its own size, averaged where windows overlap, -> ``size``.
 
     Args:
         window_logits: one (C, h, w) float32 array a window, row by row; all of one shape.
-        row_windows, col_windows: (start, stop) of the windows along each axis of the ``resized`` picture.
-        flip: as for `whole_field`.
+        row_windows, col_windows: (start, stop) of the windows along each axis of the ``resized`` image.
+        flip: as for `whole_map`.
     """
     if len(window_logits) != len(row_windows) * len(col_windows) or not len(window_logits):
         raise InputError(
             f"expected logits for {len(row_windows)} x {len(col_windows)} windows, found {len(window_logits)}"
         )
     _, h, w = window_logits[0].shape
-    rows, cols = slide_axes((h, w), row_windows, col_windows, resized, size, flip=flip)
+    rows, cols = slide_matrices((h, w), row_windows, col_windows, resized, size, flip=flip)
     axes = [(row, col) for row in rows for col in cols]
-    return [Field(logits, row, col) for logits, (row, col) in zip(window_logits, axes, strict=True)]
+    return [LogitMap(logits, row, col) for logits, (row, col) in zip(window_logits, axes, strict=True)]
 
 
-def slide_axes(
+def slide_matrices(
     low: Size,
     row_windows: Sequence[tuple[int, int]],
     col_windows: Sequence[tuple[int, int]],
@@ -208,17 +208,17 @@ def slide_axes(
     size: Size,
     *,
     flip: bool = False,
-) -> tuple[list[Axis], list[Axis]]:
-    """The way of each row and of each column of windows, ``low`` logits large, to the picture; as `slide_fields`."""
-    to_rows, to_cols = (Axis.linear(n_in, n_out) for n_in, n_out in zip(resized, size, strict=True))
+) -> tuple[list[ResampleMatrix], list[ResampleMatrix]]:
+    """The way of each row and of each column of windows, ``low`` logits large, to the image; as `slide_maps`."""
+    to_rows, to_cols = (ResampleMatrix.linear(n_in, n_out) for n_in, n_out in zip(resized, size, strict=True))
     if flip:
         to_cols = to_cols.flipped()
-    rows = [to_rows.after(axis) for axis in _window_axes(low[0], row_windows, resized[0])]
-    cols = [to_cols.after(axis) for axis in _window_axes(low[1], col_windows, resized[1])]
+    rows = [to_rows.after(axis) for axis in _window_matrices(low[0], row_windows, resized[0])]
+    cols = [to_cols.after(axis) for axis in _window_matrices(low[1], col_windows, resized[1])]
     return rows, cols
 
 
-def _window_axes(n_in: int, windows: Sequence[tuple[int, int]], total: int) -> list[Axis]:
+def _window_matrices(n_in: int, windows: Sequence[tuple[int, int]], total: int) -> list[ResampleMatrix]:
     """One axis for each window of ``n_in`` logits, divided by the number of windows over each output."""
     counts = np.zeros(total, np.intp)
     for start, stop in windows:
@@ -227,10 +227,10 @@ def _window_axes(n_in: int, windows: Sequence[tuple[int, int]], total: int) -> l
         counts[start:stop] += 1
     if not counts.all():
         raise InputError(f"pixel {counts.argmin()} of {total} lies in no window: {list(windows)}")
-    return [Axis.linear(n_in, stop - start).window(start, counts) for start, stop in windows]
+    return [ResampleMatrix.linear(n_in, stop - start).window(start, counts) for start, stop in windows]
 
 
-def argmax(fields: Sequence[Field], *, threads: int | None = None) -> Mask:
+def argmax(maps: Sequence[LogitMap], *, threads: int | None = None) -> Mask:
     """The class of each pixel: (H, W), uint8 up to 256 classes, else uint16. The first of equal classes wins.
 
     Equal is meant up to float32 rounding: BLAS does not sum all classes in the same order. Logits that are
@@ -240,21 +240,21 @@ def argmax(fields: Sequence[Field], *, threads: int | None = None) -> Mask:
     Args:
         threads: tiles made at the same time; by default one for each CPU that this process may use.
     """
-    classes, *size = common_shape([fields])
+    classes, *size = common_shape([maps])
     mask = np.empty(size, np.min_scalar_type(classes - 1))
-    _paint(mask, [fields], lambda patches: winners(patches[0]), threads)
+    _paint(mask, [maps], lambda patches: winners(patches[0]), threads)
     return mask
 
 
-def logits(fields: Sequence[Field], *, threads: int | None = None) -> Floats:
-    """All logits at full size, (C, H, W) float32. For tests and small pictures: 4 * C * H * W bytes."""
-    full = np.empty(common_shape([fields]), np.float32)
-    _paint(np.moveaxis(full, 0, -1), [fields], lambda patches: dense(patches[0]), threads)
+def logits(maps: Sequence[LogitMap], *, threads: int | None = None) -> Floats:
+    """All logits at full size, (C, H, W) float32. For tests and small images: 4 * C * H * W bytes."""
+    full = np.empty(common_shape([maps]), np.float32)
+    _paint(np.moveaxis(full, 0, -1), [maps], lambda patches: dense(patches[0]), threads)
     return full
 
 
-def probabilities(views: Sequence[Sequence[Field]], *, threads: int | None = None) -> Floats:
-    """The views' mean softmax at full size, (C, H, W) float32. For tests and small pictures, as `logits`."""
+def probabilities(views: Sequence[Sequence[LogitMap]], *, threads: int | None = None) -> Floats:
+    """The views' mean softmax at full size, (C, H, W) float32. For tests and small images, as `logits`."""
     full = np.empty(common_shape(views), np.float32)
     _paint(np.moveaxis(full, 0, -1), views, mean_softmax, threads)
     return full
@@ -262,30 +262,30 @@ def probabilities(views: Sequence[Sequence[Field]], *, threads: int | None = Non
 
 def _paint(
     out: NDArray[Any],
-    views: Sequence[Sequence[Field]],
+    views: Sequence[Sequence[LogitMap]],
     make: Callable[[list[list[Patch]]], NDArray[Any]],
     threads: int | None,
 ) -> None:
-    paint_fields([out], views, lambda patches: [make(patches)], threads)
+    paint_maps([out], views, lambda patches: [make(patches)], threads)
 
 
-def paint_fields(
-    outs: Sequence[NDArray[Any]], views: Sequence[Sequence[Field]], make: Make, threads: int | None
+def paint_maps(
+    outs: Sequence[NDArray[Any]], views: Sequence[Sequence[LogitMap]], make: Make, threads: int | None
 ) -> None:
     """Fill each array (H, W, ...) of ``outs`` tile by tile with what ``make`` makes of the views' patches."""
     height, width = outs[0].shape[:2]
 
     def find(i: int, tiles: Sequence[int]) -> Iterable[list[list[Patch]]]:
-        return map(list, zip(*(_patches(fields, i, tiles) for fields in views), strict=True))
+        return map(list, zip(*(_patches(maps, i, tiles) for maps in views), strict=True))
 
     with tile_workers(threads) as run:
         paint(outs, range(ceil(height / TILE)), range(ceil(width / TILE)), find, make, run)
 
 
-def _patches(fields: Sequence[Field], i: int, tiles: Sequence[int]) -> list[list[Patch]]:
-    """The patches of the fields that each tile (i, j) touches, j in ``tiles``."""
+def _patches(maps: Sequence[LogitMap], i: int, tiles: Sequence[int]) -> list[list[Patch]]:
+    """The patches of the maps that each tile (i, j) touches, j in ``tiles``."""
     strips = []
-    for field in fields:
+    for field in maps:
         y, rows = field.rows.blocks[i]
         if rows.size:
             strips.append(Strip(field.logits[:, y], rows, [field.cols.blocks[j] for j in tiles]))
@@ -296,9 +296,9 @@ def _patches(fields: Sequence[Field], i: int, tiles: Sequence[int]) -> list[list
     return found
 
 
-def common_shape(views: Sequence[Sequence[Field]]) -> tuple[int, int, int]:
-    """The (C, H, W) of all fields."""
-    shapes = {(len(field.logits), field.rows.n_out, field.cols.n_out) for fields in views for field in fields}
+def common_shape(views: Sequence[Sequence[LogitMap]]) -> tuple[int, int, int]:
+    """The (C, H, W) of all maps."""
+    shapes = {(len(field.logits), field.rows.n_out, field.cols.n_out) for maps in views for field in maps}
     if len(shapes) != 1:
-        raise InputError(f"expected fields of one shape (C, H, W), found {sorted(shapes)}")
+        raise InputError(f"expected maps of one shape (C, H, W), found {sorted(shapes)}")
     return shapes.pop()

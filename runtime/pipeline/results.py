@@ -13,12 +13,12 @@ __all__ = ["Segmentation", "Timings"]
 
 @dataclass(frozen=True)
 class Timings:
-    """Wall time that one picture spent in each stage, milliseconds; waiting between stages is not counted."""
+    """Wall time that one image spent in each stage, milliseconds; waiting between stages is not counted."""
 
     decode: float = 0.0  # reading and decoding a file; 0 for an array
     preprocess: float = 0.0  # resize, normalise; 0 where the GPU does it, within `infer`
-    infer: float = 0.0  # the session; of a batch: its time divided by its pictures
-    postprocess: float = 0.0  # logits to mask and scores, at the picture's own size
+    infer: float = 0.0  # the session; of a batch: its time divided by its images
+    postprocess: float = 0.0  # logits to mask and scores, at the image's own size
 
     @property
     def total(self) -> float:
@@ -28,9 +28,9 @@ class Timings:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The result for one picture, or for the region of it that was asked for."""
+    """The result for one image, or for the region of it that was asked for."""
 
-    mask: NDArray[np.unsignedinteger[Any]]  # (H, W), class index of each pixel, at the picture's own size
+    mask: NDArray[np.unsignedinteger[Any]]  # (H, W), class index of each pixel, at the image's own size
     artifact: str  # the artifact that ran
     image: NDArray[np.uint8] = field(repr=False)  # (H, W, 3) BGR, what was segmented: the caller's array, or decoded
     timings: Timings = field(default_factory=Timings)

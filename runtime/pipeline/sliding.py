@@ -1,9 +1,9 @@
-"""Sliding windows over a picture of any size, in memory that grows with its width and not with its area.
+"""Sliding windows over an image of any size, in memory that grows with its width and not with its area.
 
-The windows go row by row, left to right. A tile of the picture is decided as soon as the last window that it needs has
+The windows go row by row, left to right. A tile of the image is decided as soon as the last window that it needs has
 been seen; a window's logits are kept whole until the tiles on its right edge are decided, and from then on only those
 rows that the next row of windows overlaps. Logits are averaged where windows overlap, as in upstream's slide mode, and
-in the same order as `denseport.runtime.pipeline.resample.slide_fields`: the results are equal to the last bit.
+in the same order as `denseport.runtime.pipeline.resample.slide_maps`: the results are equal to the last bit.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.bundle.manifest import Inference
-from denseport.runtime.pipeline.outputs import Canvas, Wish
-from denseport.runtime.pipeline.resample import Axis, slide_axes
+from denseport.runtime.pipeline.outputs import Canvas, RequestedOutputs
+from denseport.runtime.pipeline.resample import ResampleMatrix, slide_matrices
 from denseport.runtime.pipeline.tiles import Patch, Run, Strip, paint, patches_side_by_side, tile_workers
 from denseport.runtime.pipeline.views import window_starts
 
@@ -48,7 +48,7 @@ class _Side:
     Tiles and windows both go upwards: the tiles that a window touches are neighbours, and so are a tile's windows.
     """
 
-    def __init__(self, axes: list[Axis]) -> None:
+    def __init__(self, axes: list[ResampleMatrix]) -> None:
         touches = np.array([[matrix.size > 0 for _, matrix in axis.blocks] for axis in axes])  # (windows, tiles)
         self.axes = axes
         self.windows = [np.flatnonzero(column).tolist() for column in touches.T]  # of each tile
@@ -73,30 +73,35 @@ class _Side:
 
 
 def slide(
-    picture: NDArray[np.uint8],
+    image: NDArray[np.uint8],
     size: tuple[int, int],
     inference: Inference,
     network: Network,
-    wish: Wish,
+    requested: RequestedOutputs,
     threads: int | None,
 ) -> Slid:
-    """Move the network over ``picture`` and decide each pixel.
+    """Move the network over ``image`` and decide each pixel.
 
     Args:
-        picture: HWC uint8 BGR, as large as the network is to see it.
+        image: HWC uint8 BGR, as large as the network is to see it.
         size: (height, width) of the result.
         inference: of mode "slide".
     """
-    return _Slide(picture, size, inference, network, wish).run(threads)
+    return _Slide(image, size, inference, network, requested).run(threads)
 
 
 class _Slide:
     def __init__(
-        self, picture: NDArray[np.uint8], size: tuple[int, int], inference: Inference, network: Network, wish: Wish
+        self,
+        image: NDArray[np.uint8],
+        size: tuple[int, int],
+        inference: Inference,
+        network: Network,
+        requested: RequestedOutputs,
     ) -> None:
         assert inference.crop is not None and inference.stride is not None  # Inference checks it
-        self._picture, self._size, self._network, self._wish = picture, size, network, wish
-        self._spans = [window_starts(picture.shape[i], inference.crop[i], inference.stride[i]) for i in (0, 1)]
+        self._image, self._size, self._network, self._requested = image, size, network, requested
+        self._spans = [window_starts(image.shape[i], inference.crop[i], inference.stride[i]) for i in (0, 1)]
         self._kept: dict[tuple[int, int], _Kept] = {}  # by row and column of windows
         self._painting = 0.0
 
@@ -105,7 +110,7 @@ class _Slide:
         with tile_workers(threads) as run:
             for r, (top, bottom) in enumerate(rows):
                 for c, (left, right) in enumerate(cols):
-                    logits = self._network(self._picture[top:bottom, left:right])
+                    logits = self._network(self._image[top:bottom, left:right])
                     if not r and not c:
                         self._begin(logits)
                     self._kept[r, c] = _Kept(logits, 0)
@@ -118,10 +123,10 @@ class _Slide:
     def _begin(self, logits: NDArray[np.float32]) -> None:
         """All windows are of one size, and so are their logits: the first tells what is to come."""
         classes, *low = logits.shape
-        resized = (self._picture.shape[0], self._picture.shape[1])
-        rows, cols = slide_axes((low[0], low[1]), self._spans[0], self._spans[1], resized, self._size)
+        resized = (self._image.shape[0], self._image.shape[1])
+        rows, cols = slide_matrices((low[0], low[1]), self._spans[0], self._spans[1], resized, self._size)
         self._rows, self._cols = _Side(rows), _Side(cols)
-        self._canvas = Canvas((classes, *self._size), self._wish, averaged=False)
+        self._canvas = Canvas((classes, *self._size), self._requested, averaged=False)
 
     def _paint(self, r: int, c: int, run: Run) -> None:
         """The tiles for which the window (r, c) was the last."""

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.errors import InputError
-from denseport.runtime.pipeline.resample import Field
+from denseport.runtime.pipeline.resample import LogitMap
 
 __all__ = ["Smoother"]
 
@@ -34,10 +34,10 @@ class Smoother:
         if not 0 <= weight < 1:
             raise InputError(f"smoothing {weight} is not in [0, 1)", "0.6 is usual; 0 smooths nothing.")
         self._weight = weight
-        self._mean: list[list[Field]] | None = None
+        self._mean: list[list[LogitMap]] | None = None
         self._thumbnail: NDArray[np.float32] | None = None
 
-    def __call__(self, views: list[list[Field]], image: NDArray[np.uint8]) -> list[list[Field]]:
+    def __call__(self, views: list[list[LogitMap]], image: NDArray[np.uint8]) -> list[list[LogitMap]]:
         """The averaged logits of a frame.
 
         Args:
@@ -53,20 +53,20 @@ class Smoother:
         self._mean, self._thumbnail = views, thumbnail
         return views
 
-    def _continues(self, views: list[list[Field]], thumbnail: NDArray[np.float32]) -> bool:
+    def _continues(self, views: list[list[LogitMap]], thumbnail: NDArray[np.float32]) -> bool:
         assert self._mean is not None and self._thumbnail is not None
         if [[_shape(field) for field in view] for view in self._mean] != [[_shape(f) for f in view] for view in views]:
             return False
         return float(np.abs(thumbnail - self._thumbnail).mean()) <= CUT
 
-    def _average(self, old: Field, new: Field) -> Field:
+    def _average(self, old: LogitMap, new: LogitMap) -> LogitMap:
         width = new.logits.shape[-1]
         # A new array: the old one may still be on its way to a mask in another thread.
         mean = cv2.addWeighted(
             old.logits.reshape(-1, width), self._weight, new.logits.reshape(-1, width), 1 - self._weight, 0.0
         )
-        return Field(np.asarray(mean, np.float32).reshape(new.logits.shape), new.rows, new.cols)
+        return LogitMap(np.asarray(mean, np.float32).reshape(new.logits.shape), new.rows, new.cols)
 
 
-def _shape(field: Field) -> tuple[int, ...]:
+def _shape(field: LogitMap) -> tuple[int, ...]:
     return (*field.logits.shape, field.rows.n_out, field.cols.n_out)

@@ -1,4 +1,4 @@
-"""What is done with one tile of a picture: from the logits that it touches to classes or probabilities.
+"""What is done with one tile of an image: from the logits that it touches to classes or probabilities.
 
 A tile's size is `TILE` pixels a side. Everywhere: C classes, patches of (sh, sw) logits, tiles of (th, tw) pixels.
 """

@@ -1,4 +1,4 @@
-"""Whole-image, sliding-window and multi-scale inference: a session moved over one picture.
+"""Whole-image, sliding-window and multi-scale inference: a session moved over one image.
 
 Sources: ``mmseg/models/segmentors/encoder_decoder.py`` (whole_inference, slide_inference) and
 ``mmseg/models/segmentors/seg_tta.py``. Logits stay at the head's resolution; `denseport.runtime.pipeline.resample`
@@ -18,7 +18,7 @@ from denseport.runtime.bundle.manifest import LARGEST_SIDE, Inference, Preproces
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import ImageError
 from denseport.runtime.pipeline.preprocess import normalise, rescaled_size, resize, resized_size
-from denseport.runtime.pipeline.resample import Field, slide_fields
+from denseport.runtime.pipeline.resample import LogitMap, slide_maps
 
 __all__ = [
     "RATIOS",
@@ -35,49 +35,49 @@ __all__ = [
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of multi-scale testing, in every published configuration
 TTA_CONVENTIONS = ("0.x", "1.x")
-PICTURE = (1536, 2048)  # height, width: what most cameras take, and larger than any window
+IMAGE = (1536, 2048)  # height, width: what most cameras take, and larger than any window
 
 
 @dataclass(frozen=True)
 class View:
-    """One way to show a picture to the network: its size there (height, width), mirrored or not."""
+    """One way to show an image to the network: its size there (height, width), mirrored or not."""
 
     size: tuple[int, int]
     flip: bool = False
 
 
 def single_view(size: tuple[int, int], preprocess: Preprocess, patch_size: int, *, native: bool = False) -> View:
-    """The view of ordinary inference for a picture of ``size`` (height, width).
+    """The view of ordinary inference for an image of ``size`` (height, width).
 
     Args:
-        native: the network sees the picture at its own size.
+        native: the network sees the image at its own size.
 
     Raises:
-        ImageError: the picture would reach the network with a side below one patch.
+        ImageError: the image would reach the network with a side below one patch.
     """
     resized = size if native else resized_size(size, preprocess)
     if min(resized) < patch_size:
         raise ImageError(
-            f"a picture of {size[1]} x {size[0]} pixels reaches the network as {resized[1]} x {resized[0]}, "
+            f"an image of {size[1]} x {size[0]} pixels reaches the network as {resized[1]} x {resized[0]}, "
             f"less than one patch of {patch_size} x {patch_size}",
-            "Crop or tile such a narrow picture, or export with a larger --scale.",
+            "Crop or tile such a narrow image, or export with a larger --scale.",
         )
     return View(resized)
 
 
 def tta_views(size: tuple[int, int], preprocess: Preprocess, convention: str) -> list[View]:
-    """The twelve views of multi-scale and flip testing for a picture of ``size`` (height, width).
+    """The twelve views of multi-scale and flip testing for an image of ``size`` (height, width).
 
     Args:
         convention: "0.x" applies the ratios to the test scale, as the published figures did; "1.x" applies
-            them to the picture itself, as ``tta_pipeline`` does.
+            them to the image itself, as ``tta_pipeline`` does.
     """
     if convention not in TTA_CONVENTIONS:
         raise ValueError(f"convention {convention!r} is none of {', '.join(TTA_CONVENTIONS)}")
     views = []
     for ratio in RATIOS:
         if convention == "1.x":
-            # mmcv rounds the scaled size, takes it for a scale, and fits the picture into that again.
+            # mmcv rounds the scaled size, takes it for a scale, and fits the image into that again.
             scale, keep_ratio = rescaled_size(size, ratio), True
         else:
             scale, keep_ratio = (
@@ -90,7 +90,7 @@ def tta_views(size: tuple[int, int], preprocess: Preprocess, convention: str) ->
 
 
 def protocol_views(size: tuple[int, int], protocol: Protocol, patch_size: int) -> list[View]:
-    """The views of a picture of ``size`` (height, width) under a protocol.
+    """The views of an image of ``size`` (height, width) under a protocol.
 
     Raises:
         ImageError: as `single_view`.
@@ -101,22 +101,22 @@ def protocol_views(size: tuple[int, int], protocol: Protocol, patch_size: int) -
 
 
 def input_sizes(protocol: Protocol) -> tuple[tuple[int, int], ...]:
-    """(height, width) of what the network is shown of pictures of 4:3 and of 3:4 under a protocol, each once."""
-    views = protocol_views(PICTURE, protocol, 1) + protocol_views(PICTURE[::-1], protocol, 1)
+    """(height, width) of what the network is shown of images of 4:3 and of 3:4 under a protocol, each once."""
+    views = protocol_views(IMAGE, protocol, 1) + protocol_views(IMAGE[::-1], protocol, 1)
     crop = protocol.inference.crop if protocol.inference.mode == "slide" else None
     height, width = crop or (LARGEST_SIDE, LARGEST_SIDE)
     return tuple(dict.fromkeys((min(view.size[0], height), min(view.size[1], width)) for view in views))
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
-    """Windows (start, stop) along one axis: the last is moved back to end with the picture."""
+    """Windows (start, stop) along one axis: the last is moved back to end with the image."""
     count = max(length - crop + stride - 1, 0) // stride + 1
     stops = [min(i * stride + crop, length) for i in range(count)]
     return [(max(stop - crop, 0), stop) for stop in stops]
 
 
 def show(image: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
-    """The picture, HWC uint8 BGR, as ``view`` shows it to the network; not a copy where nothing changes."""
+    """The image, HWC uint8 BGR, as ``view`` shows it to the network; not a copy where nothing changes."""
     resized = resize(image, view.size)
     return np.ascontiguousarray(resized[:, ::-1]) if view.flip else resized
 
@@ -128,22 +128,22 @@ def slide_view(
     size: tuple[int, int],
     preprocess: Preprocess,
     inference: Inference,
-) -> list[Field]:
-    """Run the network on windows of one view of a picture.
+) -> list[LogitMap]:
+    """Run the network on windows of one view of an image.
 
     Args:
-        shown: HWC uint8 BGR, what `show` made of the picture.
-        size: (height, width) of the picture itself.
+        shown: HWC uint8 BGR, what `show` made of the image.
+        size: (height, width) of the image itself.
         inference: of mode "slide".
 
     Returns:
-        Fields at the picture's own size, one a window; their sum is the view's logits.
+        Fields at the image's own size, one a window; their sum is the view's logits.
     """
     assert inference.crop is not None and inference.stride is not None  # Inference checks it
     rows = window_starts(view.size[0], inference.crop[0], inference.stride[0])
     columns = window_starts(view.size[1], inference.crop[1], inference.stride[1])
     windows = list(_window_logits(session, shown, rows, columns, preprocess))
-    return slide_fields(windows, rows, columns, view.size, size, flip=view.flip)
+    return slide_maps(windows, rows, columns, view.size, size, flip=view.flip)
 
 
 def _window_logits(

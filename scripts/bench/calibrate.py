@@ -1,7 +1,7 @@
-"""What `denseport calibrate` takes: time and peak memory, on a model with random weights and pictures of noise.
+"""What `denseport calibrate` takes: time and peak memory, on a model with random weights and images of noise.
 
     python scripts/bench/calibrate.py dpt_vit-b16_160k [--images 32] [--size 512x512] [--effort low]
-        [--float LAYER …] [--bundle DIR]
+        [--keep-float LAYER …] [--bundle DIR]
 
 The memory is the peak of the calibrating process alone, from its resource usage. The budget is switched off (random
 weights keep no class under any change), so one set of layers is measured; what it finds means nothing.
@@ -23,8 +23,8 @@ import numpy as np
 from random_bundle import random_bundle
 
 
-def make_pictures(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """Pictures of smooth noise, (height, width)."""
+def make_images(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """Images of smooth noise, (height, width)."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(count):
@@ -36,17 +36,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", help="denseport models lists them")
     parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--size", default="512x512", help="height x width of the pictures; default: %(default)s")
+    parser.add_argument("--size", default="512x512", help="height x width of the images; default: %(default)s")
     parser.add_argument("--effort", default="low", choices=("low", "medium", "high"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--float", nargs="+", default=[], metavar="LAYER", help="fewer layers to try, for a short run")
+    parser.add_argument(
+        "--keep-float", nargs="+", default=[], metavar="LAYER", help="fewer layers to try, for a short run"
+    )
     parser.add_argument("--bundle", type=Path, help="take this one instead of exporting the preset")
     arguments = parser.parse_args()
     height, _, width = arguments.size.partition("x")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = arguments.bundle or random_bundle(arguments.preset, folder / "bundle")
-        make_pictures(folder / "pictures", arguments.images, (int(height), int(width)))
+        make_images(folder / "images", arguments.images, (int(height), int(width)))
         command = [
             sys.executable,
             "-m",
@@ -54,10 +56,10 @@ def main() -> int:
             "calibrate",
             bundle,
             "--images",
-            folder / "pictures",
+            folder / "images",
         ]
         command += ["--agreement", "0", "--effort", arguments.effort, "--threads", str(arguments.threads), "--json"]
-        command += ["--float", *arguments.float] if arguments.float else []
+        command += ["--keep-float", *arguments.keep_float] if arguments.keep_float else []
         start = time.perf_counter()
         with (folder / "result.json").open("wb") as output:
             process = subprocess.Popen(command, stdout=output)
@@ -71,7 +73,7 @@ def main() -> int:
         "images": arguments.images,
         "size": arguments.size,
         "effort": arguments.effort,
-        "float": arguments.float,
+        "float": arguments.keep_float,
         "threads": arguments.threads,
         "seconds": round(seconds),
         "processor_seconds": round(usage.ru_utime + usage.ru_stime),

@@ -3,9 +3,9 @@
     python scripts/bench/eval.py BUNDLE --data ROOT [--limit N] [--rounds 3] [--json]
     python scripts/bench/eval.py --preset dpt_vit-b16_160k --data ROOT --limit 40
 
-Throughput: the same pictures, pre-processed beforehand, through the session alone (the network and nothing else), and
+Throughput: the same images, pre-processed beforehand, through the session alone (the network and nothing else), and
 through the whole evaluation (decode, pre-process, network, post-process, count), in interleaved rounds. Memory: peak of
-the process after a quarter of the pictures and after all of them. ``--preset`` makes a bundle of a published model with
+the process after a quarter of the images and after all of them. ``--preset`` makes a bundle of a published model with
 random weights; its accuracy means nothing.
 """
 
@@ -37,7 +37,7 @@ def peak_gib() -> float:
 
 
 def bare(segmenter: Segmenter, dataset: Dataset) -> float:
-    """Seconds of the session alone over the pictures; pre-processing is not counted."""
+    """Seconds of the session alone over the images; pre-processing is not counted."""
     seconds = 0.0
     preprocess = segmenter.protocol.preprocess
     for sample in dataset.samples:

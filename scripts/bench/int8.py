@@ -41,7 +41,7 @@ from denseport.runtime.bundle.manifest import Artifact
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.evaluate import evaluate
-from denseport.runtime.pipeline.network_input import thinned
+from denseport.runtime.pipeline.network_input import evenly_spaced
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.cpus import usable_cpus
 from denseport.runtime.system.files import sha256_of
@@ -76,7 +76,7 @@ class Bench:
         protocol = parse_protocol("reference", self.bundle.manifest)
         self.images = CalibrationImages.of_folder(arguments.images, protocol, arguments.calibration_limit)
         dataset = open_dataset(arguments.data)
-        self.dataset = replace(dataset, samples=tuple(thinned(dataset.samples, arguments.limit or len(dataset))))
+        self.dataset = replace(dataset, samples=tuple(evenly_spaced(dataset.samples, arguments.limit or len(dataset))))
         self.size = self.images[0].shape[2:]
 
     def model(self, smoothed: bool) -> ir.Model:
@@ -186,10 +186,10 @@ def said(done: int, total: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--images", type=Path, required=True, help="folder of calibration pictures")
+    parser.add_argument("--images", type=Path, required=True, help="folder of calibration images")
     parser.add_argument("--data", type=Path, required=True, help="labelled set to measure on")
-    parser.add_argument("--limit", type=int, help="of the labelled pictures, spread evenly")
-    parser.add_argument("--calibration-limit", type=int, metavar="N", help="of the calibration pictures")
+    parser.add_argument("--limit", type=int, help="of the labelled images, spread evenly")
+    parser.add_argument("--calibration-limit", type=int, metavar="N", help="of the calibration images")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--agreement", type=float, default=AGREEMENT, help="budget of the search; default: %(default)s")
     parser.add_argument("--work", type=Path, required=True, help="folder to keep models and results in")

@@ -4,7 +4,7 @@
 
     python scripts/bench/int8_speed.py MODEL.onnx [--size 512 512] [--attention] [--all-layers] [--rounds 5]
 
-Thresholds are the largest magnitudes on one random picture: enough for speed, not for accuracy. Ratios are of the
+Thresholds are the largest magnitudes on one random image: enough for speed, not for accuracy. Ratios are of the
 least CPU time, which other processes disturb less than the wall's, and of the least wall time.
 """
 
@@ -23,7 +23,7 @@ import onnxruntime
 
 from denseport.calibration.observe.collect import collect
 from denseport.calibration.observe.observers import Histogram, threshold
-from denseport.calibration.quantize.cpu import cpu_form
+from denseport.calibration.quantize.cpu import cpu_variant
 from denseport.calibration.quantize.graph import load_model, serialise
 from denseport.calibration.quantize.placement import activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
@@ -65,7 +65,7 @@ def write(arguments: argparse.Namespace, image: Any, portable: Path, cpu: Path) 
     limits = {name: threshold(each, "minmax") for name, each in histograms.items()}
     quantized, record = quantize(model, limits, groups, [group.name for group in chosen])
     portable.write_bytes(serialise(quantized))
-    result, form = cpu_form(quantized, model, limits)
+    result, form = cpu_variant(quantized, model, limits)
     cpu.write_bytes(serialise(result))
     words = f"{len(form.integer)} integer layers, float: {form.floats}"
     print(f"{100 * record.share:.1f} % of multiply-adds in INT8, {words}", flush=True)

@@ -1,4 +1,4 @@
-"""The picture of `bench_runtime.py scaling`: time and memory against pixels, batch and classes."""
+"""The image of `bench_runtime.py scaling`: time and memory against pixels, batch and classes."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     python scripts/bench/postprocess.py [--rounds 7] [--threads 2] [--json]
 
-The case is DPT on a 1.3-megapixel picture: logits 150 x 256 x 342, network input 512 x 683, picture
+The case is DPT on a 1.3-megapixel image: logits 150 x 256 x 342, network input 512 x 683, image
 986 x 1315. Two kinds of logits:
 
 realistic   resemble a segmentation: each class is a smooth random field (8 x 11 noise, upsampled) plus an
@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # a child's peak memory begins at its parent's: the parent lo
 
     Method = Callable[[NDArray[np.float32], tuple[int, int], tuple[int, int]], NDArray[np.integer[Any]]]
 
-LOGITS, RESIZED, PICTURE = (150, 256, 342), (512, 683), (986, 1315)
+LOGITS, RESIZED, IMAGE = (150, 256, 342), (512, 683), (986, 1315)
 KINDS = ("realistic", "noise")
 METHODS = ("torch", "denseport")
 
@@ -59,7 +59,7 @@ def load_method(name: str, threads: int) -> Method:
     import torch
     from torch.nn.functional import interpolate
 
-    from denseport.runtime.pipeline.resample import argmax, whole_field
+    from denseport.runtime.pipeline.resample import argmax, whole_map
 
     torch.set_num_threads(threads)
 
@@ -72,7 +72,7 @@ def load_method(name: str, threads: int) -> Method:
 
     if name == "torch":
         return torch_argmax
-    return lambda logits, resized, size: argmax([whole_field(logits, resized, size)], threads=threads)
+    return lambda logits, resized, size: argmax([whole_map(logits, resized, size)], threads=threads)
 
 
 def measure_time(kind: str, threads: int, rounds: int) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def measure_time(kind: str, threads: int, rounds: int) -> dict[str, Any]:
     for _ in range(rounds + 1):
         for name, method in methods.items():
             start = time.perf_counter(), time.process_time()
-            masks[name] = method(logits, RESIZED, PICTURE)
+            masks[name] = method(logits, RESIZED, IMAGE)
             wall[name].append(time.perf_counter() - start[0])
             cpu[name].append(time.process_time() - start[1])
     return {
@@ -100,7 +100,7 @@ def measure_memory(name: str, kind: str, threads: int) -> float:
     logits, method = make_logits(kind), load_method(name, threads)
     method(logits[:, :8, :16].copy(), (32, 48), (64, 96))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    method(logits, RESIZED, PICTURE)
+    method(logits, RESIZED, IMAGE)
     return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1)
 
 
@@ -113,7 +113,7 @@ def in_child(threads: int, *task: str) -> Any:
 
 
 def print_table(results: dict[str, Any], threads: int) -> None:
-    print(f"logits {LOGITS} -> {RESIZED} -> {PICTURE}, {threads} threads, {platform.machine()}")
+    print(f"logits {LOGITS} -> {RESIZED} -> {IMAGE}, {threads} threads, {platform.machine()}")
     print(f"{'logits':10} {'method':10} {'wall ms':>8} {'CPU ms':>8} {'extra MB':>9}   pixels that differ")
     for kind, result in results.items():
         for name in METHODS:

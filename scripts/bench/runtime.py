@@ -2,8 +2,8 @@
 
     python scripts/bench/runtime.py eager     BUNDLE [--rounds 7]       512 x 512: each artifact against PyTorch eager
     python scripts/bench/runtime.py outside   BUNDLE [--rounds 7]       1.3 megapixels: time outside the session
-    python scripts/bench/runtime.py stream    BUNDLE [--pictures 200]   throughput against the bare session's
-    python scripts/bench/runtime.py memory    BUNDLE [--pictures 2000]  memory along a stream
+    python scripts/bench/runtime.py stream    BUNDLE [--images 200]   throughput against the bare session's
+    python scripts/bench/runtime.py memory    BUNDLE [--images 2000]  memory along a stream
     python scripts/bench/runtime.py start     BUNDLE [--rounds 7]       import, open, first mask; against by hand
     python scripts/bench/runtime.py scaling   BUNDLE [--plot FILE.svg]  against pixels, batch and classes
 
@@ -57,27 +57,27 @@ with Segmenter(sys.argv[1], threads=int(sys.argv[3])) as segment:
 SCALED = """
 import json, sys, time, cv2, numpy as np
 from denseport.runtime import Segmenter
-from denseport.runtime.pipeline.resample import argmax, whole_field
+from denseport.runtime.pipeline.resample import argmax, whole_map
 bundle, kind, amount, threads = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
 def peak():  # of this program alone: ru_maxrss begins at the parent's
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
 rng = np.random.default_rng(0)
-def picture(h, w):
+def synthetic(h, w):
     coarse = rng.integers(0, 256, (h // 50 + 1, w // 50 + 1, 3), np.uint8)
-    return cv2.resize(coarse, (w, h), interpolation=cv2.INTER_NEAREST)  # no larger peak than the picture itself
+    return cv2.resize(coarse, (w, h), interpolation=cv2.INTER_NEAREST)  # no larger peak than the image itself
 if kind == "classes":
     low = np.repeat(np.repeat(rng.standard_normal((int(amount), 16, 16), np.float32), 8, 1), 8, 2)
-    work = lambda: argmax([whole_field(low, (512, 512), (1000, 1000))], threads=threads)
-    argmax([whole_field(low[:, :16, :16].copy(), (64, 64), (100, 100))], threads=threads)
+    work = lambda: argmax([whole_map(low, (512, 512), (1000, 1000))], threads=threads)
+    argmax([whole_map(low[:, :16, :16].copy(), (64, 64), (100, 100))], threads=threads)
 else:
     segment = Segmenter(bundle, threads=threads, protocol="native:512:448" if kind == "megapixels" else "fixed:256x256")
     if kind == "megapixels":
         side = int(round((amount * 1e6) ** 0.5))
-        image, small = picture(side, side), picture(512, 512)
+        image, small = synthetic(side, side), synthetic(512, 512)
         segment(small)
         work = lambda: segment(image)
     else:
-        images = [picture(256, 256) for _ in range(int(amount))]
+        images = [synthetic(256, 256) for _ in range(int(amount))]
         segment(images[0])
         work = lambda: segment.batch(images, size=len(images))
 before, seconds = peak(), []
@@ -130,7 +130,7 @@ def open_timed(arguments: argparse.Namespace) -> tuple[Any, Timed]:
     return Segmenter.around(session, bundle, "model.onnx", protocol, threads=arguments.threads), session
 
 
-def picture(size: tuple[int, int], seed: int = 0) -> np.ndarray:
+def synthetic(size: tuple[int, int], seed: int = 0) -> np.ndarray:
     """Coloured patches with noise: neither flat nor all noise."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(30, 226, (size[0] // 60 + 1, size[1] // 60 + 1, 3)).repeat(60, 0).repeat(60, 1)
@@ -161,7 +161,7 @@ def eager(arguments: argparse.Namespace) -> list[Row]:
 
 def outside(arguments: argparse.Namespace) -> list[Row]:
     segment, session = open_timed(arguments)
-    image = picture(LARGE)
+    image = synthetic(LARGE)
     segment(image)
     shares, cpu_shares, inside, before, behind = [], [], [], [], []
     for _ in range(arguments.rounds):
@@ -186,11 +186,11 @@ def outside(arguments: argparse.Namespace) -> list[Row]:
 def stream(arguments: argparse.Namespace) -> list[Row]:
     segment, session = open_timed(arguments)
     steps, chunk = segment._steps, 20
-    images = [picture((480, 640), seed) for seed in range(chunk)]
+    images = [synthetic((480, 640), seed) for seed in range(chunk)]
     tensors = [steps.prepare(image).inputs[0] for image in images]
     segment(images[0])
     alone, streamed, cpu = [], [], []
-    for _ in range(max(1, arguments.pictures // chunk)):
+    for _ in range(max(1, arguments.images // chunk)):
         marks = [(time.perf_counter(), time.process_time())]
         for tensor in tensors:
             session.run(tensor)
@@ -204,8 +204,8 @@ def stream(arguments: argparse.Namespace) -> list[Row]:
         cpu.append((b_cpu - a_cpu) / (c_cpu - b_cpu))
     ratios = [a / s for a, s in zip(alone, streamed, strict=True)]
     return [
-        row("bare session", chunk / median(alone), "pictures/s"),
-        row("stream", chunk / median(streamed), "pictures/s"),
+        row("bare session", chunk / median(alone), "images/s"),
+        row("stream", chunk / median(streamed), "images/s"),
         row("bare session / stream, processor time", median(cpu)),
         row("stream / bare session", median(ratios), "", ">= 0.95"),
     ]
@@ -213,18 +213,18 @@ def stream(arguments: argparse.Namespace) -> list[Row]:
 
 def memory(arguments: argparse.Namespace) -> list[Row]:
     segment, _ = open_timed(arguments)
-    image, quarter = picture((120, 160)), arguments.pictures // 4
+    image, quarter = synthetic((120, 160)), arguments.images // 4
     marks: dict[int, float] = {}
 
     def resident() -> float:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * 4096 / 2**20
 
-    endless: Iterator[np.ndarray] = (image for _ in range(arguments.pictures))
+    endless: Iterator[np.ndarray] = (image for _ in range(arguments.images))
     for done, _ in enumerate(segment.stream(endless), start=1):
         if done % quarter == 0:
             marks[done] = resident()
-    # The first half is for allocators to settle: what is asked is whether memory grows with the pictures.
+    # The first half is for allocators to settle: what is asked is whether memory grows with the images.
     return [
         *(row(f"after {done}", found, "MiB") for done, found in marks.items()),
         row("growth in the second half", marks[4 * quarter] / marks[2 * quarter], "", "<= 1.02"),
@@ -237,8 +237,8 @@ def start(arguments: argparse.Namespace) -> list[Row]:
     import cv2
 
     with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/picture.png"
-        cv2.imwrite(path, picture((360, 480)))
+        path = f"{folder}/image.png"
+        cv2.imwrite(path, synthetic((360, 480)))
 
         def once(code: str) -> float:
             begin = time.perf_counter()
@@ -295,14 +295,14 @@ def main() -> int:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--pictures", type=int)
+    parser.add_argument("--images", type=int)
     parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--up-to", type=float, default=100, metavar="MEGAPIXELS", help="of scaling")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    if arguments.pictures is None:
-        arguments.pictures = {"stream": 200, "memory": 2000}.get(arguments.task)
+    if arguments.images is None:
+        arguments.images = {"stream": 200, "memory": 2000}.get(arguments.task)
     rows = TASKS[arguments.task](arguments)
     if arguments.json:
         print(json.dumps(rows, indent=1))

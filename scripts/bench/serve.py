@@ -3,7 +3,7 @@
     python scripts/bench/serve.py BUNDLE [--clients 1 4 16] [--seconds 10] [--rounds 3] [--json]
     python scripts/bench/serve.py --preset dpt_deit-s16_distilled_160k
 
-Throughput: one tensor through the session alone (the network and nothing else), then JPEG pictures over HTTP, mask PNGs
+Throughput: one tensor through the session alone (the network and nothing else), then JPEG images over HTTP, mask PNGs
 back, by 1, 4 and 16 clients, each with one connection and one request at a time; rounds interleaved, medians of the
 rounds' ratios. Clients and server share the machine. Overload: twice as many clients as the server admits. Memory:
 resident, of the server, after each part. ``--preset`` makes a bundle of a published model with random weights.
@@ -35,11 +35,11 @@ from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.serving.http.limits import Limits
 from denseport.runtime.system.machine import inspect_machine
 
-SIZE = (683, 512)  # width, height: ADE20K's median picture
+SIZE = (683, 512)  # width, height: ADE20K's median image
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 
 
-def picture() -> bytes:
+def sample_jpeg() -> bytes:
     """The page's sample as a JPEG of `SIZE`."""
     sample = decode_image(
         files("denseport.runtime.serving.http").joinpath("static/sample.jpg").read_bytes(), "sample.jpg"
@@ -75,7 +75,7 @@ def serving(bundle: Path) -> Iterator[tuple[str, int]]:
 
 
 def form(data: bytes) -> bytes:
-    """The body of a request with a picture; its header is `FORM`."""
+    """The body of a request with an image; its header is `FORM`."""
     return b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + data + b"\r\n--x--\r\n"
 
 
@@ -114,7 +114,7 @@ def resident(address: str) -> float:
 
 
 def measure(bundle: Path, arguments: argparse.Namespace) -> dict[str, object]:
-    data = picture()
+    data = sample_jpeg()
     ratios: dict[int, list[float]] = {clients: [] for clients in arguments.clients}
     rates: list[float] = []
     memory: list[float] = []
@@ -138,7 +138,7 @@ def measure(bundle: Path, arguments: argparse.Namespace) -> dict[str, object]:
     return {
         "session": description,
         "machine": inspect_machine().summary(),
-        "picture": SIZE,
+        "image": SIZE,
         "bare_per_second": statistics.median(rates),
         "ratios": {clients: [round(each, 3) for each in values] for clients, values in ratios.items()},
         "overload": {"clients": over, "statuses": dict(statuses), "per_second": served},
@@ -147,8 +147,8 @@ def measure(bundle: Path, arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def show(result: dict) -> None:
-    print(f"{result['session']}; JPEG of {result['picture'][0]} x {result['picture'][1]}; {result['machine']}")
-    print(f"bare session: {result['bare_per_second']:.2f} pictures/s")
+    print(f"{result['session']}; JPEG of {result['image'][0]} x {result['image'][1]}; {result['machine']}")
+    print(f"bare session: {result['bare_per_second']:.2f} images/s")
     for clients, values in result["ratios"].items():
         print(f"{clients:3} clients: {statistics.median(values):.2f} of it (rounds: {', '.join(map(str, values))})")
     overload = result["overload"]

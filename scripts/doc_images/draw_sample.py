@@ -1,4 +1,4 @@
-"""Draw the picture that the page offers to try: a street that never was, so it is anybody's to use.
+"""Draw the image that the page offers to try: a street that never was, so it is anybody's to use.
 
     python scripts/doc_images/draw_sample.py [-o runtime/serving/http/static/sample.jpg]
 
@@ -20,7 +20,7 @@ Colour = tuple[int, int, int]  # BGR
 
 
 class Canvas:
-    """A picture drawn twice as large as it is kept, which smooths its edges."""
+    """An image drawn twice as large as it is kept, which smooths its edges."""
 
     def __init__(self, seed: int) -> None:
         self.pixels = np.zeros((HEIGHT * FINER, WIDTH * FINER, 3), np.uint8)

@@ -5,7 +5,7 @@
     python scripts/doc_images/screenshot_page.py BUNDLE [--dark]
     python scripts/doc_images/screenshot_page.py BUNDLE --compare fp16.onnx -o docs/images/page_compare.png
 
-The picture is the one that scripts/doc_images/draw_sample.py draws. Needs the extra `test`, and Chromium.
+The image is the one that scripts/doc_images/draw_sample.py draws. Needs the extra `test`, and Chromium.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def show(page: Page, url: str, compare: str | None) -> None:
     if compare:
         page.get_by_label("Compare with").select_option(compare)
         expect(page.locator("#differing")).to_contain_text("pixels", timeout=60_000)
-        # Once more, now that both are loaded: the times are then those of any picture.
+        # Once more, now that both are loaded: the times are then those of any image.
         page.get_by_role("button", name="Sample").click()
         expect(page.locator("#times")).not_to_contain_text("Loading the model", timeout=60_000)
     box = page.locator("#first .view").bounding_box()
     if box is None:
-        raise SystemExit("the picture is not shown")
+        raise SystemExit("the image is not shown")
     page.mouse.move(box["x"] + 0.63 * box["width"], box["y"] + 0.64 * box["height"])
 
 

@@ -1,11 +1,11 @@
-"""Check and time on a GPU what a CPU cannot show: kernels, whole networks on each back end, and pictures on the device.
+"""Check and time on a GPU what a CPU cannot show: kernels, whole networks on each back end, and images on the device.
 
     scripts/gpu/check --json gpu.json
     scripts/gpu/check --only kernels
     scripts/gpu/check --dry-run             compile, and show what would be launched; needs no GPU
 
-Prints a table of the fused kernels with the goals they are to meet, one of networks, and one of pictures: the kernels
-around a network, and the way from picture to mask on the device and on the host. ``--json FILE`` writes them with the
+Prints a table of the fused kernels with the goals they are to meet, one of networks, and one of images: the kernels
+around a network, and the way from image to mask on the device and on the host. ``--json FILE`` writes them with the
 machine's description, and again after each part, so that a run that is stopped leaves what it had.
 
 Exit codes: 0 every result is right, 1 some result is wrong or a back end that is there fails (a missed speed goal or
@@ -26,13 +26,13 @@ from typing import Any
 
 import gpu_kernels
 from gpu_backends import Subject
-from gpu_images import NETWORK, PRESET, PictureRow, measure_kernels, measure_path, print_pictures, protocol, sessions
-from gpu_images import SECONDS as PICTURE_SECONDS
+from gpu_images import NETWORK, PRESET, ImageRow, measure_kernels, measure_path, print_images, protocol, sessions
+from gpu_images import SECONDS as IMAGE_SECONDS
 from gpu_models import PRESETS, Budget, ModelRow, measure_models, print_models, random_network
 
 from denseport.export.plugin.compile import compile_ptx
 from denseport.runtime.backends.cuda.driver import open_cuda
-from denseport.runtime.backends.cuda.kernels.cache import picture_ptx
+from denseport.runtime.backends.cuda.kernels.cache import image_ptx
 from denseport.runtime.errors import DenseportError, MachineError
 from denseport.runtime.system.files import write_atomic
 from denseport.runtime.system.machine import inspect_machine
@@ -59,7 +59,7 @@ class Report:
     """What was measured so far, as JSON."""
 
     def __init__(self, path: Path | None) -> None:
-        self.content: dict[str, Any] = {"machine": machine(), "kernels": [], "models": [], "pictures": []}
+        self.content: dict[str, Any] = {"machine": machine(), "kernels": [], "models": [], "images": []}
         self._path = path
         self.write()  # better refused now than in eight minutes
 
@@ -112,29 +112,29 @@ def check_models(budget: Budget, report: Report) -> bool:
     return not any(row.wrong for row in rows)
 
 
-def check_pictures(budget: Budget, report: Report) -> bool:
-    """Whether pictures come to the same on the device as on the host, over every back end that is there."""
+def check_images(budget: Budget, report: Report) -> bool:
+    """Whether images come to the same on the device as on the host, over every back end that is there."""
     import torch
 
     from denseport.export.models.presets import PRESETS as published
 
-    rows: list[PictureRow] = []
+    rows: list[ImageRow] = []
 
-    def add(found: PictureRow) -> None:
-        print_pictures([found], header=not rows)
+    def add(found: ImageRow) -> None:
+        print_images([found], header=not rows)
         rows.append(found)
-        report.content["pictures"] = [asdict(row) for row in rows]
+        report.content["images"] = [asdict(row) for row in rows]
         report.write()
 
-    for row in measure_kernels(open_cuda(), picture_ptx()):
+    for row in measure_kernels(open_cuda(), image_ptx()):
         add(row)
     device = torch.device("cuda")
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         image = torch.zeros(1, 3, *NETWORK, device=device)
         subject = Subject(PRESET, random_network(published[PRESET].spec, device), image, Path(folder))
         for name, open_session in sessions(subject).items():
-            if budget.left < PICTURE_SECONDS:
-                add(PictureRow(name, "", note=f"not run: time; {max(budget.left, 0):.0f} s are left"))
+            if budget.left < IMAGE_SECONDS:
+                add(ImageRow(name, "", note=f"not run: time; {max(budget.left, 0):.0f} s are left"))
                 continue
             for row in measure_path(name, open_session, protocol()):
                 add(row)
@@ -151,15 +151,15 @@ def check(only: str | None, budget: Budget, path: Path | None) -> int:
         right = check_kernels(compile_ptx(), report)
     if only in (None, "models"):
         right = check_models(budget, report) and right
-    if only in (None, "pictures"):
-        right = check_pictures(budget, report) and right
+    if only in (None, "images"):
+        right = check_images(budget, report) and right
     return 0 if right else 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gpu-check", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the tables and the machine's description")
-    parser.add_argument("--only", choices=("kernels", "models", "pictures"), help="one part alone")
+    parser.add_argument("--only", choices=("kernels", "models", "images"), help="one part alone")
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help="what does not fit is not run, and named; default: %(default)s"
     )

@@ -1,4 +1,4 @@
-"""Check and time pictures on a GPU: the kernels around the network, and the whole way from a picture to its mask.
+"""Check and time images on a GPU: the kernels around the network, and the whole way from an image to its mask.
 
 The way on the device (`denseport.runtime.pipeline.device_path`) is compared with the host's, over every back end that
 is installed: one network, the same session, times by the clock. Weights are random: of a mask only its agreement with
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.backends.cuda.buffers import Buffers
 from denseport.runtime.backends.cuda.driver import Cuda
-from denseport.runtime.backends.cuda.kernels.launch import Launch, picture_mask, resize_normalise
+from denseport.runtime.backends.cuda.kernels.launch import Launch, image_mask, resize_normalise
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.engine_record import BuildRecord
@@ -37,8 +37,8 @@ Size = tuple[int, int]  # height, width
 
 PRESET = "dpt_vit-b16_160k"
 SECONDS = 120.0  # that one back end may take, building an engine included; a guess, on the long side
-NETWORK: Size = (512, 683)  # what the protocol of the published models makes of the pictures below
-PICTURES: tuple[Size, ...] = ((480, 640), (1536, 2048))
+NETWORK: Size = (512, 683)  # what the protocol of the published models makes of the images below
+IMAGES: tuple[Size, ...] = ((480, 640), (1536, 2048))
 CLASSES, LOGITS = 150, (256, 342)  # of the mask's kernel
 ROUNDS = 20
 AGREEMENT = 0.999  # of the masks: ties may go either way
@@ -47,11 +47,11 @@ LEVELS = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # grey levels as
 
 
 @dataclass(frozen=True)
-class PictureRow:
-    """One kernel, or one back end's way from picture to mask. Figures are None where ``note`` says why."""
+class ImageRow:
+    """One kernel, or one back end's way from image to mask. Figures are None where ``note`` says why."""
 
     what: str
-    picture: str
+    image: str
     device_ms: float | None = None
     host_ms: float | None = None
     result: str = ""  # what was compared, and how far apart
@@ -59,41 +59,41 @@ class PictureRow:
     note: str = ""  # "absent: …", "failed: …" or "not run: …"
 
 
-def picture_of(size: Size) -> NDArray[np.uint8]:
+def image_of(size: Size) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
 
 
-def measure_kernels(cuda: Cuda, ptx: bytes, pictures: Sequence[Size] = PICTURES) -> Iterator[PictureRow]:
+def measure_kernels(cuda: Cuda, ptx: bytes, images: Sequence[Size] = IMAGES) -> Iterator[ImageRow]:
     """The kernels alone, against the runtime's arithmetic on the CPU."""
     logits = np.random.default_rng(1).standard_normal((CLASSES, *LOGITS), np.float32)
     with cuda.current(), ExitStack() as stack:
         launcher = _Launcher(cuda, ptx, stack)
-        for size in pictures:
-            picture = picture_of(size)
+        for size in images:
+            image = image_of(size)
             plan = resize_normalise(size, NETWORK, bgr_to_rgb=True)
-            found, milliseconds = launcher.run(plan, [picture, preprocess.levels(LEVELS)], (1, 3, *NETWORK), np.float32)
-            host, expected = _timed(partial(_host_input, picture))
+            found, milliseconds = launcher.run(plan, [image, preprocess.levels(LEVELS)], (1, 3, *NETWORK), np.float32)
+            host, expected = _timed(partial(_host_input, image))
             apart = np.abs(found - expected)
             result = f"{(apart > 0).mean():.3%} differ, by {apart.max():.0f} grey levels at most"
-            yield PictureRow(plan.kernel, _name(size), milliseconds, host, result, bool(apart.max() <= 1))
+            yield ImageRow(plan.kernel, _name(size), milliseconds, host, result, bool(apart.max() <= 1))
 
-            plan = picture_mask(logits.shape, NETWORK, size, np.float32, np.uint8)
+            plan = image_mask(logits.shape, NETWORK, size, np.float32, np.uint8)
             mask, milliseconds = launcher.run(plan, [logits], size, np.uint8)
-            field = postprocess.whole_field(logits, NETWORK, size)
+            field = postprocess.whole_map(logits, NETWORK, size)
             host, expected = _timed(partial(postprocess.argmax, [field]))
             wrong = _wrong(mask, expected, logits, size)
             result = f"{(mask != expected).mean():.3%} differ, {wrong} wrong"
-            yield PictureRow(plan.kernel, _name(size), milliseconds, host, result, wrong == 0)
+            yield ImageRow(plan.kernel, _name(size), milliseconds, host, result, wrong == 0)
 
 
-def _host_input(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return preprocess.normalise(preprocess.resize(picture, NETWORK), LEVELS)
+def _host_input(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return preprocess.normalise(preprocess.resize(image, NETWORK), LEVELS)
 
 
 def _wrong(mask: NDArray[Any], expected: NDArray[Any], logits: NDArray[np.float32], size: Size) -> int:
     """Pixels whose class is further than `MARGIN` from the best; only those that differ are looked at."""
     rows, columns = (
-        postprocess.Axis.linear(middle, last).after(postprocess.Axis.linear(first, middle))
+        postprocess.ResampleMatrix.linear(middle, last).after(postprocess.ResampleMatrix.linear(first, middle))
         for first, middle, last in zip(LOGITS, NETWORK, size, strict=True)
     )
 
@@ -141,9 +141,9 @@ class _Launcher:
 
 
 def measure_path(
-    name: str, open_session: Callable[[], Session], protocol: Protocol, pictures: Sequence[Size] = PICTURES
-) -> Iterator[PictureRow]:
-    """From picture to mask over one session, on the device and on the host in turns."""
+    name: str, open_session: Callable[[], Session], protocol: Protocol, images: Sequence[Size] = IMAGES
+) -> Iterator[ImageRow]:
+    """From image to mask over one session, on the device and on the host in turns."""
     try:
         session = open_session()
         path = open_device_path(session, protocol)
@@ -151,28 +151,28 @@ def measure_path(
             session.close()
             raise MachineError(path)
         try:
-            for size in pictures:
+            for size in images:
                 yield _path_row(name, path, protocol, size)
         finally:
             path.close()
     except MachineError as err:
-        yield PictureRow(name, "", note=f"absent: {err.message}")
+        yield ImageRow(name, "", note=f"absent: {err.message}")
     except DenseportError as err:
-        yield PictureRow(name, "", correct=False, note=f"failed: {err.message}")
+        yield ImageRow(name, "", correct=False, note=f"failed: {err.message}")
     except Exception as err:  # of ONNX Runtime or TensorRT: the other back ends' rows are still wanted
-        yield PictureRow(name, "", correct=False, note=f"failed: {type(err).__name__}: {err}")
+        yield ImageRow(name, "", correct=False, note=f"failed: {type(err).__name__}: {err}")
 
 
-def _path_row(name: str, path: DevicePath, protocol: Protocol, size: Size) -> PictureRow:
-    picture, mask = picture_of(size), np.empty(size, np.uint8)
+def _path_row(name: str, path: DevicePath, protocol: Protocol, size: Size) -> ImageRow:
+    image, mask = image_of(size), np.empty(size, np.uint8)
     resized = preprocess.resized_size(size, protocol.preprocess)
 
     def on_host() -> NDArray[Any]:
-        logits = path.run(preprocess.normalise(preprocess.resize(picture, resized), protocol.preprocess))[0]
-        return postprocess.argmax([postprocess.whole_field(logits, resized, size)])
+        logits = path.run(preprocess.normalise(preprocess.resize(image, resized), protocol.preprocess))[0]
+        return postprocess.argmax([postprocess.whole_map(logits, resized, size)])
 
     def on_device() -> NDArray[Any]:
-        path.paint(picture, resized, mask)
+        path.paint(image, resized, mask)
         return mask
 
     for way in (on_host, on_device, on_device):  # the second run of a size records its graph, where there are any
@@ -185,7 +185,7 @@ def _path_row(name: str, path: DevicePath, protocol: Protocol, size: Size) -> Pi
         times["device"].append(milliseconds)
     agreement = float((found == expected).mean())
     device, host = (statistics.median(times[key]) for key in ("device", "host"))
-    return PictureRow(name, _name(size), device, host, f"{agreement:.3%} agree", agreement >= AGREEMENT)
+    return ImageRow(name, _name(size), device, host, f"{agreement:.3%} agree", agreement >= AGREEMENT)
 
 
 def _timed(work: Callable[[], NDArray[Any]]) -> tuple[float, NDArray[Any]]:
@@ -216,7 +216,7 @@ def sessions(subject: Subject) -> dict[str, Callable[[], Session]]:
 
         require_engine(flavour)
         options = engine_options(subject, flavour)  # before a graph is exported for it
-        path = subject.folder / f"pictures.{flavour}.engine"
+        path = subject.folder / f"images.{flavour}.engine"
         return path, build_engine(subject.graph(), path, options)
 
     return {
@@ -229,15 +229,15 @@ def sessions(subject: Subject) -> dict[str, Callable[[], Session]]:
 
 
 def protocol() -> Protocol:
-    """Whole pictures, as the published models were tested."""
+    """Whole images, as the published models were tested."""
     return Protocol("reference", Preprocess(), Inference())
 
 
-def print_pictures(rows: Sequence[PictureRow], *, header: bool) -> None:
+def print_images(rows: Sequence[ImageRow], *, header: bool) -> None:
     if header:
-        print(f"\n{'pictures':<28} {'size':<12} {'device ms':>10} {'host ms':>9}  result")
+        print(f"\n{'images':<28} {'size':<12} {'device ms':>10} {'host ms':>9}  result")
     for row in rows:
-        start = f"{row.what:<28} {row.picture:<12}"
+        start = f"{row.what:<28} {row.image:<12}"
         if row.device_ms is None:
             print(f"{start} {row.note}", flush=True)
             continue

@@ -37,13 +37,13 @@ class Case:
     scale: int = 2
     align_corners: bool = False  # UpsampleAdd
     network: tuple[int, int] = (0, 0)  # ResizeArgmax
-    picture: tuple[int, int] = (0, 0)  # ResizeArgmax
+    image: tuple[int, int] = (0, 0)  # ResizeArgmax
     goal: bool = False  # whether a speed goal is set for this size
 
     @property
     def output_size(self) -> tuple[int, int]:
         if self.operator == "ResizeArgmax":
-            return self.picture
+            return self.image
         return self.scale * self.shape[2], self.scale * self.shape[3]
 
     def plan(self) -> launch.Launch:
@@ -57,7 +57,7 @@ class Case:
             strip: launch.Strip = "slim" if self.variant == "slim" else "wide"
             return launch.upsample_argmax(*self.shape, precision=self.precision, scale=self.scale, strip=strip)
         return launch.resize_argmax(
-            batch, channels, (height, width), self.network, self.picture, precision=self.precision
+            batch, channels, (height, width), self.network, self.image, precision=self.precision
         )
 
     def input_bytes(self) -> int:
@@ -102,9 +102,9 @@ def cases() -> list[Case]:
     argmax += [Case("UpsampleArgmax", (1, *logits[1:]), "f16", strip) for strip in launch.STRIPS]
     argmax.append(Case("UpsampleArgmax", (8, 150, 256, 171), "f16", "wide"))
     resize = [
-        Case("ResizeArgmax", logits, "f16", network=(512, 512), picture=(640, 853)),
-        Case("ResizeArgmax", logits, "f32", network=(512, 512), picture=(640, 853)),
-        Case("ResizeArgmax", (1, 150, 256, 342), "f16", network=(512, 683), picture=(1536, 2049)),
+        Case("ResizeArgmax", logits, "f16", network=(512, 512), image=(640, 853)),
+        Case("ResizeArgmax", logits, "f32", network=(512, 512), image=(640, 853)),
+        Case("ResizeArgmax", (1, 150, 256, 342), "f16", network=(512, 683), image=(1536, 2049)),
     ]
     return add + argmax + resize
 
@@ -177,7 +177,7 @@ def torch_pair(case: Case, inputs: list[torch.Tensor]) -> torch.Tensor:
 def _resized_logits(case: Case, logits: torch.Tensor) -> torch.Tensor:
     from torch.nn.functional import interpolate
 
-    sizes = [case.network, case.picture] if case.operator == "ResizeArgmax" else [case.output_size]
+    sizes = [case.network, case.image] if case.operator == "ResizeArgmax" else [case.output_size]
     for size in sizes:
         logits = interpolate(logits, size, mode="bilinear", align_corners=False)
     return logits

@@ -2,8 +2,8 @@
 
     python scripts/hardening/soak.py BUNDLE [--minutes 120] [--clients 2] [--plot FOLDER] [--json]
 
-Clients send pictures of several sizes and, now and then, a broken one. The server is a process of its own; so is the
-stream, which reads the same pictures for ever. Every so often the resident memory and the open descriptors of both, and
+Clients send images of several sizes and, now and then, a broken one. The server is a process of its own; so is the
+stream, which reads the same images for ever. Every so often the resident memory and the open descriptors of both, and
 the clients' median latency, are noted. Growth is the median of the last quarter over that of the second quarter, since
 the first warms up. Exit code 1: more than 2 % of memory, or any descriptor.
 """
@@ -27,7 +27,7 @@ from pathlib import Path
 import cv2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
-from serve import FORM, form, picture, serving
+from serve import FORM, form, sample_jpeg, serving
 
 from denseport.runtime.media.images import decode_image, write_image
 from denseport.runtime.media.plot import Axis, Series, chart
@@ -112,12 +112,12 @@ class Clients:
 
 
 def soak(bundle: Path, minutes: float, clients: int, folder: Path) -> dict[str, object]:
-    image = decode_image(picture(), "the sample")
-    pictures = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for size in SIZES]
-    files = [folder / f"{i}.png" for i in range(len(pictures))]
-    for file, each in zip(files, pictures, strict=True):
+    sample = decode_image(sample_jpeg(), "the sample")
+    images = [cv2.resize(sample, size, interpolation=cv2.INTER_AREA) for size in SIZES]
+    files = [folder / f"{i}.png" for i in range(len(images))]
+    for file, each in zip(files, images, strict=True):
         write_image(file, each)
-    encoded = [bytes(cv2.imencode(".jpg", each)[1]) for each in pictures]
+    encoded = [bytes(cv2.imencode(".jpg", each)[1]) for each in images]
     tracks, latency = {"serve": Track(), "stream": Track()}, []
     stream = subprocess.Popen([sys.executable, "-c", STREAM, str(bundle), *map(str, files)])
     try:

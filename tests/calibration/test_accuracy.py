@@ -1,4 +1,4 @@
-"""INT8 of the sample DPT DeiT-S on labelled pictures it was not calibrated with."""
+"""INT8 of the sample DPT DeiT-S on labelled images it was not calibrated with."""
 
 from __future__ import annotations
 

@@ -25,15 +25,15 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
 from denseport.runtime.media.images import read_image
 from denseport.runtime.media.page import count
-from denseport.runtime.pipeline.network_input import network_inputs, spread
+from denseport.runtime.pipeline.network_input import network_inputs, sample_evenly
 from denseport.runtime.segmenter import Segmenter
 
 STREET = ASSETS / "street"
-PICTURES = str(STREET / "images/validation")
-QUICK = ("--images", PICTURES, "--effort", "low", "--limit", "3", "--threads", "1")
+IMAGES = str(STREET / "images/validation")
+QUICK = ("--images", IMAGES, "--effort", "low", "--limit", "3", "--threads", "1")
 LEFT_OUT = ("backbone.layers.1", "backbone.layers.2", "backbone.layers.3", "decode_head.fusion_blocks.0")
 LEFT_OUT += ("decode_head.fusion_blocks.1", "decode_head.fusion_blocks.2")  # one of each kind is enough
-FEW_LAYERS = ("--float", "decode_head")  # leaves few layers to try, so that it is quick
+FEW_LAYERS = ("--keep-float", "decode_head")  # leaves few layers to try, so that it is quick
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def calibrated(sample: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path
     arguments = ["--report", str(folder / "int8.html"), "--work", str(folder / "work"), "--attention", "search"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verdict, "ROUNDS", (3, 3))
-        assert main(["calibrate", str(folder / "bundle"), *QUICK, "--float", *LEFT_OUT, *arguments]) == 0
+        assert main(["calibrate", str(folder / "bundle"), *QUICK, "--keep-float", *LEFT_OUT, *arguments]) == 0
     return folder
 
 
@@ -80,8 +80,8 @@ def test_int8_is_written_with_a_record(calibrated: Path) -> None:
     artifact = bundle.artifact("int8.onnx")
     record = artifact.record["calibration"]
     assert artifact.precision == "int8" and artifact.record["source"] == "model.onnx"
-    pictures = spread([PICTURES], 3)
-    digests = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures)
+    images = sample_evenly([IMAGES], 3)
+    digests = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in images)
     assert record["images"] == 3
     assert record["images_sha256"] == hashlib.sha256(digests.encode()).hexdigest()
     assert any("only 3 images" in text for text in record["warnings"])
@@ -96,7 +96,7 @@ def test_int8_is_written_with_a_record(calibrated: Path) -> None:
     assert sum(node.op_type == "QuantizeLinear" for node in graph.node) > 15
 
     same = []
-    for image in network_inputs(pictures, bundle.manifest):
+    for image in network_inputs(images, bundle.manifest):
         fp32, int8 = (
             onnxruntime.InferenceSession(bundle.path / name).run(None, {"image": image})[0].argmax(1)
             for name in ("model.onnx", "int8.onnx")
@@ -109,8 +109,8 @@ def test_both_forms_come_from_one_decision(calibrated: Path) -> None:
     bundle = Bundle(calibrated / "bundle")
     portable, cpu = (bundle.artifact(name).record for name in ("int8.onnx", "int8.cpu.onnx"))
     assert portable["calibration"] == cpu["calibration"]
-    assert portable["form"]["loss"] == portable["calibration"]["loss"] != cpu["form"]["loss"]
-    assert cpu["form"]["float"] == {}, "every convolution's output has a threshold"
+    assert portable["variant"]["loss"] == portable["calibration"]["loss"] != cpu["variant"]["loss"]
+    assert cpu["variant"]["float"] == {}, "every convolution's output has a threshold"
     graph = onnx.load(bundle.verified("int8.cpu.onnx")).graph
     integer = sum(node.op_type in ("QLinearConv", "MatMulIntegerToFloat") for node in graph.node)
     nodes = onnx.load(bundle.verified("int8.onnx")).graph.node
@@ -126,8 +126,8 @@ def test_the_verdict_says_what_it_is_worth_here(calibrated: Path, name: str) -> 
     assert set(found["seconds"]) == {"model.onnx", name} and min(found["seconds"].values()) > 0
     assert found["accepted"] == (found["speed_ratio"] >= 1.02)
     assert f"measured {found['speed_ratio']:.2f} times as fast as FP32 here" in found["reason"]
-    picture = read_image(spread([PICTURES], 1)[0])
-    masks = [Segmenter(bundle, artifact=each)(picture).mask for each in ("model.onnx", name)]
+    image = read_image(sample_evenly([IMAGES], 1)[0])
+    masks = [Segmenter(bundle, artifact=each)(image).mask for each in ("model.onnx", name)]
     assert (masks[0] == masks[1]).mean() > 0.95
 
 
@@ -139,17 +139,17 @@ def test_the_fastest_accepted_form_runs(calibrated: Path) -> None:
         for name, each in verdicts.items()
         if each["accepted"] and each["seconds"][name] < each["seconds"]["model.onnx"]
     }
-    choice = Segmenter(bundle).choice
-    assert choice.name == min(seconds, key=lambda name: seconds[name], default="model.onnx")
+    selection = Segmenter(bundle).selection
+    assert selection.name == min(seconds, key=lambda name: seconds[name], default="model.onnx")
     for name, each in verdicts.items():
-        assert each["accepted"] or choice.others[name] == each["reason"]
+        assert each["accepted"] or selection.others[name] == each["reason"]
 
 
 def test_inspect_and_report_show_it(calibrated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(calibrated / "bundle"), "--verify"]) == 0
     out = capsys.readouterr().out
     record = Bundle(calibrated / "bundle").artifact("int8.onnx").record["calibration"]
-    assert f"calibrated on 3 pictures by minmax, {count(len(record['smoothing']), 'LayerNorm')} smoothed" in out
+    assert f"calibrated on 3 images by minmax, {count(len(record['smoothing']), 'LayerNorm')} smoothed" in out
     assert "times as fast as FP32 here" in out and "only 3 images" in out
     page = (calibrated / "int8.html").read_text()
     for row in record["groups"]:
@@ -162,11 +162,11 @@ def test_inspect_and_report_show_it(calibrated: Path, capsys: pytest.CaptureFixt
 def test_statistics_are_used_again_and_labels_are_measured(
     calibrated: Path, measured: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A second run on the same pictures: another budget, layers kept float, an old int8.onnx in the way."""
+    """A second run on the same images: another budget, layers kept float, an old int8.onnx in the way."""
     bundle = str(calibrated / "bundle")
     again = ["calibrate", bundle, *QUICK, "--work", str(calibrated / "work"), "--json"]
     before = Bundle(bundle).artifact("int8.onnx").record["calibration"]
-    assert main([*again, "--float", *LEFT_OUT, "--agreement", "0.5"]) == 0
+    assert main([*again, "--keep-float", *LEFT_OUT, "--agreement", "0.5"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(measured) == len(found["steps"]) + 1, "single layers were measured by the first run; the CPU form is one"
     assert {name for name, reason in found["float"].items() if "--attention search" in reason} == {
@@ -174,10 +174,10 @@ def test_statistics_are_used_again_and_labels_are_measured(
     }
 
     labelled = ["--data", str(STREET), "--split", "validation", "--data-limit", "4", "--budget", "5"]
-    assert main([*again, *labelled, "--float", *LEFT_OUT, "decode_head.reassemble_blocks"]) == 0
+    assert main([*again, *labelled, "--keep-float", *LEFT_OUT, "decode_head.reassemble_blocks"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["budget"]["miou"] == 5 and found["labelled"] == 4
-    assert "asked for with --float" in found["float"].values()
+    assert "asked for with --keep-float" in found["float"].values()
     assert not any(name.startswith("decode_head.reassemble_blocks") for name in found["narrow"])
     assert Bundle(bundle).artifact("int8.onnx").record["calibration"]["narrow"] == found["narrow"]
     assert main(["eval", bundle, "--data", str(STREET), "--artifact", "int8.onnx", "--threads", "1", "--json"]) == 0
@@ -192,7 +192,7 @@ def test_an_artifact_is_measured_again_for_another_machine(
     bundle = Bundle(shutil.copytree(calibrated / "bundle", tmp_path / "copy"))
     old = bundle.artifact("int8.onnx").record["verdict"]
     bundle.note("int8.onnx", {"verdict": {**old, "machine": "a far-away processor"}})
-    assert "measured on a far-away processor" in Segmenter(bundle).choice.others["int8.onnx"]
+    assert "measured on a far-away processor" in Segmenter(bundle).selection.others["int8.onnx"]
     assert main(["calibrate", str(bundle.path), *QUICK, "--measure", "int8.onnx"]) == 0
     assert old["machine"] in capsys.readouterr().out
     assert Bundle(bundle.path).artifact("int8.onnx").record["verdict"]["machine"] == old["machine"]
@@ -202,15 +202,15 @@ def test_an_artifact_is_measured_again_for_another_machine(
 
 def test_fp8_comes_from_the_same_statistics(calibrated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = Bundle(shutil.copytree(calibrated / "bundle", calibrated / "fp8"))
-    few = ["--float", "backbone", "decode_head.fusion_blocks", "--work", str(calibrated / "work")]
+    few = ["--keep-float", "backbone", "decode_head.fusion_blocks", "--work", str(calibrated / "work")]
     assert main(["calibrate", str(bundle.path), *QUICK, *few, "--precision", "fp8", "--agreement", "0.5"]) == 0
-    assert "of the multiply-adds; on 3 pictures" in capsys.readouterr().out
+    assert "of the multiply-adds; on 3 images" in capsys.readouterr().out
     artifact = Bundle(bundle.path).artifact("fp8.onnx")
     assert artifact.precision == artifact.record["calibration"]["precision"] == "fp8"
     graph = onnx.load(bundle.path / "fp8.onnx").graph
     kinds = {tensor.data_type for tensor in graph.initializer if tensor.name.endswith(".zero_point")}
     assert kinds == {onnx.TensorProto.FLOAT8E4M3FN}
-    image = next(network_inputs(spread([PICTURES], 1), bundle.manifest))
+    image = next(network_inputs(sample_evenly([IMAGES], 1), bundle.manifest))
     fp32, fp8 = (OnnxRuntimeSession(bundle.path / name).run(image) for name in ("model.onnx", "fp8.onnx"))
     assert 0 < np.linalg.norm(fp8 - fp32) < 0.1 * np.linalg.norm(fp32)
 
@@ -220,8 +220,11 @@ def test_fp8_comes_from_the_same_statistics(calibrated: Path, capsys: pytest.Cap
     [
         (["--precision", "fp8"], "denseport calibrate"),
         (["--precision", "int8"], "int8.onnx is the INT8 graph already"),
-        (["--precision", "int8", "--rest", "fp16", "--output", "mask"], "--rest fp16 does not go with --output mask"),
-        (["--rest", "fp16"], "--rest belongs to --precision int8 and fp8"),
+        (
+            ["--precision", "int8", "--float-precision", "fp16", "--output", "mask"],
+            "--float-precision fp16 does not go with --output mask",
+        ),
+        (["--float-precision", "fp16"], "--float-precision belongs to --precision int8 and fp8"),
     ],
 )
 def test_build_takes_what_calibrate_wrote(
@@ -233,7 +236,7 @@ def test_build_takes_what_calibrate_wrote(
 
 def test_the_float_rest_is_typed(calibrated: Path) -> None:
     bundle = Bundle(shutil.copytree(calibrated / "bundle", calibrated / "mixed"))
-    assert main(["build", str(bundle.path), "--precision", "int8", "--rest", "fp16"]) == 0
+    assert main(["build", str(bundle.path), "--precision", "int8", "--float-precision", "fp16"]) == 0
     artifact = Bundle(bundle.path).artifact("int8.fp16.onnx")
     assert artifact.precision == "int8" and artifact.record["source"] == "int8.onnx"
     assert artifact.record["precision"]["nodes"]["fp16"] > artifact.record["precision"]["nodes"]["fp32"]
@@ -268,7 +271,7 @@ def test_an_interrupted_run_changes_nothing_and_is_resumed(
 
 
 def plant_text(folder: Path) -> None:
-    (folder / "bad.jpg").write_text("no picture")
+    (folder / "bad.jpg").write_text("no image")
 
 
 def plant_narrow(folder: Path) -> None:
@@ -286,23 +289,23 @@ def plant_video(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("plant", "message"),
     [
-        (plant_nothing, "no picture or video found here"),
+        (plant_nothing, "no image or video found here"),
         (plant_video, "there are no images to calibrate with"),
         (plant_text, "bad.jpg"),
-        (plant_narrow, "narrow.png: a picture of 900 x 3 pixels"),
+        (plant_narrow, "narrow.png: an image of 900 x 3 pixels"),
     ],
 )
-def test_bad_pictures(
+def test_bad_images(
     bundle: Bundle,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     plant: Callable[[Path], None],
     message: str,
 ) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     if plant not in (plant_nothing, plant_video):
-        shutil.copy(spread([PICTURES], 1)[0], folder)
+        shutil.copy(sample_evenly([IMAGES], 1)[0], folder)
     plant(folder)
     assert main(["calibrate", str(bundle.path), "--images", str(folder)]) == 2
     assert message in capsys.readouterr().err
@@ -312,14 +315,14 @@ def test_bad_pictures(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--budget", "0.5"], "needs labelled pictures"),
+        (["--budget", "0.5"], "needs labelled images"),
         (["--limit", "0"], "--limit: '0' is not a whole number"),
         (["--agreement", "97"], "--agreement: '97' is not a number from 0 to 1"),
         (["--data", str(STREET)], "training"),
         (["--data", str(STREET), "--split", "validation", "--budget", "-1"], "--budget: '-1'"),
-        (["--masks", PICTURES], "--masks belongs to --data"),
-        (["--float", "decode_head.projekt"], "Near it: decode_head.project"),
-        (["--report", PICTURES], "is a folder"),
+        (["--masks", IMAGES], "--masks belongs to --data"),
+        (["--keep-float", "decode_head.projekt"], "Near it: decode_head.project"),
+        (["--report", IMAGES], "is a folder"),
         (["--report", "model.onnx"], "End it in .html"),
         (["--report", "n" * 300 + ".html"], "File name too long"),
         (["--report", f"{__file__}/int8.html"], "A file is where a folder is needed"),
@@ -356,4 +359,4 @@ def test_a_model_of_one_size_takes_no_other(bundle: Bundle, capsys: pytest.Captu
     with_graph(bundle, fix)
     assert main(["calibrate", str(bundle.path), *QUICK]) == 2
     err = capsys.readouterr().err
-    assert "takes 160 x 160 (height x width) only" in err and spread([PICTURES], 1)[0].name in err
+    assert "takes 160 x 160 (height x width) only" in err and sample_evenly([IMAGES], 1)[0].name in err

@@ -33,11 +33,11 @@ from denseport.runtime.bundle.engine_record import BuildRecord, Profile
 from denseport.runtime.bundle.manifest import Artifact
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import MachineError
-from denseport.runtime.pipeline.network_input import spread
-from denseport.runtime.selection import choose
+from denseport.runtime.pipeline.network_input import sample_evenly
+from denseport.runtime.selection import select_artifact
 from denseport.runtime.system.files import sha256_of
 
-PICTURES = str(ASSETS / "street/images")
+IMAGES = str(ASSETS / "street/images")
 needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
 
 
@@ -51,7 +51,7 @@ def assert_nothing_new(bundle: Bundle) -> None:
 
 
 def test_fp16_is_written_audited_and_shown(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["build", str(bundle.path), "--images", PICTURES, "--explain-precision"]
+    arguments = ["build", str(bundle.path), "--images", IMAGES, "--explain-precision"]
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert "PASS" in out and "LayerNormalization" in out and "31 casts" in out
@@ -60,13 +60,13 @@ def test_fp16_is_written_audited_and_shown(bundle: Bundle, capsys: pytest.Captur
     assert artifact.record["precision"]["observed_images"] == 4
     assert (bundle.path / "fp16.onnx").stat().st_size < 0.6 * (bundle.path / "model.onnx").stat().st_size
     assert main(["inspect", str(bundle.path), "--verify"]) == 0
-    assert "audited on 4 pictures" in capsys.readouterr().out
+    assert "audited on 4 images" in capsys.readouterr().out
     assert not list(bundle.path.glob(".*")), "nothing half-made stays behind"
 
 
 def test_an_audit_fails_what_collapses(bundle: Bundle) -> None:
     with_graph(bundle, lambda graph: overflow(graph, "backbone.layers.2.ln1.weight"), "planted.onnx", "fp16")
-    result = audit_graph(bundle, bundle.path / "planted.onnx", "fp16", spread([PICTURES], 2), lambda text: None)
+    result = audit_graph(bundle, bundle.path / "planted.onnx", "fp16", sample_evenly([IMAGES], 2), lambda text: None)
     assert not result.passed and not result.finite
     json.dumps(result.to_dict(), allow_nan=False)
     assert result.worst_layer is not None and "backbone.layers.2.ln1/LayerNormalization" in result.worst_layer
@@ -85,12 +85,12 @@ def test_an_audit_fails_a_logit_that_is_not_finite(bundle: Bundle, monkeypatch: 
         return Infinite(path) if path.name == "emulated.onnx" else OnnxRuntimeSession(path)
 
     monkeypatch.setattr(audit_module, "OnnxRuntimeSession", opened)
-    result = audit_graph(bundle, bundle.path / "model.onnx", "fp16", spread([PICTURES], 1), lambda text: None)
+    result = audit_graph(bundle, bundle.path / "model.onnx", "fp16", sample_evenly([IMAGES], 1), lambda text: None)
     assert result.agreement == 1 and result.finite is False and not result.passed
     assert result.to_dict()["logit_error"] is None
 
 
-def test_without_pictures_nothing_is_claimed(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_images_nothing_is_claimed(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", str(bundle.path), "--precision", "bf16"]) == 0
     assert "not audited" in capsys.readouterr().out
     assert "audit" not in Bundle(bundle.path).artifact("bf16.onnx").record
@@ -129,7 +129,7 @@ def test_an_engine_is_built_recorded_and_refused_here(bundle: Bundle, capsys: py
 def test_masks_and_fused_nodes_are_built_audited_and_not_taken_for_logits(
     bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["build", str(bundle.path), "--output", "mask", "--plugin", "on", "--images", PICTURES, "--limit", "2"]
+    arguments = ["build", str(bundle.path), "--output", "mask", "--plugin", "on", "--images", IMAGES, "--limit", "2"]
     assert main([*arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     name = "fp16.mask.fused.onnx"
@@ -138,7 +138,7 @@ def test_masks_and_fused_nodes_are_built_audited_and_not_taken_for_logits(
     record = bundle.artifact(name).record
     assert record["output"] == "mask" and record["source"] == "fp16.onnx"
     assert 0.998 < record["audit"]["agreement"] < 1 and record["audit"]["finite"] is None
-    assert choose(bundle).name == "model.onnx" and "gives masks" in choose(bundle).others[name]
+    assert select_artifact(bundle).name == "model.onnx" and "gives masks" in select_artifact(bundle).others[name]
     photo = str(ASSETS / "street/images/validation/camvid_Seq05VD_f05100.jpg")
     assert main(["run", str(bundle.path), photo, "-o", str(bundle.path.parent / "out"), "--artifact", name]) == 2
     assert "gives masks" in capsys.readouterr().err
@@ -157,7 +157,7 @@ def test_the_command_that_inspect_names_audits(bundle: Bundle, capsys: pytest.Ca
     commands = not_audited(bundle, capsys)
     assert len(commands) == 2  # fp16.onnx, and what was made of it
     for command in commands:
-        words = {"BUNDLE": str(bundle.path), "PICTURES": PICTURES}
+        words = {"BUNDLE": str(bundle.path), "IMAGES": IMAGES}
         assert main([words.get(word, word) for word in command.split()]) == 0
     assert not_audited(bundle, capsys) == []
 
@@ -177,7 +177,7 @@ def test_inspect_names_the_command_for_engines_and_quantized_graphs(
     assert not_audited(bundle, capsys) == [
         f"eval BUNDLE --artifact a.engine --data ROOT {rest}",
         f"eval BUNDLE --artifact b.engine --data ROOT --protocol fixed:160x224 {rest}",
-        "build BUNDLE --precision int8 --rest fp16 --images PICTURES",
+        "build BUNDLE --precision int8 --float-precision fp16 --images IMAGES",
     ]
 
 
@@ -220,7 +220,7 @@ def test_the_builders_warnings_are_counted(
 def test_an_audit_fails_masks_that_collapse(bundle: Bundle) -> None:
     with_graph(bundle, lambda graph: overflow(graph, "backbone.layers.2.ln1.weight"), "planted.onnx", "fp16")
     save_model(append_mask(ir.load(bundle.path / "planted.onnx")), bundle.path / "mask.onnx")
-    result = audit_graph(bundle, bundle.path / "mask.onnx", "fp16", spread([PICTURES], 2), lambda text: None)
+    result = audit_graph(bundle, bundle.path / "mask.onnx", "fp16", sample_evenly([IMAGES], 2), lambda text: None)
     assert not result.passed and result.agreement < 0.9 and result.finite is None
 
 
@@ -274,7 +274,7 @@ def test_the_faster_of_two_engines_is_kept(
         (["--precision", "fp32"], "is the FP32 graph already"),
         (["--limit", "0"], "--limit: '0'"),
         (["--images", "/nowhere/*.jpg"], "/nowhere"),
-        (["--images", "drive.mp4"], "there is no picture"),
+        (["--images", "drive.mp4"], "there is not an image"),
         (["--engine", "tensorrt_rtx", "--profile", "huge"], "no profile 'huge'"),
         (["--engine", "tensorrt_rtx", "--min", "64x64"], "--min, --opt and --max go together"),
         (["--engine", "tensorrt", "--target", "sm_86"], "takes no targets"),

@@ -155,21 +155,21 @@ def model(data: bytes) -> None:
 
 
 def segment(bundle: Bundle) -> None:
-    """Segment a small picture; a mask that comes out is one."""
+    """Segment a small image; a mask that comes out is one."""
     from denseport.runtime.segmenter import Segmenter
 
-    picture = np.arange(16 * 24 * 3, dtype=np.uint8).reshape(16, 24, 3)
+    image = np.arange(16 * 24 * 3, dtype=np.uint8).reshape(16, 24, 3)
     with Segmenter(bundle, artifact="model.onnx", threads=1) as segmenter:
-        mask = segmenter(picture).mask
-    assert mask.shape == picture.shape[:2] and mask.max() < len(bundle.manifest.classes)
+        mask = segmenter(image).mask
+    assert mask.shape == image.shape[:2] and mask.max() < len(bundle.manifest.classes)
 
 
-def picture(data: bytes) -> None:
-    """Decoding a picture."""
+def decode_any_image(data: bytes) -> None:
+    """Decoding an image."""
     from denseport.runtime.media.images import decode_image
 
     with contextlib.suppress(DenseportError):
-        image = decode_image(data, "picture")
+        image = decode_image(data, "image")
         assert image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8 and image.size
 
 
@@ -237,8 +237,8 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[Path]]] = {
     "weights": (weights, corpus(".safetensors")),
     "manifest": (manifest, corpus(".json")),
     "model": (model, corpus(".onnx")),
-    "picture": (
-        picture,
+    "image": (
+        decode_any_image,
         corpus(".png", ".jpg", ".webp", ".gif", ".bmp", ".tiff", ".jp2", ".avif", ".ppm", ".hdr"),
     ),
     "mask": (mask, [file for file in corpus(".png") if file.name.startswith("mask")]),

@@ -162,7 +162,7 @@ def form(
     body: bytes | None = None,
     length: bytes | None = None,
 ) -> bytes:
-    """A request with a picture, byte by byte; ``body`` and ``length`` replace what would be right."""
+    """A request with an image, byte by byte; ``body`` and ``length`` replace what would be right."""
     if body is None:
         body = b"--x\r\nContent-Disposition: " + disposition + b"\r\n\r\n" + data + b"\r\n--x--\r\n"
     length = str(len(body)).encode() if length is None else length
@@ -177,7 +177,7 @@ def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
         time.sleep(0.01)
 
 
-def picture(height: int = 96, width: int = 128, seed: int = 0) -> NDArray[np.uint8]:
+def random_image(height: int = 96, width: int = 128, seed: int = 0) -> NDArray[np.uint8]:
     """(height, width, 3) BGR: blobs of colour, which the sample model sees several classes in."""
     blobs = np.random.default_rng(seed).integers(0, 256, (6, 8, 3)).astype(np.uint8)
     return np.asarray(cv2.resize(blobs, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)

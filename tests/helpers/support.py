@@ -55,7 +55,7 @@ def touch(folder: Path, *names: str) -> None:
         (folder / name).touch()
 
 
-def small_pictures(folder: Path) -> list[Path]:
+def small_images(folder: Path) -> list[Path]:
     """Two photographs, scaled down, in ``folder``."""
     folder.mkdir()
     paths = []

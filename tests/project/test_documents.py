@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from documents import DOCUMENTS, anchors, blocks, code_spans, commands, links, options, parsers, prose, title
-from support import ASSETS, NEEDS_TENSORRT, REPO, ROOTS, modules, small_pictures
+from support import ASSETS, NEEDS_TENSORRT, REPO, ROOTS, modules, small_images
 
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
@@ -35,11 +35,11 @@ PROGRAMS = [
 ONLY_READ = {
     r"^denseport export ": "takes long, and the bundle of the fixture was made so: tests/runtime/cli/test_cli.py",
     r"^denseport serve ": "does not end by itself: tests/runtime/serving/http/test_serve.py",
-    r"--server ": "needs a Triton server: tests/runtime/triton",
+    r"--server ": "needs a Triton server: tests/runtime/serving/triton",
     r"--ray ": "needs Ray: tests/runtime/evaluation/test_shards.py",
     r"--shard |--merge ": "shards of a large data set: tests/runtime/evaluation/test_shards.py",
-    r"--gate reference": "needs a published model and its 2000 pictures: tests/runtime/evaluation/test_evaluate.py",
-    r"--engine tensorrt\b|--form tensorrt_plan": "needs a GPU: tests/export/engine/test_build.py, tests/runtime/triton",
+    r"--gate reference": "needs a published model and its 2000 images: tests/runtime/evaluation/test_evaluate.py",
+    r"--engine tensorrt\b|--backend tensorrt_plan": "needs a GPU: tests/export/engine, tests/runtime/serving/triton",
     r"--engine tensorrt_rtx": "takes long: tests/export/engine/test_build.py",
     r"--artifact \S+\.engine": "needs a GPU: tests/runtime/backends/test_tensorrt_gpu.py",
     r"^denseport calibrate ": "takes long: tests/calibration/test_calibrate.py",
@@ -55,14 +55,14 @@ MADE = re.compile(r"docs/gpu/")
 @pytest.fixture
 def desk(sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder in which everything lies that the documents give a name to, small."""
-    pictures = small_pictures(tmp_path / "pictures")
+    images = small_images(tmp_path / "images")
     for folder in ("photos", "more"):
-        shutil.copytree(tmp_path / "pictures", tmp_path / folder)
-    for picture in ("street.jpg", "photo.jpg", "more/photo.jpg"):
-        shutil.copy(pictures[0], tmp_path / picture)  # OpenCV goes by the contents
+        shutil.copytree(tmp_path / "images", tmp_path / folder)
+    for image in ("street.jpg", "photo.jpg", "more/photo.jpg"):
+        shutil.copy(images[0], tmp_path / image)  # OpenCV goes by the contents
     with VideoWriter(tmp_path / "clip.webm", 10.0) as writer:
         for shift in range(2):
-            writer.write(np.roll(read_image(pictures[0]), shift, 1))
+            writer.write(np.roll(read_image(images[0]), shift, 1))
     (tmp_path / "clip.webm").rename(tmp_path / "clip.mp4")
     for bundle in ("BUNDLE", "bundle", "out/dpt-b"):
         shutil.copytree(sample.path, tmp_path / bundle)
@@ -150,7 +150,7 @@ def test_the_python_code_runs(document: Path, number: int, desk: Path) -> None:
     block = blocks(document, "python")[number]
     program = compile(block, f"{title(document)}, block {number}", "exec")
     if "Client(" in block:
-        pytest.skip("needs a Triton server: tests/runtime/triton")
+        pytest.skip("needs a Triton server: tests/runtime/serving/triton")
     exec(program, {"__name__": "__main__"})
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from support import ASSETS, REPO, small_pictures
+from support import ASSETS, REPO, small_images
 
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.media.images import read_image
@@ -28,7 +28,7 @@ def example(name: str, *arguments: object) -> str:
 
 
 def test_folder(sample: Bundle, tmp_path: Path) -> None:
-    paths = small_pictures(tmp_path / "in")
+    paths = small_images(tmp_path / "in")
     lines = example("folder.py", sample.path, tmp_path / "in", "-o", tmp_path / "out").splitlines()
     with Segmenter(sample) as segment:
         for path, line in zip(paths, lines, strict=True):
@@ -49,14 +49,14 @@ def test_video(sample: Bundle, tmp_path: Path) -> None:
 
 
 def test_asyncio_service(sample: Bundle, tmp_path: Path) -> None:
-    (path, _) = small_pictures(tmp_path / "in")
+    (path, _) = small_images(tmp_path / "in")
     command = [sys.executable, str(REPO / "examples/asyncio_service.py"), str(sample.path), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             port = int(server.stdout.readline().split()[-1])
             with socket.create_connection(("127.0.0.1", port), PATIENCE) as client, client.makefile("rb") as answers:
-                for data in (path.read_bytes(), b"no picture", path.read_bytes()):
+                for data in (path.read_bytes(), b"no image", path.read_bytes()):
                     client.sendall(len(data).to_bytes(4, "big") + data)
                 pngs = [answers.read(int.from_bytes(answers.read(4), "big")) for _ in range(3)]
         finally:

@@ -26,7 +26,7 @@ from denseport.runtime.media.images import read_image
 from denseport.runtime.pipeline import resample as postprocess
 from denseport.runtime.segmenter import Segmenter
 
-PICTURE = next((ASSETS / "street").rglob("*.jpg"))
+IMAGE = next((ASSETS / "street").rglob("*.jpg"))
 PATIENCE = 60.0  # seconds after which a test counts as hung
 
 
@@ -44,9 +44,9 @@ def quick(sample: Bundle) -> Iterator[Segmenter]:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[np.ndarray]:
+def images() -> list[np.ndarray]:
     """Small ones, of two sizes and both orientations."""
-    image = cv2.resize(read_image(PICTURE), (240, 180), interpolation=cv2.INTER_AREA)
+    image = cv2.resize(read_image(IMAGE), (240, 180), interpolation=cv2.INTER_AREA)
     parts = [image[y : y + 90, x : x + 120] for y in (0, 45, 90) for x in (0, 60, 120)]
     return parts[:7] + [np.rot90(part).copy() for part in parts[7:]]
 
@@ -81,8 +81,8 @@ def around(session: Any, bundle: Bundle, protocol: str = "fixed:32x32") -> Segme
 
 
 def test_a_file_and_its_array_give_the_same_mask_and_all_stages_are_timed(segment: Segmenter) -> None:
-    image = read_image(PICTURE)
-    of_file, of_array = segment(PICTURE), segment(image)
+    image = read_image(IMAGE)
+    of_file, of_array = segment(IMAGE), segment(image)
     np.testing.assert_array_equal(of_file.mask, of_array.mask)
     assert of_array.image is image and of_file.artifact == FP32
     assert of_file.timings.decode > 0 == of_array.timings.decode
@@ -93,10 +93,8 @@ def test_a_file_and_its_array_give_the_same_mask_and_all_stages_are_timed(segmen
 
 
 @pytest.mark.parametrize("protocol", ["reference", "native:64:42"])
-def test_scores_are_the_softmax_of_the_resized_logits(
-    sample: Bundle, pictures: list[np.ndarray], protocol: str
-) -> None:
-    image = pictures[0]
+def test_scores_are_the_softmax_of_the_resized_logits(sample: Bundle, images: list[np.ndarray], protocol: str) -> None:
+    image = images[0]
     with Segmenter(sample, protocol=protocol, threads=1) as segmenter:
         result = segmenter(image, scores=True, top_k=3)
         logits = postprocess.logits(segmenter.predict(image)[0]).astype(np.float64)
@@ -136,38 +134,38 @@ def segmenter_logits(bundle: Bundle, image: np.ndarray) -> np.ndarray:
     return logits
 
 
-def test_scores_of_multi_scale_testing_are_the_mean_probabilities(sample: Bundle, pictures: list[np.ndarray]) -> None:
+def test_scores_of_multi_scale_testing_are_the_mean_probabilities(sample: Bundle, images: list[np.ndarray]) -> None:
     preprocess = replace(sample.manifest.preprocess, scale=(128, 64))
     with Segmenter(sample, protocol=Protocol("ms-flip", preprocess, Inference(), "0.x"), threads=2) as segmenter:
-        result = segmenter(pictures[0][:60, :60], scores=True)
-        chances = postprocess.probabilities(segmenter.predict(pictures[0][:60, :60]))
+        result = segmenter(images[0][:60, :60], scores=True)
+        chances = postprocess.probabilities(segmenter.predict(images[0][:60, :60]))
     assert result.scores is not None
     np.testing.assert_allclose(result.scores, chances.max(0), atol=1e-6)
     np.testing.assert_array_equal(result.mask, chances.argmax(0))
 
 
-def test_more_classes_than_there_are_cannot_be_asked_for(segment: Segmenter, pictures: list[np.ndarray]) -> None:
+def test_more_classes_than_there_are_cannot_be_asked_for(segment: Segmenter, images: list[np.ndarray]) -> None:
     for top_k in (151, 1.5, True, "2"):
         with pytest.raises(InputError, match=f"top_k {top_k} of 150"):
-            segment(pictures[0], top_k=top_k)  # type: ignore[arg-type]
-    assert segment(pictures[0][:20, :20], top_k=150).top_classes.shape == (150, 20, 20)  # type: ignore[union-attr]
+            segment(images[0], top_k=top_k)  # type: ignore[arg-type]
+    assert segment(images[0][:20, :20], top_k=150).top_classes.shape == (150, 20, 20)  # type: ignore[union-attr]
 
 
-def test_a_region_is_segmented_as_the_picture_that_it_cuts_out(segment: Segmenter) -> None:
-    image = read_image(PICTURE)
+def test_a_region_is_segmented_as_the_image_that_it_cuts_out(segment: Segmenter) -> None:
+    image = read_image(IMAGE)
     result = segment(image, roi=(31, 17, 120, 77))
     np.testing.assert_array_equal(result.mask, segment(image[17:94, 31:151].copy()).mask)
     assert result.image.shape == (77, 120, 3)
 
 
 @pytest.mark.parametrize("region", [(-1, 0, 5, 5), (0, 0, 0, 5), (200, 0, 60, 20), (0, 170, 20, 11)])
-def test_a_region_outside_the_picture_is_refused(segment: Segmenter, region: tuple[int, int, int, int]) -> None:
-    with pytest.raises(InputError, match="does not lie inside the picture of 240 x 180"):
+def test_a_region_outside_the_image_is_refused(segment: Segmenter, region: tuple[int, int, int, int]) -> None:
+    with pytest.raises(InputError, match="does not lie inside the image of 240 x 180"):
         segment(np.zeros((180, 240, 3), np.uint8), roi=region)
 
 
 def test_a_region_of_small_integers_does_not_overflow(segment: Segmenter) -> None:
-    image = cv2.resize(read_image(PICTURE), (300, 40))
+    image = cv2.resize(read_image(IMAGE), (300, 40))
     region = np.array([250, 0, 40, 30], np.uint8)  # 250 + 40 is 34 in 8 bits
     np.testing.assert_array_equal(segment(image, roi=tuple(region)).mask, segment(image[:30, 250:290].copy()).mask)
 
@@ -178,23 +176,23 @@ def test_a_region_of_anything_but_four_integers_is_refused(segment: Segmenter, r
         segment(np.zeros((180, 240, 3), np.uint8), roi=region)
 
 
-def test_a_batch_of_many_sizes_equals_single_calls_in_order(segment: Segmenter, pictures: list[np.ndarray]) -> None:
-    results = segment.batch([*pictures, PICTURE], size=3, scores=True)
-    assert [result.mask.shape for result in results[:-1]] == [image.shape[:2] for image in pictures]
-    for image, result in zip(pictures, results, strict=False):
+def test_a_batch_of_many_sizes_equals_single_calls_in_order(segment: Segmenter, images: list[np.ndarray]) -> None:
+    results = segment.batch([*images, IMAGE], size=3, scores=True)
+    assert [result.mask.shape for result in results[:-1]] == [image.shape[:2] for image in images]
+    for image, result in zip(images, results, strict=False):
         expected = postprocess.logits(segment.predict(image)[0])
         assert_same_classes(result.mask, expected.argmax(0), expected)
     assert segment.batch([]) == []
 
 
 @pytest.mark.parametrize("number", [0, 1.5, float("nan"), "2", None])
-def test_a_number_of_pictures_is_a_whole_one(sample: Bundle, number: object) -> None:
-    """A batch of NaN pictures would take all there are; a stream of that depth would never end."""
+def test_a_number_of_images_is_a_whole_one(sample: Bundle, number: object) -> None:
+    """A batch of NaN images would take all there are; a stream of that depth would never end."""
     with Segmenter(sample, threads=1) as segment:
         with pytest.raises(InputError, match="whole number, at least 1"):
-            segment.batch([PICTURE], size=number)  # type: ignore[arg-type]
+            segment.batch([IMAGE], size=number)  # type: ignore[arg-type]
         with pytest.raises(InputError, match="whole number, at least 1"):
-            segment.stream([PICTURE], depth=number)  # type: ignore[arg-type]
+            segment.stream([IMAGE], depth=number)  # type: ignore[arg-type]
 
 
 def test_a_batch_is_no_larger_than_asked_for_nor_than_the_engine_takes(sample: Bundle) -> None:
@@ -207,10 +205,10 @@ def test_a_batch_is_no_larger_than_asked_for_nor_than_the_engine_takes(sample: B
             segmenter.batch([], size=0)
 
 
-def test_what_is_no_picture_is_refused(segment: Segmenter, tmp_path: Path) -> None:
+def test_what_is_no_image_is_refused(segment: Segmenter, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="None"):
         segment(None)  # type: ignore[arg-type]
-    with pytest.raises(ImageError, match="a list is no picture"):
+    with pytest.raises(ImageError, match="a list is not an image"):
         segment([[1, 2, 3]])  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="no such file"):
         segment(tmp_path / "nowhere.jpg")
@@ -220,8 +218,8 @@ def test_what_is_no_picture_is_refused(segment: Segmenter, tmp_path: Path) -> No
 
 def test_one_path_is_not_taken_for_many(segment: Segmenter) -> None:
     for several in (segment.batch, segment.stream):
-        with pytest.raises(InputError, match="is one picture, where several were expected"):
-            several(str(PICTURE))
+        with pytest.raises(InputError, match="is one image, where several were expected"):
+            several(str(IMAGE))
 
 
 def test_warming_up_runs_each_size(sample: Bundle) -> None:
@@ -230,7 +228,7 @@ def test_warming_up_runs_each_size(sample: Bundle) -> None:
     with around(session, sample) as segmenter:
         segmenter.warmup([(40, 50), (50, 40)])
         for size in ((-1, 50), (40.0, 50.0), (2**40, 2**40)):
-            with pytest.raises(InputError, match="no picture is"):
+            with pytest.raises(InputError, match="no image is"):
                 segmenter.warmup([size])  # type: ignore[list-item]
     assert session.runs == 2
 
@@ -254,16 +252,16 @@ def test_a_bundle_whose_path_is_not_utf8_is_refused_for_that(sample: Bundle, tmp
 # Threads and asyncio.
 
 
-def test_eight_threads_give_the_masks_of_one(quick: Segmenter, pictures: list[np.ndarray]) -> None:
-    serial = [quick(image).mask for image in pictures]
+def test_eight_threads_give_the_masks_of_one(quick: Segmenter, images: list[np.ndarray]) -> None:
+    serial = [quick(image).mask for image in images]
     with ThreadPoolExecutor(8) as pool:
-        masks = list(pool.map(lambda image: quick(image).mask, pictures * 5, timeout=PATIENCE))
+        masks = list(pool.map(lambda image: quick(image).mask, images * 5, timeout=PATIENCE))
     for mask, expected in zip(masks, serial * 5, strict=True):
         np.testing.assert_array_equal(mask, expected)
 
 
-def test_two_hundred_tasks_give_the_masks_of_one_thread(quick: Segmenter, pictures: list[np.ndarray]) -> None:
-    small = [image[:40, :60] for image in pictures]
+def test_two_hundred_tasks_give_the_masks_of_one_thread(quick: Segmenter, images: list[np.ndarray]) -> None:
+    small = [image[:40, :60] for image in images]
     serial = [quick(image).mask for image in small]
 
     async def all_of_them() -> list[np.ndarray]:
@@ -276,11 +274,11 @@ def test_two_hundred_tasks_give_the_masks_of_one_thread(quick: Segmenter, pictur
 
 def test_cancelled_tasks_are_not_begun_and_hold_nothing_up(sample: Bundle) -> None:
     session = Slow()
-    picture = np.zeros((40, 50, 3), np.uint8)
+    image = np.zeros((40, 50, 3), np.uint8)
 
     async def cancel() -> int:
         with around(session, sample) as segmenter:
-            tasks = [asyncio.ensure_future(segmenter.submit(picture)) for _ in range(20)]
+            tasks = [asyncio.ensure_future(segmenter.submit(image)) for _ in range(20)]
             await asyncio.to_thread(session.running.acquire)  # the loop is free while the network is busy
             for task in tasks[:19]:
                 task.cancel()
@@ -289,34 +287,34 @@ def test_cancelled_tasks_are_not_begun_and_hold_nothing_up(sample: Bundle) -> No
             results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), PATIENCE)
             assert all(isinstance(result, asyncio.CancelledError) for result in results[:19])
             assert results[19].mask.shape == (40, 50)  # type: ignore[union-attr]
-            assert (await segmenter.submit(picture)).mask.shape == (40, 50)
+            assert (await segmenter.submit(image)).mask.shape == (40, 50)
         return session.runs
 
     assert asyncio.run(cancel()) <= 4  # two were under way, one was left, one came after
 
 
-def test_an_error_reaches_the_task_that_caused_it(segment: Segmenter, pictures: list[np.ndarray]) -> None:
+def test_an_error_reaches_the_task_that_caused_it(segment: Segmenter, images: list[np.ndarray]) -> None:
     async def mixed() -> list[Any]:
         bad: Any = np.zeros((4, 4), np.uint8)
         return await asyncio.gather(
-            *(segment.submit(image) for image in (pictures[0], bad, pictures[1])), return_exceptions=True
+            *(segment.submit(image) for image in (images[0], bad, images[1])), return_exceptions=True
         )
 
     first, second, third = asyncio.run(mixed())
     assert isinstance(second, ImageError)
-    np.testing.assert_array_equal(first.mask, segment(pictures[0]).mask)
-    np.testing.assert_array_equal(third.mask, segment(pictures[1]).mask)
+    np.testing.assert_array_equal(first.mask, segment(images[0]).mask)
+    np.testing.assert_array_equal(third.mask, segment(images[1]).mask)
 
 
 # Closing.
 
 
-def test_a_forked_process_has_tasks_of_its_own(sample: Bundle, pictures: list[np.ndarray]) -> None:
+def test_a_forked_process_has_tasks_of_its_own(sample: Bundle, images: list[np.ndarray]) -> None:
     fork = multiprocessing.get_context("fork")
     with Segmenter(sample, protocol="fixed:48x64", threads=1) as segmenter:
-        expected = asyncio.run(segmenter.submit(pictures[0])).mask  # starts the parent's threads
+        expected = asyncio.run(segmenter.submit(images[0])).mask  # starts the parent's threads
         answers = fork.Queue()
-        child = fork.Process(target=lambda: answers.put(asyncio.run(segmenter.submit(pictures[0])).mask))
+        child = fork.Process(target=lambda: answers.put(asyncio.run(segmenter.submit(images[0])).mask))
         child.start()
         try:
             np.testing.assert_array_equal(answers.get(timeout=PATIENCE), expected)
@@ -325,17 +323,17 @@ def test_a_forked_process_has_tasks_of_its_own(sample: Bundle, pictures: list[np
             child.join()
 
 
-def test_a_closed_segmenter_says_so(sample: Bundle, pictures: list[np.ndarray]) -> None:
+def test_a_closed_segmenter_says_so(sample: Bundle, images: list[np.ndarray]) -> None:
     segmenter = Segmenter(sample, threads=1)
     segmenter.close()
     segmenter.close()
     calls: list[Callable[[], Any]] = [
-        lambda: segmenter(pictures[0]),
-        lambda: segmenter.batch(pictures),
-        lambda: segmenter.stream(pictures),
+        lambda: segmenter(images[0]),
+        lambda: segmenter.batch(images),
+        lambda: segmenter.stream(images),
         lambda: segmenter.clone(),
-        lambda: segmenter.predict(pictures[0]),
-        lambda: asyncio.run(segmenter.submit(pictures[0])),
+        lambda: segmenter.predict(images[0]),
+        lambda: asyncio.run(segmenter.submit(images[0])),
     ]
     for call in calls:
         with pytest.raises(InputError, match="the segmenter is closed"):
@@ -343,24 +341,24 @@ def test_a_closed_segmenter_says_so(sample: Bundle, pictures: list[np.ndarray]) 
 
 
 def test_clones_share_one_session_that_closes_with_the_last(sample: Bundle) -> None:
-    session, picture = Slow(), np.zeros((40, 50, 3), np.uint8)
+    session, image = Slow(), np.zeros((40, 50, 3), np.uint8)
     session.gate.set()
     first = around(session, sample)
     second = first.clone()
     third = second.clone()
     first.close()
     third.close()
-    assert second(picture).mask.shape == (40, 50) and not session.closed
+    assert second(image).mask.shape == (40, 50) and not session.closed
     second.close()
     assert session.closed == 1
 
 
-def test_closing_waits_for_the_picture_under_way_and_gives_up_those_behind(sample: Bundle) -> None:
-    session, picture = Slow(), np.zeros((40, 50, 3), np.uint8)
+def test_closing_waits_for_the_image_under_way_and_gives_up_those_behind(sample: Bundle) -> None:
+    session, image = Slow(), np.zeros((40, 50, 3), np.uint8)
     segmenter, before = around(session, sample), set(threading.enumerate())
 
     async def close_early() -> list[Any]:
-        tasks = [asyncio.ensure_future(segmenter.submit(picture)) for _ in range(8)]
+        tasks = [asyncio.ensure_future(segmenter.submit(image)) for _ in range(8)]
         await asyncio.to_thread(session.running.acquire)
         closing = asyncio.ensure_future(asyncio.to_thread(segmenter.close))
         await asyncio.sleep(0.05)

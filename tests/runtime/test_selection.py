@@ -16,7 +16,7 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import Profile
 from denseport.runtime.bundle.manifest import Artifact
 from denseport.runtime.bundle.protocol import parse_protocol
-from denseport.runtime.bundle.quantization import Trial
+from denseport.runtime.bundle.quantization import QuantizationVerdict
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import MachineError
 from denseport.runtime.system.machine import DISTRIBUTIONS, Gpu, Machine, inspect_machine
@@ -82,7 +82,7 @@ def test_the_best_artifact_is_taken_and_the_others_have_reasons(
     assert ("CUDAExecutionProvider" in chosen.providers) == on_cuda
 
 
-def test_an_engine_that_does_not_take_the_pictures_is_passed_over(
+def test_an_engine_that_does_not_take_the_images_is_passed_over(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choice, "inspect_machine", lambda **_: machine(A40, tensorrt="11.4.0"))
@@ -91,7 +91,7 @@ def test_an_engine_that_does_not_take_the_pictures_is_passed_over(
     chosen = choice.choose(bundle)
     assert chosen.name == "model.onnx"
     assert chosen.others["fp16.engine"] == (
-        "takes inputs of (1, 3, 512, 512), and pictures of 4:3 and 3:4 become (1, 3, 160, 213) "
+        "takes inputs of (1, 3, 512, 512), and images of 4:3 and 3:4 become (1, 3, 160, 213) "
         "under the protocol reference"
     )
     square = parse_protocol("fixed:512x512", bundle.manifest)
@@ -120,8 +120,8 @@ def test_what_nothing_compares_with_fp32_is_chosen_with_a_caution(
 
 
 def with_verdict(bundle: Bundle, **values: Any) -> None:
-    """Give int8.onnx the record of a trial in which it won, but for ``values``."""
-    trial = Trial(
+    """Give int8.onnx the record of a verdict in which it won, but for ``values``."""
+    verdict = QuantizationVerdict(
         machine="a processor",
         cpus=2,
         session="a test",
@@ -137,7 +137,7 @@ def with_verdict(bundle: Bundle, **values: Any) -> None:
         versions="",
         date="",
     )
-    record = json.loads(json.dumps(dataclasses.replace(trial, **values).record()))
+    record = json.loads(json.dumps(dataclasses.replace(verdict, **values).record()))
     artifacts = dict(bundle.manifest.artifacts)
     artifacts["int8.onnx"] = dataclasses.replace(artifacts["int8.onnx"], record=record)
     bundle.manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)

@@ -33,7 +33,7 @@ def gpu_kernels() -> Iterator[ModuleType]:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", str(SCRIPTS / "gpu-check"), *arguments],
+        ["bash", str(SCRIPTS / "check"), *arguments],
         env=os.environ | {"PYTHON": sys.executable},
         capture_output=True,
         text=True,
@@ -88,7 +88,7 @@ def test_its_checks_tell_right_from_wrong(
     for case in gpu_kernels.cases():
         small = replace(case, shape=(2, 8, 6, 8 if case.shape[3] % 8 == 0 else 7))
         if case.operator == "ResizeArgmax":
-            small = replace(small, network=(12, 17), picture=(15, 22))
+            small = replace(small, network=(12, 17), image=(15, 22))
         seen[case.plan().kernel] = gpu_kernels.measure(small, CpuDriver(kernels, spoil), copy=4000.0)
     assert set(seen) == set(launch.KERNELS)
     assert {row.correct for row in seen.values()} == {not spoil}

@@ -1,4 +1,4 @@
-"""The pictures' rows of scripts/gpu/check, on the CPU: its checks tell right from wrong."""
+"""The images' rows of scripts/gpu/check, on the CPU: its checks tell right from wrong."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ SIZES = ((20, 30), (70, 51))
 
 
 @pytest.fixture
-def pictures(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def images(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(REPO / "scripts" / "gpu")
         module = importlib.import_module("gpu_images")
     small = {"ROUNDS": 2, "CLASSES": 5, "LOGITS": (16, 22), "NETWORK": (32, 43), "AGREEMENT": 0.98}
     for name, value in small.items():
         monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(device_path, "picture_ptx", lambda: b"PTX")
+    monkeypatch.setattr(device_path, "image_ptx", lambda: b"PTX")
     yield module
 
 
@@ -45,13 +45,13 @@ class Spoiled(FakeCuda):
 
 
 @pytest.mark.parametrize("spoil", [False, True])
-def test_kernels_that_are_wrong_show(pictures: ModuleType, picture_kernels: Kernels, spoil: bool) -> None:
-    cuda = (Spoiled if spoil else FakeCuda)(picture_kernels)
-    rows = list(pictures.measure_kernels(cuda, b"PTX", SIZES))
-    assert [row.what for row in rows] == ["resize_normalise", "picture_mask_f32_u8"] * 2
+def test_kernels_that_are_wrong_show(images: ModuleType, image_kernels: Kernels, spoil: bool) -> None:
+    cuda = (Spoiled if spoil else FakeCuda)(image_kernels)
+    rows = list(images.measure_kernels(cuda, b"PTX", SIZES))
+    assert [row.what for row in rows] == ["resize_normalise", "image_mask_f32_u8"] * 2
     assert {row.correct for row in rows} == {not spoil}
     assert cuda.alive == 0
-    pictures.print_pictures(rows, header=True)
+    images.print_images(rows, header=True)
     json.dumps([asdict(row) for row in rows])
 
 
@@ -74,7 +74,7 @@ class Doubling:
 
 
 class Identity:
-    """Once or twice comes to the same classes; ``wrong`` takes another picture."""
+    """Once or twice comes to the same classes; ``wrong`` takes another image."""
 
     def __init__(self, cuda: FakeCuda, wrong: bool) -> None:
         self.stream, self._wrong = cuda.stream(), wrong
@@ -91,31 +91,31 @@ class Identity:
 
 
 @pytest.mark.parametrize("wrong", [False, True])
-def test_masks_that_disagree_show(pictures: ModuleType, picture_kernels: Kernels, wrong: bool) -> None:
-    cuda = FakeCuda(picture_kernels)
-    protocol = pictures.protocol()
-    fixed = pictures.Protocol("fixed", pictures.Preprocess(scale=(43, 32), keep_ratio=False), protocol.inference)
-    rows = list(pictures.measure_path("fake", lambda: Doubling(cuda, wrong), fixed, SIZES))
+def test_masks_that_disagree_show(images: ModuleType, image_kernels: Kernels, wrong: bool) -> None:
+    cuda = FakeCuda(image_kernels)
+    protocol = images.protocol()
+    fixed = images.Protocol("fixed", images.Preprocess(scale=(43, 32), keep_ratio=False), protocol.inference)
+    rows = list(images.measure_path("fake", lambda: Doubling(cuda, wrong), fixed, SIZES))
     assert {row.correct for row in rows} == {not wrong} and len(rows) == 2
     assert all(row.device_ms is not None and row.host_ms is not None for row in rows)
     assert cuda.alive == 0
 
 
-def test_what_is_not_there_is_named_and_what_fails_is_wrong(pictures: ModuleType) -> None:
+def test_what_is_not_there_is_named_and_what_fails_is_wrong(images: ModuleType) -> None:
     def absent() -> Any:
         raise MachineError("no TensorRT here", "install it")
 
     def broken() -> Any:
         raise BundleError("no engine")
 
-    (row,) = pictures.measure_path("a", absent, pictures.protocol())
+    (row,) = images.measure_path("a", absent, images.protocol())
     assert (row.note, row.correct) == ("absent: no TensorRT here", True)
-    (row,) = pictures.measure_path("a", broken, pictures.protocol())
+    (row,) = images.measure_path("a", broken, images.protocol())
     assert (row.note, row.correct) == ("failed: no engine", False)
-    pictures.print_pictures([row], header=False)
+    images.print_images([row], header=False)
 
 
-def test_the_protocol_shows_its_pictures_at_the_networks_size(pictures: ModuleType) -> None:
+def test_the_protocol_shows_its_images_at_the_networks_size(images: ModuleType) -> None:
     from denseport.runtime.pipeline.preprocess import resized_size
 
-    assert {resized_size(size, pictures.protocol().preprocess) for size in pictures.PICTURES} == {(512, 683)}
+    assert {resized_size(size, images.protocol().preprocess) for size in images.IMAGES} == {(512, 683)}

@@ -277,7 +277,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half(tmp_path: Path) -> None:
 
 
 def test_too_little_memory_is_told_in_a_line(tmp_path: Path) -> None:
-    """Address space for 200 MB more than the program needs, and a picture of 300 MB."""
+    """Address space for 200 MB more than the program needs, and an image of 300 MB."""
     bundle = tiny_bundle(tmp_path / "b")
     write_image(tmp_path / "large.png", np.zeros((10000, 10000), np.uint8))
     limit = """
@@ -328,10 +328,10 @@ def test_what_writes_to_a_read_only_bundle_says_so_before_the_work(tmp_path: Pat
 
 def test_a_read_only_bundle_can_be_run_and_is_not_written(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "b")
-    picture = tmp_path / "p.png"
-    write_image(picture, np.zeros((16, 16, 3), np.uint8))
-    command = denseport("run", bundle.path, picture, "-o", tmp_path / "o", "--json")
-    again = denseport("run", bundle.path, picture, "-o", bundle.path / "o")
+    image = tmp_path / "p.png"
+    write_image(image, np.zeros((16, 16, 3), np.uint8))
+    command = denseport("run", bundle.path, image, "-o", tmp_path / "o", "--json")
+    again = denseport("run", bundle.path, image, "-o", bundle.path / "o")
     done = subprocess.run([*sealed(bundle.path), command, again], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "Read-only file system" in done.stderr and "Traceback" not in done.stderr
     assert json.loads(done.stdout)["failures"] == [] and (tmp_path / "o/p_mask.png").exists()

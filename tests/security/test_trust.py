@@ -29,7 +29,7 @@ from denseport.runtime.media.images import write_image
 from denseport.runtime.media.inputs import find_inputs
 from denseport.runtime.segmenter import Segmenter
 
-PICTURE = np.full((16, 24, 3), (0, 255, 0), np.uint8)
+IMAGE = np.full((16, 24, 3), (0, 255, 0), np.uint8)
 WEIGHTS = {"a": torch.arange(16.0)}
 
 
@@ -40,7 +40,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 def segment(bundle: Bundle) -> np.ndarray:
     with Segmenter(bundle, artifact="model.onnx", threads=1) as segmenter:
-        return segmenter(PICTURE).mask
+        return segmenter(IMAGE).mask
 
 
 def test_the_tiny_bundle_is_a_real_one(bundle: Bundle) -> None:
@@ -304,10 +304,10 @@ def test_a_pipe_in_the_place_of_a_file_does_not_keep_us_waiting(bundle: Bundle, 
     os.mkfifo(bundle.path / MANIFEST)
     with pytest.raises(BundleError, match="no ordinary file"):
         Bundle(bundle.path)
-    (tmp_path / "pictures").mkdir()
-    os.mkfifo(tmp_path / "pictures/x.png")
-    with pytest.raises(InputError, match="no picture or video"):
-        find_inputs([str(tmp_path / "pictures")])
+    (tmp_path / "images").mkdir()
+    os.mkfifo(tmp_path / "images/x.png")
+    with pytest.raises(InputError, match="no image or video"):
+        find_inputs([str(tmp_path / "images")])
 
 
 def test_a_manifest_without_end_is_not_read(bundle: Bundle) -> None:

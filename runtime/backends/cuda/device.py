@@ -9,10 +9,10 @@ from typing import Protocol
 from denseport.runtime.backends.cuda.driver import Cuda, Stream
 from denseport.runtime.backends.cuda.zero_copy import View
 
-__all__ = ["DeviceNetwork", "Lane"]
+__all__ = ["DeviceNetwork", "ExecutionSlot"]
 
 
-class Lane(Protocol):
+class ExecutionSlot(Protocol):
     """One inference at a time, with a stream and memory of its own. All calls need the GPU's context."""
 
     @property
@@ -25,7 +25,7 @@ class Lane(Protocol):
             image: (N, 3, H, W) float32.
 
         Returns:
-            The output, in the lane's memory: what the stream does next may read it, until the next call.
+            The output, in the slot's memory: what the stream does next may read it, until the next call.
 
         Raises:
             InputError: a shape or type that the network does not take.
@@ -44,6 +44,6 @@ class DeviceNetwork:
     """An opened artifact, for use on the GPU."""
 
     cuda: Cuda
-    lanes: int  # that may exist at once
+    slots: int  # that may exist at once
     graphs: bool  # record the work of each shape once and repeat it
-    new_lane: Callable[[], Lane]  # in the GPU's context
+    new_slot: Callable[[], ExecutionSlot]  # in the GPU's context

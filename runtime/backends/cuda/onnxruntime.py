@@ -10,15 +10,15 @@ from denseport.runtime.backends.cuda.driver import Cuda, Stream
 from denseport.runtime.backends.cuda.zero_copy import View
 from denseport.runtime.errors import BundleError
 
-__all__ = ["CudaLane"]
+__all__ = ["CudaExecutionSlot"]
 
 _TYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
 
-class CudaLane:
-    """An `InferenceSession` bound to addresses; a `denseport.runtime.backends.cuda.device.Lane`.
+class CudaExecutionSlot:
+    """An `InferenceSession` bound to addresses; a `denseport.runtime.backends.cuda.device.ExecutionSlot`.
 
-    ONNX Runtime queues its work on streams of its own: the lane waits for its stream before the network, and ONNX
+    ONNX Runtime queues its work on streams of its own: the slot waits for its stream before the network, and ONNX
     Runtime's run returns when its work is done. The output stays where ONNX Runtime's arena put it; the arena gives the
     same memory out again, so that nothing is allocated once each shape was seen.
 
@@ -37,7 +37,7 @@ class CudaLane:
         return self._stream
 
     def infer(self, image: View) -> View:
-        """As `denseport.runtime.backends.cuda.device.Lane.infer`.
+        """As `denseport.runtime.backends.cuda.device.ExecutionSlot.infer`.
 
         Raises:
             BundleError: the output is neither float32 nor float16.

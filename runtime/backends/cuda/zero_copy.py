@@ -87,7 +87,7 @@ class _Tensor(ctypes.Structure):
         ("ndim", ctypes.c_int32),
         ("code", ctypes.c_uint8),
         ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
+        ("slots", ctypes.c_uint16),
         ("shape", ctypes.POINTER(ctypes.c_int64)),
         ("strides", ctypes.POINTER(ctypes.c_int64)),
         ("byte_offset", ctypes.c_uint64),
@@ -126,7 +126,7 @@ def _from_dlpack(array: Any, device: int) -> tuple[View, tuple[int, ...] | None]
         raise InputError("__dlpack__ gave no capsule named dltensor", "Give a torch or cupy array.")
     tensor = ctypes.cast(address, ctypes.POINTER(_Managed)).contents.tensor
     kinds = {code: kind for kind, code in CODES.items()}
-    if tensor.lanes != 1 or tensor.code not in kinds:
+    if tensor.slots != 1 or tensor.code not in kinds:
         raise InputError(
             f"the array's type (DLPack code {tensor.code}, {tensor.bits} bits) is not supported",
             "Convert it to the type that the network takes.",
@@ -191,7 +191,7 @@ class DeviceArray:
         tensor = managed.tensor
         tensor.data, (tensor.device_type, tensor.device_id) = self.address, self._device
         tensor.ndim, tensor.shape = len(self.shape), ctypes.cast(shape, ctypes.POINTER(ctypes.c_int64))
-        tensor.code, tensor.bits, tensor.lanes = CODES[self.dtype.kind], 8 * self.dtype.itemsize, 1
+        tensor.code, tensor.bits, tensor.slots = CODES[self.dtype.kind], 8 * self.dtype.itemsize, 1
         managed.deleter = _delete
         address = ctypes.addressof(managed)
         _exported[address] = (managed, shape, self)

@@ -24,11 +24,11 @@ BASELINES = "denseport.baselines"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
     parser.add_argument("--artifact", metavar="NAME", nargs="+", help="default: all that run on this machine")
-    picture = parser.add_mutually_exclusive_group()
-    picture.add_argument(
-        "--size", type=size(20_000), metavar="HxW", default="512x512", help="of a made-up picture; default: %(default)s"
+    image = parser.add_mutually_exclusive_group()
+    image.add_argument(
+        "--size", type=size(20_000), metavar="HxW", default="512x512", help="of a made-up image; default: %(default)s"
     )
-    picture.add_argument("--image", metavar="PICTURE", type=path, help="a picture like the application's")
+    image.add_argument("--image", metavar="IMAGE", type=path, help="an image like the application's")
     parser.add_argument("--baseline", choices=("torch",), help="compare with PyTorch eager, upstream's way")
     parser.add_argument("--checkpoint", metavar="FILE", type=path, help="weights for the baseline; default: random")
     parser.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads; default: all this process may use")
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from denseport.runtime.benchmark.load import Watch
+    from denseport.runtime.benchmark.load import LoadMonitor
     from denseport.runtime.benchmark.report import as_dict, table, write_report
     from denseport.runtime.benchmark.speed import run_bench, speed_warnings
     from denseport.runtime.bundle.bundle import Bundle
@@ -58,16 +58,16 @@ def run(arguments: argparse.Namespace) -> int:
     plan, bundle = _plan(arguments), Bundle(arguments.bundle)
     if not arguments.no_record:
         _refuse_unwritable(bundle)
-    picture = _picture(arguments)
+    image = _image(arguments)
     segmenters, skipped = _open(bundle, arguments)
-    tensor = _as_network_sees(segmenters[0], picture)
+    tensor = _as_network_sees(segmenters[0], image)
     contenders = _contenders(segmenters, bundle, arguments)
-    watch = Watch()
-    results = run_bench(contenders, picture, tensor, plan, _say)
+    watch = LoadMonitor()
+    results = run_bench(contenders, image, tensor, plan, _say)
     conditions = watch.stop()
-    starts = _starts(bundle, segmenters, picture, arguments.threads)
+    starts = _starts(bundle, segmenters, image, arguments.threads)
     warnings = [*conditions.warnings(), *speed_warnings(results)]
-    report = as_dict(bundle, results, starts, picture, tensor, conditions, warnings, skipped)
+    report = as_dict(bundle, results, starts, image, tensor, conditions, warnings, skipped)
     if not arguments.no_record:
         for row in report["rows"]:
             if row["artifact"] in bundle.manifest.artifacts:
@@ -100,13 +100,13 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     return Plan(arguments.rounds, arguments.seconds, tuple(arguments.concurrency), tuple(arguments.batches))
 
 
-def _picture(arguments: argparse.Namespace) -> NDArray[np.uint8]:
-    from denseport.runtime.benchmark.speed import synthetic_picture
+def _image(arguments: argparse.Namespace) -> NDArray[np.uint8]:
+    from denseport.runtime.benchmark.speed import synthetic_image
     from denseport.runtime.media.images import read_image
 
     if arguments.image is not None:
         return read_image(arguments.image)
-    return synthetic_picture(*arguments.size)
+    return synthetic_image(*arguments.size)
 
 
 def _open(bundle: Bundle, arguments: argparse.Namespace) -> tuple[list[Segmenter], dict[str, str]]:
@@ -133,13 +133,13 @@ def _open(bundle: Bundle, arguments: argparse.Namespace) -> tuple[list[Segmenter
     return opened, skipped
 
 
-def _as_network_sees(segmenter: Segmenter, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _as_network_sees(segmenter: Segmenter, image: NDArray[np.uint8]) -> NDArray[np.float32]:
     from denseport.runtime.pipeline.preprocess import normalise, resize
     from denseport.runtime.pipeline.views import single_view
 
     preprocess = segmenter.protocol.preprocess
-    view = single_view((picture.shape[0], picture.shape[1]), preprocess, segmenter.manifest.patch_size)
-    return normalise(resize(picture, view.size), preprocess)
+    view = single_view((image.shape[0], image.shape[1]), preprocess, segmenter.manifest.patch_size)
+    return normalise(resize(image, view.size), preprocess)
 
 
 def _contenders(segmenters: list[Segmenter], bundle: Bundle, arguments: argparse.Namespace) -> list[Contender]:
@@ -168,14 +168,14 @@ def _baseline(name: str) -> Any:
 
 
 def _starts(
-    bundle: Bundle, segmenters: list[Segmenter], picture: NDArray[np.uint8], threads: int | None
+    bundle: Bundle, segmenters: list[Segmenter], image: NDArray[np.uint8], threads: int | None
 ) -> dict[str, dict[str, float]]:
     from denseport.runtime.benchmark.startup import measure_startup
 
     starts = {}
     for segmenter in segmenters:
         _say(f"starting {segmenter.artifact} in a process of its own")
-        size = (picture.shape[0], picture.shape[1])
+        size = (image.shape[0], image.shape[1])
         starts[segmenter.artifact] = measure_startup(bundle.path, segmenter.artifact, size, threads)
     return starts
 

@@ -100,7 +100,7 @@ def _abilities(machine: Machine) -> list[Ability]:
 
 def _artifacts(bundle: Path, machine: Machine) -> list[Ability]:
     from denseport.runtime.bundle.bundle import Bundle
-    from denseport.runtime.selection import obstacle
+    from denseport.runtime.selection import why_unsupported
 
     artifacts = Bundle(bundle).manifest.artifacts
-    return [Ability(f"{name} ({a.kind}, {a.precision})", *obstacle(a, machine)) for name, a in artifacts.items()]
+    return [Ability(f"{name} ({a.kind}, {a.precision})", *why_unsupported(a, machine)) for name, a in artifacts.items()]

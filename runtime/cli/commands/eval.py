@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from denseport.runtime.evaluation.metrics import Scores
     from denseport.runtime.segmenter import Segmenter
 
-HELP = "measure accuracy on labelled pictures, and pass or fail the artifact"
+HELP = "measure accuracy on labelled images, and pass or fail the artifact"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="reference (as the checkpoint was tested), ms-flip, ms-flip:1.x, slide, slide:CROP:STRIDE, fixed:HxW",
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--data", metavar="ROOT", type=path, required=True, help="ADE20K folder, or one of pictures")
-    data.add_argument("--masks", metavar="DIR", type=path, help="folder of masks; --data is then the pictures'")
+    data.add_argument("--data", metavar="ROOT", type=path, required=True, help="ADE20K folder, or one of images")
+    data.add_argument("--masks", metavar="DIR", type=path, help="folder of masks; --data is then the images'")
     data.add_argument("--list", metavar="FILE", type=path, help="names or pairs to take, one a line, below --data")
     data.add_argument("--split", default="validation", help="of the ADE20K layout; default: %(default)s")
     data.add_argument(
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--ignore-index", type=whole(0), default=255, metavar="N", help="ignored label; default: %(default)s"
     )
-    data.add_argument("--limit", type=whole(1), metavar="N", help="only the first N pictures")
+    data.add_argument("--limit", type=whole(1), metavar="N", help="only the first N images")
     eval_gate.add_arguments(parser.add_argument_group("gate"))
     work = parser.add_argument_group("running")
     work.add_argument("--workers", type=whole(1), default=2, metavar="N", help="threads beside the network; default: 2")
@@ -228,7 +228,7 @@ def _report(
 ) -> str:
     import shlex
 
-    from denseport.runtime.evaluation.failures import worst_pictures
+    from denseport.runtime.evaluation.failures import worst_images
     from denseport.runtime.evaluation.report import ReportInput, write_report
     from denseport.runtime.system.machine import inspect_machine
 
@@ -245,7 +245,7 @@ def _report(
         explanation=result.get("explanation", {}).get("lines", ()),
         command=shlex.join(["denseport", *sys.argv[1:]]),
         environment={"session": segmenter.description, **inspect_machine().summary()},
-        pictures=worst_pictures(dataset, evaluation, segmenter, fp32),
+        images=worst_images(dataset, evaluation, segmenter, fp32),
     )
     return str(write_report(folder, data))
 

@@ -91,26 +91,28 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
 
 def _calibrated(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
     """What `denseport calibrate` did and found out."""
-    from denseport.runtime.bundle.quantization import Trial
+    from denseport.runtime.bundle.quantization import QuantizationVerdict
 
-    record, trial = artifact.record.get("calibration"), Trial.of(artifact, name)
+    record, verdict = artifact.record.get("calibration"), QuantizationVerdict.of(artifact, name)
     if record is not None:
         smoothed = sum(each["strength"] > 0 for each in record["smoothing"])
         kind = record["precision"].upper()
         yield (
             "",
-            f"calibrated on {count(record['images'], 'picture')} by {record['method']}, "
+            f"calibrated on {count(record['images'], 'image')} by {record['method']}, "
             f"{count(smoothed, 'LayerNorm')} smoothed: {100 * record['share']:.1f} % of the multiply-adds in {kind}",
         )
         yield "", f"{count(len(record['narrow']), 'group')} of layers in {kind}, {len(record['float'])} in float"
         for warning in record["warnings"]:
             yield "", f"warning: {warning}"
-    if trial is not None:
-        accuracy = f"{100 * trial.agreement:.2f} % of the pixels keep FP32's class"
-        if trial.miou is not None and trial.fp32_miou is not None:
-            accuracy += f", mIoU {trial.miou:.2f} (FP32 {trial.fp32_miou:.2f}) on {count(trial.labelled, 'picture')}"
+    if verdict is not None:
+        accuracy = f"{100 * verdict.agreement:.2f} % of the pixels keep FP32's class"
+        if verdict.miou is not None and verdict.fp32_miou is not None:
+            accuracy += (
+                f", mIoU {verdict.miou:.2f} (FP32 {verdict.fp32_miou:.2f}) on {count(verdict.labelled, 'image')}"
+            )
         yield "", accuracy
-        yield "", f"{'accepted' if trial.accepted else 'refused'} on {trial.machine}: {trial.reason}"
+        yield "", f"{'accepted' if verdict.accepted else 'refused'} on {verdict.machine}: {verdict.reason}"
 
 
 def _measured(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -119,8 +121,7 @@ def _measured(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if audit is not None:
         yield (
             "",
-            f"audited on {count(audit['images'], 'picture')}: "
-            f"{100 * audit['agreement']:.3f} % of the classes are FP32's",
+            f"audited on {count(audit['images'], 'image')}: {100 * audit['agreement']:.3f} % of the classes are FP32's",
         )
     if accuracy is not None:
         verdict = {None: "", True: ", passed", False: ", FAILED"}[accuracy["gate"] and accuracy["gate"]["passed"]]

@@ -1,4 +1,4 @@
-"""``denseport run``: pictures, folders and videos to masks and overlays."""
+"""``denseport run``: images, folders and videos to masks and overlays."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from denseport.runtime.cli.predict import Labelling, Model, RemoteModel
     from denseport.runtime.media.inputs import Input
 
-HELP = "segment pictures and videos: masks, overlays with legend, JSON"
+HELP = "segment images and videos: masks, overlays with legend, JSON"
 CONNECT_SECONDS = 5.0  # that a server may take to answer at first; a mistyped address should not cost a minute
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
-    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="picture, video, folder, or glob in quotes")
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image, video, folder, or glob in quotes")
     parser.add_argument("-o", "--output", metavar="OUT", type=path, required=True, help="folder for the results")
     parser.add_argument("--artifact", metavar="NAME", help="which artifact runs; default: the best for this machine")
     parser.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads; default: all this process may use")
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="reference (as the checkpoint was tested), ms-flip, slide, fixed:HEIGHTxWIDTH, …; default: %(default)s",
     )
     parser.add_argument(
-        "--smooth",
+        "--temporal-smoothing",
         type=real(0, below=1),
         default=0.0,
         metavar="W",
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         not arguments.no_mask,
         not arguments.no_overlay,
         arguments.grey,
-        arguments.smooth,
+        arguments.temporal_smoothing,
     )
     job.refuse_overwriting(inputs)
     bar = tqdm(total=len(inputs), unit="file", disable=len(inputs) < 2 or not sys.stderr.isatty())
@@ -112,7 +112,7 @@ def _check(arguments: argparse.Namespace) -> None:
     local = [name for name in ("artifact", "threads", "provider") if getattr(arguments, name) is not None]
     local += ["protocol"] if arguments.protocol != "reference" else []
     local += ["ray"] if arguments.ray is not None else []
-    local += ["smooth"] if arguments.smooth else []
+    local += ["temporal-smoothing"] if arguments.temporal_smoothing else []
     if arguments.server is not None and local:
         raise InputError(
             f"--server decides how the model runs; --{local[0]} is for running it here",
@@ -124,7 +124,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def _open(arguments: argparse.Namespace) -> Iterator[Model]:
-    """What segments the pictures; says on standard error what it is."""
+    """What segments the images; says on standard error what it is."""
     from denseport.runtime.segmenter import Segmenter
 
     if arguments.server is not None:
@@ -133,10 +133,10 @@ def _open(arguments: argparse.Namespace) -> Iterator[Model]:
         return
     with Segmenter(arguments.bundle, **_settings(arguments), threads=arguments.threads) as segmenter:
         print(segmenter.description, file=sys.stderr)
-        for name, reason in segmenter.choice.others.items():
+        for name, reason in segmenter.selection.others.items():
             print(f"  not {name}: {reason}", file=sys.stderr)
-        if segmenter.choice.caution:
-            print(f"warning: {segmenter.choice.caution}", file=sys.stderr)
+        if segmenter.selection.caution:
+            print(f"warning: {segmenter.selection.caution}", file=sys.stderr)
         yield segmenter
 
 

@@ -1,4 +1,4 @@
-"""``denseport serve``: a small HTTP API, and a page to drop pictures on."""
+"""``denseport serve``: a small HTTP API, and a page to drop images on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 from denseport.runtime.cli.arguments import path, real, whole
 
-HELP = "serve a bundle over HTTP, with a page to drop pictures on"
+HELP = "serve a bundle over HTTP, with a page to drop images on"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--artifact", metavar="NAME", help="the default artifact; default: the best for this machine")
     parser.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads; default: all this process may use")
     parser.add_argument(
-        "--concurrency", type=whole(1), default=2, metavar="N", help="pictures worked on at once; default: %(default)s"
+        "--concurrency", type=whole(1), default=2, metavar="N", help="images worked on at once; default: %(default)s"
     )
     parser.add_argument(
         "--queue", type=whole(0), default=16, metavar="N", help="requests that may wait; default: %(default)s"
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-bytes", type=whole(1), default=32 << 20, metavar="N", help="of a request; default: 32 MiB"
     )
     parser.add_argument(
-        "--max-pixels", type=whole(1), default=40_000_000, metavar="N", help="of a picture; default: 40 million"
+        "--max-pixels", type=whole(1), default=40_000_000, metavar="N", help="of an image; default: 40 million"
     )
     parser.add_argument(
         "--timeout", type=real(above=0), default=60.0, metavar="SECONDS", help="for an answer; default: %(default)g"

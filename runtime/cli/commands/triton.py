@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
     parser.add_argument("-o", "--output", metavar="REPO", type=path, required=True, help="the repository's folder")
     parser.add_argument(
-        "--form",
+        "--backend",
         choices=("python", "onnxruntime", "tensorrt_plan"),
         default="python",
         help="what runs the network: the Segmenter, or Triton's own back end; default: %(default)s",
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="default: model.onnx; tensorrt_plan: all TensorRT engines, one for each GPU",
     )
-    parser.add_argument("--ensemble", action="store_true", help="add NAME_encoded: a picture file in, mask out")
+    parser.add_argument("--ensemble", action="store_true", help="add NAME_encoded: an image file in, mask out")
     work = parser.add_argument_group("running")
     work.add_argument("--instances", type=whole(1), metavar="N", help="processes side by side; default: the CPUs here")
     work.add_argument("--threads", type=whole(1), default=1, metavar="N", help="of each instance; default: %(default)s")
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--warmup",
         type=_warmup_size,
         metavar="HxW|none",
-        help="a picture to answer before ready; default: by the bundle",
+        help="an image to answer before ready; default: by the bundle",
     )
     work.add_argument(
         "--versions", default="latest:1", metavar="WHICH", help="served: latest:N, all, or 1,3; default: %(default)s"
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     queue.add_argument(
         "--timeout", type=real(0), default=0, metavar="SECONDS", help="in the queue, then refused; default: none"
     )
-    queue.add_argument("--max-pixels", type=whole(1), metavar="N", help="of a picture; default: 4096 x 4096")
+    queue.add_argument("--max-pixels", type=whole(1), metavar="N", help="of an image; default: 4096 x 4096")
     queue.add_argument("--cache", action="store_true", help="keep answers; the server needs --cache-config too")
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
 
@@ -95,7 +95,7 @@ def _options(arguments: argparse.Namespace, manifest: Manifest) -> Options:
     except ValueError as err:
         raise InputError(f"--versions: {err}", "Give latest:N, all, or numbers such as 1,3.") from err
     return Options(
-        form=arguments.form,
+        backend=arguments.backend,
         name=arguments.name,
         artifacts=tuple(arguments.artifact),
         instances=arguments.instances,
@@ -117,7 +117,7 @@ def _warmup_size(text: str) -> tuple[int, int] | str:
 
 
 def _warmup(given: tuple[int, int] | str | None, manifest: Manifest) -> tuple[int, int] | None:
-    """Height and width of the warm-up picture: a landscape of 4 x 3 that is not resized, unless told otherwise."""
+    """Height and width of the warm-up image: a landscape of 4 x 3 that is not resized, unless told otherwise."""
     if given is None:
         height = min(manifest.preprocess.scale)
         return height, height * 4 // 3

@@ -1,6 +1,6 @@
 """The door of the server: how many requests are let in, how large they may be, and how it closes.
 
-A plain ASGI layer around the application, so that a refused picture is neither parsed nor kept; uvicorn throws
+A plain ASGI layer around the application, so that a refused image is neither parsed nor kept; uvicorn throws
 away what a client goes on sending after its answer, instead of closing on it.
 """
 
@@ -89,7 +89,7 @@ class _Exchange:
 
     def too_large(self) -> Refusal:
         return Refusal(
-            413, f"the request is larger than {self._max_bytes} bytes", "Scale the picture down, or save it as JPEG."
+            413, f"the request is larger than {self._max_bytes} bytes", "Scale the image down, or save it as JPEG."
         )
 
     async def receive(self) -> Message:

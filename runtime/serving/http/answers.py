@@ -24,14 +24,14 @@ class Format(StrEnum):
     """What is sent back."""
 
     MASK = "mask"  # PNG: indexed in the model's colours; 16-bit grey when there are more than 256 classes
-    OVERLAY = "overlay"  # JPEG: the colours over the picture, with a legend
+    OVERLAY = "overlay"  # JPEG: the colours over the image, with a legend
     JSON = "json"  # the classes and their shares
     RAW = "raw"  # the indices themselves, row by row, uint8 or little-endian uint16
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a request asks for besides its picture."""
+    """What a request asks for besides its image."""
 
     format: Format = Format.MASK
     artifact: str | None = None  # None: the server's own choice
@@ -42,7 +42,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Segmented:
-    """One picture, its mask, and where the time went."""
+    """One image, its mask, and where the time went."""
 
     image: NDArray[np.uint8]  # (H, W, 3) BGR
     mask: NDArray[np.unsignedinteger[Any]]  # (H, W)
@@ -60,7 +60,7 @@ class Encoded:
 
 
 def encode(found: Segmented, wish: Wish, manifest: Manifest) -> Encoded:
-    """The mask as a picture or as raw indices. JSON is `report`, which needs the time that encoding took."""
+    """The mask as an image or as raw indices. JSON is `report`, which needs the time that encoding took."""
     if wish.format is Format.OVERLAY:
         image = overlay(
             found.image, found.mask, manifest.classes, manifest.palette, opacity=wish.opacity, legend=wish.legend

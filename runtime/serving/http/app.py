@@ -40,7 +40,7 @@ def create_app(service: Service) -> Admission:
         raise MachineError(f"{err.name} is not installed", "pip install 'denseport[serve]'") from err
     app = FastAPI(
         title=f"Denseport: {service.manifest.name}",
-        summary="Semantic segmentation: a picture in, a mask out.",
+        summary="Semantic segmentation: an image in, a mask out.",
         version="1",
         docs_url=None,  # both load scripts from elsewhere
         redoc_url=None,
@@ -91,7 +91,7 @@ def _api(app: "FastAPI", service: Service, metrics: Metrics) -> None:
         return describe(service)
 
     @app.post(
-        SEGMENT, tags=["model"], summary="Segment a picture", responses=_responses(), response_class=Response,
+        SEGMENT, tags=["model"], summary="Segment an image", responses=_responses(), response_class=Response,
         openapi_extra={"requestBody": _request_body()},
     )  # fmt: skip
     async def segment(
@@ -114,7 +114,7 @@ def _api(app: "FastAPI", service: Service, metrics: Metrics) -> None:
             async with asyncio.timeout(service.limits.timeout):
                 data = await read_upload(request, service.limits.max_bytes)
         except TimeoutError as err:
-            raise Refusal(408, f"no whole picture within {service.limits.timeout:g} s", "Try again.") from err
+            raise Refusal(408, f"no whole image within {service.limits.timeout:g} s", "Try again.") from err
         answer = await service.segment(data, wish)
         metrics.segmented(answer.found)
         headers = SAFE | _described(answer)
@@ -148,8 +148,8 @@ def _described(answer: Answer) -> dict[str, str]:
 
 
 def _request_body() -> dict[str, Any]:
-    picture = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP or BMP"}
-    schema = {"type": "object", "required": [FIELD], "properties": {FIELD: picture}, "additionalProperties": False}
+    image = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP or BMP"}
+    schema = {"type": "object", "required": [FIELD], "properties": {FIELD: image}, "additionalProperties": False}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 
@@ -163,11 +163,11 @@ def _responses() -> dict[int | str, dict[str, Any]]:
         "application/octet-stream": binary,
     }
     errors = {
-        400: "The request or the picture is damaged.",
-        408: "The picture did not arrive in time.",
+        400: "The request or the image is damaged.",
+        408: "The image did not arrive in time.",
         413: "More bytes, pixels or JPEG scans than the server takes.",
-        415: "A picture of another format.",
-        422: "A parameter that does not fit, or a picture without one whole patch.",
+        415: "An image of another format.",
+        422: "A parameter that does not fit, or an image without one whole patch.",
         500: "The server failed.",
         503: "The queue is full, or the server is shutting down; Retry-After says when to try again.",
         504: "No answer in time.",
@@ -185,9 +185,9 @@ def _states(app: "FastAPI", service: Service, metrics: Metrics, door: Admission)
     async def health() -> State:
         return State("alive")
 
-    unready: dict[int | str, dict[str, Any]] = {503: {"model": Failure, "description": "It takes no pictures now."}}
+    unready: dict[int | str, dict[str, Any]] = {503: {"model": Failure, "description": "It takes no images now."}}
 
-    @app.get("/ready", tags=["state"], summary="It takes pictures: one was segmented just now", responses=unready)
+    @app.get("/ready", tags=["state"], summary="It takes images: one was segmented just now", responses=unready)
     async def ready() -> State:
         if door.draining:
             raise Refusal(503, "the server is shutting down", "Ask another one.")

@@ -106,7 +106,7 @@ class Watchdog:
         for connection in list(connections):
             cycle = connection.cycle
             if cycle is not None and not cycle.response_started and not connection.flow.write_paused:
-                # We are at work, or read a picture; other limits hold.
+                # We are at work, or read an image; other limits hold.
                 self._waits.pop(connection, None)
                 continue
             seen, since = self._waits.get(connection, (cycle, now))

@@ -1,4 +1,4 @@
-"""Uploaded pictures: what they are and how large, known before anything is decoded."""
+"""Uploaded images: what they are and how large, known before anything is decoded."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from denseport.runtime.errors import ImageError
 from denseport.runtime.media.images import PNG_SIGNATURE, decode_image
 from denseport.runtime.serving.http.limits import MAX_SIDE, Limits, Refusal
 
-__all__ = ["decode_upload", "picture_size"]
+__all__ = ["decode_upload", "image_size"]
 
-NAME = "the picture"  # in messages; what the client calls it is never used
+NAME = "the image"  # in messages; what the client calls it is never used
 
 # Start-of-frame markers; C4, C8 and CC in their midst are tables and extensions (ITU-T T.81, table B.1).
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # What ends the coded data of a scan: a marker but for a stuffed FF, a restart and a fill byte (T.81, B.1.1.2).
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-# Every scan of a progressive JPEG goes over the whole picture, and one without data takes 10 bytes: a megabyte of them
+# Every scan of a progressive JPEG goes over the whole image, and one without data takes 10 bytes: a megabyte of them
 # keeps a thread busy for many minutes. Encoders make about ten.
 MAX_SCANS = 100
 
 
 def decode_upload(data: bytes, limits: Limits) -> NDArray[np.uint8]:
-    """Decode a picture that a client sent, after its header showed that it is within the limits.
+    """Decode an image that a client sent, after its header showed that it is within the limits.
 
     Returns:
         (H, W, 3) BGR uint8.
@@ -34,7 +34,7 @@ def decode_upload(data: bytes, limits: Limits) -> NDArray[np.uint8]:
     Raises:
         Refusal: 400 damaged, 413 too many pixels, 415 another format.
     """
-    width, height = picture_size(data)
+    width, height = image_size(data)
     if width * height > limits.max_pixels or max(width, height) > MAX_SIDE:
         raise Refusal(
             413,
@@ -52,7 +52,7 @@ def decode_upload(data: bytes, limits: Limits) -> NDArray[np.uint8]:
     return image
 
 
-def picture_size(data: bytes) -> tuple[int, int]:
+def image_size(data: bytes) -> tuple[int, int]:
     """Width and height that a JPEG, PNG, WebP or BMP states in its header, before any EXIF rotation.
 
     Only these formats are taken: whatever else OpenCV decodes states its size in ways that are not checked here.

@@ -13,11 +13,11 @@ MAX_SIDE = 16384  # pixels; the largest canvas that every browser draws
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server process accepts. Encoded pictures in memory: at most ``admitted * max_bytes``."""
+    """What one server process accepts. Encoded images in memory: at most ``admitted * max_bytes``."""
 
     max_bytes: int = 32 << 20  # of a request's body
-    max_pixels: int = 40_000_000  # of a picture, width times height
-    concurrency: int = 2  # pictures in work: one is decoded or encoded while the network runs on another
+    max_pixels: int = 40_000_000  # of an image, width times height
+    concurrency: int = 2  # images in work: one is decoded or encoded while the network runs on another
     queue: int = 16  # accepted requests that wait beyond those; 0 refuses whatever cannot start at once
     timeout: float = 60.0  # seconds, for the upload, and again from there to the answer
 

@@ -38,7 +38,7 @@ class Metrics:
         )
         self._stages = Histogram(
             "denseport_stage_seconds",
-            "Time of a picture in a stage.",
+            "Time of an image in a stage.",
             ["artifact", "stage"],
             registry=self._registry,
             buckets=BUCKETS,
@@ -53,7 +53,7 @@ class Metrics:
         self._duration.observe(seconds)
 
     def segmented(self, found: Segmented) -> None:
-        """Count a picture and the time of its stages."""
+        """Count an image and the time of its stages."""
         self._pixels.labels(found.artifact).inc(found.mask.size)
         for stage, milliseconds in found.milliseconds.items():
             self._stages.labels(found.artifact, stage).observe(milliseconds / 1000)

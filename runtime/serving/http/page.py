@@ -15,7 +15,7 @@ class Page:
     """What a browser gets."""
 
     html: bytes
-    sample: bytes  # a picture to try, JPEG
+    sample: bytes  # an image to try, JPEG
     headers: dict[str, str] = field(default_factory=dict)
 
 

@@ -22,19 +22,19 @@ class Failure:
 
 @dataclass(frozen=True)
 class State:
-    """Whether the server lives, or takes pictures."""
+    """Whether the server lives, or takes images."""
 
     status: str
 
 
 @dataclass(frozen=True)
 class FoundClass:
-    """A class that occurs in the picture."""
+    """A class that occurs in the image."""
 
     index: int
     name: str
     colour: str  # "#rrggbb"
-    percent: float  # of the picture's pixels
+    percent: float  # of the image's pixels
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ArtifactInfo:
     precision: str
     kind: str  # "onnx" or "engine"
     runs_here: bool
-    obstacle: str | None  # why it does not run here
+    why_unsupported: str | None  # why it does not run here
     mIoU: float | None  # percent, of the last recorded evaluation
     accuracy: dict[str, Any] | None  # that evaluation: images, protocol, gate, date
     agreement: float | None  # percent of the pixels that had FP32's class when it was audited
@@ -84,7 +84,7 @@ class ModelInfo:
     running: str  # the default artifact, and on what
     formats: list[str]
     max_bytes: int  # of a request
-    max_pixels: int  # of a picture
+    max_pixels: int  # of an image
     max_side: int
 
 
@@ -113,8 +113,8 @@ def _artifact(service: Service, state: ArtifactState) -> ArtifactInfo:
         name=state.name,
         precision=state.precision,
         kind=state.kind,
-        runs_here=not state.obstacle,
-        obstacle=state.obstacle or None,
+        runs_here=not state.why_unsupported,
+        why_unsupported=state.why_unsupported or None,
         mIoU=None if accuracy is None else accuracy["mIoU"],
         accuracy=accuracy,
         agreement=None if audit is None else 100 * audit["agreement"],

@@ -1,4 +1,4 @@
-"""The work behind the door: bytes of a picture in, an answer out, on a bounded number of threads."""
+"""The work behind the door: bytes of an image in, an answer out, on a bounded number of threads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.errors import DenseportError, ImageError
 from denseport.runtime.pipeline.results import Timings
 from denseport.runtime.segmenter import Segmenter
-from denseport.runtime.selection import obstacle
+from denseport.runtime.selection import why_unsupported
 from denseport.runtime.serving.http.answers import Encoded, Format, Segmented, Wish, encode, report
 from denseport.runtime.serving.http.images import decode_upload
 from denseport.runtime.serving.http.limits import Limits, Refusal
@@ -29,7 +29,7 @@ __all__ = ["Answer", "ArtifactState", "Service"]
 
 T = TypeVar("T")
 
-CANARY_EVERY = 5.0  # seconds for which an answered picture proves that the next one will be answered too
+CANARY_EVERY = 5.0  # seconds for which an answered image proves that the next one will be answered too
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ArtifactState:
     name: str
     precision: str
     kind: str
-    obstacle: str  # why it does not run on this machine; empty if it does
+    why_unsupported: str  # why it does not run on this machine; empty if it does
     record: dict[str, Any]
 
 
@@ -71,7 +71,7 @@ class Service:
         first = Segmenter(bundle, artifact=artifact, threads=threads)
         self.default = first.artifact
         self.description = first.description
-        self.caution = first.choice.caution
+        self.caution = first.selection.caution
         self._open = {first.artifact: first}
         self._opening = threading.Lock()
         self.artifacts = _states(bundle)
@@ -81,7 +81,7 @@ class Service:
         self._proved = time.monotonic()
         self._proving = asyncio.Lock()
         self._stages: dict[str, dict[str, float]] = {}  # milliseconds in all, by artifact and stage
-        self._pictures: Counter[str] = Counter()  # by artifact
+        self._images: Counter[str] = Counter()  # by artifact
 
     @property
     def manifest(self) -> Manifest:
@@ -98,15 +98,17 @@ class Service:
         state = self.artifacts.get(artifact)
         if state is None:
             raise Refusal(422, f"no artifact {artifact!r}", f"Ask for one of: {', '.join(self.artifacts)}.")
-        if state.obstacle:
-            raise Refusal(422, f"{artifact} does not run on this server: {state.obstacle}", "Ask for another artifact.")
+        if state.why_unsupported:
+            raise Refusal(
+                422, f"{artifact} does not run on this server: {state.why_unsupported}", "Ask for another artifact."
+            )
         return artifact
 
     async def segment(self, data: bytes, wish: Wish) -> Answer:
-        """Decode, segment and encode one picture in a thread.
+        """Decode, segment and encode one image in a thread.
 
         Raises:
-            Refusal: 400, 413 or 415 for a picture that is not taken, 422 for one that has no whole patch, 504 when
+            Refusal: 400, 413 or 415 for an image that is not taken, 422 for one that has no whole patch, 504 when
                 the time is out.
         """
         artifact, queued = self.check(wish.artifact), time.perf_counter()
@@ -115,8 +117,8 @@ class Service:
         return answer
 
     def speed(self, artifact: str) -> dict[str, float] | None:
-        """Mean milliseconds of a stage over the pictures so far; None before the first."""
-        count = self._pictures[artifact]
+        """Mean milliseconds of a stage over the images so far; None before the first."""
+        count = self._images[artifact]
         return {stage: round(total / count, 2) for stage, total in self._stages[artifact].items()} if count else None
 
     def _note(self, found: Segmented) -> None:
@@ -126,10 +128,10 @@ class Service:
         for stage, milliseconds in found.milliseconds.items():
             if stage != "open":  # happens once
                 totals[stage] = totals.get(stage, 0.0) + milliseconds
-        self._pictures[found.artifact] += 1
+        self._images[found.artifact] += 1
 
     async def prove(self) -> None:
-        """Segment a known picture, unless a request was answered just now.
+        """Segment a known image, unless a request was answered just now.
 
         Raises:
             Refusal: 503, it failed, took too long or came out otherwise than at the start.
@@ -139,14 +141,14 @@ class Service:
                 return
             try:
                 mask = await self._within(lambda: self._open[self.default](self._canary).mask)
-            except Exception as err:  # whatever went wrong, pictures should go elsewhere
-                raise Refusal(503, f"the canary picture failed: {type(err).__name__}", "See the server's log.") from err
+            except Exception as err:  # whatever went wrong, images should go elsewhere
+                raise Refusal(503, f"the canary image failed: {type(err).__name__}", "See the server's log.") from err
             if not np.array_equal(mask, self._expected):
-                raise Refusal(503, "the canary picture came out otherwise than at the start", "Start the server again.")
+                raise Refusal(503, "the canary image came out otherwise than at the start", "Start the server again.")
             self._proved = time.monotonic()
 
     def close(self) -> None:
-        """Stop the threads and let go of the artifacts; pictures that none has begun are dropped."""
+        """Stop the threads and let go of the artifacts; images that none has begun are dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         for segmenter in self._open.values():
             segmenter.close()
@@ -158,7 +160,7 @@ class Service:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.timeout)
         except TimeoutError as err:
             raise Refusal(
-                504, f"no answer within {self.limits.timeout:g} s", "Send a smaller picture, or try again later."
+                504, f"no answer within {self.limits.timeout:g} s", "Send a smaller image, or try again later."
             ) from err
 
     def _work(self, data: bytes, wish: Wish, artifact: str, queued: float) -> Answer:
@@ -194,13 +196,13 @@ def _states(bundle: Bundle) -> dict[str, ArtifactState]:
     artifacts = bundle.manifest.artifacts
     machine = inspect_machine(look_for_gpus=any(each.kind == "engine" for each in artifacts.values()) or None)
     return {
-        name: ArtifactState(name, each.precision, each.kind, obstacle(each, machine)[0], each.record)
+        name: ArtifactState(name, each.precision, each.kind, why_unsupported(each, machine)[0], each.record)
         for name, each in artifacts.items()
     }
 
 
 def _gradient() -> NDArray[np.uint8]:
-    """A small picture with something of every colour."""
+    """A small image with something of every colour."""
     y, x = np.mgrid[:96, :128]
     return np.stack([2 * x, 2.6 * y, 255 - x - y], axis=-1).clip(0, 255).astype(np.uint8)
 

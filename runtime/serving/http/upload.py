@@ -1,4 +1,4 @@
-"""The picture of a multipart request, read into memory: nothing of a request is ever written to disk."""
+"""The image of a multipart request, read into memory: nothing of a request is ever written to disk."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ async def read_upload(request: Request, max_bytes: int) -> bytes:
     except ClientDisconnect as err:
         raise Refusal(400, "the client went away") from err
     try:
-        picture = form.get(FIELD)
-        if not isinstance(picture, UploadFile):
+        image = form.get(FIELD)
+        if not isinstance(image, UploadFile):
             raise Refusal(400, f"the form has no file {FIELD!r}", _EXAMPLE)
-        return await picture.read()
+        return await image.read()
     finally:
         await form.close()
 

@@ -1,4 +1,4 @@
-"""A client for models that ``denseport triton`` exported: pictures to a server, masks back.
+"""A client for models that ``denseport triton`` exported: images to a server, masks back.
 
 A request that is repeated gives the same answer, so what a server refuses for the moment is asked again, with growing
 pauses, until the deadline: UNAVAILABLE (starting, overloaded, draining, gone), and NOT_FOUND while a model of that name
@@ -49,7 +49,7 @@ class Client:
         model: its name on the server.
         version: of the model; default: the latest that is served.
         deadline: seconds that a call may take, repetitions included.
-        shared_memory: pictures and masks go through memory that both processes map; the server must run on this
+        shared_memory: images and masks go through memory that both processes map; the server must run on this
             machine, and share ``/dev/shm``.
 
     Raises:
@@ -72,33 +72,33 @@ class Client:
         return connect(self.url, self.model, self._version, shared_memory=self._shared_memory)
 
     def segment(self, image: NDArray[np.uint8]) -> NDArray[np.unsignedinteger[Any]]:
-        """The mask (H, W) of class indices for a picture (H, W, 3), uint8 BGR.
+        """The mask (H, W) of class indices for an image (H, W, 3), uint8 BGR.
 
         Raises:
-            ImageError: no such array, or the server refuses the picture (too large, too narrow, …).
+            ImageError: no such array, or the server refuses the image (too large, too narrow, …).
             InputError: the server has no such model.
             ServerError: the server was not reached, not ready, or failed, until the deadline.
         """
         if image.ndim != 3:
             raise ImageError(
-                f"expected a picture of shape (height, width, 3), uint8 BGR; got {image.shape}",
-                "Several pictures of one size go through segment_batch.",
+                f"expected an image of shape (height, width, 3), uint8 BGR; got {image.shape}",
+                "Several images of one size go through segment_batch.",
             )
         mask: NDArray[np.unsignedinteger[Any]] = self.segment_batch(image[None])[0]
         return mask
 
     def segment_batch(self, images: NDArray[np.uint8]) -> NDArray[np.unsignedinteger[Any]]:
-        """Masks (N, H, W) for pictures of one size, (N, H, W, 3); otherwise as `segment`."""
+        """Masks (N, H, W) for images of one size, (N, H, W, 3); otherwise as `segment`."""
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not images.size:
             raise ImageError(
-                f"expected pictures of shape (N, height, width, 3), uint8 BGR; got {images.shape} {images.dtype}",
-                "denseport.runtime.media.images.read_image reads any picture file as such.",
+                f"expected images of shape (N, height, width, 3), uint8 BGR; got {images.shape} {images.dtype}",
+                "denseport.runtime.media.images.read_image reads any image file as such.",
             )
         images = np.ascontiguousarray(images)
         masks = self._persist(lambda left: self._connection.infer({IMAGE: images}, MASK, left))
         if masks.shape != images.shape[:3] or masks.dtype.kind != "u":
             raise ServerError(
-                f"{self.url}: {self.model} gave masks of {masks.shape} {masks.dtype} for pictures of {images.shape}",
+                f"{self.url}: {self.model} gave masks of {masks.shape} {masks.dtype} for images of {images.shape}",
                 "Serve a model that denseport triton exported.",
             )
         return masks
@@ -124,7 +124,7 @@ class Client:
     def probe(self, times: int | None = None, *, timeout: float = 10.0) -> float:
         """Make sure that the model answers, by real inferences; seconds that the slowest took.
 
-        Triton never restarts a process of its Python back end that died, and stays "ready". The pictures are noise,
+        Triton never restarts a process of its Python back end that died, and stays "ready". The images are noise,
         new each time, so that no cache answers for the model. A refusal is not repeated: it is the finding.
 
         Args:
@@ -145,18 +145,18 @@ class Client:
 
     def _inference(self, timeout: float, together: Barrier) -> float:
         """One inference of the probe, in a thread and on a connection of its own; the seconds that it took."""
-        picture = np.random.default_rng().integers(0, 256, (1, 64, 64, 3), np.uint8)
+        image = np.random.default_rng().integers(0, 256, (1, 64, 64, 3), np.uint8)
         connection = self._connect()
         with suppress(BrokenBarrierError):  # one after the other, all of them could go to one instance
             together.wait(timeout)
         started = time.monotonic()
         try:
             with self._well():
-                mask = connection.infer({IMAGE: picture}, MASK, timeout)
+                mask = connection.infer({IMAGE: image}, MASK, timeout)
         finally:
             connection.close()
             end_thread()
-        if mask.shape != picture.shape[:3]:
+        if mask.shape != image.shape[:3]:
             raise ServerError(
                 f"{self.url}: {self.model} is not well: it gave a mask of {mask.shape}",
                 "Serve a model that denseport triton exported.",

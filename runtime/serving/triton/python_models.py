@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from denseport.runtime.errors import ImageError, InputError, MachineError, ServerError
 from denseport.runtime.serving.triton import ENCODED, IMAGE, LOGITS, MASK
 
-__all__ = ["BUNDLE", "Decoder", "NetworkModel", "NetworkSession", "Place", "SegmenterModel", "check_pictures"]
+__all__ = ["BUNDLE", "Decoder", "NetworkModel", "NetworkSession", "Place", "SegmenterModel", "check_images"]
 
 BUNDLE = "bundle"  # folder of a version that holds the bundle
 Mask = NDArray[np.unsignedinteger[Any]]
@@ -51,27 +51,27 @@ class Place:
         return cls(arguments["model_name"], version, Path(arguments["model_repository"]) / version, values)
 
 
-def check_pictures(pictures: NDArray[Any], max_pixels: int) -> None:
-    """Refuse what is no batch of pictures, (N, H, W, 3) uint8 of at most ``max_pixels`` each.
+def check_images(images: NDArray[Any], max_pixels: int) -> None:
+    """Refuse what is no batch of images, (N, H, W, 3) uint8 of at most ``max_pixels`` each.
 
     Raises:
         ImageError: another shape or type, no pixel, or too many.
     """
-    if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8 or not pictures.size:
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not images.size:
         raise ImageError(
-            f"expected pictures of shape (N, height, width, 3), uint8 BGR; got {pictures.shape} {pictures.dtype}",
-            "Send pictures as cv2.imread gives them.",
+            f"expected images of shape (N, height, width, 3), uint8 BGR; got {images.shape} {images.dtype}",
+            "Send images as cv2.imread gives them.",
         )
-    height, width = pictures.shape[1:3]
+    height, width = images.shape[1:3]
     if height * width > max_pixels:
         raise ImageError(
-            f"a picture of {width} x {height} pixels; this model takes {max_pixels} at most",
+            f"an image of {width} x {height} pixels; this model takes {max_pixels} at most",
             "Scale it down, or export the repository with a larger --max-pixels.",
         )
 
 
 class SegmenterModel:
-    """Form ``python``: pictures in, masks out, through the `denseport.runtime.Segmenter` of the version's bundle."""
+    """Form ``python``: images in, masks out, through the `denseport.runtime.Segmenter` of the version's bundle."""
 
     def initialize(self, arguments: dict[str, str]) -> None:
         """Open the bundle.
@@ -91,7 +91,7 @@ class SegmenterModel:
         from denseport.runtime.segmenter import Segmenter
 
         segmenter = Segmenter(place.folder / BUNDLE, artifact=place.parameters["artifact"], threads=self._threads)
-        return lambda picture: segmenter(picture).mask
+        return lambda image: segmenter(image).mask
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order; a request that fails does not touch the others."""
@@ -100,9 +100,9 @@ class SegmenterModel:
     def _respond(self, request: Any) -> Any:
         import triton_python_backend_utils as pb
 
-        pictures = _array(pb.get_input_tensor_by_name(request, IMAGE))
-        check_pictures(pictures, self._max_pixels)
-        return _tensor(MASK, np.stack([self._segment(picture) for picture in pictures]))
+        images = _array(pb.get_input_tensor_by_name(request, IMAGE))
+        check_images(images, self._max_pixels)
+        return _tensor(MASK, np.stack([self._segment(image) for image in images]))
 
 
 class NetworkModel(SegmenterModel):
@@ -121,7 +121,7 @@ class NetworkModel(SegmenterModel):
         protocol = parse_protocol("reference", bundle.manifest)
         session = NetworkSession(network, int(place.version))
         segmenter = Segmenter.around(session, bundle, network, protocol, threads=self._threads)
-        return lambda picture: segmenter(picture).mask
+        return lambda image: segmenter(image).mask
 
 
 @dataclass(frozen=True)
@@ -182,10 +182,10 @@ class NetworkSession:
 
 
 class Decoder:
-    """First step of the ensemble: a picture file's bytes to (1, H, W, 3) uint8 BGR."""
+    """First step of the ensemble: an image file's bytes to (1, H, W, 3) uint8 BGR."""
 
     def initialize(self, arguments: dict[str, str]) -> None:
-        """Set the limit before OpenCV, which reads it once, is loaded: a small file can hold a huge picture."""
+        """Set the limit before OpenCV, which reads it once, is loaded: a small file can hold a huge image."""
         max_pixels = Place.from_arguments(arguments).parameters["max_pixels"]
         os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = max_pixels
         os.environ["OPENCV_LOG_LEVEL"] = "SILENT"

@@ -72,7 +72,7 @@ def _record(bundle: Bundle, options: Options, models: list[Served]) -> dict[str,
         "denseport": package_version("denseport"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "bundle": bundle.manifest.name,
-        "form": options.form,
+        "backend": options.backend,
         "files": {path.name: sha256_of(path) for path in paths},
     }
 
@@ -94,8 +94,8 @@ def _refuse_other(repository: Path, models: list[Served], record: dict[str, Any]
             labels = (folder / LABELS).read_text(encoding="utf-8") if (folder / LABELS).is_file() else None
         if found is None:
             reason = "is there already, and Denseport did not write it"
-        elif found.get("form") != record["form"]:
-            reason = f"is there already, in the form {found.get('form')}"
+        elif found.get("backend") != record["backend"]:
+            reason = f"is there already, in the back end {found.get('form')}"
         elif labels != model.labels:
             reason = f"is there already, and has other classes: {LABELS} belongs to all versions"
         else:
@@ -169,6 +169,6 @@ def _readme(repository: Path) -> str:
         record = _latest_record(model)
         if record is not None:
             versions = ", ".join(map(str, sorted(_versions(model))))
-            rows.append(f"| `{model.name}` | {versions} | {record['form']} | {record['bundle']} |")
+            rows.append(f"| `{model.name}` | {versions} | {record['backend']} | {record['bundle']} |")
     template = resources("denseport.runtime.serving.triton").joinpath("repository.md").read_text(encoding="utf-8")
     return Template(template).substitute(models="\n".join(rows), denseport=package_version("denseport"))

@@ -1,4 +1,4 @@
-"""Pictures and masks in memory that a Triton server on the same machine maps too, instead of in its messages."""
+"""Images and masks in memory that a Triton server on the same machine maps too, instead of in its messages."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The forms of a served model: which models a repository holds for a bundle, with their configurations and files.
 
 A graph with everything inside would be simplest for the network's own back ends, but its masks would differ: OpenCV
-resizes in fixed point, which no ONNX operator repeats. A Triton ensemble cannot move windows over a picture, and takes
+resizes in fixed point, which no ONNX operator repeats. A Triton ensemble cannot move windows over an image, and takes
 each of its steps' latest version, so that two versions meet while one replaces the other. Hence a Python model that
 runs the runtime's own code and asks the network for logits
 (`denseport.runtime.serving.triton.python_models.NetworkModel`).
@@ -34,9 +34,9 @@ from denseport.runtime.serving.triton.config import (
 )
 from denseport.runtime.system.cpus import usable_cpus
 
-__all__ = ["DEFAULT_PIXELS", "FORMS", "LABELS", "Options", "Served", "model_name", "served_models"]
+__all__ = ["BACKENDS", "DEFAULT_PIXELS", "LABELS", "Options", "Served", "model_name", "served_models"]
 
-FORMS = ("python", "onnxruntime", "tensorrt_plan")
+BACKENDS = ("python", "onnxruntime", "tensorrt_plan")
 LABELS = "labels.txt"
 DEFAULT_PIXELS = 4096 * 4096  # 48 MiB of uint8; Triton's HTTP port takes 64 MB a request
 PLAN = "model.plan"  # the TensorRT back end's default
@@ -46,24 +46,24 @@ PLAN = "model.plan"  # the TensorRT back end's default
 class Options:
     """What an export was asked for."""
 
-    form: str = "python"
+    backend: str = "python"
     name: str | None = None  # of the model; default: the bundle's
     artifacts: tuple[str, ...] = ()  # default: model.onnx, or for plans all TensorRT engines
-    instances: int | None = None  # processes that run pictures; default: the CPUs this process may use
+    instances: int | None = None  # processes that run images; default: the CPUs this process may use
     network_instances: int = 1  # of the network, where it is a model of its own
     threads: int = 1  # of each instance
     max_batch: int = 8
     batching: Batching = field(default_factory=lambda: Batching(queue=128))
     max_pixels: int = DEFAULT_PIXELS
     gpu: bool = False  # form onnxruntime: the network runs on GPUs
-    warmup: tuple[int, int] | None = None  # height and width of a picture that each instance answers first
+    warmup: tuple[int, int] | None = None  # height and width of an image that each instance answers first
     cache: bool = False
     versions: VersionPolicy = field(default_factory=VersionPolicy)
     ensemble: bool = False
 
     def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise InputError(f"no form {self.form!r}", f"Give one of {', '.join(FORMS)}.")
+        if self.backend not in BACKENDS:
+            raise InputError(f"no back end {self.backend!r}", f"Give one of {', '.join(BACKENDS)}.")
         for name in ("network_instances", "threads", "max_batch", "max_pixels"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} is below 1", "Give 1 or more.")
@@ -71,11 +71,11 @@ class Options:
             raise InputError(f"instances {self.instances} is below 1", "Give 1 or more.")
         if self.warmup is not None and not 1 <= min(self.warmup) * max(self.warmup) <= self.max_pixels:
             raise InputError(
-                f"a warm-up picture of {self.warmup} is not within 1 to {self.max_pixels} pixels", "Lower --warmup."
+                f"a warm-up image of {self.warmup} is not within 1 to {self.max_pixels} pixels", "Lower --warmup."
             )
-        if self.gpu and self.form != "onnxruntime":
+        if self.gpu and self.backend != "onnxruntime":
             raise InputError(
-                f"form {self.form} has no choice of a device",
+                f"back end {self.backend} has no choice of a device",
                 "python runs where its artifact does, tensorrt_plan on GPUs.",
             )
 
@@ -112,7 +112,7 @@ def served_models(bundle: Bundle, options: Options) -> list[Served]:
         BundleError: an artifact is missing or altered.
         InputError: the form cannot serve the artifact.
     """
-    maker = {"python": _python, "onnxruntime": _onnxruntime, "tensorrt_plan": _tensorrt_plan}[options.form]
+    maker = {"python": _python, "onnxruntime": _onnxruntime, "tensorrt_plan": _tensorrt_plan}[options.backend]
     models = maker(bundle, options)
     return models + (_ensemble(models[-1], options) if options.ensemble else [])
 
@@ -130,7 +130,7 @@ def _onnxruntime(bundle: Bundle, options: Options) -> list[Served]:
     name = _one_artifact(bundle, options)
     artifact, path = bundle.artifact(name), bundle.verified(name)
     if artifact.kind != "onnx":
-        raise InputError(f"{name} is no ONNX model but an {artifact.kind}", "Give --form python or tensorrt_plan.")
+        raise InputError(f"{name} is no ONNX model but an {artifact.kind}", "Give --backend python or tensorrt_plan.")
     # The back end opens model.onnx; external data keeps the name that the model knows.
     files: dict[str, bytes | Path] = {(FP32 if f == path.name else f): path.with_name(f) for f in artifact.files}
     config = replace(
@@ -163,7 +163,7 @@ def _tensorrt_plan(bundle: Bundle, options: Options) -> list[Served]:
 def _one_artifact(bundle: Bundle, options: Options) -> str:
     names = options.artifacts or (FP32,)
     if len(names) > 1:
-        raise InputError(f"form {options.form} serves one artifact, not {', '.join(names)}", "Name one.")
+        raise InputError(f"back end {options.backend} serves one artifact, not {', '.join(names)}", "Name one.")
     refuse_masks(names[0], bundle.artifact(names[0]))
     return names[0]
 
@@ -194,7 +194,7 @@ def _find_plans(bundle: Bundle, wanted: tuple[str, ...]) -> _Plans:
         if _flavour(bundle, name) != "tensorrt":
             raise InputError(
                 f"{name} is no engine of TensorRT's, which is what Triton's back end opens",
-                "TensorRT-RTX engines and ONNX models are served with --form python.",
+                "TensorRT-RTX engines and ONNX models are served with --backend python.",
             )
         refuse_masks(name, bundle.artifact(name))
         record = BuildRecord.from_dict(bundle.artifact(name).record, f"{bundle.path}: {name}")
@@ -244,7 +244,7 @@ def _common_limits(records: list[BuildRecord], bundle: Bundle) -> tuple[int, int
 
 
 def _network_config(bundle: Bundle, options: Options, backend: str) -> ModelConfig:
-    """The network on its own: normalised pictures in, logits out."""
+    """The network on its own: normalised images in, logits out."""
     policy = options.versions
     # Until the model that asks has left its old version, that needs the old network.
     versions = replace(policy, latest=policy.latest + 1) if policy.latest is not None else policy
@@ -262,9 +262,9 @@ def _network_config(bundle: Bundle, options: Options, backend: str) -> ModelConf
     )
 
 
-def _network_size(manifest: Manifest, picture: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the network's (first) input for a picture of this height and width."""
-    height, width = resized_size(picture, manifest.preprocess)
+def _network_size(manifest: Manifest, image: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the network's (first) input for an image of this height and width."""
+    height, width = resized_size(image, manifest.preprocess)
     crop = manifest.inference.crop if manifest.inference.mode == "slide" else None
     return (min(height, crop[0]), min(width, crop[1])) if crop else (height, width)
 
@@ -272,7 +272,7 @@ def _network_size(manifest: Manifest, picture: tuple[int, int]) -> tuple[int, in
 def _front(
     bundle: Bundle, options: Options, python_class: str, parameters: dict[str, str], artifacts: tuple[str, ...] = ()
 ) -> Served:
-    """The model that clients ask: pictures in, masks out."""
+    """The model that clients ask: images in, masks out."""
     manifest = bundle.manifest
     kept = {name: manifest.artifacts[name] for name in artifacts}
     instances = options.instances or usable_cpus()
@@ -316,12 +316,12 @@ def _model_py(python_class: str) -> bytes:
 
 
 def _ensemble(front: Served, options: Options) -> list[Served]:
-    """A picture file in, mask out: decoding in front of the model."""
+    """An image file in, mask out: decoding in front of the model."""
     encoded, asked = Tensor(ENCODED, "TYPE_UINT8", (ANY,)), front.config
     decoder = ModelConfig(
         name=f"{asked.name}_decode",
         backend="python",
-        max_batch_size=1,  # decoded pictures differ in size; the model behind still batches them
+        max_batch_size=1,  # decoded images differ in size; the model behind still batches them
         inputs=(encoded,),
         outputs=(Tensor(IMAGE, "TYPE_UINT8", (ANY, ANY, 3)),),
         instances=asked.instances,

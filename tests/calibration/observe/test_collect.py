@@ -153,7 +153,7 @@ def test_bad_input(sample: Bundle, model: ir.Model, tmp_path: Path) -> None:
         collect(model, [], histograms())
     with pytest.raises(CalibrationError, match="no images"):
         CalibrationImages([], protocol)
-    with pytest.raises(InputError, match="no picture"):
+    with pytest.raises(InputError, match="no image"):
         CalibrationImages.of_folder(tmp_path, protocol)
     for wrong in (np.zeros((3, 48, 64), np.float32), np.zeros((1, 3, 48, 64)), np.zeros((1, 1, 48, 64), np.float32)):
         with pytest.raises(CalibrationError, match="expected normalised images"):

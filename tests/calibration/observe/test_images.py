@@ -1,4 +1,4 @@
-"""Calibration images and their labels: the same part of the same picture."""
+"""Calibration images and their labels: the same part of the same image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLIDE = Inference("slide", (32, 32), (24, 24))
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four pictures of 40 x 60 whose grey level is the label times ten."""
+    """Four images of 40 x 60 whose grey level is the label times ten."""
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     for i in range(4):
@@ -41,18 +41,18 @@ def test_labels_lie_where_the_image_lies(folder: Path, inference: Inference) -> 
         assert images[i].shape == (1, 3, *sizes[i]) and label.shape == sizes[i]
         np.testing.assert_array_equal(np.rint(images[i][0, 0]), label)
     starts = {(window[0].start, window[1].start) for window in (images.window(i, (40, 60)) for i in range(4))}
-    assert len(starts) == (1 if inference is WHOLE else 4), "each picture gives another window"
+    assert len(starts) == (1 if inference is WHOLE else 4), "each image gives another window"
 
 
-def test_pictures_that_cannot_be_used_are_named_all_at_once(folder: Path) -> None:
-    (folder / "images/1.png").write_bytes(b"no picture")
+def test_images_that_cannot_be_used_are_named_all_at_once(folder: Path) -> None:
+    (folder / "images/1.png").write_bytes(b"no image")
     (folder / "images/3.png").unlink()
     images = CalibrationImages(
         [folder / f"images/{i}.png" for i in range(4)], Protocol("reference", Preprocess(scale=(60, 40)), WHOLE)
     )
     with pytest.raises(CalibrationError) as caught:
         images.check(patch_size=16)
-    assert "2 of 4 pictures" in caught.value.message
+    assert "2 of 4 images" in caught.value.message
     assert "1.png" in caught.value.message and "3.png" in caught.value.message
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 from graphs import tiny_model
 
-from denseport.calibration.quantize.cpu import CpuForm, cpu_form
+from denseport.calibration.quantize.cpu import CpuForm, cpu_variant
 from denseport.calibration.quantize.graph import GraphSession, load_model, serialise, weight_of
 from denseport.calibration.quantize.placement import activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
@@ -32,7 +32,7 @@ def forms(model: ir.Model, image: np.ndarray = IMAGE, outputs: bool = True) -> t
     portable, _ = quantize(model, limits, groups, [group.name for group in chosen])
     kept = limits if outputs else {name: limits[name] for name in activations(model, chosen)}
     before = serialise(portable)
-    found_form, record = cpu_form(portable, model, kept)
+    found_form, record = cpu_variant(portable, model, kept)
     assert serialise(portable) == before
     return portable, found_form, record
 

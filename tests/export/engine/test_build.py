@@ -245,7 +245,7 @@ def test_profiles_have_names() -> None:
 
 @pytest.mark.parametrize("scale", [(2048, 512), (1024, 160), (512, 512), (640, 480)])
 @pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt_rtx"])
-def test_the_reference_profile_takes_what_pictures_become(scale: tuple[int, int], flavour: str) -> None:
+def test_the_reference_profile_takes_what_images_become(scale: tuple[int, int], flavour: str) -> None:
     preprocess = Preprocess(scale=scale)
     profiles = named_profiles("reference", flavour, Protocol("reference", preprocess, Inference()))
     for longer in (600, 700, 800, 1000, 1200):  # up to 2:1

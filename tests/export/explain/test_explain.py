@@ -34,47 +34,47 @@ def bundle(sample_copy: Bundle) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Dataset:
+def images() -> Dataset:
     return ade20k(ASSETS / "street")
 
 
 @pytest.fixture(scope="module")
-def wide_pictures(pictures: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The upper halves: another shape than the position embedding's, which is not resized for the whole pictures."""
+def wide_images(images: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The upper halves: another shape than the position embedding's, which is not resized for the whole images."""
     folder, samples = tmp_path_factory.mktemp("wide"), []
-    for sample in pictures.samples:
+    for sample in images.samples:
         files = {kind: folder / f"{sample.name}.{kind}.png" for kind in ("image", "mask")}
         for kind, file in files.items():
             whole = cv2.imread(str(getattr(sample, kind)), cv2.IMREAD_UNCHANGED)
             assert whole is not None and cv2.imwrite(str(file), whole[: whole.shape[0] // 2])
         samples.append(Sample(sample.name, **files))
-    return dataclasses.replace(pictures, samples=tuple(samples))
+    return dataclasses.replace(images, samples=tuple(samples))
 
 
 def explanation(
     bundle: Bundle,
-    pictures: Dataset,
+    images: Dataset,
     artifact: str = "model.onnx",
     protocol: str = "reference",
     checkpoint: Path | None = CHECKPOINT,
 ) -> Explanation:
-    found = explain(bundle, artifact, checkpoint, pictures, parse_protocol(protocol, bundle.manifest))
+    found = explain(bundle, artifact, checkpoint, images, parse_protocol(protocol, bundle.manifest))
     assert tuple(step.name for step in found.steps) == STEPS
     json.dumps(found.to_dict(), allow_nan=False)
     print("\n" + "\n".join(found.lines()))
     return found
 
 
-def test_an_untouched_bundle_loses_nothing(bundle: Bundle, pictures: Dataset) -> None:
+def test_an_untouched_bundle_loses_nothing(bundle: Bundle, images: Dataset) -> None:
     with_graph(bundle, lambda graph: None, "fp16.onnx", "fp16")
-    found = explanation(bundle, pictures, "fp16.onnx")
+    found = explanation(bundle, images, "fp16.onnx")
     assert found.culprits == ()
     protocol, export, precision, engine = found.steps
     for step in (protocol, export, precision):
         assert not step.failed and step.lost == pytest.approx(0, abs=1e-9)
         assert any(line.endswith("no loss") for line in step.lines())
     assert engine.mIoU is None and "no engine" in engine.notes[0]
-    assert found.pictures == found.available == 4
+    assert found.images == found.available == 4
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_an_untouched_bundle_loses_nothing(bundle: Bundle, pictures: Dataset) ->
     ],
 )
 def test_a_wrong_setting_of_the_bundle_is_named(
-    bundle: Bundle, pictures: Dataset, values: dict[str, object], culprit: str
+    bundle: Bundle, images: Dataset, values: dict[str, object], culprit: str
 ) -> None:
-    found = explanation(with_preprocess(bundle, **values), pictures)
+    found = explanation(with_preprocess(bundle, **values), images)
     assert found.culprits == (culprit,)
     protocol, export, *_ = found.steps
     assert not export.failed and protocol.failed
@@ -99,15 +99,15 @@ def test_a_wrong_setting_of_the_bundle_is_named(
     assert "the bundle has" in fault.detail
 
 
-def test_each_of_two_wrong_settings_has_its_own_effect(bundle: Bundle, pictures: Dataset) -> None:
-    found = explanation(with_preprocess(bundle, std=(1.0, 1.0, 1.0), bgr_to_rgb=False), pictures)
+def test_each_of_two_wrong_settings_has_its_own_effect(bundle: Bundle, images: Dataset) -> None:
+    found = explanation(with_preprocess(bundle, std=(1.0, 1.0, 1.0), bgr_to_rgb=False), images)
     assert found.culprits == ("preprocess.std", "preprocess.bgr_to_rgb")
     std, order = (culprit.effect for culprit in found.steps[0].culprits)
     assert std is not None and order is not None and std > order
 
 
-def test_a_protocol_that_was_chosen_is_told_from_a_wrong_bundle(bundle: Bundle, pictures: Dataset) -> None:
-    found = explanation(bundle, pictures, protocol="fixed:96x96")
+def test_a_protocol_that_was_chosen_is_told_from_a_wrong_bundle(bundle: Bundle, images: Dataset) -> None:
+    found = explanation(bundle, images, protocol="fixed:96x96")
     assert found.culprits == ("preprocess.scale, preprocess.keep_ratio",)
     assert "this protocol has" in found.steps[0].culprits[0].detail
 
@@ -124,9 +124,9 @@ def test_a_protocol_that_was_chosen_is_told_from_a_wrong_bundle(bundle: Bundle, 
     ],
 )
 def test_a_wrong_interpolation_is_named(
-    bundle: Bundle, wide_pictures: Dataset, node: str, values: dict[str, str], culprit: str
+    bundle: Bundle, wide_images: Dataset, node: str, values: dict[str, str], culprit: str
 ) -> None:
-    found = explanation(with_graph(bundle, lambda graph: set_attribute(graph, node, **values)), wide_pictures)
+    found = explanation(with_graph(bundle, lambda graph: set_attribute(graph, node, **values)), wide_images)
     assert found.culprits == (culprit,)
     (blamed,) = found.steps[1].culprits
     assert len(blamed.causes) == 1
@@ -135,29 +135,29 @@ def test_a_wrong_interpolation_is_named(
 
 @pytest.mark.parametrize("precision", ["fp16", "fp8"])
 def test_a_collapsed_layer_is_named_with_the_magnitude_that_overflowed(
-    bundle: Bundle, pictures: Dataset, precision: str
+    bundle: Bundle, images: Dataset, precision: str
 ) -> None:
     weight = "backbone.layers.2.ln1.weight"
     with_graph(bundle, lambda graph: overflow(graph, weight), f"{precision}.onnx", precision)
-    found = explanation(bundle, pictures, f"{precision}.onnx")
+    found = explanation(bundle, images, f"{precision}.onnx")
     assert found.culprits == ("backbone.layers.2.ln1 (LayerNormalization)",)
     precision = found.steps[2]
     (culprit,) = precision.culprits
-    assert precision.failed and "NaN or infinite logits in 4 pictures" in precision.notes
+    assert precision.failed and "NaN or infinite logits in 4 images" in precision.notes
     assert culprit.detail.startswith("overflow: infinite or NaN where FP32 has magnitudes up to")
     assert culprit.divergence is not None and 0 < (culprit.divergence.difference.overflow or 0) < 100
     assert len(culprit.causes) == 1 and weight in culprit.causes[0] and "infinite" in culprit.causes[0]
 
 
 def test_faults_of_three_steps_are_named_apart_and_their_losses_add_up(
-    bundle: Bundle, sample: Bundle, wide_pictures: Dataset, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, sample: Bundle, wide_images: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The sample is such an export, and a few seconds old; the tests above make one of their own.
     monkeypatch.setattr("denseport.export.explain.explain.export_onnx", lambda model, path: [sample.path / path.name])
     bundle = with_preprocess(bundle, bgr_to_rgb=False)
     with_graph(bundle, lambda graph: set_attribute(graph, "backbone/Resize", mode="nearest"))
     with_graph(bundle, lambda graph: overflow(graph, "backbone.layers.1.ln2.bias"), "fp16.onnx", "fp16")
-    found = explanation(bundle, wide_pictures, "fp16.onnx")
+    found = explanation(bundle, wide_images, "fp16.onnx")
     assert found.culprits == (
         "preprocess.bgr_to_rgb",
         "backbone (Resize)",
@@ -168,30 +168,30 @@ def test_faults_of_three_steps_are_named_apart_and_their_losses_add_up(
     assert sum(step.lost or 0.0 for step in found.steps) == pytest.approx(first[0] - last[1])
 
 
-def test_without_a_checkpoint_the_rest_is_still_examined(bundle: Bundle, pictures: Dataset) -> None:
+def test_without_a_checkpoint_the_rest_is_still_examined(bundle: Bundle, images: Dataset) -> None:
     with_graph(bundle, lambda graph: overflow(graph, "backbone.layers.2.ln1.weight"), "fp16.onnx", "fp16")
-    found = explanation(bundle, pictures, "fp16.onnx", checkpoint=None)
+    found = explanation(bundle, images, "fp16.onnx", checkpoint=None)
     assert found.steps[1].mIoU is None and "--checkpoint" in found.steps[1].notes[0]
     assert found.culprits == ("backbone.layers.2.ln1 (LayerNormalization)",)
 
 
-def test_an_engine_that_cannot_run_here_is_said_not_to_have_run(bundle: Bundle, pictures: Dataset) -> None:
+def test_an_engine_that_cannot_run_here_is_said_not_to_have_run(bundle: Bundle, images: Dataset) -> None:
     engine = bundle.path / "fp16.sm_90.engine"
     engine.write_bytes(b"no engine at all")
     bundle.add(engine.name, Artifact("engine", "fp16", {engine.name: sha256_of(engine)}))
-    found = explanation(bundle, pictures, engine.name)
+    found = explanation(bundle, images, engine.name)
     precision, step = found.steps[2:]
     assert precision.mIoU is None and "no fp16.onnx" in precision.notes[0]
     assert step.mIoU is None and "does not run here" in step.notes[0]
 
 
-def test_few_pictures_are_spread_over_the_data_set(bundle: Bundle, pictures: Dataset) -> None:
+def test_few_images_are_spread_over_the_data_set(bundle: Bundle, images: Dataset) -> None:
     protocol = parse_protocol("reference", bundle.manifest)
     told: list[str] = []
-    found = explain(bundle, "model.onnx", None, pictures, protocol, limit=2, progress=told.append)
-    assert (found.pictures, found.available) == (2, 4) and told
-    with pytest.raises(InputError, match="at least one picture"):
-        explain(bundle, "model.onnx", None, pictures, protocol, limit=0)
+    found = explain(bundle, "model.onnx", None, images, protocol, limit=2, progress=told.append)
+    assert (found.images, found.available) == (2, 4) and told
+    with pytest.raises(InputError, match="at least one image"):
+        explain(bundle, "model.onnx", None, images, protocol, limit=0)
 
 
 def test_differences_of_arrays() -> None:

@@ -26,7 +26,7 @@ def bundle(sample_copy: Bundle) -> Bundle:
 
 @pytest.fixture(scope="module")
 def right_miou(sample: Bundle) -> str:
-    """What the untouched sample scores on these pictures: the reference of the tests below."""
+    """What the untouched sample scores on these images: the reference of the tests below."""
     segmenter = Segmenter(sample)
     return f"{evaluate(ade20k(ASSETS / 'street'), segmenter).scores(sample.manifest.classes).mIoU:.4f}"
 

@@ -46,9 +46,9 @@ def random_images(*sizes: tuple[int, int], batch: int = 1) -> list[Image]:
 
 def prepared(paths: list[Path], manifest: Manifest) -> Iterator[Image]:
     for path in paths:
-        picture = cv2.imread(str(path))
-        assert picture is not None
-        yield normalise(resize(picture, resized_size(picture.shape[:2], manifest.preprocess)), manifest.preprocess)
+        image = cv2.imread(str(path))
+        assert image is not None
+        yield normalise(resize(image, resized_size(image.shape[:2], manifest.preprocess)), manifest.preprocess)
 
 
 def emulated(path: Path) -> OnnxRuntimeSession:

@@ -206,11 +206,11 @@ def test_upsample_argmax_at_the_limits_of_the_type(kernels: Any, precision: Prec
 # --- the two resizes + argmax ---
 
 
-def run_resize_argmax(kernels: Any, logits: Array, network: tuple[int, int], picture: tuple[int, int]) -> Array:
+def run_resize_argmax(kernels: Any, logits: Array, network: tuple[int, int], image: tuple[int, int]) -> Array:
     precision: Precision = "f16" if logits.dtype == np.float16 else "f32"
     batch, classes, *size = logits.shape
-    plan = launch.resize_argmax(batch, classes, (size[0], size[1]), network, picture, precision=precision)
-    return np.asarray(kernels.run(plan, [logits, None, None, None], (batch, *picture), np.int32))
+    plan = launch.resize_argmax(batch, classes, (size[0], size[1]), network, image, precision=precision)
+    return np.asarray(kernels.run(plan, [logits, None, None, None], (batch, *image), np.int32))
 
 
 @OFTEN
@@ -218,7 +218,7 @@ def run_resize_argmax(kernels: Any, logits: Array, network: tuple[int, int], pic
     seed=seeds,
     shape=st.tuples(st.integers(1, 2), st.integers(1, 7), sides, sides),
     network=st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    picture=st.tuples(st.integers(1, 50), st.integers(1, 50)),
+    image=st.tuples(st.integers(1, 50), st.integers(1, 50)),
     precision=st.sampled_from(PRECISIONS),
     kind=st.sampled_from(KINDS),
 )
@@ -227,13 +227,13 @@ def test_resize_argmax(
     seed: int,
     shape: tuple[int, int, int, int],
     network: tuple[int, int],
-    picture: tuple[int, int],
+    image: tuple[int, int],
     precision: Precision,
     kind: str,
 ) -> None:
     logits = numbers(seed, shape, precision, kind)
-    actual = run_resize_argmax(kernels, logits, network, picture)
-    assert_argmax(actual, bilinear(bilinear(logits, network), picture), exact=False)
+    actual = run_resize_argmax(kernels, logits, network, image)
+    assert_argmax(actual, bilinear(bilinear(logits, network), image), exact=False)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from denseport.runtime.benchmark.load import Conditions, Watch
+from denseport.runtime.benchmark.load import Conditions, LoadMonitor
 from denseport.runtime.benchmark.report import as_dict, table
 from denseport.runtime.benchmark.speed import (
     Contender,
@@ -22,7 +22,7 @@ from denseport.runtime.benchmark.speed import (
     expected_seconds,
     run_bench,
     speed_warnings,
-    synthetic_picture,
+    synthetic_image,
 )
 from denseport.runtime.benchmark.startup import measure_startup
 from denseport.runtime.bundle.bundle import Bundle
@@ -31,7 +31,7 @@ from denseport.runtime.cli.main import main
 
 @dataclass
 class Sleeping:
-    """A session that takes a known time for each picture."""
+    """A session that takes a known time for each image."""
 
     seconds: float
     description: str = "sleeps"
@@ -45,7 +45,7 @@ def test_known_durations_are_found_and_compared() -> None:
     tensor = np.zeros((1, 3, 4, 4), np.float32)
     plan = Plan(rounds=3, seconds=0.02, concurrency=(), batches=(2,))
     quick, slow = run_bench(
-        [Contender("quick", Sleeping(0.005)), Contender("slow", Sleeping(0.02))], synthetic_picture(4, 4), tensor, plan
+        [Contender("quick", Sleeping(0.005)), Contender("slow", Sleeping(0.02))], synthetic_image(4, 4), tensor, plan
     )
     assert 5 <= quick.session.median < slow.session.median and slow.session.median >= 20
     assert quick.session.times_as_fast_as(slow.session).median > 1.2  # 4, on a machine that has nothing else to do
@@ -84,8 +84,8 @@ def test_a_ratio_is_given_where_enough_rounds_agree(
 ) -> None:
     ours, theirs = (Latency(tuple((value,) for value in each)) for each in ([1.0] * len(rounds), rounds))
     results = [Result("ours", "", ours, None), Result("theirs", "", theirs, None)]
-    picture, tensor = synthetic_picture(4, 4), np.zeros((1, 3, 4, 4), np.float32)
-    report = as_dict(sample, results, {}, picture, tensor, Conditions(1, None, None, None), [], {})
+    image, tensor = synthetic_image(4, 4), np.zeros((1, 3, 4, 4), np.float32)
+    report = as_dict(sample, results, {}, image, tensor, Conditions(1, None, None, None), [], {})
     row, text = report["rows"][0], table(report)
     if words:
         assert row["times_as_fast_as"] == {"theirs": None} and words in row["no_ratio"]["theirs"]
@@ -100,7 +100,7 @@ def test_the_time_it_takes_is_told_beforehand() -> None:
     plan = Plan(rounds=2, seconds=0.1, concurrency=(), batches=(1, 4))
     run_bench(
         [Contender("a", Sleeping(0.05)), Contender("b", Sleeping(0.02))],
-        synthetic_picture(4, 4),
+        synthetic_image(4, 4),
         np.zeros((1, 3, 4, 4), np.float32),
         plan,
         lambda text: told.append((time.perf_counter(), text)),
@@ -113,7 +113,7 @@ def test_the_time_it_takes_is_told_beforehand() -> None:
     batches_of_4 = 0.2 + 2 * 1 * 0.2 + 0.08 + 2 * 1 * 0.08
     assert expected_seconds(plan, [0.05, 0.02], []) == pytest.approx(2 * (a + b) + batches_of_4)
     callers = Plan(rounds=3, seconds=1, concurrency=(4,), batches=())
-    # Four callers are served four pictures at least: 4 runs of 0.5 s a round, where alone there are 2.
+    # Four callers are served four images at least: 4 runs of 0.5 s a round, where alone there are 2.
     assert expected_seconds(callers, [0.5], [0.5]) == pytest.approx(3 * 0.5 + 3 * (1 + 1 + 2))
     assert time.perf_counter() - said[0] >= 0.9 * expected_seconds(plan, [0.05, 0.02], [])
 
@@ -121,7 +121,7 @@ def test_the_time_it_takes_is_told_beforehand() -> None:
 def test_drift_and_other_processes_are_warned_about() -> None:
     result = run_bench(
         [Contender("x", Sleeping(0.0))],
-        synthetic_picture(4, 4),
+        synthetic_image(4, 4),
         np.zeros((1, 3, 4, 4), np.float32),
         Plan(2, 0.001, (), ()),
     )[0]
@@ -133,7 +133,7 @@ def test_drift_and_other_processes_are_warned_about() -> None:
 
 
 def test_own_work_is_not_taken_for_that_of_others() -> None:
-    watch = Watch()
+    watch = LoadMonitor()
     busy = watch.stop()
     assert busy.others is None or 0 <= busy.others <= 1
     watch._busy, watch._own, watch._start = 0.0, 0.0, watch._start - 1e9  # nothing but a little work in 30 years
@@ -146,11 +146,11 @@ def test_memory_is_the_childs_own(sample: Bundle) -> None:
     assert measure_startup(sample.path, "model.onnx", (64, 96), 1)["peak_mib"] < ballast.nbytes / 2**20
 
 
-def test_the_picture_is_always_the_same_and_not_uniform() -> None:
-    picture = synthetic_picture(96, 160)
-    assert picture.shape == (96, 160, 3) and picture.dtype == np.uint8
-    assert (picture == synthetic_picture(96, 160)).all() and picture.std() > 20
-    assert synthetic_picture(1, 1).shape == (1, 1, 3)
+def test_the_image_is_always_the_same_and_not_uniform() -> None:
+    image = synthetic_image(96, 160)
+    assert image.shape == (96, 160, 3) and image.dtype == np.uint8
+    assert (image == synthetic_image(96, 160)).all() and image.std() > 20
+    assert synthetic_image(1, 1).shape == (1, 1, 3)
 
 
 def test_the_command_measures_records_and_reports(
@@ -164,8 +164,8 @@ def test_the_command_measures_records_and_reports(
     assert row["artifact"] == "model.onnx" and row["mIoU"] == 25.88
     assert row["session_ms"]["p50"] > 0 and row["whole_ms"]["p50"] > 0 and row["session_ms"]["p99"] is None
     assert row["start"]["peak_mib"] > 20 and row["start"]["open_ms"] > 0
-    assert list(row["pictures_per_second"]) == ["2"] and list(row["batch_pictures_per_second"]) == ["1"]
-    assert report["measured"]["network_input"][2] % 2 == 0 and report["measured"]["picture"] == [64, 96]
+    assert list(row["images_per_second"]) == ["2"] and list(row["batch_images_per_second"]) == ["1"]
+    assert report["measured"]["network_input"][2] % 2 == 0 and report["measured"]["image"] == [64, 96]
     speed = Bundle(sample_copy.path).artifact("model.onnx").record["speed"]
     assert speed["session_ms"] == row["session_ms"] and "processor" in speed["machine"]
     assert json.loads((tmp_path / "report/bench.json").read_text()) == report

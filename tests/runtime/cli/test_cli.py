@@ -56,7 +56,7 @@ def files(folder: Path) -> set[str]:
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
-    """A small picture."""
+    """A small image."""
     path = tmp_path / "in/photo.png"
     images.write_image(path, cv2.resize(read_image(PHOTOS[0]), (96, 64)))
     return path
@@ -132,13 +132,13 @@ def test_run_writes_masks_and_overlays(call: Callable[..., Any], sample: Bundle,
     name = PHOTOS[0].stem
     assert files(tmp_path / "new/out") == {f"{name}_mask.png", f"{name}_overlay.png"}
     assert f"{name}_mask.png" in out and " %" in out
-    picture = read_image(PHOTOS[0])
+    image = read_image(PHOTOS[0])
     mask = cv2.imread(str(tmp_path / f"new/out/{name}_mask.png"), cv2.IMREAD_COLOR)
     with Segmenter(sample) as segmenter:
-        expected = segmenter(picture).mask
+        expected = segmenter(image).mask
     palette = np.array(sample.manifest.palette, np.uint8)
     np.testing.assert_array_equal(mask[..., ::-1], palette[expected])
-    assert read_image(tmp_path / f"new/out/{name}_overlay.png").shape[0] >= picture.shape[0]
+    assert read_image(tmp_path / f"new/out/{name}_overlay.png").shape[0] >= image.shape[0]
 
 
 def test_run_finds_folders_and_writes_json(
@@ -178,7 +178,8 @@ def test_run_smooths_a_video_on_request(call: Callable[..., Any], sample: Bundle
             writer.write(np.roll(frame, shift, 1))
     masks = {}
     for weight in ("0", "0.9"):
-        code, _, _ = call("run", sample.path, tmp_path / "clip.webm", "-o", tmp_path / weight, "--smooth", weight)
+        arguments = (tmp_path / "clip.webm", "-o", tmp_path / weight, "--temporal-smoothing", weight)
+        code, _, _ = call("run", sample.path, *arguments)
         assert code == 0
         masks[weight] = [
             cv2.imread(str(tmp_path / weight / f"clip_mask/{i:06}.png"), cv2.IMREAD_UNCHANGED) for i in (1, 2, 3)
@@ -188,16 +189,16 @@ def test_run_smooths_a_video_on_request(call: Callable[..., Any], sample: Bundle
     assert changed["0.9"] < changed["0"]
 
 
-PICTURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+IMAGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "grey": lambda image: cv2.cvtColor(image, cv2.COLOR_BGR2GRAY),
     "rgba": lambda image: cv2.cvtColor(image, cv2.COLOR_BGR2BGRA),
     "sixteen": lambda image: image.astype(np.uint16) * 257,
 }
 
 
-def test_run_takes_every_kind_of_picture(call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path) -> None:
+def test_run_takes_every_kind_of_image(call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path) -> None:
     image, folder = read_image(photo), photo.parent
-    for name, convert in PICTURES.items():
+    for name, convert in IMAGES.items():
         assert cv2.imwrite(str(folder / f"{name}.png"), convert(image))
     levels = image[..., 1] // 64
     images.write_mask(folder / "palette.png", levels, [(0, 0, 0), (80, 80, 80), (160, 160, 160), (240, 240, 240)])
@@ -221,7 +222,7 @@ def turned_jpeg(image: np.ndarray) -> bytes:
     return data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:]
 
 
-def test_a_bad_picture_among_many_fails_alone(
+def test_a_bad_image_among_many_fails_alone(
     call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path
 ) -> None:
     (tmp_path / "broken.jpg").write_bytes(PHOTOS[0].read_bytes()[:2000])
@@ -241,11 +242,11 @@ def test_a_bad_picture_among_many_fails_alone(
     assert len(files(tmp_path / "out")) == 2
 
 
-def test_only_bad_pictures_leave_nothing(call: Callable[..., Any], sample: Bundle, tmp_path: Path) -> None:
+def test_only_bad_images_leave_nothing(call: Callable[..., Any], sample: Bundle, tmp_path: Path) -> None:
     code, out, err = call("run", sample.path, tmp_path / "missing.jpg", "-o", tmp_path / "out")
     assert (code, out) == (2, "") and "missing.jpg: there is no such file" in err and "Check the path" in err
     (tmp_path / "empty").mkdir()
-    refused(call("run", sample.path, tmp_path / "empty", "-o", tmp_path / "out"), "no picture or video found")
+    refused(call("run", sample.path, tmp_path / "empty", "-o", tmp_path / "out"), "no image or video found")
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 

@@ -27,7 +27,7 @@ def write_png(path: Path, image: NDArray[np.generic]) -> Path:
 
 
 def ade_layout(root: Path, **splits: tuple[str, ...]) -> Path:
-    """Tiny pictures and masks in ADE20K's layout, by split."""
+    """Tiny images and masks in ADE20K's layout, by split."""
     for split, stems in splits.items():
         for stem in stems:
             write_png(root / "annotations" / split / f"{stem}.png", LABELS)
@@ -80,7 +80,7 @@ def test_a_missing_layout_or_split_is_named(tmp_path: Path) -> None:
         ade20k(tmp_path, "test")
     (tmp_path / "images/test").mkdir()
     (tmp_path / "annotations/test").mkdir()
-    with pytest.raises(DatasetError, match="there are no pictures"):
+    with pytest.raises(DatasetError, match="there are no images"):
         ade20k(tmp_path, "test")
 
 
@@ -91,11 +91,11 @@ def test_what_does_not_pair_is_counted_and_listed(tmp_path: Path) -> None:
     write_png(tmp_path / "annotations/validation/lone.png", LABELS)
     with pytest.raises(DatasetError) as caught:
         ade20k(tmp_path)
-    assert "7 of 9 pictures have no mask (such as p0, p1, p2, p3, p4, …)" in caught.value.message
-    assert "1 of 3 masks have no picture (such as lone)" in caught.value.message
+    assert "7 of 9 images have no mask (such as p0, p1, p2, p3, p4, …)" in caught.value.message
+    assert "1 of 3 masks have no image (such as lone)" in caught.value.message
 
 
-def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     ade_layout(tmp_path, validation=("a",))
     (tmp_path / "images/validation/a.png").touch()
     with pytest.raises(DatasetError, match=r"a\.jpg and a\.png"):
@@ -124,13 +124,13 @@ def test_a_list_of_names_finds_their_split_and_keeps_its_order(tmp_path: Path) -
 
 def test_a_list_of_pairs_is_relative_to_the_root_or_to_itself(tmp_path: Path) -> None:
     root = ade_layout(tmp_path / "data", validation=("a",))
-    write_png(tmp_path / "my pictures/x.png", LABELS)
+    write_png(tmp_path / "my images/x.png", LABELS)
     listed = tmp_path / "list.txt"
-    listed.write_text("images/validation/a.jpg\tannotations/validation/a.png\nmy pictures/x.png \t my pictures/x.png\n")
+    listed.write_text("images/validation/a.jpg\tannotations/validation/a.png\nmy images/x.png \t my images/x.png\n")
     dataset = image_list(listed, root)
-    assert names(dataset) == ["images/validation/a", "my pictures/x"]
+    assert names(dataset) == ["images/validation/a", "my images/x"]
     assert dataset.samples[0].image == root / "images/validation/a.jpg"
-    assert dataset.samples[1].mask == tmp_path / "my pictures/x.png"
+    assert dataset.samples[1].mask == tmp_path / "my images/x.png"
     assert not dataset.reduce_zero_label
     assert image_list(listed, root, reduce_zero_label=True).reduce_zero_label
 
@@ -144,7 +144,7 @@ def test_a_list_of_pairs_is_relative_to_the_root_or_to_itself(tmp_path: Path) ->
         ("both\n", "line 1: 'both' is in .*training.*validation"),
         ("a\n\n# again\na\n", "line 4: 'a' is on line 1 too"),
         ("nomask\n", "line 1: 'nomask' has no mask"),
-        ("a\na b\n", "line 2: expected one name or 'picture mask'"),
+        ("a\na b\n", "line 2: expected one name or 'image mask'"),
         ("a b c\n", "line 1: expected .* found 3 fields"),
         ("images/validation/a.jpg no.png\n", "line 1: there is no file 'no.png'"),
         ("images/validation annotations/validation/a.png\n", "line 1: there is no file 'images/validation'"),

@@ -94,7 +94,7 @@ np.savez(out, matrix=evaluation.confusion.matrix, intersect=evaluation.areas.int
 
 
 def run_child(arguments: list[str], kill_after: int | None) -> int:
-    """Run the evaluation in a child; kill -9 it once it has done ``kill_after`` pictures. Returns pictures done."""
+    """Run the evaluation in a child; kill -9 it once it has done ``kill_after`` images. Returns images done."""
     child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     done = 0
@@ -147,7 +147,7 @@ def test_a_mask_of_another_size_is_named(sample: Bundle, tmp_path: Path) -> None
         (tmp_path / folder / "validation").mkdir(parents=True)
     cv2.imwrite(str(tmp_path / "images/validation/a.jpg"), np.zeros((60, 80, 3), np.uint8))
     cv2.imwrite(str(tmp_path / "annotations/validation/a.png"), np.zeros((60, 81), np.uint8))
-    with pytest.raises(DatasetError, match=r"a\.png: is 81 x 60, its picture .* is 80 x 60"):
+    with pytest.raises(DatasetError, match=r"a\.png: is 81 x 60, its image .* is 80 x 60"):
         evaluate(ade20k(tmp_path), Segmenter(sample))
 
 

@@ -17,8 +17,8 @@ from denseport.runtime.evaluation.gate import (
     against_fp32,
     against_published,
     check_collapse,
-    obstacle_to_published,
     threshold,
+    why_not_published,
 )
 from denseport.runtime.evaluation.metrics import ConfusionMatrix
 
@@ -43,8 +43,8 @@ def measure(errors: float, images: int = 40, seed: int = 0) -> list[ConfusionMat
 
 
 def test_the_published_number_is_only_for_its_images() -> None:
-    assert obstacle_to_published(2000) is None
-    assert "2000 images; 100 were measured" in str(obstacle_to_published(100))
+    assert why_not_published(2000) is None
+    assert "2000 images; 100 were measured" in str(why_not_published(100))
 
 
 @pytest.mark.parametrize(("measured", "passed"), [(47.0, True), (46.0, True), (45.5, True), (45.25, False)])

@@ -19,7 +19,7 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Artifact, Inference, Manifest, Preprocess, Reference
 from denseport.runtime.evaluation.dataset import ade20k
 from denseport.runtime.evaluation.evaluate import Evaluation, evaluate
-from denseport.runtime.evaluation.failures import WorstPicture, worst_pictures
+from denseport.runtime.evaluation.failures import WorstImage, worst_images
 from denseport.runtime.evaluation.gate import Predictions, Verdict
 from denseport.runtime.evaluation.metrics import ConfusionMatrix
 from denseport.runtime.evaluation.report import ReportInput, write_report
@@ -114,10 +114,10 @@ def manifest(classes: tuple[str, ...] = CLASSES, **changes: Any) -> Manifest:
     return Manifest(**{**values, **changes})
 
 
-def picture(mask: NDArray[np.uint8], fp32: NDArray[np.uint8] | None = None, name: str = "street") -> WorstPicture:
+def image(mask: NDArray[np.uint8], fp32: NDArray[np.uint8] | None = None, name: str = "street") -> WorstImage:
     truth = np.array([[0, 0, 1, 255]], np.uint8)
     image = np.full((1, 4, 3), 90, np.uint8)
-    return WorstPicture(name, image, truth, mask, fp32, 33.3, None if fp32 is None else 100.0, None)
+    return WorstImage(name, image, truth, mask, fp32, 33.3, None if fp32 is None else 100.0, None)
 
 
 def report(own: list[list[int]] = MATRIX, fp32: list[list[int]] | None = None, **changes: Any) -> ReportInput:
@@ -134,7 +134,7 @@ def report(own: list[list[int]] = MATRIX, fp32: list[list[int]] | None = None, *
         "warnings": (),
         "command": "denseport eval bundle --data street",
         "environment": {"machine": "two cores"},
-        "pictures": (picture(np.array([[0, 1, 1, 1]], np.uint8)),),
+        "images": (image(np.array([[0, 1, 1, 1]], np.uint8)),),
         "created": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
     }
     return ReportInput(**{**values, **changes})
@@ -146,7 +146,7 @@ def written(folder: Path, data: ReportInput) -> Page:
 
 def with_fp32(own: list[list[int]], fp32: list[list[int]]) -> ReportInput:
     fp32_mask = np.array([[0, 0, 1, 1]], np.uint8)
-    return report(own, fp32, pictures=(picture(np.array([[0, 1, 1, 1]], np.uint8), fp32_mask),))
+    return report(own, fp32, images=(image(np.array([[0, 1, 1, 1]], np.uint8), fp32_mask),))
 
 
 def diagonal(*intersect: int) -> list[list[int]]:
@@ -186,7 +186,7 @@ def test_whatever_comes_from_outside_is_escaped(tmp_path: Path) -> None:
         warnings=(MARKUP,),
         command=MARKUP,
         environment={MARKUP: MARKUP},
-        pictures=(picture(np.zeros((1, 4), np.uint8), name=MARKUP),),
+        images=(image(np.zeros((1, 4), np.uint8), name=MARKUP),),
     )
     text = write_report(tmp_path, data).read_text(encoding="utf-8")
     assert "<script" not in text and "'x'" not in text
@@ -206,7 +206,7 @@ def test_the_numbers_are_the_scores(tmp_path: Path) -> None:
     rows = {row[0]: row[1:] for row in reversed(page.rows)}  # the first table, of classes, wins
     assert rows["wall"] == ["60.00", "70.00", "−10.00", "57.14 %"]
     assert rows["sky"] == ["50.00", "40.00", "+10.00", "42.86 %"]
-    assert "0.25 pictures/s" in page.text and "3000.0 ms a picture, 75 % of the time" in page.text
+    assert "0.25 images/s" in page.text and "3000.0 ms an image, 75 % of the time" in page.text
     assert ("ab" * 32) in page.text and "c0ffee" in page.text and "2026-01-02 03:04:05 UTC" in page.text
 
 
@@ -233,8 +233,8 @@ def test_the_axis_puts_loss_left_and_budget_right(tmp_path: Path) -> None:
 
 
 def test_without_gate_or_fp32(tmp_path: Path) -> None:
-    page = written(tmp_path, report(verdict=None, pictures=()))
-    assert "Not judged" in page.text and "FP32" not in page.text and "Worst pictures" not in page.text
+    page = written(tmp_path, report(verdict=None, images=()))
+    assert "Not judged" in page.text and "FP32" not in page.text and "Worst images" not in page.text
     assert [row[0] for row in page.rows[1:3]] == ["sky", "wall"]  # the lowest IoU first
     assert page.rows[1] == ["sky", "50.00", "66.67", "42.86 %"]
     assert "Left out, as in no truth and no prediction: 3 classes." in page.text
@@ -247,7 +247,7 @@ def test_a_measurement_without_a_labelled_pixel(tmp_path: Path) -> None:
     page = written(tmp_path, replace(data, evaluation=replace(data.evaluation, measured=0, seconds=0.0)))
     assert "no difference can be given" in page.text and "mIoU , % –" in page.text
     assert "nan" not in page.text.lower()
-    assert "No pixel was given a wrong class." in page.text and "1 picture measured by an earlier run" in page.text
+    assert "No pixel was given a wrong class." in page.text and "1 image measured by an earlier run" in page.text
 
 
 def test_the_biggest_loser_comes_first_and_absent_classes_are_counted(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_a_class_that_only_one_of_the_two_sees_has_no_change(tmp_path: Path) -> 
 
 def test_many_classes_are_folded(tmp_path: Path) -> None:
     names = tuple(f"class {i}" for i in range(150))
-    page = written(tmp_path, report(diagonal(*range(1, 100), *[50] * 51), manifest=manifest(names), pictures=()))
+    page = written(tmp_path, report(diagonal(*range(1, 100), *[50] * 51), manifest=manifest(names), images=()))
     assert sum(row[0].startswith("class ") and not row[1].startswith("class ") for row in page.rows) == 150
     assert "130 more classes" in page.text
 
@@ -288,10 +288,10 @@ def decoded(attributes: Mapping[str, str | None]) -> NDArray[np.uint8]:
     return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), np.uint8)
 
 
-def test_the_views_of_a_picture(tmp_path: Path) -> None:
+def test_the_views_of_an_image(tmp_path: Path) -> None:
     # Truth 0 0 1 and one pixel to ignore; this artifact loses the second, gains the third.
-    worst = picture(np.array([[0, 1, 1, 1]], np.uint8), np.array([[0, 0, 0, 2]], np.uint8))
-    page = written(tmp_path, report(MATRIX, MATRIX, pictures=(worst,)))
+    worst = image(np.array([[0, 1, 1, 1]], np.uint8), np.array([[0, 0, 0, 2]], np.uint8))
+    page = written(tmp_path, report(MATRIX, MATRIX, images=(worst,)))
     _, truth, fp32, own, difference = (decoded(image) for image in page.attributes("img"))
     np.testing.assert_array_equal(truth[0, :, 2], [0, 0, 10, 0])  # red of the palette; ignored is black
     np.testing.assert_array_equal(fp32[0, :, 2], [0, 0, 0, 20])
@@ -304,7 +304,7 @@ def test_the_views_of_a_picture(tmp_path: Path) -> None:
 
 
 def test_without_fp32_what_is_wrong_is_marked(tmp_path: Path) -> None:
-    page = written(tmp_path, report(pictures=(picture(np.array([[0, 1, 1, 1]], np.uint8)),)))
+    page = written(tmp_path, report(images=(image(np.array([[0, 1, 1, 1]], np.uint8)),)))
     *_, difference = (decoded(image) for image in page.attributes("img"))
     np.testing.assert_array_equal(np.ptp(difference[0], axis=1) > 0, [False, True, False, False])
 
@@ -328,7 +328,7 @@ def segmenters(sample: Bundle) -> tuple[Segmenter, Segmenter]:
     return Segmenter(sample, protocol="fixed:96x96", threads=2), Segmenter(sample, threads=2)
 
 
-def test_the_worst_pictures_are_those_that_an_independent_count_finds(segmenters: tuple[Segmenter, Segmenter]) -> None:
+def test_the_worst_images_are_those_that_an_independent_count_finds(segmenters: tuple[Segmenter, Segmenter]) -> None:
     own, fp32 = segmenters
     dataset = ade20k(ASSETS / "street")
     accuracy, disagreement = {}, {}
@@ -339,12 +339,12 @@ def test_the_worst_pictures_are_those_that_an_independent_count_finds(segmenters
         accuracy[sample.name] = 100 * np.mean((mask == stored - 1)[stored > 0])
         disagreement[sample.name] = 100 * np.mean(mask != other)
 
-    alone = worst_pictures(dataset, evaluate(dataset, own), own, None, count=2)
+    alone = worst_images(dataset, evaluate(dataset, own), own, None, count=2)
     assert [p.name for p in alone] == sorted(accuracy, key=lambda name: accuracy[name])[:2]
     assert [p.accuracy for p in alone] == pytest.approx([accuracy[p.name] for p in alone])
     assert alone[0].fp32_mask is None and max(alone[0].image.shape) <= 320
 
-    beside = worst_pictures(dataset, evaluate(dataset, own, fp32=fp32), own, fp32)
+    beside = worst_images(dataset, evaluate(dataset, own, fp32=fp32), own, fp32)
     assert [p.name for p in beside] == sorted(disagreement, key=lambda name: -disagreement[name])
     assert [p.disagreement for p in beside] == pytest.approx([disagreement[p.name] for p in beside])
     for p in beside:
@@ -352,14 +352,14 @@ def test_the_worst_pictures_are_those_that_an_independent_count_finds(segmenters
         assert p.image.shape[:2] == p.truth.shape == p.mask.shape == p.fp32_mask.shape
 
 
-def test_a_data_set_of_one_picture(segmenters: tuple[Segmenter, Segmenter], tmp_path: Path) -> None:
+def test_a_data_set_of_one_image(segmenters: tuple[Segmenter, Segmenter], tmp_path: Path) -> None:
     own, fp32 = segmenters
     dataset = ade20k(ASSETS / "street")
     dataset = replace(dataset, samples=dataset.samples[:1])
     result = evaluate(dataset, own, fp32=fp32)
-    pictures = worst_pictures(dataset, result, own, fp32)
+    images = worst_images(dataset, result, own, fp32)
     scores = result.scores(own.manifest.classes)
-    data = replace(report(), manifest=own.manifest, evaluation=result, scores=scores, pictures=pictures)
+    data = replace(report(), manifest=own.manifest, evaluation=result, scores=scores, images=images)
     page = written(tmp_path, data)
-    assert "measured on 1 picture," in page.text and f"{scores.mIoU:.2f}" in page.text
+    assert "measured on 1 image," in page.text and f"{scores.mIoU:.2f}" in page.text
     assert len(list(page.attributes("img"))) == 5

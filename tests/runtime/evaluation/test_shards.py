@@ -50,10 +50,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 # Shards
 
 
-def counted(key: str, pictures: Sequence[int], *, total: int = 9) -> EvaluationState:
-    """A state with those pictures of a fixed random data set."""
+def counted(key: str, images: Sequence[int], *, total: int = 9) -> EvaluationState:
+    """A state with those images of a fixed random data set."""
     state = EvaluationState(key, total, 5, with_fp32=True)
-    for index in pictures:
+    for index in images:
         random = np.random.default_rng(index)
         truth, mask, fp32_mask = random.integers(0, 6, (3, 11, 7), np.uint8)
         truth[truth == 5] = 255
@@ -73,14 +73,14 @@ def assert_same_counts(first: EvaluationState, second: EvaluationState) -> None:
 @pytest.mark.parametrize("parts", [[range(9)], [[8, 1], [0, 2, 3, 4], [], [7, 6, 5]], [[i] for i in range(9)]])
 def test_states_in_any_parts_and_order_add_up_to_the_whole(tmp_path: Path, parts: list[Sequence[int]]) -> None:
     paths = [tmp_path / f"{number}.npz" for number in range(len(parts))]
-    for path, pictures in zip(paths, parts, strict=True):
-        save_state(path, counted("k", pictures))
+    for path, images in zip(paths, parts, strict=True):
+        save_state(path, counted("k", images))
     whole = counted("k", range(9))
     for order in (paths, paths[::-1]):
         assert_same_counts(merge_states(order, "k"), whole)
 
 
-def test_a_part_with_numbers_of_its_own_lands_on_its_pictures() -> None:
+def test_a_part_with_numbers_of_its_own_lands_on_its_images() -> None:
     whole, part = counted("k", [0, 1, 2]), EvaluationState("", 3, 5, with_fp32=True)
     source = counted("k", [7, 3, 5])
     part.confusion.merge(source.confusion)
@@ -99,9 +99,9 @@ def test_a_merge_refuses_what_would_falsify_the_sum(tmp_path: Path) -> None:
     save_state(first, counted("k", range(4)))
     save_state(second, counted("k", range(3, 8)))
     save_state(other, counted("another", range(4, 9)))
-    with pytest.raises(InputError, match=r"second\.npz: counted twice: 1 picture\n"):
+    with pytest.raises(InputError, match=r"second\.npz: counted twice: 1 image\n"):
         merge_states([first, second], "k")
-    with pytest.raises(InputError, match="in none of the states: 5 of 9 pictures, such as number 5"):
+    with pytest.raises(InputError, match="in none of the states: 5 of 9 images, such as number 5"):
         merge_states([first], "k")
     for path in (other, tmp_path / "missing.npz"):
         with pytest.raises(InputError, match=rf"{path.name}: is no state of this measurement"):
@@ -140,7 +140,7 @@ def test_shards_on_the_command_line_equal_one_run(
     [
         (["--shard", "1/2"], "--state FILE"),
         (["--shard", "99/99", "--state", "unused.npz"], "Make fewer shards"),
-        (["--shard", "1/2", "--state", "unused.npz", "--record"], "--record needs all pictures"),
+        (["--shard", "1/2", "--state", "unused.npz", "--record"], "--record needs all images"),
     ],
 )
 def test_shards_that_cannot_be_are_refused(
@@ -158,7 +158,7 @@ def test_a_shard_is_one_of_n(capsys: pytest.CaptureFixture[str], text: str) -> N
 
 
 def damaged_street(folder: Path) -> tuple[Dataset, Path]:
-    """The street pictures, one of them an empty file; and that file."""
+    """The street images, one of them an empty file; and that file."""
     street, empty = ade20k(STREET), folder / "empty.jpg"
     empty.touch()
     broken = Sample("broken", empty, street.samples[0].mask)
@@ -237,12 +237,12 @@ def cluster() -> Iterator[Cluster]:
 @pytest.mark.ray
 @pytest.mark.filterwarnings("default")
 class TestRay:
-    """One cluster of an actor a core; a picture is a batch where there are few."""
+    """One cluster of an actor a core; an image is a batch where there are few."""
 
     def test_an_actor_killed_in_the_middle_changes_no_count(self, cluster: Cluster, sample: Bundle) -> None:
         self.assert_equal_though_killed(ade20k(STREET), sample, after=1)
 
-    def test_so_with_a_hundred_pictures(self, cluster: Cluster, sample: Bundle, shared: Path) -> None:
+    def test_so_with_a_hundred_images(self, cluster: Cluster, sample: Bundle, shared: Path) -> None:
         self.assert_equal_though_killed(ade20k(shared / "data/street"), sample, after=20)
 
     def assert_equal_though_killed(self, dataset: Dataset, bundle: Bundle, after: int) -> None:
@@ -276,7 +276,7 @@ class TestRay:
         def run() -> Any:
             return evaluate_on_ray("local", dataset, segmenter, threads=1, state_file=state, resume=True, key="k")[0]
 
-        with pytest.raises(DatasetError, match=rf"1 of {len(dataset)} pictures failed\n  {empty}: the file is empty"):
+        with pytest.raises(DatasetError, match=rf"1 of {len(dataset)} images failed\n  {empty}: the file is empty"):
             run()
         empty.write_bytes(dataset.samples[0].image.read_bytes())
         mended = run()
@@ -293,11 +293,11 @@ class TestRay:
     def test_labels_are_the_same_files(
         self, cluster: Cluster, sample: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        pictures, empty = STREET / "images/validation", tmp_path / "empty.jpg"
+        images, empty = STREET / "images/validation", tmp_path / "empty.jpg"
         empty.touch()
         results = {}
         for name, extra in (("local", []), ("ray", ["--ray", "local", "--threads", "1"])):
-            inputs = [str(empty), str(pictures)]
+            inputs = [str(empty), str(images)]
             assert main(["run", str(sample.path), *inputs, "-o", str(tmp_path / name), "--json", *extra]) == 2
             output = capsys.readouterr()
             assert f"1 of {1 + len(ade20k(STREET))} inputs failed" in output.err
@@ -318,7 +318,7 @@ class TestRay:
         assert main([*arguments, "--ray", "local", "--threads", "1"]) != 0
         assert alone.splitlines()[-2:] == capsys.readouterr().err.splitlines()[-2:]
 
-    def test_a_picture_that_kills_every_actor_ends_the_run(self, cluster: Cluster) -> None:
+    def test_an_image_that_kills_every_actor_ends_the_run(self, cluster: Cluster) -> None:
         start = time.monotonic()
         with pytest.raises(MachineError, match=f"lost its actor {RETRIES + 1} times"):
             list(cluster.map(Poison(), list(range(8))))

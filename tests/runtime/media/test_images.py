@@ -13,7 +13,7 @@ from denseport.runtime.errors import ImageError, OutputError
 from denseport.runtime.media.images import decode_image, encode_palette_png, read_image, write_image, write_mask
 
 
-def smooth_picture(height: int = 40, width: int = 60) -> NDArray[np.uint8]:
+def smooth_image(height: int = 40, width: int = 60) -> NDArray[np.uint8]:
     y, x = np.mgrid[:height, :width]
     return np.stack([3 * x, 5 * y, 2 * (x + y)], axis=-1).clip(0, 255).astype(np.uint8)
 
@@ -52,14 +52,14 @@ def chunks_of(data: bytes) -> dict[bytes, bytes]:
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".ppm"])
 def test_lossless_formats_come_back_exactly(tmp_path: Path, suffix: str) -> None:
-    write_image(tmp_path / f"x{suffix}", smooth_picture())
-    np.testing.assert_array_equal(read_image(tmp_path / f"x{suffix}"), smooth_picture())
+    write_image(tmp_path / f"x{suffix}", smooth_image())
+    np.testing.assert_array_equal(read_image(tmp_path / f"x{suffix}"), smooth_image())
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
 def test_lossy_formats_come_back_closely(tmp_path: Path, suffix: str) -> None:
-    write_image(tmp_path / f"x{suffix}", smooth_picture())
-    error = np.abs(read_image(tmp_path / f"x{suffix}").astype(int) - smooth_picture())
+    write_image(tmp_path / f"x{suffix}", smooth_image())
+    error = np.abs(read_image(tmp_path / f"x{suffix}").astype(int) - smooth_image())
     assert error.mean() < 2
 
 
@@ -78,7 +78,7 @@ def test_palette_and_one_bit_are_expanded() -> None:
     np.testing.assert_array_equal(decode_image(png(0, 1, 2, [b"\x40"]), "x"), [[[0] * 3, [255] * 3]])
 
 
-# Where the bright top left corner of the stored picture is seen (EXIF 2.32, tag 0x0112).
+# Where the bright top left corner of the stored image is seen (EXIF 2.32, tag 0x0112).
 @pytest.mark.parametrize(
     ("orientation", "shape", "corner"),
     [
@@ -110,7 +110,7 @@ def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="a folder"):
         read_image(tmp_path)
     (tmp_path / "text.jpg").write_text("hello")
-    with pytest.raises(ImageError, match=r"text\.jpg: damaged, or not a picture"):
+    with pytest.raises(ImageError, match=r"text\.jpg: damaged, or not an image"):
         read_image(tmp_path / "text.jpg")
     with pytest.raises(ImageError, match="void: the file is empty"):
         decode_image(b"", "void")
@@ -118,14 +118,14 @@ def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
 @pytest.mark.parametrize("part", [0.3, 0.9])
-def test_a_cut_picture_is_refused(suffix: str, part: float) -> None:
-    data = encoded(suffix, smooth_picture())
+def test_a_cut_image_is_refused(suffix: str, part: float) -> None:
+    data = encoded(suffix, smooth_image())
     with pytest.raises(ImageError, match="cut short"):
         decode_image(data[: int(len(data) * part)], "x")
 
 
 def test_a_cut_jpeg_is_seen_behind_the_thumbnail_and_data_after_the_end_is_allowed() -> None:
-    data = encoded(".jpg", smooth_picture())
+    data = encoded(".jpg", smooth_image())
     assert decode_image(data + b"motion photo \xff\xda", "x").shape == (40, 60, 3)
     thumbnail = b"Exif\0\0" + data
     nested = data[:2] + b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail + data[2:]
@@ -137,7 +137,7 @@ def test_a_cut_jpeg_is_seen_behind_the_thumbnail_and_data_after_the_end_is_allow
 @pytest.mark.parametrize("chunk", [b"IDAT", b"IEND"])
 def test_a_png_whose_chunk_claims_more_than_the_file_has_is_refused(chunk: bytes) -> None:
     """OpenCV would take as much memory, 4 GiB here, before it looks."""
-    data = encoded(".png", smooth_picture())
+    data = encoded(".png", smooth_image())
     at = data.index(chunk) - 4
     with pytest.raises(ImageError, match="cut short"):
         decode_image(data[:at] + b"\xff\xff\xff\x00" + data[at + 4 :], "x")
@@ -145,7 +145,7 @@ def test_a_png_whose_chunk_claims_more_than_the_file_has_is_refused(chunk: bytes
 
 def test_a_png_without_pixels_is_refused_whatever_follows_its_end() -> None:
     """OpenCV would look for pixels behind the end, and take 3 GiB for a chunk there that claims as much."""
-    data = encoded(".png", smooth_picture())
+    data = encoded(".png", smooth_image())
     with pytest.raises(ImageError, match="cut short"):
         decode_image(data.replace(b"IDAT", b"TAIx") + b"\xd0\xd0\x00\x00IDAT" + bytes(8), "x")
 
@@ -157,7 +157,7 @@ def test_too_many_pixels_are_refused() -> None:
     assert "OPENCV_IO_MAX_IMAGE_PIXELS" in str(caught.value)
 
 
-def test_a_picture_that_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
+def test_an_image_that_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     for name, shape in [("x.xyz", (4, 4, 3)), ("x.webp", (4, 20000, 3)), ("x.png", (0, 4, 3))]:
         with pytest.raises(OutputError, match="x"):
             write_image(tmp_path / name, np.zeros(shape, np.uint8))

@@ -14,7 +14,7 @@ PALETTE = [(200, 10, 20), (0, 120, 240), (30, 220, 60), (250, 250, 0)]
 
 
 def scene(height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A grey picture; its mask has three bands: half wall, a quarter sky, a quarter to be ignored."""
+    """A grey image; its mask has three bands: half wall, a quarter sky, a quarter to be ignored."""
     mask = np.zeros((height, width), np.uint8)
     mask[height // 2 :] = 1
     mask[3 * height // 4 :] = 255
@@ -66,7 +66,7 @@ def test_opacity_zero_leaves_all_but_the_lines() -> None:
     ("height", "width", "below"),
     [(360, 480, False), (30, 40, False), (4, 3, False), (900, 200, False), (200, 1200, True), (8, 900, True)],
 )
-def test_the_legend_leaves_the_picture_whole(height: int, width: int, below: bool) -> None:
+def test_the_legend_leaves_the_image_whole(height: int, width: int, below: bool) -> None:
     image, mask = scene(height, width)
     seen = overlay(image, mask, CLASSES, PALETTE)
     factor = -(-256 // max(height, width))
@@ -93,7 +93,7 @@ def test_the_swatches_come_in_descending_share() -> None:
     assert black.min() > tops[1].max()  # "ignored" comes last
 
 
-def test_the_size_depends_on_the_picture_and_not_on_what_it_shows() -> None:
+def test_the_size_depends_on_the_image_and_not_on_what_it_shows() -> None:
     image, mask = scene(240, 320)
     names = [f"class {i}" for i in range(150)]
     busy = (np.arange(240 * 320).reshape(240, 320) % 150).astype(np.uint8)
@@ -168,5 +168,5 @@ def test_what_does_not_fit_together_is_refused() -> None:
         overlay(image, mask, CLASSES, PALETTE[:3])
     with pytest.raises(InputError, match="opacity"):
         overlay(image, mask, CLASSES, PALETTE, opacity=1.5)
-    with pytest.raises(InputError, match="a picture is"):
+    with pytest.raises(InputError, match="an image is"):
         overlay(image[..., 0], mask, CLASSES, PALETTE)

@@ -1,6 +1,6 @@
-"""Pictures on the device, without a device: a fake of CUDA runs the real kernels on host memory.
+"""Images on the device, without a device: a fake of CUDA runs the real kernels on host memory.
 
-The lanes are the real ones: ONNX Runtime's on its CPU provider with bound addresses, and TensorRT's over its fakes.
+The slots are the real ones: ONNX Runtime's on its CPU provider with bound addresses, and TensorRT's over its fakes.
 What this cannot show is a GPU's own behaviour: order between streams, pinned memory, recorded graphs.
 """
 
@@ -21,7 +21,7 @@ from fake_tensorrt import Machine
 from support import assert_same_classes
 
 from denseport.runtime.backends.cuda.device import DeviceNetwork
-from denseport.runtime.backends.cuda.onnxruntime import CudaLane
+from denseport.runtime.backends.cuda.onnxruntime import CudaExecutionSlot
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Inference, Preprocess
@@ -33,27 +33,27 @@ from denseport.runtime.pipeline.device_path import DevicePath, open_device_path
 from denseport.runtime.pipeline.preprocess import normalise, resize
 from denseport.runtime.segmenter import Segmenter
 
-SIZES = [(96, 128), (128, 96), (61, 90), (48, 64), (150, 77)]  # pictures; fixed:48x64 shows them larger and smaller
+SIZES = [(96, 128), (128, 96), (61, 90), (48, 64), (150, 77)]  # images; fixed:48x64 shows them larger and smaller
 
 
 class OnDevice(OnnxRuntimeSession):
     """ONNX Runtime on the CPU with what it has with CUDA, on the fake device."""
 
-    def __init__(self, path: Path, cuda: FakeCuda, lanes: int = 2) -> None:
+    def __init__(self, path: Path, cuda: FakeCuda, slots: int = 2) -> None:
         super().__init__(path, threads=1)
-        self.cuda, self.lanes = cuda, lanes
+        self.cuda, self.slots = cuda, slots
 
     def device_network(self) -> DeviceNetwork:
-        def lane() -> CudaLane:
-            return CudaLane(self._session, self.cuda, ("cpu", 0))
+        def slot() -> CudaExecutionSlot:
+            return CudaExecutionSlot(self._session, self.cuda, ("cpu", 0))
 
-        return DeviceNetwork(self.cuda, self.lanes, False, lane)
+        return DeviceNetwork(self.cuda, self.slots, False, slot)
 
 
 @pytest.fixture
-def cuda(picture_kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    monkeypatch.setattr(device_path, "picture_ptx", lambda: b"PTX")
-    return FakeCuda(picture_kernels)
+def cuda(image_kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    monkeypatch.setattr(device_path, "image_ptx", lambda: b"PTX")
+    return FakeCuda(image_kernels)
 
 
 def opened(bundle: Bundle, cuda: FakeCuda, protocol: str = "fixed:48x64", **options: Any) -> Segmenter:
@@ -75,7 +75,7 @@ def on_host(sample: Bundle) -> Iterator[Segmenter]:
         yield segmenter
 
 
-def picture_of(size: tuple[int, int], seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def image_of(size: tuple[int, int], seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Blocks of colour, whose classes differ, with noise."""
     random = np.random.default_rng(seed)
     blocks = random.integers(0, 200, (-(-size[0] // 16), -(-size[1] // 16), 3))
@@ -83,8 +83,8 @@ def picture_of(size: tuple[int, int], seed: int = 0) -> np.ndarray[Any, np.dtype
     return (colours + random.integers(0, 56, (*size, 3))).astype(np.uint8)
 
 
-def logits_of(segmenter: Segmenter, picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return postprocess.logits(segmenter.predict(picture)[0])
+def logits_of(segmenter: Segmenter, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return postprocess.logits(segmenter.predict(image)[0])
 
 
 # Masks.
@@ -92,59 +92,59 @@ def logits_of(segmenter: Segmenter, picture: np.ndarray[Any, Any]) -> np.ndarray
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_mask_is_the_hosts(segment: Segmenter, on_host: Segmenter, cuda: FakeCuda, size: tuple[int, int]) -> None:
-    picture = picture_of(size)
-    result = segment(picture)
-    assert cuda.launched == ["resize_normalise", "picture_mask_f32_u8"]
-    expected = on_host(picture).mask
+    image = image_of(size)
+    result = segment(image)
+    assert cuda.launched == ["resize_normalise", "image_mask_f32_u8"]
+    expected = on_host(image).mask
     assert result.mask.dtype == np.uint8 and result.mask.shape == size
-    assert_same_classes(result.mask, expected, logits_of(on_host, picture))
+    assert_same_classes(result.mask, expected, logits_of(on_host, image))
     assert (result.mask == expected).mean() > 0.999
     assert result.timings.infer > 0 and result.timings.preprocess == 0
 
 
-def test_a_picture_as_it_was_tested_keeps_its_ratio(sample: Bundle, cuda: FakeCuda) -> None:
-    picture = picture_of((97, 140))
+def test_an_image_as_it_was_tested_keeps_its_ratio(sample: Bundle, cuda: FakeCuda) -> None:
+    image = image_of((97, 140))
     with opened(sample, cuda, "reference") as on_device, Segmenter(sample, threads=1) as host:
-        assert_same_classes(on_device(picture).mask, host(picture).mask, logits_of(host, picture))
-    assert cuda.launched[:2] == ["resize_normalise", "picture_mask_f32_u8"]
+        assert_same_classes(on_device(image).mask, host(image).mask, logits_of(host, image))
+    assert cuda.launched[:2] == ["resize_normalise", "image_mask_f32_u8"]
 
 
 def test_a_region_is_uploaded_alone(segment: Segmenter, on_host: Segmenter) -> None:
-    picture = picture_of((120, 160))
+    image = image_of((120, 160))
     region = (10, 20, 77, 61)
-    cut = np.ascontiguousarray(picture[20:81, 10:87])
-    np.testing.assert_array_equal(segment(picture, roi=region).mask, segment(cut).mask)
+    cut = np.ascontiguousarray(image[20:81, 10:87])
+    np.testing.assert_array_equal(segment(image, roi=region).mask, segment(cut).mask)
 
 
 def test_results_do_not_lie_in_buffers_that_are_used_again(segment: Segmenter) -> None:
-    first = segment(picture_of((96, 128), seed=1)).mask
+    first = segment(image_of((96, 128), seed=1)).mask
     before = first.copy()
-    segment(picture_of((96, 128), seed=2))
+    segment(image_of((96, 128), seed=2))
     np.testing.assert_array_equal(first, before)
 
 
 def test_batches_streams_and_clones_go_the_same_way(segment: Segmenter, cuda: FakeCuda) -> None:
-    pictures = [picture_of(size, seed) for seed, size in enumerate(SIZES)]
-    expected = [segment(picture).mask for picture in pictures]
+    images = [image_of(size, seed) for seed, size in enumerate(SIZES)]
+    expected = [segment(image).mask for image in images]
     cuda.launched.clear()
     with segment.clone() as clone:
         assert clone.description == segment.description
-        for results in (segment.batch(pictures), list(segment.stream(pictures)), [clone(p) for p in pictures]):
+        for results in (segment.batch(images), list(segment.stream(images)), [clone(p) for p in images]):
             for result, mask in zip(results, expected, strict=True):
                 np.testing.assert_array_equal(result.mask, mask)
-    assert len(cuda.launched) == 3 * 2 * len(pictures)
+    assert len(cuda.launched) == 3 * 2 * len(images)
 
 
 # What the device does not do.
 
 
 def test_what_needs_logits_is_done_on_the_host(segment: Segmenter, on_host: Segmenter, cuda: FakeCuda) -> None:
-    picture = picture_of((96, 128))
+    image = image_of((96, 128))
     for options in ({"scores": True}, {"top_k": 3}):
-        np.testing.assert_array_equal(segment(picture, **options).mask, on_host(picture, **options).mask)
-    (smooth,), (expected,) = (list(each.stream([picture], smoothing=0.5)) for each in (segment, on_host))
+        np.testing.assert_array_equal(segment(image, **options).mask, on_host(image, **options).mask)
+    (smooth,), (expected,) = (list(each.stream([image], smoothing=0.5)) for each in (segment, on_host))
     np.testing.assert_array_equal(smooth.mask, expected.mask)
-    np.testing.assert_array_equal(logits_of(segment, picture), logits_of(on_host, picture))
+    np.testing.assert_array_equal(logits_of(segment, image), logits_of(on_host, image))
     assert not cuda.launched
 
 
@@ -156,17 +156,17 @@ def test_sides_beyond_the_kernels_coordinates_stay_on_the_host() -> None:
 @pytest.mark.parametrize("protocol", ["ms-flip", "slide:64:48"])
 def test_other_protocols_stay_on_the_host_and_say_so(sample: Bundle, cuda: FakeCuda, protocol: str) -> None:
     with opened(sample, cuda, protocol) as segmenter:
-        assert "; pictures on the CPU: the protocol is " in segmenter.description
-        assert segmenter(picture_of((96, 128))).mask.shape == (96, 128)
+        assert "; images on the CPU: the protocol is " in segmenter.description
+        assert segmenter(image_of((96, 128))).mask.shape == (96, 128)
     assert not cuda.launched and cuda.alive == 0
 
 
 def test_without_a_gpu_the_host_does_it_and_says_so(sample: Bundle, on_host: Segmenter) -> None:
-    assert "pictures" not in on_host.description
+    assert "images" not in on_host.description
     with Segmenter(sample, protocol="fixed:48x64", threads=1, device_path=True) as segmenter:
-        assert "; pictures on the CPU: tensors of ONNX Runtime" in segmenter.description
-        picture = picture_of((96, 128))
-        np.testing.assert_array_equal(segmenter(picture).mask, on_host(picture).mask)
+        assert "; images on the CPU: tensors of ONNX Runtime" in segmenter.description
+        image = image_of((96, 128))
+        np.testing.assert_array_equal(segmenter(image).mask, on_host(image).mask)
 
 
 def test_without_nvrtc_the_host_does_it_and_names_the_remedy(
@@ -175,14 +175,14 @@ def test_without_nvrtc_the_host_does_it_and_names_the_remedy(
     def refuse() -> bytes:
         raise MachineError("NVRTC is not installed", "pip install nvrtc")
 
-    monkeypatch.setattr(device_path, "picture_ptx", refuse)
+    monkeypatch.setattr(device_path, "image_ptx", refuse)
     with opened(sample, cuda) as segmenter:
-        assert segmenter.description.endswith("; pictures on the CPU: NVRTC is not installed pip install nvrtc")
-        segmenter(picture_of((96, 128)))
+        assert segmenter.description.endswith("; images on the CPU: NVRTC is not installed pip install nvrtc")
+        segmenter(image_of((96, 128)))
     assert not cuda.launched and cuda.alive == 0
 
 
-def test_a_session_of_the_callers_own_keeps_its_pictures_on_the_host(sample: Bundle) -> None:
+def test_a_session_of_the_callers_own_keeps_its_images_on_the_host(sample: Bundle) -> None:
     class Plain:
         description = "a plain session"
 
@@ -194,47 +194,47 @@ def test_another_number_of_classes_is_refused(sample_copy: Bundle, cuda: FakeCud
     manifest = sample_copy.manifest
     sample_copy.__dict__["manifest"] = replace(manifest, classes=manifest.classes[1:], palette=manifest.palette[1:])
     with opened(sample_copy, cuda) as segmenter, pytest.raises(BundleError, match="classes apart, the manifest names"):
-        segmenter(picture_of((96, 128)))
+        segmenter(image_of((96, 128)))
 
 
 # Memory and threads.
 
 
-def test_nothing_is_allocated_once_the_largest_picture_was_seen(segment: Segmenter, cuda: FakeCuda) -> None:
+def test_nothing_is_allocated_once_the_largest_image_was_seen(segment: Segmenter, cuda: FakeCuda) -> None:
     for size in ((96, 160), (160, 96)):
-        segment(picture_of(size))
+        segment(image_of(size))
     taken = len(cuda.allocated), cuda.pinned_count, cuda.alive
     for turn in range(3):
         for size in SIZES:
-            segment(picture_of(size, seed=turn))
+            segment(image_of(size, seed=turn))
     assert (len(cuda.allocated), cuda.pinned_count, cuda.alive) == taken
 
 
-def test_a_mask_is_one_byte_a_pixel_and_a_picture_three(segment: Segmenter, cuda: FakeCuda) -> None:
-    segment(picture_of((50, 70)))
+def test_a_mask_is_one_byte_a_pixel_and_an_image_three(segment: Segmenter, cuda: FakeCuda) -> None:
+    segment(image_of((50, 70)))
     sizes = sorted(array.nbytes for array in cuda.allocated)
-    assert sizes == sorted([3 * 256 * 4, 50 * 70 * 3, 3 * 48 * 64 * 4, 50 * 70])  # levels, picture, input, mask
+    assert sizes == sorted([3 * 256 * 4, 50 * 70 * 3, 3 * 48 * 64 * 4, 50 * 70])  # levels, image, input, mask
 
 
 def test_threads_have_pipelines_of_their_own(segment: Segmenter, cuda: FakeCuda) -> None:
-    pictures = [picture_of(SIZES[i % len(SIZES)], seed=i) for i in range(8)]
-    expected = [segment(picture).mask for picture in pictures]
+    images = [image_of(SIZES[i % len(SIZES)], seed=i) for i in range(8)]
+    expected = [segment(image).mask for image in images]
     with ThreadPoolExecutor(6) as executor:
         for _ in range(4):
-            for result, mask in zip(executor.map(segment, pictures), expected, strict=True):
+            for result, mask in zip(executor.map(segment, images), expected, strict=True):
                 np.testing.assert_array_equal(result.mask, mask)
     assert len(cuda.allocated) <= 2 * 4 * 4  # two pipelines of four buffers, which grow a few times
 
 
-def test_closing_waits_for_the_picture_under_way(sample: Bundle, cuda: FakeCuda) -> None:
+def test_closing_waits_for_the_image_under_way(sample: Bundle, cuda: FakeCuda) -> None:
     inside, leave = threading.Event(), threading.Event()
 
     class Held(OnDevice):
         def device_network(self) -> DeviceNetwork:
             network = super().device_network()
 
-            def lane() -> Any:
-                made = network.new_lane()
+            def slot() -> Any:
+                made = network.new_slot()
                 infer = made.infer
 
                 def held(image: Any) -> Any:
@@ -245,13 +245,13 @@ def test_closing_waits_for_the_picture_under_way(sample: Bundle, cuda: FakeCuda)
                 made.infer = held  # type: ignore[method-assign]
                 return made
 
-            return replace(network, new_lane=lane)
+            return replace(network, new_slot=slot)
 
     protocol = parse_protocol("fixed:48x64", sample.manifest)
     session = Held(sample.verified("model.onnx"), cuda)
     segmenter = Segmenter.around(session, sample, "model.onnx", protocol, threads=1, device_path=True)
     with ThreadPoolExecutor(2) as executor:
-        mask = executor.submit(segmenter, picture_of((96, 128)))
+        mask = executor.submit(segmenter, image_of((96, 128)))
         assert inside.wait(60)
         closing = executor.submit(segmenter.close)
         leave.set()
@@ -259,10 +259,10 @@ def test_closing_waits_for_the_picture_under_way(sample: Bundle, cuda: FakeCuda)
         closing.result(60)
     assert cuda.alive == 0
     with pytest.raises(InputError, match="closed"):
-        segmenter(picture_of((96, 128)))
+        segmenter(image_of((96, 128)))
 
 
-# TensorRT's lane, over fakes: a network of 3 classes, half as high and wide as its input.
+# TensorRT's slot, over fakes: a network of 3 classes, half as high and wide as its input.
 
 
 @pytest.fixture
@@ -277,9 +277,9 @@ def whole(size: tuple[int, int]) -> Protocol:
     return Protocol("whole", Preprocess(scale=size[::-1], keep_ratio=False), Inference())
 
 
-def engine_mask(picture: np.ndarray[Any, Any], protocol: Protocol, resized: tuple[int, int]) -> np.ndarray[Any, Any]:
-    logits = 2 * normalise(resize(picture, resized), protocol.preprocess)[0, :, ::2, ::2]
-    return postprocess.argmax([postprocess.whole_field(np.ascontiguousarray(logits), resized, picture.shape[:2])])
+def engine_mask(image: np.ndarray[Any, Any], protocol: Protocol, resized: tuple[int, int]) -> np.ndarray[Any, Any]:
+    logits = 2 * normalise(resize(image, resized), protocol.preprocess)[0, :, ::2, ::2]
+    return postprocess.argmax([postprocess.whole_map(np.ascontiguousarray(logits), resized, image.shape[:2])])
 
 
 @pytest.mark.parametrize("graphs", [False, True])
@@ -289,10 +289,10 @@ def test_an_engine_decides_as_the_host_does(machine: Machine, cuda: FakeCuda, gr
     assert isinstance(path, DevicePath)
     shapes = [(20, 30), (9, 7), (20, 30), (20, 30), (9, 7)]
     for turn, size in enumerate(shapes):
-        picture = picture_of(size, seed=turn)
+        image = image_of(size, seed=turn)
         mask = np.empty(size, np.uint8)
-        assert path.paint(picture, resized, mask) == 3
-        assert (mask == engine_mask(picture, protocol, resized)).mean() > 0.99
+        assert path.paint(image, resized, mask) == 3
+        assert (mask == engine_mask(image, protocol, resized)).mean() > 0.99
     # One recording a shape; what follows repeats it.
     assert (cuda.captures, cuda.launches) == ((2, 3) if graphs else (0, 0))
     assert len(machine.engine.contexts) == (2 if graphs else 1)
@@ -304,7 +304,7 @@ def test_a_size_that_the_engine_does_not_take_is_refused(machine: Machine) -> No
     path = open_device_path(machine.session(), whole((64, 64)))
     assert isinstance(path, DevicePath)
     with pytest.raises(InputError, match=r"8\.\.32"):
-        path.paint(picture_of((20, 30)), (64, 64), np.empty((20, 30), np.uint8))
+        path.paint(image_of((20, 30)), (64, 64), np.empty((20, 30), np.uint8))
     path.close()
 
 
@@ -314,9 +314,9 @@ def test_a_context_that_failed_is_not_used_again(machine: Machine, cuda: FakeCud
     mask = np.empty((20, 30), np.uint8)
     machine.engine.broken = True
     with pytest.raises(MachineError, match="illegal memory access"):
-        path.paint(picture_of((20, 30)), (8, 12), mask)
+        path.paint(image_of((20, 30)), (8, 12), mask)
     machine.engine.broken = False
-    assert path.paint(picture_of((20, 30)), (8, 12), mask) == 3
+    assert path.paint(image_of((20, 30)), (8, 12), mask) == 3
     assert len(machine.engine.contexts) == 2
     path.close()
     assert cuda.alive == 0

@@ -1,4 +1,4 @@
-"""Pictures on a real GPU against the host's way: skipped, with the reason, where there is none."""
+"""Images on a real GPU against the host's way: skipped, with the reason, where there is none."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from denseport.export.engine.build import EngineOptions, build_engine
 from denseport.export.engine.profile import profile_of
 from denseport.runtime.backends.cuda.buffers import Buffers
 from denseport.runtime.backends.cuda.driver import Cuda, open_cuda
-from denseport.runtime.backends.cuda.kernels.cache import picture_ptx
-from denseport.runtime.backends.cuda.kernels.launch import picture_mask, resize_normalise
+from denseport.runtime.backends.cuda.kernels.cache import image_ptx
+from denseport.runtime.backends.cuda.kernels.launch import image_mask, resize_normalise
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.tensorrt import TensorRTSession, why_not
@@ -40,7 +40,7 @@ MARGIN = 1e-5  # of logits of about 1
 @pytest.fixture(scope="module", params=["pycuda", "cuda-bindings"])
 def cuda(request: pytest.FixtureRequest) -> Cuda:
     try:
-        picture_ptx()
+        image_ptx()
         return open_cuda(implementation=request.param)
     except MachineError as err:
         pytest.skip(err.message)
@@ -48,7 +48,7 @@ def cuda(request: pytest.FixtureRequest) -> Cuda:
 
 def launched(cuda: Cuda, plan: Any, inputs: list[np.ndarray[Any, Any]], output: np.ndarray[Any, Any]) -> None:
     with cuda.current(), ExitStack() as stack:
-        module = cuda.load(picture_ptx())
+        module = cuda.load(image_ptx())
         stack.callback(module.close)
         stream = stack.enter_context(cuda.stream())
         buffers = Buffers(cuda)
@@ -62,15 +62,15 @@ def launched(cuda: Cuda, plan: Any, inputs: list[np.ndarray[Any, Any]], output: 
         cuda.synchronize(stream)
 
 
-def picture_of(size: tuple[int, int], seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def image_of(size: tuple[int, int], seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_pixels_are_opencvs(cuda: Cuda, size: tuple[int, int]) -> None:
-    picture, found = picture_of(size), np.full((1, 3, *NETWORK), np.nan, np.float32)
-    launched(cuda, resize_normalise(size, NETWORK, bgr_to_rgb=True), [picture, preprocess.levels(LEVELS)], found)
-    apart = np.abs(found - preprocess.normalise(preprocess.resize(picture, NETWORK), LEVELS))
+    image, found = image_of(size), np.full((1, 3, *NETWORK), np.nan, np.float32)
+    launched(cuda, resize_normalise(size, NETWORK, bgr_to_rgb=True), [image, preprocess.levels(LEVELS)], found)
+    apart = np.abs(found - preprocess.normalise(preprocess.resize(image, NETWORK), LEVELS))
     assert apart.max() <= 1 and (apart > 0).mean() < 0.005
 
 
@@ -79,8 +79,8 @@ def test_pixels_are_opencvs(cuda: Cuda, size: tuple[int, int]) -> None:
 def test_masks_are_the_cpus(cuda: Cuda, size: tuple[int, int], types: tuple[Any, Any]) -> None:
     logits = np.random.default_rng(1).standard_normal((7, 24, 32)).astype(types[0])
     mask = np.full(size, 255, types[1])
-    launched(cuda, picture_mask((7, 24, 32), NETWORK, size, *types), [logits], mask)
-    full = postprocess.logits([postprocess.whole_field(logits.astype(np.float32), NETWORK, size)])
+    launched(cuda, image_mask((7, 24, 32), NETWORK, size, *types), [logits], mask)
+    full = postprocess.logits([postprocess.whole_map(logits.astype(np.float32), NETWORK, size)])
     chosen = np.take_along_axis(full, mask[None].astype(np.intp), 0)[0]
     assert (full.max(0) - chosen <= MARGIN * np.abs(full).max()).all()
 
@@ -111,14 +111,14 @@ def session(
 def test_masks_and_threads(session: tuple[Callable[[], Session], Bundle]) -> None:
     open_session, bundle = session
     protocol = parse_protocol("fixed:{}x{}".format(*NETWORK), bundle.manifest)
-    pictures = [picture_of(size, seed) for seed, size in enumerate([*SIZES[:3], *SIZES[:3]])]
+    images = [image_of(size, seed) for seed, size in enumerate([*SIZES[:3], *SIZES[:3]])]
     with Segmenter.around(open_session(), bundle, "gpu", protocol, device_path=True) as on_device:
-        assert on_device.description.endswith("; pictures on the GPU")
-        for picture in pictures:
-            logits = postprocess.logits(on_device.predict(picture)[0])
-            assert_same_classes(on_device(picture).mask, logits.argmax(0), logits)
-        expected = [on_device(picture).mask for picture in pictures]
+        assert on_device.description.endswith("; images on the GPU")
+        for image in images:
+            logits = postprocess.logits(on_device.predict(image)[0])
+            assert_same_classes(on_device(image).mask, logits.argmax(0), logits)
+        expected = [on_device(image).mask for image in images]
         with ThreadPoolExecutor(4) as executor:
             for _ in range(5):
-                for result, mask in zip(executor.map(on_device, pictures), expected, strict=True):
+                for result, mask in zip(executor.map(on_device, images), expected, strict=True):
                     assert (result.mask == mask).mean() > 0.999  # an engine's contexts may round differently

@@ -85,7 +85,7 @@ def test_sizes_round_half_up() -> None:
     assert rescaled_size((1, 1), 0.1) == (1, 1)
 
 
-def test_a_picture_of_that_size_is_left_alone() -> None:
+def test_an_image_of_that_size_is_left_alone() -> None:
     image = np.zeros((4, 6, 3), np.uint8)
     assert resize(image, (4, 6)) is image
     assert resize(image, (8, 3)).shape == (8, 3, 3)

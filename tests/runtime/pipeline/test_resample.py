@@ -1,4 +1,4 @@
-"""Tiles against the long way: torch resizes to the network's input, then to the picture, then argmax."""
+"""Tiles against the long way: torch resizes to the network's input, then to the image, then argmax."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from torch.nn import functional as F
 from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline import resample as postprocess
 from denseport.runtime.pipeline.outputs import MASK_ONLY, decide
-from denseport.runtime.pipeline.resample import Axis, Field, slide_fields, whole_field
+from denseport.runtime.pipeline.resample import LogitMap, ResampleMatrix, slide_maps, whole_map
 
 Floats = NDArray[np.float32]
 Size = tuple[int, int]
 
-SHAPES = [  # classes, logits, network input, picture
+SHAPES = [  # classes, logits, network input, image
     pytest.param(150, (24, 33), (48, 65), (101, 127), id="up-up"),
     pytest.param(150, (40, 53), (160, 211), (61, 83), id="up-down"),
     pytest.param(7, (61, 90), (31, 44), (13, 17), id="down-down"),
-    pytest.param(7, (35, 45), (70, 90), (70, 90), id="picture-is-input"),
+    pytest.param(7, (35, 45), (70, 90), (70, 90), id="image-is-input"),
     pytest.param(300, (9, 11), (50, 70), (97, 131), id="uint16"),
     pytest.param(1, (5, 6), (10, 12), (50, 60), id="one-class"),
     pytest.param(7, (1, 1), (16, 16), (100, 50), id="one-logit"),
@@ -68,15 +68,13 @@ def assert_argmax_of(mask: NDArray[np.unsignedinteger], scores: Floats) -> None:
 
 
 @pytest.mark.parametrize("make", [noise, smooth])
-@pytest.mark.parametrize(("classes", "size", "resized", "picture"), SHAPES)
-def test_whole_picture(
-    make: Callable[[int, Size], Floats], classes: int, size: Size, resized: Size, picture: Size
-) -> None:
+@pytest.mark.parametrize(("classes", "size", "resized", "image"), SHAPES)
+def test_whole_image(make: Callable[[int, Size], Floats], classes: int, size: Size, resized: Size, image: Size) -> None:
     given_logits = make(classes, size)
-    expected = torch_resize(torch_resize(given_logits, resized), picture)
-    fields = [whole_field(given_logits, resized, picture)]
-    np.testing.assert_allclose(postprocess.logits(fields), expected, rtol=0, atol=1e-5)
-    mask = postprocess.argmax(fields)
+    expected = torch_resize(torch_resize(given_logits, resized), image)
+    maps = [whole_map(given_logits, resized, image)]
+    np.testing.assert_allclose(postprocess.logits(maps), expected, rtol=0, atol=1e-5)
+    mask = postprocess.argmax(maps)
     assert_argmax_of(mask, expected)
     assert mask.dtype == (np.uint8 if classes <= 256 else np.uint16)
 
@@ -84,39 +82,39 @@ def test_whole_picture(
 def test_flip_mirrors_the_resized_logits() -> None:
     given_logits = noise(7, (11, 14))
     expected = torch_resize(np.flip(torch_resize(given_logits, (44, 57)), 2).copy(), (90, 103))
-    fields = [whole_field(given_logits, (44, 57), (90, 103), flip=True)]
-    np.testing.assert_allclose(postprocess.logits(fields), expected, rtol=0, atol=1e-5)
-    assert_argmax_of(postprocess.argmax(fields), expected)
+    maps = [whole_map(given_logits, (44, 57), (90, 103), flip=True)]
+    np.testing.assert_allclose(postprocess.logits(maps), expected, rtol=0, atol=1e-5)
+    assert_argmax_of(postprocess.argmax(maps), expected)
 
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("make", [noise, smooth])
-@pytest.mark.parametrize("picture", [(97, 131), (211, 300), (31, 40)])
-def test_sliding_windows(make: Callable[[int, Size, int], Floats], picture: Size, flip: bool) -> None:
+@pytest.mark.parametrize("image", [(97, 131), (211, 300), (31, 40)])
+def test_sliding_windows(make: Callable[[int, Size, int], Floats], image: Size, flip: bool) -> None:
     rows, cols, resized = [(0, 64), (36, 100)], [(0, 64), (42, 106), (71, 135)], (100, 135)
     windows = [make(20, (16, 16), seed) for seed in range(6)]
     scores = torch_slide(windows, rows, cols, resized)
-    expected = torch_resize(np.flip(scores, 2).copy() if flip else scores, picture)
-    fields = slide_fields(windows, rows, cols, resized, picture, flip=flip)
-    np.testing.assert_allclose(postprocess.logits(fields), expected, rtol=0, atol=1e-5)
-    assert_argmax_of(postprocess.argmax(fields), expected)
+    expected = torch_resize(np.flip(scores, 2).copy() if flip else scores, image)
+    maps = slide_maps(windows, rows, cols, resized, image, flip=flip)
+    np.testing.assert_allclose(postprocess.logits(maps), expected, rtol=0, atol=1e-5)
+    assert_argmax_of(postprocess.argmax(maps), expected)
 
 
 def test_mean_softmax_of_scales_flip_and_windows() -> None:
-    picture = (75, 110)
+    image = (75, 110)
     windows, rows, cols = [noise(9, (8, 8), seed) for seed in range(2)], [(0, 32)], [(0, 32), (15, 47)]
     small, mirrored = smooth(9, (8, 12)), 3 * noise(9, (20, 31))
     views = [
-        [whole_field(small, (32, 47), picture)],
-        [whole_field(mirrored, (80, 121), picture, flip=True)],
-        slide_fields(windows, rows, cols, (32, 47), picture),
+        [whole_map(small, (32, 47), image)],
+        [whole_map(mirrored, (80, 121), image, flip=True)],
+        slide_maps(windows, rows, cols, (32, 47), image),
     ]
     scores = [
         torch_resize(small, (32, 47)),
         np.flip(torch_resize(mirrored, (80, 121)), 2).copy(),
         torch_slide(windows, rows, cols, (32, 47)),
     ]
-    softmax = [torch.from_numpy(torch_resize(score, picture)).softmax(0) for score in scores]
+    softmax = [torch.from_numpy(torch_resize(score, image)).softmax(0) for score in scores]
     expected = torch.stack(softmax).mean(0).numpy()
     np.testing.assert_allclose(postprocess.probabilities(views), expected, rtol=0, atol=1e-5)
     assert_argmax_of(decide(views, MASK_ONLY, averaged=True, threads=None).mask, expected)
@@ -127,7 +125,7 @@ def test_the_first_of_equal_classes_wins(classes: int) -> None:
     whole_numbers = np.rint(4 * noise(classes, (20, 30)))  # doubled twice: all sums are exact, many are equal
     repeated = np.concatenate([whole_numbers, whole_numbers])
     expected = torch_resize(torch_resize(repeated, (40, 60)), (80, 120)).argmax(0)
-    np.testing.assert_array_equal(postprocess.argmax([whole_field(repeated, (40, 60), (80, 120))]), expected)
+    np.testing.assert_array_equal(postprocess.argmax([whole_map(repeated, (40, 60), (80, 120))]), expected)
 
 
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
@@ -138,9 +136,9 @@ def test_what_is_not_finite_is_not_hidden_by_pruning(special: float) -> None:
     given_logits[3, 5, 7] = -np.inf
     # 40 / 12 and 52 / 15: no pixel centre falls on a logit's, so that torch meets no 0 * inf inside
     expected = torch_resize(given_logits, (40, 52))
-    fields = [whole_field(given_logits, (40, 52), (40, 52))]
-    np.testing.assert_allclose(postprocess.logits(fields), expected, atol=1e-5)
-    mask = postprocess.argmax(fields)
+    maps = [whole_map(given_logits, (40, 52), (40, 52))]
+    np.testing.assert_allclose(postprocess.logits(maps), expected, atol=1e-5)
+    mask = postprocess.argmax(maps)
     np.testing.assert_array_equal(mask, expected.argmax(0))
     assert (mask == 0).any() == (special != -np.inf)
 
@@ -148,13 +146,13 @@ def test_what_is_not_finite_is_not_hidden_by_pruning(special: float) -> None:
 def test_infinities_of_both_signs_make_nan() -> None:
     given_logits = np.zeros((2, 1, 2), np.float32)
     given_logits[1, 0] = np.inf, -np.inf
-    assert np.isnan(postprocess.logits([whole_field(given_logits, (1, 3), (1, 3))])[1, 0, 1])
-    assert postprocess.argmax([whole_field(given_logits, (1, 3), (1, 3))]).tolist() == [[1, 1, 0]]
+    assert np.isnan(postprocess.logits([whole_map(given_logits, (1, 3), (1, 3))])[1, 0, 1])
+    assert postprocess.argmax([whole_map(given_logits, (1, 3), (1, 3))]).tolist() == [[1, 1, 0]]
 
 
 def test_threads_do_not_change_the_result() -> None:
-    fields = [whole_field(noise(20, (30, 40)), (60, 80), (203, 307))]
-    one, three = (postprocess.argmax(fields, threads=threads) for threads in (1, 3))
+    maps = [whole_map(noise(20, (30, 40)), (60, 80), (203, 307))]
+    one, three = (postprocess.argmax(maps, threads=threads) for threads in (1, 3))
     np.testing.assert_array_equal(one, three)
 
 
@@ -163,12 +161,12 @@ sizes = st.tuples(st.integers(1, 70), st.integers(1, 70))
 
 @settings(max_examples=25, deadline=None)
 @given(sizes, sizes, sizes, st.integers(1, 9), st.booleans())
-def test_any_shape(size: Size, resized: Size, picture: Size, classes: int, flip: bool) -> None:
+def test_any_shape(size: Size, resized: Size, image: Size, classes: int, flip: bool) -> None:
     given_logits = noise(classes, size)
     middle = torch_resize(given_logits, resized)
-    expected = torch_resize(np.flip(middle, 2).copy() if flip else middle, picture)
-    fields = [whole_field(given_logits, resized, picture, flip=flip)]
-    np.testing.assert_allclose(postprocess.logits(fields), expected, rtol=0, atol=2e-5)
+    expected = torch_resize(np.flip(middle, 2).copy() if flip else middle, image)
+    maps = [whole_map(given_logits, resized, image, flip=flip)]
+    np.testing.assert_allclose(postprocess.logits(maps), expected, rtol=0, atol=2e-5)
 
 
 def test_upstream_masks(oracle: Path) -> None:
@@ -176,7 +174,7 @@ def test_upstream_masks(oracle: Path) -> None:
     for size in ((70, 90), (80, 112), (64, 64)):
         name = f"{size[0]}x{size[1]}"
         for logits, expected in zip(golden[f"head_{name}"], golden[f"argmax_{name}"], strict=True):
-            mask = postprocess.argmax([whole_field(logits, size, size)])
+            mask = postprocess.argmax([whole_map(logits, size, size)])
             assert (mask != expected).mean() < 1e-3
             assert_argmax_of(mask, torch_resize(logits, size))
 
@@ -184,20 +182,20 @@ def test_upstream_masks(oracle: Path) -> None:
 def test_inputs_that_do_not_fit() -> None:
     logits = noise(3, (4, 5))
     with pytest.raises(InputError, match="float64"):
-        whole_field(logits.astype(np.float64), (8, 10), (8, 10))  # type: ignore[arg-type]
+        whole_map(logits.astype(np.float64), (8, 10), (8, 10))  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"expected logits of shape \(C, 4, 6\)"):
-        Field(logits, Axis.linear(4, 8), Axis.linear(6, 8))
+        LogitMap(logits, ResampleMatrix.linear(4, 8), ResampleMatrix.linear(6, 8))
     with pytest.raises(InputError, match="must be positive"):
-        whole_field(logits, (8, 10), (0, 10))
+        whole_map(logits, (8, 10), (0, 10))
     with pytest.raises(InputError, match="cannot follow"):
-        Axis.linear(4, 8).after(Axis.linear(4, 5))
+        ResampleMatrix.linear(4, 8).after(ResampleMatrix.linear(4, 5))
     with pytest.raises(InputError, match="1 x 2 windows, found 1"):
-        slide_fields([logits], [(0, 8)], [(0, 8), (4, 12)], (8, 12), (8, 12))
+        slide_maps([logits], [(0, 8)], [(0, 8), (4, 12)], (8, 12), (8, 12))
     with pytest.raises(InputError, match="lies in no window"):
-        slide_fields([logits, logits], [(0, 8)], [(0, 5), (6, 12)], (8, 12), (8, 12))
+        slide_maps([logits, logits], [(0, 8)], [(0, 5), (6, 12)], (8, 12), (8, 12))
     with pytest.raises(InputError, match="does not lie inside"):
-        slide_fields([logits], [(0, 8)], [(0, 13)], (8, 12), (8, 12))
+        slide_maps([logits], [(0, 8)], [(0, 13)], (8, 12), (8, 12))
     with pytest.raises(InputError, match="one shape"):
-        postprocess.argmax([whole_field(logits, (8, 8), (8, 8)), whole_field(logits, (8, 8), (8, 9))])
+        postprocess.argmax([whole_map(logits, (8, 8), (8, 8)), whole_map(logits, (8, 8), (8, 9))])
     with pytest.raises(InputError, match="threads"):
-        postprocess.argmax([whole_field(logits, (8, 8), (8, 8))], threads=0)
+        postprocess.argmax([whole_map(logits, (8, 8), (8, 8))], threads=0)

@@ -1,4 +1,4 @@
-"""Pictures of any size: the same as all windows at once, upstream's slide mode, and in bounded memory."""
+"""Images of any size: the same as all windows at once, upstream's slide mode, and in bounded memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Inference, Preprocess
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.pipeline import resample as postprocess
-from denseport.runtime.pipeline.outputs import Wish
+from denseport.runtime.pipeline.outputs import RequestedOutputs
 from denseport.runtime.pipeline.sliding import slide
 from denseport.runtime.pipeline.views import window_starts
 from denseport.runtime.segmenter import Segmenter
@@ -70,17 +70,17 @@ def network_of(classes: int) -> Callable[[np.ndarray], np.ndarray]:
 def test_window_by_window_is_all_windows_at_once_to_the_last_bit(
     shown: tuple[int, int], size: tuple[int, int], crop: tuple[int, int], stride: tuple[int, int]
 ) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (*shown, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (*shown, 3), np.uint8)
     network = network_of(5)
     spans = [window_starts(shown[i], crop[i], stride[i]) for i in (0, 1)]
-    windows = [network(picture[t:b, left:right]) for t, b in spans[0] for left, right in spans[1]]
-    fields = postprocess.slide_fields(windows, *spans, shown, size)
-    canvas = slide(picture, size, Inference("slide", crop, stride), network, Wish(scores=True), 2).canvas
+    windows = [network(image[t:b, left:right]) for t, b in spans[0] for left, right in spans[1]]
+    maps = postprocess.slide_maps(windows, *spans, shown, size)
+    canvas = slide(image, size, Inference("slide", crop, stride), network, RequestedOutputs(scores=True), 2).canvas
     np.testing.assert_array_equal(
-        slide(picture, size, Inference("slide", crop, stride), network, Wish(), 2).canvas.mask,
-        postprocess.argmax(fields),
+        slide(image, size, Inference("slide", crop, stride), network, RequestedOutputs(), 2).canvas.mask,
+        postprocess.argmax(maps),
     )
-    chances = postprocess.probabilities([fields])
+    chances = postprocess.probabilities([maps])
     np.testing.assert_allclose(canvas.scores, chances.max(0), atol=1e-6)
 
 
@@ -98,20 +98,20 @@ def test_the_native_protocol_never_resizes(sample: Bundle) -> None:
 
 MEMORY = """
 import sys, numpy as np
-from denseport.runtime.pipeline.outputs import Wish
+from denseport.runtime.pipeline.outputs import RequestedOutputs
 from denseport.runtime.pipeline.sliding import slide
 from denseport.runtime.bundle.manifest import Inference
 side = int(sys.argv[1])
-picture = np.zeros((side, side, 3), np.uint8)
-picture[:] = np.arange(side, dtype=np.uint8)[:, None, None]
+image = np.zeros((side, side, 3), np.uint8)
+image[:] = np.arange(side, dtype=np.uint8)[:, None, None]
 logits = np.random.default_rng(0).standard_normal((60, 128, 128)).astype(np.float32)
 def network(window):
     return logits + window[0, 0, 0]
 def peak():  # of this program alone: ru_maxrss begins at the parent's
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-slide(picture[:600, :600], (600, 600), Inference("slide", (512, 512), (341, 341)), network, Wish(), 1)
+slide(image[:600, :600], (600, 600), Inference("slide", (512, 512), (341, 341)), network, RequestedOutputs(), 1)
 before = peak()
-slide(picture, (side, side), Inference("slide", (512, 512), (341, 341)), network, Wish(), 1)
+slide(image, (side, side), Inference("slide", (512, 512), (341, 341)), network, RequestedOutputs(), 1)
 print((peak() - before) / 1024)
 """
 

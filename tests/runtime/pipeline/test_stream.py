@@ -169,7 +169,7 @@ def test_logits_that_are_not_finite_make_no_mask(sample: Bundle, smoothing: floa
     assert isinstance(error, BundleError) and "not finite" in str(error)
 
 
-def test_a_bad_picture_ends_a_stream_in_its_place(segment: Segmenter) -> None:
+def test_a_bad_image_ends_a_stream_in_its_place(segment: Segmenter) -> None:
     good = np.zeros((40, 50, 3), np.uint8)
     got, raised = in_time(lambda: drain(segment.stream([good, good, ASSETS / "nowhere.jpg", good])))
     assert len(got) == 2 and isinstance(raised, ImageError)
@@ -177,8 +177,8 @@ def test_a_bad_picture_ends_a_stream_in_its_place(segment: Segmenter) -> None:
 
 def test_closing_the_segmenter_ends_its_streams(sample: Bundle) -> None:
     segmenter = Segmenter(sample, threads=1)
-    picture = np.zeros((40, 50, 3), np.uint8)
-    stream = segmenter.stream(picture for _ in range(10**6))
+    image = np.zeros((40, 50, 3), np.uint8)
+    stream = segmenter.stream(image for _ in range(10**6))
     next(stream)
     in_time(lambda: segmenter.close() or True)
     _, raised = in_time(lambda: drain(stream))
@@ -186,6 +186,6 @@ def test_closing_the_segmenter_ends_its_streams(sample: Bundle) -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"depth": 0}, {"smoothing": 1.0}, {"smoothing": -0.1}, {"top_k": -1}])
-def test_arguments_are_checked_before_the_first_picture(segment: Segmenter, arguments: dict[str, Any]) -> None:
+def test_arguments_are_checked_before_the_first_image(segment: Segmenter, arguments: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         segment.stream([], **arguments)

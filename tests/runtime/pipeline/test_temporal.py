@@ -9,15 +9,15 @@ import pytest
 
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.errors import InputError
-from denseport.runtime.pipeline.resample import Field, whole_field
+from denseport.runtime.pipeline.resample import LogitMap, whole_map
 from denseport.runtime.pipeline.temporal import Smoother
 from denseport.runtime.segmenter import Segmenter
 
 FRAME = np.full((60, 80, 3), 100, np.uint8)
 
 
-def view(value: float, size: tuple[int, int] = (60, 80)) -> list[list[Field]]:
-    return [[whole_field(np.full((3, 4, 5), value, np.float32), (32, 40), size)]]
+def view(value: float, size: tuple[int, int] = (60, 80)) -> list[list[LogitMap]]:
+    return [[whole_map(np.full((3, 4, 5), value, np.float32), (32, 40), size)]]
 
 
 def values(smoother: Smoother, *frames: tuple[float, np.ndarray]) -> list[float]:

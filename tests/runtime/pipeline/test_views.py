@@ -20,7 +20,7 @@ from denseport.runtime.media.images import read_image
 from denseport.runtime.pipeline import resample as postprocess
 from denseport.runtime.pipeline.outputs import MASK_ONLY, decide
 from denseport.runtime.pipeline.preprocess import normalise
-from denseport.runtime.pipeline.resample import Field, whole_field
+from denseport.runtime.pipeline.resample import LogitMap, whole_map
 from denseport.runtime.pipeline.views import View, show, single_view, slide_view, tta_views, window_starts
 from denseport.runtime.segmenter import Segmenter
 
@@ -62,13 +62,13 @@ def inference_of(test_cfg: dict[str, Any]) -> Inference:
 
 def predict_view(
     session: Any, image: np.ndarray, view: View, preprocess: Preprocess, inference: Inference
-) -> list[Field]:
+) -> list[LogitMap]:
     """The logits of one view, whole or in windows."""
     shown = show(image, view)
     if inference.mode == "slide":
         return slide_view(session, shown, view, image.shape[:2], preprocess, inference)
     logits = session.run(normalise(shown, preprocess))[0]
-    return [whole_field(logits, view.size, image.shape[:2], flip=view.flip)]
+    return [whole_map(logits, view.size, image.shape[:2], flip=view.flip)]
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_single_scale_equals_the_oracle(
     view = single_view(image.shape[:2], preprocess, 16)
     assert view.size == tuple(facts["metainfo"]["img_shape"])
     recorder = Recorder(session)
-    fields = predict_view(recorder, image, view, preprocess, inference_of(facts["test_cfg"]))
+    maps = predict_view(recorder, image, view, preprocess, inference_of(facts["test_cfg"]))
     assert recorder.shapes == facts["net_inputs"]
-    scores = postprocess.logits(fields)
+    scores = postprocess.logits(maps)
     if f"{name}_logits" in golden:
         step = 1 if name.startswith("whole") else 2
         np.testing.assert_allclose(scores[:, ::step, ::step], golden[f"{name}_logits"], atol=LOGITS_TOLERANCE, rtol=0)
-    assert_same_classes(postprocess.argmax(fields), golden[f"{name}_argmax"], scores)
+    assert_same_classes(postprocess.argmax(maps), golden[f"{name}_argmax"], scores)
 
 
 @pytest.mark.parametrize(
@@ -112,10 +112,10 @@ def test_multi_scale_and_flip_equals_the_oracle(
     views = tta_views(image.shape[:2], preprocess, convention)
     assert [[3, *view.size] for view in views] == facts["inputs"]
     assert [view.flip for view in views] == facts["flips"]
-    fields = [predict_view(session, image, view, preprocess, inference) for view in views]
-    scores = postprocess.probabilities(fields)
+    maps = [predict_view(session, image, view, preprocess, inference) for view in views]
+    scores = postprocess.probabilities(maps)
     np.testing.assert_allclose(scores[:, ::step, ::step], golden[f"{name}_probs"], atol=LOGITS_TOLERANCE, rtol=0)
-    assert_same_classes(decide(fields, MASK_ONLY, averaged=True, threads=None).mask, golden[f"{name}_argmax"], scores)
+    assert_same_classes(decide(maps, MASK_ONLY, averaged=True, threads=None).mask, golden[f"{name}_argmax"], scores)
 
 
 @pytest.mark.parametrize("name", ["camvid_0001TP_008550", "ADE_val_00000003"])
@@ -149,10 +149,10 @@ def check_mask(bundle: Bundle, shared: Path, name: str, model: str) -> None:
     ]
     image, expected = read_image(path), cv2.imread(str(data / f"masks/{model}_{name}.png"), cv2.IMREAD_UNCHANGED)
     with Segmenter(bundle) as segmenter:
-        fields = segmenter.predict(image)[0]
+        maps = segmenter.predict(image)[0]
         mask = segmenter(image).mask
     assert mask.shape == image.shape[:2] and mask.dtype == np.uint8
-    assert_same_classes(mask, expected, postprocess.logits(fields))
+    assert_same_classes(mask, expected, postprocess.logits(maps))
 
 
 @pytest.mark.parametrize("length", [1, 30, 64, 65, 106, 107, 300])
@@ -169,13 +169,13 @@ def test_windows_cover_everything_as_upstream_places_them(length: int) -> None:
     assert all(stop - start == min(crop, length) for start, stop in windows)
 
 
-def test_a_picture_narrower_than_a_patch_is_refused(sample: Bundle) -> None:
+def test_an_image_narrower_than_a_patch_is_refused(sample: Bundle) -> None:
     with Segmenter(sample) as segmenter, pytest.raises(ImageError, match="less than one patch of 16 x 16") as caught:
         segmenter(np.zeros((2, 400, 3), np.uint8))
     assert "--scale" in str(caught.value)
 
 
-def test_tiny_and_long_pictures_have_masks_of_their_own_size(sample: Bundle) -> None:
+def test_tiny_and_long_images_have_masks_of_their_own_size(sample: Bundle) -> None:
     rng = np.random.default_rng(0)
     with Segmenter(sample) as segmenter:
         for size in ((1, 1), (3, 4), (17, 250), (250, 17)):
@@ -192,19 +192,19 @@ def test_tiny_and_long_pictures_have_masks_of_their_own_size(sample: Bundle) -> 
     ],
     ids=["grey", "alpha", "float", "empty"],
 )
-def test_arrays_that_are_no_pictures_are_refused(sample: Bundle, image: np.ndarray) -> None:
+def test_arrays_that_are_no_images_are_refused(sample: Bundle, image: np.ndarray) -> None:
     with Segmenter(sample) as segmenter, pytest.raises(ImageError, match="uint8 BGR; got"):
         segmenter(image)
 
 
-def test_the_flipped_view_of_a_mirrored_picture_is_the_mirror_of_the_view(sample: Bundle) -> None:
+def test_the_flipped_view_of_a_mirrored_image_is_the_mirror_of_the_view(sample: Bundle) -> None:
     image = read_image(next((ASSETS / "street").rglob("*.jpg")))
     session, manifest = OnnxRuntimeSession(sample.verified("model.onnx")), sample.manifest
     plain, flipped = tta_views(image.shape[:2], manifest.preprocess, "0.x")[4:6]
 
-    def scores(picture: np.ndarray, view: Any) -> np.ndarray:
-        fields: list[Field] = predict_view(session, picture, view, manifest.preprocess, manifest.inference)
-        return postprocess.logits(fields)
+    def scores(image: np.ndarray, view: Any) -> np.ndarray:
+        maps: list[LogitMap] = predict_view(session, image, view, manifest.preprocess, manifest.inference)
+        return postprocess.logits(maps)
 
     mirrored = np.ascontiguousarray(image[:, ::-1])
     # cv2.resize is not symmetric to the last grey level, hence the wide tolerance.

@@ -55,14 +55,14 @@ def test_manifests_of_odd_values_are_used_or_refused(seed: Path, edits: list[Edi
     TARGETS["manifest"][0](mutate_json(seed.read_text(), edits).encode())
 
 
-PICTURE = np.stack([30 * np.arange(8) + 0 * np.arange(6)[:, None], 40 * np.arange(6)[:, None] + 0 * np.arange(8)], -1)
+IMAGE = np.stack([30 * np.arange(8) + 0 * np.arange(6)[:, None], 40 * np.arange(6)[:, None] + 0 * np.arange(8)], -1)
 
 
 @pytest.mark.parametrize(
-    "file", [file for file in TARGETS["picture"][1] if file.name != "colour.jp2"], ids=lambda f: f.name
+    "file", [file for file in TARGETS["image"][1] if file.name != "colour.jp2"], ids=lambda f: f.name
 )
-def test_pictures_of_every_format_are_what_was_stored_or_refused(file: Path) -> None:
-    """All but the masks hold one picture: blue grows to the right, green downwards."""
+def test_images_of_every_format_are_what_was_stored_or_refused(file: Path) -> None:
+    """All but the masks hold one image: blue grows to the right, green downwards."""
     if file.name in ("float.tiff", "sixteen_channels.tiff"):
         with pytest.raises(ImageError, match="can decode"):
             read_image(file)
@@ -75,11 +75,11 @@ def test_pictures_of_every_format_are_what_was_stored_or_refused(file: Path) -> 
         found = np.rot90(found)
     assert found.shape == (6, 8, 3)
     if file.name == "grey.png":
-        np.testing.assert_array_equal(found, np.repeat(PICTURE[..., :1], 3, axis=-1))
+        np.testing.assert_array_equal(found, np.repeat(IMAGE[..., :1], 3, axis=-1))
         return
     few_colours = file.name in ("palette.png", "moving.gif")
     exact = file.suffix in (".bmp", ".ppm", ".png") and not few_colours
-    assert np.abs(found[..., :2] - PICTURE).mean() <= (0 if exact else 40 if few_colours else 15)
+    assert np.abs(found[..., :2] - IMAGE).mean() <= (0 if exact else 40 if few_colours else 15)
 
 
 ODD = (

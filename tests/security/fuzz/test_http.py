@@ -25,7 +25,7 @@ from denseport.runtime.serving.http.app import SEGMENT
 MODES = {True: GenerationMode.POSITIVE, False: GenerationMode.NEGATIVE}
 OPERATIONS = ("GET /v1/model", f"POST {SEGMENT}", "GET /health", "GET /ready", "GET /metrics")
 BOUNDED = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
-PICTURES = [file.read_bytes() for file in corpus(".png", ".jpg", ".bmp", ".webp") if file.name != "float.tiff"]
+IMAGES = [file.read_bytes() for file in corpus(".png", ".jpg", ".bmp", ".webp") if file.name != "float.tiff"]
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +59,10 @@ def test_answers_are_as_described(
     method, path = operation.split()
 
     @settings(BOUNDED, max_examples=60 if path == SEGMENT else 3)
-    @given(schema[path][method].as_strategy(generation_mode=MODES[fits]), st.sampled_from(PICTURES))
-    def run(case: Case, picture: bytes) -> None:
+    @given(schema[path][method].as_strategy(generation_mode=MODES[fits]), st.sampled_from(IMAGES))
+    def run(case: Case, image: bytes) -> None:
         if fits and isinstance(case.body, dict):
-            case.body["image"] = picture  # JSON Schema cannot describe one
+            case.body["image"] = image  # JSON Schema cannot describe one
         response = case.call_and_validate(timeout=20)
         assert response.status_code == 200 or set(response.json()) == {"error", "remedy"}
 

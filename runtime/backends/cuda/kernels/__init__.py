@@ -2,7 +2,7 @@
 
 common.cu           FP16, the loop over a grid's work
 resize_argmax.cu    the argmax of logits that are resized twice; the plugin's too
-picture.cu          a picture to the network's input; logits to the picture's mask
+image.cu          an image to the network's input; logits to the image's mask
 compile.py          sources -> PTX, with NVRTC
 cache.py            the same, compiled once a user
 launch.py           which kernel, how many threads, which numbers

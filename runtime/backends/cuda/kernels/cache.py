@@ -5,15 +5,15 @@ from __future__ import annotations
 from contextlib import suppress
 
 from denseport.runtime.backends.cuda.kernels.compile import compile_ptx, fingerprint
-from denseport.runtime.backends.cuda.kernels.sources import PICTURE_SOURCES
+from denseport.runtime.backends.cuda.kernels.sources import IMAGE_SOURCES
 from denseport.runtime.errors import OutputError
 from denseport.runtime.system.files import cache_folder, write_atomic
 
-__all__ = ["picture_ptx"]
+__all__ = ["image_ptx"]
 
 
-def picture_ptx() -> bytes:
-    """The PTX of picture.cu, from the cache where this version of it was compiled before.
+def image_ptx() -> bytes:
+    """The PTX of image.cu, from the cache where this version of it was compiled before.
 
     A cache that cannot be read or written costs a compilation, half a second, and nothing else.
 
@@ -22,11 +22,11 @@ def picture_ptx() -> bytes:
     """
     folder = cache_folder()
     if folder is None:
-        return compile_ptx(PICTURE_SOURCES)
-    path = folder / f"picture-{fingerprint(PICTURE_SOURCES)}.ptx"
+        return compile_ptx(IMAGE_SOURCES)
+    path = folder / f"image-{fingerprint(IMAGE_SOURCES)}.ptx"
     with suppress(OSError):
         return path.read_bytes()
-    ptx = compile_ptx(PICTURE_SOURCES)
+    ptx = compile_ptx(IMAGE_SOURCES)
     with suppress(OutputError):
         write_atomic(path, ptx)
     return ptx

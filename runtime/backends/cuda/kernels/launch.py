@@ -19,7 +19,7 @@ __all__ = [
     "Precision",
     "Size",
     "ceil_div",
-    "picture_mask",
+    "image_mask",
     "resize_normalise",
     "strips",
 ]
@@ -35,7 +35,7 @@ _CLASSES: dict[np.dtype[Any], str] = {np.dtype(np.uint8): "u8", np.dtype(np.uint
 
 KERNELS: tuple[str, ...] = (
     "resize_normalise",
-    *(f"picture_mask_{logits}_{classes}" for logits in _LOGITS.values() for classes in _CLASSES.values()),
+    *(f"image_mask_{logits}_{classes}" for logits in _LOGITS.values() for classes in _CLASSES.values()),
 )
 
 
@@ -56,31 +56,31 @@ class Launch:
 
 
 def resize_normalise(size: tuple[int, int], network: tuple[int, int], *, bgr_to_rgb: bool) -> Launch:
-    """A picture (H, W, 3) uint8 of ``size`` to the network's input (1, 3, h, w) float32 of size ``network``.
+    """An image (H, W, 3) uint8 of ``size`` to the network's input (1, 3, h, w) float32 of size ``network``.
 
-    Inputs: the picture, and `denseport.runtime.pipeline.preprocess.levels`. Sizes are (height, width).
+    Inputs: the image, and `denseport.runtime.pipeline.preprocess.levels`. Sizes are (height, width).
     """
     block = 256
     grid = ceil_div(network[0] * network[1], block * _PIXELS)
     return Launch("resize_normalise", grid, block, (*size, *network, int(bgr_to_rgb)))
 
 
-def picture_mask(
+def image_mask(
     shape: tuple[int, int, int], network: tuple[int, int], size: tuple[int, int], logits: DTypeLike, mask: DTypeLike
 ) -> Launch:
-    """Logits (C, h, w) of ``shape``, resized to ``network`` and then to the picture's ``size``, to its mask.
+    """Logits (C, h, w) of ``shape``, resized to ``network`` and then to the image's ``size``, to its mask.
 
     Args:
         logits: their type, float32 or float16.
         mask: its type, uint8 or uint16.
     """
-    kernel = f"picture_mask_{_LOGITS[np.dtype(logits)]}_{_CLASSES[np.dtype(mask)]}"
+    kernel = f"image_mask_{_LOGITS[np.dtype(logits)]}_{_CLASSES[np.dtype(mask)]}"
     return Launch(kernel, ceil_div(strips(1, size), 128), 128, (*shape, *network, *size))
 
 
-def strips(batch: Size, picture: tuple[Size, Size]) -> Size:
+def strips(batch: Size, image: tuple[Size, Size]) -> Size:
     """Threads that the argmax of twice resized logits keeps busy."""
-    return batch * ceil_div(picture[0], _STRIP_ROWS) * picture[1]
+    return batch * ceil_div(image[0], _STRIP_ROWS) * image[1]
 
 
 def ceil_div(value: Size, by: int) -> Size:

@@ -1,4 +1,4 @@
-// Argmax of logits that mmsegmentation resizes twice: to the network's input size, then to the picture's own.
+// Argmax of logits that mmsegmentation resizes twice: to the network's input size, then to the image's own.
 //
 // The first maximum wins, and the first NaN wins over every number, as in numpy. Weights are ratios of exact integers,
 // never differences of rounded coordinates: a coordinate near 500 in FP32 would cost its fraction nine bits. Arithmetic
@@ -59,8 +59,8 @@ DEVICE Position position(int output, int from, int to) {
   return {index, {(float)(2 * to - rest) / (float)(2 * to), (float)rest / (float)(2 * to)}};
 }
 
-DEVICE Side<4> composed_side(int output, int source, int network, int picture) {
-  const Position outer = position(output, network, picture);
+DEVICE Side<4> composed_side(int output, int source, int network, int image) {
+  const Position outer = position(output, network, image);
   const Position first = position(outer.index, source, network);
   const Position second = position(at_most(outer.index + 1, network - 1), source, network);
   const int last = source - 1;
@@ -86,7 +86,7 @@ DEVICE Window window(Side<4> side, int source) {
 }
 
 struct Sizes {
-  int height, width, network_height, network_width, picture_height, picture_width;
+  int height, width, network_height, network_width, image_height, image_width;
 };
 
 // A thread owns STRIP_ROWS rows of one output column and walks down the source rows that they need;
@@ -105,13 +105,13 @@ template <typename T>
 DEVICE bool resize_argmax_strip(const T* __restrict__ logits, int classes, const Sizes& sizes, int top, int column,
                                 int (&winner)[STRIP_ROWS]) {
   const Window columns =
-      window(composed_side(column, sizes.width, sizes.network_width, sizes.picture_width), sizes.width);
+      window(composed_side(column, sizes.width, sizes.network_width, sizes.image_width), sizes.width);
   Window rows[STRIP_ROWS];
   float best[STRIP_ROWS], doubt = 0.0f;
 #pragma unroll
   for (int r = 0; r < STRIP_ROWS; ++r) {
-    const int row = at_most(top + r, sizes.picture_height - 1);
-    rows[r] = window(composed_side(row, sizes.height, sizes.network_height, sizes.picture_height), sizes.height);
+    const int row = at_most(top + r, sizes.image_height - 1);
+    rows[r] = window(composed_side(row, sizes.height, sizes.network_height, sizes.image_height), sizes.height);
     best[r] = minus_infinity();
     winner[r] = 0;
   }
@@ -157,30 +157,30 @@ DEVICE bool resize_argmax_strip(const T* __restrict__ logits, int classes, const
   return !is_nan(doubt);
 }
 
-// logits (batch, classes, height, width) -> output (batch, picture_height, picture_width).
+// logits (batch, classes, height, width) -> output (batch, image_height, image_width).
 template <typename T, typename Class>
 DEVICE void resize_argmax(const T* __restrict__ logits, int batch, int classes, Sizes sizes,
                           Class* __restrict__ output) {
   const bool windowed = sizes.height >= 3 && sizes.width >= 3 && sizes.network_height >= sizes.height &&
                         sizes.network_width >= sizes.width;
-  const unsigned strips = (sizes.picture_height + STRIP_ROWS - 1) / STRIP_ROWS;
-  const unsigned items = batch * strips * sizes.picture_width;
+  const unsigned strips = (sizes.image_height + STRIP_ROWS - 1) / STRIP_ROWS;
+  const unsigned items = batch * strips * sizes.image_width;
   for (unsigned item = first_item(); item < items; item += item_stride()) {
-    const unsigned strip = item / sizes.picture_width, image = strip / strips;
-    const int column = (int)(item - strip * sizes.picture_width), top = (int)(strip - image * strips) * STRIP_ROWS;
+    const unsigned strip = item / sizes.image_width, image = strip / strips;
+    const int column = (int)(item - strip * sizes.image_width), top = (int)(strip - image * strips) * STRIP_ROWS;
     const T* own = logits + (long long)image * classes * sizes.height * sizes.width;
-    Class* target = output + ((long long)image * sizes.picture_height + top) * sizes.picture_width + column;
+    Class* target = output + ((long long)image * sizes.image_height + top) * sizes.image_width + column;
     int winner[STRIP_ROWS];
     const bool done = windowed && resize_argmax_strip(own, classes, sizes, top, column, winner);
 #pragma unroll
     for (int r = 0; r < STRIP_ROWS; ++r)
-      if (done && top + r < sizes.picture_height) target[(long long)r * sizes.picture_width] = (Class)winner[r];
+      if (done && top + r < sizes.image_height) target[(long long)r * sizes.image_width] = (Class)winner[r];
     if (done) continue;
 #pragma unroll 1
-    for (int r = 0; r < STRIP_ROWS && top + r < sizes.picture_height; ++r)
-      target[(long long)r * sizes.picture_width] =
+    for (int r = 0; r < STRIP_ROWS && top + r < sizes.image_height; ++r)
+      target[(long long)r * sizes.image_width] =
           (Class)careful_argmax<4>(own, classes, sizes.height, sizes.width,
-                                   composed_side(top + r, sizes.height, sizes.network_height, sizes.picture_height),
-                                   composed_side(column, sizes.width, sizes.network_width, sizes.picture_width));
+                                   composed_side(top + r, sizes.height, sizes.network_height, sizes.image_height),
+                                   composed_side(column, sizes.width, sizes.network_width, sizes.image_width));
   }
 }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["COMMON", "PICTURE", "PICTURE_SOURCES", "RESIZE_ARGMAX"]
+__all__ = ["COMMON", "IMAGE", "IMAGE_SOURCES", "RESIZE_ARGMAX"]
 
 _HERE = Path(__file__).parent
-COMMON, RESIZE_ARGMAX, PICTURE = (_HERE / name for name in ("common.cu", "resize_argmax.cu", "picture.cu"))
-PICTURE_SOURCES = (COMMON, RESIZE_ARGMAX, PICTURE)
+COMMON, RESIZE_ARGMAX, IMAGE = (_HERE / name for name in ("common.cu", "resize_argmax.cu", "image.cu"))
+IMAGE_SOURCES = (COMMON, RESIZE_ARGMAX, IMAGE)

@@ -11,13 +11,13 @@ const number = value => value.toLocaleString("en");
 const percent = share => share >= 0.0005 || share === 0 ? `${(100 * share).toFixed(1)} %` : "< 0.1 %";
 
 let model = null;
-let picture = null; // { file, name, bitmap }
+let image = null; // { file, name, bitmap }
 let shown = []; // one or two results: { artifact, mask, width, height, stages, trip }
 let differing = null; // { count, changes, marks }
 let hidden = new Set(); // classes that are not coloured
 let lit = NOBODY; // the class whose legend line is pointed at
 let running = null; // AbortController of what is under way
-let cursor = { x: 0, y: 0 }; // of the keyboard, px of the picture
+let cursor = { x: 0, y: 0 }; // of the keyboard, px of the image
 
 // The server
 
@@ -27,7 +27,7 @@ class Failure extends Error {
 
 async function ask(format, artifact, signal) {
   const form = new FormData();
-  form.append("image", picture.file);
+  form.append("image", image.file);
   const query = new URLSearchParams({ format, artifact });
   for (let attempt = 0; ; attempt++) {
     const start = performance.now();
@@ -74,15 +74,15 @@ async function take(file, name) {
   if (!model) return;
   complain(null);
   try {
-    if (!file.type.startsWith("image/")) throw new Failure(`${name} is no picture.`, "Choose a JPEG, PNG, WebP or BMP file.");
+    if (!file.type.startsWith("image/")) throw new Failure(`${name} is not an image.`, "Choose a JPEG, PNG, WebP or BMP file.");
     if (file.size > model.max_bytes) {
       throw new Failure(`${name} has ${megabytes(file.size)}; this server takes ${megabytes(model.max_bytes)} at most.`,
         "Scale it down, or save it as JPEG.");
     }
     const bitmap = await createImageBitmap(file).catch(() => {
-      throw new Failure(`${name} cannot be read as a picture.`, "It may be damaged: copy it again, or convert it to JPEG.");
+      throw new Failure(`${name} cannot be read as an image.`, "It may be damaged: copy it again, or convert it to JPEG.");
     });
-    picture = { file, name, bitmap };
+    image = { file, name, bitmap };
   } catch (error) {
     complain(error);
     return;
@@ -93,11 +93,11 @@ async function take(file, name) {
 }
 
 async function run() {
-  if (!picture) return;
+  if (!image) return;
   running?.abort();
   const mine = running = new AbortController();
   complain(null);
-  say(`Segmenting ${picture.name} …`);
+  say(`Segmenting ${image.name} …`);
   document.body.classList.add("busy");
   try {
     const found = [];
@@ -105,12 +105,12 @@ async function run() {
       found.push(await segment(artifact, mine.signal));
     }
     if (found.some(each => each.width !== bitmapWidth() || each.height !== bitmapHeight())) {
-      throw new Failure("The browser and the server see this picture in different sizes.", "Convert it to PNG.");
+      throw new Failure("The browser and the server see this image in different sizes.", "Convert it to PNG.");
     }
     shown = found;
     differing = found.length === 2 ? compare(...found) : null;
     present();
-    say(`${picture.name}: ${number(shown[0].width)} × ${number(shown[0].height)}, ${counted(shares().length, "class", "classes")}`);
+    say(`${image.name}: ${number(shown[0].width)} × ${number(shown[0].height)}, ${counted(shares().length, "class", "classes")}`);
   } catch (error) {
     if (mine.signal.aborted) return;
     complain(error);
@@ -126,8 +126,8 @@ async function sample() {
   await take(await response.blob(), "sample.jpg");
 }
 
-const bitmapWidth = () => picture.bitmap.width;
-const bitmapHeight = () => picture.bitmap.height;
+const bitmapWidth = () => image.bitmap.width;
+const bitmapHeight = () => image.bitmap.height;
 const megabytes = bytes => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
 const counted = (count, one, many) => `${number(count)} ${count === 1 ? one : many}`;
 
@@ -232,8 +232,8 @@ function present() {
   at("views").classList.toggle("two", shown.length === 2);
   const { columns, rows } = viewSize();
   views().forEach((view, place) => {
-    canvas(view, "picture", columns, rows).drawImage(picture.bitmap, 0, 0, columns, rows);
-    view.setAttribute("aria-label", `${picture.name}, segmented by ${shown[place].artifact}`);
+    canvas(view, "image", columns, rows).drawImage(image.bitmap, 0, 0, columns, rows);
+    view.setAttribute("aria-label", `${image.name}, segmented by ${shown[place].artifact}`);
     view.nextElementSibling.textContent = shown.length === 2 ? shown[place].artifact : "";
     view.querySelector(".cross").hidden = true;
     view.classList.toggle("small", columns < 512); // is enlarged: its pixels should be seen
@@ -375,7 +375,7 @@ function cross(visible) {
 // Files to keep
 
 function save(blob, ending) {
-  const link = make("a", "", { href: URL.createObjectURL(blob), download: picture.name.replace(/\.[^.]*$/, "") + ending });
+  const link = make("a", "", { href: URL.createObjectURL(blob), download: image.name.replace(/\.[^.]*$/, "") + ending });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
@@ -390,13 +390,13 @@ async function saveMask() {
   }
 }
 
-async function saveOverlay() { // as it is seen, at the picture's own size
+async function saveOverlay() { // as it is seen, at the image's own size
   const [width, height] = [bitmapWidth(), bitmapHeight()];
   const whole = new OffscreenCanvas(width, height), colours = new OffscreenCanvas(width, height);
   lit = NOBODY;
   colours.getContext("2d").putImageData(coloured(shown[0], width, height), 0, 0);
   const context = whole.getContext("2d");
-  context.drawImage(picture.bitmap, 0, 0);
+  context.drawImage(image.bitmap, 0, 0);
   context.globalAlpha = at("opacity").value / 100;
   context.drawImage(colours, 0, 0);
   save(await whole.convertToBlob({ type: "image/png" }), "_overlay.png");
@@ -435,7 +435,7 @@ function describeArtifact() {
   const chosen = at("artifact").value;
   const { accuracy, agreement } = model.artifacts.find(each => each.name === chosen);
   const parts = [];
-  if (accuracy) parts.push(`mIoU ${accuracy.mIoU.toFixed(2)} on ${counted(accuracy.images, "picture", "pictures")}`);
+  if (accuracy) parts.push(`mIoU ${accuracy.mIoU.toFixed(2)} on ${counted(accuracy.images, "image", "images")}`);
   if (agreement !== null) parts.push(`${agreement.toFixed(2)} % of the pixels as FP32`);
   at("measured").textContent = parts.join("; ") || "Its accuracy has not been recorded.";
   for (const option of at("versus").options) option.hidden = option.value === chosen;

@@ -17,7 +17,7 @@ from axe_playwright_python.sync_playwright import Axe
 from onnx import numpy_helper
 from planting import with_graph
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from serving import Running, encoded, picture, running
+from serving import Running, encoded, random_image, running
 
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.media.images import decode_image
@@ -26,7 +26,7 @@ from denseport.runtime.serving.http.limits import Limits
 from denseport.runtime.serving.http.page import load_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-IMAGE = picture(240, 320)
+IMAGE = random_image(240, 320)
 PNG = encoded(IMAGE)
 WAIT = 10_000  # ms
 
@@ -129,7 +129,7 @@ def marks(page: Page) -> int:
 
 
 def hover(page: Page, x: int, y: int) -> None:
-    """Point at a pixel of the picture."""
+    """Point at a pixel of the image."""
     box = page.locator("#first .view").bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + (x + 0.5) / 320 * box["width"], box["y"] + (y + 0.5) / 240 * box["height"])
@@ -159,7 +159,7 @@ def test_an_upload_is_coloured_as_the_segmenter_sees_it(page: Page, bundle: Bund
 
 
 @pytest.mark.parametrize(("event", "kind"), [("drop", "DragEvent"), ("paste", "ClipboardEvent")])
-def test_a_picture_may_be_dropped_or_pasted(page: Page, event: str, kind: str) -> None:
+def test_an_image_may_be_dropped_or_pasted(page: Page, event: str, kind: str) -> None:
     drop(page, event, kind)
     expect(page.locator("#status")).to_contain_text("street.png: 320 × 240")
 
@@ -287,8 +287,8 @@ def test_the_mask_and_the_overlay_are_kept(page: Page, bundle: Bundle, masks: di
 @pytest.mark.parametrize(
     ("data", "name", "mime", "words"),
     [
-        (b"text", "notes.txt", "text/plain", "notes.txt is no picture"),
-        (b"no picture at all", "street.png", "image/png", "street.png cannot be read as a picture"),
+        (b"text", "notes.txt", "text/plain", "notes.txt is not an image"),
+        (b"no image at all", "street.png", "image/png", "street.png cannot be read as an image"),
         (PNG + bytes(2 << 20), "large.png", "image/png", "large.png has 2.1 MiB; this server takes 1.0 MiB at most"),
         (encoded(np.zeros((1500, 1500, 3), np.uint8)), "wide.png", "image/png", "the limit is 2000000 pixels"),
     ],

@@ -30,7 +30,7 @@ from fastapi.openapi.models import OpenAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from serving import Running, encoded, picture, running, start, until
+from serving import Running, encoded, random_image, running, start, until
 
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Artifact
@@ -40,11 +40,11 @@ from denseport.runtime.media.images import decode_image
 from denseport.runtime.media.overlay import overlay
 from denseport.runtime.pipeline.results import Segmentation
 from denseport.runtime.segmenter import Segmenter
-from denseport.runtime.serving.http.images import decode_upload, picture_size
+from denseport.runtime.serving.http.images import decode_upload, image_size
 from denseport.runtime.serving.http.limits import Limits, Refusal
 from denseport.runtime.system.machine import inspect_machine
 
-PICTURE = encoded(picture())
+IMAGE = encoded(random_image())
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def server(sample: Bundle) -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def mask(sample: Bundle) -> np.ndarray:
     with Segmenter(sample, threads=1) as segment:
-        found = segment(picture()).mask
+        found = segment(random_image()).mask
     assert len(np.unique(found)) > 1, "one class only: the comparisons would show little"
     return found
 
@@ -74,7 +74,7 @@ def assert_refused(response: httpx.Response, status: int, *words: str) -> None:
 
 
 def test_the_mask_is_the_segmenters(server: Running, mask: np.ndarray, sample: Bundle) -> None:
-    response = server.segment(PICTURE)
+    response = server.segment(IMAGE)
     assert response.status_code == 200 and response.headers["content-type"] == "image/png"
     data = response.content
     palette = data[data.index(b"PLTE") + 4 :][: 3 * len(sample.manifest.palette)]
@@ -98,7 +98,7 @@ def test_the_mask_is_the_segmenters(server: Running, mask: np.ndarray, sample: B
 )
 def test_raw_indices_are_the_segmenters(server: Running, mask: np.ndarray, accepted: str, encoding: str) -> None:
     response = server.client.post(
-        "/v1/segment?format=raw", files={"image": PICTURE}, headers={"Accept-Encoding": accepted}
+        "/v1/segment?format=raw", files={"image": IMAGE}, headers={"Accept-Encoding": accepted}
     )
     assert response.headers.get("content-encoding", "identity") == encoding
     assert response.headers["x-mask-type"] == "uint8"
@@ -107,7 +107,7 @@ def test_raw_indices_are_the_segmenters(server: Running, mask: np.ndarray, accep
 
 
 def test_the_report_counts_the_mask(server: Running, mask: np.ndarray, sample: Bundle) -> None:
-    told = server.segment(PICTURE, format="json").json()
+    told = server.segment(IMAGE, format="json").json()
     assert (told["height"], told["width"], told["artifact"]) == (*mask.shape, "model.onnx")
     for each in told["classes"]:
         assert each["percent"] == pytest.approx(100 * (mask == each["index"]).mean(), abs=1e-3)
@@ -118,12 +118,12 @@ def test_the_report_counts_the_mask(server: Running, mask: np.ndarray, sample: B
 
 
 def test_the_overlay_is_that_of_the_command(server: Running, mask: np.ndarray, sample: Bundle) -> None:
-    response = server.segment(PICTURE, format="overlay", opacity=0.9, legend="false")
+    response = server.segment(IMAGE, format="overlay", opacity=0.9, legend="false")
     assert response.headers["content-type"] == "image/jpeg"
     manifest = sample.manifest
-    expected = overlay(picture(), mask, manifest.classes, manifest.palette, opacity=0.9, legend=False)
+    expected = overlay(random_image(), mask, manifest.classes, manifest.palette, opacity=0.9, legend=False)
     assert response.content == encoded(expected, ".jpg", cv2.IMWRITE_JPEG_QUALITY, 92)
-    with_legend = decode_image(server.segment(PICTURE, format="overlay").content, "overlay")
+    with_legend = decode_image(server.segment(IMAGE, format="overlay").content, "overlay")
     assert with_legend.shape[1] > expected.shape[1]
 
 
@@ -134,15 +134,15 @@ def test_more_than_256_classes_take_16_bits(sample: Bundle, tmp_path: Path, monk
         object.__setattr__(bundle.manifest, "classes", tuple(f"class {index}" for index in range(300)))
         object.__setattr__(bundle.manifest, "palette", ((1, 2, 3),) * 300)
         monkeypatch.setattr(Segmenter, "__call__", lambda _, image: Segmentation(wide, "model.onnx", image))
-        png = started.segment(PICTURE).content
-        raw = started.segment(PICTURE, format="raw")
+        png = started.segment(IMAGE).content
+        raw = started.segment(IMAGE, format="raw")
     np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED), wide)
     assert raw.headers["x-mask-type"] == "uint16"
     np.testing.assert_array_equal(np.frombuffer(raw.content, "<u2").reshape(96, 128), wide)
 
 
 def test_the_time_of_each_stage_is_in_the_head(server: Running) -> None:
-    response = server.segment(PICTURE)
+    response = server.segment(IMAGE)
     stages = dict(re.findall(r"(\w+);dur=([\d.]+)", response.headers["server-timing"]))
     assert list(stages) == ["queue", "decode", "preprocess", "network", "postprocess", "encode"] and all(
         float(value) >= 0 for value in stages.values()
@@ -164,7 +164,7 @@ def test_what_eval_recorded_is_told(sample: Bundle, tmp_path: Path) -> None:
     with running(bundle) as started:
         (told,) = started.client.get("/v1/model").json()["artifacts"]
         assert told["milliseconds"] is None
-        started.segment(PICTURE)
+        started.segment(IMAGE)
         after = started.client.get("/v1/model").json()["artifacts"][0]
     assert (told["mIoU"], told["agreement"], told["runs_here"]) == (42.5, 99.5, True)
     assert after["milliseconds"]["network"] > 0
@@ -179,13 +179,13 @@ def test_openapi_describes_it(server: Running) -> None:
     operation = document["paths"]["/v1/segment"]["post"]
     assert {"200", "400", "408", "413", "415", "422", "500", "503", "504"} == set(operation["responses"])
     assert operation["requestBody"]["content"]["multipart/form-data"]["schema"]["required"] == ["image"]
-    assert set(schemas["Report"]["properties"]) == set(server.segment(PICTURE, format="json").json())
+    assert set(schemas["Report"]["properties"]) == set(server.segment(IMAGE, format="json").json())
     assert set(schemas["ModelInfo"]["properties"]) == set(server.client.get("/v1/model").json())
 
 
 def test_prometheus_reads_the_metrics(sample: Bundle) -> None:
     with running(sample) as started:
-        for data in (PICTURE, PICTURE, b"no picture"):
+        for data in (IMAGE, IMAGE, b"no image"):
             started.segment(data)
         families = {
             family.name: family for family in text_string_to_metric_families(started.client.get("/metrics").text)
@@ -209,14 +209,14 @@ def test_prometheus_reads_the_metrics(sample: Bundle) -> None:
         (b"", 415, "empty"),
         (b"GIF89a no", 415, "JPEG, PNG, WebP and BMP"),
         (b"just text", 415, "JPEG, PNG, WebP and BMP"),
-        (PICTURE[: len(PICTURE) // 2], 400, "cut short"),
-        (PICTURE[:20], 400, "damaged"),
-        (PICTURE.replace(b"IDAT", b"IDXT"), 400, "no pixels"),
-        (encoded(picture(600, 600), ".jpg"), 413, "600 x 600"),
-        (encoded(picture(2, 20000)), 413, "16384"),
+        (IMAGE[: len(IMAGE) // 2], 400, "cut short"),
+        (IMAGE[:20], 400, "damaged"),
+        (IMAGE.replace(b"IDAT", b"IDXT"), 400, "no pixels"),
+        (encoded(random_image(600, 600), ".jpg"), 413, "600 x 600"),
+        (encoded(random_image(2, 20000)), 413, "16384"),
     ],
 )
-def test_a_bad_picture_is_refused(server: Running, data: bytes, status: int, word: str) -> None:
+def test_a_bad_image_is_refused(server: Running, data: bytes, status: int, word: str) -> None:
     assert_refused(server.segment(data), status, word)
 
 
@@ -227,17 +227,17 @@ def test_a_bomb_is_refused_before_it_is_decoded(server: Running, monkeypatch: py
     assert_refused(server.segment(bomb + b"\0" * 1000), 413, "60000 x 60000")
 
 
-def test_a_form_without_the_picture_is_refused(server: Running) -> None:
+def test_a_form_without_the_image_is_refused(server: Running) -> None:
     post = server.client.post
-    assert_refused(post("/v1/segment", content=PICTURE), 400, "multipart/form-data", "curl")
-    assert_refused(post("/v1/segment", files={"picture": PICTURE}), 400, "no file 'image'")
-    assert_refused(post("/v1/segment", files=[("image", PICTURE), ("image", PICTURE)]), 400, "damaged")
-    assert_refused(post("/v1/segment", files={"image": PICTURE}, data={"more": "fields"}), 400, "damaged")
+    assert_refused(post("/v1/segment", content=IMAGE), 400, "multipart/form-data", "curl")
+    assert_refused(post("/v1/segment", files={"image": IMAGE}), 400, "no file 'image'")
+    assert_refused(post("/v1/segment", files=[("image", IMAGE), ("image", IMAGE)]), 400, "damaged")
+    assert_refused(post("/v1/segment", files={"image": IMAGE}, data={"more": "fields"}), 400, "damaged")
     broken = {"Content-Type": "multipart/form-data; boundary=x"}
     assert_refused(post("/v1/segment", content=b"--y\r\n", headers=broken), 400, "damaged")
 
 
-def test_parameters_are_checked_before_the_picture(server: Running) -> None:
+def test_parameters_are_checked_before_the_image(server: Running) -> None:
     assert_refused(server.segment(b"", artifact="int8.onnx"), 422, "no artifact 'int8.onnx'", "model.onnx")
     assert_refused(server.segment(b"", artifact="../../etc/passwd"), 422, "no artifact")
     assert_refused(server.segment(b"", opacity=1.5), 422, "opacity")
@@ -258,19 +258,19 @@ def test_an_artifact_of_another_machine_is_refused(
         "fp16.sm_90.engine", Artifact("engine", "fp16", {"absent": "0" * 64}, json.loads(json.dumps(RECORD.to_dict())))
     )
     with running(bundle) as started:
-        assert_refused(started.segment(PICTURE, artifact="fp16.sm_90.engine"), 422, "no NVIDIA GPU")
+        assert_refused(started.segment(IMAGE, artifact="fp16.sm_90.engine"), 422, "no NVIDIA GPU")
         told = {each["name"]: each for each in started.client.get("/v1/model").json()["artifacts"]}
-    assert not told["fp16.sm_90.engine"]["runs_here"] and "GPU" in told["fp16.sm_90.engine"]["obstacle"]
+    assert not told["fp16.sm_90.engine"]["runs_here"] and "GPU" in told["fp16.sm_90.engine"]["why_unsupported"]
 
 
 def test_an_artifact_that_gives_masks_is_refused(sample_copy: Bundle) -> None:
     fp32 = sample_copy.artifact("model.onnx")
     sample_copy.add("fp32.mask.onnx", dataclasses.replace(fp32, record={"output": "mask"}))
     with running(sample_copy) as started:
-        assert_refused(started.segment(PICTURE, artifact="fp32.mask.onnx"), 422, "fp32.mask.onnx", "gives masks")
+        assert_refused(started.segment(IMAGE, artifact="fp32.mask.onnx"), 422, "fp32.mask.onnx", "gives masks")
         told = {each["name"]: each for each in started.client.get("/v1/model").json()["artifacts"]}
-    assert not told["fp32.mask.onnx"]["runs_here"] and "gives masks" in told["fp32.mask.onnx"]["obstacle"]
-    assert told["model.onnx"]["runs_here"] and told["model.onnx"]["obstacle"] is None
+    assert not told["fp32.mask.onnx"]["runs_here"] and "gives masks" in told["fp32.mask.onnx"]["why_unsupported"]
+    assert told["model.onnx"]["runs_here"] and told["model.onnx"]["why_unsupported"] is None
 
 
 def test_a_large_body_is_refused_while_it_is_sent(server: Running) -> None:
@@ -279,7 +279,7 @@ def test_a_large_body_is_refused_while_it_is_sent(server: Running) -> None:
     chunks = itertools.chain([head], itertools.repeat(bytes(65536), 48))
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     assert_refused(server.client.post("/v1/segment", content=chunks, headers=headers), 413, "1048576 bytes")
-    assert server.segment(PICTURE).status_code == 200
+    assert server.segment(IMAGE).status_code == 200
 
 
 def test_a_client_that_reads_only_when_it_has_sent_gets_its_refusal(server: Running) -> None:
@@ -318,10 +318,10 @@ class Gate:
 def test_beyond_the_queue_it_says_when_to_come_back(sample: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(sample, Limits(concurrency=1, queue=1)) as started, ThreadPoolExecutor(2) as pool:
         gate = Gate(monkeypatch)
-        accepted = [pool.submit(started.segment, PICTURE) for _ in range(2)]
+        accepted = [pool.submit(started.segment, IMAGE) for _ in range(2)]
         try:
             until(lambda: started.door.active == 2)
-            refused = [started.segment(PICTURE) for _ in range(3)]
+            refused = [started.segment(IMAGE) for _ in range(3)]
             health = started.client.get("/health")
         finally:
             gate.go.set()
@@ -330,7 +330,7 @@ def test_beyond_the_queue_it_says_when_to_come_back(sample: Bundle, monkeypatch:
             assert int(response.headers["retry-after"]) >= 1
         assert health.json() == {"status": "alive"}
         assert [future.result().status_code for future in accepted] == [200, 200]
-        assert started.segment(PICTURE).status_code == 200
+        assert started.segment(IMAGE).status_code == 200
 
 
 def test_it_answers_when_the_time_is_out(sample: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,14 +338,14 @@ def test_it_answers_when_the_time_is_out(sample: Bundle, monkeypatch: pytest.Mon
         with monkeypatch.context() as patch:
             gate = Gate(patch)
             try:
-                first, second = started.segment(PICTURE), started.segment(PICTURE)  # in work; waiting behind it
+                first, second = started.segment(IMAGE), started.segment(IMAGE)  # in work; waiting behind it
             finally:
                 gate.go.set()
         for response in (first, second):
             assert_refused(response, 504, "0.4 s")
         begun = [gate.entered.acquire(blocking=False) for _ in range(2)]
         assert begun == [True, False], "the second was begun although nobody waited for it any more"
-        until(lambda: started.segment(PICTURE).status_code == 200)
+        until(lambda: started.segment(IMAGE).status_code == 200)
 
 
 def test_an_upload_that_never_ends_is_refused(sample: Bundle) -> None:
@@ -364,7 +364,7 @@ def test_an_upload_that_never_ends_is_refused(sample: Bundle) -> None:
 def test_a_failure_of_ours_shows_nothing_of_the_machine(sample: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(sample) as started:
         monkeypatch.setattr(Segmenter, "__call__", lambda *_: (_ for _ in ()).throw(RuntimeError("/tmp/secret")))
-        assert_refused(started.segment(PICTURE), 500, "server failed")
+        assert_refused(started.segment(IMAGE), 500, "server failed")
 
 
 def test_limits_are_checked() -> None:
@@ -378,7 +378,7 @@ def test_a_name_that_no_host_has_is_refused(sample: Bundle, capsys: pytest.Captu
     assert "Give another --host" in capsys.readouterr().err
 
 
-# Pictures
+# Images
 
 
 @pytest.mark.parametrize(
@@ -394,16 +394,16 @@ def test_a_name_that_no_host_has_is_refused(sample: Bundle, capsys: pytest.Captu
 )
 def test_the_size_is_read_off_the_header(suffix: str, params: tuple[int, ...]) -> None:
     for height, width in ((33, 70), (257, 1025)):
-        data = encoded(picture(height, width), suffix, *params)
-        assert picture_size(data) == (width, height)
+        data = encoded(random_image(height, width), suffix, *params)
+        assert image_size(data) == (width, height)
         assert decode_upload(data, Limits()).shape == (height, width, 3)
 
 
 def test_a_turned_photograph_is_decoded_upright() -> None:
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # orientation 6: turn clockwise
-    jpeg = encoded(picture(40, 60), ".jpg")
+    jpeg = encoded(random_image(40, 60), ".jpg")
     turned = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif + jpeg[2:]
-    assert picture_size(turned) == (60, 40)
+    assert image_size(turned) == (60, 40)
     assert decode_upload(turned, Limits()).shape == (60, 40, 3)
 
 
@@ -416,7 +416,7 @@ HEADERS = st.sampled_from(
 @given(header=HEADERS, rest=st.binary(max_size=80))
 def test_any_header_is_read_or_refused(header: bytes, rest: bytes) -> None:
     try:
-        width, height = picture_size(header + rest)
+        width, height = image_size(header + rest)
     except Refusal as err:
         assert err.status == 400
     else:
@@ -426,7 +426,7 @@ def test_any_header_is_read_or_refused(header: bytes, rest: bytes) -> None:
 # How it lives and ends
 
 
-def test_ready_is_proved_by_a_picture(sample: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ready_is_proved_by_an_image(sample: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("denseport.runtime.serving.http.service.CANARY_EVERY", 0.0)
     with running(sample) as started:
         assert started.client.get("/ready").json() == {"status": "ready"}
@@ -441,14 +441,14 @@ def test_ready_is_proved_by_a_picture(sample: Bundle, monkeypatch: pytest.Monkey
         assert started.client.get("/ready").status_code == 200
         started.door.close()
         assert_refused(started.client.get("/ready"), 503, "shutting down")
-        refused = started.segment(PICTURE)
+        refused = started.segment(IMAGE)
         assert_refused(refused, 503, "shutting down")
         assert refused.headers["connection"] == "close"
         assert started.client.get("/health").status_code == 200
 
 
 def post(connection: http.client.HTTPConnection) -> int:
-    body = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + PICTURE + b"\r\n--x--\r\n"
+    body = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + IMAGE + b"\r\n--x--\r\n"
     connection.request("POST", "/v1/segment", body, {"Content-Type": "multipart/form-data; boundary=x"})
     response = connection.getresponse()
     assert len(response.read()) == int(response.headers["content-length"])

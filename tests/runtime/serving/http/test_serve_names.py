@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from hostile import tiny_bundle
-from serving import Server, encoded, form, picture, running
+from serving import Server, encoded, form, random_image, running
 
-PICTURE = encoded(picture(32, 64))
+IMAGE = encoded(random_image(32, 64))
 
 opened: list[str] | None = None
 
@@ -49,12 +49,12 @@ def test_no_name_of_a_client_opens_anything(tmp_path: Path, watched: list[str]) 
     with running(bundle) as started:
         host, port = started.url.removeprefix("http://").split(":")
         server = Server(None, (host, int(port)), Path())  # type: ignore[arg-type]  # in this process
-        requests = [form(PICTURE, query=f"?artifact={name}") for name in NAMES]
+        requests = [form(IMAGE, query=f"?artifact={name}") for name in NAMES]
         requests += [f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode() for path in PATHS]
-        requests += [form(PICTURE, kind=b"multipart/form-data"), form(PICTURE, query="?opacity=x")]
-        requests += [form(PICTURE, disposition=b'form-data; name="image"; filename="../../x.png"')]
-        requests += [form(PICTURE, kind=b"multipart/form-data; charset=cp1140; boundary=x")]
-        for request in (form(PICTURE), form(b"no picture"), requests[0], *requests[-6:-2], requests[len(NAMES)]):
+        requests += [form(IMAGE, kind=b"multipart/form-data"), form(IMAGE, query="?opacity=x")]
+        requests += [form(IMAGE, disposition=b'form-data; name="image"; filename="../../x.png"')]
+        requests += [form(IMAGE, kind=b"multipart/form-data; charset=cp1140; boundary=x")]
+        for request in (form(IMAGE), form(b"no image"), requests[0], *requests[-6:-2], requests[len(NAMES)]):
             server.ask(request)  # loads what Python loads when it is first needed
         Path(__file__).read_bytes()
         assert any(__file__ in each for each in watched), "the hook sees nothing"

@@ -1,4 +1,4 @@
-"""What a network peer can do to ``denseport serve``: bytes that are no HTTP, forms and pictures that lie, connections
+"""What a network peer can do to ``denseport serve``: bytes that are no HTTP, forms and images that lie, connections
 that wait. After each the server lives, holds no more memory or descriptors than before, and gives the right mask.
 """
 
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from hostile import tiny_bundle
-from serving import Server, encoded, form, picture, serving, told, until
+from serving import Server, encoded, form, random_image, serving, told, until
 from support import REPO
 
 from denseport.runtime.bundle.bundle import Bundle
@@ -25,9 +25,9 @@ from denseport.runtime.serving.http.connections import MAX_CONNECTIONS, http_pro
 from denseport.runtime.serving.http.images import MAX_SCANS, decode_upload
 from denseport.runtime.serving.http.limits import Limits
 
-PICTURE = encoded(picture(32, 64))
+IMAGE = encoded(random_image(32, 64))
 TIMEOUT = 2  # seconds, of the server
-MEBIBYTES = 200  # that it may hold beyond what it held at first: some pictures in work
+MEBIBYTES = 200  # that it may hold beyond what it held at first: some images in work
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def mask(bundle: Bundle) -> bytes:
     with Segmenter(bundle, threads=1) as segment:
-        found = segment(picture(32, 64)).mask
+        found = segment(random_image(32, 64)).mask
     assert len(np.unique(found)) == 3
     return found.tobytes()
 
@@ -55,7 +55,7 @@ def started(bundle: Bundle) -> Iterator[tuple[Server, int, float]]:
 def server(started: tuple[Server, int, float], mask: bytes) -> Iterator[Server]:
     server, descriptors, mebibytes = started
     yield server
-    answer = server.ask(form(PICTURE, query="?format=raw"))
+    answer = server.ask(form(IMAGE, query="?format=raw"))
     assert answer is not None and answer.status == 200 and answer.body == mask
     until(lambda: server.descriptors() <= descriptors)
     assert server.mebibytes() < mebibytes + MEBIBYTES
@@ -77,11 +77,11 @@ NO_HTTP = {
     "TLS": bytes.fromhex("1603010200010001fc0303") + bytes(64) + b"\r\n\r\n",
     "a header without a name": GET + b": x\r\n\r\n",
     "a header with a NUL": GET + b"X: a\0b\r\n\r\n",
-    "a negative length": form(PICTURE, length=b"-1"),
-    "a signed length": form(PICTURE, length=b"+5"),
-    "a length that is no number": form(PICTURE, length=b"0x10"),
-    "a length of 5,000 digits": form(PICTURE, length=b"9" * 5000),
-    "two lengths": form(PICTURE, length=b"10\r\nContent-Length: 11"),
+    "a negative length": form(IMAGE, length=b"-1"),
+    "a signed length": form(IMAGE, length=b"+5"),
+    "a length that is no number": form(IMAGE, length=b"0x10"),
+    "a length of 5,000 digits": form(IMAGE, length=b"9" * 5000),
+    "two lengths": form(IMAGE, length=b"10\r\nContent-Length: 11"),
     "an unknown coding": CHUNKED.replace(b"chunked", b"gzip, chunked"),
     "a chunk without a size": CHUNKED + b"ZZ\r\nabc",
     "a negative chunk": CHUNKED + b"-1\r\nabc",
@@ -124,13 +124,13 @@ def test_other_methods_are_refused(server: Server, method: str, path: str) -> No
 
 
 def test_lengths_that_lie(server: Server) -> None:
-    short = server.ask(form(PICTURE, length=b"10"))
+    short = server.ask(form(IMAGE, length=b"10"))
     assert short is not None and short.status == 400 and short.is_error
-    long = server.ask(form(PICTURE, length=b"5000"))
+    long = server.ask(form(IMAGE, length=b"5000"))
     assert long is not None and long.status == 408 and long.is_error
-    gone = server.ask(form(PICTURE, length=b"5000"), half_close=True)
+    gone = server.ask(form(IMAGE, length=b"5000"), half_close=True)
     assert gone is None or gone.status in (400, 408)
-    huge = server.ask(form(PICTURE, length=b"9" * 19))
+    huge = server.ask(form(IMAGE, length=b"9" * 19))
     assert huge is not None and huge.status == 413 and huge.is_error
     both = server.ask(CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Length: 4\r\n\r\n") + b"1\r\na\r\n0\r\n\r\n")
     assert both is not None and both.status == 400 and both.is_error
@@ -146,7 +146,7 @@ def test_a_bad_chunk_after_the_answer_ends_the_connection(server: Server) -> Non
 
 
 def test_pipelined_requests_are_answered_in_order(server: Server, mask: bytes) -> None:
-    one = form(PICTURE, query="?format=raw").replace(b"Connection: close\r\n", b"")
+    one = form(IMAGE, query="?format=raw").replace(b"Connection: close\r\n", b"")
     with server.connect() as connection:
         connection.sendall(one + GET.replace(b"Connection: close\r\n", b"") + b"\r\n" + one + b"GARBAGE\r\n\r\n")
         answers = connection.makefile("rb").read()
@@ -156,21 +156,21 @@ def test_pipelined_requests_are_answered_in_order(server: Server, mask: bytes) -
 
 PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
 FORMS = {
-    "no boundary": form(PICTURE, kind=b"multipart/form-data"),
-    "an empty boundary": form(PICTURE, kind=b"multipart/form-data; boundary="),
-    "a boundary of 60 KB": form(PICTURE, kind=b"multipart/form-data; boundary=" + b"x" * 60_000),
+    "no boundary": form(IMAGE, kind=b"multipart/form-data"),
+    "an empty boundary": form(IMAGE, kind=b"multipart/form-data; boundary="),
+    "a boundary of 60 KB": form(IMAGE, kind=b"multipart/form-data; boundary=" + b"x" * 60_000),
     "another form": form(b"image=a", kind=b"application/x-www-form-urlencoded"),
     "no part": form(b"", body=b""),
     "thousands of parts": form(b"", body=(PART + b"a\r\n") * 5000 + b"--x--\r\n"),
     "thousands of fields": form(b"", body=PART.replace(b'; filename="a"', b"") * 5000),
     "thousands of headers": form(b"", body=PART[:-2] + b"X: a\r\n" * 5000 + b"\r\n--x--\r\n"),
-    "two files": form(b"", body=(PART + PICTURE + b"\r\n") * 2 + b"--x--\r\n"),
-    "a field of that name": form(PICTURE, disposition=b"form-data; name=image"),
-    "no name": form(PICTURE, disposition=b"form-data; filename=a"),
-    "no disposition": form(PICTURE, disposition=b""),
-    "a file name of 64 KB": form(PICTURE, disposition=b"form-data; name=image; filename=" + b"a" * 65536),
-    "a file name with a line feed": form(PICTURE, disposition=b'form-data; name=image; filename="a\r\nb"'),
-    "no end": form(b"", body=PART + PICTURE),
+    "two files": form(b"", body=(PART + IMAGE + b"\r\n") * 2 + b"--x--\r\n"),
+    "a field of that name": form(IMAGE, disposition=b"form-data; name=image"),
+    "no name": form(IMAGE, disposition=b"form-data; filename=a"),
+    "no disposition": form(IMAGE, disposition=b""),
+    "a file name of 64 KB": form(IMAGE, disposition=b"form-data; name=image; filename=" + b"a" * 65536),
+    "a file name with a line feed": form(IMAGE, disposition=b'form-data; name=image; filename="a\r\nb"'),
+    "no end": form(b"", body=PART + IMAGE),
 }
 
 
@@ -183,12 +183,12 @@ def test_damaged_forms_are_refused(server: Server, name: str) -> None:
 @pytest.mark.parametrize("name", [b"../../up.png", b"/etc/passwd", b"a\0b", b"\xff\xfe", b"%2e%2e%2fa", b"CON", b""])
 def test_no_file_name_matters(server: Server, mask: bytes, name: bytes) -> None:
     disposition = b'form-data; name="image"; filename="' + name + b'"'
-    answer = server.ask(form(PICTURE, query="?format=raw", disposition=disposition))
+    answer = server.ask(form(IMAGE, query="?format=raw", disposition=disposition))
     assert answer is not None and answer.body == mask
 
 
-def test_a_form_within_the_form_is_no_picture(server: Server) -> None:
-    inner = b'--y\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + PICTURE + b"\r\n--y--\r\n"
+def test_a_form_within_the_form_is_no_image(server: Server) -> None:
+    inner = b'--y\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + IMAGE + b"\r\n--y--\r\n"
     answer = server.ask(form(inner))
     assert answer is not None and answer.status == 415 and answer.is_error
 
@@ -197,11 +197,11 @@ def test_a_form_within_the_form_is_no_picture(server: Server) -> None:
 def test_a_form_names_no_codec(server: Server, mask: bytes, charset: bytes) -> None:
     """``undefined`` was an error 500; each other had Python look for a module of that name."""
     kind = b"multipart/form-data; charset=" + charset + b"; boundary=x"
-    answer = server.ask(form(PICTURE, query="?format=raw", kind=kind))
+    answer = server.ask(form(IMAGE, query="?format=raw", kind=kind))
     assert answer is not None and answer.status == 200 and answer.body == mask
 
 
-# Pictures
+# Images
 
 
 def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
@@ -272,9 +272,9 @@ def test_bombs_are_refused(server: Server, name: str) -> None:
     assert time.monotonic() - begun < TIMEOUT, "it was decoded"
 
 
-def test_pictures_of_few_scans_are_taken() -> None:
+def test_images_of_few_scans_are_taken() -> None:
     assert decode_upload(scans(MAX_SCANS, 64), Limits()).shape == (64, 64, 3)
-    image = picture(300, 400)
+    image = random_image(300, 400)
     progressive = encoded(image, ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_RST_INTERVAL, 3)
     assert progressive.count(b"\xff\xda") > 5
     assert np.abs(decode_upload(progressive, Limits()).astype(int) - image).mean() < 10
@@ -286,13 +286,13 @@ CORPUS = REPO / "tests" / "security" / "fuzz" / "corpus"
 @pytest.mark.parametrize(
     "name", ["moving.png", "moving.webp", "deep.png", "grey.png", "alpha.png", "palette.png", "cmyk.jpg", "turned.jpg"]
 )
-def test_pictures_of_unusual_kinds_are_segmented(server: Server, name: str) -> None:
+def test_images_of_unusual_kinds_are_segmented(server: Server, name: str) -> None:
     answer = server.ask(form((CORPUS / name).read_bytes(), query="?format=raw"))
     assert answer is not None and answer.status == 200 and len(answer.body) == 6 * 8
 
 
 def test_exif_that_goes_in_circles(server: Server) -> None:
-    answer = server.ask(form(with_exif(encoded(picture(32, 64), ".jpg")), query="?format=raw"))
+    answer = server.ask(form(with_exif(encoded(random_image(32, 64), ".jpg")), query="?format=raw"))
     assert answer is not None and answer.status in (200, 400)
 
 

@@ -130,7 +130,7 @@ def test_the_probe_begins_once_all_its_connections_are_there(
     "image",
     [np.zeros((4, 6), np.uint8), np.zeros((4, 6, 4), np.uint8), np.zeros((4, 6, 3)), np.zeros((0, 6, 3), np.uint8)],
 )
-def test_what_is_no_picture_is_not_sent(scripted: Callable[..., Client], image: np.ndarray) -> None:
+def test_what_is_no_image_is_not_sent(scripted: Callable[..., Client], image: np.ndarray) -> None:
     script = Script()
     with pytest.raises(ImageError, match="uint8 BGR; got"):
         scripted(script).segment(image)

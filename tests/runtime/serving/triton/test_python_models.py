@@ -137,7 +137,7 @@ PARAMETERS = {
 @pytest.fixture
 def repository(sample: Bundle, tmp_path: Path) -> Path:
     export_repository(sample, tmp_path / "repo", Options(name="street", ensemble=True))
-    export_repository(sample, tmp_path / "repo", Options(name="composed", form="onnxruntime"))
+    export_repository(sample, tmp_path / "repo", Options(name="composed", backend="onnxruntime"))
     return tmp_path / "repo"
 
 
@@ -169,7 +169,7 @@ def test_requests_of_a_batch_are_answered_each_for_itself(
 
 def test_a_fault_of_ours_is_logged_and_internal(pb: Any, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded(repository, "street")
-    monkeypatch.setattr(model, "_segment", lambda picture: 1 / 0)
+    monkeypatch.setattr(model, "_segment", lambda image: 1 / 0)
     (answer,) = model.execute([Request(image=np.zeros((1, 40, 40, 3), np.uint8))])
     assert answer.error().code() == TritonError.INTERNAL
     assert "ZeroDivisionError" in answer.error().message() and "Traceback" in pb.logged[0]
@@ -220,12 +220,12 @@ def test_the_decoder(pb: Any, repository: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    "pictures",
+    "images",
     [np.zeros((40, 40, 3), np.uint8), np.zeros((1, 40, 40), np.uint8), np.zeros((1, 4, 4, 3), np.int8)],
 )
-def test_what_is_no_picture(pictures: np.ndarray) -> None:
-    with pytest.raises(ImageError, match="expected pictures of shape"):
-        python_models.check_pictures(pictures, 100)
+def test_what_is_no_image(images: np.ndarray) -> None:
+    with pytest.raises(ImageError, match="expected images of shape"):
+        python_models.check_images(images, 100)
 
 
 def test_errors_keep_their_kinds() -> None:

@@ -72,16 +72,16 @@ def test_the_python_form(sample: Bundle, tmp_path: Path) -> None:
 
 def test_all_forms_have_the_same_tensors(sample: Bundle, with_engines: Callable[..., Bundle], tmp_path: Path) -> None:
     found = []
-    for form in ("python", "onnxruntime", "tensorrt_plan"):
-        bundle = with_engines(a=SM_86) if form == "tensorrt_plan" else sample
-        done = export_repository(bundle, tmp_path / form, Options(form=form, name="m"))
+    for backend in ("python", "onnxruntime", "tensorrt_plan"):
+        bundle = with_engines(a=SM_86) if backend == "tensorrt_plan" else sample
+        done = export_repository(bundle, tmp_path / backend, Options(backend=backend, name="m"))
         found.append(tensors(config_of(done.repository / "m")))
     uint8 = model_config_pb2.TYPE_UINT8
     assert found == [[("image", uint8, [-1, -1, 3]), ("mask", uint8, [-1, -1])]] * 3
 
 
 def test_the_onnxruntime_form(sample: Bundle, tmp_path: Path) -> None:
-    options = Options(form="onnxruntime", name="m", warmup=(120, 160), versions=VersionPolicy(2))
+    options = Options(backend="onnxruntime", name="m", warmup=(120, 160), versions=VersionPolicy(2))
     done = export_repository(sample, tmp_path / "repo", options)
     assert done.models == ("m_network", "m")  # what is asked must be there first
     assert {"m_network/1/model.onnx", "m/1/bundle/manifest.json"} <= files(done.repository)
@@ -106,8 +106,10 @@ def test_external_data_keeps_its_name(sample: Bundle, tmp_path: Path) -> None:
     bundle = Bundle(tmp_path / "bundle")
     (digest,) = bundle.artifact("model.onnx").files.values()
     bundle.add("other.onnx", Artifact("onnx", "fp32", {"other.onnx": digest, data.name: sha256_of(data)}))
-    for form, found in (("onnxruntime", "m_network/1/model.onnx"), ("python", "m/1/bundle/other.onnx")):
-        done = export_repository(bundle, tmp_path / form, Options(form=form, name="m", artifacts=("other.onnx",)))
+    for backend, found in (("onnxruntime", "m_network/1/model.onnx"), ("python", "m/1/bundle/other.onnx")):
+        done = export_repository(
+            bundle, tmp_path / backend, Options(backend=backend, name="m", artifacts=("other.onnx",))
+        )
         assert (done.repository / found).is_file()
         assert (done.repository / found).with_name("other.onnx.data").read_bytes() == b"weights"
     data.write_bytes(b"altered")
@@ -123,7 +125,7 @@ def test_the_plan_form_has_an_engine_for_each_gpu(with_engines: Callable[..., Bu
         b={**SM_90, "profiles": two},
         c={"hardware_compatibility": "ampere_plus", "profiles": two},
     )
-    done = export_repository(bundle, tmp_path / "repo", Options(form="tensorrt_plan", name="m", network_instances=2))
+    done = export_repository(bundle, tmp_path / "repo", Options(backend="tensorrt_plan", name="m", network_instances=2))
     config = config_of(done.repository / "m_network")
     assert config.backend == "tensorrt" and config.max_batch_size == 4
     assert dict(config.cc_model_filenames) == {"8.6": "sm_86.plan", "9.0": "sm_90.plan"}
@@ -139,14 +141,14 @@ def test_the_plan_form_has_an_engine_for_each_gpu(with_engines: Callable[..., Bu
 def test_an_engine_folded_for_one_size_has_no_batch_axis(with_engines: Callable[..., Bundle], tmp_path: Path) -> None:
     shape = (1, 3, 160, 224)
     bundle = with_engines(a={"folded": True, "profiles": (Profile(shape, shape, shape),)})
-    done = export_repository(bundle, tmp_path / "repo", Options(form="tensorrt_plan", name="m"))
+    done = export_repository(bundle, tmp_path / "repo", Options(backend="tensorrt_plan", name="m"))
     config = config_of(done.repository / "m_network")
     assert config.max_batch_size == 0 and not config.HasField("dynamic_batching")
     assert list(config.input[0].dims) == [1, 3, -1, -1] and list(config.output[0].dims) == [1, 150, -1, -1]
 
 
 def test_versions_are_added_and_old_ones_stay(with_engines: Callable[..., Bundle], tmp_path: Path) -> None:
-    repository, options = tmp_path / "repo", Options(form="tensorrt_plan", name="m")
+    repository, options = tmp_path / "repo", Options(backend="tensorrt_plan", name="m")
     export_repository(with_engines(a=SM_86), repository, options)
     kept = [repository / "m_network/1/sm_86.plan", repository / "m/config.pbtxt"]
     before = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in kept]
@@ -183,8 +185,8 @@ def test_a_version_that_would_change_the_others_is_refused(sample: Bundle, tmp_p
     repository = tmp_path / "repo"
     export_repository(sample, repository, OPTIONS)
     before = files(repository)
-    with pytest.raises(OutputError, match="in the form python"):
-        export_repository(sample, repository, dataclasses.replace(OPTIONS, form="onnxruntime"))
+    with pytest.raises(OutputError, match="for the back end python"):
+        export_repository(sample, repository, dataclasses.replace(OPTIONS, backend="onnxruntime"))
     with pytest.raises(OutputError, match="other classes"):
         export_repository(other_classes(sample, tmp_path / "other"), repository, OPTIONS)
     (repository / "foreign/1").mkdir(parents=True)
@@ -231,16 +233,16 @@ def test_engines_that_cannot_be_served(
     with_engines: Callable[..., Bundle], tmp_path: Path, engines: Any, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
-        export_repository(with_engines(**engines), tmp_path / "repo", Options(form="tensorrt_plan", **options))
+        export_repository(with_engines(**engines), tmp_path / "repo", Options(backend="tensorrt_plan", **options))
     assert not (tmp_path / "repo").exists()
 
 
-@pytest.mark.parametrize("form", ["python", "onnxruntime"])
-def test_a_graph_that_ends_in_masks_cannot_be_served(sample_copy: Bundle, tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("backend", ["python", "onnxruntime"])
+def test_a_graph_that_ends_in_masks_cannot_be_served(sample_copy: Bundle, tmp_path: Path, backend: str) -> None:
     fp32 = sample_copy.artifact("model.onnx")
     sample_copy.add("fp32.mask.onnx", dataclasses.replace(fp32, record={"output": "mask"}))
     with pytest.raises(InputError, match="gives masks"):
-        export_repository(sample_copy, tmp_path / "repo", Options(form=form, artifacts=("fp32.mask.onnx",)))
+        export_repository(sample_copy, tmp_path / "repo", Options(backend=backend, artifacts=("fp32.mask.onnx",)))
     assert not (tmp_path / "repo").exists()
 
 
@@ -257,7 +259,7 @@ def test_a_graph_that_ends_in_masks_cannot_be_served(sample_copy: Bundle, tmp_pa
         (["--timeout", "nan"], "--timeout"),
         (["--versions", "newest"], "--versions: no versions 'newest'"),
         (["--warmup", "big"], "--warmup: 'big'"),
-        (["--warmup", "9999x9999"], "warm-up picture"),
+        (["--warmup", "9999x9999"], "warm-up image"),
         (["--gpu"], "no choice of a device"),
     ],
 )

@@ -69,7 +69,7 @@ def options(name: str, **values: Any) -> Options:
 
 @pytest.fixture(scope="module")
 def sliding(sample: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The sample, moved over a picture in windows."""
+    """The sample, moved over an image in windows."""
     folder = tmp_path_factory.mktemp("bundles") / "sliding"
     shutil.copytree(sample.path, folder)
     manifest = dataclasses.replace(sample.manifest, inference=Inference("slide", (96, 96), (64, 64)))
@@ -92,7 +92,7 @@ def setting(
     export_repository(sample, repository, options("street", ensemble=True, warmup=(48, 64)))
     export_repository(sample, repository, options("mortal", instances=2))
     export_repository(sample, repository, options("cached", cache=True))
-    export_repository(sliding, repository, options("composed", form="onnxruntime"))
+    export_repository(sliding, repository, options("composed", backend="onnxruntime"))
     network = repository / "composed_network"
     text = (network / "config.pbtxt").read_text()
     assert 'backend: "onnxruntime"' in text
@@ -116,7 +116,7 @@ def photo() -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def mask(sample: Bundle, photo: NDArray[np.uint8]) -> NDArray[Any]:
-    """What this process makes of the picture."""
+    """What this process makes of the image."""
     with Segmenter(sample, artifact="model.onnx", threads=1) as segmenter:
         return segmenter(photo).mask
 
@@ -160,7 +160,7 @@ def test_the_ensemble_decodes(server: TritonServer, mask: NDArray[Any]) -> None:
 
     np.testing.assert_array_equal(ask(PHOTOS[0].read_bytes())[0], mask)
     huge = cv2.imencode(".png", np.zeros((1001, 1000, 3), np.uint8))[1].tobytes()
-    for data, words in ((b"no picture", "not a picture"), (huge, "more pixels")):
+    for data, words in ((b"no image", "not an image"), (huge, "more pixels")):
         with pytest.raises(Exception, match=words) as caught:
             ask(data)
         assert "INVALID_ARGUMENT" in str(caught.value)
@@ -175,7 +175,7 @@ def test_the_ensemble_decodes(server: TritonServer, mask: NDArray[Any]) -> None:
         (np.zeros((1, 40, 3), np.uint8), "UINT8", "unexpected shape"),
         (np.zeros((1, 40, 40, 3), np.float32), "FP32", "data-type"),
         (np.zeros((9, 40, 40, 3), np.uint8), "UINT8", "batch-size must be <= 8"),
-        (np.zeros((1, 0, 40, 3), np.uint8), "UINT8", "expected pictures of shape"),
+        (np.zeros((1, 0, 40, 3), np.uint8), "UINT8", "expected images of shape"),
         (np.zeros((1, 1001, 1000, 3), np.uint8), "UINT8", "takes 1000000 at most"),
         (np.zeros((1, 2, 400, 3), np.uint8), "UINT8", "less than one patch"),
     ],
@@ -371,7 +371,7 @@ def test_other_forms_get_as_far_as_their_back_end(
     """Triton accepts every configuration; what this server lacks is the back ends alone."""
     bundle = with_engines(a={"compute_capability": "sm_86"}, b={"compute_capability": "sm_90"})
     for form in ("tensorrt_plan", "onnxruntime"):
-        export_repository(bundle, tmp_path / "repository", options(form, form=form))
+        export_repository(bundle, tmp_path / "repository", options(form, backend=form))
     with serve(triton, tmp_path / "repository") as server:
         assert server.process.wait(60) != 0
         log = server.log()

@@ -12,14 +12,14 @@ from denseport.export.plugin.resources import ARCHITECTURES, assemble, find_ptxa
 from denseport.runtime.backends.cuda.kernels import cache
 from denseport.runtime.backends.cuda.kernels import compile as nvrtc
 from denseport.runtime.backends.cuda.kernels.launch import KERNELS
-from denseport.runtime.backends.cuda.kernels.sources import COMMON, PICTURE_SOURCES
+from denseport.runtime.backends.cuda.kernels.sources import COMMON, IMAGE_SOURCES
 from denseport.runtime.errors import MachineError
 
 
 @pytest.fixture(scope="module")
 def ptx() -> bytes:
     try:
-        return nvrtc.compile_ptx(PICTURE_SOURCES)
+        return nvrtc.compile_ptx(IMAGE_SOURCES)
     except MachineError as error:
         pytest.skip(str(error))
 
@@ -51,17 +51,17 @@ def test_no_kernel_spills(ptx: bytes, architecture: str) -> None:
 
 
 def test_it_is_compiled_once_a_user(ptx: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cache.picture_ptx() == ptx
+    assert cache.image_ptx() == ptx
     (kept,) = folder.iterdir()
     assert kept.read_bytes() == ptx
     monkeypatch.setattr(cache, "compile_ptx", lambda sources: pytest.fail("compiled again"))
-    assert cache.picture_ptx() == ptx
+    assert cache.image_ptx() == ptx
 
 
 def test_a_changed_source_or_compiler_is_another_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [nvrtc.fingerprint(PICTURE_SOURCES), nvrtc.fingerprint((COMMON,))]
+    names = [nvrtc.fingerprint(IMAGE_SOURCES), nvrtc.fingerprint((COMMON,))]
     monkeypatch.setattr(nvrtc, "NVRTC_VERSION", (13, 1))
-    names.append(nvrtc.fingerprint(PICTURE_SOURCES))
+    names.append(nvrtc.fingerprint(IMAGE_SOURCES))
     assert len(set(names)) == 3
 
 
@@ -71,12 +71,12 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
     (tmp_path / "file").touch()
     for place in (str(tmp_path / "file"), "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", place)
-        assert cache.picture_ptx() == ptx
+        assert cache.image_ptx() == ptx
 
 
 def test_without_nvrtc_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia", None)
     monkeypatch.setattr(cache, "compile_ptx", nvrtc.compile_ptx.__wrapped__)
     with pytest.raises(MachineError, match="NVRTC, NVIDIA's run-time compiler, is not installed") as caught:
-        cache.picture_ptx()
+        cache.image_ptx()
     assert "nvidia-cuda-nvrtc" in str(caught.value)

@@ -1,4 +1,4 @@
-// From a picture to the network's input, and from its logits to the picture's mask. Joined with common.cu and
+// From an image to the network's input, and from its logits to the image's mask. Joined with common.cu and
 // resize_argmax.cu, which come first.
 
 // ---------------------------------------------------------------------------------------------------------
@@ -24,9 +24,9 @@ DEVICE Blend blend_of(int output, double scale, int source, bool at_border) {
 
 DEVICE double scale_of(int source, int output) { return 1.0 / ((double)output / (double)source); }
 
-// picture (height, width, 3) uint8, levels (3, 256) float32: what each grey level of an output channel becomes; output
-// (3, network_height, network_width) float32. `reversed`: the output's channels are the picture's, last first.
-DEVICE void resize_normalise_pixels(const unsigned char* __restrict__ picture, const float* __restrict__ levels,
+// image (height, width, 3) uint8, levels (3, 256) float32: what each grey level of an output channel becomes; output
+// (3, network_height, network_width) float32. `reversed`: the output's channels are the image's, last first.
+DEVICE void resize_normalise_pixels(const unsigned char* __restrict__ image, const float* __restrict__ levels,
                                     int height, int width, int network_height, int network_width, int reversed,
                                     float* __restrict__ output) {
   const double scale_y = scale_of(height, network_height), scale_x = scale_of(width, network_width);
@@ -34,8 +34,8 @@ DEVICE void resize_normalise_pixels(const unsigned char* __restrict__ picture, c
   for (unsigned item = first_item(); item < pixels; item += item_stride()) {
     const int y = (int)(item / network_width), x = (int)(item - (unsigned)y * network_width);
     const Blend rows = blend_of(y, scale_y, height, false), columns = blend_of(x, scale_x, width, true);
-    const unsigned char* upper = picture + (long long)rows.before * width * 3;
-    const unsigned char* lower = picture + (long long)rows.after * width * 3;
+    const unsigned char* upper = image + (long long)rows.before * width * 3;
+    const unsigned char* lower = image + (long long)rows.after * width * 3;
 #pragma unroll
     for (int c = 0; c < 3; ++c) {
       const int before = 3 * columns.before + c, after = 3 * columns.after + c;
@@ -53,19 +53,19 @@ DEVICE void resize_normalise_pixels(const unsigned char* __restrict__ picture, c
 // ---------------------------------------------------------------------------------------------------------
 
 extern "C" __global__ void __launch_bounds__(256)
-    resize_normalise(const unsigned char* __restrict__ picture, const float* __restrict__ levels, int height, int width,
+    resize_normalise(const unsigned char* __restrict__ image, const float* __restrict__ levels, int height, int width,
                      int network_height, int network_width, int reversed, float* __restrict__ output) {
-  resize_normalise_pixels(picture, levels, height, width, network_height, network_width, reversed, output);
+  resize_normalise_pixels(image, levels, height, width, network_height, network_width, reversed, output);
 }
 
-#define PICTURE_MASK(NAME, T, CLASS)                                                                                  \
+#define IMAGE_MASK(NAME, T, CLASS)                                                                                  \
   extern "C" __global__ void __launch_bounds__(128, 4)                                                                \
       NAME(const T* __restrict__ logits, int classes, int height, int width, int network_height, int network_width,   \
-           int picture_height, int picture_width, CLASS* __restrict__ output) {                                       \
-    resize_argmax(logits, 1, classes, {height, width, network_height, network_width, picture_height, picture_width},  \
+           int image_height, int image_width, CLASS* __restrict__ output) {                                       \
+    resize_argmax(logits, 1, classes, {height, width, network_height, network_width, image_height, image_width},  \
                   output);                                                                                            \
   }
-PICTURE_MASK(picture_mask_f32_u8, float, unsigned char)
-PICTURE_MASK(picture_mask_f32_u16, float, unsigned short)
-PICTURE_MASK(picture_mask_f16_u8, Half, unsigned char)
-PICTURE_MASK(picture_mask_f16_u16, Half, unsigned short)
+IMAGE_MASK(image_mask_f32_u8, float, unsigned char)
+IMAGE_MASK(image_mask_f32_u16, float, unsigned short)
+IMAGE_MASK(image_mask_f16_u8, Half, unsigned char)
+IMAGE_MASK(image_mask_f16_u16, Half, unsigned short)

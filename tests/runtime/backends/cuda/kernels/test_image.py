@@ -25,20 +25,20 @@ sizes = st.tuples(sides, sides)
 seeds = st.integers(0, 2**32 - 1)
 
 
-def prepared(kernels: Kernels, picture: NDArray[np.uint8], size: tuple[int, int], how: Preprocess) -> NDArray[Any]:
-    plan = launch.resize_normalise(picture.shape[:2], size, bgr_to_rgb=how.bgr_to_rgb)
-    return kernels.run(plan, [picture, preprocess.levels(how)], (1, 3, *size), np.float32)
+def prepared(kernels: Kernels, image: NDArray[np.uint8], size: tuple[int, int], how: Preprocess) -> NDArray[Any]:
+    plan = launch.resize_normalise(image.shape[:2], size, bgr_to_rgb=how.bgr_to_rgb)
+    return kernels.run(plan, [image, preprocess.levels(how)], (1, 3, *size), np.float32)
 
 
-def picture_of(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+def image_of(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Noise, which no rounding error escapes."""
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
 
 
-def differing(kernels: Kernels, picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.bool_]:
+def differing(kernels: Kernels, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Where the kernel's grey levels are not OpenCV's; fails where they are more than one apart."""
-    expected = preprocess.normalise(preprocess.resize(picture, size), LEVELS)
-    apart = np.abs(prepared(kernels, picture, size, LEVELS) - expected)
+    expected = preprocess.normalise(preprocess.resize(image, size), LEVELS)
+    apart = np.abs(prepared(kernels, image, size, LEVELS) - expected)
     assert apart.max() <= 1
     return apart > 0
 
@@ -46,9 +46,9 @@ def differing(kernels: Kernels, picture: NDArray[np.uint8], size: tuple[int, int
 @OFTEN
 @given(seed=seeds, size=sizes, network=sizes)
 def test_pixels_are_opencvs_at_any_size(
-    picture_kernels: Kernels, seed: int, size: tuple[int, int], network: tuple[int, int]
+    image_kernels: Kernels, seed: int, size: tuple[int, int], network: tuple[int, int]
 ) -> None:
-    differing(picture_kernels, picture_of(seed, size), network)
+    differing(image_kernels, image_of(seed, size), network)
 
 
 @pytest.mark.parametrize(
@@ -56,20 +56,20 @@ def test_pixels_are_opencvs_at_any_size(
     [((480, 640), (512, 683)), ((986, 1315), (512, 683)), ((333, 500), (512, 769)), ((640, 480), (320, 240))],
 )
 def test_nearly_all_pixels_are_opencvs_bit_for_bit(
-    picture_kernels: Kernels, size: tuple[int, int], network: tuple[int, int]
+    image_kernels: Kernels, size: tuple[int, int], network: tuple[int, int]
 ) -> None:
     """Equal everywhere with OpenCV 5.0 on x86; another build may round a few otherwise."""
-    share = float(differing(picture_kernels, picture_of(0, size), network).mean())
+    share = float(differing(image_kernels, image_of(0, size), network).mean())
     print(f"{size} -> {network}: {share:.4%} of the grey levels differ by one")
     assert share < 0.005
 
 
 @pytest.mark.parametrize("bgr_to_rgb", [True, False])
-def test_channels_are_normalised_in_the_networks_order(picture_kernels: Kernels, bgr_to_rgb: bool) -> None:
+def test_channels_are_normalised_in_the_networks_order(image_kernels: Kernels, bgr_to_rgb: bool) -> None:
     how = Preprocess(bgr_to_rgb=bgr_to_rgb)
-    picture = picture_of(1, (23, 31))
-    expected = preprocess.normalise(picture, how)  # not resized: no grey level may differ
-    np.testing.assert_array_equal(prepared(picture_kernels, picture, (23, 31), how), expected)
+    image = image_of(1, (23, 31))
+    expected = preprocess.normalise(image, how)  # not resized: no grey level may differ
+    np.testing.assert_array_equal(prepared(image_kernels, image, (23, 31), how), expected)
 
 
 @OFTEN
@@ -81,7 +81,7 @@ def test_channels_are_normalised_in_the_networks_order(picture_kernels: Kernels,
     types=st.tuples(st.sampled_from([np.float32, np.float16]), st.sampled_from([np.uint8, np.uint16])),
 )
 def test_the_mask_is_the_cpus(
-    picture_kernels: Kernels,
+    image_kernels: Kernels,
     seed: int,
     shape: tuple[int, int, int],
     network: tuple[int, int],
@@ -89,29 +89,27 @@ def test_the_mask_is_the_cpus(
     types: tuple[type[np.floating[Any]], type[np.unsignedinteger[Any]]],
 ) -> None:
     logits = np.random.default_rng(seed).standard_normal(shape).astype(types[0])
-    plan = launch.picture_mask(shape, network, size, *types)
-    mask = picture_kernels.run(plan, [logits], size, types[1])
-    field = postprocess.whole_field(logits.astype(np.float32), network, size)
+    plan = launch.image_mask(shape, network, size, *types)
+    mask = image_kernels.run(plan, [logits], size, types[1])
+    field = postprocess.whole_map(logits.astype(np.float32), network, size)
     full = postprocess.logits([field])
     chosen = np.take_along_axis(full, mask[None].astype(np.intp), 0)[0]
     assert (full.max(0) - chosen <= MARGIN * np.abs(full).max()).all()
 
 
-def test_more_than_256_classes_take_two_bytes(picture_kernels: Kernels) -> None:
+def test_more_than_256_classes_take_two_bytes(image_kernels: Kernels) -> None:
     logits = np.random.default_rng(2).standard_normal((300, 6, 7)).astype(np.float32)
-    mask = picture_kernels.run(
-        launch.picture_mask((300, 6, 7), (24, 28), (31, 17), np.float32, np.uint16), [logits], (31, 17), np.uint16
+    mask = image_kernels.run(
+        launch.image_mask((300, 6, 7), (24, 28), (31, 17), np.float32, np.uint16), [logits], (31, 17), np.uint16
     )
     assert mask.max() > 255
-    np.testing.assert_array_equal(mask, postprocess.argmax([postprocess.whole_field(logits, (24, 28), (31, 17))]))
+    np.testing.assert_array_equal(mask, postprocess.argmax([postprocess.whole_map(logits, (24, 28), (31, 17))]))
 
 
-def test_any_grid_gives_the_same_result(picture_kernels: Kernels) -> None:
-    picture, size = picture_of(3, (19, 26)), (33, 21)
+def test_any_grid_gives_the_same_result(image_kernels: Kernels) -> None:
+    image, size = image_of(3, (19, 26)), (33, 21)
     plan = launch.resize_normalise((19, 26), size, bgr_to_rgb=True)
     table = preprocess.levels(Preprocess())
-    expected = picture_kernels.run(plan, [picture, table], (1, 3, *size), np.float32)
+    expected = image_kernels.run(plan, [image, table], (1, 3, *size), np.float32)
     one_thread = launch.Launch(plan.kernel, 1, 1, plan.scalars)
-    np.testing.assert_array_equal(
-        picture_kernels.run(one_thread, [picture, table], (1, 3, *size), np.float32), expected
-    )
+    np.testing.assert_array_equal(image_kernels.run(one_thread, [image, table], (1, 3, *size), np.float32), expected)
