@@ -12,9 +12,10 @@ from denseport.calibration.calibrate import CalibrationRecord
 from denseport.calibration.search.search import Step
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.quantization import QuantizationVerdict
-from denseport.runtime.media.page import count, fact_list, page, section
+from denseport.runtime.media.page import fact_list, page, section
 from denseport.runtime.media.plot import Axis, Series, chart
 from denseport.runtime.system.files import write_atomic
+from denseport.runtime.system.text import count
 
 __all__ = ["summary", "write_report"]
 

@@ -13,7 +13,7 @@ from denseport.export.checkpoint.weights import load_model
 from denseport.export.models.segmentor import build
 from denseport.export.models.spec import spec_of
 from denseport.runtime.bundle.manifest import Manifest
-from denseport.runtime.media.page import count
+from denseport.runtime.system.text import count
 
 __all__ = ["TorchSession", "torch_baseline"]
 

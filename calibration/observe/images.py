@@ -18,10 +18,10 @@ from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.metrics import LabelMap
 from denseport.runtime.media.images import read_image
 from denseport.runtime.media.inputs import find_inputs
-from denseport.runtime.media.page import count
 from denseport.runtime.pipeline.preprocess import normalise, resize, resized_size
 from denseport.runtime.pipeline.views import single_view, window_starts
 from denseport.runtime.system.files import sha256_of
+from denseport.runtime.system.text import count
 
 __all__ = ["FEWEST", "CalibrationImages", "ImageStatistics", "labels_of"]
 

@@ -24,8 +24,9 @@ from denseport.runtime.evaluation.failures import WorstImage
 from denseport.runtime.evaluation.gate import Verdict
 from denseport.runtime.evaluation.metrics import ClassScore, Scores
 from denseport.runtime.media.overlay import class_shares, palette_image
-from denseport.runtime.media.page import count, fact_list, number, page, section, signed
+from denseport.runtime.media.page import fact_list, page, section
 from denseport.runtime.system.files import write_atomic
+from denseport.runtime.system.text import count, number, signed
 
 __all__ = ["ReportInput", "write_report"]
 

@@ -6,13 +6,12 @@ policy forbids the rest. Whatever comes from a file or a person is escaped by wh
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from string import Template
 
-__all__ = ["count", "fact_list", "number", "page", "section", "signed"]
+__all__ = ["fact_list", "page", "section"]
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -37,19 +36,3 @@ def section(name: str, title: str, hint: str, body: str) -> str:
 def fact_list(facts: Mapping[str, str]) -> str:
     """Names and values, HTML both."""
     return f'<dl class="facts-list">{"".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items())}</dl>'
-
-
-def number(value: float, digits: int = 2) -> str:
-    """A dash for what does not exist (NaN)."""
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def signed(value: float, digits: int = 2) -> str:
-    """With its sign, a real minus; no sign on what rounds to zero."""
-    text = f"{value:+.{digits}f}"
-    return text[1:] if not float(text) else text.replace("-", "−")
-
-
-def count(amount: int, noun: str, plural: str = "s") -> str:
-    """A number with its noun: 1 image, 2 images."""
-    return f"{amount:,} {noun}{'' if amount == 1 else plural}"

@@ -24,9 +24,9 @@ from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
 from denseport.runtime.media.images import read_image
-from denseport.runtime.media.page import count
 from denseport.runtime.pipeline.network_input import network_inputs, sample_evenly
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.system.text import count
 
 STREET = ASSETS / "street"
 IMAGES = str(STREET / "images/validation")

@@ -12,7 +12,7 @@ from denseport.runtime.bundle.manifest import FP32
 from denseport.runtime.cli import eval_gate
 from denseport.runtime.cli import eval_shards as spread
 from denseport.runtime.cli.arguments import path, whole
-from denseport.runtime.media.page import count
+from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
     from denseport.runtime.bundle.bundle import Bundle
