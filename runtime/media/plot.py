@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def chart(title: str, x: Axis, y: Axis, series: Sequence[Series], size: tuple[in
     width, height = size
     right, bottom = width - RIGHT, height - BOTTOM
     across, up = (_Scale.of(axis, [p[i] for s in series for p in s.points]) for i, axis in enumerate((x, y)))
-    drawn, taken, legend = list[dict[str, Any]](), list[_Label](), LEFT + 12
+    drawn, taken, legend = list[dict[str, Any]](), list[tuple[float, float, float]](), LEFT + 12
     for index, each in enumerate(series):
         points = [(across.place(a, LEFT, right), up.place(b, bottom, TOP)) for a, b in each.points]
         line = each.line and len(points) > 1
@@ -80,45 +80,29 @@ def chart(title: str, x: Axis, y: Axis, series: Sequence[Series], size: tuple[in
     return render(
         _TEMPLATE,
         title=title,
-        x=x.label,
-        y=y.label,
+        size=size,
+        box=(LEFT, TOP, right, bottom),
+        names=(x.label, y.label),
         x_ticks=[(tick, across.place(tick, LEFT, right)) for tick in across.ticks],
         y_ticks=[(tick, up.place(tick, bottom, TOP)) for tick in up.ticks],
         drawn=drawn,
-        width=width,
-        height=height,
-        left=LEFT,
-        right=right,
-        top=TOP,
-        bottom=bottom,
     )
 
 
-@dataclass(frozen=True)
-class _Label:
-    text: str
-    x: float
-    y: float
-    anchor: str  # the end of the text that is at x
-
-    def meets(self, other: _Label) -> bool:
-        def span(label: _Label) -> tuple[float, float]:
-            long = _LETTER * len(label.text)
-            return (label.x - long, label.x) if label.anchor == "end" else (label.x, label.x + long)
-
-        (low, high), (other_low, other_high) = span(self), span(other)
-        return abs(self.y - other.y) < _LINE and low < other_high and other_low < high
-
-
-def _label(text: str, point: tuple[float, float], width: float, taken: list[_Label]) -> _Label:
-    """Beside its point; a line lower as often as another label is in the way."""
-    x, y = point
-    anchor, shift = ("end", -10) if x > width * 0.7 else ("start", 10)
-    label = _Label(text, x + shift, y - 8, anchor)
-    while any(label.meets(other) for other in taken):
-        label = replace(label, y=label.y + _LINE)
-    taken.append(label)
-    return label
+def _label(
+    text: str, point: tuple[float, float], width: float, taken: list[tuple[float, float, float]]
+) -> dict[str, Any]:
+    """Beside its point; a line lower as often as one of those that are ``taken`` (middle, y, half width) is there."""
+    end = point[0] > width * 0.7
+    x, y = point[0] + (-10 if end else 10), point[1] - 8
+    half = _LETTER * len(text) / 2
+    middle = x - half if end else x + half
+    while any(
+        abs(y - other_y) < _LINE and abs(middle - other) < half + other_half for other, other_y, other_half in taken
+    ):
+        y += _LINE
+    taken.append((middle, y, half))
+    return {"text": text, "x": x, "y": y, "anchor": "end" if end else "start"}
 
 
 @dataclass(frozen=True)

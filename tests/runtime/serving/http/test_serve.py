@@ -31,6 +31,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Running, encoded, random_image, running, start, until
+from support import stored_indices
 
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Artifact
@@ -79,11 +80,7 @@ def test_the_mask_is_the_segmenters(server: Running, mask: np.ndarray, sample: B
     data = response.content
     palette = data[data.index(b"PLTE") + 4 :][: 3 * len(sample.manifest.palette)]
     assert palette == b"".join(map(bytes, sample.manifest.palette))
-    height, width = mask.shape
-    start = data.index(b"IDAT") + 4
-    (length,) = struct.unpack(">I", data[start - 8 : start - 4])
-    rows = np.frombuffer(zlib.decompress(data[start : start + length]), np.uint8).reshape(height, 1 + width)
-    np.testing.assert_array_equal(rows[:, 1:], mask)
+    np.testing.assert_array_equal(stored_indices(data), mask)
 
 
 @pytest.mark.parametrize(
