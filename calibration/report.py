@@ -62,7 +62,6 @@ def write_report(
         verdicts=verdicts,
         precision=_name(record),
         plot=_plot(record),
-        budget=_budget(record),
         created=datetime.now(UTC),
     )
     write_atomic(path, text.encode())
@@ -92,12 +91,6 @@ def _loss(step: Step, unit: str) -> float:
     if unit.startswith("points"):
         return step.loss.miou or 0.0
     return 100 * (1 - step.loss.agreement) if "class" in unit else 100 * step.loss.error
-
-
-def _budget(record: CalibrationRecord) -> str:
-    budget = record.options.budget
-    limits = {"points of mIoU": budget.miou, "least agreement": budget.agreement, "error of the logits": budget.error}
-    return ", ".join(f"{value:g} {name}" for name, value in limits.items() if value is not None)
 
 
 def _name(record: CalibrationRecord) -> str:

@@ -147,21 +147,18 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
     """
     write_atomic(folder / "bench.json", (json.dumps(report, indent=1) + "\n").encode())
     rows = report["rows"]
+    drawn = [row for row in rows if row["mIoU"] is not None and row["whole_ms"] is not None]
     page = render(
         _TEMPLATE,
         report=report,
-        plot=_pareto([row for row in rows if _drawn(row)]),
-        unknown=[row["artifact"] for row in rows if not _drawn(row)],
+        plot=_pareto(drawn),
+        unknown=[row["artifact"] for row in rows if row not in drawn],
         head=_HEAD,
         rows=[_cells(row) for row in rows],
         printed=table(report),
     )
     write_atomic(folder / "bench.html", page.encode())
     return folder / "bench.html"
-
-
-def _drawn(row: Mapping[str, Any]) -> bool:
-    return row["mIoU"] is not None and row["whole_ms"] is not None
 
 
 def _pareto(rows: Sequence[Mapping[str, Any]]) -> str:

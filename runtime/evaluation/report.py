@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.bundle.manifest import Manifest, Reference
+from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.evaluation.evaluate import Evaluation
 from denseport.runtime.evaluation.failures import WorstImage
 from denseport.runtime.evaluation.gate import Verdict
@@ -55,7 +55,6 @@ def write_report(folder: Path, data: ReportInput) -> Path:
     Raises:
         OutputError: the place cannot be written.
     """
-    source = data.manifest.provenance
     text = render(
         _TEMPLATE,
         data=data,
@@ -65,8 +64,6 @@ def write_report(folder: Path, data: ReportInput) -> Path:
         labelled=max(1, sum(score.pixels for score in data.scores.per_class)),
         pairs=_confused(data.evaluation.confusion, data.evaluation.fp32_confusion),
         articles=[_article(image, data) for image in data.images],
-        published=_published(data.manifest.reference),
-        exporters=[f"{name} {source[name]}" for name in ("denseport", "torch", "onnx") if name in source],
     )
     path = folder / "report.html"
     write_atomic(path, text.encode())
@@ -86,41 +83,35 @@ def _axis(verdict: Verdict | None) -> dict[str, float] | None:
 
 def _sorted_classes(scores: Scores, fp32: Scores | None) -> list[tuple[ClassScore, ClassScore | None]]:
     """Classes that occur, biggest loss first; without FP32 to lose against, lowest IoU first."""
-    if fp32 is None:
-        found = [row for row in scores.per_class if not math.isnan(row.IoU)]
-        return [(row, None) for row in sorted(found, key=lambda row: row.IoU)]
+    others = fp32.per_class if fp32 is not None else [None] * len(scores.per_class)
+    pairs = list(zip(scores.per_class, others, strict=True))
 
-    def rank(pair: tuple[ClassScore, ClassScore]) -> tuple[float, float]:
-        change = pair[0].IoU - pair[1].IoU  # NaN where only one of the two has the class
-        return (0.0 if math.isnan(change) else change), (-1.0 if math.isnan(pair[0].IoU) else pair[0].IoU)
+    def rank(pair: tuple[ClassScore, ClassScore | None]) -> tuple[float, float]:
+        own, other = pair
+        change = 0.0 if other is None else own.IoU - other.IoU  # NaN where only one of the two has the class
+        return (0.0 if math.isnan(change) else change), (-1.0 if math.isnan(own.IoU) else own.IoU)
 
-    both = [
-        pair
-        for pair in zip(scores.per_class, fp32.per_class, strict=True)
-        if not (math.isnan(pair[0].IoU) and math.isnan(pair[1].IoU))
-    ]
-    return [*sorted(both, key=rank)]
+    found = [pair for pair in pairs if not all(each is None or math.isnan(each.IoU) for each in pair)]
+    return sorted(found, key=rank)
 
 
 def _confused(confusion: ConfusionMatrix, fp32: ConfusionMatrix | None) -> list[dict[str, Any]]:
     """The pairs of true and predicted class with the most pixels; shares are in percent of the true class."""
     wrong = confusion.matrix.copy()
     np.fill_diagonal(wrong, 0)
-    label = np.maximum(confusion.label, 1)
-    pairs = []
-    for flat in np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]:
-        truth, predicted = cell = divmod(int(flat), confusion.n_classes)
-        if wrong[cell]:
-            pairs.append(
-                {
-                    "truth": truth,
-                    "predicted": predicted,
-                    "pixels": int(wrong[cell]),
-                    "share": 100 * wrong[cell] / label[truth],
-                    "fp32_share": None if fp32 is None else 100 * fp32.matrix[cell] / label[truth],
-                }
-            )
-    return pairs
+    percent = 100 / np.maximum(confusion.label, 1)
+    largest = np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]
+    return [
+        {
+            "truth": truth,
+            "predicted": predicted,
+            "pixels": int(wrong[truth, predicted]),
+            "share": percent[truth] * wrong[truth, predicted],
+            "fp32_share": None if fp32 is None else percent[truth] * fp32.matrix[truth, predicted],
+        }
+        for truth, predicted in (divmod(int(flat), confusion.n_classes) for flat in largest)
+        if wrong[truth, predicted]
+    ]
 
 
 def _article(image: WorstImage, data: ReportInput) -> dict[str, Any]:
@@ -141,13 +132,6 @@ def _article(image: WorstImage, data: ReportInput) -> dict[str, Any]:
         "legend": sorted(largest, key=lambda index: -largest[index]),
         "unlabelled": bool((image.truth == np.iinfo(image.truth.dtype).max).any()),
     }
-
-
-def _published(reference: Reference | None) -> list[str]:
-    if reference is None:
-        return []
-    found = [(reference.mIoU, "single scale"), (reference.mIoU_ms_flip, "multi-scale and flip")]
-    return [f"{value:.2f} % ({how})" for value, how in found if value is not None]
 
 
 def _data_uri(kind: str, image: NDArray[np.uint8], *params: int) -> str:
