@@ -120,7 +120,7 @@ def _latest_record(model: Path) -> dict[str, Any] | None:
 
 def _stage(work: Path, model: Served, version: int, record: dict[str, Any]) -> Path:
     """The model's folder with this version alone, below ``work``."""
-    folder = work / model.config.name
+    folder: Path = work / model.config.name
     with writing(folder):
         place = folder / str(version)
         place.mkdir(parents=True)
