@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,14 +141,13 @@ class Cuda(ABC):
         handle = driver.CUstream(stream.handle)
         # Thread-local: other threads may allocate meanwhile.
         _call("cuStreamBeginCapture", handle, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-        try:
-            work()
-        finally:
-            graph = _call("cuStreamEndCapture", handle)
-        try:
+        with ExitStack() as stack:
+            try:
+                work()
+            finally:
+                graph = _call("cuStreamEndCapture", handle)
+                stack.callback(_call, "cuGraphDestroy", graph)
             executable = _call("cuGraphInstantiate", graph, 0)
-        finally:
-            _call("cuGraphDestroy", graph)
         return Graph(
             lambda: _call("cuGraphLaunch", executable, handle), lambda: _call("cuGraphExecDestroy", executable)
         )
