@@ -126,7 +126,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         *(_number(session[f"p{percent}"]) for percent in _PERCENTILES),
         *(_number(whole.get(f"p{percent}")) for percent in _PERCENTILES),
         _number(start and sum(start[name] for name in ("import_ms", "open_ms", "first_ms")), 0),
-        _number(start and start["peak_mib"], 0),
+        _number(start and start.get("peak_mib"), 0),
         _number(row["mIoU"], 2),
     )
 

@@ -284,13 +284,9 @@ def _key(segmenter: Segmenter, dataset: Dataset, *, with_fp32: bool) -> str:
 
 def _kept_state(key: str) -> Path:
     """Where a run under way is kept unless ``--state`` says otherwise."""
-    from denseport.runtime.errors import InputError
     from denseport.runtime.system.files import cache_folder
 
-    cache = cache_folder()
-    if cache is None:
-        raise InputError("this user has no home folder to keep the run in", "Name a file with --state FILE.")
-    return cache / "eval" / f"{key[:16]}.npz"
+    return cache_folder("eval", otherwise="Name a file with --state FILE.") / f"{key[:16]}.npz"
 
 
 class _Progress:
