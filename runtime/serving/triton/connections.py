@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 
 from denseport.runtime.errors import InputError, MachineError
 
-__all__ = ["Connection", "Failure", "Tritonclient", "connect", "end_thread", "infer_input", "load_library", "understood"]
+__all__ = [
+    "Connection",
+    "Failure",
+    "Tritonclient",
+    "connect",
+    "end_thread",
+    "infer_input",
+    "load_library",
+    "understood",
+]
 
 URLS = "Give http://host:port or grpc://host:port; Triton's ports are 8000 and 8001."
 DATATYPES = {np.dtype(np.uint8): "UINT8"}  # of what is sent

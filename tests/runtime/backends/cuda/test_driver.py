@@ -24,7 +24,15 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("gcc is not installed")
     folder = tmp_path_factory.mktemp("driver")
     source = Path(__file__).with_name("fake_driver.c")
-    command = [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", str(source), "-o", str(folder / "libcuda.so.1")]
+    command = [
+        compiler,
+        "-shared",
+        "-fPIC",
+        "-Wl,-soname,libcuda.so.1",
+        str(source),
+        "-o",
+        str(folder / "libcuda.so.1"),
+    ]
     subprocess.run([*command, "-ldl"], check=True)
     return folder
 
