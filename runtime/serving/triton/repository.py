@@ -95,7 +95,7 @@ def _refuse_other(repository: Path, models: list[Served], record: dict[str, Any]
         if found is None:
             reason = "is there already, and Denseport did not write it"
         elif found.get("backend") != record["backend"]:
-            reason = f"is there already, in the back end {found.get('form')}"
+            reason = f"is there already, for the back end {found.get('backend')}"
         elif labels != model.labels:
             reason = f"is there already, and has other classes: {LABELS} belongs to all versions"
         else:

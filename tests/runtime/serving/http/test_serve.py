@@ -230,7 +230,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(server: Running, monkeypatch: py
 def test_a_form_without_the_image_is_refused(server: Running) -> None:
     post = server.client.post
     assert_refused(post("/v1/segment", content=IMAGE), 400, "multipart/form-data", "curl")
-    assert_refused(post("/v1/segment", files={"image": IMAGE}), 400, "no file 'image'")
+    assert_refused(post("/v1/segment", files={"photo": IMAGE}), 400, "no file 'image'")
     assert_refused(post("/v1/segment", files=[("image", IMAGE), ("image", IMAGE)]), 400, "damaged")
     assert_refused(post("/v1/segment", files={"image": IMAGE}, data={"more": "fields"}), 400, "damaged")
     broken = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -251,7 +251,7 @@ def test_an_artifact_of_another_machine_is_refused(
     sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = dataclasses.replace(inspect_machine(look_for_gpus=False), gpus=())
-    for module in ("choice", "serve.service"):
+    for module in ("selection", "serving.http.service"):
         monkeypatch.setattr(f"denseport.runtime.{module}.inspect_machine", lambda **_: here)
     bundle = Bundle(shutil.copytree(sample.path, tmp_path / "engines"))
     bundle.add(
