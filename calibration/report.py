@@ -8,8 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from denseport.calibration.calibrate import CalibrationRecord
 from denseport.calibration.search.search import Step
+from denseport.calibration.steps import CalibrationRecord
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.quantization import QuantizationVerdict
 from denseport.runtime.media.page import count, fact_list, page, section
@@ -137,7 +137,7 @@ def _hint(record: CalibrationRecord) -> str:
 
 def _plot(record: CalibrationRecord) -> str:
     """Steps of the search; the words in the table and the summary say the same."""
-    budget, steps = record.options.budget, record.search.steps
+    budget, steps = record.budget, record.search.steps
     if budget.miou is not None:
         unit, limit = "points of mIoU lost", budget.miou
     elif budget.agreement is not None:
@@ -211,7 +211,7 @@ def _smoothing(record: CalibrationRecord) -> str:
 
 
 def _facts(record: CalibrationRecord, verdicts: Mapping[str, QuantizationVerdict]) -> str:
-    budget = record.options.budget
+    budget = record.budget
     limits = {"points of mIoU": budget.miou, "least agreement": budget.agreement, "error of the logits": budget.error}
     facts = {
         "Method": record.options.method,
