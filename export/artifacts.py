@@ -20,7 +20,7 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord
 from denseport.runtime.bundle.manifest import FP32, Artifact
 from denseport.runtime.errors import MachineError
-from denseport.runtime.pipeline.network_input import network_inputs
+from denseport.runtime.pipeline.network_input import NetworkInputs
 from denseport.runtime.system.files import sha256_of, work_folder
 from denseport.runtime.system.progress import Progress
 
@@ -57,7 +57,7 @@ def build_typed(
     with work_folder(bundle.path) as folder:
         output = folder / name
         progress.say(f"typing {name}" + (f"; images to observe ranges on: {len(images)}" if images else ""))
-        calibration = network_inputs(images, bundle.manifest) if images else None
+        calibration = NetworkInputs.of_bundle(images, bundle.manifest) if images else None
         record = write_precision(model, output, precision, calibration)
         if not record.nodes.get(precision):
             raise ExportError(f"{name}: no node computes in {precision}", "Look at --explain-precision.")

@@ -20,8 +20,7 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import FP32
 from denseport.runtime.errors import DenseportError, InputError, MachineError, OutputError
 from denseport.runtime.media.images import read_image
-from denseport.runtime.pipeline.preprocess import normalise, resize
-from denseport.runtime.pipeline.views import single_view
+from denseport.runtime.pipeline.network_input import network_inputs
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.files import refuse_unwritable
 from denseport.runtime.system.progress import Progress, Silent
@@ -87,7 +86,9 @@ def bench(
         contenders = [Contender(each.artifact, each.session, each) for each in segmenters]
         if baseline is not None:
             contenders.append(_baseline(baseline, segmenters[0], checkpoint, threads, stack))
-        tensor, monitor = _as_network_sees(segmenters[0], shown), LoadMonitor()
+        first = segmenters[0]
+        tensor = next(network_inputs(shown, first.protocol, first.manifest.patch_size))
+        monitor = LoadMonitor()
         results = run_bench(contenders, shown, tensor, plan, progress)
         conditions = monitor.stop()
         starts = {}
@@ -148,12 +149,6 @@ def _open(
     return opened, skipped
 
 
-def _as_network_sees(segmenter: Segmenter, image: Image) -> NDArray[np.float32]:
-    preprocess = segmenter.protocol.preprocess
-    view = single_view((image.shape[0], image.shape[1]), preprocess, segmenter.manifest.patch_size)
-    return normalise(resize(image, view.size), preprocess)
-
-
 def _baseline(
     name: str, other: Segmenter, checkpoint: Path | str | None, threads: int | None, stack: ExitStack
 ) -> Contender:
@@ -164,7 +159,7 @@ def _baseline(
     except (ImportError, ValueError) as err:
         raise MachineError(f"--baseline {name}: not installed: {err}", "pip install 'denseport[export]'") from err
     session = make(other.manifest, None if checkpoint is None else Path(checkpoint), threads)
-    segmenter = Segmenter.around(session, other.bundle, name, other.protocol, threads=threads)
+    segmenter = Segmenter(other.bundle, artifact=name, protocol=other.protocol, session=session, threads=threads)
     return Contender(name, session, stack.enter_context(segmenter))
 
 
