@@ -13,7 +13,7 @@ from typing import Any
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import FP32
 from denseport.runtime.bundle.protocol import Protocol
-from denseport.runtime.errors import MachineError
+from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.evaluation.comparison import Gate, published_miou
 from denseport.runtime.evaluation.dataset import Dataset, open_dataset
 from denseport.runtime.evaluation.failures import worst_images
@@ -136,10 +136,9 @@ def evaluate(
     """
     progress, run, report = progress or Silent(), run or LongRun(), None if report is None else Path(report)
     bundle = _check(bundle, run, report, record=record)
-    if not isinstance(data, Dataset):
-        zero = bundle.manifest.reduce_zero_label if reduce_zero_label is None else reduce_zero_label
-        data = open_dataset(data, masks=masks, list_file=list_file, split=split, reduce_zero_label=zero,
-                            ignore_index=ignore_index)  # fmt: skip
+    data = _open(bundle, data, masks, list_file, split, reduce_zero_label, ignore_index)
+    if limit is not None and limit < 1:
+        raise InputError(f"the first {limit} images cannot be measured", "Give a limit of 1 or more.")
     data = replace(data, samples=data.samples[:limit])
     with open_task(bundle, data, artifact or FP32, protocol, gate, threads, workers) as task:
         found = _judged(task, *task.measure(run, progress))
@@ -160,6 +159,34 @@ def _check(bundle: Path | str | Bundle, run: LongRun, report: Path | None, *, re
     if record:
         refuse_unwritable(bundle.path)
     return bundle
+
+
+def _open(
+    bundle: Bundle,
+    data: Path | str | Dataset,
+    masks: Path | str | None,
+    list_file: Path | str | None,
+    split: str,
+    reduce_zero_label: bool | None,
+    ignore_index: int,
+) -> Dataset:
+    if isinstance(data, Dataset):
+        if masks is not None or list_file is not None or reduce_zero_label is not None:
+            raise InputError(
+                "masks, list_file and reduce_zero_label belong to a path, and the data set is open already",
+                "Give them to open_dataset.",
+            )
+        return data
+    if reduce_zero_label is None:
+        reduce_zero_label = bundle.manifest.reduce_zero_label
+    return open_dataset(
+        data,
+        masks=masks,
+        list_file=list_file,
+        split=split,
+        reduce_zero_label=reduce_zero_label,
+        ignore_index=ignore_index,
+    )
 
 
 def _judged(task: Task, measurement: Measurement, session: str) -> Evaluation:

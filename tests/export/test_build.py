@@ -86,3 +86,8 @@ def test_bad_arguments_raise_what_the_command_prints(
 def test_a_choice_that_is_none_is_refused(sample: Bundle, name: str) -> None:
     with pytest.raises(InputError, match=f"{name.replace('_', ' ')} 'best' is unknown"):
         build(sample, **{name: "best"})  # type: ignore[arg-type]
+
+
+def test_a_limit_below_one_is_refused(sample_copy: Bundle) -> None:
+    with pytest.raises(InputError, match="-1 items cannot be taken"):
+        build(sample_copy, images=[IMAGES], limit=-1)

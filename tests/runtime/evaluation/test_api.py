@@ -120,3 +120,17 @@ def test_bad_arguments_raise_what_the_command_prints(
 def test_a_gate_refuses_what_is_out_of_range(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         Gate(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"limit": 0}, "the first 0 images"),
+        ({"limit": -1}, "the first -1 images"),
+        ({"masks": "masks"}, "the data set is open already"),
+        ({"reduce_zero_label": False}, "the data set is open already"),
+    ],
+)
+def test_arguments_that_would_be_lost_are_refused(sample: Bundle, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        evaluate(sample, ade20k(STREET), **arguments)
