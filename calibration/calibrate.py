@@ -181,10 +181,7 @@ def _work_folder(options: CalibrationOptions, bundle: Bundle, images: Sequence[P
         return
     what = [bundle.artifact(FP32).files, [str(path.absolute()) for path in images]]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-    home = cache_folder()
-    if home is None:
-        raise InputError("this user has no home folder to keep statistics in", "Name a folder with --work DIR.")
-    cache = home / "calibrate" / key
+    cache = cache_folder("calibrate", otherwise="Name a folder with --work DIR.") / key
     if not options.resume:
         shutil.rmtree(cache, ignore_errors=True)
     yield cache

@@ -31,11 +31,11 @@ from denseport.calibration.search.variants import Variant, variants_of
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import FP32, Artifact
 from denseport.runtime.evaluation.dataset import Dataset
-from denseport.runtime.media.page import count
 from denseport.runtime.pipeline.network_input import evenly_spaced
 from denseport.runtime.system.files import sha256_of, work_folder, writing
 from denseport.runtime.system.machine import inspect_machine
 from denseport.runtime.system.progress import Progress
+from denseport.runtime.system.text import count
 
 __all__ = ["CalibrationRecord", "quantize_bundle"]
 

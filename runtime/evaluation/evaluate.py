@@ -261,3 +261,8 @@ def _keep(bundle: Bundle, found: Evaluation) -> None:
     kept = {key: result[key] for key in ("mIoU", "mAcc", "aAcc", "images", "protocol", "agreement", "gate")}
     kept["date"] = datetime.now(UTC).isoformat(timespec="seconds")
     bundle.note(found.artifact, {"accuracy": kept})
+    fp32 = found.measurement.fp32_confusion
+    if fp32 is not None and "accuracy" not in bundle.artifact(FP32).record:
+        scores = fp32.scores(bundle.manifest.classes).to_dict()
+        kept |= {name: scores[name] for name in ("mIoU", "mAcc", "aAcc")} | {"agreement": None, "gate": None}
+        bundle.note(FP32, {"accuracy": kept})

@@ -33,10 +33,10 @@ from denseport.runtime.errors import DatasetError, DenseportError, MachineError
 from denseport.runtime.evaluation.dataset import Dataset, Sample
 from denseport.runtime.evaluation.measure import SAVE_SECONDS, Effort, Measurement, measure_images, measurement_of
 from denseport.runtime.evaluation.state import EvaluationState, open_state, save_state
-from denseport.runtime.media.page import count
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.cpus import usable_cpus
 from denseport.runtime.system.progress import StepCallback, no_steps
+from denseport.runtime.system.text import count
 
 __all__ = ["Actors", "Cluster", "Work", "connect", "measure_on_ray", "plan_actors"]
 

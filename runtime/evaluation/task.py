@@ -25,10 +25,10 @@ from denseport.runtime.evaluation.measure import (
 )
 from denseport.runtime.evaluation.state import merge_states, open_state, save_state
 from denseport.runtime.media.images import reading
-from denseport.runtime.media.page import count
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.files import cache_folder, refuse_unwritable, writing
 from denseport.runtime.system.progress import Progress, Silent
+from denseport.runtime.system.text import count
 
 __all__ = ["LongRun", "Shard", "Task", "evaluate_shard", "open_task", "refuse_state"]
 
@@ -75,7 +75,7 @@ class Task:
             state = merge_states(run.merge, self.key())
             return measurement_of(self.dataset, state, Effort()), f"{count(len(run.merge), 'state')} merged"
         key = self.key()
-        state_file = run.state or _cached_state(key)
+        state_file = run.state or cache_folder("eval", otherwise="Name a file with --state FILE.") / f"{key[:16]}.npz"
         with progress.phase(f"measuring {self.segmenter.artifact}") as told:
             if run.ray is not None:
                 from denseport.runtime.evaluation.shards import measure_on_ray
@@ -218,10 +218,3 @@ def refuse_state(state: Path | None, *, resume: bool) -> None:
         raise InputError(f"--state {state}: is no file", "Name a file, or one that is not there yet.")
     if not resume:
         raise InputError(f"--state {state}: exists", "Go on with it (--resume), or name another file.")
-
-
-def _cached_state(key: str) -> Path:
-    cache = cache_folder()
-    if cache is None:
-        raise InputError("this user has no home folder to keep the run in", "Name a file with --state FILE.")
-    return cache / "eval" / f"{key[:16]}.npz"

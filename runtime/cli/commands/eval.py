@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from denseport.runtime.bundle.manifest import FP32
 from denseport.runtime.cli.arguments import path, real, whole
-from denseport.runtime.media.page import count
+from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
     from denseport.runtime.evaluation.comparison import Gate
