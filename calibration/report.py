@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from denseport.calibration.calibrate import CalibrationRecord
+from denseport.calibration.steps import CalibrationRecord
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.quantization import QuantizationVerdict
 from denseport.runtime.media.page import render
@@ -69,7 +69,7 @@ def write_report(
 
 def _plot(record: CalibrationRecord) -> str:
     """Steps of the search; the words in the table and the summary say the same."""
-    budget, steps = record.options.budget, record.search.steps
+    budget, steps = record.budget, record.search.steps
     if budget.miou is not None:
         unit, limit, losses = "points of mIoU lost", budget.miou, [step.loss.miou or 0.0 for step in steps]
     elif budget.agreement is not None:

@@ -40,7 +40,7 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Artifact
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.evaluation.dataset import open_dataset
-from denseport.runtime.evaluation.evaluate import evaluate
+from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.pipeline.network_input import evenly_spaced
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.cpus import usable_cpus
@@ -164,7 +164,7 @@ class Bench:
             (self.bundle.path / name).write_bytes(data)
             self.bundle.add(name, Artifact("onnx", "int8", {name: sha256_of(self.bundle.path / name)}))
         segmenter = Segmenter(self.bundle, artifact=name, threads=self.threads)
-        evaluation = evaluate(self.dataset, segmenter, workers=1)
+        evaluation = measure_dataset(self.dataset, segmenter, workers=1)
         scores = evaluation.scores(segmenter.manifest.classes)
         result = {
             "row": row,
