@@ -31,8 +31,8 @@ from denseport.calibration.search.loss_file import LossFile
 from denseport.calibration.search.search import Search, Step, search
 from denseport.calibration.search.sensitivity import Loss, Reference, sensitivities
 from denseport.calibration.search.variants import Variant, variants_of
+from denseport.runtime.bundle.artifact import Artifact
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import FP32, Artifact
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.media.page import count
 from denseport.runtime.pipeline.network_input import evenly_spaced
@@ -120,7 +120,7 @@ def calibrate(
     """
     progress = progress or Silent()
     start = time.monotonic()
-    model, _ = unpack_projections(load_model(bundle.verified(FP32)))
+    model, _ = unpack_projections(load_model(bundle.verified(bundle.manifest.source)))
     progress.say(f"reading {count(len(images), 'image')}")
     sizes = images.check(bundle.manifest.patch_size)
     _check_sizes(model, images, sizes)
@@ -144,7 +144,7 @@ def calibrate(
         versions=inspect_machine(look_for_gpus=False).summary()["packages"],
     )
     for variant in variants:
-        _write(bundle, variant, {"source": FP32, "calibration": record.to_dict(), "variant": variant.to_dict()})
+        _write(bundle, variant, {"calibration": record.to_dict(), "variant": variant.to_dict()})
     return record
 
 
@@ -321,5 +321,16 @@ def _write(bundle: Bundle, variant: Variant, details: dict[str, Any]) -> None:
     with work_folder(bundle.path) as folder:
         file = folder / variant.name
         file.write_bytes(serialise(variant.model))
-        precision = details["calibration"]["precision"]
-        bundle.add(variant.name, Artifact("onnx", precision, {variant.name: sha256_of(file)}, details), [file])
+        artifact = Artifact(
+            kind="onnx",
+            precision=details["calibration"]["precision"],
+            float_precision="fp32",
+            target=variant.target,
+            output="logits",
+            fused=False,
+            made_of=bundle.manifest.source,
+            main=variant.name,
+            files={variant.name: sha256_of(file)},
+            record=details,
+        )
+        bundle.add(variant.name, artifact, [file])

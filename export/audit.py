@@ -19,7 +19,8 @@ from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.tensorrt import TensorRTSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord
-from denseport.runtime.bundle.manifest import FP32, Manifest
+from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.bundle.preprocessing import resized_to
 from denseport.runtime.evaluation.gate import AGREEMENTS
 from denseport.runtime.evaluation.metrics import json_number
 from denseport.runtime.pipeline.network_input import evenly_spaced, network_inputs
@@ -66,7 +67,7 @@ def audit_graph(
     """
     chosen = evenly_spaced(images, AUDITED)
     progress(f"comparing with FP32, {precision.upper()}'s rounding emulated; images: {len(chosen)}")
-    trusted = bundle.verified(FP32)
+    trusted = bundle.verified(bundle.manifest.source)
     with work_folder(bundle.path) as folder:
         emulated = folder / "emulated.onnx"
         graph = emulate_rounding(read_model(typed))
@@ -86,13 +87,13 @@ def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: s
         MachineError: the engine does not run on this machine.
     """
     _, _, height, width = record.profiles[0].optimum
-    preprocess = replace(bundle.manifest.preprocess, scale=(width, height), keep_ratio=False)
+    preprocess = resized_to(bundle.manifest.preprocess, (width, height), keep_ratio=False)
     manifest = replace(bundle.manifest, preprocess=preprocess)
     with (
         work_folder(bundle.path) as folder,
         TensorRTSession(engine, record) as session,
     ):
-        reference = _reference(bundle.verified(FP32), record.output, folder)
+        reference = _reference(bundle.verified(bundle.manifest.source), record.output, folder)
         return _compare(reference, session, evenly_spaced(images, AUDITED), manifest, precision)
 
 

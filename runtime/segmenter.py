@@ -376,7 +376,9 @@ def _check_count(value: int, words: str) -> None:
 def _open(bundle: Bundle, selection: Selection, threads: int | None, providers: Sequence[str] | None) -> Session:
     path, artifact = bundle.verified(selection.name), bundle.artifact(selection.name)
     if artifact.kind == "onnx":
-        return OnnxRuntimeSession(path, threads=threads, providers=providers or selection.providers)
+        return OnnxRuntimeSession(
+            path, target=artifact.target, threads=threads, providers=providers or selection.providers
+        )
     from denseport.runtime.backends.tensorrt import TensorRTSession
 
     return TensorRTSession(path, BuildRecord.from_dict(artifact.record, f"{bundle.path}: {selection.name}"))

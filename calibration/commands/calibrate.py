@@ -192,7 +192,7 @@ def _measure(
 
     from denseport.calibration.search.search import Budget
     from denseport.calibration.search.sensitivity import Loss
-    from denseport.runtime.bundle.manifest import decode_dataclass, reading_record
+    from denseport.runtime.bundle.decode import decode_dataclass, reading_record
     from denseport.runtime.errors import InputError
 
     name = arguments.measure
@@ -271,7 +271,7 @@ def _work_folder(arguments: argparse.Namespace, bundle: Bundle, images: list[Pat
     if arguments.work is not None:
         yield arguments.work
         return
-    what = [bundle.artifact("model.onnx").files, [str(path.absolute()) for path in images]]
+    what = [bundle.artifact(bundle.manifest.source).files, [str(path.absolute()) for path in images]]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     home = cache_folder()
     if home is None:
@@ -295,7 +295,9 @@ def _try(
 ) -> QuantizationVerdict:
     """Measure the artifact beside FP32 here, and keep the verdict in its record."""
     from denseport.calibration.verdict import judge, measure_accuracy
+    from denseport.runtime.bundle.comparison import proof_here
     from denseport.runtime.pipeline.network_input import evenly_spaced
+    from denseport.runtime.selection import CUDA, select_artifact
 
     accuracy = None
     if labelled is not None:
@@ -307,7 +309,9 @@ def _try(
     progress.say(f"racing {name} with FP32")
     timed = [images[i] for i in evenly_spaced(range(len(images)), TIMED)]
     verdict = judge(bundle, name, timed, budget, loss, accuracy, threads=threads)
-    bundle.note(name, verdict.record())
+    on_gpu, against = CUDA in select_artifact(bundle, name).providers, "fp32" if labelled is None else "labels"
+    proof = proof_here(against, "verdict", bundle.artifact(name).float_precision, on_gpu=on_gpu)
+    bundle.note(name, verdict.record(), proof)
     return verdict
 
 

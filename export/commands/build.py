@@ -103,17 +103,16 @@ def run(arguments: argparse.Namespace) -> int:
     require(NEEDED, "export,onnxruntime")
     from denseport.export.engine.build import check_builder
     from denseport.runtime.bundle.bundle import Bundle
-    from denseport.runtime.bundle.manifest import FP32
     from denseport.runtime.errors import InputError
     from denseport.runtime.system.files import refuse_unwritable
 
+    bundle = Bundle(arguments.bundle)
     variant = arguments.engine == "onnx" and (arguments.output == "mask" or arguments.plugin == "on")
     if arguments.precision == "fp32" and arguments.engine == "onnx" and not variant:
         raise InputError(
-            f"{FP32} is the FP32 graph already",
+            f"{bundle.manifest.source} is the FP32 graph already",
             "Choose --precision fp16 or bf16, --output mask, --plugin on, or an --engine.",
         )
-    bundle = Bundle(arguments.bundle)
     refuse_unwritable(bundle.path)
     if arguments.precision in QUANTIZED:
         _check_quantized(bundle, arguments, variant=variant)
@@ -147,15 +146,10 @@ def _shape(text: str) -> Shape:
 
 def _check_quantized(bundle: Bundle, arguments: argparse.Namespace, *, variant: bool) -> None:
     """A quantized graph comes from a calibration; here its float part is typed, or an engine is built of it."""
-    from denseport.export.artifacts import source_of
+    from denseport.export.artifacts import graph_of
     from denseport.runtime.errors import InputError
 
-    name = source_of(arguments.precision)
-    if name not in bundle.manifest.artifacts:
-        raise InputError(
-            f"{bundle.path}: has no {name}",
-            f"denseport calibrate {bundle.path} --precision {arguments.precision} --images DIR writes it.",
-        )
+    name = graph_of(bundle, arguments.precision)
     if variant and arguments.float_precision != "fp32":
         raise InputError(
             "--float-precision fp16 does not go with --output mask or --plugin on without an engine",
@@ -170,14 +164,14 @@ def _check_quantized(bundle: Bundle, arguments: argparse.Namespace, *, variant: 
 
 def _typed(bundle: Bundle, arguments: argparse.Namespace, *, reuse: bool) -> dict[str, Any]:
     """Write the typed graph; as a means to an end, one that is there is taken unless images are given."""
-    from denseport.export.artifacts import build_typed, source_of
+    from denseport.export.artifacts import build_typed
     from denseport.export.graph.precision import precision_table
 
     quantized = arguments.precision if arguments.precision in QUANTIZED else None
     precision = arguments.float_precision if quantized else arguments.precision
-    name = source_of(arguments.precision, arguments.float_precision)
-    if reuse and not arguments.images and name in bundle.manifest.artifacts:
-        return {"artifact": name, "reused": True}
+    there = bundle.manifest.graph(arguments.precision, arguments.float_precision)
+    if reuse and not arguments.images and there is not None:
+        return {"artifact": there, "reused": True}
     images = _images(arguments)
     name, record, audit = build_typed(bundle, precision, images, quantized=quantized, progress=_say)
     result = {

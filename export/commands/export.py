@@ -35,7 +35,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     require(NEEDED, "export,onnxruntime")
     from denseport.export.bundle import export_bundle
-    from denseport.runtime.bundle.manifest import FP32
 
     if arguments.preset is not None and arguments.preset not in PRESETS:
         raise InputError(f"no preset {arguments.preset!r}", "See denseport models for their names.")
@@ -49,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress=lambda text: print(text, file=sys.stderr),
     )
     manifest = bundle.manifest
-    record = manifest.artifacts[FP32].record
+    record = manifest.artifacts[manifest.source].record
     if arguments.json:
         print(
             json.dumps(

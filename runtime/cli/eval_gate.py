@@ -6,7 +6,6 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from denseport.runtime.bundle.manifest import FP32
 from denseport.runtime.cli.arguments import real
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--gate",
         metavar="WITH",
-        help=f"compare with: reference (the published mIoU), an artifact ({FP32}), or a mIoU in percent",
+        help="compare with: reference (the published mIoU), the FP32 artifact (model.onnx), or a mIoU in percent",
     )
     group.add_argument(
         "--budget", type=real(0, 100), metavar="POINTS", help="mIoU that may be lost; default: by precision"
@@ -69,26 +68,27 @@ def choose_gate(arguments: argparse.Namespace, segmenter: Segmenter, images: int
     if arguments.gate is None:
         return None
     manifest = segmenter.manifest
-    precision = segmenter.bundle.artifact(arguments.artifact).precision
+    precision = segmenter.bundle.artifact(segmenter.artifact).precision
     given = manifest.budgets.get(precision) if arguments.budget is None else float(arguments.budget)
     budget, agreement = threshold(BUDGETS, precision, given), threshold(AGREEMENTS, precision, arguments.agreement)
     if (miou := _percent(arguments.gate)) is not None:
         return Gate(budget, agreement, ("the given mIoU", miou))
     if arguments.gate != "reference":
-        _refuse_yardstick(arguments.gate, arguments.artifact, segmenter)
+        _refuse_yardstick(arguments.gate, segmenter)
         return Gate(budget, agreement)
     return _published_gate(arguments, segmenter, images, Gate(budget, agreement))
 
 
-def _refuse_yardstick(gate: str, artifact: str, segmenter: Segmenter) -> None:
+def _refuse_yardstick(gate: str, segmenter: Segmenter) -> None:
     """Of artifacts only FP32 is one, for the others."""
     from denseport.runtime.errors import InputError
 
     segmenter.bundle.artifact(gate)
-    if gate == artifact:
+    source = segmenter.manifest.source
+    if gate == segmenter.artifact:
         raise InputError(f"--gate {gate}: an artifact cannot be compared with itself", "Name another --artifact.")
-    if gate != FP32:
-        raise InputError(f"--gate {gate}: only the FP32 artifact, {FP32}, is a yardstick", f"Give --gate {FP32}.")
+    if gate != source:
+        raise InputError(f"--gate {gate}: only the FP32 artifact, {source}, is a yardstick", f"Give --gate {source}.")
 
 
 def _published_gate(arguments: argparse.Namespace, segmenter: Segmenter, images: int, gate: Gate) -> Gate:
@@ -103,7 +103,7 @@ def _published_gate(arguments: argparse.Namespace, segmenter: Segmenter, images:
     if reference is None:
         raise InputError(
             f"{bundle.path}: has no published mIoU to compare with: it is not recognised as a published model",
-            f"Give the mIoU itself (--gate 41.92), or compare with FP32 (--gate {FP32}).",
+            f"Give the mIoU itself (--gate 41.92), or compare with FP32 (--gate {bundle.manifest.source}).",
         )
     if published is None:
         obstacle: str | None = f"no mIoU was published for protocol {segmenter.protocol.name}"
@@ -111,7 +111,7 @@ def _published_gate(arguments: argparse.Namespace, segmenter: Segmenter, images:
         obstacle = why_not_published(images)
         if obstacle is None:
             return replace(gate, yardstick=(f"published mIoU of {reference.preset}", published))
-    if arguments.artifact == FP32:
+    if segmenter.artifact == bundle.manifest.source:
         raise InputError(
             f"--gate reference: {obstacle}", "Measure the full set with that protocol, or give --gate MIOU."
         )

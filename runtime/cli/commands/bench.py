@@ -111,7 +111,6 @@ def _image(arguments: argparse.Namespace) -> NDArray[np.uint8]:
 
 def _open(bundle: Bundle, arguments: argparse.Namespace) -> tuple[list[Segmenter], dict[str, str]]:
     """A segmenter for each artifact that runs here, and why the others do not."""
-    from denseport.runtime.bundle.manifest import FP32
     from denseport.runtime.errors import DenseportError, MachineError
     from denseport.runtime.segmenter import Segmenter
 
@@ -125,7 +124,7 @@ def _open(bundle: Bundle, arguments: argparse.Namespace) -> tuple[list[Segmenter
                 raise
             skipped[name] = err.message
         except DenseportError as err:
-            if arguments.artifact or name == FP32:
+            if arguments.artifact or name == bundle.manifest.source:
                 raise
             skipped[name] = err.message
     if not opened:

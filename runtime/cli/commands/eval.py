@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.bundle.manifest import FP32
 from denseport.runtime.cli import eval_gate
 from denseport.runtime.cli import eval_shards as spread
 from denseport.runtime.cli.arguments import path, whole
@@ -27,7 +26,7 @@ HELP = "measure accuracy on labelled images, and pass or fail the artifact"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
-    parser.add_argument("--artifact", metavar="NAME", default=FP32, help="what is measured; default: %(default)s")
+    parser.add_argument("--artifact", metavar="NAME", help="what is measured; default: the FP32 one")
     parser.add_argument(
         "--protocol",
         default="reference",
@@ -74,11 +73,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.record:
         refuse_unwritable(bundle.path)
     dataset = _dataset(arguments, bundle.manifest.reduce_zero_label)
-    segmenter = Segmenter(bundle, artifact=arguments.artifact, protocol=arguments.protocol, threads=arguments.threads)
+    source = bundle.manifest.source
+    name = arguments.artifact or source
+    segmenter = Segmenter(bundle, artifact=name, protocol=arguments.protocol, threads=arguments.threads)
     gate = eval_gate.choose_gate(arguments, segmenter, len(dataset))
     fp32 = None
-    if gate is not None and arguments.artifact != FP32:
-        fp32 = Segmenter(bundle, artifact=FP32, protocol=segmenter.protocol, threads=arguments.threads)
+    if gate is not None and name != source:
+        fp32 = Segmenter(bundle, artifact=source, protocol=segmenter.protocol, threads=arguments.threads)
     key = _key(segmenter, dataset, with_fp32=fp32 is not None)
     with _Progress(len(dataset)) as progress:
         work = spread.Work(dataset, segmenter, fp32, key, arguments.state or _kept_state(key), progress)
@@ -93,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.report is not None:
         result["report"] = _report(arguments.report, dataset, segmenter, fp32, evaluation, verdict, result)
     if arguments.record:
-        _record(bundle, arguments.artifact, result)
+        _record(segmenter, result)
     print(json.dumps(result, indent=1) if arguments.json else _table(result, scores))
     return 0 if verdict is None or verdict.passed else 1
 
@@ -213,7 +214,7 @@ def _explain(arguments: argparse.Namespace, bundle: Bundle, dataset: Dataset, se
         explain = entry.load()
     except (ValueError, ImportError) as err:
         raise MachineError("--explain needs torch", "pip install 'denseport[export,onnxruntime]'") from err
-    explanation = explain(bundle, arguments.artifact, arguments.checkpoint, dataset, segmenter.protocol)
+    explanation = explain(bundle, segmenter.artifact, arguments.checkpoint, dataset, segmenter.protocol)
     return {**explanation.to_dict(), "lines": explanation.lines()}
 
 
@@ -250,12 +251,15 @@ def _report(
     return str(write_report(folder, data))
 
 
-def _record(bundle: Bundle, name: str, result: dict[str, Any]) -> None:
-    from datetime import UTC, datetime
+def _record(segmenter: Segmenter, result: dict[str, Any]) -> None:
+    from denseport.runtime.bundle.comparison import proof_here
+    from denseport.runtime.selection import CUDA
 
     kept = {key: result[key] for key in ("mIoU", "mAcc", "aAcc", "images", "protocol", "agreement", "gate")}
-    kept["date"] = datetime.now(UTC).isoformat(timespec="seconds")
-    bundle.note(name, {"accuracy": kept})
+    artifact = segmenter.bundle.artifact(segmenter.artifact)
+    on_gpu = artifact.kind == "engine" or CUDA in segmenter.selection.providers
+    proof = proof_here("labels", "accuracy", artifact.float_precision, on_gpu=on_gpu)
+    segmenter.bundle.note(segmenter.artifact, {"accuracy": {**kept, "date": proof.date}}, proof)
 
 
 def _key(segmenter: Segmenter, dataset: Dataset, *, with_fp32: bool) -> str:

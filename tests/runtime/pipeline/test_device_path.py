@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundles import steps
 from cpu_kernels import Kernels
 from fake_cuda import FakeCuda
 from fake_tensorrt import Machine
@@ -24,7 +25,7 @@ from denseport.runtime.backends.cuda.device import DeviceNetwork
 from denseport.runtime.backends.cuda.onnxruntime import CudaExecutionSlot
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import Inference, Preprocess
+from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.errors import BundleError, InputError, MachineError
 from denseport.runtime.pipeline import device_path
@@ -274,7 +275,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: FakeCuda) -> 
 
 
 def whole(size: tuple[int, int]) -> Protocol:
-    return Protocol("whole", Preprocess(scale=size[::-1], keep_ratio=False), Inference())
+    return Protocol("whole", steps(size=size[::-1], keep_ratio=False), Inference())
 
 
 def engine_mask(image: np.ndarray[Any, Any], protocol: Protocol, resized: tuple[int, int]) -> np.ndarray[Any, Any]:

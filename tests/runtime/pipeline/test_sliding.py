@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import steps
 from support import assert_same_classes
 
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import Inference, Preprocess
+from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.pipeline import resample as postprocess
 from denseport.runtime.pipeline.outputs import RequestedOutputs
@@ -36,7 +37,7 @@ def test_slide_mode_equals_upstreams(
     bundle = exported("tiny_dpt_project")
     described = json.loads((oracle / "inference_tiny_dpt.json").read_text())[name]
     assert described["test_cfg"]["crop_size"] == [crop, crop] and described["test_cfg"]["stride"] == [stride, stride]
-    protocol = Protocol("as upstream", Preprocess(scale), Inference("slide", (crop, crop), (stride, stride)))
+    protocol = Protocol("as upstream", steps(scale), Inference("slide", (crop, crop), (stride, stride)))
     with np.load(oracle / "inference_tiny_dpt.npz") as golden, Segmenter(bundle, protocol=protocol) as segmenter:
         image, expected = golden["img_bgr"], golden[f"{name}_argmax"]
         scores = postprocess.logits(segmenter.predict(image)[0])
@@ -86,7 +87,8 @@ def test_window_by_window_is_all_windows_at_once_to_the_last_bit(
 
 def test_the_native_protocol_never_resizes(sample: Bundle) -> None:
     protocol = parse_protocol("native:64:42", sample.manifest)
-    assert protocol.native and protocol.inference == Inference("slide", (64, 64), (42, 42))
+    assert protocol.preprocess == sample.manifest.preprocess[1:]
+    assert protocol.inference == Inference("slide", (64, 64), (42, 42))
     assert "own size" in protocol.description
     shapes: list[tuple[int, ...]] = []
     with Segmenter(sample, protocol=protocol, threads=1) as segmenter:
