@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.artifact import ANY, FOR_CPU, FOR_TENSORRT
 from denseport.runtime.errors import BundleError, MachineError, is_out_of_memory
-from denseport.runtime.media.page import count
 from denseport.runtime.system.cpus import check_threads, usable_cpus
+from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
     from denseport.runtime.backends.cuda.device import DeviceNetwork
@@ -25,7 +26,7 @@ OUTPUT_TYPES = ("tensor(float)", "tensor(int64)", "tensor(int32)", "tensor(uint8
 FREE_MEMORY = "Give smaller images or batches, or free some memory."
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(Session):
     """An ONNX file on ONNX Runtime.
 
     Args:
@@ -132,18 +133,9 @@ class OnnxRuntimeSession:
                 "Export the checkpoint again.",
             )
 
-    def largest_batch(self, height: int, width: int) -> int | None:
-        """None: a bundle's graphs take any number of images."""
-        return None
-
     def device_network(self) -> DeviceNetwork:
-        """The model, for tensors that are on the GPU; close its slots before the session.
-
-        Raises:
-            MachineError: it does not run on CUDA, or CUDA cannot be reached from Python.
-        """
         if not self._on_gpu:
-            raise MachineError(f"tensors of {self._description} are on the host")
+            return super().device_network()
         from denseport.runtime.backends.cuda.device import DeviceNetwork
         from denseport.runtime.backends.cuda.driver import open_cuda
         from denseport.runtime.backends.cuda.onnxruntime import CudaExecutionSlot

@@ -31,8 +31,9 @@ from denseport.runtime.bundle.preprocessing import USUAL_NORMALISE, USUAL_RESIZE
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import DenseportError, MachineError
 from denseport.runtime.pipeline import preprocess
-from denseport.runtime.pipeline import resample as postprocess
 from denseport.runtime.pipeline.device_path import DevicePath, open_device_path
+from denseport.runtime.pipeline.reduce import decide
+from denseport.runtime.pipeline.resample import LogitMap, ResampleMatrix, whole_map
 
 Size = tuple[int, int]  # height, width
 
@@ -81,8 +82,8 @@ def measure_kernels(cuda: Cuda, ptx: bytes, images: Sequence[Size] = IMAGES) -> 
 
             plan = image_mask(logits.shape, NETWORK, size, np.float32, np.uint8)
             mask, milliseconds = launcher.run(plan, [logits], size, np.uint8)
-            field = postprocess.whole_map(logits, NETWORK, size)
-            host, expected = _timed(partial(postprocess.argmax, [field]))
+            logit_map = whole_map(logits, NETWORK, size)
+            host, expected = _timed(partial(_mask, logit_map))
             wrong = _wrong(mask, expected, logits, size)
             result = f"{(mask != expected).mean():.3%} differ, {wrong} wrong"
             yield ImageRow(plan.kernel, _name(size), milliseconds, host, result, wrong == 0)
@@ -95,7 +96,7 @@ def _host_input(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _wrong(mask: NDArray[Any], expected: NDArray[Any], logits: NDArray[np.float32], size: Size) -> int:
     """Pixels whose class is further than `MARGIN` from the best; only those that differ are looked at."""
     rows, columns = (
-        postprocess.ResampleMatrix.linear(middle, last).after(postprocess.ResampleMatrix.linear(first, middle))
+        ResampleMatrix.linear(middle, last).after(ResampleMatrix.linear(first, middle))
         for first, middle, last in zip(LOGITS, NETWORK, size, strict=True)
     )
 
@@ -136,7 +137,11 @@ class _Launcher:
                 self._module.launch(plan, addresses, target, self._stream.handle)
 
         launches()
-        milliseconds = self._cuda.elapsed(self._stream, launches) / ROUNDS
+        self._cuda.synchronize(self._stream)
+        started = time.perf_counter()
+        launches()  # queued at once: the clock sees one wait for all of them
+        self._cuda.synchronize(self._stream)
+        milliseconds = 1000 * (time.perf_counter() - started) / ROUNDS
         self._cuda.copy_to_host(output, target, self._stream)
         self._cuda.synchronize(self._stream)
         return output, milliseconds
@@ -171,7 +176,7 @@ def _path_row(name: str, path: DevicePath, protocol: Protocol, size: Size) -> Im
 
     def on_host() -> NDArray[Any]:
         logits = path.run(preprocess.normalise(preprocess.resize(image, resized), protocol.preprocess))[0]
-        return postprocess.argmax([postprocess.whole_map(logits, resized, size)])
+        return decide([[whole_map(logits, resized, size)]]).mask
 
     def on_device() -> NDArray[Any]:
         path.paint(image, resized, mask)
@@ -188,6 +193,10 @@ def _path_row(name: str, path: DevicePath, protocol: Protocol, size: Size) -> Im
     agreement = float((found == expected).mean())
     device, host = (statistics.median(times[key]) for key in ("device", "host"))
     return ImageRow(name, _name(size), device, host, f"{agreement:.3%} agree", agreement >= AGREEMENT)
+
+
+def _mask(logit_map: LogitMap) -> NDArray[np.unsignedinteger[Any]]:
+    return decide([[logit_map]]).mask
 
 
 def _timed(work: Callable[[], NDArray[Any]]) -> tuple[float, NDArray[Any]]:

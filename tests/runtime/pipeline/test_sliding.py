@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import postprocess
 import pytest
 from bundles import steps
 from support import assert_same_classes
@@ -16,8 +17,7 @@ from support import assert_same_classes
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
-from denseport.runtime.pipeline import resample as postprocess
-from denseport.runtime.pipeline.outputs import RequestedOutputs
+from denseport.runtime.pipeline.results import RequestedOutputs
 from denseport.runtime.pipeline.sliding import slide
 from denseport.runtime.pipeline.views import window_starts
 from denseport.runtime.segmenter import Segmenter
@@ -76,10 +76,9 @@ def test_window_by_window_is_all_windows_at_once_to_the_last_bit(
     spans = [window_starts(shown[i], crop[i], stride[i]) for i in (0, 1)]
     windows = [network(image[t:b, left:right]) for t, b in spans[0] for left, right in spans[1]]
     maps = postprocess.slide_maps(windows, *spans, shown, size)
-    canvas = slide(image, size, Inference("slide", crop, stride), network, RequestedOutputs(scores=True), 2).canvas
+    canvas = slide(windows, (spans[0], spans[1]), size, RequestedOutputs(scores=True), 2).canvas
     np.testing.assert_array_equal(
-        slide(image, size, Inference("slide", crop, stride), network, RequestedOutputs(), 2).canvas.mask,
-        postprocess.argmax(maps),
+        slide(windows, (spans[0], spans[1]), size, RequestedOutputs(), 2).canvas.mask, postprocess.argmax(maps)
     )
     chances = postprocess.probabilities([maps])
     np.testing.assert_allclose(canvas.scores, chances.max(0), atol=1e-6)
@@ -98,10 +97,31 @@ def test_the_native_protocol_never_resizes(sample: Bundle) -> None:
     assert shapes == [(1, 3, 64, 64)] * 2 * 3
 
 
+def test_windows_have_the_height_the_width_and_the_strides_of_the_protocol(sample: Bundle) -> None:
+    """An image of 70 x 110 pixels under windows of 32 x 48, moved by 20 rows and 31 columns: read off by hand."""
+    rows, columns = (0, 20, 38), (0, 31, 62)
+    preprocess = steps((110, 70), keep_ratio=False, mean=(1, 2, 3), std=(2, 4, 5))
+    protocol = Protocol("uneven", preprocess, Inference("slide", (32, 48), (20, 31)))
+    image = np.random.default_rng(1).integers(0, 256, (70, 110, 3), np.uint8)
+    inputs = ((image[..., ::-1] - np.float32([1, 2, 3])) / np.float32([2, 4, 5])).transpose(2, 0, 1)[None]
+    seen: list[np.ndarray] = []
+    with Segmenter(sample, protocol=protocol, threads=1) as segmenter:
+        run = segmenter._session.run
+        segmenter._session.run = lambda window: seen.append(window) or run(window)  # type: ignore[assignment, func-returns-value]
+        mask = segmenter(image).mask
+        maps = segmenter.predict(image)[0]
+    expected = [inputs[..., top : top + 32, left : left + 48] for top in rows for left in columns]
+    assert len(seen) == 2 * len(expected), "once for the mask, once for the logits"
+    for found, window in zip(seen, expected * 2, strict=True):
+        np.testing.assert_allclose(found, window, rtol=1e-6)
+    np.testing.assert_array_equal(mask, postprocess.argmax(maps))
+
+
 MEMORY = """
 import sys, numpy as np
-from denseport.runtime.pipeline.outputs import RequestedOutputs
+from denseport.runtime.pipeline.results import RequestedOutputs
 from denseport.runtime.pipeline.sliding import slide
+from denseport.runtime.pipeline.views import windows
 from denseport.runtime.bundle.manifest import Inference
 side = int(sys.argv[1])
 image = np.zeros((side, side, 3), np.uint8)
@@ -111,9 +131,13 @@ def network(window):
     return logits + window[0, 0, 0]
 def peak():  # of this program alone: ru_maxrss begins at the parent's
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-slide(image[:600, :600], (600, 600), Inference("slide", (512, 512), (341, 341)), network, RequestedOutputs(), 1)
+def decided(image):
+    rows, cols = windows(image.shape[:2], Inference("slide", (512, 512), (341, 341)))
+    made = (network(image[a:b, c:d]) for a, b in rows for c, d in cols)
+    slide(made, (rows, cols), image.shape[:2], RequestedOutputs(), 1)
+decided(image[:600, :600])
 before = peak()
-slide(image, (side, side), Inference("slide", (512, 512), (341, 341)), network, RequestedOutputs(), 1)
+decided(image)
 print((peak() - before) / 1024)
 """
 
