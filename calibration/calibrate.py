@@ -31,7 +31,6 @@ from denseport.calibration.search.loss_file import LossFile
 from denseport.calibration.search.search import Search, Step, search
 from denseport.calibration.search.sensitivity import Loss, Reference, sensitivities
 from denseport.calibration.search.variants import Variant, variants_of
-from denseport.runtime.bundle.artifact import Artifact
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.pipeline.network_input import evenly_spaced
@@ -321,16 +320,15 @@ def _write(bundle: Bundle, variant: Variant, details: dict[str, Any]) -> None:
     with work_folder(bundle.path) as folder:
         file = folder / variant.name
         file.write_bytes(serialise(variant.model))
-        artifact = Artifact(
-            kind="onnx",
+        source = bundle.manifest.source
+        artifact = replace(
+            bundle.artifact(source),
             precision=details["calibration"]["precision"],
-            float_precision="fp32",
             target=variant.target,
-            output="logits",
-            fused=False,
-            made_of=bundle.manifest.source,
+            made_of=source,
             main=variant.name,
             files={variant.name: sha256_of(file)},
+            proof=(),
             record=details,
         )
         bundle.add(variant.name, artifact, [file])

@@ -100,6 +100,5 @@ def without_resize(steps: Preprocessing) -> Preprocessing:
 def described(steps: Preprocessing) -> str:
     """How the image is resized, in words."""
     resize = resizing(steps)
-    if resize is None:
-        return "own size"
-    return f"{'keep-ratio' if resize.keep_ratio else 'fixed'} {resize.size[0]} x {resize.size[1]}"
+    words = "keep-ratio" if resize and resize.keep_ratio else "fixed"
+    return f"{words} {resize.size[0]} x {resize.size[1]}" if resize else "own size"

@@ -156,6 +156,17 @@ def test_without_images_nothing_is_claimed(bundle: Bundle, capsys: pytest.Captur
     assert not artifact.proof and "audit" not in artifact.record
 
 
+def test_what_a_cpu_computes_in_fp32_is_no_proof_of_fp16(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", str(bundle.path)]) == 0
+    data = ["--data", str(ASSETS / "street"), "--limit", "1", "--record"]
+    for name, arithmetic in (("fp16.onnx", "fp32"), ("model.onnx", "fp32")):
+        assert main(["eval", str(bundle.path), "--artifact", name, *data]) == 0
+        (found,) = (proof for proof in Bundle(bundle.path).artifact(name).proof if proof.figures == "accuracy")
+        assert (found.against, found.arithmetic) == ("labels", arithmetic)
+    assert not_audited(bundle, capsys) == ["build BUNDLE --precision fp16 --images IMAGES"]
+    assert "never compared with FP32 in FP16" in select_artifact(Bundle(bundle.path), "fp16.onnx").caution
+
+
 @needs_rtx
 def test_an_engine_is_built_recorded_and_refused_here(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
@@ -209,7 +220,7 @@ def not_audited(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> list[str]
     """The commands that `denseport inspect` names for artifacts that nothing was compared with."""
     capsys.readouterr()
     assert main(["inspect", str(bundle.path)]) == 0
-    return re.findall(r"not audited; this does it: denseport (.+)", capsys.readouterr().out)
+    return re.findall(r"not audited(?: in \w+)?; this does it: denseport (.+)", capsys.readouterr().out)
 
 
 def test_the_command_that_inspect_names_audits(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

@@ -274,7 +274,7 @@ def test_an_engine_of_fp16_comes_before_one_of_fp32(
 ) -> None:
     """With and without CUDA in ONNX Runtime, whose graphs run in another order on a CPU."""
     monkeypatch.setattr(selection, "inspect_machine", lambda **_: machine(A40, cuda=cuda, tensorrt="11.4.0"))
-    wide = dataclasses.replace(engine(), precision="fp32")
+    wide = dataclasses.replace(engine(), precision="fp32", float_precision="fp32")
     artifacts = {"fp32.engine": wide, **bundle.manifest.artifacts}
     bundle.manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)
     chosen = selection.select_artifact(bundle)

@@ -15,14 +15,6 @@ if TYPE_CHECKING:
     from denseport.runtime.bundle.manifest import Manifest
 
 HELP = "show what is in a bundle"
-MADE_FOR = {
-    "any": "any ONNX tool",
-    "onnxruntime-cpu": "ONNX Runtime on CPUs",
-    "openvino": "OpenVINO",
-    "tensorrt": "TensorRT",
-    "tensorrt_rtx": "TensorRT-RTX",
-}
-COMPARED = {"torch": "the checkpoint in torch", "fp32": "FP32", "labels": "labels"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
-    from denseport.runtime.bundle.preprocessing import normalisation
+    from denseport.runtime.bundle.preprocessing import described, normalisation
 
     manifest = bundle.manifest
     normalise, inference, reference = normalisation(manifest.preprocess), manifest.inference, manifest.reference
@@ -64,7 +56,7 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
     shape = ", ".join("any" if size is None else str(size) for size in manifest.input.shape)
     yield "task", manifest.task
     yield "input", f"{manifest.input.name} ({shape}), {order}; mean {normalise.mean}, std {normalise.std}"
-    yield "resized", _resized(manifest)
+    yield "resized", described(manifest.preprocess)
     mode = inference.mode
     if inference.crop and inference.stride:
         crop, stride = inference.crop, inference.stride
@@ -87,10 +79,10 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
         size = f"{sum(file.stat().st_size for file in files if file.is_file()) / 2**20:,.1f} MiB"
         missing = "".join(f", {file.name} is MISSING" for file in files if not file.is_file())
         yield "artifact", f"{name}: {artifact.kind}, {_computes(artifact)}, {size}{missing}"
-        yield "", f"made of {artifact.made_of or 'the checkpoint'}, for {MADE_FOR[artifact.target]}"
+        yield "", f"made of {artifact.made_of or 'the checkpoint'}, target {artifact.target}"
         for proof in artifact.proof:
-            how = f"in {proof.arithmetic.upper()}, {proof.machine}, {proof.date[:10]}"
-            yield "", f"compared with {COMPARED[proof.against]} ({how})"
+            how = f"computed in {proof.arithmetic}, {proof.machine}, {proof.date[:10]}"
+            yield "", f"compared with {proof.against} ({how}): {proof.figures}"
         difference = artifact.record.get("max_difference")
         if difference is not None:
             sizes = len(artifact.record["checks"])
@@ -102,19 +94,6 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
             yield from _built(name, artifact)
     for warning in source.get("warnings", []):
         yield "warning", warning
-
-
-def _resized(manifest: Manifest) -> str:
-    from denseport.runtime.bundle.preprocessing import resizing
-
-    resize = resizing(manifest.preprocess)
-    if resize is None:
-        return "never: images keep their own size"
-    width, height = resize.size
-    text = f"exactly {width} x {height}"
-    if resize.keep_ratio:
-        text = f"longer side to {max(width, height)} or shorter to {min(width, height)}, keeping the ratio"
-    return f"{text}; {resize.interpolation}, {resize.library}"
 
 
 def _computes(artifact: Artifact) -> str:

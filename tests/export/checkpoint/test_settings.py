@@ -101,7 +101,7 @@ def test_what_the_file_does_not_say_is_assumed_with_a_warning() -> None:
         (PIPELINE_1, "scale=", "interpolation='bicubic', scale=", "interpolation='bicubic' is not supported"),
         (PIPELINE_1, "dict(type='LoadImageFromFile')", "dict(type='Resize', scale=(9, 9))", "Resize comes twice"),
         (PIPELINE_1, "pad_val=0", "test_cfg=dict(size_divisor=32)", "padding at test time is not supported"),
-        (PIPELINE_1, "(1024, 240)", "(1024, 0)", "a side below 1 pixel"),
+        (PIPELINE_1, "(1024, 240)", "(1024, 0)", "a side that is not in 1..32768 pixels"),
         (PIPELINE_1, "(1024, 240)", "1024", "cannot be used"),
         (PIPELINE_1, "(1024, 240)", "None", "cannot be used"),
         (PIPELINE_1, "(1024, 240)", "[(1024, 240), (512, 120)]", "cannot be used"),

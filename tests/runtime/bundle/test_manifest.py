@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from bundles import onnx_artifact, proof, steps
+from support import REPO
 
+from denseport.runtime.bundle.artifact import TARGETS, Artifact
 from denseport.runtime.bundle.manifest import Inference, Manifest, NetworkInput, Reference
+from denseport.runtime.bundle.preprocessing import Normalise, Resize
 from denseport.runtime.errors import BundleError
 
 
@@ -166,8 +171,62 @@ def test_what_is_no_manifest_is_refused(text: str) -> None:
 
 
 def test_the_largest_values_are_read() -> None:
-    text = changed(lambda data: (data["preprocess"].update(scale=[1, 2**15]), data.update(parameters=2**63 - 1)))
+    text = changed(lambda data: (data["preprocess"][0].update(size=[1, 2**15]), data.update(parameters=2**63 - 1)))
     read = Manifest.from_json(text, "m.json")
-    assert read.preprocess.scale == (1, 2**15) and read.parameters == 2**63 - 1
+    assert read.preprocess[0].size == (1, 2**15) and read.parameters == 2**63 - 1
     text = changed(lambda data: data["inference"].update(crop=[1, 2**15], stride=[2**15, 1]))
     assert Manifest.from_json(text, "m.json").inference == Inference("slide", (1, 2**15), (2**15, 1))
+
+
+def test_the_graph_of_a_precision_is_found_by_what_it_is_and_not_by_its_name() -> None:
+    quantized = {"float_precision": "fp16", "target": "tensorrt", "made_of": "h"}
+    artifacts = {
+        "a": onnx_artifact({"a": ""}, "fp16", fused=True),
+        "b": onnx_artifact({"b": ""}, "fp16", output="mask"),
+        "c": onnx_artifact({"c": ""}, "fp16", kind="engine", target="tensorrt"),
+        "fp16.onnx": onnx_artifact({"d": ""}, "bf16"),
+        "e": onnx_artifact({"e": ""}, "fp16"),
+        "f": onnx_artifact({"f": ""}, "int8", **quantized),
+        "int8.onnx": onnx_artifact({"g": ""}, "int8", target="onnxruntime-cpu"),
+        "h": onnx_artifact({"h": ""}, "int8"),
+    }
+    found = manifest(artifacts=artifacts, source="s")
+    assert (found.graph("fp32"), found.graph("fp16"), found.graph("bf16")) == ("s", "e", "fp16.onnx")
+    assert (found.graph("int8"), found.graph("int8", "fp16"), found.graph("fp8")) == ("h", "f", None)
+    with pytest.raises(BundleError, match="several fp16 graphs: e, i"):
+        manifest(artifacts={**artifacts, "i": onnx_artifact({"i": ""}, "fp16")}).graph("fp16")
+
+
+@pytest.mark.parametrize(
+    ("precision", "floats", "arithmetic", "compared"),
+    [
+        ("fp32", "fp32", ["fp32"], True),
+        ("fp16", "fp16", [], False),
+        ("fp16", "fp16", ["fp32"], False),  # ONNX Runtime on a CPU
+        ("fp16", "fp16", ["fp32", "fp16"], True),
+        ("bf16", "bf16", ["fp16"], False),
+        ("int8", "fp32", ["fp32"], True),
+        ("int8", "fp16", ["fp32"], False),
+    ],
+)
+def test_a_proof_is_of_an_arithmetic(precision: str, floats: str, arithmetic: list[str], compared: bool) -> None:
+    proofs = tuple(map(proof, arithmetic))
+    artifact = onnx_artifact({"a": ""}, precision, float_precision=floats, proof=proofs)
+    assert artifact.is_compared == compared
+
+
+@pytest.mark.parametrize(
+    ("heading", "kinds"),
+    [("## manifest.json", [Manifest]), ("### Steps", [Resize, Normalise]), ("### Artifacts", [Artifact])],
+)
+def test_the_document_has_the_fields_that_there_are(heading: str, kinds: list[Any]) -> None:
+    section = (REPO / "docs/bundle.md").read_text(encoding="utf-8").partition(heading)[2].split("\n#")[0]
+    table = section.partition("\n|---")[2].split("\n\n")[0]
+    shown = set()
+    for row in table.splitlines()[1:]:
+        *_, names, _kind, _meaning, _end = row.split("|")  # a step's rows have its kind in front
+        before = "" if names.strip().startswith("`.") else "`"
+        shown |= {re.split(r"[.\[]", name)[0] for name in re.findall(rf"{before}(\w[\w.\[\]]*)`", names)}
+    fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    assert shown == fields - ({"kind"} if len(kinds) > 1 else set())
+    assert heading != "### Artifacts" or all(f"| `{target}` |" in section for target in TARGETS)
