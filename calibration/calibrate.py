@@ -1,334 +1,214 @@
-"""From a bundle's FP32 model and images to INT8 or FP8 artifacts with a record of how they came about.
-
-Smoothing, thresholds, search: the order that docs/int8.md measures. Nothing of the bundle is touched before the
-quantized model is whole.
-"""
+"""INT8 or FP8 artifacts within a budget, and what they are worth here: what ``denseport calibrate`` does."""
 
 from __future__ import annotations
 
-import difflib
-import tempfile
-import time
-from collections import Counter
+import hashlib
+import json
+import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import onnx_ir as ir
-
-from denseport.calibration.errors import CalibrationError
-from denseport.calibration.observe.collect import StepCallback
-from denseport.calibration.observe.images import CalibrationImages, labels_of
-from denseport.calibration.options import EFFORTS, CalibrationOptions, Effort
-from denseport.calibration.quantize.graph import GraphSession, load_model, serialise
-from denseport.calibration.quantize.placement import Group, find_groups
-from denseport.calibration.quantize.smoothing import Smoothing
-from denseport.calibration.quantize.statistics import Thresholds, find_thresholds, smoothed
-from denseport.calibration.quantize.unpack import unpack_projections
-from denseport.calibration.search.loss_file import LossFile
-from denseport.calibration.search.search import Search, Step, search
-from denseport.calibration.search.sensitivity import Loss, Reference, sensitivities
-from denseport.calibration.search.variants import Variant, variants_of
+from denseport.calibration.observe.images import CalibrationImages
+from denseport.calibration.options import CalibrationOptions, budget_of
+from denseport.calibration.report import write_report
+from denseport.calibration.search.search import Budget
+from denseport.calibration.search.sensitivity import Loss
+from denseport.calibration.steps import CalibrationRecord, quantize_bundle
+from denseport.calibration.verdict import judge, measure_accuracy
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.evaluation.dataset import Dataset
-from denseport.runtime.pipeline.network_input import evenly_spaced
-from denseport.runtime.system.files import sha256_of, work_folder, writing
-from denseport.runtime.system.machine import inspect_machine
-from denseport.runtime.system.text import count
+from denseport.runtime.bundle.comparison import proof_here
+from denseport.runtime.bundle.decode import decode_dataclass, reading_record
+from denseport.runtime.bundle.protocol import parse_protocol
+from denseport.runtime.bundle.quantization import QuantizationVerdict
+from denseport.runtime.errors import InputError
+from denseport.runtime.evaluation.dataset import Dataset, open_dataset
+from denseport.runtime.pipeline.network_input import evenly_spaced, sample_evenly
+from denseport.runtime.selection import select_artifact
+from denseport.runtime.system.files import cache_folder, refuse_unwritable, writing
+from denseport.runtime.system.progress import Progress, Silent
 
-__all__ = ["CalibrationRecord", "Progress", "Silent", "calibrate"]
+__all__ = ["Calibration", "calibrate", "judge_again"]
 
-
-class Progress(Protocol):
-    """What a calibration tells while it works."""
-
-    def say(self, text: str) -> None:
-        """A line about what comes or was found."""
-        ...
-
-    def phase(self, title: str) -> AbstractContextManager[StepCallback]:
-        """A stretch of work; the callback is told steps done and in all."""
-        ...
-
-
-class Silent:
-    """Tells nothing."""
-
-    def say(self, text: str) -> None:
-        pass
-
-    def phase(self, title: str) -> AbstractContextManager[StepCallback]:
-        return nullcontext(lambda done, total: None)
+Images = Path | str | Sequence[Path | str]
+TIMED = 4  # images that the networks are timed with
 
 
 @dataclass(frozen=True)
-class CalibrationRecord:
-    """How the variants of a quantized model came about."""
+class Calibration:
+    """What `calibrate` wrote and found."""
 
-    losses: dict[str, Loss]  # of each artifact; none: nothing kept the budget, and nothing was written
-    options: CalibrationOptions
-    images: int
-    images_sha256: str  # of the list of their contents
-    labelled: int  # images with labels that the search measured on
-    warnings: tuple[str, ...]  # what speaks against the images
-    smoothing: tuple[Smoothing, ...]
-    search: Search
-    seconds: float
-    versions: str
+    bundle: Path
+    record: CalibrationRecord
+    verdicts: dict[str, QuantizationVerdict]  # of each artifact; none: nothing kept the budget, nothing was written
+    report: Path | None = None  # the page; None: not asked for
+
+    @property
+    def within_budget(self) -> bool:
+        """Artifacts were written, and all are within the budget; whether they are faster, each verdict says."""
+        return bool(self.verdicts) and all(verdict.within_budget for verdict in self.verdicts.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """The variant for the manifest."""
-        options = self.options
-        return {
-            "method": options.method,
-            "budget": asdict(options.budget),
-            "effort": options.effort,
-            "images": self.images,
-            "images_sha256": self.images_sha256,
-            "labelled": self.labelled,
-            "warnings": list(self.warnings),
-            "smoothing": [asdict(each) for each in self.smoothing],
-            **self.search.to_dict(),
-            "seconds": round(self.seconds, 1),
-            "versions": self.versions,
-        }
+        """What ``denseport calibrate --json`` prints."""
+        result = {"bundle": str(self.bundle), **self.record.to_dict(), "within_budget": self.within_budget}
+        result["verdicts"] = {name: asdict(verdict) for name, verdict in self.verdicts.items()}
+        return result | ({} if self.report is None else {"report": str(self.report)})
 
 
 def calibrate(
-    bundle: Bundle,
-    images: CalibrationImages,
-    options: CalibrationOptions,
-    labelled: Dataset | None = None,
+    bundle: Path | str | Bundle,
+    images: Images,
+    options: CalibrationOptions | None = None,
     *,
+    limit: int = 32,
+    data: Path | str | Dataset | None = None,
+    masks: Path | str | None = None,
+    split: str = "training",
+    data_limit: int = 64,
+    report: Path | str | None = None,
     progress: Progress | None = None,
-) -> CalibrationRecord:
-    """Quantize a bundle's FP32 model and enter its variants, ``int8.onnx`` and ``int8.cpu.onnx``, or ``fp8.onnx``.
-
-    Older ones are replaced when the new ones are whole.
+) -> Calibration:
+    """Quantize within a budget, measure the result beside FP32 on this machine, and record both in the bundle.
 
     Args:
-        images: images of the application, without labels.
-        labelled: images with labels for a budget on mIoU; not those that the artifact is to be gated with.
+        images: like the application's, without labels: folders, files or globs.
+        limit: images to take, spread evenly.
+        data, masks, split: labelled images for a budget on mIoU, as of `open_dataset`, or a data set that is open
+            already; never the set that the artifact is gated with.
+        data_limit: labelled images to take, spread evenly.
+        report: HTML file to write.
 
     Raises:
         CalibrationError: a model that is quantized already, an unknown layer, or images that cannot be used.
         BundleError: the bundle's model is missing or altered.
         DatasetError: labels that do not fit the bundle's classes.
+        InputError: a budget on mIoU without labels; no images; a report that is no page.
+        OutputError: the bundle, the report or the statistics cannot be written.
     """
-    progress = progress or Silent()
-    start = time.monotonic()
-    model, _ = unpack_projections(load_model(bundle.verified(bundle.manifest.source)))
-    progress.say(f"reading {count(len(images), 'image')}")
-    sizes = images.check(bundle.manifest.patch_size)
-    _check_sizes(model, images, sizes)
-    default = find_groups(model, Counter(sizes).most_common(1)[0][0])
-    groups = _as_asked(default, options)
-    test = _test_set(bundle, images, labelled, EFFORTS[options.effort])
-    progress.say(_estimate(model, images, groups, len(test[0]), options))
-    with _work_folder(options.work) as work:
-        model, smoothing, thresholds = _observe(model, images, default, options, work, progress)
-        found, variants = _search(model, thresholds, groups, options, test, work, progress)
-    record = CalibrationRecord(
-        losses={variant.name: variant.loss for variant in variants},
-        options=options,
-        images=len(images),
-        images_sha256=images.sha256(),
-        labelled=len(test[0]) if labelled is not None else 0,
-        warnings=thresholds.warnings,
-        smoothing=tuple(smoothing),
-        search=found,
-        seconds=time.monotonic() - start,
-        versions=inspect_machine(look_for_gpus=False).summary()["packages"],
-    )
-    for variant in variants:
-        _write(bundle, variant, {"calibration": record.to_dict(), "variant": variant.to_dict()})
-    return record
+    progress, options = progress or Silent(), options or CalibrationOptions()
+    report = None if report is None else _check_report(Path(report))
+    bundle, labelled = _open(bundle, data, masks, split, data_limit)
+    budget = budget_of(options, labelled=labelled is not None)
+    shown = _images(bundle, images, limit)
+    with _work_folder(options, bundle, shown.paths) as work:
+        record = quantize_bundle(bundle, shown, labelled, options, budget, work, progress)
+    verdicts = {
+        name: _verdict(bundle, name, shown, labelled, budget, loss, options.threads, progress)
+        for name, loss in record.losses.items()
+    }
+    page = None if report is None else write_report(report, bundle.manifest, record, verdicts)
+    return Calibration(bundle.path, record, verdicts, page)
 
 
-TestSet = tuple[CalibrationImages, list[Any] | None]  # images, and the labels of each
+def judge_again(
+    bundle: Path | str | Bundle,
+    name: str,
+    images: Images,
+    *,
+    limit: int = 32,
+    data: Path | str | Dataset | None = None,
+    masks: Path | str | None = None,
+    split: str = "training",
+    data_limit: int = 64,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> QuantizationVerdict:
+    """Measure a calibrated artifact on this machine against the budget of its record, and record the verdict.
+
+    Args:
+        name: the artifact.
+        images, limit, data, masks, split, data_limit: as of `calibrate`; some images time the networks.
+        threads: CPU threads of the network; default: all that this process may use.
+
+    Raises:
+        BundleError: no such artifact, or an altered one.
+        InputError: it was not written by a calibration.
+    """
+    bundle, labelled = _open(bundle, data, masks, split, data_limit)
+    shown = _images(bundle, images, limit)
+    record = bundle.artifact(name).record
+    if "calibration" not in record:
+        raise InputError(f"{name}: was not written by denseport calibrate", "Name one with a calibration record.")
+    with reading_record(name):
+        budget = decode_dataclass(Budget, record["calibration"]["budget"], name, "record.calibration.budget")
+        loss = decode_dataclass(Loss, record["variant"]["loss"], name, "record.variant.loss")
+    shown.check(bundle.manifest.patch_size)
+    return _verdict(bundle, name, shown, labelled, budget, loss, threads, progress or Silent())
 
 
-def _test_set(bundle: Bundle, images: CalibrationImages, labelled: Dataset | None, effort: Effort) -> TestSet:
-    """What the search measures on: labelled images, else some of the calibration's own."""
-    if labelled is None:
-        return CalibrationImages(evenly_spaced(images.paths, effort.whole), images.protocol), None
-    some = replace(labelled, samples=tuple(evenly_spaced(labelled.samples, effort.whole)))
-    chosen = CalibrationImages([sample.image for sample in some.samples], images.protocol)
-    chosen.check(bundle.manifest.patch_size)
-    return chosen, labels_of(chosen, some, len(bundle.manifest.classes))
+def _open(
+    bundle: Path | str | Bundle, data: Path | str | Dataset | None, masks: Path | str | None, split: str, limit: int
+) -> tuple[Bundle, Dataset | None]:
+    """The bundle, which can be written, and the labelled images."""
+    if masks is not None and data is None:
+        raise InputError("--masks belongs to --data", "Name the folder of their images with --data.")
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    refuse_unwritable(bundle.path)
+    if data is None:
+        return bundle, None
+    if not isinstance(data, Dataset):
+        data = open_dataset(data, masks=masks, split=split, reduce_zero_label=bundle.manifest.reduce_zero_label)
+    return bundle, replace(data, samples=tuple(evenly_spaced(data.samples, limit)))
 
 
-def _as_asked(groups: Sequence[Group], options: CalibrationOptions) -> tuple[Group, ...]:
-    """The groups, of which those that are to stay float by the options say so."""
-    asked = {layer: [g for g in groups if _is_below(g, layer)] for layer in options.float_layers}
-    for layer, found in asked.items():
-        if not found:
-            near = difflib.get_close_matches(layer, [group.name for group in groups], n=3, cutoff=0.3)
-            raise CalibrationError(
-                f"--keep-float {layer}: there is no such layer to quantize",
-                f"Near it: {', '.join(near)}." if near else f"The first of them is {groups[0].name}.",
-            )
-    names = {group.name for found in asked.values() for group in found}
-    reasons = {name: "asked for with --keep-float" for name in names}
-    if options.attention_float:
-        words = "attention stays float unless asked for: --attention search"
-        reasons |= {group.name: words for group in groups if group.kind == "attention"}
-    return tuple(replace(g, float_reason=reasons.get(g.name, g.float_reason)) for g in groups)
+def _images(bundle: Bundle, images: Images, limit: int) -> CalibrationImages:
+    patterns = [images] if isinstance(images, Path | str) else images
+    paths = sample_evenly([str(pattern) for pattern in patterns], limit)
+    return CalibrationImages(paths, parse_protocol("reference", bundle.manifest))
 
 
-def _is_below(group: Group, layer: str) -> bool:
-    return group.name == layer or group.name.startswith((f"{layer}.", f"{layer}/")) or layer in group.nodes
+def _check_report(report: Path) -> Path:
+    """Find out before hours of work whether the page can be written, and refuse a name that is surely another file's.
 
-
-def _check_sizes(model: ir.Model, images: CalibrationImages, sizes: Sequence[tuple[int, int]]) -> None:
-    """A model that was exported for one size takes no other."""
-    shape = model.graph.inputs[0].shape
-    fixed = [n if isinstance(n, int) else None for n in (shape or ())][2:]
-    for path, size in zip(images.paths, sizes, strict=True):
-        if any(n is not None and n != found for n, found in zip(fixed, size, strict=False)):
-            wanted = " x ".join("any" if n is None else str(n) for n in fixed)
-            raise CalibrationError(
-                f"{path}: reaches the network as {size[0]} x {size[1]}, which takes {wanted} (height x width) only",
-                "Give images of that size, or export the checkpoint again: its model takes every size.",
-            )
-
-
-def _estimate(
-    model: ir.Model, images: CalibrationImages, groups: Sequence[Group], measured: int, options: CalibrationOptions
-) -> str:
-    """How much there is to do, in words; from the time of one image."""
-    image = images[len(images) // 2]
-    begin = time.perf_counter()
-    session = GraphSession(model, threads=options.threads)
-    opened = time.perf_counter()
-    for _ in range(2):
-        run = time.perf_counter()
-        session.run(image)
-    once, opening = time.perf_counter() - run, opened - begin
-    effort = EFFORTS[options.effort]
-    candidates = sum(group.is_candidate for group in groups)
-    single = min(effort.single, measured)
-    # Observing costs about half a run more; about five sets are measured as a whole.
-    seconds = len(images) * 1.5 * once * (1 + options.smoothquant) + candidates * (single * once + opening)
-    seconds += 5 * (measured * once + opening)
-    return (
-        f"about {max(1, round(seconds / 60))} min: {count(len(images), 'image')} to observe, "
-        f"{count(candidates, 'group')} of layers to "
-        f"try on {single}, sets of them on {measured}; {once:.2f} s an image"
-    )
+    Raises:
+        InputError: a folder, or a name without a page's ending.
+        OutputError: it cannot be written.
+    """
+    refuse_unwritable(report.parent)
+    with writing(report):  # of a name that is too long
+        if report.is_dir():
+            raise InputError(f"--report {report}: is a folder", "Name a file, such as int8.html.")
+    if report.suffix.lower() not in (".html", ".htm"):  # the bundle's own model.onnx, say
+        raise InputError(f"--report {report}: is no name of a page", "End it in .html.")
+    return report
 
 
 @contextmanager
-def _work_folder(wanted: Path | None) -> Iterator[Path]:
-    if wanted is None:
-        with tempfile.TemporaryDirectory(prefix="denseport-calibrate-") as folder:
-            yield Path(folder)
+def _work_folder(options: CalibrationOptions, bundle: Bundle, images: Sequence[Path]) -> Iterator[Path]:
+    """The folder for statistics: the one that was named, which stays, or one in the cache until the run is done."""
+    if options.work is not None:
+        yield options.work
         return
-    with writing(wanted):
-        wanted.mkdir(parents=True, exist_ok=True)
-    yield wanted
+    what = [bundle.artifact(bundle.manifest.source).files, [str(path.absolute()) for path in images]]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    cache = cache_folder("calibrate", otherwise="Name a folder with --work DIR.") / key
+    if not options.resume:
+        shutil.rmtree(cache, ignore_errors=True)
+    yield cache
+    shutil.rmtree(cache, ignore_errors=True)  # only after success: an interrupted run goes on from it
 
 
-def _observe(
-    model: ir.Model,
+def _verdict(
+    bundle: Bundle,
+    name: str,
     images: CalibrationImages,
-    groups: Sequence[Group],
-    options: CalibrationOptions,
-    work: Path,
+    labelled: Dataset | None,
+    budget: Budget,
+    loss: Loss,
+    threads: int | None,
     progress: Progress,
-) -> tuple[ir.Model, Sequence[Smoothing], Thresholds]:
-    """The model as it is to be quantized, what was smoothed, and the thresholds of its tensors.
-
-    Args:
-        groups: as they are by default: what is observed does not depend on the options for layers, so that a further
-            run with others finds it.
-    """
-    identity = images.identity()
-    smoothing: Sequence[Smoothing] = ()
-    if options.smoothquant:
-        with progress.phase("observing LayerNorms") as told:
-            model, smoothing = smoothed(model, images, identity, work, threads=options.threads, progress=told)
-    with progress.phase("observing tensors") as told:
-        thresholds = find_thresholds(
-            model,
-            [group for group in groups if group.is_candidate],
-            images,
-            identity,
-            work,
-            options.method,
-            threads=options.threads,
-            progress=told,
-        )
-    for warning in thresholds.warnings:
-        progress.say(f"warning: {warning}")
-    return model, smoothing, thresholds
-
-
-def _search(
-    model: ir.Model,
-    thresholds: Thresholds,
-    groups: Sequence[Group],
-    options: CalibrationOptions,
-    test: TestSet,
-    work: Path,
-    progress: Progress,
-) -> tuple[Search, list[Variant]]:
-    """The layers to quantize, and the graphs that follow; none where nothing keeps the budget."""
-    effort, (images, labels) = EFFORTS[options.effort], test
-    limits = thresholds.limits
-    few = CalibrationImages(evenly_spaced(images.paths, effort.single), images.protocol)
-    with progress.phase("measuring each layer") as told:
-        single = Reference(model, [few[i] for i in range(len(few))], threads=options.threads)
-        names = [group.name for group in groups if group.is_candidate]
-        losses = LossFile(work / "losses.npz", thresholds.key, options.method, few.sha256(), options.precision)
-        if losses.damaged:
-            progress.say(f"{losses.path}: is damaged; its losses are measured again")
-        alone = sensitivities(
-            single, model, limits, groups, names, kind=options.precision, losses=losses, progress=told
-        )
-        losses.save()
-    del single
-
-    def said(step: Step) -> None:
-        lost = "" if step.loss.miou is None else f"{step.loss.miou:+.2f} points of mIoU lost, "
-        verdict = "within" if step.within else "over"
-        progress.say(
-            f"{100 * step.share:.1f} % in {options.precision.upper()}: {lost}{100 * step.loss.agreement:.2f} % of the "
-            f"classes stay, logits differ by {100 * step.loss.error:.2g} %: {verdict} budget"
-        )
-
-    progress.say(f"measuring sets of layers on {count(len(images), 'image')}")
-    reference = Reference(model, images, labels, threads=options.threads)
-    quantized, found = search(
-        reference,
-        model,
-        limits,
-        groups,
-        options.budget,
-        kind=options.precision,
-        losses=alone,
-        batch=effort.batch,
-        told=said,
-    )
-    return found, variants_of(quantized, found, model, limits, reference) if found.chosen else []
-
-
-def _write(bundle: Bundle, variant: Variant, details: dict[str, Any]) -> None:
-    """Enter a variant into the bundle, by a rename within the same folder."""
-    with work_folder(bundle.path) as folder:
-        file = folder / variant.name
-        file.write_bytes(serialise(variant.model))
-        source = bundle.manifest.source
-        artifact = replace(
-            bundle.artifact(source),
-            precision=details["calibration"]["precision"],
-            target=variant.target,
-            made_of=source,
-            main=variant.name,
-            files={variant.name: sha256_of(file)},
-            proof=(),
-            record=details,
-        )
-        bundle.add(variant.name, artifact, [file])
+) -> QuantizationVerdict:
+    """Measure the artifact beside FP32 here, and keep the verdict in its record."""
+    accuracy = None
+    if labelled is not None:
+        with progress.phase("measuring mIoU") as told:
+            accuracy = measure_accuracy(bundle, name, labelled, threads=threads, progress=told)
+    progress.say(f"racing {name} with FP32")
+    timed = [images[i] for i in evenly_spaced(range(len(images)), TIMED)]
+    verdict = judge(bundle, name, timed, budget, loss, accuracy, threads=threads)
+    against, on_gpu = "fp32" if labelled is None else "labels", select_artifact(bundle, name).on_gpu
+    proof = proof_here(against, "verdict", bundle.artifact(name).float_precision, on_gpu=on_gpu)
+    bundle.note(name, verdict.record(), proof)
+    return verdict

@@ -10,7 +10,6 @@ from denseport.calibration.observe.observers import METHODS, Method
 from denseport.calibration.quantize.qdq import KINDS
 from denseport.calibration.search.search import Budget
 from denseport.runtime.errors import InputError
-from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.gate import AGREEMENTS, BUDGETS
 
 __all__ = ["AGREEMENT", "EFFORTS", "CalibrationOptions", "Effort", "EffortName", "budget_of"]
@@ -42,14 +41,16 @@ EFFORTS: dict[EffortName, Effort] = {
 class CalibrationOptions:
     """How a model is calibrated."""
 
-    budget: Budget
     precision: str = "int8"  # of `qdq.KINDS`
+    budget: float | None = None  # points of mIoU that may be lost; needs labelled images; None: with them the gate's
+    agreement: float | None = None  # least share of pixels with FP32's class, 0..1; None: see `budget_of`
     method: Method = "minmax"
     effort: EffortName = "medium"
     smoothquant: bool = True  # migrate outliers from LayerNorms into the next weights
     float_layers: tuple[str, ...] = ()  # layers, with all below them, that stay float
     attention_float: bool = True  # attention's products stay float; else the search decides
-    work: Path | None = None  # folder for statistics, kept; None: a temporary one
+    work: Path | None = None  # folder for statistics, kept; None: one in the user's cache until the run is done
+    resume: bool = False  # go on with an interrupted run on the same images
     threads: int | None = None  # default: the CPUs this process may use
 
     def __post_init__(self) -> None:
@@ -61,20 +62,16 @@ class CalibrationOptions:
             raise InputError(f"no effort {self.effort!r}", f"Choose one of {', '.join(EFFORTS)}.")
 
 
-def budget_of(
-    points: float | None, agreement: float | None, labelled: Dataset | None, precision: str = "int8"
-) -> Budget:
+def budget_of(options: CalibrationOptions, *, labelled: bool) -> Budget:
     """The budget of the search: points of mIoU where there are labels, and a least agreement with FP32.
 
-    Args:
-        points: of mIoU that may be lost; None: the gate's, 0.5.
-        agreement: least share of pixels with FP32's class, 0..1; None: the gate's where there are labels, else
-            `AGREEMENT`.
+    What the options leave out is, where there are labels, the gate's, else `AGREEMENT`.
 
     Raises:
         InputError: points without labels, or numbers out of range.
     """
-    if points is not None and labelled is None:
+    points, agreement = options.budget, options.agreement
+    if points is not None and not labelled:
         raise InputError(
             f"a budget of {points:g} points of mIoU needs labelled images",
             "Name them with --data, or give a budget on the classes that stay the same: --agreement 0.98.",
@@ -83,9 +80,9 @@ def budget_of(
         raise InputError(f"--budget {points:g} is not in 0..100 points of mIoU")
     if agreement is not None and not 0 <= agreement <= 1:
         raise InputError(f"--agreement {agreement:g} is not in 0..1", "0.98 is 98 % of the pixels.")
-    if labelled is None:
+    if not labelled:
         return Budget(agreement=AGREEMENT if agreement is None else agreement)
     return Budget(
-        miou=BUDGETS[precision] if points is None else points,
-        agreement=AGREEMENTS[precision] if agreement is None else agreement,
+        miou=BUDGETS[options.precision] if points is None else points,
+        agreement=AGREEMENTS[options.precision] if agreement is None else agreement,
     )

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from denseport.calibration.calibrate import CalibrationRecord
-from denseport.calibration.search.search import Step
+from denseport.calibration.steps import CalibrationRecord
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.quantization import QuantizationVerdict
 from denseport.runtime.media.page import render
@@ -70,27 +69,23 @@ def write_report(
 
 def _plot(record: CalibrationRecord) -> str:
     """Steps of the search; the words in the table and the summary say the same."""
-    budget, steps = record.options.budget, record.search.steps
+    budget, steps = record.budget, record.search.steps
     if budget.miou is not None:
-        unit, limit = "points of mIoU lost", budget.miou
+        unit, limit, losses = "points of mIoU lost", budget.miou, [step.loss.miou or 0.0 for step in steps]
     elif budget.agreement is not None:
         unit, limit = "% of the pixels change class", 100 * (1 - budget.agreement)
+        losses = [100 * (1 - step.loss.agreement) for step in steps]
     else:
         unit, limit = "% by which the logits differ", 100 * (budget.error or 0)
+        losses = [100 * step.loss.error for step in steps]
     name = _name(record)
-    points = [(100 * step.share, _loss(step, unit)) for step in steps]
+    points = [(100 * step.share, loss) for step, loss in zip(steps, losses, strict=True)]
     return chart(
         f"{unit} against the share of the multiply-adds in {name}, {count(len(steps), 'step')}",
         Axis(f"% of the multiply-adds in {name}", zero=True),
         Axis(unit),
         [Series("sets of layers", points), Series("budget", [(0, limit), (100, limit)])],
     )
-
-
-def _loss(step: Step, unit: str) -> float:
-    if unit.startswith("points"):
-        return step.loss.miou or 0.0
-    return 100 * (1 - step.loss.agreement) if "class" in unit else 100 * step.loss.error
 
 
 def _name(record: CalibrationRecord) -> str:

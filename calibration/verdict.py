@@ -1,7 +1,6 @@
 """Is a quantized artifact worth running here? Its speed and accuracy beside FP32's, on this machine.
 
-Speed is measured in rounds in which every artifact runs the same image, in turns, so that a machine that slows down
-slows all of them down.
+Speed is measured in turns, in rounds in which every artifact runs the same image.
 """
 
 from __future__ import annotations
@@ -19,13 +18,15 @@ from denseport.calibration.search.search import Budget
 from denseport.calibration.search.sensitivity import Loss
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
+from denseport.runtime.benchmark.turns import in_turns
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.quantization import QuantizationVerdict, kind_of
 from denseport.runtime.evaluation.dataset import Dataset
-from denseport.runtime.evaluation.evaluate import evaluate
+from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.selection import CUDA, select_artifact
 from denseport.runtime.system.machine import inspect_machine
+from denseport.runtime.system.progress import StepCallback, no_steps
 
 __all__ = ["FASTER", "Accuracy", "Race", "judge", "measure_accuracy", "race"]
 
@@ -65,28 +66,32 @@ def race(
     seconds: float = SECONDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Race:
-    """Time sessions in interleaved rounds; every other round runs in reverse order.
+    """Time sessions in turns, after a run each that plans memory.
 
     Args:
         images: normalised (N, 3, H, W); one a round, in turn.
+        seconds: after which no further round begins.
     """
-    names = list(sessions)
-    for name in names:
-        sessions[name].run(images[0])  # the first run plans memory
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    begin = clock()
-    for number in range(ROUNDS[1]):
-        if number >= ROUNDS[0] and clock() - begin > seconds:
-            break
-        for name in names if number % 2 == 0 else reversed(names):
+
+    def turn(session: Session) -> Callable[[int], float]:
+        def taken(number: int) -> float:
             start = clock()
-            sessions[name].run(images[number % len(images)])
-            taken[name].append(clock() - start)
-    first = taken[names[0]]
+            session.run(images[number % len(images)])
+            return clock() - start
+
+        return taken
+
+    for session in sessions.values():
+        session.run(images[0])
+    least, most = ROUNDS
+    work = {name: turn(session) for name, session in sessions.items()}
+    times = in_turns(work, most, least=least, seconds=seconds, clock=clock)
+    first = next(iter(times.values()))
     ratios = {
-        name: statistics.median(f / max(t, 1e-9) for f, t in zip(first, taken[name], strict=True)) for name in names
+        name: statistics.median(f / max(t, 1e-9) for f, t in zip(first, taken, strict=True))
+        for name, taken in times.items()
     }
-    return Race({name: statistics.median(times) for name, times in taken.items()}, ratios, len(first))
+    return Race({name: statistics.median(taken) for name, taken in times.items()}, ratios, len(first))
 
 
 def measure_accuracy(
@@ -95,14 +100,14 @@ def measure_accuracy(
     dataset: Dataset,
     *,
     threads: int | None = None,
-    progress: Callable[[int, float], None] = lambda done, miou: None,
+    progress: StepCallback = no_steps,
 ) -> Accuracy:
     """mIoU of an artifact and of FP32, as `denseport eval` measures it."""
     with (
         Segmenter(bundle, artifact=name, threads=threads) as segmenter,
         Segmenter(bundle, artifact=bundle.manifest.source, threads=threads) as fp32,
     ):
-        found = evaluate(dataset, segmenter, fp32=fp32, progress=progress)
+        found = measure_dataset(dataset, segmenter, fp32=fp32, progress=progress)
     classes = bundle.manifest.classes
     assert found.fp32_confusion is not None and found.predictions.agreement is not None  # FP32 ran
     return Accuracy(

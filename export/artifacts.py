@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 from denseport.export.audit import Audit, audit_engine, audit_graph
 from denseport.export.engine.build import NO_PLUGINS, EngineOptions, build_engine
-from denseport.export.engine.progress import progress_bar
 from denseport.export.engine.race import race
 from denseport.export.errors import BuildError, ExportError
 from denseport.export.graph.fusion import FusionRecord, fuse
@@ -24,6 +23,7 @@ from denseport.runtime.bundle.engine_record import BuildRecord
 from denseport.runtime.errors import BundleError, MachineError
 from denseport.runtime.pipeline.network_input import NetworkInputs
 from denseport.runtime.system.files import sha256_of, work_folder
+from denseport.runtime.system.progress import Progress
 
 __all__ = ["build_engine_artifact", "build_typed", "build_variant", "graph_of"]
 
@@ -36,7 +36,7 @@ def build_typed(
     images: Sequence[Path],
     *,
     quantized: str | None = None,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Progress,
 ) -> tuple[str, PrecisionRecord, Audit | None]:
     """Write the FP16 or BF16 form of a bundle's model, ``fp16.onnx`` say, or type the float rest of a quantized one.
 
@@ -57,7 +57,7 @@ def build_typed(
     model = bundle.verified(source)
     with work_folder(bundle.path) as folder:
         output = folder / name
-        progress(f"typing {name}" + (f"; images to observe ranges on: {len(images)}" if images else ""))
+        progress.say(f"typing {name}" + (f"; images to observe ranges on: {len(images)}" if images else ""))
         calibration = NetworkInputs.of_bundle(images, bundle.manifest) if images else None
         record = write_precision(model, output, precision, calibration)
         if not record.nodes.get(precision):
@@ -78,7 +78,7 @@ def build_variant(
     *,
     mask: bool,
     fused: bool,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Progress,
 ) -> tuple[str, FusionRecord | None, Audit | None]:
     """Write a bundle's graph of that precision with masks as its output, or fused, or both: ``fp16.mask.fused.onnx``.
 
@@ -93,7 +93,7 @@ def build_variant(
     name = ".".join([precision, *["mask"] * mask, *["fused"] * fused, "onnx"])
     source = graph_of(bundle, precision)
     model = read_model(bundle.verified(source))
-    progress(f"writing {name}")
+    progress.say(f"writing {name}")
     with work_folder(bundle.path) as folder:
         output = folder / name
         if mask:
@@ -150,13 +150,15 @@ def build_engine_artifact(
     *,
     rest: str = "fp32",
     try_plugin: bool = False,
-    verbose: Callable[[str], None] | None = None,
+    verbose: bool = False,
+    progress: Progress,
 ) -> tuple[str, BuildRecord, Audit | str]:
     """Build an engine of a bundle's ``model.onnx`` or typed graph, and enter it, ``fp16.rtx.sm_86.engine`` say.
 
     Args:
         rest: what the float part of an INT8 or FP8 graph computes in: "fp32" or "fp16".
         try_plugin: TensorRT: build with the plugin too, time both, and keep the faster.
+        verbose: tell every line of TensorRT's log.
 
     Returns:
         The artifact's name, its build record, and its audit or why there is none. An engine whose audit failed is
@@ -173,8 +175,10 @@ def build_engine_artifact(
         def build(options: EngineOptions) -> Candidate:
             words = f"building {precision}" + (" with the plugin" if options.plugin else "")
             path = folder / ("fused.engine" if options.plugin else "native.engine")
-            with progress_bar(words) as progress:
-                return path, build_engine(model, path, options, progress=progress, verbose=verbose)
+            with progress.phase(words) as told:
+                return path, build_engine(
+                    model, path, options, progress=told, verbose=progress.say if verbose else None
+                )
 
         output, record, times = _faster(build, options) if try_plugin else (*build(options), {})
         name = _engine_name(precision if rest == "fp32" else f"{precision}.{rest}", options, record)

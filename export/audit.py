@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from denseport.runtime.evaluation.gate import AGREEMENTS
 from denseport.runtime.evaluation.metrics import json_number
 from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced
 from denseport.runtime.system.files import work_folder
+from denseport.runtime.system.progress import Progress
 
 __all__ = ["Audit", "audit_engine", "audit_graph"]
 
@@ -49,23 +50,21 @@ class Audit:
         return {**asdict(self), "logit_error": error}
 
 
-def audit_graph(
-    bundle: Bundle, typed: Path, precision: str, images: Sequence[Path], progress: Callable[[str], None]
-) -> Audit:
+def audit_graph(bundle: Bundle, typed: Path, precision: str, images: Sequence[Path], progress: Progress) -> Audit:
     """Compare a typed graph with FP32 on up to `AUDITED` images, and name the layer that is worst.
 
     Its rounding is emulated, since ONNX Runtime's CPU back end would skip it. Masks are compared with FP32's masks.
 
     Args:
         images: at least one.
-        progress: told what is being done, a line each.
+        progress: told what is being done.
 
     Raises:
         BundleError: the bundle's FP32 model is altered or missing.
         ImageError: an image cannot be read.
     """
     chosen = evenly_spaced(images, AUDITED)
-    progress(f"comparing with FP32, {precision.upper()}'s rounding emulated; images: {len(chosen)}")
+    progress.say(f"comparing with FP32, {precision.upper()}'s rounding emulated; images: {len(chosen)}")
     trusted = bundle.verified(bundle.manifest.source)
     with work_folder(bundle.path) as folder:
         emulated = folder / "emulated.onnx"

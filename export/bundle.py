@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +20,7 @@ from denseport.export.checkpoint.settings import (
 )
 from denseport.export.checkpoint.weights import AUXILIARY, load_model
 from denseport.export.errors import CheckpointError
-from denseport.export.models.presets import Preset
+from denseport.export.models.presets import PRESETS, Preset
 from denseport.export.models.segmentor import Segmentor
 from denseport.export.torch_to_onnx import OPSET, TOLERANCE, Check, check_export, export_onnx
 from denseport.runtime.bundle.artifact import ANY, Artifact
@@ -29,8 +28,9 @@ from denseport.runtime.bundle.bundle import MANIFEST, Bundle, new_bundle
 from denseport.runtime.bundle.comparison import proof_here
 from denseport.runtime.bundle.manifest import Manifest, NetworkInput, Reference
 from denseport.runtime.bundle.preprocessing import resized_to, resizing
-from denseport.runtime.errors import OutputError
+from denseport.runtime.errors import InputError, OutputError
 from denseport.runtime.system.files import sha256_of, write_atomic, writing
+from denseport.runtime.system.progress import Progress, Silent
 
 __all__ = ["export_bundle"]
 
@@ -39,29 +39,35 @@ PUBLISHED_PROTOCOL = "whole, keep-ratio 2048 x 512, single scale; ms + flip: rat
 
 
 def export_bundle(
-    checkpoint: Path,
-    output: Path,
+    checkpoint: Path | str,
+    output: Path | str,
     *,
-    preset: Preset | None = None,
+    preset: Preset | str | None = None,
     scale: tuple[int, int] | None = None,
     rewrite: bool = True,
     replace: bool = False,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Progress | None = None,
 ) -> Bundle:
     """Export a checkpoint and keep the bundle only if ONNX Runtime computes what torch computes.
 
     Args:
-        preset: the published model that the checkpoint is; default: recognised, or none.
+        preset: the published model that the checkpoint is, or its name; default: recognised, or none.
         scale: limits of the longer and the shorter side, pixels; default: the checkpoint's own.
         rewrite: apply the exact rewrites of `denseport.export.models.dpt`.
         replace: replace an existing bundle.
-        progress: told what is being done, a line each.
+        progress: told what is being done.
 
     Raises:
         CheckpointError: see `read_checkpoint`, `recognise`, `load_model`.
         ExportError: the graph differs from torch; nothing is written.
+        InputError: no preset of that name.
         OutputError: ``output`` exists, cannot be written, or is to be replaced and holds the checkpoint.
     """
+    progress, checkpoint, output = progress or Silent(), Path(checkpoint), Path(output)
+    if isinstance(preset, str):
+        if preset not in PRESETS:
+            raise InputError(f"no preset {preset!r}", "See denseport models for their names.")
+        preset = PRESETS[preset]
     # Not Path.resolve(), which raises an error of its own about links that lead in a circle.
     if replace and Path(os.path.realpath(checkpoint)).is_relative_to(os.path.realpath(output)):
         raise OutputError(
@@ -69,17 +75,19 @@ def export_bundle(
             "Move the checkpoint to another folder.",
         )
     with new_bundle(output, replace=replace) as folder:
-        progress(f"reading {checkpoint}")
+        progress.say(f"reading {checkpoint}")
         source = read_checkpoint(checkpoint)
         recognised = recognise(source, preset)
         manifest = _manifest(source, recognised, scale)
         model = load_model(source, recognised.spec, rewrite=rewrite)
-        progress(f"exporting {manifest.name} ({manifest.architecture}, {manifest.parameters / 1e6:,.1f} M parameters)")
+        progress.say(
+            f"exporting {manifest.name} ({manifest.architecture}, {manifest.parameters / 1e6:,.1f} M parameters)"
+        )
         for warning in manifest.provenance["warnings"]:
-            progress(f"warning: {warning}")
+            progress.say(f"warning: {warning}")
         with writing(output):
             files = export_onnx(model, folder / MODEL)
-        progress("comparing ONNX Runtime with torch")
+        progress.say("comparing ONNX Runtime with torch")
         artifact = _artifact(files, check_export(model, folder / MODEL), rewrite, model)
         manifest = dataclasses.replace(manifest, artifacts={MODEL: artifact})
         write_atomic(folder / MANIFEST, manifest.to_json().encode())

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from denseport.runtime.bundle.bundle import Bundle as Bundle
     from denseport.runtime.errors import DenseportError as DenseportError
+    from denseport.runtime.evaluation.comparison import Gate as Gate
+    from denseport.runtime.evaluation.evaluate import Evaluation as Evaluation
+    from denseport.runtime.evaluation.evaluate import evaluate as evaluate
     from denseport.runtime.pipeline.results import Segmentation as Segmentation
     from denseport.runtime.pipeline.results import Timings as Timings
     from denseport.runtime.segmenter import Segmenter as Segmenter
@@ -18,12 +21,15 @@ if TYPE_CHECKING:
 _HOMES = {
     "Bundle": "bundle.bundle",
     "DenseportError": "errors",
+    "Evaluation": "evaluation.evaluate",
+    "Gate": "evaluation.comparison",
     "Segmentation": "pipeline.results",
     "Segmenter": "segmenter",
     "Timings": "pipeline.results",
+    "evaluate": "evaluation.evaluate",
 }
 
-__all__ = ["Bundle", "DenseportError", "Segmentation", "Segmenter", "Timings"]
+__all__ = ["Bundle", "DenseportError", "Evaluation", "Gate", "Segmentation", "Segmenter", "Timings", "evaluate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,1 @@
+"""The sub-command of calibration, with ``HELP``, ``add_arguments`` and ``run``."""

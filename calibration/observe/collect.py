@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from denseport.calibration.errors import CalibrationError
 from denseport.calibration.observe.observers import Observer
 from denseport.calibration.quantize.graph import INPUT, GraphSession, serialise
 from denseport.runtime.system.arrays import read_arrays, write_arrays
+from denseport.runtime.system.progress import StepCallback, no_steps
 
-__all__ = ["StepCallback", "collect", "collection_key"]
+__all__ = ["collect", "collection_key"]
 
 LIMIT = 2**30  # bytes of fetched tensors
 SAVE_SECONDS = 10.0
 
-StepCallback = Callable[[int, int], None]  # given the steps done and the steps in all
 Images = Sequence[NDArray[np.float32]]
 Observers = Mapping[str, Sequence[Observer]]
 
@@ -42,7 +42,7 @@ def collect(
     state_file: Path | None = None,
     key: str = "",
     keep: bool = False,
-    progress: StepCallback = lambda done, total: None,
+    progress: StepCallback = no_steps,
 ) -> None:
     """Show each tensor of each image to its observers.
 

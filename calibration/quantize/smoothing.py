@@ -18,10 +18,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from denseport.calibration.errors import CalibrationError
-from denseport.calibration.observe.collect import StepCallback
 from denseport.calibration.observe.observers import LEVELS, ChannelMaximum, RowSample
 from denseport.calibration.quantize.graph import has_flag, new_constant, weight_of
 from denseport.calibration.quantize.qdq import weight_scales
+from denseport.runtime.system.progress import StepCallback, no_steps
 
 __all__ = ["STRENGTHS", "Smoothing", "find_norms", "migrate", "smooth"]
 
@@ -60,7 +60,7 @@ def smooth(
     rows: Mapping[str, RowSample],
     *,
     strengths: Iterable[float] = STRENGTHS,
-    progress: StepCallback = lambda done, total: None,
+    progress: StepCallback = no_steps,
 ) -> tuple[ir.Model, list[Smoothing]]:
     """A copy of the model with every LayerNorm of `find_norms` migrated at its best strength.
 

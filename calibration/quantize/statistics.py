@@ -12,12 +12,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from denseport.calibration.observe.collect import StepCallback, collect, collection_key
+from denseport.calibration.observe.collect import collect, collection_key
 from denseport.calibration.observe.images import CalibrationImages, ImageStatistics
 from denseport.calibration.observe.observers import ChannelMaximum, Histogram, Method, Observer, RowSample, threshold
 from denseport.calibration.quantize.graph import INPUT
 from denseport.calibration.quantize.placement import Group, activations
 from denseport.calibration.quantize.smoothing import Smoothing, find_norms, smooth
+from denseport.runtime.system.progress import StepCallback, no_steps
 
 __all__ = ["Thresholds", "find_thresholds", "smoothed"]
 
@@ -40,7 +41,7 @@ def smoothed(
     work: Path,
     *,
     threads: int | None = None,
-    progress: StepCallback = lambda done, total: None,
+    progress: StepCallback = no_steps,
 ) -> tuple[ir.Model, list[Smoothing]]:
     """A copy of the model with the outliers behind its LayerNorms migrated into the next weights.
 
@@ -70,7 +71,7 @@ def find_thresholds(
     method: Method,
     *,
     threads: int | None = None,
-    progress: StepCallback = lambda done, total: None,
+    progress: StepCallback = no_steps,
 ) -> Thresholds:
     """The thresholds of all tensors that ``groups`` read, and of what their convolutions write.
 

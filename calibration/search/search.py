@@ -13,10 +13,10 @@ from typing import Any
 import onnx_ir as ir
 
 from denseport.calibration.errors import CalibrationError
-from denseport.calibration.observe.collect import StepCallback
 from denseport.calibration.quantize.placement import Group
 from denseport.calibration.quantize.qdq import Quantization, quantize
 from denseport.calibration.search.sensitivity import Loss, Reference, sensitivities
+from denseport.runtime.system.progress import StepCallback, no_steps
 
 __all__ = ["Budget", "Search", "Step", "search"]
 
@@ -121,7 +121,7 @@ def search(
     kind: str = "int8",
     losses: Mapping[str, Loss] | None = None,
     batch: float = 0.02,
-    progress: StepCallback = lambda done, total: None,
+    progress: StepCallback = no_steps,
     told: Callable[[Step], None] = lambda step: None,
 ) -> tuple[ir.Model, Search]:
     """Quantize as many multiply-adds as the budget allows.

@@ -12,11 +12,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from denseport.calibration.errors import CalibrationError
-from denseport.calibration.observe.collect import StepCallback
 from denseport.calibration.quantize.graph import GraphSession
 from denseport.calibration.quantize.placement import Group
 from denseport.calibration.quantize.qdq import quantize
 from denseport.runtime.evaluation.metrics import ConfusionMatrix, LabelMap, mean_iou
+from denseport.runtime.system.progress import StepCallback, no_steps
 
 __all__ = ["Loss", "Reference", "sensitivities"]
 
@@ -110,7 +110,7 @@ def sensitivities(
     residual: bool = False,
     kind: str = "int8",
     losses: MutableMapping[str, Loss] | None = None,
-    progress: StepCallback = lambda done, total: None,
+    progress: StepCallback = no_steps,
 ) -> dict[str, Loss]:
     """The loss of each candidate group when it alone is quantized, by name.
 

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denseport.runtime.cli.arguments import path, whole
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
-    from denseport.export.engine.build import EngineOptions
-    from denseport.runtime.bundle.bundle import Bundle
+    from denseport.export.build import EngineSettings
     from denseport.runtime.bundle.engine_record import Shape
 
 HELP = "build FP16 graphs and TensorRT engines, audited against FP32"
 NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # looked for first, since the work takes a while
-QUANTIZED = ("int8", "fp8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "bf16", *QUANTIZED),
+        choices=("fp32", "fp16", "bf16", "int8", "fp8"),
         default="fp16",
         help="int8 and fp8 take what denseport calibrate wrote; default: %(default)s",
     )
@@ -67,6 +62,7 @@ def _add_precision(group: argparse._ArgumentGroup) -> None:
         "--images",
         metavar="IMAGE",
         nargs="+",
+        default=[],
         help="images like the application's: on them FP16's range is checked and the result compared with FP32",
     )
     group.add_argument("--limit", type=whole(1), default=16, metavar="N", help="images to take; default: %(default)s")
@@ -101,37 +97,48 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.system.machine import require
 
     require(NEEDED, "export,onnxruntime")
-    from denseport.export.engine.build import check_builder
-    from denseport.runtime.bundle.bundle import Bundle
-    from denseport.runtime.errors import InputError
-    from denseport.runtime.system.files import refuse_unwritable
+    from denseport.export.build import build
+    from denseport.export.graph.precision import precision_table
+    from denseport.runtime.system.progress import Terminal
 
-    bundle = Bundle(arguments.bundle)
-    variant = arguments.engine == "onnx" and (arguments.output == "mask" or arguments.plugin == "on")
-    if arguments.precision == "fp32" and arguments.engine == "onnx" and not variant:
-        raise InputError(
-            f"{bundle.manifest.source} is the FP32 graph already",
-            "Choose --precision fp16 or bf16, --output mask, --plugin on, or an --engine.",
-        )
-    refuse_unwritable(bundle.path)
-    if arguments.precision in QUANTIZED:
-        _check_quantized(bundle, arguments, variant=variant)
-    elif arguments.float_precision != "fp32":
-        raise InputError(
-            f"--float-precision belongs to --precision {' and '.join(QUANTIZED)}", "Leave --float-precision out."
-        )
-    options = _engine_options(bundle, arguments) if arguments.engine != "onnx" else None
-    if options is not None:
-        check_builder(options)
-    result: dict[str, Any] = {"bundle": str(bundle.path), "passed": True}
-    if arguments.precision not in ("fp32", *QUANTIZED) or arguments.float_precision != "fp32":
-        result |= _typed(bundle, arguments, reuse=variant or options is not None)
-    if variant and result["passed"]:
-        result |= _variant(bundle, arguments)
-    if options is not None and result["passed"]:
-        result |= _engine(bundle, arguments, options)
+    built = build(
+        arguments.bundle,
+        precision=arguments.precision,
+        float_precision=arguments.float_precision,
+        engine=arguments.engine,
+        output=arguments.output,
+        plugin=arguments.plugin,
+        images=arguments.images,
+        limit=arguments.limit,
+        settings=_settings(arguments),
+        progress=Terminal(),
+    )
+    result = built.to_dict()
+    if arguments.explain_precision and built.precision is not None:
+        result["table"] = precision_table(built.precision)
     print(json.dumps(result, indent=1) if arguments.json else "\n".join(_lines(result, verbose=arguments.verbose)))
-    return 0 if result["passed"] else 1
+    return 0 if built.passed else 1
+
+
+def _settings(arguments: argparse.Namespace) -> EngineSettings:
+    from denseport.export.build import EngineSettings
+    from denseport.runtime.errors import InputError
+
+    shapes = (arguments.min, arguments.opt, arguments.max)
+    if any(shapes) and (arguments.profile or not all(shapes)):
+        raise InputError(
+            "--min, --opt and --max go together, and not with --profile", "Give all three, or --profile alone."
+        )
+    return EngineSettings(
+        profile=shapes if all(shapes) else arguments.profile or "reference",
+        targets=tuple(arguments.target),
+        optimization_level=arguments.level,
+        workspace=arguments.workspace * 2**20 if arguments.workspace is not None else None,
+        timing_cache=arguments.timing_cache,
+        version_compatible=arguments.version_compatible,
+        hardware_compatibility=arguments.hardware_compatible,
+        verbose=arguments.verbose,
+    )
 
 
 def _shape(text: str) -> Shape:
@@ -142,136 +149,6 @@ def _shape(text: str) -> Shape:
         return parse_shape(text)
     except InputError as err:
         raise argparse.ArgumentTypeError(err.message) from err
-
-
-def _check_quantized(bundle: Bundle, arguments: argparse.Namespace, *, variant: bool) -> None:
-    """A quantized graph comes from a calibration; here its float part is typed, or an engine is built of it."""
-    from denseport.export.artifacts import graph_of
-    from denseport.runtime.errors import InputError
-
-    name = graph_of(bundle, arguments.precision)
-    if variant and arguments.float_precision != "fp32":
-        raise InputError(
-            "--float-precision fp16 does not go with --output mask or --plugin on without an engine",
-            "Leave --float-precision out, or name an --engine.",
-        )
-    if arguments.engine == "onnx" and not variant and arguments.float_precision == "fp32":
-        raise InputError(
-            f"{name} is the {arguments.precision.upper()} graph already",
-            "Choose --float-precision fp16, or an --engine.",
-        )
-
-
-def _typed(bundle: Bundle, arguments: argparse.Namespace, *, reuse: bool) -> dict[str, Any]:
-    """Write the typed graph; as a means to an end, one that is there is taken unless images are given."""
-    from denseport.export.artifacts import build_typed
-    from denseport.export.graph.precision import precision_table
-
-    quantized = arguments.precision if arguments.precision in QUANTIZED else None
-    precision = arguments.float_precision if quantized else arguments.precision
-    there = bundle.manifest.graph(arguments.precision, arguments.float_precision)
-    if reuse and not arguments.images and there is not None:
-        return {"artifact": there, "reused": True}
-    images = _images(arguments)
-    name, record, audit = build_typed(bundle, precision, images, quantized=quantized, progress=_say)
-    result = {
-        "artifact": name,
-        "precision": asdict(record),
-        "audit": audit.to_dict() if audit is not None else None,
-        "passed": audit is None or audit.passed,
-    }
-    return result | ({"table": precision_table(record)} if arguments.explain_precision else {})
-
-
-def _variant(bundle: Bundle, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Write the graph with the output, or with the fused nodes, that were asked for."""
-    from denseport.export.artifacts import build_variant
-
-    images = _images(arguments)
-    mask, fused = arguments.output == "mask", arguments.plugin == "on"
-    name, fusion, audit = build_variant(bundle, arguments.precision, images, mask=mask, fused=fused, progress=_say)
-    return {
-        "variant": name,
-        "fusion": asdict(fusion) if fusion is not None else None,
-        "variant_audit": audit.to_dict() if audit is not None else None,
-        "passed": audit is None or audit.passed,
-    }
-
-
-def _engine_options(bundle: Bundle, arguments: argparse.Namespace) -> EngineOptions:
-    from denseport.export.engine.build import EngineOptions
-    from denseport.export.engine.profile import named_profiles, profile_of
-    from denseport.runtime.bundle.protocol import parse_protocol
-    from denseport.runtime.errors import InputError
-
-    shapes = [getattr(arguments, name) for name in ("min", "opt", "max")]
-    if any(shapes):
-        if arguments.profile or not all(shapes):
-            raise InputError(
-                "--min, --opt and --max go together, and not with --profile", "Give all three, or --profile alone."
-            )
-        profiles: Sequence[Any] = (profile_of(*shapes),)
-    else:
-        protocol = parse_protocol("reference", bundle.manifest)
-        profiles = named_profiles(arguments.profile or "reference", arguments.engine, protocol)
-    return EngineOptions(
-        arguments.engine,
-        tuple(profiles),
-        targets=tuple(arguments.target),
-        optimization_level=arguments.level,
-        workspace=arguments.workspace * 2**20 if arguments.workspace is not None else None,
-        version_compatible=arguments.version_compatible,
-        hardware_compatibility=arguments.hardware_compatible,
-        timing_cache=arguments.timing_cache,
-        mask=arguments.output == "mask",
-        plugin=arguments.plugin == "on",
-    )
-
-
-def _engine(bundle: Bundle, arguments: argparse.Namespace, options: EngineOptions) -> dict[str, Any]:
-    from denseport.export.artifacts import build_engine_artifact
-    from denseport.runtime.bundle.protocol import parse_protocol
-    from denseport.runtime.selection import too_narrow
-
-    verbose = _say if arguments.verbose else None
-    images = _images(arguments)
-    name, record, audit = build_engine_artifact(
-        bundle,
-        arguments.precision,
-        options,
-        images,
-        rest=arguments.float_precision,
-        try_plugin=arguments.plugin == "auto",
-        verbose=verbose,
-    )
-    file = bundle.path / name
-    why = too_narrow(record.profiles, parse_protocol("reference", bundle.manifest))
-    if why and record.output == "logits":
-        height, width = record.profiles[0].optimum[2:]
-        _say(f"{name} {why}: it runs when asked for, --artifact {name} --protocol fixed:{height}x{width}")
-    return {
-        "engine": name,
-        "bytes": file.stat().st_size if file.exists() else 0,
-        "record": record.to_dict(),
-        "engine_audit": audit if isinstance(audit, str) else audit.to_dict(),
-        "passed": isinstance(audit, str) or audit.passed,
-    }
-
-
-def _images(arguments: argparse.Namespace) -> list[Path]:
-    from denseport.runtime.errors import InputError
-    from denseport.runtime.pipeline.network_input import sample_evenly
-
-    if not arguments.images:
-        return []
-    images = sample_evenly(arguments.images, arguments.limit)
-    if not images:  # videos alone; without images nothing is audited
-        raise InputError(f"--images {' '.join(arguments.images)}: there is not an image", "Name images, not videos.")
-    return images
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _lines(result: dict[str, Any], *, verbose: bool) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 from denseport.runtime.cli.arguments import path, whole
 
@@ -29,37 +28,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from denseport.export.models.presets import PRESETS
-    from denseport.runtime.errors import InputError
     from denseport.runtime.system.machine import require
 
     require(NEEDED, "export,onnxruntime")
     from denseport.export.bundle import export_bundle
+    from denseport.runtime.system.progress import Terminal
 
-    if arguments.preset is not None and arguments.preset not in PRESETS:
-        raise InputError(f"no preset {arguments.preset!r}", "See denseport models for their names.")
     bundle = export_bundle(
         arguments.checkpoint,
         arguments.output,
-        preset=PRESETS[arguments.preset] if arguments.preset else None,
+        preset=arguments.preset,
         scale=tuple(arguments.scale) if arguments.scale else None,
         rewrite=not arguments.no_rewrite,
         replace=arguments.force,
-        progress=lambda text: print(text, file=sys.stderr),
+        progress=Terminal(),
     )
     manifest = bundle.manifest
     record = manifest.artifacts[manifest.source].record
     if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "bundle": str(bundle.path),
-                    "name": manifest.name,
-                    "warnings": manifest.provenance["warnings"],
-                    **record,
-                }
-            )
-        )
+        about = {"bundle": str(bundle.path), "name": manifest.name, "warnings": manifest.provenance["warnings"]}
+        print(json.dumps({**about, **record}))
         return 0
     size = f"{manifest.parameters / 1e6:,.1f} M parameters, {len(manifest.classes)} classes"
     print(f"{bundle.path}: {manifest.name}, {size}")

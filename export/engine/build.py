@@ -21,7 +21,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from denseport.export.engine.errors import builder_error, parser_error
-from denseport.export.engine.progress import Progress, ProgressTree, monitor
+from denseport.export.engine.progress import STEPS, ProgressTree, monitor
 from denseport.export.engine.types import inspect_engine, onnx_types
 from denseport.export.errors import BuildError
 from denseport.export.graph.fold import fix_input_shape
@@ -34,6 +34,7 @@ from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_l
 from denseport.runtime.bundle.engine_record import PORTABLE_RTX, TITLES, BuildRecord, Profile, sm_name
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.system.files import cache_folder, sha256_of, write_atomic
+from denseport.runtime.system.progress import StepCallback, no_steps
 
 __all__ = ["NO_PLUGINS", "EngineOptions", "build_engine", "check_builder", "default_timing_cache"]
 
@@ -114,7 +115,7 @@ def build_engine(
     engine: Path,
     options: EngineOptions,
     *,
-    progress: Progress = lambda share, phase: None,
+    progress: StepCallback = no_steps,
     verbose: Callable[[str], None] | None = None,
 ) -> BuildRecord:
     """Build an engine and write it, whole or not at all.
@@ -125,7 +126,7 @@ def build_engine(
     Args:
         model: ONNX; its external data lies beside it.
         engine: the file to write.
-        progress: told the share that is done and the phase; what it raises stops the build.
+        progress: told the steps done, all of them, and the phase; what it raises stops the build.
         verbose: given every line of TensorRT's log.
 
     Raises:
@@ -262,7 +263,7 @@ def _build(
     name: str,
     options: EngineOptions,
     device: Device | None,
-    progress: Progress,
+    progress: StepCallback,
     lines: deque[LogLine],
 ) -> tuple[Any, str]:
     """The serialized engine, as a buffer, and the timing cache's story."""
@@ -273,7 +274,7 @@ def _build(
         raise builder_error(library, lines, name, options.workspace) from err
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, library.logger)
-    progress(0.0, "reading the graph")
+    progress(0, STEPS, "reading the graph")
     if not parser.parse_from_file(str(source)):
         raise parser_error(library, parser, name)
     config = builder.create_builder_config()

@@ -1,16 +1,16 @@
-"""TensorRT's progress monitor as one number that grows from 0 to 1."""
+"""TensorRT's progress monitor as one number of steps that grows."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Progress", "ProgressTree", "monitor", "progress_bar"]
+from denseport.runtime.system.progress import StepCallback
 
-Progress = Callable[[float, str], None]  # share that is done, 0 to 1, and the name of the phase
+__all__ = ["ProgressTree", "monitor"]
+
+STEPS = 1000  # that the whole build counts as
 
 
 @dataclass
@@ -24,10 +24,10 @@ class ProgressTree:
     """The phases under way. A phase's steps are filled by its sub-phases, so its share is steps plus theirs.
 
     Args:
-        report: told the share that is done and the phase, at each step. What it raises is kept in ``error``.
+        report: told the steps done, `STEPS` in all, and the phase. What it raises is kept in ``error``.
     """
 
-    def __init__(self, report: Progress) -> None:
+    def __init__(self, report: StepCallback) -> None:
         self._report = report
         self._phases: dict[str, _Phase] = {}
         self._highest = 0.0
@@ -65,7 +65,7 @@ class ProgressTree:
             self._highest = max([self._highest, *(self._share(root) for root in roots)])
             share = self._highest
         try:
-            self._report(share, name)
+            self._report(round(share * STEPS), STEPS, name)
         except BaseException as err:  # it may not pass through TensorRT's C++; the build is stopped and it is raised
             self.error = self.error or err
 
@@ -87,24 +87,3 @@ def monitor(trt: Any, tree: ProgressTree) -> Any:
             tree.finish(name)
 
     return Monitor()
-
-
-@contextmanager
-def progress_bar(title: str, *, disable: bool | None = None) -> Iterator[Progress]:
-    """A bar on the terminal; without one (``disable=None``) nothing is drawn."""
-    from tqdm import tqdm
-
-    with tqdm(
-        total=100,
-        desc=title,
-        unit="%",
-        disable=disable,
-        bar_format="{desc} {percentage:3.0f} %|{bar}| {elapsed} {postfix}",
-    ) as bar:
-
-        def report(share: float, phase: str) -> None:
-            bar.set_postfix_str(phase, refresh=False)
-            bar.update(round(100 * share, 1) - bar.n)
-
-        yield report
-        report(1.0, "done")

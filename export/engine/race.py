@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from denseport.runtime.backends.cuda.driver import Cuda, open_cuda
 from denseport.runtime.backends.cuda.zero_copy import DeviceArray
 from denseport.runtime.backends.tensorrt import TensorRTSession
+from denseport.runtime.benchmark.turns import in_turns
 from denseport.runtime.bundle.engine_record import BuildRecord, Shape
 
 __all__ = ["race"]
@@ -30,8 +31,8 @@ def race(
 ) -> dict[str, float]:
     """Milliseconds of an inference of each engine, its median over interleaved rounds.
 
-    Interleaved, and with the first of a round changing, so that a clock that rises or falls meets all alike. Images
-    and results stay on the GPU: copies are the same for all, and longer than the difference.
+    Images and results stay on the GPU: copies are the same for all, and longer than the difference. A first round
+    warms up and does not count.
 
     Args:
         shape: (N, 3, H, W) of the input.
@@ -54,13 +55,15 @@ def race(
         cuda.synchronize(stream)
         source = DeviceArray(memory.address, shape, np.float32, lambda: None)  # the block gives its memory back
         results = {name: session.run_device(source) for name, session in sessions.items()}
-        times: dict[str, list[float]] = {name: [] for name in engines}
-        order = list(engines)
-        for turn in range(rounds + 1):
-            for name in order if turn % 2 else reversed(order):
+
+        def turn(name: str) -> Callable[[int], float]:
+            def seconds(number: int) -> float:
                 started = time.perf_counter()
                 for _ in range(runs):
                     sessions[name].run_device(source, results[name])
-                if turn:  # the first warms up
-                    times[name].append((time.perf_counter() - started) / runs)
-    return {name: round(1000 * statistics.median(values), 4) for name, values in times.items()}
+                return (time.perf_counter() - started) / runs
+
+            return seconds
+
+        times = in_turns({name: turn(name) for name in engines}, rounds + 1)
+    return {name: round(1000 * statistics.median(each[1:]), 4) for name, each in times.items()}

@@ -12,7 +12,7 @@ layer of the model, that is to blame.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from denseport.runtime.evaluation.metrics import ConfusionMatrix, mean_iou
 from denseport.runtime.media.images import read_image
 from denseport.runtime.pipeline.network_input import evenly_spaced, network_inputs
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.system.progress import Progress, Silent
 
 __all__ = ["explain"]
 
@@ -59,7 +60,7 @@ def explain(
     protocol: Protocol,
     *,
     limit: int = 20,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Progress | None = None,
 ) -> Explanation:
     """Say what an artifact's loss against its checkpoint comes from.
 
@@ -69,7 +70,7 @@ def explain(
             settings are taken for right.
         protocol: of the measurement.
         limit: images to measure, spread over the data set; each is run about five times.
-        progress: told what is being measured, a line each.
+        progress: told what is being measured.
 
     Raises:
         BundleError: no such artifact, or a file is altered.
@@ -80,7 +81,7 @@ def explain(
     if limit < 1:
         raise InputError(f"--explain needs at least one image, not {limit}")
     images = replace(dataset, samples=tuple(evenly_spaced(dataset.samples, limit)))
-    chain = _Chain(bundle, artifact, checkpoint, images, protocol, progress)
+    chain = _Chain(bundle, artifact, checkpoint, images, protocol, progress or Silent())
     steps = (chain.protocol(), chain.export(), chain.precision(), chain.engine())
     return Explanation(artifact, protocol.name, len(images), len(dataset), steps)
 
@@ -104,10 +105,10 @@ class _Chain:
         checkpoint: Path | None,
         images: Dataset,
         protocol: Protocol,
-        progress: Callable[[str], None],
+        progress: Progress,
     ) -> None:
         self.bundle, self.name, self.artifact = bundle, artifact, bundle.artifact(artifact)
-        self.images, self.used, self.tell = images, protocol, progress
+        self.images, self.used, self.tell = images, protocol, progress.say
         self.source = bundle.manifest.source
         self.checkpoint = read_checkpoint(checkpoint) if checkpoint is not None else None
         self.bundled = Protocol(protocol.name, bundle.manifest.preprocess, bundle.manifest.inference)

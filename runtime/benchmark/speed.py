@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.backends.session import Session
+from denseport.runtime.benchmark.turns import in_turns
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.system.progress import Progress, Silent
 
 __all__ = [
     "Contender",
@@ -153,36 +155,37 @@ def run_bench(
     image: NDArray[np.uint8],
     tensor: NDArray[np.float32],
     plan: Plan,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Progress | None = None,
 ) -> list[Result]:
     """Measure all contenders side by side.
 
     Args:
         image: for the whole way, (H, W, 3) uint8 BGR.
         tensor: the same as the network sees it, (1, 3, h, w) float32.
-        progress: told what is measured, and after the warm-up how long it will take, a line each.
+        progress: told what is measured, and after the warm-up how long it will take.
 
     Raises:
         DenseportError: a contender cannot run the image.
     """
+    progress = progress or Silent()
     alone = {c.name: partial(c.session.run, tensor) for c in contenders}
     whole = {c.name: partial(c.segmenter, image) for c in contenders if c.segmenter is not None}
-    progress(
+    progress.say(
         _forecast(
             expected_seconds(plan, _warm(alone, "session", progress), _warm(whole, "image to mask", progress)), plan
         )
     )
-    progress("latency of the sessions")
+    progress.say("latency of the sessions")
     sessions = _latencies(alone, plan)
-    progress("latency from image to mask")
+    progress.say("latency from image to mask")
     wholes = _latencies(whole, plan)
     throughput: dict[int, dict[str, float]] = {}
     for callers in plan.concurrency:
-        progress(f"images a second, callers at once: {callers}")
+        progress.say(f"images a second, callers at once: {callers}")
         throughput[callers] = _throughputs(whole, callers, plan)
     batches: dict[int, dict[str, float]] = {}
     for size in plan.batches:
-        progress(f"batches of {size}")
+        progress.say(f"batches of {size}")
         batch = np.repeat(tensor, size, axis=0)
         latencies = _latencies({c.name: partial(c.session.run, batch) for c in contenders}, plan)
         batches[size] = {name: 1000 * size / latency.median for name, latency in latencies.items()}
@@ -220,11 +223,11 @@ def expected_seconds(plan: Plan, sessions: Sequence[float], wholes: Sequence[flo
     )
 
 
-def _warm(work: Mapping[str, Callable[[], object]], what: str, progress: Callable[[str], None]) -> list[float]:
+def _warm(work: Mapping[str, Callable[[], object]], what: str, progress: Progress) -> list[float]:
     """Seconds of each piece of work's second run."""
     found = []
     for name, run in work.items():
-        progress(f"warming up {name}, {what}")
+        progress.say(f"warming up {name}, {what}")
         run()
         found.append(_milliseconds(run) / 1000)
     return found
@@ -249,26 +252,30 @@ def speed_warnings(results: Sequence[Result]) -> list[str]:
 
 def _latencies(work: Mapping[str, Callable[[], object]], plan: Plan) -> dict[str, Latency]:
     """Each piece of work alone, in rounds."""
-    counts = {name: _count(run, plan.seconds) for name, run in work.items()}
-    rounds: dict[str, list[tuple[float, ...]]] = {name: [] for name in work}
-    for turn in range(plan.rounds):
-        for name in _rotated(list(work), turn):
-            rounds[name].append(tuple(_milliseconds(work[name]) for _ in range(counts[name])))
-    return {name: Latency(tuple(each)) for name, each in rounds.items()}
+
+    def turn(run: Callable[[], object], count: int) -> Callable[[int], tuple[float, ...]]:
+        return lambda number: tuple(_milliseconds(run) for _ in range(count))
+
+    found = in_turns({name: turn(run, _count(run, plan.seconds)) for name, run in work.items()}, plan.rounds)
+    return {name: Latency(tuple(rounds)) for name, rounds in found.items()}
 
 
 def _throughputs(work: Mapping[str, Callable[[], object]], callers: int, plan: Plan) -> dict[str, float]:
     """Calls a second with so many callers at once; the median of the rounds."""
+
+    def turn(run: Callable[[], object], count: int) -> Callable[[int], float]:
+        def rate(number: int) -> float:
+            start = time.perf_counter()
+            for done in [pool.submit(run) for _ in range(count)]:
+                done.result()
+            return count / (time.perf_counter() - start)
+
+        return rate
+
     counts = {name: max(callers, _count(run, plan.seconds)) for name, run in work.items()}
-    rates: dict[str, list[float]] = {name: [] for name in work}
     with ThreadPoolExecutor(callers) as pool:
-        for turn in range(plan.rounds):
-            for name in _rotated(list(work), turn):
-                start = time.perf_counter()
-                for done in [pool.submit(work[name]) for _ in range(counts[name])]:
-                    done.result()
-                rates[name].append(counts[name] / (time.perf_counter() - start))
-    return {name: statistics.median(each) for name, each in rates.items()}
+        found = in_turns({name: turn(run, counts[name]) for name, run in work.items()}, plan.rounds)
+    return {name: statistics.median(rates) for name, rates in found.items()}
 
 
 def _count(run: Callable[[], object], seconds: float) -> int:
@@ -280,8 +287,3 @@ def _milliseconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return 1000 * (time.perf_counter() - start)
-
-
-def _rotated(names: list[str], turn: int) -> list[str]:
-    turn %= max(1, len(names))
-    return names[turn:] + names[:turn]

@@ -180,10 +180,10 @@ def image_list(
 
 
 def open_dataset(
-    data: Path,
+    data: Path | str,
     *,
-    masks: Path | None = None,
-    list_file: Path | None = None,
+    masks: Path | str | None = None,
+    list_file: Path | str | None = None,
     split: str = "validation",
     reduce_zero_label: bool | None = None,
     ignore_index: int = 255,
@@ -194,13 +194,17 @@ def open_dataset(
         data: the ADE20K layout; with ``masks``, the folder of images; with ``list_file``, its root.
         reduce_zero_label: None is what the form implies: True for the ADE20K layout, also through a list
             of its names, and False for a folder pair or a list of pairs.
+
+    Raises:
+        DatasetError: a file or folder that is missing, or that has no partner.
     """
+    data = Path(data)
     if masks is not None and list_file is not None:
         raise DatasetError("a folder of masks and a list file exclude each other", "Give one of the two.")
     if list_file is not None:
-        return image_list(list_file, data, reduce_zero_label, ignore_index)
+        return image_list(Path(list_file), data, reduce_zero_label, ignore_index)
     if masks is not None:
-        return folder_pair(data, masks, bool(reduce_zero_label), ignore_index)
+        return folder_pair(data, Path(masks), bool(reduce_zero_label), ignore_index)
     return ade20k(data, split, reduce_zero_label is not False, ignore_index)
 
 

@@ -1,248 +1,269 @@
-"""Measure an artifact on a labelled data set: resumable, exact, as fast as its session.
-
-The network runs in the calling thread. A few worker threads decode images ahead of it and turn its logits into
-masks and counts behind it; OpenCV, numpy and the back ends release Python's lock, so the stages overlap. Short queues
-bound how many images are in memory. Every count is an integer, so the order of images, a
-resumed run and merged parts all give the same result to the last pixel.
-"""
+"""The accuracy of an artifact on labelled images, and whether it may ship: what ``denseport eval`` does."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from denseport.runtime.errors import DatasetError, DenseportError
-from denseport.runtime.evaluation.dataset import Dataset, Sample
-from denseport.runtime.evaluation.gate import ImageAreas, Predictions
-from denseport.runtime.evaluation.metrics import ConfusionMatrix, LabelMap, Scores
-from denseport.runtime.evaluation.state import EvaluationState, open_state, save_state
-from denseport.runtime.media.images import read_image
-from denseport.runtime.pipeline.resample import LogitMap
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.comparison import proof_here
+from denseport.runtime.bundle.protocol import Protocol
+from denseport.runtime.errors import InputError, MachineError
+from denseport.runtime.evaluation.comparison import Gate, published_miou
+from denseport.runtime.evaluation.dataset import Dataset, open_dataset
+from denseport.runtime.evaluation.failures import worst_images
+from denseport.runtime.evaluation.gate import Verdict
+from denseport.runtime.evaluation.measure import Measurement
+from denseport.runtime.evaluation.metrics import ClassScore, Scores
+from denseport.runtime.evaluation.report import ReportInput, write_report
+from denseport.runtime.evaluation.task import LongRun, Task, open_task, refuse_state
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.system.files import refuse_unwritable
+from denseport.runtime.system.machine import inspect_machine
+from denseport.runtime.system.progress import Progress, Silent
 
-__all__ = ["SAVE_SECONDS", "Effort", "Evaluation", "evaluate", "evaluation_of", "measure"]
-
-SAVE_EVERY = 25  # images, and at least
-SAVE_SECONDS = 10.0  # seconds between two saves
-
-
-@dataclass(frozen=True)
-class Effort:
-    """What a measurement took."""
-
-    seconds: float = 0.0  # as in `Evaluation`
-    session_seconds: float = 0.0
-    measured: int = 0
+__all__ = ["Evaluation", "evaluate"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured of one artifact, and of FP32 on the same images where it was run beside it."""
+    """What `evaluate` found."""
 
-    names: tuple[str, ...]  # of the images, in the data set's order
-    confusion: ConfusionMatrix
-    areas: ImageAreas  # (n, C) for each image
-    predictions: Predictions
-    fp32_confusion: ConfusionMatrix | None
-    fp32_areas: ImageAreas | None
-    image_agreement: NDArray[np.float64] | None  # (n,) share of each image's pixels with FP32's class
-    seconds: float  # wall time of the images of this run, without resumed ones and without FP32's sessions
-    session_seconds: float  # of it, in the artifact's session; the sum of all sessions where several ran side by side
-    measured: int  # images of this run
+    artifact: str
+    session: str  # what ran it, in words
+    protocol: Protocol
+    reduce_zero_label: bool  # masks count classes from 1, and 0 is ignored
+    measurement: Measurement  # the counts, image by image
+    scores: Scores
+    gate: Verdict | None  # `passed`, `reasons`; None: nothing was to be judged
+    warnings: tuple[str, ...]  # what a reader must know to trust the figures
+    explanation: dict[str, Any] | None = None  # which step lost what, and as ``lines`` of text; None: not asked for
+    report: Path | None = None  # the page; None: not asked for
 
-    def scores(self, classes: tuple[str, ...]) -> Scores:
-        """mIoU and the rest, of the artifact."""
-        return self.confusion.scores(classes)
+    @property
+    def mIoU(self) -> float:
+        """Percent; NaN where no pixel counts."""
+        return self.scores.mIoU
 
+    @property
+    def mAcc(self) -> float:
+        """Mean over the classes of the share of their pixels that is right, percent."""
+        return self.scores.mAcc
 
-@dataclass
-class _Run:
-    """The pieces of one evaluation, shared by its threads."""
+    @property
+    def aAcc(self) -> float:
+        """Share of all labelled pixels that is right, percent."""
+        return self.scores.aAcc
 
-    dataset: Dataset
-    segmenter: Segmenter
-    fp32: Segmenter | None
-    state: EvaluationState
-    failures: dict[int, str] | None = None  # None: the first failure ends the run
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    session_seconds: float = 0.0
-    fp32_seconds: float = 0.0
+    @property
+    def per_class(self) -> tuple[ClassScore, ...]:
+        """In the order of the classes."""
+        return tuple(self.scores.per_class)
 
-    def decode(self, sample: Sample) -> tuple[NDArray[np.uint8], LabelMap]:
-        classes = len(self.segmenter.manifest.classes)
-        image, truth = read_image(sample.image), self.dataset.read_mask(sample, classes)
-        if image.shape[:2] != truth.shape:
-            raise DatasetError(
-                f"{sample.mask}: is {truth.shape[1]} x {truth.shape[0]}, its image {sample.image} is "
-                f"{image.shape[1]} x {image.shape[0]}",
-                "A mask must have the size of its image; an EXIF-rotated image needs a rotated mask.",
-            )
-        return image, truth
+    @property
+    def agreement(self) -> float | None:
+        """Share of pixels with FP32's class, 0..1; None where FP32 was not run beside it."""
+        return self.measurement.predictions.agreement
 
-    def predict(self, image: NDArray[np.uint8]) -> tuple[list[list[LogitMap]], list[list[LogitMap]] | None]:
-        start = time.perf_counter()
-        views = self.segmenter.predict(image)
-        middle = time.perf_counter()
-        self.session_seconds += middle - start
-        if self.fp32 is None:
-            return views, None
-        fp32_views = self.fp32.predict(image)
-        self.fp32_seconds += time.perf_counter() - middle
-        return views, fp32_views
-
-    def count(
-        self, index: int, views: list[list[LogitMap]], fp32_views: list[list[LogitMap]] | None, truth: LabelMap
-    ) -> None:
-        finite = all(np.isfinite(part.logits.sum(dtype=np.float64)) for view in views for part in view)
-        mask = self.segmenter.decide(views, threads=1)
-        fp32_mask = self.fp32.decide(fp32_views, threads=1) if self.fp32 is not None and fp32_views else None
-        with self.lock:
-            self.state.add(index, truth, mask, fp32_mask, finite=finite)
-
-    @contextmanager
-    def trying(self, index: int) -> Iterator[None]:
-        """Notes what is wrong with image ``index`` and goes on, where failures are collected."""
-        try:
-            yield
-        except DenseportError as err:
-            if self.failures is None:
-                raise
-            self.failures[index] = str(err)
+    def to_dict(self) -> dict[str, Any]:
+        """What ``denseport eval --json`` prints."""
+        found, seconds = self.measurement, max(self.measurement.seconds, 1e-9)  # 0: nothing was left to measure
+        result = {
+            "artifact": self.artifact,
+            "session": self.session,
+            "protocol": {"name": self.protocol.name, "description": self.protocol.description},
+            "images": len(found.names),
+            "reduce_zero_label": self.reduce_zero_label,
+            **self.scores.to_dict(),
+            "agreement": self.agreement,
+            "gate": self.gate.to_dict() if self.gate is not None else None,
+            "warnings": list(self.warnings),
+            "seconds": round(found.seconds, 3),
+            "images_per_second": round(found.measured / seconds, 3),
+            "session_share": round(found.session_seconds / seconds, 4),
+        }
+        result |= {} if self.explanation is None else {"explanation": self.explanation}
+        return result | ({} if self.report is None else {"report": str(self.report)})
 
 
 def evaluate(
-    dataset: Dataset,
-    segmenter: Segmenter,
+    bundle: Path | str | Bundle,
+    data: Path | str | Dataset,
     *,
-    fp32: Segmenter | None = None,
+    artifact: str | None = None,
+    protocol: str | Protocol = "reference",
+    gate: Gate | None = None,
+    masks: Path | str | None = None,
+    list_file: Path | str | None = None,
+    split: str = "validation",
+    reduce_zero_label: bool | None = None,
+    ignore_index: int = 255,
+    limit: int | None = None,
+    threads: int | None = None,
     workers: int = 2,
-    state_file: Path | None = None,
-    resume: bool = False,
-    key: str = "",
-    progress: Callable[[int, float], None] = lambda done, miou: None,
+    run: LongRun | None = None,
+    checkpoint: Path | str | None = None,
+    report: Path | str | None = None,
+    record: bool = False,
+    progress: Progress | None = None,
 ) -> Evaluation:
-    """Run ``segmenter`` over ``dataset`` and count.
+    """Measure an artifact on labelled images and, with a gate, judge it. A failed gate is a result, no exception.
 
     Args:
-        fp32: a second segmenter, run on the same images for the gate.
-        workers: threads that decode before and post-process behind the network; bounds the images in memory.
-        state_file: where the counts are kept for `resume`; removed when all is done.
-        resume: go on from ``state_file`` if it was written for the same ``key``.
-        key: what is measured (artifact, protocol, data set); a state of another key is not taken up.
-        progress: told the number of images done and the mIoU so far, percent.
+        data: a path as of `open_dataset`, or a data set that is open already.
+        artifact: default: the FP32 model.
+        protocol: how images reach the network, by name (docs/evaluation.md).
+        masks, list_file, split, ignore_index: as of `open_dataset`, where ``data`` is a path.
+        reduce_zero_label: the same; default: as in the bundle's data set.
+        limit: only the first images.
+        threads: CPU threads of the network; default: all that this process may use.
+        workers: threads beside the network, which decode and post-process; bounds the images in memory.
+        run: how a long measurement is kept, resumed and divided.
+        checkpoint: that the bundle was exported from: explain which step lost what (needs torch).
+        report: folder to write a self-contained HTML page to.
+        record: keep the result in the bundle's manifest.
 
     Raises:
-        DatasetError: an image and its mask do not fit, or labels outside the classes.
-        ImageError: a file cannot be read.
+        BundleError, MachineError: as of `Segmenter`; also where Ray or torch is missing.
+        DatasetError, ImageError: labels or images that cannot be used.
+        InputError: what cannot be compared or resumed, or no such protocol.
+        OutputError: the report, the state or the manifest cannot be written.
     """
-    classes = len(segmenter.manifest.classes)
-    state = open_state(state_file, key, len(dataset), classes, with_fp32=fp32 is not None, resume=resume)
-    effort = measure(dataset, segmenter, state, fp32=fp32, workers=workers, state_file=state_file, progress=progress)
-    if state_file is not None:
-        state_file.unlink(missing_ok=True)
-    return evaluation_of(dataset, state, effort)
+    progress, run, report = progress or Silent(), run or LongRun(), None if report is None else Path(report)
+    bundle = _check(bundle, run, report, record=record)
+    data = _open(bundle, data, masks, list_file, split, reduce_zero_label, ignore_index)
+    if limit is not None and limit < 1:
+        raise InputError(f"the first {limit} images cannot be measured", "Give a limit of 1 or more.")
+    data = replace(data, samples=data.samples[:limit])
+    with open_task(bundle, data, artifact or bundle.manifest.source, protocol, gate, threads, workers) as task:
+        found = _judged(task, *task.measure(run, progress))
+        found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
+        found = found if report is None else replace(found, report=_write_report(report, task, found))
+        if record:
+            _keep(task.segmenter, found)
+    return found
 
 
-def measure(
-    dataset: Dataset,
-    segmenter: Segmenter,
-    state: EvaluationState,
-    *,
-    images: Sequence[int] | None = None,
-    fp32: Segmenter | None = None,
-    workers: int = 2,
-    state_file: Path | None = None,
-    failures: dict[int, str] | None = None,
-    progress: Callable[[int, float], None] = lambda done, miou: None,
-) -> Effort:
-    """Add to ``state`` the counts of those ``images`` that it does not hold; arguments as of `evaluate`.
-
-    Args:
-        images: numbers in the data set, such as a shard's; default: all.
-        failures: takes up what is wrong with an image, by number, and the run goes on; None: the first one raises.
-    """
-    run = _Run(dataset, segmenter, fp32, state, failures)
-    waiting = [i for i in (range(len(dataset)) if images is None else images) if not state.done[i]]
-    start = time.perf_counter()
-    _loop(run, waiting, max(1, workers), state_file, progress)
-    seconds = time.perf_counter() - start - run.fp32_seconds
-    return Effort(seconds, run.session_seconds, len(waiting))
+def _check(bundle: Path | str | Bundle, run: LongRun, report: Path | None, *, record: bool) -> Bundle:
+    """The bundle, opened, once it is known that what is asked for can be written."""
+    if report is not None:
+        refuse_unwritable(report)
+    if not run.merge:
+        refuse_state(run.state, resume=run.resume)
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    if record:
+        refuse_unwritable(bundle.path)
+    return bundle
 
 
-def evaluation_of(dataset: Dataset, state: EvaluationState, effort: Effort) -> Evaluation:
-    """What the counts of a whole data set say."""
-    return Evaluation(
-        names=tuple(sample.name for sample in dataset.samples),
-        confusion=state.confusion,
-        areas=state.areas(),
-        predictions=state.predictions(),
-        fp32_confusion=state.fp32_confusion,
-        fp32_areas=state.fp32_areas(),
-        image_agreement=state.image_agreement(),
-        seconds=effort.seconds,
-        session_seconds=effort.session_seconds,
-        measured=effort.measured,
+def _open(
+    bundle: Bundle,
+    data: Path | str | Dataset,
+    masks: Path | str | None,
+    list_file: Path | str | None,
+    split: str,
+    reduce_zero_label: bool | None,
+    ignore_index: int,
+) -> Dataset:
+    if isinstance(data, Dataset):
+        if masks is not None or list_file is not None or reduce_zero_label is not None:
+            raise InputError(
+                "masks, list_file and reduce_zero_label belong to a path, and the data set is open already",
+                "Give them to open_dataset.",
+            )
+        return data
+    if reduce_zero_label is None:
+        reduce_zero_label = bundle.manifest.reduce_zero_label
+    return open_dataset(
+        data,
+        masks=masks,
+        list_file=list_file,
+        split=split,
+        reduce_zero_label=reduce_zero_label,
+        ignore_index=ignore_index,
     )
 
 
-def _loop(
-    run: _Run,
-    waiting: list[int],
-    workers: int,
-    state_file: Path | None,
-    progress: Callable[[int, float], None],
-) -> None:
-    """Decode ahead, run, count behind; at most ``2 * workers + 1`` images are in memory."""
-    counting: deque[tuple[int, Future[None]]] = deque()
-    saved = time.monotonic()
-
-    def settle(at_most: int) -> None:
-        while len(counting) > at_most:
-            index, counted = counting.popleft()
-            with run.trying(index):
-                counted.result()
-            with run.lock:
-                progress(int(run.state.done.sum()), run.state.mean_iou())
-
-    def save() -> None:
-        if state_file is not None:
-            with run.lock:
-                save_state(state_file, run.state)
-
-    with ThreadPoolExecutor(workers, "decode") as before, ThreadPoolExecutor(workers, "count") as behind:
-        try:
-            for turn, (index, decoding) in enumerate(_decoding(run, waiting, before, workers), start=1):
-                with run.trying(index):
-                    image, truth = decoding.result()
-                    counting.append((index, behind.submit(run.count, index, *run.predict(image), truth)))
-                settle(at_most=workers)
-                if turn % SAVE_EVERY == 0 or time.monotonic() - saved > SAVE_SECONDS:
-                    save()
-                    saved = time.monotonic()
-            settle(at_most=0)
-        except BaseException:
-            before.shutdown(wait=False, cancel_futures=True)
-            behind.shutdown(cancel_futures=True)
-            save()
-            raise
+def _judged(task: Task, measurement: Measurement, session: str) -> Evaluation:
+    segmenter, classes = task.segmenter, task.segmenter.manifest.classes
+    scores = measurement.scores(classes)
+    return Evaluation(
+        artifact=segmenter.artifact,
+        session=session,
+        protocol=segmenter.protocol,
+        reduce_zero_label=task.dataset.reduce_zero_label,
+        measurement=measurement,
+        scores=scores,
+        gate=task.comparison.judge(measurement, classes) if task.comparison is not None else None,
+        warnings=tuple(_warnings(segmenter, scores)),
+    )
 
 
-def _decoding(
-    run: _Run, waiting: list[int], pool: ThreadPoolExecutor, ahead: int
-) -> Iterator[tuple[int, Future[tuple[NDArray[np.uint8], LabelMap]]]]:
-    """Index, and image with truth to come, in turn; begun up to ``ahead`` images before they are asked for."""
-    queue: deque[tuple[int, Future[tuple[NDArray[np.uint8], LabelMap]]]] = deque()
-    for index in waiting:
-        queue.append((index, pool.submit(run.decode, run.dataset.samples[index])))
-        if len(queue) > ahead:
-            yield queue.popleft()
-    yield from queue
+def _warnings(segmenter: Segmenter, scores: Scores) -> list[str]:
+    reference = segmenter.manifest.reference
+    warnings = []
+    if reference is not None and published_miou(segmenter) is None:
+        warnings.append(
+            f"the published mIoU {reference.mIoU} was measured with another protocol ({reference.protocol}) than this "
+            f"({segmenter.protocol.description})"
+        )
+    if scores.mIoU != scores.mIoU:
+        warnings.append("there is no mIoU: every pixel of the masks is ignored")
+    precision = segmenter.bundle.artifact(segmenter.artifact).precision
+    if precision in ("fp16", "bf16") and "CPUExecutionProvider" in segmenter.description:
+        warnings.append(
+            f"ONNX Runtime computes {precision} in FP32 on a CPU and skips most of its rounding: this is not the "
+            "accuracy of an engine. denseport build audits with the rounding emulated"
+        )
+    return warnings
+
+
+def _explain(task: Task, checkpoint: Path, progress: Progress) -> dict[str, Any]:
+    """What `denseport.export.explain.explain` says; found through its entry point, as the runtime knows no export."""
+    try:
+        (entry,) = entry_points(group="denseport.explain")
+        explain = entry.load()
+    except (ValueError, ImportError) as err:
+        raise MachineError("--explain needs torch", "pip install 'denseport[export,onnxruntime]'") from err
+    segmenter = task.segmenter
+    explanation = explain(
+        segmenter.bundle, segmenter.artifact, checkpoint, task.dataset, segmenter.protocol, progress=progress
+    )
+    return {**explanation.to_dict(), "lines": explanation.lines()}
+
+
+def _write_report(folder: Path, task: Task, found: Evaluation) -> Path:
+    segmenter, fp32 = task.segmenter, found.measurement.fp32_confusion
+    data = ReportInput(
+        manifest=segmenter.manifest,
+        artifact=found.artifact,
+        evaluation=found.measurement,
+        scores=found.scores,
+        fp32_scores=fp32.scores(segmenter.manifest.classes) if fp32 is not None else None,
+        verdict=found.gate,
+        protocol=found.protocol.description,
+        warnings=found.warnings,
+        explanation=(found.explanation or {}).get("lines", ()),
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        environment={"session": segmenter.description, **inspect_machine().summary()},
+        images=worst_images(task.dataset, found.measurement, segmenter, task.fp32),
+    )
+    return write_report(folder, data)
+
+
+def _keep(segmenter: Segmenter, found: Evaluation) -> None:
+    bundle, source, result = segmenter.bundle, segmenter.manifest.source, found.to_dict()
+    kept = {key: result[key] for key in ("mIoU", "mAcc", "aAcc", "images", "protocol", "agreement", "gate")}
+    floats, on_gpu = bundle.artifact(found.artifact).float_precision, segmenter.selection.on_gpu
+    proof = proof_here("labels", "accuracy", floats, on_gpu=on_gpu)
+    kept["date"] = proof.date
+    bundle.note(found.artifact, {"accuracy": kept}, proof)
+    fp32 = found.measurement.fp32_confusion
+    if fp32 is not None and "accuracy" not in bundle.artifact(source).record:
+        scores = fp32.scores(bundle.manifest.classes).to_dict()
+        kept |= {name: scores[name] for name in ("mIoU", "mAcc", "aAcc")} | {"agreement": None, "gate": None}
+        bundle.note(source, {"accuracy": kept}, replace(proof, arithmetic="fp32"))

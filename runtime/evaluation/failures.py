@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.evaluation.dataset import Dataset
-from denseport.runtime.evaluation.evaluate import Evaluation
 from denseport.runtime.evaluation.gate import ImageAreas
+from denseport.runtime.evaluation.measure import Measurement
 from denseport.runtime.evaluation.metrics import LabelMap
 from denseport.runtime.media.images import read_image
 from denseport.runtime.segmenter import Segmenter
@@ -53,13 +53,13 @@ class WorstImage:
 
 
 def worst_images(
-    dataset: Dataset, evaluation: Evaluation, segmenter: Segmenter, fp32: Segmenter | None, count: int = 6
+    dataset: Dataset, evaluation: Measurement, segmenter: Segmenter, fp32: Segmenter | None, count: int = 6
 ) -> list[WorstImage]:
     """Run the images again that differ most from FP32 or, without it, have the lowest pixel accuracy."""
     return [_image(dataset, index, segmenter, fp32) for index in _worst(evaluation)[:count]]
 
 
-def _worst(evaluation: Evaluation) -> list[int]:
+def _worst(evaluation: Measurement) -> list[int]:
     own, agreement = evaluation.areas, evaluation.image_agreement
     labelled = _labelled(own)
     accuracy = own.intersect.sum(axis=1) / np.maximum(labelled, 1)

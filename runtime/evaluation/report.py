@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.bundle.manifest import Manifest
-from denseport.runtime.evaluation.evaluate import Evaluation
 from denseport.runtime.evaluation.failures import WorstImage
 from denseport.runtime.evaluation.gate import Verdict
+from denseport.runtime.evaluation.measure import Measurement
 from denseport.runtime.evaluation.metrics import ClassScore, ConfusionMatrix, Scores
 from denseport.runtime.media.overlay import class_shares, palette_image
 from denseport.runtime.media.page import render
@@ -36,7 +36,7 @@ class ReportInput:
 
     manifest: Manifest
     artifact: str
-    evaluation: Evaluation
+    evaluation: Measurement
     scores: Scores
     fp32_scores: Scores | None  # of FP32 on the same images
     verdict: Verdict | None  # None: measured without a gate

@@ -30,13 +30,14 @@ import numpy as np
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import DatasetError, DenseportError, MachineError
 from denseport.runtime.evaluation.dataset import Dataset, Sample
-from denseport.runtime.evaluation.evaluate import SAVE_SECONDS, Effort, Evaluation, evaluation_of, measure
+from denseport.runtime.evaluation.measure import SAVE_SECONDS, Effort, Measurement, measure_images, measurement_of
 from denseport.runtime.evaluation.state import EvaluationState, open_state, save_state
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.cpus import usable_cpus
+from denseport.runtime.system.progress import StepCallback, no_steps
 from denseport.runtime.system.text import count
 
-__all__ = ["Actors", "Cluster", "Work", "connect", "evaluate_on_ray", "plan_actors"]
+__all__ = ["Actors", "Cluster", "Work", "connect", "measure_on_ray", "plan_actors"]
 
 LOCAL = "local"
 LOCAL_STORE = 200 * 10**6  # bytes of shared memory for paths and counts; Ray would take a third of the machine
@@ -263,13 +264,13 @@ class _Measuring:
             dataset = Dataset(tuple(sample for _, sample in items), **self.settings)
             state = EvaluationState("", len(items), len(segmenter.manifest.classes), with_fp32=self.with_fp32)
             failures: dict[int, str] = {}
-            effort = measure(dataset, segmenter, state, fp32=fp32, workers=self.workers, failures=failures)
+            effort = measure_images(dataset, segmenter, state, fp32=fp32, workers=self.workers, failures=failures)
             return _Part(tuple(number for number, _ in items), state, failures, effort, segmenter.description)
 
         return handle
 
 
-def evaluate_on_ray(
+def measure_on_ray(
     address: str,
     dataset: Dataset,
     segmenter: Segmenter,
@@ -280,9 +281,9 @@ def evaluate_on_ray(
     state_file: Path | None = None,
     resume: bool = False,
     key: str = "",
-    progress: Callable[[int, float], None] = lambda done, miou: None,
-) -> tuple[Evaluation, str]:
-    """`denseport.runtime.evaluation.evaluate.evaluate` on a Ray cluster: the same counts to the last integer.
+    progress: StepCallback = no_steps,
+) -> tuple[Measurement, str]:
+    """`denseport.runtime.evaluation.measure.measure_dataset` on a Ray cluster: the same counts to the last integer.
 
     An image that fails does not stop the others; all that failed are named at the end.
 
@@ -309,7 +310,7 @@ def evaluate_on_ray(
         try:
             for part in cluster.map(work, items) if items else ():
                 total.add(part)
-                progress(int(state.done.sum()), state.mean_iou())
+                progress(int(state.done.sum()), len(dataset), f"mIoU {state.mean_iou():.2f}")
         except BaseException:
             total.save()
             raise
@@ -321,7 +322,7 @@ def evaluate_on_ray(
         state_file.unlink(missing_ok=True)
     effort = Effort(seconds, total.session_seconds / cluster.actors.count, len(items))
     where = " and ".join(sorted(total.sessions)) or "nothing left to measure"
-    return evaluation_of(dataset, state, effort), f"{count(cluster.actors.count, 'Ray actor')}: {where}"
+    return measurement_of(dataset, state, effort), f"{count(cluster.actors.count, 'Ray actor')}: {where}"
 
 
 @dataclass

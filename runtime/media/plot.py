@@ -63,19 +63,9 @@ def chart(title: str, x: Axis, y: Axis, series: Sequence[Series], size: tuple[in
     drawn, taken, legend = list[dict[str, Any]](), list[tuple[float, float, float]](), LEFT + 12
     for index, each in enumerate(series):
         points = [(across.place(a, LEFT, right), up.place(b, bottom, TOP)) for a, b in each.points]
-        line = each.line and len(points) > 1
         labels = [_label(text, point, width, taken) for text, point in zip(each.labels, points, strict=False)]
-        drawn.append(
-            {
-                "name": each.name,
-                "colour": _COLOURS[index % len(_COLOURS)],
-                "points": points,
-                "line": line,
-                "dots": not line or len(points) <= MOST_DOTS,
-                "labels": labels,
-                "legend": legend,
-            }
-        )
+        colour = _COLOURS[index % len(_COLOURS)]
+        drawn.append({"series": each, "points": points, "labels": labels, "colour": colour, "legend": legend})
         legend += 34 + 7 * len(each.name) if each.name else 0
     return render(
         _TEMPLATE,
@@ -86,6 +76,7 @@ def chart(title: str, x: Axis, y: Axis, series: Sequence[Series], size: tuple[in
         x_ticks=[(tick, across.place(tick, LEFT, right)) for tick in across.ticks],
         y_ticks=[(tick, up.place(tick, bottom, TOP)) for tick in up.ticks],
         drawn=drawn,
+        most_dots=MOST_DOTS,
     )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
+from denseport.runtime.errors import InputError
 from denseport.runtime.media.images import read_image
 from denseport.runtime.media.inputs import find_inputs
 from denseport.runtime.pipeline.preprocess import normalise
@@ -96,13 +97,19 @@ def sample_evenly(patterns: Sequence[str], count: int) -> list[Path]:
     """At most ``count`` images out of files, folders and globs, spread evenly over all that are found.
 
     Raises:
-        InputError: nothing is found.
+        InputError: nothing is found, or ``count`` is below 1.
     """
     return evenly_spaced([item.path for item in find_inputs(patterns) if item.kind == "image"], count)
 
 
 def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
-    """At most ``count`` items, spread evenly over all."""
+    """At most ``count`` items, spread evenly over all.
+
+    Raises:
+        InputError: ``count`` is below 1.
+    """
+    if count < 1:
+        raise InputError(f"{count} items cannot be taken", "Give a limit of 1 or more.")
     if len(items) <= count:
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]

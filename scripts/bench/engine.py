@@ -78,12 +78,12 @@ save_model(model, Path(sys.argv[2]))
 def build(model: Path, engine: Path, arguments: argparse.Namespace) -> None:
     from denseport.export.engine.build import EngineOptions, build_engine
     from denseport.export.engine.profile import named_profiles
-    from denseport.export.engine.progress import progress_bar
+    from denseport.runtime.system.progress import Terminal
 
     options = EngineOptions(
         arguments.engine, named_profiles(arguments.profile, arguments.engine), tuple(arguments.target)
     )
-    with progress_bar(arguments.preset) as progress:
+    with Terminal().phase(arguments.preset) as progress:
         record = build_engine(model, engine, options, progress=progress)
     figures = {
         "preset": arguments.preset,

@@ -25,7 +25,7 @@ from pathlib import Path
 from random_bundle import random_bundle
 
 from denseport.runtime.evaluation.dataset import Dataset, open_dataset
-from denseport.runtime.evaluation.evaluate import evaluate
+from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.media.images import read_image
 from denseport.runtime.pipeline.preprocess import normalise, resize, resized_size
 from denseport.runtime.segmenter import Segmenter
@@ -66,13 +66,13 @@ def main() -> int:
         dataset = replace(dataset, samples=dataset.samples[: arguments.limit])
         quarter = replace(dataset, samples=dataset.samples[: max(1, len(dataset) // 4)])
         segmenter = Segmenter(bundle)
-        evaluate(quarter, segmenter)
+        measure_dataset(quarter, segmenter)
         peaks = [peak_gib()]
         alone, whole = [], []
         for _ in range(arguments.rounds):
             alone.append(bare(segmenter, dataset))
             start = time.perf_counter()
-            evaluate(dataset, segmenter)
+            measure_dataset(dataset, segmenter)
             whole.append(time.perf_counter() - start)
         peaks.append(peak_gib())
     ratios = [a / w for a, w in zip(alone, whole, strict=True)]

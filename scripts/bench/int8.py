@@ -39,7 +39,7 @@ from denseport.runtime.bundle.artifact import ANY, FOR_TENSORRT, Artifact
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.evaluation.dataset import open_dataset
-from denseport.runtime.evaluation.evaluate import evaluate
+from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.pipeline.network_input import evenly_spaced
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.cpus import usable_cpus
@@ -172,7 +172,7 @@ class Bench:
             )
             self.bundle.add(name, artifact)
         segmenter = Segmenter(self.bundle, artifact=name, threads=self.threads)
-        evaluation = evaluate(self.dataset, segmenter, workers=1)
+        evaluation = measure_dataset(self.dataset, segmenter, workers=1)
         scores = evaluation.scores(segmenter.manifest.classes)
         result = {
             "row": row,

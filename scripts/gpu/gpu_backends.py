@@ -172,7 +172,7 @@ def _engine(subject: Subject, stack: ExitStack, left: Left, *, flavour: str, plu
     options = engine_options(subject, flavour)  # before a graph is exported for it
     graph = subject.fused_graph() if plugin else subject.graph()
 
-    def stop_in_time(share: float, phase: str) -> None:
+    def stop_in_time(done: int, total: int, note: str = "") -> None:
         if left() <= 0:
             raise TimeUp
 

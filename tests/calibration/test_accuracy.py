@@ -18,7 +18,7 @@ from denseport.calibration.quantize.smoothing import find_norms, smooth
 from denseport.calibration.quantize.unpack import unpack_projections
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.evaluation.dataset import open_dataset
-from denseport.runtime.evaluation.evaluate import evaluate
+from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.files import sha256_of
 
@@ -54,5 +54,5 @@ def test_the_sample_keeps_its_accuracy(shared: Path, tmp_path: Path) -> None:
     scores = []
     for name in ("model.onnx", "int8.onnx"):
         segmenter = Segmenter(bundle, artifact=name)
-        scores.append(evaluate(dataset, segmenter).scores(segmenter.manifest.classes).mIoU)
+        scores.append(measure_dataset(dataset, segmenter).scores(segmenter.manifest.classes).mIoU)
     assert scores[0] - scores[1] <= 0.5

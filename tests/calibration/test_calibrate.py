@@ -14,10 +14,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from command_line import returned_by
 from planting import with_graph
 from support import ASSETS
 
-from denseport.calibration import calibrate as pipeline
+from denseport.calibration import calibrate as whole
+from denseport.calibration import steps as pipeline
 from denseport.calibration import verdict
 from denseport.calibration.search.sensitivity import Reference
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
@@ -162,14 +164,16 @@ def test_inspect_and_report_show_it(calibrated: Path, capsys: pytest.CaptureFixt
 
 
 def test_statistics_are_used_again_and_labels_are_measured(
-    calibrated: Path, measured: list[Any], capsys: pytest.CaptureFixture[str]
+    calibrated: Path, measured: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second run on the same images: another budget, layers kept float, an old int8.onnx in the way."""
+    returned = returned_by(monkeypatch, whole, "calibrate")
     bundle = str(calibrated / "bundle")
     again = ["calibrate", bundle, *QUICK, "--work", str(calibrated / "work"), "--json"]
     before = Bundle(bundle).artifact("int8.onnx").record["calibration"]
     assert main([*again, "--keep-float", *LEFT_OUT, "--agreement", "0.5"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert found == json.loads(json.dumps(returned[0].to_dict(), allow_nan=False))
     assert len(measured) == len(found["steps"]) + 1, "single layers were measured by the first run; the CPU form is one"
     assert {name for name, reason in found["float"].items() if "--attention search" in reason} == {
         row["group"] for row in before["groups"] if row["kind"] == "attention"

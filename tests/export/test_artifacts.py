@@ -22,6 +22,7 @@ from support import ASSETS
 
 from denseport.export import artifacts as build_module
 from denseport.export import audit as audit_module
+from denseport.export import build as whole_module
 from denseport.export.audit import audit_engine, audit_graph
 from denseport.export.engine import build as engine_module
 from denseport.export.engine.build import EngineOptions
@@ -36,6 +37,7 @@ from denseport.runtime.errors import MachineError
 from denseport.runtime.pipeline.network_input import sample_evenly
 from denseport.runtime.selection import select_artifact
 from denseport.runtime.system.files import sha256_of
+from denseport.runtime.system.progress import Silent
 
 IMAGES = str(ASSETS / "street/images")
 needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
@@ -68,7 +70,7 @@ def test_fp16_is_written_audited_and_shown(bundle: Bundle, capsys: pytest.Captur
 
 def test_an_audit_fails_what_collapses(bundle: Bundle) -> None:
     with_graph(bundle, lambda graph: overflow(graph, "backbone.layers.2.ln1.weight"), "planted.onnx", "fp16")
-    result = audit_graph(bundle, bundle.path / "planted.onnx", "fp16", sample_evenly([IMAGES], 2), lambda text: None)
+    result = audit_graph(bundle, bundle.path / "planted.onnx", "fp16", sample_evenly([IMAGES], 2), Silent())
     assert not result.passed and not result.finite
     json.dumps(result.to_dict(), allow_nan=False)
     assert result.worst_layer is not None and "backbone.layers.2.ln1/LayerNormalization" in result.worst_layer
@@ -87,7 +89,7 @@ def test_an_audit_fails_a_logit_that_is_not_finite(bundle: Bundle, monkeypatch: 
         return Infinite(path) if path.name == "emulated.onnx" else OnnxRuntimeSession(path)
 
     monkeypatch.setattr(audit_module, "OnnxRuntimeSession", opened)
-    result = audit_graph(bundle, bundle.path / "model.onnx", "fp16", sample_evenly([IMAGES], 1), lambda text: None)
+    result = audit_graph(bundle, bundle.path / "model.onnx", "fp16", sample_evenly([IMAGES], 1), Silent())
     assert result.agreement == 1 and result.finite is False and not result.passed
     assert result.to_dict()["logit_error"] is None
 
@@ -278,7 +280,7 @@ def test_the_builders_warnings_are_counted(
         return dataclasses.replace(RECORD, engine_sha256=sha256_of(engine), log=log)
 
     monkeypatch.setattr(build_module, "build_engine", build_engine)
-    monkeypatch.setattr(engine_module, "check_builder", lambda options: None)
+    monkeypatch.setattr(whole_module, "check_builder", lambda options: None)
     arguments = ["build", str(bundle.path), "--engine", "tensorrt_rtx", "--precision", "fp32"]
     assert main(arguments) == 0
     out = capsys.readouterr().out
@@ -292,7 +294,7 @@ def test_the_builders_warnings_are_counted(
 def test_an_audit_fails_masks_that_collapse(bundle: Bundle) -> None:
     with_graph(bundle, lambda graph: overflow(graph, "backbone.layers.2.ln1.weight"), "planted.onnx", "fp16")
     save_model(append_mask(ir.load(bundle.path / "planted.onnx")), bundle.path / "mask.onnx")
-    result = audit_graph(bundle, bundle.path / "mask.onnx", "fp16", sample_evenly([IMAGES], 2), lambda text: None)
+    result = audit_graph(bundle, bundle.path / "mask.onnx", "fp16", sample_evenly([IMAGES], 2), Silent())
     assert not result.passed and result.agreement < 0.9 and result.finite is None
 
 
@@ -327,7 +329,7 @@ def test_the_faster_of_two_engines_is_kept(
             raise times
         return dict(times)
 
-    monkeypatch.setattr(engine_module, "check_builder", lambda options: None)
+    monkeypatch.setattr(whole_module, "check_builder", lambda options: None)
     monkeypatch.setattr(build_module, "build_engine", build_engine)
     monkeypatch.setattr(build_module, "race", race)
     assert main(["build", str(bundle.path), "--precision", "fp32", "--engine", "tensorrt"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import hashlib
 import os
@@ -16,9 +17,7 @@ import pytest
 import denseport.export.bundle as export
 from denseport.runtime.bundle.bundle import Bundle
 
-# The sources of whatever writes a bundle: a change in them makes a new export.
 PACKAGE = Path(export.__file__).parents[1]
-WRITERS = ("export", "runtime/bundle")
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -42,10 +41,26 @@ def export_once(checkpoint: Path, folder: Path, target: Path) -> Bundle:
 def key(checkpoint: Path, package: Path = PACKAGE) -> str:
     """What an export depends on: the checkpoint, the sources and the versions of the libraries."""
     digest = hashlib.sha256(checkpoint.read_bytes())
-    for path in sorted(path for folder in WRITERS for path in (package / folder).rglob("*.py")):
+    for path in sorted(sources(package)):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
     digest.update(" ".join(version(library) for library in LIBRARIES).encode())
     return digest.hexdigest()
+
+
+def sources(package: Path, start: str = "export/bundle.py") -> set[Path]:
+    """The files of the package that one of them imports, at once or through others, and itself."""
+    found, ahead = set[Path](), [package / start]
+    while ahead:
+        path = ahead.pop()
+        if path in found or not path.is_file():
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("denseport."):
+                module = package.joinpath(*(node.module or "").split(".")[1:])
+                names = [module / alias.name for alias in node.names]  # a module of a folder, or a name in a module
+                ahead += [file for each in (module, *names) for file in (each.with_suffix(".py"), each / "__init__.py")]
+    return found
 
 
 @contextmanager

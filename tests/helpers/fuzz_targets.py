@@ -1,6 +1,6 @@
 """What is fuzzed: each target takes bytes that a stranger could send, and raises nothing but what users are told.
 
-`tests/fuzz` runs them within bounds, ``scripts/hardening/fuzz`` for as long as it is told.
+`tests/security/fuzz` runs them within bounds, ``scripts/hardening/fuzz`` for as long as it is told.
 """
 
 from __future__ import annotations

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-from exports import WRITERS, export_once, key
+from exports import export_once, key, sources
 from mutation import mutants_of
 from support import ASSETS, REPO
 
 from denseport.export import bundle as export
+
+IMPORTED = """import sys, denseport.export.bundle
+for module in [each for name, each in sys.modules.items() if name.startswith('denseport.')]:
+    print(module.__file__)
+"""
 
 MODULE = '''"""A docstring of 3 words."""
 
@@ -69,20 +76,36 @@ def test_equivalents_have_reasons_and_lines_that_still_stand() -> None:
 
 
 def test_an_export_is_made_anew_when_its_sources_or_its_checkpoint_change(tmp_path: Path) -> None:
-    for folder in WRITERS:
-        (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "a.py").write_text("1")
+    for name, text in {
+        "export/bundle.py": "def f():\n    from denseport.runtime import a",
+        "runtime/a.py": "from denseport.runtime.b import c\nimport os",
+        "runtime/b.py": "c = 1",
+        "runtime/other.py": "c = 1",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
     checkpoint = tmp_path / "c.pth"
     checkpoint.write_bytes(b"weights")
     keys = [key(checkpoint, tmp_path)]
     for change in (
-        lambda: (tmp_path / WRITERS[0] / "a.py").write_text("2"),
-        lambda: (tmp_path / WRITERS[1] / "a.py").rename(tmp_path / WRITERS[1] / "b.py"),
+        lambda: (tmp_path / "runtime/b.py").write_text("c = 2"),
+        lambda: (tmp_path / "runtime/b.py").rename(tmp_path / "runtime/d.py"),
         lambda: checkpoint.write_bytes(b"others"),
     ):
         change()
         keys.append(key(checkpoint, tmp_path))
+    (tmp_path / "runtime/other.py").write_text("c = 2")
     assert len(set(keys)) == 4 and key(checkpoint, tmp_path) == keys[-1]
+
+
+def test_the_sources_of_an_export_are_all_that_it_imports() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True, cwd=REPO)
+    package = Path(export.__file__).parents[1]
+    imported = {Path(name) for name in done.stdout.split() if Path(name).name != "__init__.py"}
+    assert len(imported) > 20 and imported <= sources(package)
+    assert package / "export/graph/fusion.py" not in sources(package), (
+        "a change there would make a new export for nothing"
+    )
 
 
 def test_an_export_is_shared_and_its_copies_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

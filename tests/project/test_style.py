@@ -17,8 +17,45 @@ LONG = {
     "tests/export/graph/test_precision.py": "one policy, case by case, on graphs that the cases share",
     "tests/runtime/serving/http/test_serve.py": "one server, asked in every way over the same fixtures",
 }
-# A folder of the package, and what it may import anywhere in its code, be it only inside a function.
-ARROWS = {"runtime": {"runtime"}, "calibration": {"calibration", "runtime"}, "export": {"export", "runtime"}}
+# A place, and the places that it may import anywhere in its code, be it only inside a function. A place is a folder of
+# one of the three packages, or a module that lies in none; `*` are all places of a package.
+LOW = ["runtime/errors", "runtime/system"]
+FORMAT = [*LOW, "runtime/bundle"]
+BELOW_SEGMENTER = [*FORMAT, "runtime/media", "runtime/backends", "runtime/pipeline"]
+RUNTIME = [*BELOW_SEGMENTER, "runtime/selection", "runtime/segmenter"]
+MEASURING = [*RUNTIME, "runtime/evaluation", "runtime/benchmark"]
+ARROWS = {
+    "runtime/errors": [],
+    "runtime/system": ["runtime/errors"],
+    "runtime/bundle": LOW,
+    "runtime/media": LOW,
+    "runtime/backends": FORMAT,
+    "runtime/pipeline": [*FORMAT, "runtime/media", "runtime/backends"],
+    "runtime/selection": BELOW_SEGMENTER,
+    "runtime/segmenter": [*BELOW_SEGMENTER, "runtime/selection"],
+    "runtime/evaluation": RUNTIME,
+    "runtime/benchmark": RUNTIME,
+    "runtime/serving": RUNTIME,
+    "runtime/cli": ["runtime/*"],
+    "export/errors": ["runtime/errors"],
+    "export/models": ["runtime/*"],
+    "export/graph": ["export/errors", "export/plugin", "runtime/*"],
+    "export/plugin": ["export/errors", "runtime/*"],
+    "export/checkpoint": ["export/errors", "export/models", "runtime/*"],
+    "export/engine": ["export/errors", "export/graph", "export/plugin", "runtime/*"],
+    "export/torch_to_onnx": ["export/errors", "export/models", "export/graph", "runtime/*"],
+    "export/baseline": ["export/models", "export/checkpoint", "runtime/*"],
+    "export/audit": ["export/errors", "export/graph", "runtime/*"],
+    "export/*": ["export/*", "runtime/*"],
+    "calibration/errors": ["runtime/errors"],
+    "calibration/observe": ["calibration/errors", "export/graph", "runtime/*"],
+    "calibration/quantize": ["calibration/errors", "calibration/observe", "export/graph", "runtime/*"],
+    "calibration/search": [
+        "calibration/errors", "calibration/observe", "calibration/quantize", "export/graph", "runtime/*",
+    ],
+    "calibration/*": ["calibration/*", "export/graph", "runtime/*"],
+}  # fmt: skip
+MOST_ENTRIES = 15  # of a folder
 # Libraries that no line of these folders imports.
 BANNED = {"runtime": {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"}, "calibration": {"torch", "onnxscript"}}
 # Public by their name, and promised to no other module.
@@ -66,15 +103,41 @@ def imported(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
 
 
+def place(module: str) -> str:
+    """Of a module's full name: "runtime/pipeline" of what lies in that folder, "runtime/segmenter" of a lone module."""
+    return "/".join(module.split(".")[1:3])
+
+
+def allowed(source: str, target: str) -> bool:
+    package = source.split("/")[0]
+    rule = ARROWS.get(source, ARROWS.get(f"{package}/*", []))
+    return target == source or target in rule or f"{target.split('/')[0]}/*" in rule
+
+
 @pytest.mark.parametrize("folder", ROOTS)
 def test_imports_follow_the_arrows(folder: str) -> None:
     trespasses = []
     for path in sorted((REPO / folder).rglob("*.py")):
+        source = place("denseport." + ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__"))
         for module in imported(path):
-            first, *rest = module.split(".")
-            if (first == "denseport" and rest and rest[0] not in ARROWS[folder]) or first in BANNED.get(folder, ()):
+            if module.split(".")[0] in BANNED.get(folder, ()):
+                trespasses.append(f"{name_of(path)} imports {module}")
+            target = place(module)
+            is_place = (REPO / target).is_dir() or (REPO / f"{target}.py").is_file()
+            if module.startswith("denseport.") and is_place and "/" in source and not allowed(source, target):
                 trespasses.append(f"{name_of(path)} imports {module}")
     assert not trespasses
+
+
+def test_every_folder_says_what_lives_there_and_holds_few_things() -> None:
+    for root in (*ROOTS, "scripts"):
+        for folder in (REPO / root, *(each for each in (REPO / root).rglob("*") if each.is_dir())):
+            entries = [each.name for each in folder.iterdir() if each.name != "__pycache__"]
+            if entries and folder.name != "__pycache__":
+                assert len(entries) <= MOST_ENTRIES, f"{name_of(folder)} has {len(entries)} entries"
+            if root != "scripts" and (folder / "__init__.py").exists():
+                tree = ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
+                assert ast.get_docstring(tree), f"{name_of(folder)}/__init__.py says nothing"
 
 
 @pytest.mark.parametrize("name", MENDABLE)

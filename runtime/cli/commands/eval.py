@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from pathlib import Path
+import re
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.cli import eval_gate
-from denseport.runtime.cli import eval_shards as spread
-from denseport.runtime.cli.arguments import path, whole
+from denseport.runtime.cli.arguments import path, real, whole
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
-    from denseport.runtime.bundle.bundle import Bundle
-    from denseport.runtime.evaluation.dataset import Dataset
+    from denseport.runtime.evaluation.comparison import Gate
     from denseport.runtime.evaluation.evaluate import Evaluation
     from denseport.runtime.evaluation.gate import Verdict
-    from denseport.runtime.evaluation.metrics import Scores
-    from denseport.runtime.segmenter import Segmenter
 
 HELP = "measure accuracy on labelled images, and pass or fail the artifact"
 
@@ -47,13 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ignore-index", type=whole(0), default=255, metavar="N", help="ignored label; default: %(default)s"
     )
     data.add_argument("--limit", type=whole(1), metavar="N", help="only the first N images")
-    eval_gate.add_arguments(parser.add_argument_group("gate"))
+    _add_gate(parser.add_argument_group("gate"))
     work = parser.add_argument_group("running")
     work.add_argument("--workers", type=whole(1), default=2, metavar="N", help="threads beside the network; default: 2")
     work.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads of the network; default: all")
     work.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same measurement")
     work.add_argument("--state", metavar="FILE", type=path, help="where a run under way is kept; default: a cache")
-    spread.add_arguments(work)
+    way = work.add_mutually_exclusive_group()
+    way.add_argument("--shard", type=_part, metavar="I/N", help="only every Nth image from the Ith, kept in --state")
+    way.add_argument("--merge", nargs="+", type=path, metavar="STATE", help="measure nothing: add up shards' states")
+    way.add_argument("--ray", metavar="ADDRESS", help="spread over a Ray cluster, or 'local' for one on this machine")
     result = parser.add_argument_group("result")
     result.add_argument("--report", metavar="DIR", type=path, help="write a self-contained HTML page there")
     result.add_argument("--explain", action="store_true", help="say which step lost what, and name the culprit")
@@ -62,56 +59,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     result.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def _add_gate(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--gate",
+        metavar="WITH",
+        help="compare with: reference (the published mIoU), the FP32 artifact (model.onnx), or a mIoU in percent",
+    )
+    group.add_argument(
+        "--budget", type=real(0, 100), metavar="POINTS", help="mIoU that may be lost; default: by precision"
+    )
+    group.add_argument(
+        "--agreement", type=real(0, 1), metavar="SHARE", help="least share of pixels with FP32's class, 0 to 1"
+    )
+
+
+def _part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if match and 1 <= int(match[1]) <= int(match[2]):
+        return int(match[1]), int(match[2])
+    raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 1 to N, such as 2/8")
+
+
 def run(arguments: argparse.Namespace) -> int:
-    from denseport.runtime.bundle.bundle import Bundle
-    from denseport.runtime.segmenter import Segmenter
-    from denseport.runtime.system.files import refuse_unwritable
+    from denseport.runtime.evaluation.comparison import Gate
+    from denseport.runtime.evaluation.evaluate import evaluate
+    from denseport.runtime.evaluation.task import LongRun
+    from denseport.runtime.system.progress import Terminal
 
     _check(arguments)
-    spread.check(arguments)
-    bundle = Bundle(arguments.bundle)
-    if arguments.record:
-        refuse_unwritable(bundle.path)
-    dataset = _dataset(arguments, bundle.manifest.reduce_zero_label)
-    source = bundle.manifest.source
-    name = arguments.artifact or source
-    segmenter = Segmenter(bundle, artifact=name, protocol=arguments.protocol, threads=arguments.threads)
-    gate = eval_gate.choose_gate(arguments, segmenter, len(dataset))
-    fp32 = None
-    if gate is not None and name != source:
-        fp32 = Segmenter(bundle, artifact=source, protocol=segmenter.protocol, threads=arguments.threads)
-    key = _key(segmenter, dataset, with_fp32=fp32 is not None)
-    with _Progress(len(dataset)) as progress:
-        work = spread.Work(dataset, segmenter, fp32, key, arguments.state or _kept_state(key), progress)
-        if arguments.shard is not None:
-            return work.shard(arguments)
-        evaluation, session = work.measure(arguments)
-    scores = evaluation.scores(segmenter.manifest.classes)
-    verdict = gate.judge(evaluation, segmenter.manifest.classes) if gate is not None else None
-    result = {**_result(segmenter, dataset, evaluation, scores, verdict), "session": session}
-    if arguments.explain:
-        result["explanation"] = _explain(arguments, bundle, dataset, segmenter)
-    if arguments.report is not None:
-        result["report"] = _report(arguments.report, dataset, segmenter, fp32, evaluation, verdict, result)
-    if arguments.record:
-        _record(segmenter, result)
-        if (
-            fp32 is not None
-            and evaluation.fp32_confusion is not None
-            and "accuracy" not in bundle.artifact(source).record
-        ):
-            scores_fp32 = evaluation.fp32_confusion.scores(segmenter.manifest.classes)
-            _record(fp32, {**result, **scores_fp32.to_dict(), "agreement": None, "gate": None})
-    print(json.dumps(result, indent=1) if arguments.json else _table(result, scores))
-    return 0 if verdict is None or verdict.passed else 1
+    gate = None
+    if arguments.gate is not None:
+        gate = Gate(arguments.gate, arguments.budget, arguments.agreement)
+    if arguments.shard is not None:
+        return _shard(arguments, gate)
+    found = evaluate(
+        arguments.bundle,
+        arguments.data,
+        artifact=arguments.artifact,
+        protocol=arguments.protocol,
+        gate=gate,
+        **_data(arguments),
+        limit=arguments.limit,
+        threads=arguments.threads,
+        workers=arguments.workers,
+        run=LongRun(arguments.state, arguments.resume, tuple(arguments.merge or ()), arguments.ray),
+        checkpoint=arguments.checkpoint,
+        report=arguments.report,
+        record=arguments.record,
+        progress=Terminal(),
+    )
+    print(json.dumps(found.to_dict(), indent=1) if arguments.json else _table(found))
+    return 0 if found.gate is None or found.gate.passed else 1
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
     from denseport.runtime.errors import InputError
-    from denseport.runtime.system.files import refuse_unwritable
 
-    if arguments.report is not None:
-        refuse_unwritable(arguments.report)
     if arguments.explain and arguments.checkpoint is None:
         raise InputError("--explain compares with the checkpoint", "Name it with --checkpoint FILE.")
     if arguments.checkpoint is not None and not arguments.explain:
@@ -119,198 +123,89 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("budget", "agreement"):
         if arguments.gate is None and getattr(arguments, name) is not None:  # else exit code 0 would read as a pass
             raise InputError(f"--{name} is a gate's: without one nothing is judged", "Add --gate.")
+    if arguments.shard is None:
+        return
+    if arguments.state is None:
+        raise InputError("--shard keeps its counts for the merge", "Name their file with --state FILE.")
+    for name in ("report", "explain", "record"):
+        if getattr(arguments, name):
+            raise InputError(f"--{name} needs all images, not a shard", f"Give --{name} with --merge.")
 
 
-def _dataset(arguments: argparse.Namespace, reduce_zero_label: bool) -> Dataset:
-    from dataclasses import replace
-
-    from denseport.runtime.evaluation.dataset import open_dataset
-
-    dataset = open_dataset(
-        arguments.data,
-        masks=arguments.masks,
-        list_file=arguments.list,
-        split=arguments.split,
-        reduce_zero_label=reduce_zero_label if arguments.reduce_zero_label is None else arguments.reduce_zero_label,
-        ignore_index=arguments.ignore_index,
-    )
-    return replace(dataset, samples=dataset.samples[: arguments.limit])
-
-
-def _result(
-    segmenter: Segmenter, dataset: Dataset, evaluation: Evaluation, scores: Scores, verdict: Verdict | None
-) -> dict[str, Any]:
-    reference = segmenter.manifest.reference
-    warnings = []
-    if reference is not None and eval_gate.published_miou(segmenter) is None:
-        warnings.append(
-            f"the published mIoU {reference.mIoU} was measured with another protocol ({reference.protocol}) than this "
-            f"({segmenter.protocol.description})"
-        )
-    if scores.mIoU != scores.mIoU:
-        warnings.append("there is no mIoU: every pixel of the masks is ignored")
-    precision = segmenter.bundle.artifact(segmenter.artifact).precision
-    if precision in ("fp16", "bf16") and "CPUExecutionProvider" in segmenter.description:
-        warnings.append(
-            f"ONNX Runtime computes {precision} in FP32 on a CPU and skips most of its rounding: this is not the "
-            "accuracy of an engine. denseport build audits with the rounding emulated"
-        )
-    seconds = max(evaluation.seconds, 1e-9)  # 0 where nothing was left to measure
+def _data(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
-        "artifact": segmenter.artifact,
-        "session": segmenter.description,
-        "protocol": {"name": segmenter.protocol.name, "description": segmenter.protocol.description},
-        "images": len(dataset),
-        "reduce_zero_label": dataset.reduce_zero_label,
-        **scores.to_dict(),
-        "agreement": evaluation.predictions.agreement,
-        "gate": verdict.to_dict() if verdict is not None else None,
-        "warnings": warnings,
-        "seconds": round(evaluation.seconds, 3),
-        "images_per_second": round(evaluation.measured / seconds, 3),
-        "session_share": round(evaluation.session_seconds / seconds, 4),
+        "masks": arguments.masks,
+        "list_file": arguments.list,
+        "split": arguments.split,
+        "reduce_zero_label": arguments.reduce_zero_label,
+        "ignore_index": arguments.ignore_index,
     }
 
 
-def _table(result: dict[str, Any], scores: Scores) -> str:
-    rows = [row for row in scores.per_class if row.IoU == row.IoU]  # NaN: in neither map
+def _shard(arguments: argparse.Namespace, gate: Gate | None) -> int:
+    from dataclasses import replace
+
+    from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.evaluation.dataset import open_dataset
+    from denseport.runtime.evaluation.task import evaluate_shard, refuse_state
+    from denseport.runtime.system.progress import Terminal
+
+    refuse_state(arguments.state, resume=arguments.resume)
+    bundle, options = Bundle(arguments.bundle), _data(arguments)
+    if options["reduce_zero_label"] is None:
+        options["reduce_zero_label"] = bundle.manifest.reduce_zero_label
+    dataset = open_dataset(arguments.data, **options)
+    found = evaluate_shard(
+        bundle,
+        replace(dataset, samples=dataset.samples[: arguments.limit]),
+        arguments.shard,
+        arguments.state,
+        artifact=arguments.artifact,
+        protocol=arguments.protocol,
+        gate=gate,
+        threads=arguments.threads,
+        workers=arguments.workers,
+        resume=arguments.resume,
+        progress=Terminal(),
+    ).to_dict()
+    text = "shard {shard}: {images} of {of} images, kept in {state}; add the shards up with --merge"
+    print(json.dumps(found, indent=1) if arguments.json else text.format(**found))
+    return 0
+
+
+def _table(found: Evaluation) -> str:
+    rows = [row for row in found.per_class if row.IoU == row.IoU]  # NaN: in neither map
     width = max([len(row.name) for row in rows] + [5])
     lines = [f"{'class':{width}}  {'IoU':>6}  {'Acc':>6}  {'pixels':>12}"]
     for row in rows:
         accuracy = f"{row.Acc:6.2f}" if row.Acc == row.Acc else f"{'-':>6}"
         lines.append(f"{row.name:{width}}  {row.IoU:6.2f}  {accuracy}  {row.pixels:12,}")
-    absent = len(scores.per_class) - len(rows)
+    absent = len(found.per_class) - len(rows)
     if absent:
         lines.append(
             f"(left out, as neither the masks nor the predictions hold any of it: {count(absent, 'class', 'es')})"
         )
-    lines += ["", f"{result['artifact']}: {result['session']}"]
-    lines.append(
-        f"protocol {result['protocol']['name']} ({result['protocol']['description']}), "
-        f"{count(result['images'], 'image')}"
-    )
-    if result["reduce_zero_label"]:
+    images = count(len(found.measurement.names), "image")
+    lines += ["", f"{found.artifact}: {found.session}"]
+    lines.append(f"protocol {found.protocol.name} ({found.protocol.description}), {images}")
+    if found.reduce_zero_label:
         lines.append("masks: classes count from 1, 0 is ignored")
-    lines.append(f"mIoU {scores.mIoU:.2f}   mAcc {scores.mAcc:.2f}   aAcc {scores.aAcc:.2f}")
+    lines.append(f"mIoU {found.mIoU:.2f}   mAcc {found.mAcc:.2f}   aAcc {found.aAcc:.2f}")
+    result = found.to_dict()
     if result["seconds"]:
         share = 100 * result["session_share"]
         lines.append(f"{result['images_per_second']:.2f} images/s, {share:.0f} % of it in the network")
-    lines += [f"warning: {text}" for text in result["warnings"]]
-    lines += result.get("explanation", {}).get("lines", [])
-    if "report" in result:
-        lines.append(f"report: {result['report']}")
-    verdict = result["gate"]
-    if verdict is not None:
-        delta = "" if verdict["delta"] is None else f", {verdict['delta']:+.3f} points"
-        lines.append(f"{'PASS' if verdict['passed'] else 'FAIL'}: against {verdict['compared_with']}{delta}")
-        if verdict["interval"] is not None:
-            low, high = verdict["interval"]
-            lines.append(f"  95 % confidence: {low:+.3f} to {high:+.3f} points; budget {verdict['budget']:g}")
-        lines += [f"  {text}" for text in (*verdict["reasons"], *verdict["notes"])]
-    return "\n".join(lines)
+    lines += [f"warning: {text}" for text in found.warnings]
+    lines += (found.explanation or {}).get("lines", [])
+    if found.report is not None:
+        lines.append(f"report: {found.report}")
+    return "\n".join(lines + ([] if found.gate is None else _verdict_lines(found.gate)))
 
 
-def _explain(arguments: argparse.Namespace, bundle: Bundle, dataset: Dataset, segmenter: Segmenter) -> dict[str, Any]:
-    """What `denseport.export.explain.explain` says; found through its entry point, as the runtime knows no export."""
-    from importlib.metadata import entry_points
-
-    from denseport.runtime.errors import MachineError
-
-    try:
-        (entry,) = entry_points(group="denseport.explain")
-        explain = entry.load()
-    except (ValueError, ImportError) as err:
-        raise MachineError("--explain needs torch", "pip install 'denseport[export,onnxruntime]'") from err
-    explanation = explain(bundle, segmenter.artifact, arguments.checkpoint, dataset, segmenter.protocol)
-    return {**explanation.to_dict(), "lines": explanation.lines()}
-
-
-def _report(
-    folder: Path,
-    dataset: Dataset,
-    segmenter: Segmenter,
-    fp32: Segmenter | None,
-    evaluation: Evaluation,
-    verdict: Verdict | None,
-    result: dict[str, Any],
-) -> str:
-    import shlex
-
-    from denseport.runtime.evaluation.failures import worst_images
-    from denseport.runtime.evaluation.report import ReportInput, write_report
-    from denseport.runtime.system.machine import inspect_machine
-
-    classes, fp32_confusion = segmenter.manifest.classes, evaluation.fp32_confusion
-    data = ReportInput(
-        manifest=segmenter.manifest,
-        artifact=segmenter.artifact,
-        evaluation=evaluation,
-        scores=evaluation.scores(classes),
-        fp32_scores=fp32_confusion.scores(classes) if fp32_confusion is not None else None,
-        verdict=verdict,
-        protocol=segmenter.protocol.description,
-        warnings=result["warnings"],
-        explanation=result.get("explanation", {}).get("lines", ()),
-        command=shlex.join(["denseport", *sys.argv[1:]]),
-        environment={"session": segmenter.description, **inspect_machine().summary()},
-        images=worst_images(dataset, evaluation, segmenter, fp32),
-    )
-    return str(write_report(folder, data))
-
-
-def _record(segmenter: Segmenter, result: dict[str, Any]) -> None:
-    from denseport.runtime.bundle.comparison import proof_here
-    from denseport.runtime.selection import CUDA
-
-    kept = {key: result[key] for key in ("mIoU", "mAcc", "aAcc", "images", "protocol", "agreement", "gate")}
-    artifact = segmenter.bundle.artifact(segmenter.artifact)
-    on_gpu = artifact.kind == "engine" or CUDA in segmenter.selection.providers
-    proof = proof_here("labels", "accuracy", artifact.float_precision, on_gpu=on_gpu)
-    segmenter.bundle.note(segmenter.artifact, {"accuracy": {**kept, "date": proof.date}}, proof)
-
-
-def _key(segmenter: Segmenter, dataset: Dataset, *, with_fp32: bool) -> str:
-    """What is measured, as a hash: a state of anything else is not taken up."""
-    import hashlib
-
-    from denseport.runtime.media.images import reading
-
-    def size(file: Path) -> int:
-        with reading(file):  # a link to nothing
-            return file.stat().st_size
-
-    facts = [
-        segmenter.bundle.artifact(segmenter.artifact).files,
-        repr(segmenter.protocol),
-        with_fp32,
-        dataset.reduce_zero_label,
-        dataset.ignore_index,
-        [(s.name, size(s.image), size(s.mask)) for s in dataset.samples],
-    ]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def _kept_state(key: str) -> Path:
-    """Where a run under way is kept unless ``--state`` says otherwise."""
-    from denseport.runtime.system.files import cache_folder
-
-    return cache_folder("eval", otherwise="Name a file with --state FILE.") / f"{key[:16]}.npz"
-
-
-class _Progress:
-    """A progress bar with the speed and the mIoU so far; silent where nobody watches."""
-
-    def __init__(self, images: int) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=images, unit="image", file=sys.stderr, disable=None)
-
-    def __call__(self, done: int, miou: float) -> None:
-        self._bar.update(done - self._bar.n)
-        self._bar.set_postfix_str(f"mIoU {miou:.2f}", refresh=False)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
+def _verdict_lines(verdict: Verdict) -> list[str]:
+    delta = "" if verdict.delta != verdict.delta else f", {verdict.delta:+.3f} points"
+    lines = [f"{'PASS' if verdict.passed else 'FAIL'}: against {verdict.compared_with}{delta}"]
+    if verdict.interval is not None:
+        low, high = verdict.interval
+        lines.append(f"  95 % confidence: {low:+.3f} to {high:+.3f} points; budget {verdict.budget:g}")
+    return lines + [f"  {text}" for text in (*verdict.reasons, *verdict.notes)]

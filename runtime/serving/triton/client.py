@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from denseport.runtime.errors import DenseportError, ImageError, InputError, ServerError
 from denseport.runtime.serving.triton import CLASSES, IMAGE, INSTANCES, MASK
 from denseport.runtime.serving.triton.connections import Connection, Failure, connect, end_thread
+from denseport.runtime.serving.triton.shared_memory import SharedMemory
 
 __all__ = ["Client", "main"]
 
@@ -69,7 +70,8 @@ class Client:
         self._connection = self._connect()
 
     def _connect(self) -> Connection:
-        return connect(self.url, self.model, self._version, shared_memory=self._shared_memory)
+        connection = connect(self.url, self.model, self._version)
+        return SharedMemory(connection) if self._shared_memory else connection
 
     def segment(self, image: NDArray[np.uint8]) -> NDArray[np.unsignedinteger[Any]]:
         """The mask (H, W) of class indices for an image (H, W, 3), uint8 BGR.

@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from denseport.runtime.errors import MachineError
-from denseport.runtime.system.machine import install_command
+from denseport.runtime.serving.triton.connections import load_library
 
 __all__ = ["ANY", "Batching", "Config", "VersionPolicy", "model_config", "tensor", "to_pbtxt", "zeros"]
 
@@ -89,15 +88,9 @@ def model_config(name: str, backend: str, parameters: dict[str, str] | None = No
         MachineError: tritonclient is not installed.
         ValueError: ModelConfig has no such field.
     """
-    try:
-        from tritonclient.grpc.model_config_pb2 import ModelConfig
-    except ImportError as err:
-        raise MachineError(
-            f"Triton's message types are missing: tritonclient is not installed: {err}", install_command("client")
-        ) from err
     fields["platform" if backend == "ensemble" else "backend"] = backend
     fields["parameters"] = {key: {"string_value": value} for key, value in (parameters or {}).items()}
-    return ModelConfig(name=name, **fields)
+    return load_library("grpc").model_config_pb2.ModelConfig(name=name, **fields)
 
 
 def tensor(name: str, data_type: str, *dims: int, **fields: Any) -> Message:

@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 
 from denseport.runtime.errors import InputError, MachineError
 
-__all__ = ["Connection", "Failure", "Tritonclient", "connect", "end_thread", "infer_input", "understood"]
+__all__ = [
+    "Connection",
+    "Failure",
+    "Tritonclient",
+    "connect",
+    "end_thread",
+    "infer_input",
+    "load_library",
+    "understood",
+]
 
 URLS = "Give http://host:port or grpc://host:port; Triton's ports are 8000 and 8001."
 DATATYPES = {np.dtype(np.uint8): "UINT8"}  # of what is sent
@@ -76,7 +85,7 @@ class Connection(Protocol):
         ...
 
 
-def connect(url: str, model: str, version: str = "", *, shared_memory: bool = False) -> Connection:
+def connect(url: str, model: str, version: str = "") -> Tritonclient:
     """A connection; nothing is sent yet.
 
     Args:
@@ -95,14 +104,8 @@ def connect(url: str, model: str, version: str = "", *, shared_memory: bool = Fa
         raise InputError(f"{url!r} is no server's URL", URLS)
     tls = parts.scheme.endswith("s")
     if parts.scheme.startswith("grpc"):
-        connection: Tritonclient = _Grpc(parts.netloc, model, version, tls=tls)
-    else:
-        connection = _Http(parts.netloc + parts.path, model, version, tls=tls)
-    if not shared_memory:
-        return connection
-    from denseport.runtime.serving.triton.shared_memory import SharedMemory
-
-    return SharedMemory(connection)
+        return _Grpc(parts.netloc, model, version, tls=tls)
+    return _Http(parts.netloc + parts.path, model, version, tls=tls)
 
 
 def end_thread() -> None:
@@ -125,7 +128,12 @@ def infer_input(library: Any, name: str, array: NDArray[Any]) -> Any:
     return library.InferInput(name, list(array.shape), DATATYPES[array.dtype])
 
 
-def _library(protocol: str) -> Any:
+def load_library(protocol: str) -> Any:
+    """The half of tritonclient for "http" or "grpc"; the latter has Triton's message types too.
+
+    Raises:
+        MachineError: it is not installed.
+    """
     try:
         return importlib.import_module(f"tritonclient.{protocol}")
     except ImportError as err:
@@ -186,7 +194,7 @@ class Tritonclient(ABC):
 
 class _Grpc(Tritonclient):
     def __init__(self, address: str, model: str, version: str, *, tls: bool) -> None:
-        library = _library("grpc")
+        library = load_library("grpc")
         client = library.InferenceServerClient(address, ssl=tls, channel_args=CHANNEL)
         super().__init__(library, client, model, version)
 
@@ -214,7 +222,7 @@ class _Grpc(Tritonclient):
 
 class _Http(Tritonclient):
     def __init__(self, address: str, model: str, version: str, *, tls: bool) -> None:
-        library = _library("http")
+        library = load_library("http")
         more = {"ssl": True, "ssl_context_factory": _tls_context} if tls else {}
         super().__init__(library, library.InferenceServerClient(address, **more), model, version)
 

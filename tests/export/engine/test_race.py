@@ -63,7 +63,7 @@ def test_rounds_are_interleaved_and_the_faster_is_seen(
     times = race(candidates, SHAPE, rounds=4, runs=2, cuda=machine.cuda)  # type: ignore[arg-type]
     assert times == {"off": 2.0, "on": 6.0}  # milliseconds
     rounds = diary[2:]  # the first run of each makes room for its result
-    assert rounds[:4] == ["on", "on", "off", "off"] and rounds[4:8] == ["off", "off", "on", "on"]
+    assert rounds[:4] == ["off", "off", "on", "on"] and rounds[4:8] == ["on", "on", "off", "off"]
     assert len(rounds) == 5 * 2 * 2
     gc.collect()
     assert machine.cuda.alive == 0, "memory, streams and contexts are given back"

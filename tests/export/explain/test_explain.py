@@ -13,6 +13,7 @@ import pytest
 from bundles import onnx_artifact
 from onnx import TensorProto, helper, numpy_helper
 from planting import overflow, set_attribute, with_graph, with_preprocess
+from progress_told import Told
 from support import ASSETS
 
 from denseport.export.explain.divergence import Difference, difference, find_divergence
@@ -187,9 +188,9 @@ def test_an_engine_that_cannot_run_here_is_said_not_to_have_run(bundle: Bundle, 
 
 def test_few_images_are_spread_over_the_data_set(bundle: Bundle, images: Dataset) -> None:
     protocol = parse_protocol("reference", bundle.manifest)
-    told: list[str] = []
-    found = explain(bundle, "model.onnx", None, images, protocol, limit=2, progress=told.append)
-    assert (found.images, found.available) == (2, 4) and told
+    told = Told()
+    found = explain(bundle, "model.onnx", None, images, protocol, limit=2, progress=told)
+    assert (found.images, found.available) == (2, 4) and told.lines
     with pytest.raises(InputError, match="at least one image"):
         explain(bundle, "model.onnx", None, images, protocol, limit=0)
 

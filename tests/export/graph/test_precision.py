@@ -31,7 +31,7 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.dataset import image_list
-from denseport.runtime.evaluation.evaluate import evaluate
+from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.pipeline.preprocess import normalise, resize, resized_size
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.files import sha256_of
@@ -136,7 +136,7 @@ def test_accuracy_on_the_street_images(shared: Path, tmp_path: Path, checkpoint:
     dataset = image_list(street / "val100.txt", street)
     half, full = (Segmenter(bundle, artifact=artifact, threads=2) for artifact in (name, "model.onnx"))
     with half, full:
-        found = evaluate(dataset, half, fp32=full)
+        found = measure_dataset(dataset, half, fp32=full)
     assert found.fp32_confusion is not None and found.predictions.agreement is not None
     fp16, fp32 = (each.scores(bundle.manifest.classes).mIoU for each in (found.confusion, found.fp32_confusion))
     print(f"{checkpoint}: mIoU {fp16:.3f} (FP32 {fp32:.3f}), {found.predictions.agreement:.3%} of the pixels agree")

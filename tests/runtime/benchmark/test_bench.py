@@ -7,12 +7,17 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from browsing import CHROMIUM, shown
+from command_line import returned_by
 from numpy.typing import NDArray
+from progress_told import Told
 
+from denseport.runtime.benchmark import bench as bench_module
+from denseport.runtime.benchmark.bench import bench
 from denseport.runtime.benchmark.load import Conditions, LoadMonitor
 from denseport.runtime.benchmark.report import as_dict, table, write_report
 from denseport.runtime.benchmark.speed import (
@@ -29,6 +34,7 @@ from denseport.runtime.benchmark.speed import (
 from denseport.runtime.benchmark.startup import measure_startup
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
+from denseport.runtime.errors import DenseportError
 
 
 @dataclass
@@ -118,18 +124,18 @@ def test_the_plot_shows_a_hundredth_of_a_point_as_small_as_it_is(sample_copy: Bu
 
 
 def test_the_time_it_takes_is_told_beforehand() -> None:
-    told = list[tuple[float, str]]()
+    told = Told()
     plan = Plan(rounds=2, seconds=0.1, concurrency=(), batches=(1, 4))
     run_bench(
         [Contender("a", Sleeping(0.05)), Contender("b", Sleeping(0.02))],
         synthetic_image(4, 4),
         np.zeros((1, 3, 4, 4), np.float32),
         plan,
-        lambda text: told.append((time.perf_counter(), text)),
+        told,
     )
-    (said,) = (entry for entry in told if "measuring takes about" in entry[1])
-    assert "--rounds (2)" in said[1] and "--seconds (0.1)" in said[1]
-    assert told.index(said) == 2, "after the warm-up of both, before anything is measured"
+    (index,) = (i for i, line in enumerate(told.lines) if "measuring takes about" in line)
+    assert "--rounds (2)" in told.lines[index] and "--seconds (0.1)" in told.lines[index]
+    assert index == 2, "after the warm-up of both, before anything is measured"
     # Runs: 1 to count by and 2 rounds of so many, for the session and the two batches.
     a, b = 0.05 + 2 * 2 * 0.05, 0.02 + 2 * 5 * 0.02
     batches_of_4 = 0.2 + 2 * 1 * 0.2 + 0.08 + 2 * 1 * 0.08
@@ -137,7 +143,7 @@ def test_the_time_it_takes_is_told_beforehand() -> None:
     callers = Plan(rounds=3, seconds=1, concurrency=(4,), batches=())
     # Four callers are served four images at least: 4 runs of 0.5 s a round, where alone there are 2.
     assert expected_seconds(callers, [0.5], [0.5]) == pytest.approx(3 * 0.5 + 3 * (1 + 1 + 2))
-    assert time.perf_counter() - said[0] >= 0.9 * expected_seconds(plan, [0.05, 0.02], [])
+    assert time.perf_counter() - told.times[index] >= 0.9 * expected_seconds(plan, [0.05, 0.02], [])
 
 
 def test_drift_and_other_processes_are_warned_about() -> None:
@@ -176,12 +182,16 @@ def test_the_image_is_always_the_same_and_not_uniform() -> None:
 
 
 def test_the_command_measures_records_and_reports(
-    sample_copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sample_copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    returned = returned_by(monkeypatch, bench_module, "bench")
     sample_copy.note("model.onnx", {"accuracy": {"mIoU": 25.88}})
     options = ["--size", "64x96", "--rounds", "1", "--seconds", "0.01", "--concurrency", "2", "--batches", "1"]
     assert main(["bench", str(sample_copy.path), *options, "--json", "--report", str(tmp_path / "report")]) == 0
     report = json.loads(capsys.readouterr().out)
+    assert (
+        report == json.loads(json.dumps(returned[0].to_dict())) and returned[0].report == tmp_path / "report/bench.html"
+    )
     (row,) = report["rows"]
     assert row["artifact"] == "model.onnx" and row["mIoU"] == 25.88
     assert row["session_ms"]["p50"] > 0 and row["whole_ms"]["p50"] > 0 and row["session_ms"]["p99"] is None
@@ -197,6 +207,36 @@ def test_the_command_measures_records_and_reports(
         and "model.onnx" in page
         and "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
     )
+
+
+def test_the_function_measures_an_array_and_writes_nothing_unasked(
+    sample_copy: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, told = Plan(rounds=1, seconds=0.001, concurrency=(1,), batches=()), Told()
+    before = (sample_copy.path / "manifest.json").read_bytes()
+    image = synthetic_image(64, 96)
+    found = bench(sample_copy, ["model.onnx"], image=image, plan=plan, threads=1, record=False, progress=told)
+    assert (sample_copy.path / "manifest.json").read_bytes() == before
+    (result,) = found.results
+    assert result.whole is not None and result.whole.median >= result.session.median > 0
+    assert found.details["measured"]["image"] == [64, 96] and found.skipped == {} and found.report is None
+    assert any("model.onnx in a process of its own" in line for line in told.lines)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"artifacts": ["int9.onnx"]}, "no artifact 'int9.onnx'"),
+        ({"checkpoint": "x.pth"}, "--checkpoint is for a baseline"),
+        ({"image": "none.jpg"}, "none.jpg"),
+        ({"report": __file__}, "cannot be written"),
+    ],
+)
+def test_the_function_raises_what_the_command_prints(sample: Bundle, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(DenseportError, match=re.escape(words)) as caught:
+        bench(sample, **arguments)
+    assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize(

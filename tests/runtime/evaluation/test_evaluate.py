@@ -19,7 +19,7 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import DatasetError
 from denseport.runtime.evaluation.dataset import ade20k
-from denseport.runtime.evaluation.evaluate import evaluate
+from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.evaluation.metrics import ConfusionMatrix
 from denseport.runtime.segmenter import Segmenter
 
@@ -74,20 +74,20 @@ def test_workers_and_order_do_not_change_a_single_count(sample: Bundle) -> None:
 
         expected.update(dataset.read_mask(item, 150), segmenter(read_image(item.image)).mask)
     for workers in (1, 4):
-        assert evaluate(dataset, segmenter, workers=workers).confusion == expected
+        assert measure_dataset(dataset, segmenter, workers=workers).confusion == expected
 
 
 CHILD = """
 import sys, numpy as np
 from pathlib import Path
-from denseport.runtime.evaluation import evaluate as module
+from denseport.runtime.evaluation import measure as module
 from denseport.runtime.evaluation.dataset import ade20k
 from denseport.runtime.segmenter import Segmenter
 module.SAVE_EVERY = 2
 bundle, data, state, out = sys.argv[1:]
-def progress(done, miou):
+def progress(done, total, note):
     print(done, flush=True)
-evaluation = module.evaluate(
+evaluation = module.measure_dataset(
     ade20k(Path(data)), Segmenter(bundle), state_file=Path(state), resume=True, key="k", progress=progress
 )
 np.savez(out, matrix=evaluation.confusion.matrix, intersect=evaluation.areas.intersect, measured=evaluation.measured)
@@ -111,7 +111,7 @@ def run_child(arguments: list[str], kill_after: int | None) -> int:
 
 def test_killed_three_times_and_resumed_gives_the_same_matrix(shared: Path, sample: Bundle, tmp_path: Path) -> None:
     data = shared / "data/street"
-    whole = evaluate(ade20k(data), Segmenter(sample))
+    whole = measure_dataset(ade20k(data), Segmenter(sample))
     state, out = tmp_path / "state.npz", tmp_path / "out.npz"
     arguments = [str(sample.path), str(data), str(state), str(out)]
     moments = sorted(random.sample(range(5, 95), 3))
@@ -130,15 +130,15 @@ def test_a_state_of_another_measurement_is_not_taken_up(sample: Bundle, tmp_path
     state = tmp_path / "state.npz"
     dataset, segmenter = ade20k(STREET), Segmenter(sample)
 
-    def stop(done: int, miou: float) -> None:
+    def stop(done: int, total: int, note: str = "") -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(dataset, segmenter, state_file=state, key="a", progress=stop)
+        measure_dataset(dataset, segmenter, state_file=state, key="a", progress=stop)
     assert state.exists()
-    assert evaluate(dataset, segmenter, state_file=state, resume=True, key="b").measured == len(dataset)
+    assert measure_dataset(dataset, segmenter, state_file=state, resume=True, key="b").measured == len(dataset)
     state.write_bytes(b"not an archive")
-    assert evaluate(dataset, segmenter, state_file=state, resume=True, key="a").measured == len(dataset)
+    assert measure_dataset(dataset, segmenter, state_file=state, resume=True, key="a").measured == len(dataset)
 
 
 def test_a_mask_of_another_size_is_named(sample: Bundle, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_mask_of_another_size_is_named(sample: Bundle, tmp_path: Path) -> None
     cv2.imwrite(str(tmp_path / "images/validation/a.jpg"), np.zeros((60, 80, 3), np.uint8))
     cv2.imwrite(str(tmp_path / "annotations/validation/a.png"), np.zeros((60, 81), np.uint8))
     with pytest.raises(DatasetError, match=r"a\.png: is 81 x 60, its image .* is 80 x 60"):
-        evaluate(ade20k(tmp_path), Segmenter(sample))
+        measure_dataset(ade20k(tmp_path), Segmenter(sample))
 
 
 def test_gate_exit_codes(sample: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

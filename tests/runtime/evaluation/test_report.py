@@ -20,9 +20,9 @@ from support import ASSETS, areas_of
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Inference, Manifest, Reference
 from denseport.runtime.evaluation.dataset import ade20k
-from denseport.runtime.evaluation.evaluate import Evaluation, evaluate
 from denseport.runtime.evaluation.failures import WorstImage, worst_images
 from denseport.runtime.evaluation.gate import Predictions, Verdict
+from denseport.runtime.evaluation.measure import Measurement, measure_dataset
 from denseport.runtime.evaluation.metrics import ConfusionMatrix
 from denseport.runtime.evaluation.report import ReportInput, write_report
 from denseport.runtime.segmenter import Segmenter
@@ -81,8 +81,8 @@ def confusion(matrix: list[list[int]]) -> ConfusionMatrix:
     return result
 
 
-def evaluation(own: ConfusionMatrix, fp32: ConfusionMatrix | None = None) -> Evaluation:
-    return Evaluation(
+def evaluation(own: ConfusionMatrix, fp32: ConfusionMatrix | None = None) -> Measurement:
+    return Measurement(
         names=("street",),
         confusion=own,
         areas=areas_of([own]),
@@ -351,12 +351,12 @@ def test_the_worst_images_are_those_that_an_independent_count_finds(segmenters: 
         accuracy[sample.name] = 100 * np.mean((mask == stored - 1)[stored > 0])
         disagreement[sample.name] = 100 * np.mean(mask != other)
 
-    alone = worst_images(dataset, evaluate(dataset, own), own, None, count=2)
+    alone = worst_images(dataset, measure_dataset(dataset, own), own, None, count=2)
     assert [p.name for p in alone] == sorted(accuracy, key=lambda name: accuracy[name])[:2]
     assert [p.accuracy for p in alone] == pytest.approx([accuracy[p.name] for p in alone])
     assert alone[0].fp32_mask is None and max(alone[0].image.shape) <= 320
 
-    beside = worst_images(dataset, evaluate(dataset, own, fp32=fp32), own, fp32)
+    beside = worst_images(dataset, measure_dataset(dataset, own, fp32=fp32), own, fp32)
     assert [p.name for p in beside] == sorted(disagreement, key=lambda name: -disagreement[name])
     assert [p.disagreement for p in beside] == pytest.approx([disagreement[p.name] for p in beside])
     for p in beside:
@@ -368,7 +368,7 @@ def test_a_data_set_of_one_image(segmenters: tuple[Segmenter, Segmenter], tmp_pa
     own, fp32 = segmenters
     dataset = ade20k(ASSETS / "street")
     dataset = replace(dataset, samples=dataset.samples[:1])
-    result = evaluate(dataset, own, fp32=fp32)
+    result = measure_dataset(dataset, own, fp32=fp32)
     images = worst_images(dataset, result, own, fp32)
     scores = result.scores(own.manifest.classes)
     data = replace(report(), manifest=own.manifest, evaluation=result, scores=scores, images=images)

@@ -22,8 +22,8 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import DatasetError, InputError, MachineError
 from denseport.runtime.evaluation.dataset import Dataset, Sample, ade20k
-from denseport.runtime.evaluation.evaluate import evaluate, measure
-from denseport.runtime.evaluation.shards import RETRIES, Actors, connect, evaluate_on_ray, plan_actors
+from denseport.runtime.evaluation.measure import measure_dataset, measure_images
+from denseport.runtime.evaluation.shards import RETRIES, Actors, connect, measure_on_ray, plan_actors
 from denseport.runtime.evaluation.state import EvaluationState, load_state, merge_states, save_state
 from denseport.runtime.segmenter import Segmenter
 
@@ -168,11 +168,11 @@ def damaged_street(folder: Path) -> tuple[Dataset, Path]:
 def test_failures_are_collected_beside_the_counts_of_the_others(sample: Bundle, tmp_path: Path) -> None:
     segmenter, (dataset, empty) = Segmenter(sample), damaged_street(tmp_path)
     state, failures = EvaluationState("", len(dataset), 150, with_fp32=False), dict[int, str]()
-    measure(dataset, segmenter, state, failures=failures)
+    measure_images(dataset, segmenter, state, failures=failures)
     assert list(failures) == [2]
     assert str(empty) in failures[2]
     assert state.done.tolist() == [index != 2 for index in range(len(dataset))]
-    assert state.confusion == evaluate(ade20k(STREET), segmenter).confusion
+    assert state.confusion == measure_dataset(ade20k(STREET), segmenter).confusion
 
 
 # Devices
@@ -247,11 +247,11 @@ class TestRay:
 
     def assert_equal_though_killed(self, dataset: Dataset, bundle: Bundle, after: int) -> None:
         segmenter = Segmenter(bundle)
-        expected = evaluate(dataset, segmenter, fp32=segmenter)
+        expected = measure_dataset(dataset, segmenter, fp32=segmenter)
         seen: set[int] = set()
         killed: list[int] = []
 
-        def progress(done: int, miou: float) -> None:
+        def progress(done: int, total: int, note: str = "") -> None:
             running = actor_processes()
             seen.update(running)
             if done >= after and not killed:
@@ -259,7 +259,7 @@ class TestRay:
                 killed.append(min(running))
                 os.kill(killed[0], signal.SIGKILL)
 
-        found, session = evaluate_on_ray("local", dataset, segmenter, fp32=segmenter, threads=1, progress=progress)
+        found, session = measure_on_ray("local", dataset, segmenter, fp32=segmenter, threads=1, progress=progress)
         assert killed
         assert "1 thread" in session
         assert found.confusion == expected.confusion
@@ -274,14 +274,14 @@ class TestRay:
         segmenter, (dataset, empty), state = Segmenter(sample), damaged_street(tmp_path), tmp_path / "state.npz"
 
         def run() -> Any:
-            return evaluate_on_ray("local", dataset, segmenter, threads=1, state_file=state, resume=True, key="k")[0]
+            return measure_on_ray("local", dataset, segmenter, threads=1, state_file=state, resume=True, key="k")[0]
 
         with pytest.raises(DatasetError, match=rf"1 of {len(dataset)} images failed\n  {empty}: the file is empty"):
             run()
         empty.write_bytes(dataset.samples[0].image.read_bytes())
         mended = run()
         assert mended.measured == 1
-        assert mended.confusion == evaluate(dataset, segmenter).confusion
+        assert mended.confusion == measure_dataset(dataset, segmenter).confusion
         assert not state.exists()
 
     def test_the_command_line_measures_the_same(

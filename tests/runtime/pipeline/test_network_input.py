@@ -18,6 +18,7 @@ from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.pipeline.network_input import NetworkInputs, network_inputs
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.system.progress import Silent
 
 HEIGHT, WIDTH = 600, 1200  # under 2048 x 512 and a crop of 512 it is resized to 1024 x 512: two windows and one between
 PROTOCOLS = ("reference", "slide:512:341", "slide:64:50", "native:512:341", "ms-flip", "fixed:64x96")
@@ -94,5 +95,5 @@ def test_ranges_and_audits_of_sliding_windows_see_windows(
     shapes.clear()
     monkeypatch.setattr(audit, "_compare", lambda reference, suspect, inputs, precision: observed(None, inputs))
     with pytest.raises(InterruptedError):
-        audit.audit_graph(sample_copy, sample_copy.path / "model.onnx", "fp16", [photo] * 3, lambda text: None)
+        audit.audit_graph(sample_copy, sample_copy.path / "model.onnx", "fp16", [photo] * 3, Silent())
     assert shapes == [(1, 3, 160, 160)] * 3

@@ -69,7 +69,7 @@ def test_a_field_that_triton_does_not_have_is_refused() -> None:
 
 
 def test_without_tritonclient_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tritonclient.grpc.model_config_pb2", None)
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
     with pytest.raises(MachineError, match="tritonclient is not installed") as caught:
         model_config("m", "python")
     assert caught.value.exit_code == 3 and "denseport[client]" in str(caught.value)

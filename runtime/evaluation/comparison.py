@@ -1,0 +1,136 @@
+"""What a gate compares an artifact with: chosen, and refused, before the work; judged after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from denseport.runtime.errors import InputError
+from denseport.runtime.evaluation.gate import (
+    AGREEMENTS,
+    BUDGETS,
+    Verdict,
+    against_fp32,
+    against_published,
+    check_collapse,
+    threshold,
+    why_not_published,
+)
+from denseport.runtime.evaluation.measure import Measurement
+from denseport.runtime.segmenter import Segmenter
+
+__all__ = ["Comparison", "Gate", "choose_comparison", "published_miou"]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What an artifact must keep to pass.
+
+    Raises:
+        InputError: a number out of range.
+    """
+
+    against: str | float = "reference"  # the published mIoU; or an artifact ("model.onnx"), or a mIoU in percent
+    budget: float | None = None  # points of mIoU that may be lost; None: the manifest's, else by precision (`BUDGETS`)
+    agreement: float | None = None  # least share of pixels with FP32's class, 0..1; None: by precision (`AGREEMENTS`)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.against, str) and not 0 <= self.against <= 100:
+            raise InputError(f"Gate(against={self.against}): is no mIoU in percent", "Give a number from 0 to 100.")
+        for name, most in (("budget", 100), ("agreement", 1)):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= most:
+                raise InputError(f"Gate({name}={value}): is not from 0 to {most}", "Leave it out for the default.")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison that can be made, and how much may be lost in it."""
+
+    budget: float  # points of mIoU
+    agreement: float  # least share of pixels with FP32's class, 0..1
+    yardstick: tuple[str, float] | None = None  # what a mIoU in percent is, and it; None: FP32 on the same images
+    notes: tuple[str, ...] = ()
+
+    def judge(self, measurement: Measurement, classes: tuple[str, ...]) -> Verdict:
+        """The verdict on what was measured, of FP32 beside the artifact too where it is the yardstick."""
+        if self.yardstick is not None:
+            name, miou = self.yardstick
+            verdict = against_published(measurement.scores(classes).mIoU, miou, self.budget, name)
+        elif measurement.fp32_areas is not None:
+            verdict = against_fp32(measurement.areas, measurement.fp32_areas, self.budget, notes=self.notes)
+        else:
+            raise ValueError("FP32 was not measured beside the artifact")
+        return check_collapse(verdict, measurement.predictions, self.agreement, classes)
+
+
+def choose_comparison(gate: Gate, segmenter: Segmenter, images: int) -> Comparison:
+    """The comparison that a gate asks for.
+
+    Args:
+        segmenter: of the artifact that is judged.
+        images: images that will be measured.
+
+    Raises:
+        InputError: nothing to compare with, or no budget for the artifact's precision.
+        BundleError: the gate names an artifact that the bundle does not have.
+    """
+    manifest = segmenter.manifest
+    precision = segmenter.bundle.artifact(segmenter.artifact).precision
+    given = manifest.budgets.get(precision) if gate.budget is None else float(gate.budget)
+    found = Comparison(threshold(BUDGETS, precision, given), threshold(AGREEMENTS, precision, gate.agreement))
+    if (miou := _percent(gate.against)) is not None:
+        return replace(found, yardstick=("the given mIoU", miou))
+    if gate.against == "reference":
+        return _with_published(found, segmenter, images)
+    _refuse_yardstick(str(gate.against), segmenter)
+    return found
+
+
+def _refuse_yardstick(gate: str, segmenter: Segmenter) -> None:
+    """Of artifacts only FP32 is one, for the others."""
+    segmenter.bundle.artifact(gate)
+    source = segmenter.manifest.source
+    if gate == segmenter.artifact:
+        raise InputError(f"--gate {gate}: an artifact cannot be compared with itself", "Name another --artifact.")
+    if gate != source:
+        raise InputError(f"--gate {gate}: only the FP32 artifact, {source}, is a yardstick", f"Give --gate {source}.")
+
+
+def _with_published(comparison: Comparison, segmenter: Segmenter, images: int) -> Comparison:
+    """The published mIoU as the yardstick or, where this measurement is not comparable with it, FP32."""
+    bundle, published = segmenter.bundle, published_miou(segmenter)
+    reference = bundle.manifest.reference
+    if reference is None:
+        raise InputError(
+            f"{bundle.path}: has no published mIoU to compare with: it is not recognised as a published model",
+            f"Give the mIoU itself (--gate 41.92), or compare with FP32 (--gate {bundle.manifest.source}).",
+        )
+    if published is None:
+        obstacle: str | None = f"no mIoU was published for protocol {segmenter.protocol.name}"
+    else:
+        obstacle = why_not_published(images)
+        if obstacle is None:
+            return replace(comparison, yardstick=(f"published mIoU of {reference.preset}", published))
+    if segmenter.artifact == bundle.manifest.source:
+        raise InputError(
+            f"--gate reference: {obstacle}", "Measure the full set with that protocol, or give --gate MIOU."
+        )
+    return replace(comparison, notes=(f"compared with FP32 instead: {obstacle}",))
+
+
+def published_miou(segmenter: Segmenter) -> float | None:
+    """The published mIoU that belongs to the protocol, percent; None where none does."""
+    reference = segmenter.manifest.reference
+    if reference is None:
+        return None
+    if segmenter.protocol.name in ("ms-flip", "ms-flip:0.x"):
+        return reference.mIoU_ms_flip
+    return reference.mIoU if segmenter.protocol.name == "reference" else None
+
+
+def _percent(against: str | float) -> float | None:
+    try:
+        value = float(against)
+    except ValueError:
+        return None
+    return value if 0 <= value <= 100 else None

@@ -1,0 +1,220 @@
+"""One accuracy measurement, opened and checked: made in this process, in shards that are merged, or on Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.protocol import Protocol
+from denseport.runtime.errors import InputError
+from denseport.runtime.evaluation.comparison import Comparison, Gate, choose_comparison
+from denseport.runtime.evaluation.dataset import Dataset
+from denseport.runtime.evaluation.measure import (
+    Effort,
+    Measurement,
+    measure_dataset,
+    measure_images,
+    measurement_of,
+)
+from denseport.runtime.evaluation.state import merge_states, open_state, save_state
+from denseport.runtime.media.images import reading
+from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.system.files import cache_folder, refuse_unwritable, writing
+from denseport.runtime.system.progress import Progress, Silent
+from denseport.runtime.system.text import count
+
+__all__ = ["LongRun", "Shard", "Task", "evaluate_shard", "open_task", "refuse_state"]
+
+
+@dataclass(frozen=True)
+class LongRun:
+    """How a long measurement is kept, resumed and divided."""
+
+    state: Path | None = None  # file with the counts of a run under way; None: one in the user's cache
+    resume: bool = False  # go on with an interrupted run of the same measurement
+    merge: tuple[Path, ...] = ()  # states of shards (`evaluate_shard`) to add up: nothing is measured
+    ray: str | None = None  # address of a Ray cluster to spread over, or "local" for one on this machine
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What `evaluate_shard` counted; nothing is judged."""
+
+    part: tuple[int, int]  # (i, n): every nth image from the ith on
+    images: int  # of the shard
+    total: int  # of the data set
+    state: Path  # the counts, for `LongRun.merge`
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``denseport eval --shard --json`` prints."""
+        first, step = self.part
+        return {"shard": f"{first}/{step}", "images": self.images, "of": self.total, "state": str(self.state)}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A measurement that can begin."""
+
+    dataset: Dataset
+    segmenter: Segmenter
+    fp32: Segmenter | None  # run beside it for the gate
+    comparison: Comparison | None
+    threads: int | None
+    workers: int
+
+    def measure(self, run: LongRun, progress: Progress) -> tuple[Measurement, str]:
+        """What was measured of the whole data set, and on which session, in words."""
+        if run.merge:
+            state = merge_states(run.merge, self.key())
+            return measurement_of(self.dataset, state, Effort()), f"{count(len(run.merge), 'state')} merged"
+        key = self.key()
+        state_file = run.state or cache_folder("eval", otherwise="Name a file with --state FILE.") / f"{key[:16]}.npz"
+        with progress.phase(f"measuring {self.segmenter.artifact}") as told:
+            if run.ray is not None:
+                from denseport.runtime.evaluation.shards import measure_on_ray
+
+                return measure_on_ray(
+                    run.ray,
+                    self.dataset,
+                    self.segmenter,
+                    fp32=self.fp32,
+                    threads=self.threads,
+                    workers=self.workers,
+                    state_file=state_file,
+                    resume=run.resume,
+                    key=key,
+                    progress=told,
+                )
+            measurement = measure_dataset(
+                self.dataset,
+                self.segmenter,
+                fp32=self.fp32,
+                workers=self.workers,
+                state_file=state_file,
+                resume=run.resume,
+                key=key,
+                progress=told,
+            )
+        return measurement, self.segmenter.description
+
+    def key(self) -> str:
+        """What is measured, as a hash: a state of anything else is not taken up."""
+
+        def size(file: Path) -> int:
+            with reading(file):  # a link to nothing
+                return file.stat().st_size
+
+        facts = [
+            self.segmenter.bundle.artifact(self.segmenter.artifact).files,
+            repr(self.segmenter.protocol),
+            self.fp32 is not None,
+            self.dataset.reduce_zero_label,
+            self.dataset.ignore_index,
+            [(s.name, size(s.image), size(s.mask)) for s in self.dataset.samples],
+        ]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+@contextmanager
+def open_task(
+    bundle: Bundle,
+    dataset: Dataset,
+    artifact: str,
+    protocol: str | Protocol,
+    gate: Gate | None,
+    threads: int | None,
+    workers: int,
+) -> Iterator[Task]:
+    """Open the artifact, and FP32 beside it where the gate needs it, for a block.
+
+    Raises:
+        BundleError, InputError, MachineError: as of `Segmenter` and `choose_comparison`.
+    """
+    with ExitStack() as stack:
+        segmenter = stack.enter_context(Segmenter(bundle, artifact=artifact, protocol=protocol, threads=threads))
+        comparison = None if gate is None else choose_comparison(gate, segmenter, len(dataset))
+        fp32 = None
+        source = bundle.manifest.source
+        if gate is not None and artifact != source:
+            fp32 = stack.enter_context(Segmenter(bundle, artifact=source, protocol=segmenter.protocol, threads=threads))
+        yield Task(dataset, segmenter, fp32, comparison, threads, workers)
+
+
+def evaluate_shard(
+    bundle: Path | str | Bundle,
+    dataset: Dataset,
+    part: tuple[int, int],
+    state: Path,
+    *,
+    artifact: str | None = None,
+    protocol: str | Protocol = "reference",
+    gate: Gate | None = None,
+    threads: int | None = None,
+    workers: int = 2,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Shard:
+    """Measure every nth image and keep the counts in a file, for ``evaluate(..., run=LongRun(merge=...))``.
+
+    Args:
+        dataset: the whole of it, the same for every shard.
+        part: (i, n), with i from 1 to n.
+        state: file to write; with ``resume`` it may be there already.
+        artifact, protocol, gate, threads, workers: as of `denseport.runtime.evaluation.evaluate.evaluate`. The gate
+            is not judged; it says whether FP32 is measured too, as it must be for the merge.
+
+    Raises:
+        InputError: a shard without an image, or a state of another one.
+        OutputError: ``state`` cannot be written.
+    """
+    first, step = part
+    indices = range(first - 1, len(dataset), step)
+    if not indices:
+        raise InputError(
+            f"--shard {first}/{step}: the data set has only {count(len(dataset), 'image')}", "Make fewer shards."
+        )
+    refuse_state(state, resume=resume)
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    with open_task(bundle, dataset, artifact or bundle.manifest.source, protocol, gate, threads, workers) as task:
+        classes = len(task.segmenter.manifest.classes)
+        counts = open_state(state, task.key(), len(dataset), classes, with_fp32=task.fp32 is not None, resume=resume)
+        if counts.done.sum() > counts.done[indices].sum():
+            raise InputError(f"{state}: holds another shard", "Name another file with --state.")
+        with (progress or Silent()).phase(f"shard {first}/{step}") as told:
+            measure_images(
+                dataset,
+                task.segmenter,
+                counts,
+                images=indices,
+                fp32=task.fp32,
+                workers=workers,
+                state_file=state,
+                progress=told,
+            )
+    save_state(state, counts)
+    return Shard(part, len(indices), len(dataset), state)
+
+
+def refuse_state(state: Path | None, *, resume: bool) -> None:
+    """A file that is there may be a shard's, or anything: the run would replace it, and remove it at its end.
+
+    Raises:
+        InputError: it is there, and ``resume`` was not asked for; or it is no file.
+        OutputError: it cannot be written.
+    """
+    if state is None:
+        return
+    refuse_unwritable(state.parent)
+    with writing(state):  # of a name that is too long
+        if not state.exists():
+            return
+    if not state.is_file():
+        raise InputError(f"--state {state}: is no file", "Name a file, or one that is not there yet.")
+    if not resume:
+        raise InputError(f"--state {state}: exists", "Go on with it (--resume), or name another file.")
