@@ -19,12 +19,14 @@ from denseport.calibration.search.sensitivity import Loss
 from denseport.calibration.steps import CalibrationRecord, quantize_bundle
 from denseport.calibration.verdict import judge, measure_accuracy
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import FP32, decode_dataclass, reading_record
+from denseport.runtime.bundle.comparison import proof_here
+from denseport.runtime.bundle.decode import decode_dataclass, reading_record
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.bundle.quantization import QuantizationVerdict
 from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.dataset import Dataset, open_dataset
 from denseport.runtime.pipeline.network_input import evenly_spaced, sample_evenly
+from denseport.runtime.selection import select_artifact
 from denseport.runtime.system.files import cache_folder, refuse_unwritable, writing
 from denseport.runtime.system.progress import Progress, Silent
 
@@ -179,7 +181,7 @@ def _work_folder(options: CalibrationOptions, bundle: Bundle, images: Sequence[P
     if options.work is not None:
         yield options.work
         return
-    what = [bundle.artifact(FP32).files, [str(path.absolute()) for path in images]]
+    what = [bundle.artifact(bundle.manifest.source).files, [str(path.absolute()) for path in images]]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     cache = cache_folder("calibrate", otherwise="Name a folder with --work DIR.") / key
     if not options.resume:
@@ -206,5 +208,7 @@ def _verdict(
     progress.say(f"racing {name} with FP32")
     timed = [images[i] for i in evenly_spaced(range(len(images)), TIMED)]
     verdict = judge(bundle, name, timed, budget, loss, accuracy, threads=threads)
-    bundle.note(name, verdict.record())
+    against, on_gpu = "fp32" if labelled is None else "labels", select_artifact(bundle, name).on_gpu
+    proof = proof_here(against, "verdict", bundle.artifact(name).float_precision, on_gpu=on_gpu)
+    bundle.note(name, verdict.record(), proof)
     return verdict

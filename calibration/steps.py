@@ -29,7 +29,6 @@ from denseport.calibration.search.search import Budget, Search, Step, search
 from denseport.calibration.search.sensitivity import Loss, Reference, sensitivities
 from denseport.calibration.search.variants import Variant, variants_of
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import FP32, Artifact
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.pipeline.network_input import evenly_spaced
 from denseport.runtime.system.files import sha256_of, work_folder, writing
@@ -98,7 +97,7 @@ def quantize_bundle(
         DatasetError: labels that do not fit the bundle's classes.
     """
     start = time.monotonic()
-    model, _ = unpack_projections(load_model(bundle.verified(FP32)))
+    model, _ = unpack_projections(load_model(bundle.verified(bundle.manifest.source)))
     progress.say(f"reading {count(len(images), 'image')}")
     sizes = images.check(bundle.manifest.patch_size)
     _check_sizes(model, images, sizes)
@@ -124,7 +123,7 @@ def quantize_bundle(
         versions=inspect_machine(look_for_gpus=False).summary()["packages"],
     )
     for variant in variants:
-        _write(bundle, variant, {"source": FP32, "calibration": record.to_dict(), "variant": variant.to_dict()})
+        _write(bundle, variant, {"calibration": record.to_dict(), "variant": variant.to_dict()})
     return record
 
 
@@ -291,5 +290,15 @@ def _write(bundle: Bundle, variant: Variant, details: dict[str, Any]) -> None:
     with work_folder(bundle.path) as folder:
         file = folder / variant.name
         file.write_bytes(serialise(variant.model))
-        precision = details["calibration"]["precision"]
-        bundle.add(variant.name, Artifact("onnx", precision, {variant.name: sha256_of(file)}, details), [file])
+        source = bundle.manifest.source
+        artifact = replace(
+            bundle.artifact(source),
+            precision=details["calibration"]["precision"],
+            target=variant.target,
+            made_of=source,
+            main=variant.name,
+            files={variant.name: sha256_of(file)},
+            proof=(),
+            record=details,
+        )
+        bundle.add(variant.name, artifact, [file])

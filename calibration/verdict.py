@@ -20,7 +20,6 @@ from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
 from denseport.runtime.benchmark.turns import in_turns
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import FP32
 from denseport.runtime.bundle.quantization import QuantizationVerdict, kind_of
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.measure import measure_dataset
@@ -31,7 +30,6 @@ from denseport.runtime.system.progress import StepCallback, no_steps
 
 __all__ = ["FASTER", "Accuracy", "Race", "judge", "measure_accuracy", "race"]
 
-FP16 = "fp16.onnx"
 FASTER = 1.02  # times as fast as FP32 that INT8 must be: less is within the noise of a quiet machine
 ROUNDS = (7, 31)  # fewest and most
 SECONDS = 15.0  # after which no further round starts, once there were the fewest
@@ -107,7 +105,7 @@ def measure_accuracy(
     """mIoU of an artifact and of FP32, as `denseport eval` measures it."""
     with (
         Segmenter(bundle, artifact=name, threads=threads) as segmenter,
-        Segmenter(bundle, artifact=FP32, threads=threads) as fp32,
+        Segmenter(bundle, artifact=bundle.manifest.source, threads=threads) as fp32,
     ):
         found = measure_dataset(dataset, segmenter, fp32=fp32, progress=progress)
     classes = bundle.manifest.classes
@@ -137,10 +135,12 @@ def judge(
     """
     providers = select_artifact(bundle, name).providers
     on_gpu = CUDA in providers
-    rivals = [FP32, FP16] if on_gpu and FP16 in bundle.manifest.artifacts else [FP32]
+    fp16 = bundle.manifest.graph("fp16") if on_gpu else None
     sessions = {
-        each: OnnxRuntimeSession(bundle.verified(each), threads=threads, providers=providers)
-        for each in (*rivals, name)
+        each: OnnxRuntimeSession(
+            bundle.verified(each), target=bundle.artifact(each).target, threads=threads, providers=providers
+        )
+        for each in (bundle.manifest.source, *([fp16] if fp16 else []), name)
     }
     result = race(sessions, images, seconds=seconds)
     machine = inspect_machine(look_for_gpus=on_gpu)

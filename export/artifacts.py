@@ -16,15 +16,16 @@ from denseport.export.graph.mask import LOGITS, MASK, append_mask
 from denseport.export.graph.precision import PrecisionRecord, write_precision
 from denseport.export.graph.save import read_model, save_model
 from denseport.runtime.backends.tensorrt import why_not
+from denseport.runtime.bundle.artifact import ANY, FLOATS, FOR_TENSORRT
 from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.comparison import proof_here
 from denseport.runtime.bundle.engine_record import BuildRecord
-from denseport.runtime.bundle.manifest import FP32, Artifact
-from denseport.runtime.errors import MachineError
+from denseport.runtime.errors import BundleError, MachineError
 from denseport.runtime.pipeline.network_input import NetworkInputs
 from denseport.runtime.system.files import sha256_of, work_folder
 from denseport.runtime.system.progress import Progress
 
-__all__ = ["build_engine_artifact", "build_typed", "build_variant", "source_of"]
+__all__ = ["build_engine_artifact", "build_typed", "build_variant", "graph_of"]
 
 Candidate: TypeAlias = tuple[Path, BuildRecord]
 
@@ -51,8 +52,8 @@ def build_typed(
         BundleError: the quantized graph is not there.
         ExportError: nothing computes in the narrow type, although it was asked for.
     """
-    source = source_of(quantized or "fp32")
-    name = source_of(quantized, precision) if quantized else source_of(precision)
+    source = graph_of(bundle, quantized or "fp32")
+    name = f"{quantized}.{precision}.onnx" if quantized else f"{precision}.onnx"
     model = bundle.verified(source)
     with work_folder(bundle.path) as folder:
         output = folder / name
@@ -61,11 +62,12 @@ def build_typed(
         record = write_precision(model, output, precision, calibration)
         if not record.nodes.get(precision):
             raise ExportError(f"{name}: no node computes in {precision}", "Look at --explain-precision.")
-        kind = quantized or precision
-        result = audit_graph(bundle, output, kind, images, progress) if images else None
+        result = audit_graph(bundle, output, quantized or precision, images, progress) if images else None
         if result is not None and not result.passed:
             return name, record, result
-        _enter(bundle, output, kind, {"source": source, "precision": dataclasses.asdict(record)}, result)
+        what = {"precision": quantized or precision, "float_precision": precision}
+        target = FOR_TENSORRT if quantized else ANY
+        _enter(bundle, output, source, result, record={"precision": dataclasses.asdict(record)}, target=target, **what)
     return name, record, result
 
 
@@ -89,7 +91,7 @@ def build_variant(
         ExportError: there is nothing to fuse.
     """
     name = ".".join([precision, *["mask"] * mask, *["fused"] * fused, "onnx"])
-    source = source_of(precision)
+    source = graph_of(bundle, precision)
     model = read_model(bundle.verified(source))
     progress.say(f"writing {name}")
     with work_folder(bundle.path) as folder:
@@ -101,25 +103,43 @@ def build_variant(
         result = audit_graph(bundle, output, precision, images, progress) if images else None
         if result is not None and not result.passed:
             return name, fusion, result
-        details: dict[str, Any] = {"source": source, "output": MASK if mask else LOGITS}
-        details |= {"fusion": dataclasses.asdict(fusion)} if fusion is not None else {}
-        _enter(bundle, output, precision, details, result)
+        details = {"fusion": dataclasses.asdict(fusion)} if fusion is not None else {}
+        _enter(bundle, output, source, result, output=MASK if mask else LOGITS, fused=fused, record=details)
     return name, fusion, result
 
 
-def _enter(bundle: Bundle, graph: Path, precision: str, details: dict[str, Any], audit: Audit | None) -> None:
-    """Move a graph, with its external data, into the bundle."""
-    files = [graph, *graph.parent.glob(f"{graph.name}.data")]
-    hashes = {file.name: sha256_of(file) for file in files}
-    details |= {"audit": audit.to_dict()} if audit is not None else {}
-    bundle.add(graph.name, Artifact("onnx", precision, hashes, details), files)
+def _enter(bundle: Bundle, main: Path, source: str, audit: Audit | None, **what: Any) -> None:
+    """Move what was made of an artifact into the bundle, with its external data and with what its audit found.
+
+    Args:
+        what: the fields in which it differs from ``source``.
+    """
+    files = [main, *main.parent.glob(f"{main.name}.data")]
+    what |= {"made_of": source, "main": main.name, "files": {file.name: sha256_of(file) for file in files}}
+    artifact = dataclasses.replace(bundle.artifact(source), proof=(), **what)
+    if audit is not None:
+        emulated = artifact.kind == "onnx"
+        proof = proof_here("fp32", "audit", artifact.float_precision, on_gpu=not emulated, emulated=emulated)
+        artifact = dataclasses.replace(artifact, proof=(proof,), record={**artifact.record, "audit": audit.to_dict()})
+    bundle.add(main.name, artifact, files)
 
 
-def source_of(precision: str, rest: str = "fp32") -> str:
-    """The artifact with a bundle's graph of that precision; ``rest``: of its float part, where it is quantized."""
-    if rest != "fp32":
-        return f"{precision}.{rest}.onnx"
-    return FP32 if precision == "fp32" else f"{precision}.onnx"
+def graph_of(bundle: Bundle, precision: str, float_precision: str = "fp32") -> str:
+    """The name of a bundle's graph of that precision, of which variants and engines are made.
+
+    Args:
+        float_precision: of its float part, where it is quantized.
+
+    Raises:
+        BundleError: there is none, or several.
+    """
+    name = bundle.manifest.graph(precision, float_precision)
+    if name is None:
+        typed = precision in FLOATS or float_precision != "fp32"
+        command = f"{'build' if typed else 'calibrate'} {bundle.path} --precision {precision}"
+        words = f"{precision} graph" + f" with {float_precision} floats" * (precision not in FLOATS and typed)
+        raise BundleError(f"{bundle.path}: has no {words}", f"denseport {command} --images DIR writes one.")
+    return name
 
 
 def build_engine_artifact(
@@ -148,7 +168,7 @@ def build_engine_artifact(
         BundleError: the graph of that precision is not there yet.
         BuildError, ExportError, InputError, MachineError: see `denseport.export.engine.build`.
     """
-    source = source_of(precision, rest)
+    source = graph_of(bundle, precision, rest)
     model = bundle.verified(source)
     with work_folder(bundle.path) as folder:
 
@@ -161,16 +181,15 @@ def build_engine_artifact(
                 )
 
         output, record, times = _faster(build, options) if try_plugin else (*build(options), {})
-        name = _engine_name(source, options, record)
+        name = _engine_name(precision if rest == "fp32" else f"{precision}.{rest}", options, record)
         unaudited = why_not(record) or ("no images were given" if not images else "")
         checked = unaudited or audit_engine(bundle, output, record, precision, images)
         if isinstance(checked, Audit) and not checked.passed:
             return name, record, checked
-        details: dict[str, Any] = {**record.to_dict(), "source": source}
-        details |= {"milliseconds": times} if times else {}
-        details |= {"audit": checked.to_dict()} if isinstance(checked, Audit) else {}
-        artifact = Artifact("engine", precision, {name: record.engine_sha256}, details)
-        bundle.add(name, artifact, [output.rename(output.with_name(name))])
+        what = {"kind": "engine", "target": record.flavour, "output": record.output, "fused": bool(record.fused)}
+        what |= {"record": record.to_dict() | ({"milliseconds": times} if times else {})}
+        audit = checked if isinstance(checked, Audit) else None
+        _enter(bundle, output.rename(output.with_name(name)), source, audit, **what)
     return name, record, checked
 
 
@@ -195,9 +214,8 @@ def _faster(
     return native, dataclasses.replace(record, plugin=f"off: {off:g} ms, {on:g} ms with it"), times
 
 
-def _engine_name(source: str, options: EngineOptions, record: BuildRecord) -> str:
+def _engine_name(precision: str, options: EngineOptions, record: BuildRecord) -> str:
     """Precision, output if it is masks, flavour, what it runs on, and the size where it is fixed."""
-    precision = "fp32" if source == FP32 else source.removesuffix(".onnx")
     flavour = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}[options.flavour]
     where = "+".join(options.targets) or record.compute_capability or "any"
     if options.flavour == "tensorrt_rtx" and not options.targets:

@@ -19,7 +19,6 @@ from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.tensorrt import TensorRTSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord
-from denseport.runtime.bundle.manifest import FP32
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.evaluation.gate import AGREEMENTS
 from denseport.runtime.evaluation.metrics import json_number
@@ -66,7 +65,7 @@ def audit_graph(bundle: Bundle, typed: Path, precision: str, images: Sequence[Pa
     """
     chosen = evenly_spaced(images, AUDITED)
     progress.say(f"comparing with FP32, {precision.upper()}'s rounding emulated; images: {len(chosen)}")
-    trusted = bundle.verified(FP32)
+    trusted = bundle.verified(bundle.manifest.source)
     with work_folder(bundle.path) as folder:
         emulated = folder / "emulated.onnx"
         graph = emulate_rounding(read_model(typed))
@@ -93,7 +92,7 @@ def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: s
         work_folder(bundle.path) as folder,
         TensorRTSession(engine, record) as session,
     ):
-        reference = _reference(bundle.verified(FP32), record.output, folder)
+        reference = _reference(bundle.verified(manifest.source), record.output, folder)
         return _compare(reference, session, inputs, precision)
 
 

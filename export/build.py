@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from denseport.export.artifacts import build_engine_artifact, build_typed, build_variant, source_of
+from denseport.export.artifacts import build_engine_artifact, build_typed, build_variant, graph_of
 from denseport.export.engine.build import EngineOptions, check_builder
 from denseport.export.engine.profile import named_profiles, profile_of
 from denseport.export.graph.precision import PrecisionRecord
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import Shape
-from denseport.runtime.bundle.manifest import FP32
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline.network_input import sample_evenly
@@ -84,7 +83,7 @@ class _Order:
                 raise InputError(f"{name.replace('_', ' ')} {value!r} is unknown", f"Choose one of {', '.join(known)}.")
         if self.precision == "fp32" and self.engine == "onnx" and not self.variant:
             raise InputError(
-                f"{FP32} is the FP32 graph already",
+                "the source is the FP32 graph already",
                 "Choose --precision fp16 or bf16, --output mask, --plugin on, or an --engine.",
             )
 
@@ -158,12 +157,7 @@ def _check_float(bundle: Bundle, order: _Order) -> None:
                 f"--float-precision belongs to --precision {' and '.join(QUANTIZED)}", "Leave --float-precision out."
             )
         return
-    name = source_of(order.precision)
-    if name not in bundle.manifest.artifacts:
-        raise InputError(
-            f"{bundle.path}: has no {name}",
-            f"denseport calibrate {bundle.path} --precision {order.precision} --images DIR writes it.",
-        )
+    name = graph_of(bundle, order.precision)
     if order.variant and order.float_precision != "fp32":
         raise InputError(
             "--float-precision fp16 does not go with --output mask or --plugin on without an engine",
@@ -208,9 +202,9 @@ def _images(patterns: Sequence[Path | str], limit: int) -> list[Path]:
 def _typed(bundle: Bundle, order: _Order, images: list[Path], built: Build, progress: Progress) -> None:
     """Write the typed graph; as a means to an end, one that is there is taken unless images are given."""
     quantized = order.precision if order.precision in QUANTIZED else None
-    name = source_of(order.precision, order.float_precision)
-    if (order.variant or order.engine != "onnx") and not images and name in bundle.manifest.artifacts:
-        built.add(name, passed=True, artifact=name, reused=True)
+    there = bundle.manifest.graph(order.precision, order.float_precision)
+    if (order.variant or order.engine != "onnx") and not images and there is not None:
+        built.add(there, passed=True, artifact=there, reused=True)
         return
     precision = order.float_precision if quantized else order.precision
     name, record, audit = build_typed(bundle, precision, images, quantized=quantized, progress=progress)

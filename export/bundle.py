@@ -23,14 +23,18 @@ from denseport.export.errors import CheckpointError
 from denseport.export.models.presets import PRESETS, Preset
 from denseport.export.models.segmentor import Segmentor
 from denseport.export.torch_to_onnx import OPSET, TOLERANCE, Check, check_export, export_onnx
+from denseport.runtime.bundle.artifact import ANY, Artifact
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle, new_bundle
-from denseport.runtime.bundle.manifest import FP32, Artifact, Manifest, Reference
+from denseport.runtime.bundle.comparison import proof_here
+from denseport.runtime.bundle.manifest import Manifest, NetworkInput, Reference
+from denseport.runtime.bundle.preprocessing import resized_to, resizing
 from denseport.runtime.errors import InputError, OutputError
 from denseport.runtime.system.files import sha256_of, write_atomic, writing
 from denseport.runtime.system.progress import Progress, Silent
 
 __all__ = ["export_bundle"]
 
+MODEL = "model.onnx"  # what the export writes
 PUBLISHED_PROTOCOL = "whole, keep-ratio 2048 x 512, single scale; ms + flip: ratios 0.5 to 1.75 of that scale (0.x)"
 
 
@@ -82,10 +86,10 @@ def export_bundle(
         for warning in manifest.provenance["warnings"]:
             progress.say(f"warning: {warning}")
         with writing(output):
-            files = export_onnx(model, folder / FP32)
+            files = export_onnx(model, folder / MODEL)
         progress.say("comparing ONNX Runtime with torch")
-        artifact = _artifact(files, check_export(model, folder / FP32), rewrite, model)
-        manifest = dataclasses.replace(manifest, artifacts={FP32: artifact})
+        artifact = _artifact(files, check_export(model, folder / MODEL), rewrite, model)
+        manifest = dataclasses.replace(manifest, artifacts={MODEL: artifact})
         write_atomic(folder / MANIFEST, manifest.to_json().encode())
     return Bundle(output)
 
@@ -95,12 +99,13 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
     preprocess, pipeline_warnings = preprocess_of(source)
     if scale is not None:
         try:
-            preprocess = dataclasses.replace(preprocess, scale=scale, keep_ratio=True)
+            preprocess = resized_to(preprocess, scale, keep_ratio=True)
         except ValueError as err:
             raise CheckpointError(f"--scale: {err}", "Give two sides in pixels, say --scale 2048 512.") from err
-    if min(preprocess.scale) < spec.backbone.patch_size:
+    resize = resizing(preprocess)
+    if resize is not None and min(resize.size) < spec.backbone.patch_size:
         raise CheckpointError(
-            f"{source.path}: its test scale {preprocess.scale} is below one patch of {spec.backbone.patch_size} pixels",
+            f"{source.path}: its test scale {resize.size} is below one patch of {spec.backbone.patch_size} pixels",
             "Give the limits of the longer and the shorter side with --scale, say --scale 2048 512.",
         )
     classes, class_warnings = class_names(source, spec.num_classes)
@@ -119,6 +124,9 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
         reference=_reference(preset, recognised.recognised_by),
         provenance=_provenance(source, warnings),
         spec=dataclasses.asdict(spec),
+        source=MODEL,
+        task="segmentation",
+        input=NetworkInput(),
     )
 
 
@@ -164,7 +172,14 @@ def _artifact(files: list[Path], checks: list[Check], rewrite: bool, model: Segm
     return Artifact(
         kind="onnx",
         precision="fp32",
+        float_precision="fp32",
+        target=ANY,
+        output="logits",
+        fused=False,
+        made_of=None,
+        main=files[0].name,
         files={file.name: sha256_of(file) for file in files},
+        proof=(proof_here("torch", "checks", "fp32"),),
         record={
             "opset": OPSET,
             "rewrite": rewrite and model.spec.architecture == "DPT",

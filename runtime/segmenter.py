@@ -353,7 +353,8 @@ def _open(bundle: Bundle, selection: Selection, threads: int | None, providers: 
     if artifact.kind == "onnx":
         from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 
-        return OnnxRuntimeSession(path, threads=threads, providers=providers or selection.providers)
+        providers = providers or selection.providers
+        return OnnxRuntimeSession(path, target=artifact.target, threads=threads, providers=providers)
     from denseport.runtime.backends.tensorrt import TensorRTSession
     from denseport.runtime.bundle.engine_record import BuildRecord
 

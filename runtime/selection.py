@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from denseport.runtime.bundle.artifact import ANY, FOR_CPU, Artifact
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.comparison import comparing_command, is_compared
-from denseport.runtime.bundle.engine_record import BuildRecord, Profile, mismatch
-from denseport.runtime.bundle.manifest import FOR_CPU, FP32, Artifact, reading_record
+from denseport.runtime.bundle.comparison import comparing_command
+from denseport.runtime.bundle.decode import reading_record
+from denseport.runtime.bundle.engine_record import TITLES, BuildRecord, Profile, mismatch
+from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.bundle.quantization import QuantizationVerdict, kind_of
 from denseport.runtime.errors import InputError
@@ -30,7 +32,9 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # Among artifacts that run equally well: the narrower the faster, on a GPU. INT8 and FP8 are not always faster, and cost
 # accuracy: they are taken unasked only where a verdict on such a machine says that they are worth it.
 ORDER = ("fp16", "bf16", "fp32")
-FOR_SESSIONS = "Choose an artifact without .mask in its name; this one is for a session, or for programs of your own."
+FOR_SESSIONS = (
+    "Choose an artifact that gives logits (denseport inspect); this one is for a session or your own program."
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,11 @@ class Selection:
     why: str
     others: dict[str, str]  # name and reason of each artifact that was passed over
     caution: str = ""  # what nobody has shown of it yet, and the command that does
+
+    @property
+    def on_gpu(self) -> bool:
+        """An engine, or ONNX Runtime with CUDA."""
+        return not self.providers or CUDA in self.providers
 
 
 def select_artifact(bundle: Bundle, wanted: str | None = None, protocol: Protocol | None = None) -> Selection:
@@ -66,10 +75,15 @@ def select_artifact(bundle: Bundle, wanted: str | None = None, protocol: Protoco
     if wanted is not None:
         artifact = bundle.artifact(wanted)
         refuse_masks(wanted, artifact)
-        return Selection(wanted, _providers(wanted, artifact, on_gpu), "asked for", {}, _caution(wanted, artifact))
+        return Selection(wanted, _providers(artifact, on_gpu), "asked for", {}, _caution(wanted, bundle.manifest))
     reasons = _reasons(bundle, machine, on_gpu, protocol or parse_protocol("reference", bundle.manifest))
     fitting = [name for name, a in artifacts.items() if not reasons[name] and a.precision in ORDER]
-    name = min(fitting, key=lambda each: _rank(artifacts[each], on_gpu), default=FP32)
+    source = bundle.manifest.source
+
+    def rank(name: str) -> tuple[object, ...]:  # of equals the source, then what has no fused nodes
+        return *_rank(artifacts[name], on_gpu), name != source, artifacts[name].fused, name
+
+    name = min(fitting, key=rank, default=source)
     with reading_record(str(bundle.path)):
         verdicts = {
             each: _verdict(each, a, name, kind_of(machine, on_gpu=on_gpu))
@@ -88,7 +102,7 @@ def select_artifact(bundle: Bundle, wanted: str | None = None, protocol: Protoco
     if chosen in faster:
         why = f"{faster[chosen].reason}; {why}"
         others |= dict.fromkeys((name, *faster.keys() - {chosen}), f"{chosen} was measured as faster here")
-    return Selection(chosen, _providers(chosen, artifact, on_gpu), why, others, _caution(chosen, artifact))
+    return Selection(chosen, _providers(artifact, on_gpu), why, others, _caution(chosen, bundle.manifest))
 
 
 def _reasons(bundle: Bundle, machine: Machine, on_gpu: bool, protocol: Protocol) -> dict[str, str]:
@@ -96,7 +110,7 @@ def _reasons(bundle: Bundle, machine: Machine, on_gpu: bool, protocol: Protocol)
     with reading_record(str(bundle.path)):
         return {
             name: why_unsupported(artifact, machine)[0]
-            or _why_no_gpu(name, on_gpu)
+            or _why_made_for_others(artifact, on_gpu)
             or _why_not_these_images(artifact, protocol)
             or _why_not_accurate(artifact)
             for name, artifact in bundle.manifest.artifacts.items()
@@ -128,10 +142,12 @@ def _verdict(name: str, artifact: Artifact, rival: str, here: str) -> Quantizati
     return verdict
 
 
-def _caution(name: str, artifact: Artifact) -> str:
-    if is_compared(artifact):
+def _caution(name: str, manifest: Manifest) -> str:
+    artifact = manifest.artifacts[name]
+    if artifact.is_compared:
         return ""
-    return f"{name} was never compared with FP32; this does it: {comparing_command(name, artifact)}"
+    how = f" in {artifact.float_precision.upper()}" if artifact.proof else ""  # what there is has other arithmetic
+    return f"{name} was never compared with FP32{how}; this does it: {comparing_command(name, manifest)}"
 
 
 def _is_fp32(artifact: Artifact) -> bool:
@@ -162,14 +178,18 @@ def too_narrow(profiles: Sequence[Profile], protocol: Protocol) -> str:
     return ""
 
 
-def _why_no_gpu(name: str, on_gpu: bool) -> str:
-    return "is the form for CPUs, and here is a GPU" if on_gpu and name.endswith(FOR_CPU) else ""
+def _why_made_for_others(artifact: Artifact, on_gpu: bool) -> str:
+    if artifact.kind == "onnx" and artifact.target not in (ANY, FOR_CPU):
+        made_for = TITLES.get(artifact.target, artifact.target)
+        return f"is made for {made_for}; ONNX Runtime runs it only when it is asked for"
+    return "is made for CPUs, and here is a GPU" if on_gpu and artifact.target == FOR_CPU else ""
 
 
 def why_no_logits(artifact: Artifact) -> str:
     """Why a `Segmenter` cannot use an artifact's output; empty if it can."""
-    masks = artifact.record.get("output") == "mask"
-    return "gives masks of the network's input, not logits that can be resized to the image" if masks else ""
+    if artifact.output == "logits":
+        return ""
+    return "gives masks of the network's input, not logits that can be resized to the image"
 
 
 def refuse_masks(name: str, artifact: Artifact) -> None:
@@ -178,10 +198,10 @@ def refuse_masks(name: str, artifact: Artifact) -> None:
         raise InputError(f"{name} {reason}", FOR_SESSIONS)
 
 
-def _providers(name: str, artifact: Artifact, on_gpu: bool) -> tuple[str, ...]:
+def _providers(artifact: Artifact, on_gpu: bool) -> tuple[str, ...]:
     if artifact.kind == "engine":
         return ()
-    return (CUDA, CPU) if on_gpu and not name.endswith(FOR_CPU) else (CPU,)
+    return (CUDA, CPU) if on_gpu and artifact.target != FOR_CPU else (CPU,)
 
 
 def _rank(artifact: Artifact, on_gpu: bool) -> tuple[int, int]:
@@ -218,6 +238,6 @@ def why_unsupported(artifact: Artifact, machine: Machine) -> tuple[str, str]:
 def _why_no_onnx(artifact: Artifact, machine: Machine) -> tuple[str, str]:
     if not machine.providers:
         return "ONNX Runtime is not installed", "pip install 'denseport[onnxruntime]'"
-    if artifact.precision == "bf16" and not (machine.gpus and CUDA in machine.providers):
+    if artifact.float_precision == "bf16" and not (machine.gpus and CUDA in machine.providers):
         return "ONNX Runtime has no BF16 operators for CPUs", "Run another artifact, or this one where a GPU is."
     return "", ""

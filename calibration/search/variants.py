@@ -11,6 +11,7 @@ import onnx_ir as ir
 from denseport.calibration.quantize.cpu import cpu_variant
 from denseport.calibration.search.search import Search
 from denseport.calibration.search.sensitivity import Loss, Reference
+from denseport.runtime.bundle.artifact import ANY, FOR_CPU, FOR_TENSORRT
 
 __all__ = ["Variant", "variants_of"]
 
@@ -20,6 +21,7 @@ class Variant:
     """One file."""
 
     name: str  # of the artifact
+    target: str  # what it is made for (`denseport.runtime.bundle.artifact`)
     model: ir.Model
     loss: Loss  # against FP32, on what the search measured on
     floats: Mapping[str, str]  # nodes of the decision that this variant computes in float, with the reason
@@ -40,8 +42,10 @@ def variants_of(
         reference: measures the loss of a variant that rounds otherwise than the portable one.
     """
     precision = found.quantization.kind
-    variants = [Variant(f"{precision}.onnx", quantized, found.loss, {})]
+    # ONNX Runtime runs FP8 without its optimizations alone: that graph is for TensorRT.
+    target = ANY if precision == "int8" else FOR_TENSORRT
+    variants = [Variant(f"{precision}.onnx", target, quantized, found.loss, {})]
     if precision == "int8":
         model, record = cpu_variant(quantized, source, thresholds)
-        variants.append(Variant("int8.cpu.onnx", model, reference.measure(model), dict(record.floats)))
+        variants.append(Variant("int8.cpu.onnx", FOR_CPU, model, reference.measure(model), dict(record.floats)))
     return variants

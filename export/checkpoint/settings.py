@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from denseport.export.checkpoint.config import CORRECT, look_up
 from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.errors import CheckpointError
-from denseport.runtime.bundle.manifest import Inference, Preprocess
+from denseport.runtime.bundle.manifest import Inference
+from denseport.runtime.bundle.preprocessing import USUAL_NORMALISE, USUAL_RESIZE, Preprocessing
 from denseport.runtime.media.overlay import default_palette
 
 __all__ = ["class_names", "inference_of", "palette_of", "preprocess_of", "reduces_zero_label"]
@@ -28,31 +30,30 @@ RESIZE = {"type", "scale", "img_scale", "keep_ratio"}
 RESIZE_DEFAULTS = {"interpolation": "bilinear", "backend": "cv2", "clip_object_border": True}
 
 
-def preprocess_of(checkpoint: Checkpoint) -> tuple[Preprocess, list[str]]:
-    """The test pipeline as a `Preprocess`, and warnings for what had to be assumed.
+def preprocess_of(checkpoint: Checkpoint) -> tuple[Preprocessing, list[str]]:
+    """The test pipeline as steps, and warnings for what had to be assumed.
 
     Raises:
         CheckpointError: the pipeline holds a step that is not supported, or settings that cannot be used.
     """
     try:
         steps = list(_steps(checkpoint.config.get("test_pipeline", ())))
-        given = {**_resizing(steps), **_normalisation(checkpoint.config, steps)}
-        preprocess = Preprocess(**given)
+        resizing, normalising = _resizing(steps), _normalisation(checkpoint.config, steps)
+        resize, normalise = replace(USUAL_RESIZE, **resizing), replace(USUAL_NORMALISE, **normalising)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as err:
         raise CheckpointError(f"{checkpoint.path}: its test pipeline cannot be used: {err!r}", CORRECT) from err
     except CheckpointError as err:
         raise CheckpointError(f"{checkpoint.path}: {err.message}", err.remedy) from err
     warnings = []
-    if "scale" not in given:
+    if not resizing:
         warnings.append(
-            f"The file does not say how images are resized: assumed keep-ratio {preprocess.scale}. "
-            "Change it with --scale."
+            f"The file does not say how images are resized: assumed keep-ratio {resize.size}. Change it with --scale."
         )
-    if "mean" not in given:
+    if not normalising:
         warnings.append(
-            f"The file does not say how images are normalised: assumed mean {preprocess.mean}, std {preprocess.std}."
+            f"The file does not say how images are normalised: assumed mean {normalise.mean}, std {normalise.std}."
         )
-    return preprocess, warnings
+    return (resize, normalise), warnings
 
 
 def _steps(pipeline: Any) -> Iterator[dict[str, Any]]:
@@ -74,7 +75,7 @@ def _steps(pipeline: Any) -> Iterator[dict[str, Any]]:
 
 
 def _resizing(steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """Scale and keep_ratio of the only Resize step, nothing where there is none."""
+    """Size and keep_ratio of the only Resize step, nothing where there is none."""
     resizes = [step for step in steps if step["type"] == "Resize"]
     if not resizes:
         return {}
@@ -87,7 +88,7 @@ def _resizing(steps: list[dict[str, Any]]) -> dict[str, Any]:
     if len(resizes) > 1:
         raise CheckpointError("test_pipeline: Resize comes twice", "Denseport resizes once; leave one out.")
     scale = resizes[0].get("scale", resizes[0].get("img_scale"))
-    return {"scale": _pair(scale), "keep_ratio": bool(resizes[0].get("keep_ratio", False))}
+    return {"size": _pair(scale), "keep_ratio": bool(resizes[0].get("keep_ratio", False))}
 
 
 def _normalisation(config: Mapping[str, Any], steps: list[dict[str, Any]]) -> dict[str, Any]:

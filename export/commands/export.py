@@ -32,7 +32,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     require(NEEDED, "export,onnxruntime")
     from denseport.export.bundle import export_bundle
-    from denseport.runtime.bundle.manifest import FP32
     from denseport.runtime.system.progress import Terminal
 
     bundle = export_bundle(
@@ -45,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress=Terminal(),
     )
     manifest = bundle.manifest
-    record = manifest.artifacts[FP32].record
+    record = manifest.artifacts[manifest.source].record
     if arguments.json:
         about = {"bundle": str(bundle.path), "name": manifest.name, "warnings": manifest.provenance["warnings"]}
         print(json.dumps({**about, **record}))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 
 from denseport.runtime.bundle.engine_record import Profile, Shape
-from denseport.runtime.bundle.manifest import Inference, Preprocess
+from denseport.runtime.bundle.manifest import Inference
+from denseport.runtime.bundle.preprocessing import USUAL_NORMALISE, USUAL_RESIZE, resizing
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline.views import input_sizes
 
 __all__ = ["named_profiles", "parse_shape", "profile_of"]
 
-PUBLISHED = Protocol("reference", Preprocess(), Inference())  # whole images, keep-ratio 2048 x 512
+PUBLISHED = Protocol("reference", (USUAL_RESIZE, USUAL_NORMALISE), Inference())  # whole images, keep-ratio 2048 x 512
 REMEDY = "Give reference, fixed:HEIGHTxWIDTH (fixed:512x512), or three shapes with --min, --opt and --max."
 
 
@@ -33,10 +34,12 @@ def named_profiles(name: str, flavour: str, protocol: Protocol = PUBLISHED) -> t
         InputError: no such name.
     """
     if name == "reference":
-        sizes = input_sizes(protocol)
+        sizes, resize = input_sizes(protocol), resizing(protocol.preprocess)
         if len(sizes) == 1:
             return (profile_of(*[(1, 3, *sizes[0])] * 3),)
-        return _keeping_ratio(protocol.preprocess.scale, sizes[0], flavour)
+        if resize is None:
+            raise InputError("the bundle's images keep their own sizes: there is no profile for all of them", REMEDY)
+        return _keeping_ratio(resize.size, sizes[0], flavour)
     if found := re.fullmatch(r"fixed:(\d{1,9})x(\d{1,9})", name):
         height, width = int(found[1]), int(found[2])
         return (profile_of(*[(1, 3, height, width)] * 3),)

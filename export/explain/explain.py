@@ -32,7 +32,8 @@ from denseport.export.models.segmentor import Segmentor
 from denseport.export.torch_to_onnx import TOLERANCE, export_onnx
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import FP32, Preprocess
+from denseport.runtime.bundle.preprocessing import Preprocessing
+from denseport.runtime.bundle.preprocessing import Step as ImageStep
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import DenseportError, InputError
 from denseport.runtime.evaluation.dataset import Dataset
@@ -108,6 +109,7 @@ class _Chain:
     ) -> None:
         self.bundle, self.name, self.artifact = bundle, artifact, bundle.artifact(artifact)
         self.images, self.used, self.tell = images, protocol, progress.say
+        self.source = bundle.manifest.source
         self.checkpoint = read_checkpoint(checkpoint) if checkpoint is not None else None
         self.bundled = Protocol(protocol.name, bundle.manifest.preprocess, bundle.manifest.inference)
         self.own, self.own_warnings = self.bundled, ["no checkpoint was given: compared with the bundle's settings"]
@@ -120,7 +122,7 @@ class _Chain:
 
     def protocol(self) -> Step:
         """The checkpoint's own settings against those of the examined measurement, on a network that is right."""
-        network, source = (FP32, "bundle") if self.model is None else (TORCH, "checkpoint")
+        network, source = (self.source, "bundle") if self.model is None else (TORCH, "checkpoint")
         before, after = self._measure(network, self.own), self._measure(network, self.used)
         culprits = []
         for name, corrected in _corrections(self.used, self.own):
@@ -145,10 +147,10 @@ class _Chain:
         )
 
     def export(self) -> Step:
-        """The checkpoint's network in torch against model.onnx."""
+        """The checkpoint's network in torch against the bundle's source."""
         if self.checkpoint is None or self.model is None:
-            return Step("export", (TORCH, FP32), notes=("no checkpoint was given: --checkpoint FILE",))
-        step, worst = self._compare("export", TORCH, FP32, "fp32")
+            return Step("export", (TORCH, self.source), notes=("no checkpoint was given: --checkpoint FILE",))
+        step, worst = self._compare("export", TORCH, self.source, "fp32")
         recorded = self.bundle.manifest.provenance.get("sha256")
         if recorded != self.checkpoint.sha256:
             note = f"{self.checkpoint.path} is not the file that the bundle was exported from: their hashes differ"
@@ -158,14 +160,14 @@ class _Chain:
             return step
         self.tell("exporting the checkpoint afresh")
         with tempfile.TemporaryDirectory(prefix="denseport-") as folder:
-            fresh = export_onnx(self.model, Path(folder) / FP32)[0]
-            return self._blame(step, fresh, FP32, worst, "fp32")
+            fresh = export_onnx(self.model, Path(folder) / self.source)[0]
+            return self._blame(step, fresh, self.source, worst, "fp32")
 
     def _with_logits(self, step: Step, index: int) -> Step:
         """The step, failed where the logits differ more than an export's may: masks forgive much that is wrong."""
         assert self.model is not None  # export looked
         image = self._network_input(index)
-        found = OnnxRuntimeSession(self.bundle.verified(FP32)).run(image)
+        found = OnnxRuntimeSession(self.bundle.verified(self.source)).run(image)
         how = difference(TorchSession(self.model, device="cpu").run(image), found)
         if not how.exceeds(TOLERANCE):
             return step
@@ -173,29 +175,28 @@ class _Chain:
         return replace(step, failed=True, notes=(*step.notes, note))
 
     def precision(self) -> Step:
-        """model.onnx against the typed or quantized graph."""
-        typed = self._typed()
-        if typed == FP32:
-            return Step("precision", (FP32, self.name), notes=("the artifact computes in FP32",))
-        if typed not in self.bundle.manifest.artifacts:
+        """The bundle's source against the typed or quantized graph."""
+        typed, made_of = self._typed(), self.artifact.made_of
+        if typed == self.source:
+            return Step("precision", (typed, self.name), notes=("the artifact computes in FP32",))
+        if typed is None:
             return Step(
                 "precision",
-                (FP32, typed),
+                (self.source, str(made_of)),
                 notes=(
-                    f"the bundle has no {typed} that {self.name} was built from; make it with denseport build "
+                    f"the bundle has no {made_of} that {self.name} was built from; make it with denseport build "
                     f"{self.bundle.path} --precision {self.artifact.precision} --engine onnx",
                 ),
             )
         precision = self.bundle.artifact(typed).precision
-        step, worst = self._compare("precision", FP32, typed, precision)
+        step, worst = self._compare("precision", self.source, typed, precision)
         if not step.failed:
             return step
-        return self._blame(step, self.bundle.verified(FP32), typed, worst, precision)
+        return self._blame(step, self.bundle.verified(self.source), typed, worst, precision)
 
     def engine(self) -> Step:
         """The graph that an engine was built from against the engine."""
-        typed = self._typed()
-        before = typed if typed in self.bundle.manifest.artifacts else FP32
+        before = self._typed() or self.source
         if self.artifact.kind != "engine":
             return Step("engine", (before, self.name), notes=("the artifact is an ONNX graph, no engine",))
         self.bundle.verified(self.name)
@@ -207,12 +208,10 @@ class _Chain:
         hint = "an engine shows no inner tensors; build it in FP32 to part its tactics from its precision"
         return replace(step, notes=(hint,)) if step.failed else step
 
-    def _typed(self) -> str:
-        """The ONNX artifact with this precision: the artifact itself, or what the engine was built from."""
-        if self.artifact.kind == "onnx":
-            return self.name
-        usual = FP32 if self.artifact.precision == "fp32" else f"{self.artifact.precision}.onnx"
-        return str(self.artifact.record.get("source", usual))
+    def _typed(self) -> str | None:
+        """The ONNX artifact with this precision: the artifact itself, or what its engine was built from."""
+        name = self.name if self.artifact.kind == "onnx" else self.artifact.made_of
+        return name if name in self.bundle.manifest.artifacts else None
 
     def _measure(self, name: str, protocol: Protocol) -> _Measured:
         if (name, protocol) not in self._measured:
@@ -263,7 +262,7 @@ class _Chain:
 
 def _load(checkpoint: Checkpoint, bundle: Bundle) -> Segmentor:
     """The network as it was exported: of the same preset, with the same rewrites."""
-    reference, record = bundle.manifest.reference, bundle.artifact(FP32).record
+    reference, record = bundle.manifest.reference, bundle.artifact(bundle.manifest.source).record
     preset = PRESETS.get(reference.preset) if reference is not None else None
     return load_model(checkpoint, recognise(checkpoint, preset).spec, rewrite=bool(record.get("rewrite", True)))
 
@@ -281,15 +280,8 @@ def _run(segmenter: Segmenter, images: Dataset) -> _Measured:
 
 def _corrections(wrong: Protocol, right: Protocol) -> Iterator[tuple[str, Protocol]]:
     """Each setting in which two protocols differ, and ``wrong`` with that one corrected."""
-    names = [f.name for f in fields(Preprocess)]
-    differing = [name for name in names if getattr(wrong.preprocess, name) != getattr(right.preprocess, name)]
-    # Scale and keep_ratio go together: the limits of one kind of resizing mean nothing to the other.
-    size = [name for name in differing if name in ("scale", "keep_ratio")]
-    groups = [size] * bool(size) + [[name] for name in differing if name not in size]
-    for group in groups:
-        values = {name: getattr(right.preprocess, name) for name in group}
-        name = ", ".join(f"preprocess.{name}" for name in group)
-        yield name, replace(wrong, preprocess=replace(wrong.preprocess, **values))
+    for name, steps in _corrected(wrong.preprocess, right.preprocess):
+        yield name, replace(wrong, preprocess=steps)
     if wrong.inference != right.inference:
         yield "inference", replace(wrong, inference=right.inference)
     if wrong.tta != right.tta:
@@ -303,5 +295,30 @@ def _value(protocol: Protocol, setting: str) -> str:
         return how.mode if how.crop is None else f"{how.mode} (crop {how.crop}, stride {how.stride})"
     if setting == "tta":
         return protocol.tta or "a single view"
-    names = [name.removeprefix("preprocess.") for name in setting.split(", ")]
-    return ", ".join(str(getattr(protocol.preprocess, name)) for name in names)
+    steps = {step.kind: step for step in protocol.preprocess}
+    settings = [name.partition(".")[::2] for name in setting.split(", ")]
+    return ", ".join(str(getattr(steps[kind], name) if name else steps.get(kind)) for kind, name in settings)
+
+
+def _corrected(wrong: Preprocessing, right: Preprocessing) -> Iterator[tuple[str, Preprocessing]]:
+    """Each setting of a step, or step, that differs, as "normalise.std", and ``wrong`` with that one corrected."""
+    found, wanted = ({step.kind: step for step in steps} for steps in (wrong, right))
+    for kind in dict.fromkeys([*wanted, *found]):
+        for name, step in _corrected_step(found.get(kind), wanted.get(kind)):
+            corrected = {**found, kind: step}
+            order = dict.fromkeys([*wanted, *found])
+            yield name, tuple(each for each in map(corrected.get, order) if each is not None)
+
+
+def _corrected_step(found: ImageStep | None, wanted: ImageStep | None) -> Iterator[tuple[str, ImageStep | None]]:
+    if found is None or wanted is None:
+        given = found or wanted
+        if given is not None:
+            yield given.kind, wanted
+        return
+    differing = [f.name for f in fields(found) if getattr(found, f.name) != getattr(wanted, f.name)]
+    # Size and keep_ratio go together: the limits of one kind of resizing mean nothing to the other.
+    size = [name for name in differing if name in ("size", "keep_ratio")]
+    for group in [size] * bool(size) + [[name] for name in differing if name not in size]:
+        values = {name: getattr(wanted, name) for name in group}
+        yield ", ".join(f"{found.kind}.{name}" for name in group), replace(found, **values)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.backends.session import Session
-from denseport.runtime.bundle.manifest import FOR_CPU
+from denseport.runtime.bundle.artifact import ANY, FOR_CPU, FOR_TENSORRT
 from denseport.runtime.errors import BundleError, MachineError, is_out_of_memory
 from denseport.runtime.system.cpus import check_threads, usable_cpus
 from denseport.runtime.system.text import count
@@ -24,9 +24,6 @@ INPUT = "image"
 SLOTS = 2  # images at a time on the GPU: one in the network, one before or behind it
 OUTPUT_TYPES = ("tensor(float)", "tensor(int64)", "tensor(int32)", "tensor(uint8)", "tensor(uint16)")
 FREE_MEMORY = "Give smaller images or batches, or free some memory."
-# Forms for TensorRT, which ONNX Runtime computes rightly only without its fusions: it would make integer operators of
-# FP8, and mistakes FP16 behind DequantizeLinear.
-FOR_ENGINES = ("fp8.onnx", "int8.fp16.onnx", "fp8.fp16.onnx")
 
 
 class OnnxRuntimeSession(Session):
@@ -34,6 +31,7 @@ class OnnxRuntimeSession(Session):
 
     Args:
         path: the model; external data lies beside it.
+        target: what the graph is made for (`denseport.runtime.bundle.artifact`).
         threads: for one inference; default: the CPUs this process may use.
         providers: execution providers, best first; default: the CPU.
 
@@ -43,7 +41,12 @@ class OnnxRuntimeSession(Session):
     """
 
     def __init__(
-        self, path: Path, *, threads: int | None = None, providers: Sequence[str] = ("CPUExecutionProvider",)
+        self,
+        path: Path,
+        *,
+        target: str = ANY,
+        threads: int | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
     ) -> None:
         try:
             import onnxruntime
@@ -63,11 +66,12 @@ class OnnxRuntimeSession(Session):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or usable_cpus()
         options.log_severity_level = 3  # warnings are ONNX Runtime's talk to itself about fusions
-        if not path.name.endswith(FOR_CPU):
-            # x86 without VNNI adds INT8 products in 16 bits; this keeps them from saturating, and costs speed. Those
-            # files have weights that cannot.
+        if target != FOR_CPU:
+            # x86 without VNNI adds INT8 products in 16 bits; this keeps them from saturating, and costs speed. The
+            # weights of graphs for that back end cannot.
             options.add_session_config_entry("session.x64quantprecision", "1")
-        if path.name in FOR_ENGINES:
+        if target == FOR_TENSORRT:
+            # Its fusions would make integer operators of FP8, and mistake FP16 behind DequantizeLinear.
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session: Any = onnxruntime.InferenceSession(

@@ -17,7 +17,6 @@ from denseport.runtime.benchmark.report import as_dict, write_report
 from denseport.runtime.benchmark.speed import Contender, Plan, Result, run_bench, speed_warnings, synthetic_image
 from denseport.runtime.benchmark.startup import measure_startup
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import FP32
 from denseport.runtime.errors import DenseportError, InputError, MachineError, OutputError
 from denseport.runtime.media.images import read_image
 from denseport.runtime.pipeline.network_input import network_inputs
@@ -141,7 +140,7 @@ def _open(
         try:
             opened.append(stack.enter_context(Segmenter(bundle, artifact=name, threads=threads)))
         except DenseportError as err:
-            if artifacts or (name == FP32 and not isinstance(err, MachineError)):
+            if artifacts or (name == bundle.manifest.source and not isinstance(err, MachineError)):
                 raise
             skipped[name] = err.message
     if not opened:

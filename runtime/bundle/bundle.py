@@ -10,8 +10,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from denseport.runtime.bundle.artifact import Artifact, Proof
 from denseport.runtime.bundle.external_data import external_files
-from denseport.runtime.bundle.manifest import Artifact, Manifest
+from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.errors import BundleError, OutputError
 from denseport.runtime.system.files import (
     exchange,
@@ -81,12 +82,11 @@ class Bundle:
                 that the manifest does not list.
         """
         artifact = self.artifact(name)
-        paths = [self._verified_file(*entry) for entry in artifact.files.items()]
-        if not paths:
-            raise BundleError(f"{self.path}: {name}: lists no file", EXPORT_AGAIN)
+        paths = {file: self._verified_file(file, digest) for file, digest in artifact.files.items()}
+        main = paths[artifact.main]
         if artifact.kind == "onnx":
-            self._refuse_unlisted(paths[0], artifact)
-        return paths[0]
+            self._refuse_unlisted(main, artifact)
+        return main
 
     def _refuse_unlisted(self, model: Path, artifact: Artifact) -> None:
         """What an ONNX file has its reader open must be what was verified: no other file, and none elsewhere."""
@@ -137,8 +137,11 @@ class Bundle:
                     file.replace(self.path / file.name)
             self._write({**self.manifest.artifacts, name: artifact})
 
-    def note(self, name: str, record: Mapping[str, Any]) -> None:
+    def note(self, name: str, record: Mapping[str, Any], proof: Proof | None = None) -> None:
         """Add to the record of an artifact what was found out about it, its measured accuracy say.
+
+        Args:
+            proof: what the new entry proves; it takes the place of one whose figures the entry replaces.
 
         Raises:
             BundleError: the artifact was replaced by another one meanwhile, which this does not concern.
@@ -149,7 +152,8 @@ class Bundle:
             artifact = self.manifest.artifacts.get(name)
             if artifact is None or artifact.files != files:
                 raise BundleError(f"{self.path}: {name} was replaced meanwhile", "Measure the new one.")
-            noted = dataclasses.replace(artifact, record={**artifact.record, **record})
+            kept = (*(each for each in artifact.proof if each.figures not in record), *([proof] if proof else []))
+            noted = dataclasses.replace(artifact, proof=kept, record={**artifact.record, **record})
             self._write({**self.manifest.artifacts, name: noted})
 
     @contextmanager

@@ -1,44 +1,56 @@
-"""Whether anything on record compares an artifact with FP32 or with labels, and the command that does."""
+"""How an artifact is compared with FP32 or with labels: the proof of it, and the command that makes one."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
+from denseport.runtime.bundle.artifact import FLOATS, Artifact, Proof
 from denseport.runtime.bundle.engine_record import BuildRecord
-from denseport.runtime.bundle.manifest import FP32, Artifact
+from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.bundle.quantization import kind_of
+from denseport.runtime.system.machine import inspect_machine
 
-__all__ = ["comparing_command", "is_compared"]
-
-# Entries of a record: of `denseport export`, `build`, `eval --record` and `calibrate`.
-COMPARISONS = ("max_difference", "audit", "accuracy", "verdict")
-
-
-def is_compared(artifact: Artifact) -> bool:
-    """Whether an artifact's record tells how far it is from FP32, or what it is worth on labelled images."""
-    return any(artifact.record.get(key) is not None for key in COMPARISONS)
+__all__ = ["comparing_command", "proof_here"]
 
 
-def comparing_command(name: str, artifact: Artifact) -> str:
+def proof_here(
+    against: str, figures: str, float_precision: str, *, on_gpu: bool = False, emulated: bool = False
+) -> Proof:
+    """A comparison that this machine has just made; ONNX Runtime's CPU back end computes FP16 in FP32.
+
+    Args:
+        against, figures: as in `Proof`.
+        float_precision: of the artifact.
+        emulated: the CPU ran a graph that rounds as the artifact's own arithmetic does.
+    """
+    machine = "emulated" if emulated else kind_of(inspect_machine(look_for_gpus=on_gpu), on_gpu=on_gpu)
+    arithmetic = float_precision if on_gpu or emulated else "fp32"
+    return Proof(against, arithmetic, machine, datetime.now(UTC).isoformat(timespec="seconds"), figures)
+
+
+def comparing_command(name: str, manifest: Manifest) -> str:
     """The command, for people, that would compare an artifact.
 
     Raises:
         BundleError: an engine's record is damaged.
     """
-    return _for_engine(name, artifact) if artifact.kind == "engine" else _for_graph(name, artifact)
+    artifact = manifest.artifacts[name]
+    return _for_engine(name, artifact, manifest.source) if artifact.kind == "engine" else _for_graph(name, artifact)
 
 
 def _for_graph(name: str, artifact: Artifact) -> str:
-    record, precision = artifact.record, artifact.precision
-    if "calibration" in record:
+    if "calibration" in artifact.record:
         return f"denseport calibrate BUNDLE --measure {name} --images IMAGES"
-    options = ["--float-precision fp16"] * name.startswith(f"{precision}.fp16.")
-    options += ["--output mask"] * (record.get("output") == "mask")
-    options += ["--plugin on"] * ("fusion" in record)
-    return " ".join(["denseport build BUNDLE --precision", precision, *options, "--images IMAGES"])
+    typed = artifact.precision not in FLOATS and artifact.float_precision != "fp32"
+    options = [f"--float-precision {artifact.float_precision}"] * typed
+    options += ["--output mask"] * (artifact.output == "mask") + ["--plugin on"] * artifact.fused
+    return " ".join(["denseport build BUNDLE --precision", artifact.precision, *options, "--images IMAGES"])
 
 
-def _for_engine(name: str, artifact: Artifact) -> str:
-    record = BuildRecord.from_dict(artifact.record, name)
-    if record.output == "mask":
+def _for_engine(name: str, artifact: Artifact, source: str) -> str:
+    if artifact.output == "mask":
         return "building it where it runs, with --images IMAGES"
+    record = BuildRecord.from_dict(artifact.record, name)
     height, width = record.profiles[0].optimum[2:]
     protocol = f" --protocol fixed:{height}x{width}" * record.profiles[0].fixed
-    return f"denseport eval BUNDLE --artifact {name} --data ROOT{protocol} --gate {FP32} --record (where it runs)"
+    return f"denseport eval BUNDLE --artifact {name} --data ROOT{protocol} --gate {source} --record (where it runs)"

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from denseport.runtime.bundle.manifest import decode_dataclass
+from denseport.runtime.bundle.decode import decode_dataclass
 from denseport.runtime.errors import InputError
 from denseport.runtime.system.text import count
 

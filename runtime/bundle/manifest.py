@@ -8,63 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
-import types
-import typing
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
+from denseport.runtime.bundle.artifact import ANY, FLOATS, FOR_TENSORRT, Artifact
+from denseport.runtime.bundle.decode import decode_dataclass
+from denseport.runtime.bundle.preprocessing import LARGEST_SIDE, Preprocessing, check_steps
 from denseport.runtime.errors import BundleError
 from denseport.runtime.system.terminal import CONTROLS
 
-__all__ = [
-    "FORMAT_VERSION",
-    "FOR_CPU",
-    "FP32",
-    "LARGEST_SIDE",
-    "Artifact",
-    "Inference",
-    "Manifest",
-    "Preprocess",
-    "Reference",
-    "decode_dataclass",
-    "reading_record",
-]
+__all__ = ["FORMAT_VERSION", "Inference", "Manifest", "NetworkInput", "Reference"]
 
-FORMAT_VERSION = 1
-FP32 = "model.onnx"  # the artifact that an export writes; all others are made of it and compared with it
-FOR_CPU = ".cpu.onnx"  # ends the names of INT8 artifacts in operators of ONNX Runtime's CPU back end
-LARGEST_INTEGER = 2**63 - 1  # JSON knows no limit; arrays and floats do
-LARGEST_SIDE = 2**15  # pixels that an image may be resized to; a hostile manifest must not ask for all the memory
+FORMAT_VERSION = 2
 # Names are printed, one a line: a line that a name breaks could say anything.
 _UNPRINTABLE = re.compile(f"[\t\n{CONTROLS}]")
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """From a uint8 BGR image to the network's input."""
-
-    # Pixels: the longer and the shorter side's limit; width, height if not keep_ratio.
-    scale: tuple[int, int] = (2048, 512)
-    keep_ratio: bool = True
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, grey levels
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)  # RGB, grey levels
-    bgr_to_rgb: bool = True  # the network wants RGB (False: BGR; mean and std are then in BGR order)
-
-    def __post_init__(self) -> None:
-        if min(self.scale) < 1:
-            raise ValueError(f"scale {self.scale} has a side below 1 pixel")
-        if max(self.scale) > LARGEST_SIDE:
-            raise ValueError(f"scale {self.scale} has a side above {LARGEST_SIDE} pixels")
-        if len(self.mean) != 3 or not all(map(math.isfinite, self.mean)):
-            raise ValueError(f"mean {self.mean} is not three numbers")
-        if len(self.std) != 3 or not all(0 < value < math.inf for value in self.std):
-            raise ValueError(f"std {self.std} is not three positive numbers")
 
 
 @dataclass(frozen=True)
@@ -99,13 +57,17 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """One runnable file of a bundle."""
+class NetworkInput:
+    """What every artifact takes: one float32 tensor."""
 
-    kind: str  # "onnx" or "engine"
-    precision: str  # "fp32", "fp16", "bf16", "int8", "fp8"
-    files: dict[str, str]  # file name to sha256; the first is opened, others are its external data
-    record: dict[str, Any] = field(default_factory=dict)  # how it was built and what was measured on it
+    name: str = "image"
+    shape: tuple[int | None, int, int | None, int | None] = (None, 3, None, None)  # N, channels, H, W; None: any
+
+    def __post_init__(self) -> None:
+        if (self.name, self.shape[1]) != ("image", 3):  # what sessions hand over
+            raise ValueError(f"the network's input {self.name!r} has shape {self.shape}, not 'image' with 3 channels")
+        if any(size is not None and not 1 <= size <= LARGEST_SIDE for size in self.shape):
+            raise ValueError(f"shape {self.shape} has a size that is not in 1..{LARGEST_SIDE}")
 
 
 @dataclass(frozen=True)
@@ -120,16 +82,22 @@ class Manifest:
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]  # RGB
     reduce_zero_label: bool  # the data set's masks count from 1, 0 is ignored
-    preprocess: Preprocess
+    preprocess: Preprocessing
     inference: Inference
     reference: Reference | None
     provenance: dict[str, Any]  # checkpoint and its hash, versions, warnings given
     spec: dict[str, Any]  # the network, for people; `denseport.export.models.spec` has the meaning
+    source: str  # the artifact that all others are made of and compared with: the checkpoint's network in FP32
+    task: str  # "segmentation"
+    input: NetworkInput
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     budgets: dict[str, float] = field(default_factory=dict)  # mIoU points a precision may lose; default: the gate's own
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
+        if self.task != "segmentation":
+            raise ValueError(f"task {self.task!r} is not 'segmentation', the only one so far")
+        check_steps(self.preprocess)
         for name in ("parameters", "patch_size", "stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is below 1")
@@ -137,11 +105,36 @@ class Manifest:
             raise ValueError("a model has at least one class")
         if not all(0 <= level <= 255 for colour in self.palette for level in colour):
             raise ValueError("the palette is not within 0..255")
-        for text in (self.name, self.architecture, *self.classes, *self.artifacts):
+        for text in (self.name, self.architecture, self.source, *self.classes, *self.artifacts):
             if _UNPRINTABLE.search(text):
                 raise ValueError(f"the name {text!r} holds control characters")
         if len(self.palette) != len(self.classes):
             raise ValueError(f"{len(self.palette)} colours for {len(self.classes)} classes")
+
+    def graph(self, precision: str, float_precision: str | None = None) -> str | None:
+        """The ONNX artifact that variants and engines of a precision are made of; None where there is none.
+
+        Args:
+            float_precision: of a quantized graph; default: "fp32".
+
+        Raises:
+            BundleError: there are several.
+        """
+        if precision == "fp32":
+            return self.source
+        floats = precision if precision in FLOATS else float_precision or "fp32"
+        wanted = ("onnx", precision, floats, "logits", False)
+        found = [
+            name
+            for name, a in self.artifacts.items()
+            if (a.kind, a.precision, a.float_precision, a.output, a.fused) == wanted and a.target in (ANY, FOR_TENSORRT)
+        ]
+        if len(found) > 1:
+            raise BundleError(
+                f"the bundle has several {precision} graphs: {', '.join(found)}",
+                "Export the checkpoint again, and build one.",
+            )
+        return found[0] if found else None
 
     def to_json(self) -> str:
         """The manifest as JSON text."""
@@ -166,80 +159,6 @@ class Manifest:
         if version != FORMAT_VERSION:
             raise BundleError(
                 f"{where}: format version {version!r}; this Denseport reads version {FORMAT_VERSION}",
-                "Use the Denseport that wrote the bundle, or export the checkpoint again.",
+                "Export the checkpoint again, or use the Denseport that wrote the bundle.",
             )
         return decode_dataclass(cls, data, where, "manifest")
-
-
-def _decode(kind: Any, value: Any, where: str, at: str) -> Any:
-    """``value`` (from JSON) as an instance of the annotated type ``kind``; ``at`` names it in messages."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        options = [option for option in arguments if option is not types.NoneType]
-        return None if value is None else _decode(options[0], value, where, at)
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        return decode_dataclass(typing.cast(Any, kind), value, where, at)
-    if origin is tuple and isinstance(value, list):
-        many = arguments[-1] is Ellipsis
-        if not many and len(value) != len(arguments):
-            raise _mistyped(where, at, f"{len(arguments)} values", value)
-        kinds = [arguments[0]] * len(value) if many else list(arguments)
-        return tuple(_decode(k, v, where, f"{at}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-    if origin is dict and isinstance(value, dict):
-        return {key: _decode(arguments[1], item, where, f"{at}.{key}") for key, item in value.items()}
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise _mistyped(where, at, "a finite number", value)
-        return float(value)
-    if kind is int and isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        raise _mistyped(where, at, "a smaller number", "…")
-    if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-        return value
-    raise _mistyped(where, at, getattr(kind, "__name__", str(kind)), value)
-
-
-def decode_dataclass(cls: type[T], value: dict[str, Any], where: str, at: str) -> T:
-    """A frozen dataclass from JSON values, strictly.
-
-    Args:
-        where: the file, and
-        at: the field in it, for messages.
-
-    Raises:
-        BundleError: a field is missing, unknown or mistyped.
-    """
-    if not isinstance(value, dict):
-        raise _mistyped(where, at, cls.__name__, value)
-    hints = typing.get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(typing.cast(Any, cls))}
-    required = {
-        f.name
-        for f in dataclasses.fields(typing.cast(Any, cls))
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
-    for problem, keys in (("missing", required - value.keys()), ("unknown", value.keys() - names)):
-        if keys:
-            raise BundleError(f"{where}: {at}: {problem} {', '.join(sorted(keys))}", "Export the checkpoint again.")
-    try:
-        return cls(**{key: _decode(hints[key], item, where, f"{at}.{key}") for key, item in value.items()})
-    except (ValueError, OverflowError) as err:
-        raise BundleError(f"{where}: {at}: {err}", "Export the checkpoint again.") from err
-
-
-@contextmanager
-def reading_record(where: str) -> Iterator[None]:
-    """Turns what goes wrong with a record, whose fields nobody checked, into a BundleError about ``where``."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
-        raise BundleError(f"{where}: its record is damaged: {err!r}", "Build or measure the artifact again.") from err
-
-
-def _mistyped(where: str, at: str, expected: str, found: Any) -> BundleError:
-    shown = json.dumps(found)
-    return BundleError(
-        f"{where}: {at}: expected {expected}, found {shown if len(shown) < 60 else shown[:57] + '...'}",
-        "Export the checkpoint again.",
-    )

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from denseport.runtime.bundle.manifest import LARGEST_SIDE, Inference, Manifest, Preprocess
+from denseport.runtime.bundle.manifest import Inference, Manifest
+from denseport.runtime.bundle.preprocessing import LARGEST_SIDE, Preprocessing, described, resized_to, without_resize
 from denseport.runtime.errors import InputError
 
 __all__ = ["Protocol", "parse_protocol"]
@@ -22,17 +23,14 @@ class Protocol:
     """Pre-processing, inference mode and augmentation of one measurement."""
 
     name: str
-    preprocess: Preprocess
+    preprocess: Preprocessing
     inference: Inference
     tta: str | None = None  # "0.x" or "1.x": multi-scale and flip in that convention
-    native: bool = False  # the image is not resized, whatever `preprocess` says of its size
 
     @property
     def description(self) -> str:
         """The protocol in words."""
-        pre = self.preprocess
-        size = "keep-ratio" if pre.keep_ratio else "fixed"
-        text = f"{self.inference.mode}, " + ("own size" if self.native else f"{size} {pre.scale[0]} x {pre.scale[1]}")
+        text = f"{self.inference.mode}, {described(self.preprocess)}"
         if self.inference.crop and self.inference.stride:
             text += f", crop {self.inference.crop[0]}, stride {self.inference.stride[0]}"
         return text + (f", ms + flip ({self.tta})" if self.tta else "")
@@ -56,17 +54,18 @@ def parse_protocol(text: str, manifest: Manifest) -> Protocol:
     if text == "slide":
         return replace(base, inference=_slide(manifest.inference))
     if text == "native":
-        return replace(base, inference=_slide(manifest.inference), native=True)
+        return replace(base, preprocess=without_resize(base.preprocess), inference=_slide(manifest.inference))
     if match := re.fullmatch(r"(slide|native):(\d{1,5}):(\d{1,5})", text):
         crop, stride = int(match[2]), int(match[3])
         if crop >= manifest.patch_size and 1 <= stride <= crop <= LARGEST_SIDE:  # a longer stride would leave gaps
             inference = Inference("slide", (crop, crop), (stride, stride))
-            return replace(base, inference=inference, native=match[1] == "native")
+            steps = without_resize(base.preprocess) if match[1] == "native" else base.preprocess
+            return replace(base, preprocess=steps, inference=inference)
     if match := re.fullmatch(r"fixed:(\d{1,5})x(\d{1,5})", text):
         height, width = int(match[1]), int(match[2])
         if manifest.patch_size <= min(height, width) <= max(height, width) <= LARGEST_SIDE:
-            pre = replace(manifest.preprocess, scale=(width, height), keep_ratio=False)
-            return replace(base, preprocess=pre, inference=Inference())
+            steps = resized_to(manifest.preprocess, (width, height), keep_ratio=False)
+            return replace(base, preprocess=steps, inference=Inference())
     raise InputError(
         f"no protocol {text!r} for a network with patches of {manifest.patch_size} pixels",
         "Give reference, ms-flip, ms-flip:1.x, slide, slide:CROP:STRIDE, native, native:CROP:STRIDE or "

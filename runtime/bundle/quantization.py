@@ -10,7 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from denseport.runtime.bundle.manifest import Artifact, decode_dataclass
+from denseport.runtime.bundle.artifact import Artifact
+from denseport.runtime.bundle.decode import decode_dataclass
 from denseport.runtime.system.machine import Machine
 
 __all__ = ["QuantizationVerdict", "kind_of"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from denseport.runtime.bundle.manifest import FP32
 from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.gate import (
     AGREEMENTS,
@@ -90,10 +89,11 @@ def choose_comparison(gate: Gate, segmenter: Segmenter, images: int) -> Comparis
 def _refuse_yardstick(gate: str, segmenter: Segmenter) -> None:
     """Of artifacts only FP32 is one, for the others."""
     segmenter.bundle.artifact(gate)
+    source = segmenter.manifest.source
     if gate == segmenter.artifact:
         raise InputError(f"--gate {gate}: an artifact cannot be compared with itself", "Name another --artifact.")
-    if gate != FP32:
-        raise InputError(f"--gate {gate}: only the FP32 artifact, {FP32}, is a yardstick", f"Give --gate {FP32}.")
+    if gate != source:
+        raise InputError(f"--gate {gate}: only the FP32 artifact, {source}, is a yardstick", f"Give --gate {source}.")
 
 
 def _with_published(comparison: Comparison, segmenter: Segmenter, images: int) -> Comparison:
@@ -103,7 +103,7 @@ def _with_published(comparison: Comparison, segmenter: Segmenter, images: int) -
     if reference is None:
         raise InputError(
             f"{bundle.path}: has no published mIoU to compare with: it is not recognised as a published model",
-            f"Give the mIoU itself (--gate 41.92), or compare with FP32 (--gate {FP32}).",
+            f"Give the mIoU itself (--gate 41.92), or compare with FP32 (--gate {bundle.manifest.source}).",
         )
     if published is None:
         obstacle: str | None = f"no mIoU was published for protocol {segmenter.protocol.name}"
@@ -111,7 +111,7 @@ def _with_published(comparison: Comparison, segmenter: Segmenter, images: int) -
         obstacle = why_not_published(images)
         if obstacle is None:
             return replace(comparison, yardstick=(f"published mIoU of {reference.preset}", published))
-    if segmenter.artifact == FP32:
+    if segmenter.artifact == bundle.manifest.source:
         raise InputError(
             f"--gate reference: {obstacle}", "Measure the full set with that protocol, or give --gate MIOU."
         )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import FP32
+from denseport.runtime.bundle.comparison import proof_here
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.evaluation.comparison import Gate, published_miou
@@ -115,12 +114,12 @@ def evaluate(
     if limit is not None and limit < 1:
         raise InputError(f"the first {limit} images cannot be measured", "Give a limit of 1 or more.")
     data = replace(data, samples=data.samples[:limit])
-    with open_task(bundle, data, artifact or FP32, protocol, gate, threads, workers) as task:
+    with open_task(bundle, data, artifact or bundle.manifest.source, protocol, gate, threads, workers) as task:
         found = _judged(task, *task.measure(run, progress))
         found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
         found = found if report is None else replace(found, report=_write_report(report, task, found))
-    if record:
-        _keep(bundle, found)
+        if record:
+            _keep(task.segmenter, found)
     return found
 
 
@@ -232,13 +231,15 @@ def _write_report(folder: Path, task: Task, found: Evaluation) -> Path:
     return write_report(folder, data)
 
 
-def _keep(bundle: Bundle, found: Evaluation) -> None:
-    result = found.to_dict()
+def _keep(segmenter: Segmenter, found: Evaluation) -> None:
+    bundle, source, result = segmenter.bundle, segmenter.manifest.source, found.to_dict()
     kept = {key: result[key] for key in ("mIoU", "mAcc", "aAcc", "images", "protocol", "agreement", "gate")}
-    kept["date"] = datetime.now(UTC).isoformat(timespec="seconds")
-    bundle.note(found.artifact, {"accuracy": kept})
+    floats, on_gpu = bundle.artifact(found.artifact).float_precision, segmenter.selection.on_gpu
+    proof = proof_here("labels", "accuracy", floats, on_gpu=on_gpu)
+    kept["date"] = proof.date
+    bundle.note(found.artifact, {"accuracy": kept}, proof)
     fp32 = found.measurement.fp32_confusion
-    if fp32 is not None and "accuracy" not in bundle.artifact(FP32).record:
+    if fp32 is not None and "accuracy" not in bundle.artifact(source).record:
         scores = fp32.scores(bundle.manifest.classes).to_dict()
         kept |= {name: scores[name] for name in ("mIoU", "mAcc", "aAcc")} | {"agreement": None, "gate": None}
-        bundle.note(FP32, {"accuracy": kept})
+        bundle.note(source, {"accuracy": kept}, replace(proof, arithmetic="fp32"))

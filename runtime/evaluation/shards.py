@@ -27,7 +27,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from denseport.runtime.bundle.manifest import FP32
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import DatasetError, DenseportError, MachineError
 from denseport.runtime.evaluation.dataset import Dataset, Sample
@@ -259,7 +258,7 @@ class _Measuring:
         segmenter = Segmenter(self.bundle, artifact=self.artifact, protocol=self.protocol, threads=threads)
         fp32 = None
         if self.with_fp32:
-            fp32 = Segmenter(self.bundle, artifact=FP32, protocol=self.protocol, threads=threads)
+            fp32 = Segmenter(self.bundle, artifact=segmenter.manifest.source, protocol=self.protocol, threads=threads)
 
         def handle(items: Sequence[tuple[int, Sample]]) -> _Part:
             dataset = Dataset(tuple(sample for _, sample in items), **self.settings)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import FP32
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.comparison import Comparison, Gate, choose_comparison
@@ -141,8 +140,9 @@ def open_task(
         segmenter = stack.enter_context(Segmenter(bundle, artifact=artifact, protocol=protocol, threads=threads))
         comparison = None if gate is None else choose_comparison(gate, segmenter, len(dataset))
         fp32 = None
-        if gate is not None and artifact != FP32:
-            fp32 = stack.enter_context(Segmenter(bundle, artifact=FP32, protocol=segmenter.protocol, threads=threads))
+        source = bundle.manifest.source
+        if gate is not None and artifact != source:
+            fp32 = stack.enter_context(Segmenter(bundle, artifact=source, protocol=segmenter.protocol, threads=threads))
         yield Task(dataset, segmenter, fp32, comparison, threads, workers)
 
 
@@ -181,7 +181,7 @@ def evaluate_shard(
         )
     refuse_state(state, resume=resume)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-    with open_task(bundle, dataset, artifact or FP32, protocol, gate, threads, workers) as task:
+    with open_task(bundle, dataset, artifact or bundle.manifest.source, protocol, gate, threads, workers) as task:
         classes = len(task.segmenter.manifest.classes)
         counts = open_state(state, task.key(), len(dataset), classes, with_fp32=task.fp32 is not None, resume=resume)
         if counts.done.sum() > counts.done[indices].sum():

@@ -24,7 +24,7 @@ from denseport.runtime.backends.cuda.module import Module
 from denseport.runtime.backends.cuda.zero_copy import View
 from denseport.runtime.backends.pool import Pool
 from denseport.runtime.backends.session import Session
-from denseport.runtime.bundle.manifest import Preprocess
+from denseport.runtime.bundle.preprocessing import Preprocessing, normalisation
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import BundleError, MachineError
 from denseport.runtime.pipeline.preprocess import levels
@@ -59,7 +59,7 @@ class DevicePath(Session):
         MachineError: the driver refuses the kernels.
     """
 
-    def __init__(self, session: Session, network: DeviceNetwork, preprocess: Preprocess, ptx: bytes) -> None:
+    def __init__(self, session: Session, network: DeviceNetwork, preprocess: Preprocessing, ptx: bytes) -> None:
         self._session, self._network, self._preprocess = session, network, preprocess
         with network.cuda.current():
             self._module = network.cuda.load(ptx)
@@ -117,7 +117,7 @@ class DevicePath(Session):
 class _Pipeline:
     """A slot of the network with the buffers before and behind it."""
 
-    def __init__(self, network: DeviceNetwork, module: Module, preprocess: Preprocess) -> None:
+    def __init__(self, network: DeviceNetwork, module: Module, preprocess: Preprocessing) -> None:
         self._cuda, self._graphs, self._module, self._preprocess = network.cuda, network.graphs, module, preprocess
         self._graph: Graph | None = None
         self._classes = 0  # of the last image
@@ -164,13 +164,13 @@ class _Pipeline:
         source = buffers.device("image", upload.nbytes)
         result = buffers.device("mask", mask.nbytes)
         self._cuda.copy_to_device(source, upload, stream)
-        plan = resize_normalise(size, resized, bgr_to_rgb=self._preprocess.bgr_to_rgb)
+        plan = resize_normalise(size, resized, bgr_to_rgb=normalisation(self._preprocess).bgr_to_rgb)
         self._module.launch(plan, [source, self._levels], image.address, stream.handle)
         logits = self._slot.infer(image)
         if len(logits.shape) != 4 or logits.shape[0] != 1 or logits.dtype not in FLOATS:
             raise BundleError(
                 f"expected logits (1, C, h, w) of float32 or float16; the network gives {logits.shape} {logits.dtype}",
-                "Choose an artifact without .mask in its name.",
+                "Choose an artifact that gives logits: denseport inspect shows their outputs.",
             )
         _, classes, height, width = logits.shape
         plan = image_mask((classes, height, width), resized, size, logits.dtype, mask.dtype)

@@ -6,12 +6,13 @@ Sources: ``mmseg/models/segmentors/encoder_decoder.py`` (whole_inference, slide_
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.bundle.manifest import LARGEST_SIDE, Inference, Preprocess
+from denseport.runtime.bundle.manifest import Inference
+from denseport.runtime.bundle.preprocessing import LARGEST_SIDE, Preprocessing, Resize, resized_to, resizing
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import ImageError
 from denseport.runtime.pipeline.preprocess import rescaled_size, resize, resized_size
@@ -44,16 +45,13 @@ class View:
     flip: bool = False
 
 
-def single_view(size: tuple[int, int], preprocess: Preprocess, patch_size: int, *, native: bool = False) -> View:
+def single_view(size: tuple[int, int], preprocess: Preprocessing, patch_size: int) -> View:
     """The view of ordinary inference for an image of ``size`` (height, width).
-
-    Args:
-        native: the network sees the image at its own size.
 
     Raises:
         ImageError: the image would reach the network with a side below one patch.
     """
-    resized = size if native else resized_size(size, preprocess)
+    resized = resized_size(size, preprocess)
     if min(resized) < patch_size:
         raise ImageError(
             f"an image of {size[1]} x {size[0]} pixels reaches the network as {resized[1]} x {resized[0]}, "
@@ -63,7 +61,7 @@ def single_view(size: tuple[int, int], preprocess: Preprocess, patch_size: int, 
     return View(resized)
 
 
-def tta_views(size: tuple[int, int], preprocess: Preprocess, convention: str) -> list[View]:
+def tta_views(size: tuple[int, int], preprocess: Preprocessing, convention: str) -> list[View]:
     """The twelve views of multi-scale and flip testing for an image of ``size`` (height, width).
 
     Args:
@@ -72,17 +70,16 @@ def tta_views(size: tuple[int, int], preprocess: Preprocess, convention: str) ->
     """
     if convention not in TTA_CONVENTIONS:
         raise ValueError(f"convention {convention!r} is none of {', '.join(TTA_CONVENTIONS)}")
+    resize = resizing(preprocess) or Resize((size[1], size[0]), keep_ratio=False)
     views = []
     for ratio in RATIOS:
         if convention == "1.x":
             # mmcv rounds the scaled size, takes it for a scale, and fits the image into that again.
             scale, keep_ratio = rescaled_size(size, ratio), True
         else:
-            scale, keep_ratio = (
-                (int(preprocess.scale[0] * ratio), int(preprocess.scale[1] * ratio)),
-                preprocess.keep_ratio,
-            )
-        resized = resized_size(size, replace(preprocess, scale=scale, keep_ratio=keep_ratio))
+            longer, shorter = resize.size
+            scale, keep_ratio = (int(longer * ratio), int(shorter * ratio)), resize.keep_ratio
+        resized = resized_size(size, resized_to(preprocess, scale, keep_ratio=keep_ratio))
         views += [View(resized), View(resized, flip=True)]
     return views
 
@@ -95,7 +92,7 @@ def protocol_views(size: tuple[int, int], protocol: Protocol, patch_size: int) -
     """
     if protocol.tta is not None:
         return tta_views(size, protocol.preprocess, protocol.tta)
-    return [single_view(size, protocol.preprocess, patch_size, native=protocol.native)]
+    return [single_view(size, protocol.preprocess, patch_size)]
 
 
 def input_sizes(protocol: Protocol) -> tuple[tuple[int, int], ...]:

@@ -35,9 +35,8 @@ from denseport.calibration.quantize.smoothing import find_norms, smooth
 from denseport.calibration.quantize.unpack import unpack_projections
 from denseport.calibration.search.search import Budget, search
 from denseport.calibration.search.sensitivity import Reference
-from denseport.runtime.backends import onnxruntime
+from denseport.runtime.bundle.artifact import ANY, FOR_TENSORRT, Artifact
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import Artifact
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.measure import measure_dataset
@@ -45,10 +44,6 @@ from denseport.runtime.pipeline.network_input import evenly_spaced
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.cpus import usable_cpus
 from denseport.runtime.system.files import sha256_of
-
-# ONNX Runtime cannot open what its quantizer made of this model when it optimizes it ("Attempt to replace the existing
-# tensor").
-onnxruntime.FOR_ENGINES += ("ort-minmax.onnx",)
 
 ROWS = (
     "fp32",
@@ -162,7 +157,20 @@ class Bench:
             name = f"{row}.onnx"
             data, share = (self.plain(), None) if row == "ort-minmax" else self.quantized(row)
             (self.bundle.path / name).write_bytes(data)
-            self.bundle.add(name, Artifact("onnx", "int8", {name: sha256_of(self.bundle.path / name)}))
+            artifact = Artifact(
+                kind="onnx",
+                precision="int8",
+                float_precision="fp32",
+                # ONNX Runtime cannot open what its quantizer made of this model when it optimizes it ("Attempt to
+                # replace the existing tensor").
+                target=FOR_TENSORRT if row == "ort-minmax" else ANY,
+                output="logits",
+                fused=False,
+                made_of=self.bundle.manifest.source,
+                main=name,
+                files={name: sha256_of(self.bundle.path / name)},
+            )
+            self.bundle.add(name, artifact)
         segmenter = Segmenter(self.bundle, artifact=name, threads=self.threads)
         evaluation = measure_dataset(self.dataset, segmenter, workers=1)
         scores = evaluation.scores(segmenter.manifest.classes)

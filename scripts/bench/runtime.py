@@ -34,16 +34,17 @@ LARGE = (986, 1315)  # height, width: 1.3 megapixels
 BY_HAND = """
 import json, sys, cv2, numpy as np, onnxruntime
 manifest = json.load(open(sys.argv[1] + "/manifest.json"))
-pre = manifest["preprocess"]
+resize, normalise = manifest["preprocess"]
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = int(sys.argv[3])
 session = onnxruntime.InferenceSession(sys.argv[1] + "/model.onnx", options, providers=["CPUExecutionProvider"])
 image = cv2.imread(sys.argv[2])
 h, w = image.shape[:2]
-factor = min(max(pre["scale"]) / max(h, w), min(pre["scale"]) / min(h, w))
+factor = min(max(resize["size"]) / max(h, w), min(resize["size"]) / min(h, w))
 size = (int(w * factor + 0.5), int(h * factor + 0.5))
 rgb = cv2.cvtColor(cv2.resize(image, size), cv2.COLOR_BGR2RGB)
-tensor = ((rgb.astype(np.float32) - np.float32(pre["mean"])) / np.float32(pre["std"])).transpose(2, 0, 1)[None]
+mean, std = (np.float32(normalise[name]) for name in ("mean", "std"))
+tensor = ((rgb.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]
 logits = session.run(["logits"], {"image": np.ascontiguousarray(tensor)})[0][0].transpose(1, 2, 0)
 planes = [cv2.resize(cv2.resize(logits[..., c], size), (w, h)) for c in range(logits.shape[2])]
 print(np.argmax(planes, 0).shape)

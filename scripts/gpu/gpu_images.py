@@ -26,7 +26,8 @@ from denseport.runtime.backends.cuda.kernels.launch import Launch, image_mask, r
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.engine_record import BuildRecord
-from denseport.runtime.bundle.manifest import Inference, Preprocess
+from denseport.runtime.bundle.manifest import Inference
+from denseport.runtime.bundle.preprocessing import USUAL_NORMALISE, USUAL_RESIZE, Normalise
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import DenseportError, MachineError
 from denseport.runtime.pipeline import preprocess
@@ -44,7 +45,8 @@ CLASSES, LOGITS = 150, (256, 342)  # of the mask's kernel
 ROUNDS = 20
 AGREEMENT = 0.999  # of the masks: ties may go either way
 MARGIN = 1e-4  # of logits of about 1: nearer than that, the roundings of two coordinates may choose either class
-LEVELS = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # grey levels as they are, in the network's order
+# Grey levels as they are, in the network's order.
+LEVELS = (Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr_to_rgb=True),)
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ def sessions(subject: Subject) -> dict[str, Callable[[], Session]]:
 
 def protocol() -> Protocol:
     """Whole images, as the published models were tested."""
-    return Protocol("reference", Preprocess(), Inference())
+    return Protocol("reference", (USUAL_RESIZE, USUAL_NORMALISE), Inference())
 
 
 def print_images(rows: Sequence[ImageRow], *, header: bool) -> None:

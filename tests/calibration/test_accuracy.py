@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bundles import onnx_artifact
 
 from denseport.calibration.observe.collect import collect
 from denseport.calibration.observe.images import CalibrationImages
@@ -15,7 +16,6 @@ from denseport.calibration.quantize.placement import activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
 from denseport.calibration.quantize.smoothing import find_norms, smooth
 from denseport.calibration.quantize.unpack import unpack_projections
-from denseport.runtime.bundle.manifest import Artifact
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.measure import measure_dataset
@@ -48,7 +48,7 @@ def test_the_sample_keeps_its_accuracy(shared: Path, tmp_path: Path) -> None:
     assert record.share >= 0.8
 
     (bundle.path / "int8.onnx").write_bytes(serialise(quantized))
-    bundle.add("int8.onnx", Artifact("onnx", "int8", {"int8.onnx": sha256_of(bundle.path / "int8.onnx")}))
+    bundle.add("int8.onnx", onnx_artifact({"int8.onnx": sha256_of(bundle.path / "int8.onnx")}, "int8"))
     dataset = open_dataset(shared / "data/street")
     dataset = replace(dataset, samples=dataset.samples[::2])
     scores = []

@@ -86,7 +86,7 @@ def test_int8_is_written_with_a_record(calibrated: Path) -> None:
     bundle = Bundle(calibrated / "bundle")
     artifact = bundle.artifact("int8.onnx")
     record = artifact.record["calibration"]
-    assert artifact.precision == "int8" and artifact.record["source"] == "model.onnx"
+    assert artifact.precision == "int8" and artifact.made_of == "model.onnx"
     images = sample_evenly([IMAGES], 3)
     digests = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in images)
     assert record["images"] == 3
@@ -249,7 +249,7 @@ def test_the_float_rest_is_typed(calibrated: Path) -> None:
     bundle = Bundle(shutil.copytree(calibrated / "bundle", calibrated / "mixed"))
     assert main(["build", str(bundle.path), "--precision", "int8", "--float-precision", "fp16"]) == 0
     artifact = Bundle(bundle.path).artifact("int8.fp16.onnx")
-    assert artifact.precision == "int8" and artifact.record["source"] == "int8.onnx"
+    assert artifact.precision == "int8" and artifact.made_of == "int8.onnx"
     assert artifact.record["precision"]["nodes"]["fp16"] > artifact.record["precision"]["nodes"]["fp32"]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from bundles import engine_artifact, onnx_artifact
 from fake_tensorrt import RECORD
 from numpy.typing import NDArray
 from planting import overflow, with_graph
@@ -31,7 +32,6 @@ from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.tensorrt_library import load_library
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord, Profile
-from denseport.runtime.bundle.manifest import Artifact
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import MachineError
 from denseport.runtime.pipeline.network_input import sample_evenly
@@ -59,6 +59,8 @@ def test_fp16_is_written_audited_and_shown(bundle: Bundle, capsys: pytest.Captur
     assert "PASS" in out and "LayerNormalization" in out and "31 casts" in out
     artifact = Bundle(bundle.path).artifact("fp16.onnx")
     assert artifact.precision == "fp16" and artifact.record["audit"]["agreement"] > 0.998
+    (proof,) = artifact.proof
+    assert (proof.against, proof.arithmetic, proof.machine, proof.figures) == ("fp32", "fp16", "emulated", "audit")
     assert artifact.record["precision"]["observed_images"] == 4
     assert (bundle.path / "fp16.onnx").stat().st_size < 0.6 * (bundle.path / "model.onnx").stat().st_size
     assert main(["inspect", str(bundle.path), "--verify"]) == 0
@@ -152,7 +154,19 @@ def test_an_audit_gives_the_mean_and_the_worst_of_its_images(
 def test_without_images_nothing_is_claimed(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", str(bundle.path), "--precision", "bf16"]) == 0
     assert "not audited" in capsys.readouterr().out
-    assert "audit" not in Bundle(bundle.path).artifact("bf16.onnx").record
+    artifact = Bundle(bundle.path).artifact("bf16.onnx")
+    assert not artifact.proof and "audit" not in artifact.record
+
+
+def test_what_a_cpu_computes_in_fp32_is_no_proof_of_fp16(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", str(bundle.path)]) == 0
+    data = ["--data", str(ASSETS / "street"), "--limit", "1", "--record"]
+    for name, arithmetic in (("fp16.onnx", "fp32"), ("model.onnx", "fp32")):
+        assert main(["eval", str(bundle.path), "--artifact", name, *data]) == 0
+        (found,) = (proof for proof in Bundle(bundle.path).artifact(name).proof if proof.figures == "accuracy")
+        assert (found.against, found.arithmetic) == ("labels", arithmetic)
+    assert not_audited(bundle, capsys) == ["build BUNDLE --precision fp16 --images IMAGES"]
+    assert "never compared with FP32 in FP16" in select_artifact(Bundle(bundle.path), "fp16.onnx").caution
 
 
 @needs_rtx
@@ -194,8 +208,9 @@ def test_masks_and_fused_nodes_are_built_audited_and_not_taken_for_logits(
     name = "fp16.mask.fused.onnx"
     assert result["variant"] == name and result["fusion"]["fused"] == {"ResizeArgmax": 1, "UpsampleAdd": 3}
     bundle = Bundle(bundle.path)
-    record = bundle.artifact(name).record
-    assert record["output"] == "mask" and record["source"] == "fp16.onnx"
+    artifact = bundle.artifact(name)
+    record = artifact.record
+    assert (artifact.output, artifact.fused, artifact.made_of) == ("mask", True, "fp16.onnx")
     assert 0.998 < record["audit"]["agreement"] < 1 and record["audit"]["finite"] is None
     assert select_artifact(bundle).name == "model.onnx" and "gives masks" in select_artifact(bundle).others[name]
     photo = str(ASSETS / "street/images/validation/camvid_Seq05VD_f05100.jpg")
@@ -207,7 +222,7 @@ def not_audited(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> list[str]
     """The commands that `denseport inspect` names for artifacts that nothing was compared with."""
     capsys.readouterr()
     assert main(["inspect", str(bundle.path)]) == 0
-    return re.findall(r"not audited; this does it: denseport (.+)", capsys.readouterr().out)
+    return re.findall(r"not audited(?: in \w+)?; this does it: denseport (.+)", capsys.readouterr().out)
 
 
 def test_the_command_that_inspect_names_audits(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,9 +242,9 @@ def test_inspect_names_the_command_for_engines_and_quantized_graphs(
     shape = (1, 3, 160, 224)
     fixed = dataclasses.replace(RECORD, profiles=(Profile(shape, shape, shape),))
     for name, artifact in {
-        "a.engine": Artifact("engine", "fp16", {"absent": "0" * 64}, RECORD.to_dict()),
-        "b.engine": Artifact("engine", "fp16", {"absent": "0" * 64}, fixed.to_dict()),
-        "int8.fp16.onnx": Artifact("onnx", "int8", {"absent": "0" * 64}, {"source": "int8.onnx"}),
+        "a.engine": engine_artifact("absent", RECORD),
+        "b.engine": engine_artifact("absent", fixed),
+        "int8.fp16.onnx": onnx_artifact({"absent": "0" * 64}, "int8", float_precision="fp16", made_of="int8.onnx"),
     }.items():
         bundle.add(name, artifact)
     rest = "--gate model.onnx --record (where it runs)"

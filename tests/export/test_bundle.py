@@ -28,6 +28,7 @@ from denseport.export.torch_to_onnx import OPSET, export_onnx
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.bundle.preprocessing import Resize
 from denseport.runtime.errors import BundleError, OutputError
 
 SAMPLE = ASSETS / "dpt_tiny_street.pth"
@@ -55,9 +56,14 @@ def test_a_bundle_says_what_it_is(sample: Bundle) -> None:
     assert (manifest.name, manifest.architecture, manifest.stride) == ("dpt_tiny_street", "DPT", 2)
     assert len(manifest.classes) == len(manifest.palette) == 150 and manifest.classes[0] == "wall"
     assert manifest.reduce_zero_label and manifest.reference is None
-    assert manifest.preprocess.scale == (1024, 160) and manifest.inference.mode == "whole"
+    assert manifest.preprocess[0] == Resize((1024, 160), keep_ratio=True) and manifest.inference.mode == "whole"
     assert manifest.provenance["sha256"] == hashlib.sha256(SAMPLE.read_bytes()).hexdigest()
     assert manifest.provenance["warnings"] == []
+    assert (manifest.source, manifest.task) == ("model.onnx", "segmentation")
+    source = manifest.artifacts["model.onnx"]
+    assert (source.target, source.output, source.made_of, source.main) == ("any", "logits", None, "model.onnx")
+    (proof,) = source.proof
+    assert (proof.against, proof.arithmetic, proof.figures) == ("torch", "fp32", "checks") and source.is_compared
     artifact = manifest.artifacts["model.onnx"]
     digest = hashlib.sha256((sample.path / "model.onnx").read_bytes()).hexdigest()
     assert (artifact.kind, artifact.precision, artifact.files) == ("onnx", "fp32", {"model.onnx": digest})
@@ -208,7 +214,7 @@ def test_a_broken_swap_keeps_the_old_bundle(
 @pytest.mark.usefixtures("ready_made")
 def test_the_scale_can_be_given(tmp_path: Path) -> None:
     bundle = export_bundle(SAMPLE, tmp_path / "bundle", scale=(640, 320))
-    assert bundle.manifest.preprocess.scale == (640, 320) and bundle.manifest.preprocess.keep_ratio
+    assert bundle.manifest.preprocess[0] == Resize((640, 320), keep_ratio=True)
     for scale, words in (((640, 15), "below one patch of 16"), ((0, 320), "--scale"), ((-5, 3), "--scale")):
         with pytest.raises(CheckpointError, match=words):
             export_bundle(SAMPLE, tmp_path / "other", scale=scale)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import onnx
 import pytest
+from bundles import onnx_artifact
 from support import ASSETS
 
 from denseport.calibration.quantize.graph import load_model, serialise
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle
 from denseport.runtime.bundle.external_data import external_files
-from denseport.runtime.bundle.manifest import Artifact
 from denseport.runtime.cli.main import main
 from denseport.runtime.system.files import sha256_of
 
@@ -32,7 +32,7 @@ def bundle(sample_copy: Bundle) -> Bundle:
     assert model.stat().st_size < 200_000 < model.with_name("model.onnx.data").stat().st_size
     files = {name: sha256_of(model.with_name(name)) for name in ("model.onnx", "model.onnx.data")}
     old = sample_copy.manifest.artifacts["model.onnx"]
-    artifacts = {"model.onnx": Artifact("onnx", "fp32", files, old.record)}
+    artifacts = {"model.onnx": onnx_artifact(files, record=old.record)}
     (sample_copy.path / MANIFEST).write_text(dataclasses.replace(sample_copy.manifest, artifacts=artifacts).to_json())
     return Bundle(sample_copy.path)
 

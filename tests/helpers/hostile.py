@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from bundles import onnx_artifact, steps
 from onnx import TensorProto, helper
 
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle
-from denseport.runtime.bundle.manifest import Artifact, Inference, Manifest, Preprocess
+from denseport.runtime.bundle.manifest import Inference, Manifest, NetworkInput
 from denseport.runtime.system.files import sha256_of
 
 __all__ = ["enter", "external", "graph", "repack", "rewrite", "tiny_bundle", "tiny_manifest", "tiny_model"]
@@ -59,11 +60,14 @@ def tiny_manifest() -> Manifest:
         classes=("red", "green", "blue"),
         palette=((255, 0, 0), (0, 255, 0), (0, 0, 255)),
         reduce_zero_label=False,
-        preprocess=Preprocess(scale=(64, 32), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        preprocess=steps(size=(64, 32), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
         inference=Inference(),
         reference=None,
         provenance={},
         spec={},
+        source="model.onnx",
+        task="segmentation",
+        input=NetworkInput(),
     )
 
 
@@ -79,7 +83,7 @@ def enter(bundle: Bundle, model: bytes, **files: bytes) -> Bundle:
     (bundle.path / "model.onnx").write_bytes(model)
     for name, data in files.items():
         (bundle.path / name).write_bytes(data)
-    artifact = Artifact("onnx", "fp32", {"model.onnx": sha256_of(bundle.path / "model.onnx")})
+    artifact = onnx_artifact({"model.onnx": sha256_of(bundle.path / "model.onnx")})
     manifest = dataclasses.replace(bundle.manifest, artifacts={"model.onnx": artifact})
     (bundle.path / MANIFEST).write_text(manifest.to_json())
     return Bundle(bundle.path)

@@ -7,16 +7,20 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
+from bundles import onnx_artifact
 from onnx import helper, numpy_helper
 
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle
-from denseport.runtime.bundle.manifest import Artifact
 from denseport.runtime.system.files import sha256_of
 
 
 def with_preprocess(bundle: Bundle, **values: object) -> Bundle:
     manifest = bundle.manifest
-    spoilt = dataclasses.replace(manifest, preprocess=dataclasses.replace(manifest.preprocess, **values))  # type: ignore[arg-type]
+    steps = [
+        dataclasses.replace(step, **{name: value for name, value in values.items() if hasattr(step, name)})  # type: ignore[arg-type]
+        for step in manifest.preprocess
+    ]
+    spoilt = dataclasses.replace(manifest, preprocess=tuple(steps))
     (bundle.path / MANIFEST).write_text(spoilt.to_json())
     return Bundle(bundle.path)
 
@@ -28,7 +32,7 @@ def with_graph(
     model = onnx.load(bundle.path / "model.onnx")
     change(model.graph)
     onnx.save(model, bundle.path / name)
-    bundle.add(name, Artifact("onnx", precision, {name: sha256_of(bundle.path / name)}))
+    bundle.add(name, onnx_artifact({name: sha256_of(bundle.path / name)}, precision))
     return bundle
 
 

@@ -9,7 +9,6 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ import pytest
 from support import ASSETS, assert_same_classes
 
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import FP32, Inference
+from denseport.runtime.bundle.manifest import Inference
+from denseport.runtime.bundle.preprocessing import normalisation, resized_to
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.errors import BundleError, ImageError, InputError
 from denseport.runtime.media.images import read_image
@@ -86,7 +86,7 @@ def test_a_file_and_its_array_give_the_same_mask_and_all_stages_are_timed(segmen
     image = read_image(IMAGE)
     of_file, of_array = segment(IMAGE), segment(image)
     np.testing.assert_array_equal(of_file.mask, of_array.mask)
-    assert of_array.image is image and of_file.artifact == FP32
+    assert of_array.image is image and of_file.artifact == "model.onnx"
     assert of_file.timings.decode > 0 == of_array.timings.decode
     parts = of_array.timings
     assert min(parts.preprocess, parts.infer, parts.postprocess) > 0
@@ -128,16 +128,17 @@ def segmenter_logits(bundle: Bundle, image: np.ndarray) -> np.ndarray:
     """The network's own logits, by hand."""
     import onnxruntime
 
-    mean, std = np.array(bundle.manifest.preprocess.mean), np.array(bundle.manifest.preprocess.std)
+    step = normalisation(bundle.manifest.preprocess)
+    mean, std = (np.array(values) for values in (step.mean, step.std))
     rgb = cv2.cvtColor(cv2.resize(image, NETWORK_SIZE, interpolation=cv2.INTER_LINEAR), cv2.COLOR_BGR2RGB)
     tensor = ((rgb - mean) / std).transpose(2, 0, 1)[None].astype(np.float32)
-    session = onnxruntime.InferenceSession(bundle.verified(FP32), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(bundle.verified("model.onnx"), providers=["CPUExecutionProvider"])
     logits: np.ndarray = session.run(["logits"], {"image": tensor})[0][0]
     return logits
 
 
 def test_scores_of_multi_scale_testing_are_the_mean_probabilities(sample: Bundle, images: list[np.ndarray]) -> None:
-    preprocess = replace(sample.manifest.preprocess, scale=(128, 64))
+    preprocess = resized_to(sample.manifest.preprocess, (128, 64), keep_ratio=True)
     with Segmenter(sample, protocol=Protocol("ms-flip", preprocess, Inference(), "0.x"), threads=2) as segmenter:
         result = segmenter(images[0][:60, :60], scores=True)
         chances = postprocess.probabilities(segmenter.predict(images[0][:60, :60]))

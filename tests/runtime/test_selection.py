@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from build_records import build_record
+from bundles import engine_artifact, onnx_artifact, proof
 
 from denseport.runtime import selection
 from denseport.runtime.backends.tensorrt_library import load_library
+from denseport.runtime.bundle.artifact import Artifact
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import Profile
-from denseport.runtime.bundle.manifest import Artifact
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.bundle.quantization import QuantizationVerdict
 from denseport.runtime.cli.main import main
@@ -36,7 +37,7 @@ ANY_SIZE = Profile((1, 3, 32, 32), (1, 3, 512, 683), (1, 3, 2048, 2048))
 
 def engine(version: str = "11.4.0", capability: str = "sm_86", profile: Profile = ANY_SIZE) -> Artifact:
     record = build_record(version=version, gpu="NVIDIA A40", compute_capability=capability, profiles=(profile,))
-    return Artifact("engine", "fp16", {"fp16.engine": "0"}, json.loads(json.dumps(record.to_dict())))
+    return engine_artifact("fp16.engine", record)
 
 
 @pytest.fixture
@@ -46,8 +47,8 @@ def bundle(sample: Bundle) -> Bundle:
     fp32 = bundle.artifact("model.onnx")
     artifacts = {
         "model.onnx": fp32,
-        "fp16.onnx": dataclasses.replace(fp32, precision="fp16"),
-        "int8.onnx": dataclasses.replace(fp32, precision="int8"),
+        "fp16.onnx": dataclasses.replace(fp32, precision="fp16", float_precision="fp16", made_of="model.onnx"),
+        "int8.onnx": dataclasses.replace(fp32, precision="int8", made_of="model.onnx"),
         "fp16.engine": engine(),
     }
     bundle.manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)
@@ -117,7 +118,7 @@ def test_what_nothing_compares_with_fp32_is_chosen_with_a_caution(
         and not selection.select_artifact(bundle, "model.onnx").caution
     )
     plain = artifacts["fp16.engine"]
-    artifacts["fp16.engine"] = dataclasses.replace(plain, record=plain.record | {"audit": {"agreement": 1.0}})
+    artifacts["fp16.engine"] = dataclasses.replace(plain, proof=(proof("fp16"),))
     assert not selection.select_artifact(bundle).caution
     gate = {"passed": False, "reasons": ["3 points below"]}
     artifacts["fp16.engine"] = dataclasses.replace(plain, record=plain.record | {"accuracy": {"gate": gate}})
@@ -208,17 +209,17 @@ def test_doctor_says_which_artifacts_no_segmenter_can_run(
 ) -> None:
     here = dataclasses.replace(inspect_machine(look_for_gpus=False), gpus=())
     monkeypatch.setattr("denseport.runtime.system.machine.inspect_machine", lambda: here)
-    sample_copy.add("fp16.mask.onnx", Artifact("onnx", "fp16", {"absent": "0" * 64}, {"output": "mask"}))
-    sample_copy.add("bf16.onnx", Artifact("onnx", "bf16", {"absent": "0" * 64}))
+    sample_copy.add("fp16.mask.onnx", onnx_artifact({"absent": "0" * 64}, "fp16", output="mask"))
+    sample_copy.add("bf16.onnx", onnx_artifact({"absent": "0" * 64}, "bf16"))
     assert main(["doctor", str(sample_copy.path)]) == 0
     out = capsys.readouterr().out
-    assert "no   fp16.mask.onnx (onnx, fp16): gives masks" in out and "without .mask in its name" in out
+    assert "no   fp16.mask.onnx (onnx, fp16): gives masks" in out and "an artifact that gives logits" in out
     assert "no   bf16.onnx (onnx, bf16): ONNX Runtime has no BF16 operators for CPUs" in out
     assert "yes  model.onnx (onnx, fp32)" in out
 
 
 def test_bf16_runs_where_a_gpu_is() -> None:
-    bf16 = Artifact("onnx", "bf16", {})
+    bf16 = onnx_artifact({"absent": "0" * 64}, "bf16")
     assert selection.why_unsupported(bf16, machine(A40, cuda=True)) == ("", "")
     assert selection.why_unsupported(bf16, machine(cuda=True))[0] and selection.why_unsupported(bf16, machine(A40))[0]
 
@@ -273,7 +274,7 @@ def test_an_engine_of_fp16_comes_before_one_of_fp32(
 ) -> None:
     """With and without CUDA in ONNX Runtime, whose graphs run in another order on a CPU."""
     monkeypatch.setattr(selection, "inspect_machine", lambda **_: machine(A40, cuda=cuda, tensorrt="11.4.0"))
-    wide = dataclasses.replace(engine(), precision="fp32")
+    wide = dataclasses.replace(engine(), precision="fp32", float_precision="fp32")
     artifacts = {"fp32.engine": wide, **bundle.manifest.artifacts}
     bundle.manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)
     chosen = selection.select_artifact(bundle)

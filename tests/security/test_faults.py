@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import onnx_artifact
 from hostile import tiny_bundle
 from support import REPO
 
 from denseport.calibration.search.loss_file import LossFile
 from denseport.calibration.search.sensitivity import Loss
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import Artifact
 from denseport.runtime.errors import BundleError
 from denseport.runtime.evaluation.state import EvaluationState, load_state, save_state
 from denseport.runtime.media.images import write_image
@@ -37,11 +37,11 @@ import os, signal, shutil, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import numpy as np
+from bundles import onnx_artifact
 from hostile import enter, tiny_bundle, tiny_model
 from denseport.runtime.bundle.bundle import Bundle, new_bundle
 from denseport.runtime.evaluation.state import EvaluationState, load_state, save_state
 from denseport.runtime.system.files import new_folder, sha256_of, write_atomic
-from denseport.runtime.bundle.manifest import Artifact
 
 STEPS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "fcntl.flock", "ctypes.dlopen")
 root = Path({folder!r})
@@ -52,7 +52,7 @@ def replace_artifact(place):
     files = [source / "other.onnx", source / "other.onnx.data"]
     for file in files:
         file.write_bytes(b"\\x08\\x0a" * 2)
-    Bundle(place / "b").add("other.onnx", Artifact("onnx", "fp16", {{f.name: sha256_of(f) for f in files}}), files)
+    Bundle(place / "b").add("other.onnx", onnx_artifact({{f.name: sha256_of(f) for f in files}}, "fp16"), files)
     Bundle(place / "b").note("other.onnx", {{"speed": 1}})
 
 def check_artifact(place):
@@ -117,7 +117,7 @@ tiny_bundle(root / "start/b")
 tiny_bundle(root / "start/new")
 shutil.copyfile(root / "start/new/model.onnx", root / "start/b/other.onnx")
 b = Bundle(root / "start/b")
-b.add("other.onnx", Artifact("onnx", "fp16", {{"other.onnx": sha256_of(b.path / "other.onnx")}}))
+b.add("other.onnx", onnx_artifact({{"other.onnx": sha256_of(b.path / "other.onnx")}}, "fp16"))
 (root / "start/text").write_bytes(b"old")
 for action, check in (
     (replace_artifact, check_artifact), (export_again, check_export), (write, check_write), (frames, check_frames),
@@ -184,7 +184,7 @@ def test_two_that_write_one_artifact_at_once_leave_the_files_of_one_of_them(tmp_
                     file.write_bytes(data)
                 barrier.wait()
                 digests = {file.name: hashlib.sha256(data).hexdigest() for file in files}
-                own.add("x.onnx", Artifact("onnx", "fp16", digests, {"number": number}), files)
+                own.add("x.onnx", onnx_artifact(digests, "fp16", record={"number": number}), files)
 
     threads = [threading.Thread(target=build, args=[number]) for number in range(4)]
     for thread in threads:

@@ -6,6 +6,7 @@ docs/security.md says which of these tests holds which promise.
 from __future__ import annotations
 
 import copyreg
+import dataclasses
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from build_records import build_record
+from bundles import engine_artifact
 from hostile import enter, external, graph, repack, rewrite, tiny_bundle, tiny_model
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -289,7 +291,7 @@ def test_what_is_no_protobuf_is_refused(bundle: Bundle, data: bytes) -> None:
 
 def test_an_engine_that_was_swapped_after_the_build_is_not_opened(bundle: Bundle) -> None:
     (bundle.path / "x.engine").write_bytes(b"other machine code")
-    entry = {"kind": "engine", "precision": "fp16", "files": {"x.engine": "0" * 64}, "record": build_record().to_dict()}
+    entry = dataclasses.asdict(engine_artifact("x.engine", build_record()))
     rewrite(bundle, lambda data: data["artifacts"].update({"x.engine": entry}))
     with pytest.raises(BundleError, match=r"x\.engine: altered"):
         Segmenter(bundle.path, artifact="x.engine")
@@ -324,8 +326,8 @@ def test_a_manifest_without_end_is_not_read(bundle: Bundle) -> None:
         lambda data: data.update(classes=["a\ndenseport: PASS", "b", "c"]),
         lambda data: data.update(classes=["\u202egnp", "b", "c"]),
         lambda data: data.update(classes=["\ud800", "b", "c"]),
-        lambda data: data["preprocess"].update(scale=[2**40, 2**40]),
-        lambda data: data["preprocess"].update(mean=[1e999, 0, 0]),
+        lambda data: data["preprocess"][0].update(size=[2**40, 2**40]),
+        lambda data: data["preprocess"][1].update(mean=[1e999, 0, 0]),
         lambda data: data.update(budgets={"fp32": float("nan")}),
         lambda data: data.update(parameters=10**400),
     ],

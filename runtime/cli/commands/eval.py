@@ -7,7 +7,6 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.bundle.manifest import FP32
 from denseport.runtime.cli.arguments import path, real, whole
 from denseport.runtime.system.text import count
 
@@ -21,7 +20,7 @@ HELP = "measure accuracy on labelled images, and pass or fail the artifact"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
-    parser.add_argument("--artifact", metavar="NAME", default=FP32, help="what is measured; default: %(default)s")
+    parser.add_argument("--artifact", metavar="NAME", help="what is measured; default: the FP32 one")
     parser.add_argument(
         "--protocol",
         default="reference",
@@ -64,7 +63,7 @@ def _add_gate(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--gate",
         metavar="WITH",
-        help=f"compare with: reference (the published mIoU), an artifact ({FP32}), or a mIoU in percent",
+        help="compare with: reference (the published mIoU), the FP32 artifact (model.onnx), or a mIoU in percent",
     )
     group.add_argument(
         "--budget", type=real(0, 100), metavar="POINTS", help="mIoU that may be lost; default: by precision"

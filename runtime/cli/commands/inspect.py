@@ -10,8 +10,9 @@ from denseport.runtime.cli.arguments import path
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
+    from denseport.runtime.bundle.artifact import Artifact
     from denseport.runtime.bundle.bundle import Bundle
-    from denseport.runtime.bundle.manifest import Artifact
+    from denseport.runtime.bundle.manifest import Manifest
 
 HELP = "show what is in a bundle"
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.bundle.bundle import Bundle
-    from denseport.runtime.bundle.manifest import reading_record
+    from denseport.runtime.bundle.decode import reading_record
 
     bundle = Bundle(arguments.bundle)
     if arguments.verify:
@@ -43,17 +44,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    from denseport.runtime.bundle.preprocessing import described, normalisation
+
     manifest = bundle.manifest
-    pre, inference, reference = manifest.preprocess, manifest.inference, manifest.reference
+    normalise, inference, reference = normalisation(manifest.preprocess), manifest.inference, manifest.reference
     yield "model", f"{manifest.name} ({manifest.architecture}, {manifest.parameters / 1e6:,.1f} M parameters)"
     source = manifest.provenance
     yield "checkpoint", f"{source.get('checkpoint')} ({source.get('layout')}), sha256 {str(source.get('sha256'))[:16]}…"
     yield "exported", f"{source.get('created')} by Denseport {source.get('denseport')}, torch {source.get('torch')}"
-    if pre.keep_ratio:
-        resize = f"longer side to {max(pre.scale)} or shorter to {min(pre.scale)}, keeping the ratio"
-    else:
-        resize = f"exactly {pre.scale[0]} x {pre.scale[1]}"
-    yield "input", f"{'RGB' if pre.bgr_to_rgb else 'BGR'}, resized: {resize}; mean {pre.mean}, std {pre.std}"
+    order = "RGB" if normalise.bgr_to_rgb else "BGR"
+    shape = ", ".join("any" if size is None else str(size) for size in manifest.input.shape)
+    yield "task", manifest.task
+    yield "input", f"{manifest.input.name} ({shape}), {order}; mean {normalise.mean}, std {normalise.std}"
+    yield "resized", described(manifest.preprocess)
     mode = inference.mode
     if inference.crop and inference.stride:
         crop, stride = inference.crop, inference.stride
@@ -75,18 +78,28 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
         files = [bundle.path / file for file in artifact.files]
         size = f"{sum(file.stat().st_size for file in files if file.is_file()) / 2**20:,.1f} MiB"
         missing = "".join(f", {file.name} is MISSING" for file in files if not file.is_file())
-        yield "artifact", f"{name}: {artifact.kind}, {artifact.precision}, {size}{missing}"
+        yield "artifact", f"{name}: {artifact.kind}, {_computes(artifact)}, {size}{missing}"
+        yield "", f"made of {artifact.made_of or 'the checkpoint'}, target {artifact.target}"
+        for proof in artifact.proof:
+            how = f"computed in {proof.arithmetic}, {proof.machine}, {proof.date[:10]}"
+            yield "", f"compared with {proof.against} ({how}): {proof.figures}"
         difference = artifact.record.get("max_difference")
         if difference is not None:
             sizes = len(artifact.record["checks"])
             yield "", f"checked against torch on {count(sizes, 'size')}: logits differ by {difference:.1e} at most"
         yield from _calibrated(name, artifact)
         yield from _measured(artifact.record)
-        yield from _unaudited(name, artifact)
+        yield from _unaudited(name, manifest)
         if artifact.kind == "engine":
             yield from _built(name, artifact)
     for warning in source.get("warnings", []):
         yield "warning", warning
+
+
+def _computes(artifact: Artifact) -> str:
+    """Precision, that of the float part where it has another, and what it gives if no logits."""
+    floats = f" with {artifact.float_precision} floats" * (artifact.float_precision != artifact.precision)
+    return artifact.precision + floats + ", fused" * artifact.fused + ", gives masks" * (artifact.output == "mask")
 
 
 def _calibrated(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
@@ -130,21 +143,23 @@ def _measured(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", f"mIoU {miou} ({where}){verdict}"
 
 
-def _unaudited(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
-    """That nothing compares an artifact with FP32 or with labels, and the command that does."""
-    from denseport.runtime.bundle.comparison import comparing_command, is_compared
+def _unaudited(name: str, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """That nothing compares an artifact, in its own arithmetic, with FP32 or labels, and the command that does."""
+    from denseport.runtime.bundle.comparison import comparing_command
 
-    if not is_compared(artifact):
-        yield "", f"not audited; this does it: {comparing_command(name, artifact)}"
+    artifact = manifest.artifacts[name]
+    if not artifact.is_compared:
+        how = f" in {artifact.float_precision.upper()}" if artifact.proof else ""
+        yield "", f"not audited{how}; this does it: {comparing_command(name, manifest)}"
 
 
 def _built(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
     from denseport.runtime.bundle.engine_record import BuildRecord, built_words
 
     record = BuildRecord.from_dict(artifact.record, name)
-    yield "", f"built with {record.built_for} in {record.seconds:.0f} s, from {artifact.record.get('source')}"
-    if record.output != "logits" or record.plugin != "off":
-        yield "", f"gives {record.output}; plugin {record.plugin}"
+    yield "", f"built with {record.built_for} in {record.seconds:.0f} s"
+    if record.plugin != "off":
+        yield "", f"plugin {record.plugin}"
     yield "", "accepts " + " or ".join(str(profile) for profile in record.profiles)
     asked = ", ".join(f"{count(number, 'node')} {kind}" for kind, number in record.types_asked.items())
     yield "", f"asked for {asked}; {built_words(record.types_built, record.types_built_note)}"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from denseport.runtime.serving.triton.variants import Options
 
 HELP = "export a bundle to a Triton model repository"
+WARMUP_HEIGHT = 512  # pixels of the image, where the bundle gives none
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +119,10 @@ def _warmup_size(text: str) -> tuple[int, int] | str:
 
 def _warmup(given: tuple[int, int] | str | None, manifest: Manifest) -> tuple[int, int] | None:
     """Height and width of the warm-up image: a landscape of 4 x 3 that is not resized, unless told otherwise."""
+    from denseport.runtime.bundle.preprocessing import resizing
+
     if given is None:
-        height = min(manifest.preprocess.scale)
+        resize = resizing(manifest.preprocess)
+        height = min(resize.size) if resize else WARMUP_HEIGHT
         return height, height * 4 // 3
     return given if isinstance(given, tuple) else None

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from denseport.runtime.bundle.artifact import FOR_TENSORRT
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord
-from denseport.runtime.bundle.manifest import FP32, Manifest
+from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline.preprocess import resized_size
 from denseport.runtime.selection import refuse_masks, why_no_logits
@@ -39,6 +40,7 @@ __all__ = ["BACKENDS", "DEFAULT_PIXELS", "LABELS", "Options", "Served", "model_n
 BACKENDS = ("python", "onnxruntime", "tensorrt_plan")
 LABELS = "labels.txt"
 DEFAULT_PIXELS = 4096 * 4096  # 48 MiB of uint8; Triton's HTTP port takes 64 MB a request
+ONNX = "model.onnx"  # the ONNX Runtime back end's default
 PLAN = "model.plan"  # the TensorRT back end's default
 
 
@@ -48,7 +50,7 @@ class Options:
 
     backend: str = "python"
     name: str | None = None  # of the model; default: the bundle's
-    artifacts: tuple[str, ...] = ()  # default: model.onnx, or for plans all TensorRT engines
+    artifacts: tuple[str, ...] = ()  # default: the bundle's source, or for plans all TensorRT engines
     instances: int | None = None  # processes that run images; default: the CPUs this process may use
     network_instances: int = 1  # of the network, where it is a model of its own
     threads: int = 1  # of each instance
@@ -132,7 +134,7 @@ def _onnxruntime(bundle: Bundle, options: Options) -> list[Served]:
     if artifact.kind != "onnx":
         raise InputError(f"{name} is no ONNX model but an {artifact.kind}", "Give --backend python or tensorrt_plan.")
     # The back end opens model.onnx; external data keeps the name that the model knows.
-    files: dict[str, bytes | Path] = {(FP32 if f == path.name else f): path.with_name(f) for f in artifact.files}
+    files: dict[str, bytes | Path] = {(ONNX if f == artifact.main else f): path.with_name(f) for f in artifact.files}
     size = _network_size(bundle.manifest, options.warmup) if options.warmup else None
     config = _network_config(
         bundle,
@@ -162,7 +164,7 @@ def _tensorrt_plan(bundle: Bundle, options: Options) -> list[Served]:
 
 
 def _one_artifact(bundle: Bundle, options: Options) -> str:
-    names = options.artifacts or (FP32,)
+    names = options.artifacts or (bundle.manifest.source,)
     if len(names) > 1:
         raise InputError(f"back end {options.backend} serves one artifact, not {', '.join(names)}", "Name one.")
     refuse_masks(names[0], bundle.artifact(names[0]))
@@ -183,7 +185,7 @@ def _find_plans(bundle: Bundle, wanted: tuple[str, ...]) -> _Plans:
     names = wanted or tuple(
         name
         for name, artifact in bundle.manifest.artifacts.items()
-        if _flavour(bundle, name) == "tensorrt" and not why_no_logits(artifact)
+        if (artifact.kind, artifact.target) == ("engine", FOR_TENSORRT) and not why_no_logits(artifact)
     )
     if not names:
         raise InputError(
@@ -192,13 +194,14 @@ def _find_plans(bundle: Bundle, wanted: tuple[str, ...]) -> _Plans:
     plans = _Plans()
     records = []
     for name in names:
-        if _flavour(bundle, name) != "tensorrt":
+        artifact = bundle.artifact(name)
+        if (artifact.kind, artifact.target) != ("engine", FOR_TENSORRT):
             raise InputError(
                 f"{name} is no engine of TensorRT's, which is what Triton's back end opens",
                 "TensorRT-RTX engines and ONNX models are served with --backend python.",
             )
-        refuse_masks(name, bundle.artifact(name))
-        record = BuildRecord.from_dict(bundle.artifact(name).record, f"{bundle.path}: {name}")
+        refuse_masks(name, artifact)
+        record = BuildRecord.from_dict(artifact.record, f"{bundle.path}: {name}")
         records.append(record)
         if record.hardware_compatibility == "ampere_plus":
             file = PLAN
@@ -210,11 +213,6 @@ def _find_plans(bundle: Bundle, wanted: tuple[str, ...]) -> _Plans:
         plans.files[file] = bundle.verified(name)
     plans.profiles, plans.max_batch = _common_limits(records, bundle)
     return plans
-
-
-def _flavour(bundle: Bundle, name: str) -> str | None:
-    artifact = bundle.artifact(name)
-    return artifact.record.get("flavour") if artifact.kind == "engine" else None
 
 
 def _capability(record: BuildRecord) -> str:

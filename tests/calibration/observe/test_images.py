@@ -7,10 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from bundles import steps
 
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.observe.images import CalibrationImages, labels_of
-from denseport.runtime.bundle.manifest import Inference, Preprocess
+from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.evaluation.dataset import folder_pair
 
@@ -33,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("inference", [WHOLE, SLIDE])
 def test_labels_lie_where_the_image_lies(folder: Path, inference: Inference) -> None:
     dataset = folder_pair(folder / "images", folder / "masks")
-    preprocess = Preprocess(scale=(60, 40), mean=(0, 0, 0), std=(10, 10, 10))
+    preprocess = steps(size=(60, 40), mean=(0, 0, 0), std=(10, 10, 10))
     images = CalibrationImages([s.image for s in dataset.samples], Protocol("reference", preprocess, inference))
     sizes = images.check(patch_size=16)
     labels = labels_of(images, dataset, 20)
@@ -48,7 +49,7 @@ def test_images_that_cannot_be_used_are_named_all_at_once(folder: Path) -> None:
     (folder / "images/1.png").write_bytes(b"no image")
     (folder / "images/3.png").unlink()
     images = CalibrationImages(
-        [folder / f"images/{i}.png" for i in range(4)], Protocol("reference", Preprocess(scale=(60, 40)), WHOLE)
+        [folder / f"images/{i}.png" for i in range(4)], Protocol("reference", steps(size=(60, 40)), WHOLE)
     )
     with pytest.raises(CalibrationError) as caught:
         images.check(patch_size=16)
@@ -57,7 +58,7 @@ def test_images_that_cannot_be_used_are_named_all_at_once(folder: Path) -> None:
 
 
 def test_the_hash_is_of_contents_and_order(folder: Path) -> None:
-    protocol = Protocol("reference", Preprocess(), WHOLE)
+    protocol = Protocol("reference", steps(), WHOLE)
     paths = sorted((folder / "images").iterdir())
     first = CalibrationImages(paths, protocol).sha256()
     assert CalibrationImages(paths[::-1], protocol).sha256() != first
@@ -71,9 +72,9 @@ def test_images_are_others_when_their_contents_or_their_way_to_the_network_chang
     def identity(protocol: Protocol) -> list[str]:
         return CalibrationImages(paths, protocol).identity()
 
-    first = identity(Protocol("reference", Preprocess(), WHOLE))
-    assert identity(Protocol("reference", Preprocess(), WHOLE)) == first
-    assert identity(Protocol("reference", Preprocess(mean=(0, 0, 0)), WHOLE)) != first
-    assert identity(Protocol("reference", Preprocess(), SLIDE)) != first
+    first = identity(Protocol("reference", steps(), WHOLE))
+    assert identity(Protocol("reference", steps(), WHOLE)) == first
+    assert identity(Protocol("reference", steps(mean=(0, 0, 0)), WHOLE)) != first
+    assert identity(Protocol("reference", steps(), SLIDE)) != first
     paths[0], paths[1] = paths[1], paths[0]
-    assert identity(Protocol("reference", Preprocess(), WHOLE)) != first
+    assert identity(Protocol("reference", steps(), WHOLE)) != first

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import steps
 from onnx import TensorProto, helper, numpy_helper, save
 from support import ORACLE_MODELS
 
@@ -20,7 +21,7 @@ from denseport.export.graph.precision import write_precision
 from denseport.runtime.backends.tensorrt_library import Library, LogBook, LogLine
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord, Profile
-from denseport.runtime.bundle.manifest import Inference, Preprocess
+from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import InputError, MachineError, OutputError
 from denseport.runtime.pipeline.preprocess import resized_size
@@ -244,7 +245,7 @@ def test_profiles_have_names() -> None:
 @pytest.mark.parametrize("scale", [(2048, 512), (1024, 160), (512, 512), (640, 480)])
 @pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt_rtx"])
 def test_the_reference_profile_takes_what_images_become(scale: tuple[int, int], flavour: str) -> None:
-    preprocess = Preprocess(scale=scale)
+    preprocess = steps(size=scale)
     profiles = named_profiles("reference", flavour, Protocol("reference", preprocess, Inference()))
     for longer in (600, 700, 800, 1000, 1200):  # up to 2:1
         for size in ((600, longer), (longer, 600)):
@@ -253,9 +254,9 @@ def test_the_reference_profile_takes_what_images_become(scale: tuple[int, int], 
 
 
 def test_windows_and_fixed_sizes_have_one_profile() -> None:
-    slide = Protocol("reference", Preprocess(), Inference("slide", (512, 512), (341, 341)))
+    slide = Protocol("reference", steps(), Inference("slide", (512, 512), (341, 341)))
     assert named_profiles("reference", "tensorrt", slide) == (Profile(*[(1, 3, 512, 512)] * 3),)
-    fixed = Protocol("fixed", Preprocess(scale=(640, 384), keep_ratio=False), Inference())
+    fixed = Protocol("fixed", steps(size=(640, 384), keep_ratio=False), Inference())
     assert named_profiles("reference", "tensorrt_rtx", fixed) == (Profile(*[(1, 3, 384, 640)] * 3),)
 
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+from bundles import onnx_artifact
 from onnx import TensorProto, helper, numpy_helper
 from planting import overflow, set_attribute, with_graph, with_preprocess
 from progress_told import Told
@@ -19,7 +20,6 @@ from denseport.export.explain.divergence import Difference, difference, find_div
 from denseport.export.explain.explain import explain
 from denseport.export.explain.explanation import Explanation
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import Artifact
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.dataset import Dataset, Sample, ade20k
@@ -81,10 +81,10 @@ def test_an_untouched_bundle_loses_nothing(bundle: Bundle, images: Dataset) -> N
 @pytest.mark.parametrize(
     ("values", "culprit"),
     [
-        ({"std": (1.0, 1.0, 1.0)}, "preprocess.std"),
-        ({"mean": (0.0, 0.0, 0.0)}, "preprocess.mean"),
-        ({"bgr_to_rgb": False}, "preprocess.bgr_to_rgb"),
-        ({"scale": (256, 96)}, "preprocess.scale"),
+        ({"std": (1.0, 1.0, 1.0)}, "normalise.std"),
+        ({"mean": (0.0, 0.0, 0.0)}, "normalise.mean"),
+        ({"bgr_to_rgb": False}, "normalise.bgr_to_rgb"),
+        ({"size": (256, 96)}, "resize.size"),
     ],
 )
 def test_a_wrong_setting_of_the_bundle_is_named(
@@ -102,14 +102,14 @@ def test_a_wrong_setting_of_the_bundle_is_named(
 
 def test_each_of_two_wrong_settings_has_its_own_effect(bundle: Bundle, images: Dataset) -> None:
     found = explanation(with_preprocess(bundle, std=(1.0, 1.0, 1.0), bgr_to_rgb=False), images)
-    assert found.culprits == ("preprocess.std", "preprocess.bgr_to_rgb")
+    assert found.culprits == ("normalise.std", "normalise.bgr_to_rgb")
     std, order = (culprit.effect for culprit in found.steps[0].culprits)
     assert std is not None and order is not None and std > order
 
 
 def test_a_protocol_that_was_chosen_is_told_from_a_wrong_bundle(bundle: Bundle, images: Dataset) -> None:
     found = explanation(bundle, images, protocol="fixed:96x96")
-    assert found.culprits == ("preprocess.scale, preprocess.keep_ratio",)
+    assert found.culprits == ("resize.size, resize.keep_ratio",)
     assert "this protocol has" in found.steps[0].culprits[0].detail
 
 
@@ -160,7 +160,7 @@ def test_faults_of_three_steps_are_named_apart_and_their_losses_add_up(
     with_graph(bundle, lambda graph: overflow(graph, "backbone.layers.1.ln2.bias"), "fp16.onnx", "fp16")
     found = explanation(bundle, wide_images, "fp16.onnx")
     assert found.culprits == (
-        "preprocess.bgr_to_rgb",
+        "normalise.bgr_to_rgb",
         "backbone (Resize)",
         "backbone.layers.1.ln2 (LayerNormalization)",
     )
@@ -179,7 +179,7 @@ def test_without_a_checkpoint_the_rest_is_still_examined(bundle: Bundle, images:
 def test_an_engine_that_cannot_run_here_is_said_not_to_have_run(bundle: Bundle, images: Dataset) -> None:
     engine = bundle.path / "fp16.sm_90.engine"
     engine.write_bytes(b"no engine at all")
-    bundle.add(engine.name, Artifact("engine", "fp16", {engine.name: sha256_of(engine)}))
+    bundle.add(engine.name, onnx_artifact({engine.name: sha256_of(engine)}, "fp16", kind="engine", made_of="fp16.onnx"))
     found = explanation(bundle, images, engine.name)
     precision, step = found.steps[2:]
     assert precision.mIoU is None and "no fp16.onnx" in precision.notes[0]

@@ -94,7 +94,7 @@ def test_explain_is_reached_through_the_command(bundle: Bundle, capsys: pytest.C
     with_preprocess(bundle, bgr_to_rgb=False)
     arguments = ["--explain", "--checkpoint", str(ASSETS / "dpt_tiny_street.pth")]
     assert main(["eval", str(bundle.path), *DATA, *arguments]) == 0
-    assert "preprocess.bgr_to_rgb" in capsys.readouterr().out
+    assert "normalise.bgr_to_rgb" in capsys.readouterr().out
 
 
 def test_a_budget_in_the_manifest_holds(bundle: Bundle, right_miou: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import pytest
 import torch
 import torch.nn.functional as F
+from bundles import onnx_artifact
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from support import ORACLE_MODELS
@@ -27,7 +28,7 @@ from denseport.export.graph.ranges import Ranges, observe
 from denseport.export.graph.rounding import emulate_rounding
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import Artifact, Manifest
+from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.dataset import image_list
 from denseport.runtime.evaluation.measure import measure_dataset
@@ -131,7 +132,7 @@ def test_accuracy_on_the_street_images(shared: Path, tmp_path: Path, checkpoint:
     name = "emulated-fp16.onnx"
     write_precision(bundle.verified("model.onnx"), bundle.path / "fp16.onnx", "fp16", calibration)
     emulated(bundle.path / "fp16.onnx")
-    bundle.add(name, Artifact(kind="onnx", precision="fp16", files={name: sha256_of(bundle.path / name)}))
+    bundle.add(name, onnx_artifact({name: sha256_of(bundle.path / name)}, "fp16"))
     dataset = image_list(street / "val100.txt", street)
     half, full = (Segmenter(bundle, artifact=artifact, threads=2) for artifact in (name, "model.onnx"))
     with half, full:

@@ -50,3 +50,33 @@ def test_a_provider_that_fails_when_it_runs_is_not_replaced(
     with pytest.raises(BundleError, match="the provider failed"):
         session.run(IMAGE)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("target", "exact_products", "optimized"),
+    [("any", True, True), ("onnxruntime-cpu", False, True), ("tensorrt", True, False)],
+)
+def test_the_settings_follow_from_the_target_and_not_from_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, exact_products: bool, optimized: bool
+) -> None:
+    given: list[onnxruntime.SessionOptions] = []
+    whole = onnxruntime.InferenceSession
+
+    def watched(path: Path, options: onnxruntime.SessionOptions, **more: object) -> onnxruntime.InferenceSession:
+        given.append(options)
+        return whole(path, options, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", watched)
+    folder = tiny_bundle(tmp_path / "bundle").path
+    for name in ("model.onnx", "int8.cpu.onnx", "fp8.onnx"):
+        OnnxRuntimeSession((folder / "model.onnx").rename(folder / name), target=target).close()
+        (folder / name).rename(folder / "model.onnx")
+    for options in given:
+        level = options.graph_optimization_level
+        assert (level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL) == optimized
+        if exact_products:
+            assert options.get_session_config_entry("session.x64quantprecision") == "1"
+        else:
+            with pytest.raises(RuntimeError):
+                options.get_session_config_entry("session.x64quantprecision")
+    assert len(given) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import threading
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundles import onnx_artifact, proof
 
 from denseport.runtime.bundle.bundle import LARGEST_MANIFEST, Bundle, new_bundle
-from denseport.runtime.bundle.manifest import Artifact
 from denseport.runtime.errors import BundleError, OutputError
 from denseport.runtime.system.files import sha256_of
 
@@ -19,7 +20,8 @@ from denseport.runtime.system.files import sha256_of
 def rewrite(bundle: Bundle, files: dict[str, str]) -> Bundle:
     """The bundle with another list of files for its artifact."""
     data: dict[str, Any] = json.loads((bundle.path / "manifest.json").read_text())
-    data["artifacts"]["model.onnx"]["files"] = files
+    main = "model.onnx" if "model.onnx" in files else next(iter(files), "model.onnx")
+    data["artifacts"]["model.onnx"] |= {"files": files, "main": main}
     (bundle.path / "manifest.json").write_text(json.dumps(data))
     return Bundle(bundle.path)
 
@@ -102,23 +104,25 @@ def test_files_outside_of_the_bundle_are_refused(sample_copy: Bundle, name: str)
 
 
 def test_an_artifact_of_no_file_or_of_an_unreadable_name_is_refused(sample_copy: Bundle) -> None:
-    with pytest.raises(BundleError, match="lists no file"):
-        rewrite(sample_copy, {}).verified("model.onnx")
+    with pytest.raises(BundleError, match=r"main 'model\.onnx' is none of"):
+        rewrite(sample_copy, {})
     with pytest.raises(BundleError, match="cannot be read"):
         rewrite(sample_copy, {"n" * 300: ""}).verified("model.onnx")
 
 
-def test_every_file_of_an_artifact_is_checked_and_the_first_is_opened(sample_copy: Bundle) -> None:
+def test_every_file_of_an_artifact_is_checked_and_the_main_one_is_opened(sample_copy: Bundle) -> None:
     digest = sample_copy.manifest.artifacts["model.onnx"].files["model.onnx"]
     (sample_copy.path / "model.onnx.data").write_bytes(b"weights")
     with pytest.raises(BundleError, match=r"model\.onnx\.data: altered"):
         rewrite(sample_copy, {"model.onnx": digest, "model.onnx.data": digest}).verified("model.onnx")
+    right = {"model.onnx.data": sha256_of(sample_copy.path / "model.onnx.data"), "model.onnx": digest}
+    assert rewrite(sample_copy, right).verified("model.onnx").name == "model.onnx", "in whatever order they are"
 
 
 def test_an_artifact_can_be_added(sample_copy: Bundle) -> None:
     shutil.copy(sample_copy.path / "model.onnx", sample_copy.path / "again.onnx")
     files = {"again.onnx": sample_copy.manifest.artifacts["model.onnx"].files["model.onnx"]}
-    sample_copy.add("again.onnx", Artifact("onnx", "fp32", files))
+    sample_copy.add("again.onnx", onnx_artifact(files))
     assert list(sample_copy.manifest.artifacts) == ["model.onnx", "again.onnx"]
     reread = Bundle(sample_copy.path)
     assert reread.manifest == sample_copy.manifest
@@ -133,7 +137,7 @@ def test_two_processes_that_add_at_once_both_keep_their_artifact(sample_copy: Bu
     def add(number: int) -> None:
         bundle = Bundle(sample_copy.path)
         barrier.wait()
-        bundle.add(f"{number}.onnx", Artifact("onnx", "fp32", {"model.onnx": digest}))
+        bundle.add(f"{number}.onnx", onnx_artifact({"model.onnx": digest}))
         bundle.note(f"{number}.onnx", {"number": number})
 
     barrier = threading.Barrier(8)
@@ -156,7 +160,7 @@ def test_an_artifact_that_is_replaced_is_never_named_with_the_wrong_file(
     before = sample_copy.manifest.artifacts["model.onnx"]
     for number in (1, 2):
         (tmp_path / "other.onnx").write_bytes(b"\x08\x0a" * number)  # a field of the format
-        artifact = Artifact("onnx", "fp16", {"other.onnx": sha256_of(tmp_path / "other.onnx")})
+        artifact = onnx_artifact({"other.onnx": sha256_of(tmp_path / "other.onnx")}, "fp16")
         if number == 2:
             monkeypatch.setattr(Path, "replace", killed_after(2, Path.replace))
             with pytest.raises(KeyboardInterrupt):
@@ -184,11 +188,25 @@ def killed_after(calls: int, function: Any) -> Any:
 
 def test_a_note_on_an_artifact_that_was_replaced_is_refused(sample_copy: Bundle) -> None:
     digest = sample_copy.manifest.artifacts["model.onnx"].files["model.onnx"]
-    sample_copy.add("other.onnx", Artifact("onnx", "fp16", {"model.onnx": digest}))
+    sample_copy.add("other.onnx", onnx_artifact({"model.onnx": digest}, "fp16"))
     late = Bundle(sample_copy.path)
-    sample_copy.add("other.onnx", Artifact("onnx", "fp16", {"manifest.json": digest}))
+    sample_copy.add("other.onnx", onnx_artifact({"manifest.json": digest}, "fp16"))
     with pytest.raises(BundleError, match=r"other\.onnx was replaced meanwhile"):
         late.note("other.onnx", {"accuracy": {}})
+
+
+def test_a_proof_goes_with_the_figures_that_it_rests_on(sample_copy: Bundle) -> None:
+    exported = sample_copy.artifact("model.onnx").proof
+    assert [each.figures for each in exported] == ["checks"]
+    for arithmetic in ("fp16", "fp32"):
+        found = dataclasses.replace(proof(arithmetic), figures="accuracy")
+        sample_copy.note("model.onnx", {"accuracy": {"by": arithmetic}}, found)
+        artifact = Bundle(sample_copy.path).artifact("model.onnx")
+        assert artifact.proof == (*exported, found) and artifact.record["accuracy"] == {"by": arithmetic}
+    sample_copy.note("model.onnx", {"speed": 1})
+    assert Bundle(sample_copy.path).artifact("model.onnx").proof == (*exported, found)
+    sample_copy.note("model.onnx", {"checks": []})
+    assert Bundle(sample_copy.path).artifact("model.onnx").proof == (found,), "whose figures were replaced goes"
 
 
 def test_a_new_bundle_appears_whole_and_can_be_read_by_others(tmp_path: Path) -> None:

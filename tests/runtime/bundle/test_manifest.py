@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from bundles import onnx_artifact, proof, steps
+from support import REPO
 
-from denseport.runtime.bundle.manifest import Artifact, Inference, Manifest, Preprocess, Reference
+from denseport.runtime.bundle.artifact import TARGETS, Artifact
+from denseport.runtime.bundle.manifest import Inference, Manifest, NetworkInput, Reference
+from denseport.runtime.bundle.preprocessing import Normalise, Resize
 from denseport.runtime.errors import BundleError
 
 
@@ -23,14 +29,24 @@ def manifest(**changes: Any) -> Manifest:
         "classes": ("wall", "ciel bleu é 天"),
         "palette": ((1, 2, 3), (4, 5, 255)),
         "reduce_zero_label": True,
-        "preprocess": Preprocess((1024, 240)),
+        "preprocess": steps((1024, 240)),
         "inference": Inference("slide", (64, 64), (42, 42)),
         "reference": Reference("dpt", "ADE20K", "whole", 46.97, None, "hash"),
         "provenance": {"warnings": [], "iterations": None},
         "spec": {"neck": None},
-        "artifacts": {"model.onnx": Artifact("onnx", "fp32", {"model.onnx": "0" * 64}, {"checks": [1.5]})},
+        "source": "model.onnx",
+        "task": "segmentation",
+        "input": NetworkInput(),
+        "artifacts": {
+            "model.onnx": onnx_artifact({"model.onnx": "0" * 64}, proof=(proof(),), record={"checks": [1.5]})
+        },
     }
     return Manifest(**{**fields, **changes})
+
+
+def artifact_of(data: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = data["artifacts"]["model.onnx"]
+    return found
 
 
 def changed(change: Callable[[dict[str, Any]], object]) -> str:
@@ -45,12 +61,12 @@ def changed(change: Callable[[dict[str, Any]], object]) -> str:
 def test_what_is_written_comes_back(original: Manifest) -> None:
     text = original.to_json()
     assert Manifest.from_json(text, "m.json") == original
-    assert "天" in text and json.loads(text)["format_version"] == 1
+    assert "天" in text and json.loads(text)["format_version"] == 2
 
 
 def test_whole_numbers_stand_for_floats() -> None:
-    text = changed(lambda data: data["preprocess"].update(mean=[1, 2, 3]))
-    mean = Manifest.from_json(text, "m.json").preprocess.mean
+    text = changed(lambda data: data["preprocess"][1].update(mean=[1, 2, 3]))
+    mean = Manifest.from_json(text, "m.json").preprocess[1].mean
     assert mean == (1.0, 2.0, 3.0) and all(isinstance(value, float) for value in mean)
 
 
@@ -68,7 +84,7 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
     ("change", "words"),
     [
         (lambda data: data.update(extra=1), "manifest: unknown extra"),
-        (lambda data: data["preprocess"].update(gamma=2), "manifest.preprocess: unknown gamma"),
+        (lambda data: data["preprocess"][1].update(gamma=2), "manifest.preprocess[1]: unknown gamma"),
         (lambda data: data["inference"].update(crop=[64]), "manifest.inference.crop: expected 2 values, found [64]"),
         (lambda data: data["inference"].update(crop=None), "manifest.inference: mode 'slide' needs crop and stride"),
         (lambda data: data["inference"].update(mode="tiles"), "mode 'tiles' is neither"),
@@ -80,32 +96,62 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         (lambda data: data.update(stride=-2), "stride -2 is below 1"),
         (lambda data: data.update(reduce_zero_label=1), "manifest.reduce_zero_label: expected bool, found 1"),
         (lambda data: data.update(name=None), "manifest.name: expected str, found null"),
-        (lambda data: data.update(preprocess=[]), "manifest.preprocess: expected Preprocess, found []"),
+        (lambda data: data.update(preprocess={}), "manifest.preprocess: expected tuple"),
+        (lambda data: data.update(preprocess=[]), "preprocess needs at most one resize, then one normalise"),
+        (lambda data: data["preprocess"].reverse(), "preprocess needs at most one resize, then one normalise"),
+        (lambda data: data["preprocess"].insert(0, data["preprocess"][0]), "preprocess needs at most one resize"),
+        (lambda data: data["preprocess"][0].pop("kind"), "preprocess[0].kind: expected one of resize, normalise"),
+        (lambda data: data["preprocess"][0].update(kind="Pad"), 'expected one of resize, normalise, found "Pad"'),
+        (lambda data: data["preprocess"][0].update(kind=[]), "expected one of resize, normalise, found []"),
+        (lambda data: data["preprocess"].append("flip"), "manifest.preprocess[2]: expected an object of kind resize"),
+        (lambda data: data["preprocess"][0].pop("size"), "manifest.preprocess[0]: missing size"),
+        (lambda data: data["preprocess"][0].update(interpolation="bicubic"), "interpolation 'bicubic' is not"),
+        (lambda data: data["preprocess"][0].update(library="pillow"), "library 'pillow' is not 'opencv'"),
+        (lambda data: data.update(task="depth"), "task 'depth' is not 'segmentation'"),
+        (lambda data: data.update(input=None), "manifest.input: expected NetworkInput, found null"),
+        (lambda data: data["input"].update(shape=[1, 1, None, None]), "not 'image' with 3 channels"),
+        (lambda data: data["input"].update(shape=[None, 3, 0, None]), "a size that is not in 1..32768"),
+        (lambda data: data.update(source="a\nb"), "holds control characters"),
         (lambda data: data.update(classes="wall"), "manifest.classes"),
         (lambda data: data.update(classes=[1, 2]), "manifest.classes[0]: expected str, found 1"),
         (lambda data: data.update(classes=[], palette=[]), "at least one class"),
         (lambda data: data.update(palette=[[1, 2, 3]]), "1 colours for 2 classes"),
         (lambda data: data.update(palette=[[1, 2], [3, 4]]), "manifest.palette[0]: expected 3 values"),
         (lambda data: data.update(palette=[[1, 2, 3], [1, 2, 256]]), "the palette is not within 0..255"),
-        (lambda data: data["preprocess"].update(scale=[0, 5]), "a side below 1 pixel"),
-        (lambda data: data["preprocess"].update(scale=[5, 0]), "a side below 1 pixel"),
-        (lambda data: data["preprocess"].update(scale=[1, 2**15 + 1]), "a side above 32768 pixels"),
-        (lambda data: data["preprocess"].update(scale=[2**15 + 1, 1]), "a side above 32768 pixels"),
+        (lambda data: data["preprocess"][0].update(size=[0, 5]), "size (0, 5) has a side that is not in 1..32768"),
+        (lambda data: data["preprocess"][0].update(size=[5, 0]), "size (5, 0) has a side that is not in 1..32768"),
+        (lambda data: data["preprocess"][0].update(size=[1, 2**15 + 1]), "a side that is not in 1..32768 pixels"),
+        (lambda data: data["preprocess"][0].update(size=[2**15 + 1, 1]), "a side that is not in 1..32768 pixels"),
         (lambda data: data["inference"].update(crop=[1, 2**15 + 1]), "a side that is not in 1..32768 pixels"),
         (lambda data: data.update(parameters=2**63), "manifest.parameters: expected a smaller number"),
         (lambda data: data.update(parameters=-(2**63)), "manifest.parameters: expected a smaller number"),
         (lambda data: data["palette"][0].__setitem__(0, -1), "the palette is not within 0..255"),
-        (lambda data: data["preprocess"].update(std=[1, 1, 0]), "std (1.0, 1.0, 0.0) is not three positive"),
-        (lambda data: data["preprocess"].update(std=[1, 1, math.nan]), "std[2]: expected a finite number"),
-        (lambda data: data["preprocess"].update(mean=[1, 1, math.inf]), "mean[2]: expected a finite number"),
-        (lambda data: data["preprocess"].update(mean=[1, 1, 10**400]), "manifest.preprocess"),
-        (lambda data: data["artifacts"].update(x={}), "manifest.artifacts.x: missing files, kind, precision"),
+        (lambda data: data["preprocess"][1].update(std=[1, 1, 0]), "std (1.0, 1.0, 0.0) is not three positive"),
+        (lambda data: data["preprocess"][1].update(std=[1, 1, math.nan]), "std[2]: expected a finite number"),
+        (lambda data: data["preprocess"][1].update(mean=[1, 1, math.inf]), "mean[2]: expected a finite number"),
+        (lambda data: data["preprocess"][1].update(mean=[1, 1, 10**400]), "manifest.preprocess"),
+        (lambda data: data["artifacts"].update(x={}), "manifest.artifacts.x: missing files, float_precision, fused"),
         (lambda data: data["artifacts"]["model.onnx"].update(files=["a"]), "manifest.artifacts.model.onnx.files"),
         (lambda data: data["artifacts"]["model.onnx"]["files"].update(a=1), "files.a: expected str, found 1"),
+        (
+            lambda data: artifact_of(data).update(target="gpu"),
+            "model.onnx: target 'gpu' is none of any,",
+        ),
+        (lambda data: artifact_of(data).update(kind="ir"), "kind 'ir' is none of onnx, engine"),
+        (lambda data: artifact_of(data).update(precision="int4"), "precision 'int4' is none of fp32, fp16"),
+        (lambda data: artifact_of(data).update(float_precision="fp16"), "float_precision 'fp16' is none of fp32"),
+        (lambda data: artifact_of(data).update(output="depth"), "output 'depth' is none of logits, mask"),
+        (lambda data: artifact_of(data).update(main="b.onnx"), "main 'b.onnx' is none of model.onnx"),
+        (lambda data: artifact_of(data).update(files={}), "main 'model.onnx' is none of"),
+        (lambda data: artifact_of(data).update(fused="no"), 'fused: expected bool, found "no"'),
+        (lambda data: artifact_of(data)["proof"][0].update(against="hope"), "against 'hope' is none of torch,"),
+        (lambda data: artifact_of(data)["proof"][0].update(arithmetic="fp8"), "arithmetic 'fp8' is none of fp32"),
+        (lambda data: artifact_of(data)["proof"][0].pop("date"), "model.onnx.proof[0]: missing date"),
         (lambda data: data["reference"].update(mIoU="high"), "manifest.reference.mIoU: expected float"),
-        (lambda data: data.update(format_version=2), "format version 2; this Denseport reads version 1"),
-        (lambda data: data.update(format_version="1"), "format version '1'"),
-        (lambda data: data.update(format_version=True), "manifest.format_version: expected int, found true"),
+        (lambda data: data.update(format_version=1), "format version 1; this Denseport reads version 2"),
+        (lambda data: data.update(format_version="2"), "format version '2'"),
+        (lambda data: data.update(format_version=True), "format version True; this Denseport reads version 2"),
+        (lambda data: data.update(format_version=2.0), "manifest.format_version: expected int, found 2.0"),
     ],
 )
 def test_a_field_that_does_not_fit_is_named(change: Callable[[dict[str, Any]], object], words: str) -> None:
@@ -125,8 +171,62 @@ def test_what_is_no_manifest_is_refused(text: str) -> None:
 
 
 def test_the_largest_values_are_read() -> None:
-    text = changed(lambda data: (data["preprocess"].update(scale=[1, 2**15]), data.update(parameters=2**63 - 1)))
+    text = changed(lambda data: (data["preprocess"][0].update(size=[1, 2**15]), data.update(parameters=2**63 - 1)))
     read = Manifest.from_json(text, "m.json")
-    assert read.preprocess.scale == (1, 2**15) and read.parameters == 2**63 - 1
+    assert read.preprocess[0].size == (1, 2**15) and read.parameters == 2**63 - 1
     text = changed(lambda data: data["inference"].update(crop=[1, 2**15], stride=[2**15, 1]))
     assert Manifest.from_json(text, "m.json").inference == Inference("slide", (1, 2**15), (2**15, 1))
+
+
+def test_the_graph_of_a_precision_is_found_by_what_it_is_and_not_by_its_name() -> None:
+    quantized = {"float_precision": "fp16", "target": "tensorrt", "made_of": "h"}
+    artifacts = {
+        "a": onnx_artifact({"a": ""}, "fp16", fused=True),
+        "b": onnx_artifact({"b": ""}, "fp16", output="mask"),
+        "c": onnx_artifact({"c": ""}, "fp16", kind="engine", target="tensorrt"),
+        "fp16.onnx": onnx_artifact({"d": ""}, "bf16"),
+        "e": onnx_artifact({"e": ""}, "fp16"),
+        "f": onnx_artifact({"f": ""}, "int8", **quantized),
+        "int8.onnx": onnx_artifact({"g": ""}, "int8", target="onnxruntime-cpu"),
+        "h": onnx_artifact({"h": ""}, "int8"),
+    }
+    found = manifest(artifacts=artifacts, source="s")
+    assert (found.graph("fp32"), found.graph("fp16"), found.graph("bf16")) == ("s", "e", "fp16.onnx")
+    assert (found.graph("int8"), found.graph("int8", "fp16"), found.graph("fp8")) == ("h", "f", None)
+    with pytest.raises(BundleError, match="several fp16 graphs: e, i"):
+        manifest(artifacts={**artifacts, "i": onnx_artifact({"i": ""}, "fp16")}).graph("fp16")
+
+
+@pytest.mark.parametrize(
+    ("precision", "floats", "arithmetic", "compared"),
+    [
+        ("fp32", "fp32", ["fp32"], True),
+        ("fp16", "fp16", [], False),
+        ("fp16", "fp16", ["fp32"], False),  # ONNX Runtime on a CPU
+        ("fp16", "fp16", ["fp32", "fp16"], True),
+        ("bf16", "bf16", ["fp16"], False),
+        ("int8", "fp32", ["fp32"], True),
+        ("int8", "fp16", ["fp32"], False),
+    ],
+)
+def test_a_proof_is_of_an_arithmetic(precision: str, floats: str, arithmetic: list[str], compared: bool) -> None:
+    proofs = tuple(map(proof, arithmetic))
+    artifact = onnx_artifact({"a": ""}, precision, float_precision=floats, proof=proofs)
+    assert artifact.is_compared == compared
+
+
+@pytest.mark.parametrize(
+    ("heading", "kinds"),
+    [("## manifest.json", [Manifest]), ("### Steps", [Resize, Normalise]), ("### Artifacts", [Artifact])],
+)
+def test_the_document_has_the_fields_that_there_are(heading: str, kinds: list[Any]) -> None:
+    section = (REPO / "docs/bundle.md").read_text(encoding="utf-8").partition(heading)[2].split("\n#")[0]
+    table = section.partition("\n|---")[2].split("\n\n")[0]
+    shown = set()
+    for row in table.splitlines()[1:]:
+        *_, names, _kind, _meaning, _end = row.split("|")  # a step's rows have its kind in front
+        before = "" if names.strip().startswith("`.") else "`"
+        shown |= {re.split(r"[.\[]", name)[0] for name in re.findall(rf"{before}(\w[\w.\[\]]*)`", names)}
+    fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    assert shown == fields - ({"kind"} if len(kinds) > 1 else set())
+    assert heading != "### Artifacts" or all(f"| `{target}` |" in section for target in TARGETS)

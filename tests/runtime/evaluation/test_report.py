@@ -13,11 +13,12 @@ import cv2
 import numpy as np
 import pytest
 from browsing import needs_chromium, shown
+from bundles import onnx_artifact, steps
 from numpy.typing import NDArray
 from support import ASSETS, areas_of
 
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import Artifact, Inference, Manifest, Preprocess, Reference
+from denseport.runtime.bundle.manifest import Inference, Manifest, Reference
 from denseport.runtime.evaluation.dataset import ade20k
 from denseport.runtime.evaluation.failures import WorstImage, worst_images
 from denseport.runtime.evaluation.gate import Predictions, Verdict
@@ -105,12 +106,12 @@ def manifest(classes: tuple[str, ...] = CLASSES, **changes: Any) -> Manifest:
         "classes": classes,
         "palette": tuple((10 * i % 256, 20, 30) for i in range(len(classes))),
         "reduce_zero_label": False,
-        "preprocess": Preprocess(),
+        "preprocess": steps(),
         "inference": Inference(),
         "reference": None,
         "provenance": {"checkpoint": "tiny.pth", "sha256": "c0ffee"},
         "spec": {},
-        "artifacts": {"int8.onnx": Artifact("onnx", "int8", {"int8.onnx": "ab" * 32})},
+        "artifacts": {"int8.onnx": onnx_artifact({"int8.onnx": "ab" * 32}, "int8")},
     }
     return Manifest(**{**values, **changes})
 
@@ -177,7 +178,7 @@ def test_whatever_comes_from_outside_is_escaped(tmp_path: Path) -> None:
         name=MARKUP,
         provenance={"checkpoint": MARKUP, "sha256": MARKUP, "torch": MARKUP},
         reference=Reference(MARKUP, MARKUP, MARKUP, 47.5, None, MARKUP),
-        artifacts={MARKUP: Artifact("onnx", MARKUP, {MARKUP: MARKUP})},
+        artifacts={MARKUP: onnx_artifact({MARKUP: MARKUP})},
     )
     data = report(
         manifest=hostile,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import postprocess
 import pytest
+from bundles import steps
 from cpu_kernels import Kernels
 from fake_cuda import FakeCuda
 from fake_tensorrt import Machine
@@ -26,7 +27,7 @@ from denseport.runtime.backends.cuda.onnxruntime import CudaExecutionSlot
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import Inference, Preprocess
+from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.errors import BundleError, InputError, MachineError
 from denseport.runtime.pipeline import device_path
@@ -283,7 +284,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: FakeCuda) -> 
 
 
 def whole(size: tuple[int, int]) -> Protocol:
-    return Protocol("whole", Preprocess(scale=size[::-1], keep_ratio=False), Inference())
+    return Protocol("whole", steps(size=size[::-1], keep_ratio=False), Inference())
 
 
 def engine_mask(image: np.ndarray[Any, Any], protocol: Protocol, resized: tuple[int, int]) -> np.ndarray[Any, Any]:

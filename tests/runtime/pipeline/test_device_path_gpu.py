@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import postprocess
 import pytest
+from bundles import steps
 from support import assert_same_classes
 
 from denseport.export.engine.build import EngineOptions, build_engine
@@ -23,7 +24,6 @@ from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.tensorrt import TensorRTSession, why_not
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import Preprocess
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.errors import DenseportError, MachineError
 from denseport.runtime.pipeline import preprocess
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.gpu
 
 SIZES = [(480, 640), (61, 90), (640, 480), (1, 7), (1000, 333)]
 NETWORK = (96, 128)
-LEVELS = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+LEVELS = steps(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 MARGIN = 1e-5  # of logits of about 1
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import steps
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denseport.runtime.bundle.manifest import Preprocess
 from denseport.runtime.pipeline.preprocess import normalise, rescaled_size, resize, resized_size
 
-ADE20K = Preprocess()
+ADE20K = steps()
 
 
 def sha256(array: np.ndarray) -> str:
@@ -65,16 +65,16 @@ def test_normalisation_takes_views() -> None:
 )
 def test_sizes_that_keep_the_ratio(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert resized_size(size, ADE20K) == expected
-    assert resized_size(size, dataclasses.replace(ADE20K, scale=(512, 2048))) == expected
+    assert resized_size(size, steps((512, 2048))) == expected
 
 
 def test_a_fixed_size_is_width_by_height() -> None:
-    assert resized_size((480, 640), Preprocess((300, 200), keep_ratio=False)) == (200, 300)
+    assert resized_size((480, 640), steps((300, 200), keep_ratio=False)) == (200, 300)
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(16, 2048), st.integers(16, 2048))
 def test_sizes_fit_the_limits(height: int, width: int, longer: int, shorter: int) -> None:
-    new_height, new_width = resized_size((height, width), Preprocess((longer, shorter)))
+    new_height, new_width = resized_size((height, width), steps((longer, shorter)))
     longer, shorter = max(longer, shorter), min(longer, shorter)
     assert 1 <= min(new_height, new_width) <= shorter and max(new_height, new_width) <= longer
     assert min(new_height, new_width) == shorter or max(new_height, new_width) == longer

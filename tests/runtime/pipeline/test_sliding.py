@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import postprocess
 import pytest
+from bundles import steps
 from support import assert_same_classes
 
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import Inference, Preprocess
+from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.pipeline.results import RequestedOutputs
 from denseport.runtime.pipeline.sliding import slide
@@ -36,7 +37,7 @@ def test_slide_mode_equals_upstreams(
     bundle = exported("tiny_dpt_project")
     described = json.loads((oracle / "inference_tiny_dpt.json").read_text())[name]
     assert described["test_cfg"]["crop_size"] == [crop, crop] and described["test_cfg"]["stride"] == [stride, stride]
-    protocol = Protocol("as upstream", Preprocess(scale), Inference("slide", (crop, crop), (stride, stride)))
+    protocol = Protocol("as upstream", steps(scale), Inference("slide", (crop, crop), (stride, stride)))
     with np.load(oracle / "inference_tiny_dpt.npz") as golden, Segmenter(bundle, protocol=protocol) as segmenter:
         image, expected = golden["img_bgr"], golden[f"{name}_argmax"]
         scores = postprocess.logits(segmenter.predict(image)[0])
@@ -85,7 +86,8 @@ def test_window_by_window_is_all_windows_at_once_to_the_last_bit(
 
 def test_the_native_protocol_never_resizes(sample: Bundle) -> None:
     protocol = parse_protocol("native:64:42", sample.manifest)
-    assert protocol.native and protocol.inference == Inference("slide", (64, 64), (42, 42))
+    assert protocol.preprocess == sample.manifest.preprocess[1:]
+    assert protocol.inference == Inference("slide", (64, 64), (42, 42))
     assert "own size" in protocol.description
     shapes: list[tuple[int, ...]] = []
     with Segmenter(sample, protocol=protocol, threads=1) as segmenter:
@@ -98,7 +100,7 @@ def test_the_native_protocol_never_resizes(sample: Bundle) -> None:
 def test_windows_have_the_height_the_width_and_the_strides_of_the_protocol(sample: Bundle) -> None:
     """An image of 70 x 110 pixels under windows of 32 x 48, moved by 20 rows and 31 columns: read off by hand."""
     rows, columns = (0, 20, 38), (0, 31, 62)
-    preprocess = Preprocess((110, 70), keep_ratio=False, mean=(1, 2, 3), std=(2, 4, 5))
+    preprocess = steps((110, 70), keep_ratio=False, mean=(1, 2, 3), std=(2, 4, 5))
     protocol = Protocol("uneven", preprocess, Inference("slide", (32, 48), (20, 31)))
     image = np.random.default_rng(1).integers(0, 256, (70, 110, 3), np.uint8)
     inputs = ((image[..., ::-1] - np.float32([1, 2, 3])) / np.float32([2, 4, 5])).transpose(2, 0, 1)[None]

@@ -11,12 +11,14 @@ import cv2
 import numpy as np
 import postprocess
 import pytest
+from bundles import steps
 from exports import export_once, shelf
 from support import ASSETS, LOGITS_TOLERANCE, assert_same_classes
 
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import Inference, Preprocess
+from denseport.runtime.bundle.manifest import Inference
+from denseport.runtime.bundle.preprocessing import Preprocessing
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import ImageError
 from denseport.runtime.media.images import read_image
@@ -63,7 +65,7 @@ def inference_of(test_cfg: dict[str, Any]) -> Inference:
 
 
 def predict_view(
-    session: Any, image: np.ndarray, view: View, preprocess: Preprocess, inference: Inference
+    session: Any, image: np.ndarray, view: View, preprocess: Preprocessing, inference: Inference
 ) -> list[LogitMap]:
     """The logits of one view, whole or in windows."""
     inputs = view_inputs(image, view, Protocol("as described", preprocess, inference))
@@ -78,7 +80,7 @@ def test_single_scale_equals_the_oracle(
     session: OnnxRuntimeSession, golden: dict[str, np.ndarray], described: dict[str, Any], name: str
 ) -> None:
     image, facts = golden["img_bgr"], described[name]
-    preprocess = Preprocess(tuple(facts["scale"]))
+    preprocess = steps(tuple(facts["scale"]))
     view = single_view(image.shape[:2], preprocess, 16)
     assert view.size == tuple(facts["metainfo"]["img_shape"])
     recorder = Recorder(session)
@@ -108,7 +110,7 @@ def test_multi_scale_and_flip_equals_the_oracle(
     inference: Inference,
     step: int,
 ) -> None:
-    image, facts, preprocess = golden["img_bgr"], described[name], Preprocess((256, 64))
+    image, facts, preprocess = golden["img_bgr"], described[name], steps((256, 64))
     views = tta_views(image.shape[:2], preprocess, convention)
     assert [[3, *view.size] for view in views] == facts["inputs"]
     assert [view.flip for view in views] == facts["flips"]

@@ -25,6 +25,7 @@ import cv2
 import httpx
 import numpy as np
 import pytest
+from bundles import engine_artifact
 from fake_tensorrt import RECORD
 from fastapi.openapi.models import OpenAPI
 from hypothesis import given, settings
@@ -34,7 +35,6 @@ from serving import Running, encoded, random_image, running, start, until
 from support import stored_indices
 
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import Artifact
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import InputError
 from denseport.runtime.media.images import decode_image
@@ -251,9 +251,7 @@ def test_an_artifact_of_another_machine_is_refused(
     for module in ("selection", "serving.http.service"):
         monkeypatch.setattr(f"denseport.runtime.{module}.inspect_machine", lambda **_: here)
     bundle = Bundle(shutil.copytree(sample.path, tmp_path / "engines"))
-    bundle.add(
-        "fp16.sm_90.engine", Artifact("engine", "fp16", {"absent": "0" * 64}, json.loads(json.dumps(RECORD.to_dict())))
-    )
+    bundle.add("fp16.sm_90.engine", engine_artifact("absent", RECORD))
     with running(bundle) as started:
         assert_refused(started.segment(IMAGE, artifact="fp16.sm_90.engine"), 422, "no NVIDIA GPU")
         told = {each["name"]: each for each in started.client.get("/v1/model").json()["artifacts"]}

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from build_records import build_record
+from bundles import engine_artifact
 
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import Profile
-from denseport.runtime.bundle.manifest import Artifact
 from denseport.runtime.system.files import sha256_of
 
 
@@ -40,7 +40,7 @@ def with_engines(sample: Bundle, tmp_path: Path) -> Callable[..., Bundle]:
         for name, fields in engines.items():
             (folder / name).write_bytes(name.encode())
             record = build_record(**{"profiles": (PROFILE,), **fields})
-            bundle.add(name, Artifact("engine", "fp16", {name: sha256_of(folder / name)}, record.to_dict()))
+            bundle.add(name, engine_artifact(name, record, sha256_of(folder / name)))
         return Bundle(folder)  # as JSON has it, without tuples
 
     return make

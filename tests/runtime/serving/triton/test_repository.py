@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundles import onnx_artifact
 
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle
 from denseport.runtime.bundle.engine_record import Profile
-from denseport.runtime.bundle.manifest import Artifact
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import BundleError, InputError, OutputError
 from denseport.runtime.serving.triton.config import VersionPolicy
@@ -119,7 +119,7 @@ def test_external_data_keeps_its_name(sample: Bundle, tmp_path: Path) -> None:
     data.write_bytes(b"weights")
     bundle = Bundle(tmp_path / "bundle")
     (digest,) = bundle.artifact("model.onnx").files.values()
-    bundle.add("other.onnx", Artifact("onnx", "fp32", {"other.onnx": digest, data.name: sha256_of(data)}))
+    bundle.add("other.onnx", onnx_artifact({"other.onnx": digest, data.name: sha256_of(data)}))
     for backend, found in (("onnxruntime", "m_network/1/model.onnx"), ("python", "m/1/bundle/other.onnx")):
         done = export_repository(
             bundle, tmp_path / backend, Options(backend=backend, name="m", artifacts=("other.onnx",))

@@ -7,25 +7,26 @@ from typing import Any
 import numpy as np
 import postprocess
 import pytest
+from bundles import steps
 from cpu_kernels import Kernels
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from denseport.runtime.backends.cuda.kernels import launch
-from denseport.runtime.bundle.manifest import Preprocess
+from denseport.runtime.bundle.preprocessing import Preprocessing
 from denseport.runtime.pipeline import preprocess
 
 OFTEN = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MARGIN = 1e-5  # of the logits' size: nearer than that, the roundings of two coordinates may choose either class
-LEVELS = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), bgr_to_rgb=False)  # grey levels as they are
+LEVELS = steps(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), bgr_to_rgb=False)  # grey levels as they are
 
 sides = st.one_of(st.integers(1, 9), st.integers(1, 90))
 sizes = st.tuples(sides, sides)
 seeds = st.integers(0, 2**32 - 1)
 
 
-def prepared(kernels: Kernels, image: NDArray[np.uint8], size: tuple[int, int], how: Preprocess) -> NDArray[Any]:
+def prepared(kernels: Kernels, image: NDArray[np.uint8], size: tuple[int, int], how: Preprocessing) -> NDArray[Any]:
     plan = launch.resize_normalise(image.shape[:2], size, bgr_to_rgb=how.bgr_to_rgb)
     return kernels.run(plan, [image, preprocess.levels(how)], (1, 3, *size), np.float32)
 
@@ -66,7 +67,7 @@ def test_nearly_all_pixels_are_opencvs_bit_for_bit(
 
 @pytest.mark.parametrize("bgr_to_rgb", [True, False])
 def test_channels_are_normalised_in_the_networks_order(image_kernels: Kernels, bgr_to_rgb: bool) -> None:
-    how = Preprocess(bgr_to_rgb=bgr_to_rgb)
+    how = steps(bgr_to_rgb=bgr_to_rgb)
     image = image_of(1, (23, 31))
     expected = preprocess.normalise(image, how)  # not resized: no grey level may differ
     np.testing.assert_array_equal(prepared(image_kernels, image, (23, 31), how), expected)
@@ -109,7 +110,7 @@ def test_more_than_256_classes_take_two_bytes(image_kernels: Kernels) -> None:
 def test_any_grid_gives_the_same_result(image_kernels: Kernels) -> None:
     image, size = image_of(3, (19, 26)), (33, 21)
     plan = launch.resize_normalise((19, 26), size, bgr_to_rgb=True)
-    table = preprocess.levels(Preprocess())
+    table = preprocess.levels(steps())
     expected = image_kernels.run(plan, [image, table], (1, 3, *size), np.float32)
     one_thread = launch.Launch(plan.kernel, 1, 1, plan.scalars)
     np.testing.assert_array_equal(image_kernels.run(one_thread, [image, table], (1, 3, *size), np.float32), expected)

@@ -1,0 +1,44 @@
+"""Short makers of what a manifest holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from denseport.runtime.bundle.artifact import FLOATS, Artifact, Proof
+from denseport.runtime.bundle.engine_record import BuildRecord
+from denseport.runtime.bundle.preprocessing import USUAL_NORMALISE, Preprocessing, Resize
+
+__all__ = ["engine_artifact", "onnx_artifact", "proof", "steps"]
+
+
+def onnx_artifact(files: dict[str, str], precision: str = "fp32", **fields: Any) -> Artifact:
+    """An ONNX graph of logits for any tool, of which the first file is opened, but for ``fields``."""
+    usual = {
+        "kind": "onnx",
+        "float_precision": precision if precision in FLOATS else "fp32",
+        "target": "any",
+        "output": "logits",
+        "fused": False,
+        "made_of": None if precision == "fp32" else "model.onnx",
+        "main": next(iter(files)),
+    }
+    return Artifact(precision=precision, files=files, **{**usual, **fields})
+
+
+def engine_artifact(name: str, record: BuildRecord, digest: str = "0" * 64, **fields: Any) -> Artifact:
+    """An FP16 engine of that build record, as JSON has it, in a file ``name``."""
+    data = json.loads(json.dumps(record.to_dict()))
+    usual = {"kind": "engine", "target": record.flavour, "output": record.output, "record": data}
+    return onnx_artifact({name: digest}, "fp16", **{**usual, **fields})
+
+
+def proof(arithmetic: str = "fp32", figures: str = "audit") -> Proof:
+    """A comparison with FP32."""
+    return Proof("fp32", arithmetic, "a machine", "2026-11-27T12:00:00+00:00", figures)
+
+
+def steps(size: tuple[int, int] = (2048, 512), keep_ratio: bool = True, **normalise: Any) -> Preprocessing:
+    """Resize and normalise, as ADE20K's configurations do unless told otherwise."""
+    return Resize(size, keep_ratio), dataclasses.replace(USUAL_NORMALISE, **normalise)
