@@ -307,6 +307,41 @@ def test_weights_are_judged_by_what_fp16_makes_of_them(factor: float, bias: floa
     assert [island.node for island in record.islands] == islands
 
 
+@pytest.mark.parametrize(
+    ("largest", "islands"),
+    [
+        (65504 / 2, []),  # other images may reach twice as far
+        (65504 / 2 + 1, ["first", "second"]),
+        (2.0**-14, []),  # the smallest number with all its digits
+        (2.0**-14 * 0.999, ["first", "second"]),
+        (0.0, []),  # nothing is lost of what is 0 everywhere
+        (np.inf, ["first", "second"]),
+    ],
+)
+def test_a_range_is_judged_at_the_ends_of_fp16(largest: float, islands: list[str]) -> None:
+    ranges = Ranges(dict.fromkeys(("image", "b", "c", "d", "logits"), 1.0) | {"a": largest}, images=1)
+    _, record = set_types(ir.from_onnx_text(CHAIN), FORMATS["fp16"], ranges)
+    assert [island.node for island in record.islands] == islands
+
+
+def test_a_weight_of_zeros_fits_and_what_reads_only_a_shape_is_no_floating_point_node() -> None:
+    """Shape and Size read FP32 tensors and compute nothing in FP32; Gather and Div work on integers."""
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 20]>
+    shapes (float[N, 4] image) => (float[K] logits, int64 size)
+    <float[4, 4] w = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, int64[1] two = {2}, int64[1] one = {-1}>
+    {
+      [product] a = MatMul(image, w)
+      [shape] s = Shape(a)
+      [half] h = Div(s, two)
+      [size] size = Size(a)
+      [flat] logits = Reshape(a, one)
+    }""")
+    for node, kind in zip(model.graph, (FLOAT, *[ir.DataType.INT64] * 3, FLOAT), strict=True):
+        node.outputs[0].dtype = kind
+    _, record = set_types(model, FORMATS["fp16"])
+    assert record.nodes == {"fp16": 2} and not record.islands
+
+
 # --- casts ------------------------------------------------------------------------------------------------------------
 
 CHAIN = """<ir_version: 10, opset_import: ["" : 20]>
