@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from denseport.calibration.quantize.cpu import cpu_variant
+from denseport.calibration.quantize.cpu import lower_for_cpu
 from denseport.calibration.search.search import Search
 from denseport.calibration.search.sensitivity import Loss, Reference
 
@@ -42,6 +42,7 @@ def variants_of(
     precision = found.quantization.kind
     variants = [Variant(f"{precision}.onnx", quantized, found.loss, {})]
     if precision == "int8":
-        model, record = cpu_variant(quantized, source, thresholds)
+        model = quantized.clone()
+        record = lower_for_cpu(model, source, thresholds)
         variants.append(Variant("int8.cpu.onnx", model, reference.measure(model), dict(record.floats)))
     return variants

@@ -8,10 +8,12 @@ import onnx
 import onnx_ir as ir
 
 from denseport.export.errors import ExportError
+from denseport.runtime.backends.onnxruntime import INPUT
 from denseport.runtime.system.files import new_file
 
-__all__ = ["PROTOBUF_LIMIT", "read_model", "save_model", "weight_bytes"]
+__all__ = ["LOGITS", "MASK", "PROTOBUF_LIMIT", "output_of", "read_model", "save_model", "serialise", "weight_bytes"]
 
+LOGITS, MASK = "logits", "mask"  # what a graph of a bundle can end in
 PROTOBUF_LIMIT = 2**31 - 2**20  # bytes; a single ONNX file cannot be larger
 
 
@@ -19,17 +21,54 @@ def read_model(path: Path) -> ir.Model:
     """A model with all its weights in memory, so that it can be written elsewhere than beside its external data.
 
     Raises:
-        google.protobuf.message.DecodeError: it is no ONNX model.
+        ExportError: it is no ONNX model, or its external data cannot be read.
     """
-    model = ir.load(path)
-    ir.external_data.load_to_model(model)
+    try:
+        model = ir.load(path)
+        ir.external_data.load_to_model(model)
+    except Exception as err:  # protobuf, onnx_ir and the file system each raise classes of their own
+        raise ExportError(f"{path}: cannot be read as an ONNX model: {err}", "Export the checkpoint again.") from err
     return model
+
+
+def output_of(model: ir.Model) -> str:
+    """What a graph of a bundle ends in: `LOGITS` or `MASK`.
+
+    Raises:
+        ExportError: it has another output, or another input than ``image``.
+    """
+    graph = model.graph
+    names = [value.name for value in graph.inputs], [value.name for value in graph.outputs]
+    if names not in (([INPUT], [LOGITS]), ([INPUT], [MASK])):
+        raise ExportError(
+            f"the graph has the inputs {names[0]} and the outputs {names[1]}; expected {INPUT!r}, and {LOGITS!r} or "
+            f"{MASK!r}",
+            "Export the model again.",
+        )
+    return str(names[1][0])
 
 
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of a model's constants."""
     constants = (value.const_value for value in model.graph.initializers.values())
     return sum(constant.nbytes for constant in constants if constant is not None)
+
+
+def serialise(model: ir.Model | onnx.ModelProto) -> bytes:
+    """The model as one protobuf message.
+
+    Raises:
+        ExportError: it is too large for that.
+    """
+    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
+    size = proto.ByteSize()
+    if size > PROTOBUF_LIMIT:
+        raise ExportError(
+            f"a model of {size / 2**30:.1f} GiB is too large to be quantized: the limit is 2 GiB",
+            "Type it instead: denseport build --precision fp16.",
+        )
+    data: bytes = proto.SerializeToString()
+    return data
 
 
 def save_model(model: ir.Model, output: Path, limit: int = PROTOBUF_LIMIT) -> None:
