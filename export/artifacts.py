@@ -22,7 +22,7 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord
 from denseport.runtime.bundle.manifest import FP32, Artifact
 from denseport.runtime.errors import MachineError
-from denseport.runtime.pipeline.network_input import network_inputs
+from denseport.runtime.pipeline.network_input import NetworkInputs
 from denseport.runtime.system.files import sha256_of, work_folder
 
 __all__ = ["build_engine_artifact", "build_typed", "build_variant", "source_of"]
@@ -58,7 +58,7 @@ def build_typed(
     with work_folder(bundle.path) as folder:
         output = folder / name
         progress(f"typing {name}" + (f"; images to observe ranges on: {len(images)}" if images else ""))
-        ranges = observe(source_file, network_inputs(images, bundle.manifest)) if images else None
+        ranges = observe(source_file, NetworkInputs.of_bundle(images, bundle.manifest)) if images else None
         model = read_model(source_file)
         record = set_types(model, precision, ranges)
         if not record.nodes.get(precision):

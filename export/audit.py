@@ -19,10 +19,11 @@ from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.tensorrt import TensorRTSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord
-from denseport.runtime.bundle.manifest import FP32, Manifest
+from denseport.runtime.bundle.manifest import FP32
+from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.evaluation.gate import AGREEMENTS
 from denseport.runtime.evaluation.metrics import json_number
-from denseport.runtime.pipeline.network_input import evenly_spaced, network_inputs
+from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced
 from denseport.runtime.system.files import work_folder
 
 __all__ = ["Audit", "audit_engine", "audit_graph"]
@@ -74,9 +75,9 @@ def audit_graph(
         output = output_of(graph)
         ir.save(graph, emulated, external_data=f"{emulated.name}.data")  # in FP32 it is larger than a protobuf may be
         reference = _reference(trusted, output, folder)
-        result = _compare(reference, OnnxRuntimeSession(emulated), chosen, bundle.manifest, precision)
-        image = next(network_inputs(chosen, bundle.manifest))
-        worst = find_divergence(trusted, emulated, image, NOTED)
+        inputs = NetworkInputs.of_bundle(chosen, bundle.manifest)
+        result = _compare(reference, OnnxRuntimeSession(emulated), inputs, precision)
+        worst = find_divergence(trusted, emulated, inputs[0], NOTED)
     return replace(result, worst_layer=f"{worst.node} ({worst.operator}): {worst.difference}" if worst else None)
 
 
@@ -86,15 +87,16 @@ def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: s
     Raises:
         MachineError: the engine does not run on this machine.
     """
-    _, _, height, width = record.profiles[0].optimum
-    preprocess = replace(bundle.manifest.preprocess, scale=(width, height), keep_ratio=False)
-    manifest = replace(bundle.manifest, preprocess=preprocess)
+    manifest, (_, _, height, width) = bundle.manifest, record.profiles[0].optimum
+    is_window = manifest.inference.crop == (height, width)
+    protocol = parse_protocol("reference" if is_window else f"fixed:{height}x{width}", manifest)
+    inputs = NetworkInputs(evenly_spaced(images, AUDITED), protocol, manifest.patch_size)
     with (
         work_folder(bundle.path) as folder,
         TensorRTSession(engine, record) as session,
     ):
         reference = _reference(bundle.verified(FP32), record.output, folder)
-        return _compare(reference, session, evenly_spaced(images, AUDITED), manifest, precision)
+        return _compare(reference, session, inputs, precision)
 
 
 def _reference(fp32: Path, output: str, folder: Path) -> Session:
@@ -108,9 +110,9 @@ def _reference(fp32: Path, output: str, folder: Path) -> Session:
     return OnnxRuntimeSession(path)
 
 
-def _compare(reference: Session, suspect: Session, images: Sequence[Path], manifest: Manifest, precision: str) -> Audit:
+def _compare(reference: Session, suspect: Session, inputs: NetworkInputs, precision: str) -> Audit:
     shares, errors, finite = list[float](), list[float](), list[bool]()
-    for image in network_inputs(images, manifest):
+    for image in inputs:
         expected, found = reference.run(image), suspect.run(image)
         if found.dtype.kind == "i":
             shares.append(float((expected == found).mean()))
@@ -120,7 +122,7 @@ def _compare(reference: Session, suspect: Session, images: Sequence[Path], manif
         errors.append(float(np.abs(expected - found).max() / max(np.abs(expected).max(), 1e-12)))
     agreement = float(np.mean(shares))
     return Audit(
-        images=len(images),
+        images=len(inputs),
         agreement=agreement,
         worst_image=min(shares),
         logit_error=max(errors, default=None),

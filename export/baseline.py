@@ -12,13 +12,14 @@ from denseport.export.checkpoint.file import read_checkpoint
 from denseport.export.checkpoint.weights import load_model
 from denseport.export.models.segmentor import build
 from denseport.export.models.spec import spec_of
+from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.media.page import count
 
 __all__ = ["TorchSession", "torch_baseline"]
 
 
-class TorchSession:
+class TorchSession(Session):
     """A network in PyTorch, eager, FP32. It stays its owner's: closing the session does nothing.
 
     Args:
@@ -36,13 +37,6 @@ class TorchSession:
         """Logits (N, C, h, w) of a normalised image batch (N, 3, H, W), both float32."""
         logits: NDArray[np.float32] = self._model(torch.from_numpy(image).to(self._device)).cpu().numpy()
         return logits
-
-    def largest_batch(self, height: int, width: int) -> int | None:
-        """Any number."""
-        return None
-
-    def close(self) -> None:
-        """Nothing: the network is its owner's."""
 
     @property
     def description(self) -> str:

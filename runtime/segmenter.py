@@ -6,29 +6,28 @@ import os
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.shared import SharedSession
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.engine_record import BuildRecord
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
-from denseport.runtime.errors import InputError
-from denseport.runtime.pipeline.device_path import DevicePath, open_device_path
-from denseport.runtime.pipeline.outputs import MASK_ONLY, RequestedOutputs, decide
+from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.pipeline.pipeline import Image, Job, Pipeline, Region
+from denseport.runtime.pipeline.reduce import decide
 from denseport.runtime.pipeline.resample import LogitMap
-from denseport.runtime.pipeline.results import Segmentation
-from denseport.runtime.pipeline.stream import pipelined
-from denseport.runtime.pipeline.temporal import Smoother
+from denseport.runtime.pipeline.results import RequestedOutputs, Segmentation
 from denseport.runtime.selection import Selection, select_artifact
 from denseport.runtime.system.cpus import check_threads
+
+if TYPE_CHECKING:
+    from denseport.runtime.pipeline.device_path import DevicePath
 
 __all__ = ["Segmenter"]
 
@@ -56,6 +55,8 @@ class Segmenter:
             ``("TensorrtExecutionProvider", "CUDAExecutionProvider")``; default: CUDA if it can, else the CPU.
         device_path: resize, normalise and decide on the GPU too, so that an image goes up as bytes and comes back as
             a mask, for calls that want only the mask. Where this cannot be, the CPU does it; `description` says why.
+        session: an opened network to run instead of an artifact's, such as the checkpoint's own in torch; ``artifact``
+            is what results and messages call it. It is closed with the segmenter.
 
     Raises:
         BundleError: the bundle is incomplete or altered.
@@ -72,64 +73,39 @@ class Segmenter:
         threads: int | None = None,
         providers: Sequence[str] | None = None,
         device_path: bool = False,
+        session: Session | None = None,
     ) -> None:
-        bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-        protocol = protocol if isinstance(protocol, Protocol) else parse_protocol(protocol, bundle.manifest)
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+        self.protocol = protocol if isinstance(protocol, Protocol) else parse_protocol(protocol, self.bundle.manifest)
         check_threads(threads)
-        selection = select_artifact(bundle, artifact, protocol)
-        session = _open(bundle, selection, threads, providers)
-        self._begin(bundle, selection, protocol, threads, session, device_path=device_path)
+        self._threads = threads
+        if session is not None:
+            self.selection = Selection(artifact or "session", (), "given", {})
+        else:
+            self.selection = select_artifact(self.bundle, artifact, self.protocol)
+            session = _open(self.bundle, self.selection, threads, providers)
+        self.artifact = self.selection.name
+        self._images_on = ""  # where images are resized, in words, if the GPU was asked to
+        device = self._open_device_path(session) if device_path else None
+        self._session = SharedSession(device or session)
+        self._pipeline = Pipeline(
+            self.manifest, self.bundle.path, self.artifact, self.protocol, self._session, threads, device
+        )
+        self._begin()
 
-    @classmethod
-    def around(
-        cls,
-        session: Session,
-        bundle: Bundle,
-        name: str,
-        protocol: Protocol,
-        *,
-        threads: int | None = None,
-        device_path: bool = False,
-    ) -> Segmenter:
-        """A segmenter of a session that is no artifact of the bundle, such as the checkpoint's own network in torch.
+    def _open_device_path(self, session: Session) -> DevicePath | None:
+        from denseport.runtime.pipeline.device_path import open_device_path
 
-        Args:
-            session: closed with the segmenter.
-            name: what results and messages call it.
-            threads, device_path: as for `Segmenter`.
-        """
-        new = cls.__new__(cls)
-        new._begin(bundle, Selection(name, (), "given", {}), protocol, threads, session, device_path=device_path)
-        return new
+        try:
+            device = open_device_path(session, self.protocol)
+        except MachineError as err:
+            self._images_on = f"; images on the CPU: {' '.join(filter(None, (err.message, err.remedy)))}"
+            return None
+        self._images_on = "; images on the GPU"
+        return device
 
-    def _begin(
-        self,
-        bundle: Bundle,
-        selection: Selection,
-        protocol: Protocol,
-        threads: int | None,
-        session: Session,
-        *,
-        device_path: bool,
-    ) -> None:
-        device = open_device_path(session, protocol) if device_path else None
-        shared = SharedSession(device if isinstance(device, DevicePath) else session)
-        self._set_up(bundle, selection, protocol, threads, shared, device)
-
-    def _set_up(
-        self,
-        bundle: Bundle,
-        selection: Selection,
-        protocol: Protocol,
-        threads: int | None,
-        session: SharedSession,
-        device: DevicePath | str | None,
-    ) -> None:
-        self.bundle, self.selection, self.artifact, self.protocol = bundle, selection, selection.name, protocol
-        self._threads, self._session = threads, session
-        self._device = device  # or why images stay on the CPU; None: nobody asked
-        on_device = device if isinstance(device, DevicePath) else None
-        self._pipeline = Pipeline(bundle.manifest, bundle.path, selection.name, protocol, session, threads, on_device)
+    def _begin(self) -> None:
+        """The state that a clone does not share."""
         self._lock = threading.Lock()
         self._closed = False
         self._executor: ThreadPoolExecutor | None = None  # of `submit`
@@ -148,10 +124,7 @@ class Segmenter:
     @property
     def description(self) -> str:
         """Which artifact runs on what, for people; and where images are resized, if the GPU was asked to."""
-        text = f"{self.artifact} on {self._session.description}"
-        if isinstance(self._device, str):
-            return f"{text}; images on the CPU: {self._device}"
-        return text if self._device is None else f"{text}; images on the GPU"
+        return f"{self.artifact} on {self._session.description}{self._images_on}"
 
     def __call__(
         self, image: Image, *, scores: bool = False, top_k: int = 0, roi: Region | None = None
@@ -195,20 +168,18 @@ class Segmenter:
         waiting: dict[tuple[int, ...], dict[int, Job]] = {}  # by the shape of the network's input
         for i, image in enumerate(images):
             job = self._pipeline.prepare(image, RequestedOutputs(scores, top_k))
-            alone = len(job.inputs) != 1  # sliding windows and multiple scales have sizes of their own
-            key = (i,) if alone else job.inputs[0].shape
+            key: tuple[int, ...] = (i,)  # alone: sliding windows and multiple scales have sizes of their own
+            most = 1
+            if job.single is not None:
+                key = job.single.shape
+                most = min(size, self._session.largest_batch(*job.single.shape[2:]) or size)
             group = waiting.setdefault(key, {})
             group[i] = job
-            if alone or len(group) == self._most(job, size):
+            if len(group) >= most:
                 results.update(self._together(waiting.pop(key)))
         for group in waiting.values():
             results.update(self._together(group))
         return [results[i] for i in range(len(results))]
-
-    def _most(self, job: Job, size: int) -> int:
-        """The images of this one's network size that go through the network together."""
-        most = self._session.largest_batch(*job.inputs[0].shape[2:])
-        return size if most is None else min(size, most)
 
     def _together(self, group: dict[int, Job]) -> Iterator[tuple[int, Segmentation]]:
         jobs = list(group.values())
@@ -245,6 +216,9 @@ class Segmenter:
         Raises:
             InputError: ``depth`` no whole number from 1 up, ``smoothing`` outside [0, 1), or as for a call.
         """
+        from denseport.runtime.pipeline.stream import pipelined
+        from denseport.runtime.pipeline.temporal import Smoother
+
         self._refuse_closed()
         _refuse_one_image(images)
         _check_count(depth, "a stream of depth {!r}")
@@ -316,8 +290,9 @@ class Segmenter:
         are in memory once, and the artifact is closed with the last of them.
         """
         self._refuse_closed()
-        new = type(self).__new__(type(self))
-        new._set_up(self.bundle, self.selection, self.protocol, self._threads, self._session.share(), self._device)
+        self._session.share()
+        new = copy(self)
+        new._begin()
         return new
 
     def predict(self, image: NDArray[np.uint8]) -> list[list[LogitMap]]:
@@ -334,7 +309,7 @@ class Segmenter:
     def decide(self, views: list[list[LogitMap]], threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
         """The rest of a call: the mask (H, W) from the logits of `predict`, resized and compared tile by tile."""
         averaged = self.protocol.tta is not None
-        return decide(views, MASK_ONLY, averaged=averaged, threads=threads or self._threads).mask
+        return decide(views, averaged=averaged, threads=threads or self._threads).mask
 
     def close(self) -> None:
         """Let go of the artifact; what waits in `submit` is given up, what is under way there is waited for.
@@ -376,7 +351,10 @@ def _check_count(value: int, words: str) -> None:
 def _open(bundle: Bundle, selection: Selection, threads: int | None, providers: Sequence[str] | None) -> Session:
     path, artifact = bundle.verified(selection.name), bundle.artifact(selection.name)
     if artifact.kind == "onnx":
+        from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+
         return OnnxRuntimeSession(path, threads=threads, providers=providers or selection.providers)
     from denseport.runtime.backends.tensorrt import TensorRTSession
+    from denseport.runtime.bundle.engine_record import BuildRecord
 
     return TensorRTSession(path, BuildRecord.from_dict(artifact.record, f"{bundle.path}: {selection.name}"))

@@ -79,3 +79,12 @@ def sample_copy(sample: Bundle, tmp_path: Path) -> Bundle:
 def image_kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     """The runtime's kernels around the network, compiled by g++."""
     return compile_kernels(IMAGE_SOURCES, launch.KERNELS, tmp_path_factory.mktemp("image_kernels"))
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    """The plugin's kernels, compiled by g++."""
+    from denseport.export.plugin import launch as plugin
+    from denseport.export.plugin.compile import SOURCES
+
+    return compile_kernels(SOURCES, plugin.KERNELS, tmp_path_factory.mktemp("kernels"))

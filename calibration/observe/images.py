@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,8 +19,7 @@ from denseport.runtime.evaluation.metrics import LabelMap
 from denseport.runtime.media.images import read_image
 from denseport.runtime.media.inputs import find_inputs
 from denseport.runtime.media.page import count
-from denseport.runtime.pipeline.preprocess import normalise, resize, resized_size
-from denseport.runtime.pipeline.views import single_view, window_starts
+from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced
 from denseport.runtime.system.files import sha256_of
 
 __all__ = ["FEWEST", "CalibrationImages", "ImageStatistics", "labels_of"]
@@ -31,23 +30,21 @@ _NAMED = 5  # images that a message spells out
 MEAN_LIMIT, STD_LIMITS = 1.0, (0.4, 2.0)  # of all images together, in the same units; ADE20K's own: 0.1, 1.1
 
 
-class CalibrationImages(Sequence[NDArray[np.float32]]):
-    """Normalised images (1, 3, H, W), decoded when they are asked for.
+class CalibrationImages(NetworkInputs):
+    """What the network is given of each image, whole or one of its windows (1, 3, H, W), made when it is asked for.
 
     Args:
         paths: image files.
-        protocol: how images reach the network; of a sliding window each image gives one, another from image to
-            image.
+        protocol: how images reach the network.
 
     Raises:
         CalibrationError: there are no images.
     """
 
-    def __init__(self, paths: Sequence[Path], protocol: Protocol) -> None:
+    def __init__(self, paths: Sequence[Path], protocol: Protocol, patch_size: int = 1) -> None:
         if not paths:
             raise CalibrationError("there are no images to calibrate with", "Name a folder of images with --images.")
-        self.paths = tuple(paths)
-        self.protocol = protocol
+        super().__init__(paths, protocol, patch_size)
 
     @classmethod
     def of_folder(cls, folder: Path, protocol: Protocol, limit: int | None = None) -> CalibrationImages:
@@ -57,39 +54,7 @@ class CalibrationImages(Sequence[NDArray[np.float32]]):
             InputError: no such folder, or no images in it.
         """
         paths = [found.path for found in find_inputs([str(folder)]) if found.kind == "image"]
-        if limit is not None and limit < len(paths):
-            paths = [paths[i] for i in np.linspace(0, len(paths) - 1, limit).astype(int)]
-        return cls(paths, protocol)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @overload
-    def __getitem__(self, index: int) -> NDArray[np.float32]: ...
-    @overload
-    def __getitem__(self, index: slice) -> CalibrationImages: ...
-    def __getitem__(self, index: int | slice) -> NDArray[np.float32] | CalibrationImages:
-        if isinstance(index, slice):
-            return CalibrationImages(self.paths[index], self.protocol)
-        image = read_image(self.paths[index])
-        preprocess = self.protocol.preprocess
-        size = resized_size((image.shape[0], image.shape[1]), preprocess)
-        image = np.ascontiguousarray(resize(image, size)[self.window(index, size)])
-        return normalise(image, preprocess)
-
-    def window(self, index: int, size: tuple[int, int]) -> tuple[slice, slice]:
-        """The part of the resized image that becomes image ``index``: rows, columns.
-
-        Args:
-            size: (height, width) of the resized image, pixels.
-        """
-        inference = self.protocol.inference
-        if inference.crop is None or inference.stride is None:
-            return slice(0, size[0]), slice(0, size[1])
-        rows = window_starts(size[0], inference.crop[0], inference.stride[0])
-        columns = window_starts(size[1], inference.crop[1], inference.stride[1])
-        windows = [(slice(*r), slice(*c)) for r in rows for c in columns]
-        return windows[index % len(windows)]
+        return cls(paths if limit is None else evenly_spaced(paths, limit), protocol)
 
     def check(self, patch_size: int) -> list[tuple[int, int]]:
         """Read every image, before long work relies on them.
@@ -103,15 +68,14 @@ class CalibrationImages(Sequence[NDArray[np.float32]]):
         Raises:
             CalibrationError: images that cannot be read or are too narrow; it names them.
         """
-        sizes, bad = [], []
+        shown, sizes, bad = NetworkInputs(self.paths, self.protocol, patch_size), [], []
         for index, path in enumerate(self.paths):
             try:
                 image = read_image(path)
-                view = single_view((image.shape[0], image.shape[1]), self.protocol.preprocess, patch_size)
+                _, (rows, columns) = shown.window(index, (image.shape[0], image.shape[1]))
             except ImageError as err:
                 bad.append(err.message if str(path) in err.message else f"{path}: {err.message}")
                 continue
-            rows, columns = self.window(index, view.size)
             sizes.append((rows.stop - rows.start, columns.stop - columns.start))
         if bad:
             more = f"\n  and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
@@ -144,9 +108,9 @@ def labels_of(images: CalibrationImages, dataset: Dataset, n_classes: int) -> li
     found = []
     for index, sample in enumerate(dataset.samples):
         truth = dataset.read_mask(sample, n_classes)
-        size = resized_size((truth.shape[0], truth.shape[1]), images.protocol.preprocess)
-        resized: Any = cv2.resize(truth, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
-        found.append(np.ascontiguousarray(resized[images.window(index, size)]))
+        view, window = images.window(index, (truth.shape[0], truth.shape[1]))
+        resized: Any = cv2.resize(truth, view.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        found.append(np.ascontiguousarray(resized[window]))
     return found
 
 

@@ -39,9 +39,7 @@ from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.gate import AGREEMENTS, BUDGETS, threshold
 from denseport.runtime.evaluation.metrics import ConfusionMatrix, mean_iou
 from denseport.runtime.media.images import read_image
-from denseport.runtime.pipeline.network_input import evenly_spaced
-from denseport.runtime.pipeline.preprocess import normalise, resize
-from denseport.runtime.pipeline.views import single_view
+from denseport.runtime.pipeline.network_input import evenly_spaced, network_inputs
 from denseport.runtime.segmenter import Segmenter
 
 __all__ = ["explain"]
@@ -219,7 +217,9 @@ class _Chain:
         if (name, protocol) not in self._measured:
             self.tell(f"measuring {name}, {protocol.description}")
             if name == TORCH and self.model is not None:
-                segmenter = Segmenter.around(TorchSession(self.model, device="cpu"), self.bundle, TORCH, protocol)
+                segmenter = Segmenter(
+                    self.bundle, artifact=TORCH, protocol=protocol, session=TorchSession(self.model, device="cpu")
+                )
             else:
                 segmenter = Segmenter(self.bundle, artifact=name, protocol=protocol)
             with segmenter:
@@ -256,13 +256,8 @@ class _Chain:
 
     def _network_input(self, index: int) -> NDArray[np.float32]:
         """What the network is shown of an image: the one view, or the first window of it."""
-        preprocess, crop = self.used.preprocess, self.used.inference.crop
         image = read_image(self.images.samples[index].image)
-        view = single_view((image.shape[0], image.shape[1]), preprocess, self.bundle.manifest.patch_size)
-        resized = resize(image, view.size)
-        if crop is not None:
-            resized = np.ascontiguousarray(resized[: crop[0], : crop[1]])
-        return normalise(resized, preprocess)
+        return next(network_inputs(image, self.used, self.bundle.manifest.patch_size))
 
 
 def _load(checkpoint: Checkpoint, bundle: Bundle) -> Segmentor:

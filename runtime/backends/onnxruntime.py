@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.manifest import FOR_CPU
 from denseport.runtime.errors import BundleError, MachineError, is_out_of_memory
 from denseport.runtime.media.page import count
@@ -28,7 +29,7 @@ FREE_MEMORY = "Give smaller images or batches, or free some memory."
 FOR_ENGINES = ("fp8.onnx", "int8.fp16.onnx", "fp8.fp16.onnx")
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(Session):
     """An ONNX file on ONNX Runtime.
 
     Args:
@@ -128,18 +129,9 @@ class OnnxRuntimeSession:
                 "Export the checkpoint again.",
             )
 
-    def largest_batch(self, height: int, width: int) -> int | None:
-        """None: a bundle's graphs take any number of images."""
-        return None
-
     def device_network(self) -> DeviceNetwork:
-        """The model, for tensors that are on the GPU; close its slots before the session.
-
-        Raises:
-            MachineError: it does not run on CUDA, or CUDA cannot be reached from Python.
-        """
         if not self._on_gpu:
-            raise MachineError(f"tensors of {self._description} are on the host")
+            return super().device_network()
         from denseport.runtime.backends.cuda.device import DeviceNetwork
         from denseport.runtime.backends.cuda.driver import open_cuda
         from denseport.runtime.backends.cuda.onnxruntime import CudaExecutionSlot

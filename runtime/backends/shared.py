@@ -15,7 +15,7 @@ from denseport.runtime.errors import InputError
 __all__ = ["SharedSession"]
 
 
-class SharedSession:
+class SharedSession(Session):
     """Counts who uses a session, and closes it when the last user has let go and its last run has ended."""
 
     def __init__(self, session: Session) -> None:

@@ -19,6 +19,7 @@ from denseport.runtime.backends.cuda.device import DeviceNetwork
 from denseport.runtime.backends.cuda.driver import Cuda, Graph, Stream, open_cuda
 from denseport.runtime.backends.cuda.zero_copy import DeviceArray, View, view_of
 from denseport.runtime.backends.pool import Pool
+from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_library
 from denseport.runtime.bundle.engine_record import TITLES, BuildRecord, Profile, find_profile, mismatch
 from denseport.runtime.errors import BundleError, InputError, MachineError
@@ -49,7 +50,7 @@ def why_not(record: BuildRecord) -> str | None:
     return None
 
 
-class TensorRTSession:
+class TensorRTSession(Session):
     """An engine, opened. Safe to call from several threads; it is a context manager.
 
     Args:

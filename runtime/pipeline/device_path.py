@@ -8,7 +8,7 @@ largest image was seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from contextlib import ExitStack
 from typing import Any
 
@@ -36,24 +36,18 @@ Mask = NDArray[np.unsignedinteger[Any]]
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
 
 
-def open_device_path(session: Session, protocol: Protocol) -> DevicePath | str:
-    """The session's images on the GPU; or why they stay on the CPU, as one line.
+def open_device_path(session: Session, protocol: Protocol) -> DevicePath:
+    """The session's images on the GPU: where its tensors are there, and the network sees whole images once.
 
-    On the GPU they can be where the back end's tensors are there, the kernels can be compiled, and the network sees
-    whole images once.
+    Raises:
+        MachineError: the images stay on the CPU, and why.
     """
     if protocol.tta is not None or protocol.inference.mode != "whole":
-        return f"the protocol is {protocol.description}"
-    offer: Callable[[], DeviceNetwork] | None = getattr(session, "device_network", None)
-    if offer is None:
-        return f"tensors of {session.description} are on the host"
-    try:
-        return DevicePath(session, offer(), protocol.preprocess, image_ptx())
-    except MachineError as err:
-        return " ".join(filter(None, (err.message, err.remedy)))
+        raise MachineError(f"the protocol is {protocol.description}")
+    return DevicePath(session, session.device_network(), protocol.preprocess, image_ptx())
 
 
-class DevicePath:
+class DevicePath(Session):
     """A session that also takes images and gives masks. Safe to call from several threads.
 
     Args:

@@ -1,23 +1,95 @@
-"""Images as the network sees them, for calibration and comparison."""
+"""From an image to what the network is given: the one way, for running, calibrating, auditing and comparing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.media.images import read_image
 from denseport.runtime.media.inputs import find_inputs
-from denseport.runtime.pipeline.preprocess import normalise, resize
-from denseport.runtime.pipeline.views import single_view
+from denseport.runtime.pipeline.preprocess import normalise
+from denseport.runtime.pipeline.views import View, protocol_views, show, windows
 
-__all__ = ["evenly_spaced", "network_inputs", "sample_evenly"]
+__all__ = ["NetworkInputs", "evenly_spaced", "network_inputs", "sample_evenly", "view_inputs"]
 
 T = TypeVar("T")
+
+
+def view_inputs(image: NDArray[np.uint8], view: View, protocol: Protocol) -> Iterator[NDArray[np.float32]]:
+    """What the network is given of one view of an image: the whole, or each sliding window, row by row.
+
+    The image is resized at once; each input is normalised when it is asked for.
+
+    Args:
+        image: (H, W, 3) uint8 BGR.
+
+    Returns:
+        Arrays (1, 3, h, w) float32, normalised, in the network's channel order.
+    """
+    shown = show(image, view)
+    rows, cols = windows(view.size, protocol.inference)
+    return (normalise(shown[slice(*row), slice(*col)], protocol.preprocess) for row in rows for col in cols)
+
+
+def network_inputs(image: NDArray[np.uint8], protocol: Protocol, patch_size: int) -> Iterator[NDArray[np.float32]]:
+    """All that the network is given of an image under a protocol: every view, every window; as `view_inputs`.
+
+    Raises:
+        ImageError: the image is too narrow for one patch.
+    """
+    for view in protocol_views((image.shape[0], image.shape[1]), protocol, patch_size):
+        yield from view_inputs(image, view, protocol)
+
+
+class NetworkInputs(Sequence[NDArray[np.float32]]):
+    """One network input of each image, (1, 3, H, W) float32, read and made when it is asked for.
+
+    Of an image with several inputs (sliding windows) image ``i`` gives number ``i`` modulo their number, so that many
+    images show all parts of an image. Of several scales the first view counts.
+
+    Args:
+        paths: image files.
+        protocol: how images reach the network.
+        patch_size: pixels; a network input has at least one patch.
+
+    Raises:
+        ImageError: when an item is asked for: its image cannot be read or is too narrow.
+    """
+
+    def __init__(self, paths: Sequence[Path], protocol: Protocol, patch_size: int = 1) -> None:
+        self.paths, self.protocol, self.patch_size = tuple(paths), protocol, patch_size
+
+    @classmethod
+    def of_bundle(cls, paths: Sequence[Path], manifest: Manifest) -> NetworkInputs:
+        """As a bundle's network sees images in its own test protocol."""
+        return cls(paths, parse_protocol("reference", manifest), manifest.patch_size)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.float32]: ...
+    @overload
+    def __getitem__(self, index: slice) -> NetworkInputs: ...
+    def __getitem__(self, index: int | slice) -> NDArray[np.float32] | NetworkInputs:
+        if isinstance(index, slice):
+            return type(self)(self.paths[index], self.protocol, self.patch_size)
+        image = read_image(self.paths[index])
+        view, (rows, cols) = self.window(index, (image.shape[0], image.shape[1]))
+        return normalise(show(image, view)[rows, cols], self.protocol.preprocess)
+
+    def window(self, index: int, size: tuple[int, int]) -> tuple[View, tuple[slice, slice]]:
+        """The view of image ``index``, of ``size`` (height, width), and the rows and columns that are its input."""
+        view = protocol_views(size, self.protocol, self.patch_size)[0]
+        rows, cols = windows(view.size, self.protocol.inference)
+        row, col = divmod(index % (len(rows) * len(cols)), len(cols))
+        return view, (slice(*rows[row]), slice(*cols[col]))
 
 
 def sample_evenly(patterns: Sequence[str], count: int) -> list[Path]:
@@ -34,15 +106,3 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
     if len(items) <= count:
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
-
-
-def network_inputs(images: Sequence[Path], manifest: Manifest) -> Iterator[NDArray[np.float32]]:
-    """Each image resized and normalised as the bundle says, (1, 3, H, W) float32, one at a time.
-
-    Raises:
-        ImageError: an image cannot be read or is too narrow for one patch.
-    """
-    for path in images:
-        image = read_image(path)
-        view = single_view((image.shape[0], image.shape[1]), manifest.preprocess, manifest.patch_size)
-        yield normalise(resize(image, view.size), manifest.preprocess)

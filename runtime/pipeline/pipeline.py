@@ -1,13 +1,18 @@
-"""The steps from an image to its segmentation, apart, so that they can be run one after another or side by side."""
+"""The way of an image to its segmentation, in three steps that run one after another or side by side.
+
+`prepare` decodes, resizes and normalises; `infer` runs the network; `finish` turns its logits into classes. Images are
+(H, W, 3) uint8 BGR, [0, 255]; network inputs (1, 3, h, w) float32; logits (C, h / stride, w / stride) float32.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from operator import index
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,29 +22,32 @@ from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import BundleError, ImageError, InputError
 from denseport.runtime.media.images import read_image
-from denseport.runtime.pipeline.device_path import DevicePath
-from denseport.runtime.pipeline.outputs import MASK_ONLY, Canvas, RequestedOutputs, decide
-from denseport.runtime.pipeline.preprocess import normalise
-from denseport.runtime.pipeline.resample import LogitMap, whole_map
-from denseport.runtime.pipeline.results import Segmentation, Timings
+from denseport.runtime.pipeline.network_input import view_inputs
+from denseport.runtime.pipeline.reduce import Canvas, decide
+from denseport.runtime.pipeline.resample import LogitMap, slide_maps
+from denseport.runtime.pipeline.results import MASK_ONLY, RequestedOutputs, Segmentation, Timings
 from denseport.runtime.pipeline.sliding import slide
-from denseport.runtime.pipeline.views import View, protocol_views, show, slide_view
+from denseport.runtime.pipeline.views import View, protocol_views, windows
+
+if TYPE_CHECKING:
+    from denseport.runtime.pipeline.device_path import DevicePath
 
 __all__ = ["Image", "Job", "Pipeline", "Region"]
 
 Image = NDArray[np.uint8] | Path | str  # (H, W, 3) uint8 BGR, or a file
 Region = tuple[int, int, int, int]  # x, y, width, height; pixels from the image's upper left corner
+Logits = NDArray[np.float32]  # (C, h, w)
 
 
 @dataclass
 class Job:
     """One image on its way. Each step fills in its part and lets go of what the next does not need."""
 
-    image: NDArray[np.uint8]
+    image: NDArray[np.uint8]  # (H, W, 3), what is segmented: the whole, or the region that was asked for
     requested: RequestedOutputs
     views: list[View]
-    inputs: list[NDArray[np.float32]] = field(default_factory=list)  # whole mode: (1, 3, h, w) of each view
-    shown: list[NDArray[np.uint8]] = field(default_factory=list)  # slide mode: each view's image
+    # Of each view: a list of one for a whole image; for sliding windows an iterator that makes them one by one.
+    inputs: list[Iterable[NDArray[np.float32]]] = field(default_factory=list)
     maps: list[list[LogitMap]] | None = None  # of each view; None where the windows were decided one by one
     canvas: Canvas | None = None
     on_device: bool = False  # the GPU does all of it
@@ -49,6 +57,11 @@ class Job:
     def size(self) -> tuple[int, int]:
         """(height, width) of the image, or of the region of it, in pixels."""
         return self.image.shape[0], self.image.shape[1]
+
+    @property
+    def single(self) -> NDArray[np.float32] | None:
+        """The one input of an image that the network sees once and whole; None for all others."""
+        return self.inputs[0][0] if len(self.inputs) == 1 and isinstance(self.inputs[0], list) else None
 
 
 @dataclass(frozen=True)
@@ -84,31 +97,25 @@ class Pipeline:
             keep_logits: as `infer` will be told.
 
         Raises:
-            ImageError: a file that cannot be read, an array that is not an image, or an image too narrow for a patch.
+            ImageError: a file that cannot be read, an array that is not an image, or one too narrow for a patch.
             InputError: a region that does not lie inside the image, or more classes requested than there are.
         """
         requested.check(len(self.manifest.classes))
-        begin = time.perf_counter()
+        begin = decoded = time.perf_counter()
         if isinstance(image, str | Path):
             image = read_image(Path(image))
             decoded = time.perf_counter()
-        else:
-            image, decoded = _checked(image), begin
-        image = _cut(image, region)
+        image = _cut(_checked(image), region)
         job = Job(image, requested, protocol_views(image.shape[:2], self.protocol, self.manifest.patch_size))
-        if self._on_device(job) and not keep_logits:
-            job.on_device = True
-            job.timings = Timings(decode=_ms(decoded - begin))
-            return job
-        shown = [show(image, view) for view in job.views]
-        if self.protocol.inference.mode == "whole":
-            job.inputs = [normalise(each, self.protocol.preprocess) for each in shown]
-        else:
-            job.shown = shown
-        job.timings = Timings(decode=_ms(decoded - begin), preprocess=_ms(time.perf_counter() - decoded))
+        job.timings = Timings(decode=_ms(decoded - begin))
+        job.on_device = not keep_logits and self._fits_device(job)
+        if not job.on_device:
+            made = [view_inputs(image, view, self.protocol) for view in job.views]
+            job.inputs = [list(each) for each in made] if self.protocol.inference.mode == "whole" else [*made]
+            job.timings = replace(job.timings, preprocess=_ms(time.perf_counter() - decoded))
         return job
 
-    def _on_device(self, job: Job) -> bool:
+    def _fits_device(self, job: Job) -> bool:
         """Whether the GPU does all of it: it gives masks and nothing else."""
         return self.device is not None and job.requested == MASK_ONLY and self.device.takes(job.size, job.views[0].size)
 
@@ -120,54 +127,65 @@ class Pipeline:
         Args:
             keep_logits: hold them all the same; `prepare` was told so too.
         """
+        begin = time.perf_counter()
         if job.on_device:
-            return self._paint(job)
-        if job.shown and len(job.views) == 1 and not keep_logits:
-            return self._slide(job)
-        begin, protocol = time.perf_counter(), self.protocol
-        if job.shown:
-            shown = zip(job.shown, job.views, strict=True)
-            job.maps = [
-                slide_view(self.session, image, view, job.size, protocol.preprocess, protocol.inference)
-                for image, view in shown
-            ]
+            self._paint(job)
+        elif job.single is None and len(job.views) == 1 and not keep_logits:
+            self._slide(job)
+            return job  # with timings of its own
         else:
             job.maps = [
-                [whole_map(self._network(tensor)[0], view.size, job.size, flip=view.flip)]
-                for tensor, view in zip(job.inputs, job.views, strict=True)
+                self._maps(job, view, [self._network(each)[0] for each in inputs])
+                for view, inputs in zip(job.views, job.inputs, strict=True)
             ]
-        self._check_classes(len(job.maps[0][0].logits))
-        if not keep_logits:
-            self.check_finite(job.maps)
+            if not keep_logits:
+                self.check_finite(job.maps)
+        job.inputs = []
         job.timings = replace(job.timings, infer=_ms(time.perf_counter() - begin))
-        job.inputs, job.shown = [], []
         return job
 
-    def _paint(self, job: Job) -> Job:
-        assert self.device is not None  # _on_device
+    def infer_together(self, jobs: Sequence[Job]) -> None:
+        """Run the network once for several images of one network size, whole mode, one view each."""
         begin = time.perf_counter()
-        canvas = Canvas((len(self.manifest.classes), *job.size), job.requested, averaged=False)
-        with self.session.in_use():
-            found = self.device.paint(job.image, job.views[0].size, canvas.mask)
-        self._check_classes(found)
-        job.canvas = canvas
-        job.timings = replace(job.timings, infer=_ms(time.perf_counter() - begin))
-        return job
+        logits = self._network(np.concatenate([job.single for job in jobs if job.single is not None]))
+        each = _ms(time.perf_counter() - begin) / len(jobs)
+        for job, own in zip(jobs, logits, strict=True):
+            job.maps, job.inputs = [self._maps(job, job.views[0], [own])], []
+            self.check_finite(job.maps)
+            job.timings = replace(job.timings, infer=each)
 
-    def _slide(self, job: Job) -> Job:
+    def _maps(self, job: Job, view: View, logits: Sequence[Logits]) -> list[LogitMap]:
+        """The logits of a view's windows, or of the one whole, and their way to the image's pixels."""
+        rows, cols = windows(view.size, self.protocol.inference)
+        return slide_maps(logits, rows, cols, view.size, job.size, flip=view.flip)
+
+    def _paint(self, job: Job) -> None:
+        assert self.device is not None  # _fits_device
+        job.canvas = Canvas((len(self.manifest.classes), *job.size), job.requested, averaged=False)
+        with self.session.in_use():
+            found = self.device.paint(job.image, job.views[0].size, job.canvas.mask)
+        self._check_classes(found)
+
+    def _slide(self, job: Job) -> None:
+        """Decide the windows of the one view one by one."""
         begin, normalising = time.perf_counter(), 0.0
 
-        def network(window: NDArray[np.uint8]) -> NDArray[np.float32]:
+        def logits() -> Iterator[Logits]:
             nonlocal normalising
-            start = time.perf_counter()
-            tensor = normalise(window, self.protocol.preprocess)
-            normalising += time.perf_counter() - start
-            logits: NDArray[np.float32] = self._network(tensor)[0]
-            self._check_finite(logits)
-            return logits
+            inputs = iter(job.inputs[0])
+            while True:
+                start = time.perf_counter()
+                tensor = next(inputs, None)
+                normalising += time.perf_counter() - start
+                if tensor is None:
+                    return
+                found = self._network(tensor)[0]
+                self._check_finite(found)
+                yield found
 
-        slid = slide(job.shown[0], job.size, self.protocol.inference, network, job.requested, self.threads)
-        job.canvas, job.shown = slid.canvas, []
+        spans = windows(job.views[0].size, self.protocol.inference)
+        slid = slide(logits(), spans, job.size, job.requested, self.threads)
+        job.canvas, job.inputs = slid.canvas, []
         seconds = time.perf_counter() - begin - normalising - slid.seconds_painting
         job.timings = replace(
             job.timings,
@@ -175,18 +193,6 @@ class Pipeline:
             infer=_ms(seconds),
             postprocess=_ms(slid.seconds_painting),
         )
-        return job
-
-    def infer_together(self, jobs: Sequence[Job]) -> None:
-        """Run the network once for several images of one network size, whole mode, one view each."""
-        begin = time.perf_counter()
-        logits = self._network(np.concatenate([job.inputs[0] for job in jobs]))
-        self._check_finite(logits)
-        each = _ms(time.perf_counter() - begin) / len(jobs)
-        for job, own in zip(jobs, logits, strict=True):
-            view = job.views[0]
-            job.maps, job.inputs = [[whole_map(own, view.size, job.size, flip=view.flip)]], []
-            job.timings = replace(job.timings, infer=each)
 
     def _network(self, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, C, h, w) of a batch, of as many classes as the manifest names."""
@@ -206,16 +212,16 @@ class Pipeline:
         """Raises BundleError for logits, of `infer`, that are not finite."""
         self._check_finite(*(part.logits for view in views for part in view))
 
-    def _check_finite(self, *logits: NDArray[np.float32]) -> None:
+    def _check_finite(self, *logits: Logits) -> None:
         """A NaN wins every comparison or none: the mask would be whole, and wrong."""
-        if not all(isfinite(part.max()) and isfinite(part.min()) for part in logits):  # both hand on a NaN
+        if not all(isfinite(part.max()) and isfinite(part.min()) for part in logits):  # a NaN is both
             raise BundleError(
                 f"{self.where}: {self.name} gave logits that are not finite",
                 "Choose another artifact; denseport eval --explain says where they come from.",
             )
 
     def finish(self, job: Job) -> Segmentation:
-        """Resize the logits to the image's own size and compare them, tile by tile."""
+        """Resample the logits to the image's own size and decide, tile by tile."""
         begin = time.perf_counter()
         canvas = job.canvas
         if canvas is None:

@@ -18,45 +18,26 @@ aten/src/ATen/native/cpu/UpSampleKernel.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.errors import InputError
-from denseport.runtime.pipeline.tiles import (
-    TILE,
-    Make,
-    Patch,
-    Strip,
-    dense,
-    mean_softmax,
-    paint,
-    patches_side_by_side,
-    tile_workers,
-    winners,
-)
 
-__all__ = [
-    "LogitMap",
-    "ResampleMatrix",
-    "argmax",
-    "common_shape",
-    "logits",
-    "paint_maps",
-    "probabilities",
-    "slide_maps",
-    "slide_matrices",
-    "whole_map",
-]
+__all__ = ["TILE", "LogitMap", "ResampleMatrix", "slide_maps", "slide_matrices", "whole_map"]
 
 Size = tuple[int, int]
 Floats = NDArray[np.float32]
-Mask = NDArray[np.unsignedinteger[Any]]
+
+# Pixels a side of a tile of the image. 48 was the best of 16, 32, 48 and 64 in the cases of
+# scripts/bench/postprocess.py taken together: small tiles drop more classes, large ones spend less on Python. Its
+# products are still below the size from which OpenBLAS uses threads of its own, so tiles run side by side without
+# oversubscription.
+TILE = 48
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,77 +209,3 @@ def _window_matrices(n_in: int, windows: Sequence[tuple[int, int]], total: int) 
     if not counts.all():
         raise InputError(f"pixel {counts.argmin()} of {total} lies in no window: {list(windows)}")
     return [ResampleMatrix.linear(n_in, stop - start).window(start, counts) for start, stop in windows]
-
-
-def argmax(maps: Sequence[LogitMap], *, threads: int | None = None) -> Mask:
-    """The class of each pixel: (H, W), uint8 up to 256 classes, else uint16. The first of equal classes wins.
-
-    Equal is meant up to float32 rounding: BLAS does not sum all classes in the same order. Logits that are
-    not finite count as in ``numpy.argmax`` of the resized logits (NaN wins), except that a tap of weight zero
-    counts for nothing, where torch would make 0 * inf a NaN.
-
-    Args:
-        threads: tiles made at the same time; by default one for each CPU that this process may use.
-    """
-    classes, *size = common_shape([maps])
-    mask = np.empty(size, np.min_scalar_type(classes - 1))
-    _paint(mask, [maps], lambda patches: winners(patches[0]), threads)
-    return mask
-
-
-def logits(maps: Sequence[LogitMap], *, threads: int | None = None) -> Floats:
-    """All logits at full size, (C, H, W) float32. For tests and small images: 4 * C * H * W bytes."""
-    full = np.empty(common_shape([maps]), np.float32)
-    _paint(np.moveaxis(full, 0, -1), [maps], lambda patches: dense(patches[0]), threads)
-    return full
-
-
-def probabilities(views: Sequence[Sequence[LogitMap]], *, threads: int | None = None) -> Floats:
-    """The views' mean softmax at full size, (C, H, W) float32. For tests and small images, as `logits`."""
-    full = np.empty(common_shape(views), np.float32)
-    _paint(np.moveaxis(full, 0, -1), views, mean_softmax, threads)
-    return full
-
-
-def _paint(
-    out: NDArray[Any],
-    views: Sequence[Sequence[LogitMap]],
-    make: Callable[[list[list[Patch]]], NDArray[Any]],
-    threads: int | None,
-) -> None:
-    paint_maps([out], views, lambda patches: [make(patches)], threads)
-
-
-def paint_maps(
-    outs: Sequence[NDArray[Any]], views: Sequence[Sequence[LogitMap]], make: Make, threads: int | None
-) -> None:
-    """Fill each array (H, W, ...) of ``outs`` tile by tile with what ``make`` makes of the views' patches."""
-    height, width = outs[0].shape[:2]
-
-    def find(i: int, tiles: Sequence[int]) -> Iterable[list[list[Patch]]]:
-        return map(list, zip(*(_patches(maps, i, tiles) for maps in views), strict=True))
-
-    with tile_workers(threads) as run:
-        paint(outs, range(ceil(height / TILE)), range(ceil(width / TILE)), find, make, run)
-
-
-def _patches(maps: Sequence[LogitMap], i: int, tiles: Sequence[int]) -> list[list[Patch]]:
-    """The patches of the maps that each tile (i, j) touches, j in ``tiles``."""
-    strips = []
-    for field in maps:
-        y, rows = field.rows.blocks[i]
-        if rows.size:
-            strips.append(Strip(field.logits[:, y], rows, [field.cols.blocks[j] for j in tiles]))
-    found = patches_side_by_side(strips)
-    for j, patches in zip(tiles, found or [[]], strict=False):
-        if not patches:
-            raise InputError(f"no field covers the pixels from row {i * TILE}, column {j * TILE}")
-    return found
-
-
-def common_shape(views: Sequence[Sequence[LogitMap]]) -> tuple[int, int, int]:
-    """The (C, H, W) of all maps."""
-    shapes = {(len(field.logits), field.rows.n_out, field.cols.n_out) for maps in views for field in maps}
-    if len(shapes) != 1:
-        raise InputError(f"expected maps of one shape (C, H, W), found {sorted(shapes)}")
-    return shapes.pop()

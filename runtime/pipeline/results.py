@@ -1,4 +1,4 @@
-"""What a segmenter gives back."""
+"""What a caller asks a segmenter for, and what it gives back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Segmentation", "Timings"]
+from denseport.runtime.errors import InputError
+
+__all__ = ["MASK_ONLY", "RequestedOutputs", "Segmentation", "Timings"]
+
+
+@dataclass(frozen=True)
+class RequestedOutputs:
+    """What a caller wants beside the mask."""
+
+    scores: bool = False  # the probability of each pixel's class
+    top_k: int = 0  # so many likeliest classes and their probabilities
+
+    def check(self, classes: int) -> None:
+        """Raises InputError for more classes than there are, or no number of them."""
+        whole = isinstance(self.top_k, int | np.integer) and not isinstance(self.top_k, bool)
+        if not whole or not 0 <= self.top_k <= classes:
+            raise InputError(f"top_k {self.top_k} of {classes} classes", f"Give 0 to {classes}.")
+
+
+MASK_ONLY = RequestedOutputs()
 
 
 @dataclass(frozen=True)

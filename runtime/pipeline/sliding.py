@@ -9,21 +9,20 @@ in the same order as `denseport.runtime.pipeline.resample.slide_maps`: the resul
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.bundle.manifest import Inference
-from denseport.runtime.pipeline.outputs import Canvas, RequestedOutputs
+from denseport.runtime.pipeline.reduce import Canvas, Run, Strip, tile_workers
 from denseport.runtime.pipeline.resample import ResampleMatrix, slide_matrices
-from denseport.runtime.pipeline.tiles import Patch, Run, Strip, paint, patches_side_by_side, tile_workers
-from denseport.runtime.pipeline.views import window_starts
+from denseport.runtime.pipeline.results import RequestedOutputs
+from denseport.runtime.pipeline.views import Span
 
-__all__ = ["Network", "Slid", "slide"]
+__all__ = ["Slid", "slide"]
 
-Network = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # a window, HWC uint8 BGR, to its logits (C, h, w)
+Spans = tuple[Sequence[Span], Sequence[Span]]  # of the windows, along the rows and along the columns
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Slid:
     """What `slide` gives."""
 
     canvas: Canvas
-    seconds_painting: float  # the rest is the network's
+    seconds_painting: float  # the rest went into making the logits
 
 
 @dataclass(frozen=True)
@@ -73,68 +72,57 @@ class _Side:
 
 
 def slide(
-    image: NDArray[np.uint8],
+    logits: Iterable[NDArray[np.float32]],
+    spans: Spans,
     size: tuple[int, int],
-    inference: Inference,
-    network: Network,
     requested: RequestedOutputs,
     threads: int | None,
 ) -> Slid:
-    """Move the network over ``image`` and decide each pixel.
+    """Decide each pixel of an image from the logits of its windows, one after another.
 
     Args:
-        image: HWC uint8 BGR, as large as the network is to see it.
+        logits: (C, h, w) of each window, row by row; the next is asked for when the last one was used up.
+        spans: of the windows, as `denseport.runtime.pipeline.views.windows` gives them.
         size: (height, width) of the result.
-        inference: of mode "slide".
     """
-    return _Slide(image, size, inference, network, requested).run(threads)
+    return _Slide(spans, size, requested).run(logits, threads)
 
 
 class _Slide:
-    def __init__(
-        self,
-        image: NDArray[np.uint8],
-        size: tuple[int, int],
-        inference: Inference,
-        network: Network,
-        requested: RequestedOutputs,
-    ) -> None:
-        assert inference.crop is not None and inference.stride is not None  # Inference checks it
-        self._image, self._size, self._network, self._requested = image, size, network, requested
-        self._spans = [window_starts(image.shape[i], inference.crop[i], inference.stride[i]) for i in (0, 1)]
+    def __init__(self, spans: Spans, size: tuple[int, int], requested: RequestedOutputs) -> None:
+        self._spans, self._size, self._requested = spans, size, requested
         self._kept: dict[tuple[int, int], _Kept] = {}  # by row and column of windows
-        self._painting = 0.0
 
-    def run(self, threads: int | None) -> Slid:
-        rows, cols = self._spans
+    def run(self, logits: Iterable[NDArray[np.float32]], threads: int | None) -> Slid:
+        places = [(r, c) for r in range(len(self._spans[0])) for c in range(len(self._spans[1]))]
+        painting = 0.0
         with tile_workers(threads) as run:
-            for r, (top, bottom) in enumerate(rows):
-                for c, (left, right) in enumerate(cols):
-                    logits = self._network(self._image[top:bottom, left:right])
-                    if not r and not c:
-                        self._begin(logits)
-                    self._kept[r, c] = _Kept(logits, 0)
-                    start = time.perf_counter()
-                    self._paint(r, c, run)
-                    self._forget(r, c)
-                    self._painting += time.perf_counter() - start
-        return Slid(self._canvas, self._painting)
+            for (r, c), found in zip(places, logits, strict=True):
+                start = time.perf_counter()
+                if (r, c) == (0, 0):
+                    self._begin(found)
+                self._kept[r, c] = _Kept(found, 0)
+                self._paint(r, c, run)
+                self._forget(r, c)
+                painting += time.perf_counter() - start
+        return Slid(self._canvas, painting)
 
     def _begin(self, logits: NDArray[np.float32]) -> None:
         """All windows are of one size, and so are their logits: the first tells what is to come."""
         classes, *low = logits.shape
-        resized = (self._image.shape[0], self._image.shape[1])
-        rows, cols = slide_matrices((low[0], low[1]), self._spans[0], self._spans[1], resized, self._size)
-        self._rows, self._cols = _Side(rows), _Side(cols)
+        rows, cols = self._spans
+        resized = rows[-1][1], cols[-1][1]  # the last windows end with the resized image
+        matrices = slide_matrices((low[0], low[1]), rows, cols, resized, self._size)
+        self._rows, self._cols = _Side(matrices[0]), _Side(matrices[1])
         self._canvas = Canvas((classes, *self._size), self._requested, averaged=False)
 
     def _paint(self, r: int, c: int, run: Run) -> None:
         """The tiles for which the window (r, c) was the last."""
         rows, cols = self._rows.ready(r), self._cols.ready(c)
         if rows and cols:
-            paint(self._canvas.arrays, rows, cols, self._find, self._canvas.make, run)
+            self._canvas.paint(rows, cols, self._strips, run)
 
-    def _find(self, i: int, tiles: Sequence[int]) -> Iterable[list[list[Patch]]]:
+    def _strips(self, i: int, tiles: Sequence[int]) -> list[list[Strip]]:
         strips = []
         for r in self._rows.windows[i]:
             y, rows = self._rows.axes[r].blocks[i]
@@ -142,7 +130,7 @@ class _Slide:
                 kept = self._kept[r, c]
                 taps = kept.logits[:, y.start - kept.top : y.stop - kept.top]
                 strips.append(Strip(taps, rows, [self._cols.axes[c].blocks[j] for j in tiles]))
-        return ([patches] for patches in patches_side_by_side(strips))
+        return [strips]
 
     def _forget(self, r: int, c: int) -> None:
         """Drop what no later tile needs of the columns of windows that end with this one."""

@@ -1,24 +1,20 @@
-"""Whole-image, sliding-window and multi-scale inference: a session moved over one image.
+"""How an image is shown to the network: its views, whole or in sliding windows, at one scale or at several.
 
 Sources: ``mmseg/models/segmentors/encoder_decoder.py`` (whole_inference, slide_inference) and
-``mmseg/models/segmentors/seg_tta.py``. Logits stay at the head's resolution; `denseport.runtime.pipeline.resample`
-resizes them tile by tile.
+``mmseg/models/segmentors/seg_tta.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.manifest import LARGEST_SIDE, Inference, Preprocess
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import ImageError
-from denseport.runtime.pipeline.preprocess import normalise, rescaled_size, resize, resized_size
-from denseport.runtime.pipeline.resample import LogitMap, slide_maps
+from denseport.runtime.pipeline.preprocess import rescaled_size, resize, resized_size
 
 __all__ = [
     "RATIOS",
@@ -28,13 +24,14 @@ __all__ = [
     "protocol_views",
     "show",
     "single_view",
-    "slide_view",
     "tta_views",
     "window_starts",
+    "windows",
 ]
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of multi-scale testing, in every published configuration
 TTA_CONVENTIONS = ("0.x", "1.x")
+Span = tuple[int, int]  # start, stop; pixels
 IMAGE = (1536, 2048)  # height, width: what most cameras take, and larger than any window
 
 
@@ -108,51 +105,22 @@ def input_sizes(protocol: Protocol) -> tuple[tuple[int, int], ...]:
     return tuple(dict.fromkeys((min(view.size[0], height), min(view.size[1], width)) for view in views))
 
 
-def window_starts(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
+def window_starts(length: int, crop: int, stride: int) -> list[Span]:
     """Windows (start, stop) along one axis: the last is moved back to end with the image."""
     count = max(length - crop + stride - 1, 0) // stride + 1
     stops = [min(i * stride + crop, length) for i in range(count)]
     return [(max(stop - crop, 0), stop) for stop in stops]
 
 
+def windows(size: tuple[int, int], inference: Inference) -> tuple[list[Span], list[Span]]:
+    """(start, stop) of the windows along the rows and along the columns of a view; whole: one that is all of it."""
+    if inference.crop is None or inference.stride is None:
+        return [(0, size[0])], [(0, size[1])]
+    rows, cols = (window_starts(*sides) for sides in zip(size, inference.crop, inference.stride, strict=True))
+    return rows, cols
+
+
 def show(image: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
     """The image, HWC uint8 BGR, as ``view`` shows it to the network; not a copy where nothing changes."""
     resized = resize(image, view.size)
     return np.ascontiguousarray(resized[:, ::-1]) if view.flip else resized
-
-
-def slide_view(
-    session: Session,
-    shown: NDArray[np.uint8],
-    view: View,
-    size: tuple[int, int],
-    preprocess: Preprocess,
-    inference: Inference,
-) -> list[LogitMap]:
-    """Run the network on windows of one view of an image.
-
-    Args:
-        shown: HWC uint8 BGR, what `show` made of the image.
-        size: (height, width) of the image itself.
-        inference: of mode "slide".
-
-    Returns:
-        Fields at the image's own size, one a window; their sum is the view's logits.
-    """
-    assert inference.crop is not None and inference.stride is not None  # Inference checks it
-    rows = window_starts(view.size[0], inference.crop[0], inference.stride[0])
-    columns = window_starts(view.size[1], inference.crop[1], inference.stride[1])
-    windows = list(_window_logits(session, shown, rows, columns, preprocess))
-    return slide_maps(windows, rows, columns, view.size, size, flip=view.flip)
-
-
-def _window_logits(
-    session: Session,
-    resized: NDArray[np.uint8],
-    rows: Sequence[tuple[int, int]],
-    columns: Sequence[tuple[int, int]],
-    preprocess: Preprocess,
-) -> Iterator[NDArray[np.float32]]:
-    for top, bottom in rows:
-        for left, right in columns:
-            yield session.run(normalise(resized[top:bottom, left:right], preprocess))[0]

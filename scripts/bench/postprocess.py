@@ -1,4 +1,4 @@
-"""Time and memory of `denseport.runtime.pipeline.resample.argmax` against torch's interpolate, interpolate, argmax.
+"""Time and memory of `denseport.runtime.pipeline.reduce.decide` against torch's interpolate, interpolate, argmax.
 
     python scripts/bench/postprocess.py [--rounds 7] [--threads 2] [--json]
 
@@ -59,7 +59,8 @@ def load_method(name: str, threads: int) -> Method:
     import torch
     from torch.nn.functional import interpolate
 
-    from denseport.runtime.pipeline.resample import argmax, whole_map
+    from denseport.runtime.pipeline.reduce import decide
+    from denseport.runtime.pipeline.resample import whole_map
 
     torch.set_num_threads(threads)
 
@@ -72,7 +73,7 @@ def load_method(name: str, threads: int) -> Method:
 
     if name == "torch":
         return torch_argmax
-    return lambda logits, resized, size: argmax([whole_map(logits, resized, size)], threads=threads)
+    return lambda logits, resized, size: decide([[whole_map(logits, resized, size)]], threads=threads).mask
 
 
 def measure_time(kind: str, threads: int, rounds: int) -> dict[str, Any]:

@@ -30,8 +30,9 @@ from denseport.runtime.bundle.manifest import Inference, Preprocess
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import DenseportError, MachineError
 from denseport.runtime.pipeline import preprocess
-from denseport.runtime.pipeline import resample as postprocess
 from denseport.runtime.pipeline.device_path import DevicePath, open_device_path
+from denseport.runtime.pipeline.reduce import decide
+from denseport.runtime.pipeline.resample import LogitMap, ResampleMatrix, whole_map
 
 Size = tuple[int, int]  # height, width
 
@@ -79,8 +80,8 @@ def measure_kernels(cuda: Cuda, ptx: bytes, images: Sequence[Size] = IMAGES) -> 
 
             plan = image_mask(logits.shape, NETWORK, size, np.float32, np.uint8)
             mask, milliseconds = launcher.run(plan, [logits], size, np.uint8)
-            field = postprocess.whole_map(logits, NETWORK, size)
-            host, expected = _timed(partial(postprocess.argmax, [field]))
+            logit_map = whole_map(logits, NETWORK, size)
+            host, expected = _timed(partial(_mask, logit_map))
             wrong = _wrong(mask, expected, logits, size)
             result = f"{(mask != expected).mean():.3%} differ, {wrong} wrong"
             yield ImageRow(plan.kernel, _name(size), milliseconds, host, result, wrong == 0)
@@ -93,7 +94,7 @@ def _host_input(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _wrong(mask: NDArray[Any], expected: NDArray[Any], logits: NDArray[np.float32], size: Size) -> int:
     """Pixels whose class is further than `MARGIN` from the best; only those that differ are looked at."""
     rows, columns = (
-        postprocess.ResampleMatrix.linear(middle, last).after(postprocess.ResampleMatrix.linear(first, middle))
+        ResampleMatrix.linear(middle, last).after(ResampleMatrix.linear(first, middle))
         for first, middle, last in zip(LOGITS, NETWORK, size, strict=True)
     )
 
@@ -169,7 +170,7 @@ def _path_row(name: str, path: DevicePath, protocol: Protocol, size: Size) -> Im
 
     def on_host() -> NDArray[Any]:
         logits = path.run(preprocess.normalise(preprocess.resize(image, resized), protocol.preprocess))[0]
-        return postprocess.argmax([postprocess.whole_map(logits, resized, size)])
+        return decide([[whole_map(logits, resized, size)]]).mask
 
     def on_device() -> NDArray[Any]:
         path.paint(image, resized, mask)
@@ -186,6 +187,10 @@ def _path_row(name: str, path: DevicePath, protocol: Protocol, size: Size) -> Im
     agreement = float((found == expected).mean())
     device, host = (statistics.median(times[key]) for key in ("device", "host"))
     return ImageRow(name, _name(size), device, host, f"{agreement:.3%} agree", agreement >= AGREEMENT)
+
+
+def _mask(logit_map: LogitMap) -> NDArray[np.unsignedinteger[Any]]:
+    return decide([[logit_map]]).mask
 
 
 def _timed(work: Callable[[], NDArray[Any]]) -> tuple[float, NDArray[Any]]:

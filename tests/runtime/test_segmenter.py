@@ -15,6 +15,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import postprocess
 import pytest
 from support import ASSETS, assert_same_classes
 
@@ -23,7 +24,6 @@ from denseport.runtime.bundle.manifest import FP32, Inference
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.errors import BundleError, ImageError, InputError
 from denseport.runtime.media.images import read_image
-from denseport.runtime.pipeline import resample as postprocess
 from denseport.runtime.segmenter import Segmenter
 
 IMAGE = next((ASSETS / "street").rglob("*.jpg"))
@@ -74,7 +74,9 @@ class Slow:
 
 
 def around(session: Any, bundle: Bundle, protocol: str = "fixed:32x32") -> Segmenter:
-    return Segmenter.around(session, bundle, "fake", parse_protocol(protocol, bundle.manifest), threads=1)
+    return Segmenter(
+        bundle, artifact="fake", protocol=parse_protocol(protocol, bundle.manifest), session=session, threads=1
+    )
 
 
 # Results.

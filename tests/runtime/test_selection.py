@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from build_records import build_record
 
-from denseport.runtime import selection as choice
+from denseport.runtime import selection
 from denseport.runtime.backends.tensorrt_library import load_library
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import Profile
@@ -71,8 +71,8 @@ def bundle(sample: Bundle) -> Bundle:
 def test_the_best_artifact_is_taken_and_the_others_have_reasons(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, here: Machine, name: str, reason: str | None
 ) -> None:
-    monkeypatch.setattr(choice, "inspect_machine", lambda **_: here)
-    chosen = choice.choose(bundle)
+    monkeypatch.setattr(selection, "inspect_machine", lambda **_: here)
+    chosen = selection.select_artifact(bundle)
     assert chosen.name == name
     assert set(chosen.others) == set(bundle.manifest.artifacts) - {name}
     assert chosen.others["int8.onnx"].startswith("int8 runs only when it is asked for: nothing was measured")
@@ -85,37 +85,43 @@ def test_the_best_artifact_is_taken_and_the_others_have_reasons(
 def test_an_engine_that_does_not_take_the_images_is_passed_over(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "inspect_machine", lambda **_: machine(A40, tensorrt="11.4.0"))
+    monkeypatch.setattr(selection, "inspect_machine", lambda **_: machine(A40, tensorrt="11.4.0"))
     artifacts = bundle.manifest.artifacts
     artifacts["fp16.engine"] = engine(profile=Profile(*[(1, 3, 512, 512)] * 3))
-    chosen = choice.choose(bundle)
+    chosen = selection.select_artifact(bundle)
     assert chosen.name == "model.onnx"
     assert chosen.others["fp16.engine"] == (
         "takes inputs of (1, 3, 512, 512), and images of 4:3 and 3:4 become (1, 3, 160, 213) "
         "under the protocol reference"
     )
     square = parse_protocol("fixed:512x512", bundle.manifest)
-    assert choice.choose(bundle, protocol=square).name == "fp16.engine"
-    assert choice.choose(bundle, protocol=parse_protocol("native", bundle.manifest)).name == "fp16.engine"
-    assert choice.choose(bundle, "fp16.engine").name == "fp16.engine", "asked for by name it is taken"
+    assert selection.select_artifact(bundle, protocol=square).name == "fp16.engine"
+    assert selection.select_artifact(bundle, protocol=parse_protocol("native", bundle.manifest)).name == "fp16.engine"
+    assert selection.select_artifact(bundle, "fp16.engine").name == "fp16.engine", "asked for by name it is taken"
     # A portrait too must fit.
     artifacts["fp16.engine"] = engine(profile=Profile((1, 3, 160, 160), (1, 3, 160, 213), (1, 3, 160, 1024)))
-    assert "become (1, 3, 213, 160)" in choice.choose(bundle).others["fp16.engine"]
+    assert "become (1, 3, 213, 160)" in selection.select_artifact(bundle).others["fp16.engine"]
 
 
 def test_what_nothing_compares_with_fp32_is_chosen_with_a_caution(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "inspect_machine", lambda **_: machine(A40, tensorrt="11.4.0"))
+    monkeypatch.setattr(selection, "inspect_machine", lambda **_: machine(A40, tensorrt="11.4.0"))
     artifacts = bundle.manifest.artifacts
-    assert "denseport eval BUNDLE --artifact fp16.engine --data ROOT --gate model.onnx" in choice.choose(bundle).caution
-    assert choice.choose(bundle, "fp16.engine").caution and not choice.choose(bundle, "model.onnx").caution
+    assert (
+        "denseport eval BUNDLE --artifact fp16.engine --data ROOT --gate model.onnx"
+        in selection.select_artifact(bundle).caution
+    )
+    assert (
+        selection.select_artifact(bundle, "fp16.engine").caution
+        and not selection.select_artifact(bundle, "model.onnx").caution
+    )
     plain = artifacts["fp16.engine"]
     artifacts["fp16.engine"] = dataclasses.replace(plain, record=plain.record | {"audit": {"agreement": 1.0}})
-    assert not choice.choose(bundle).caution
+    assert not selection.select_artifact(bundle).caution
     gate = {"passed": False, "reasons": ["3 points below"]}
     artifacts["fp16.engine"] = dataclasses.replace(plain, record=plain.record | {"accuracy": {"gate": gate}})
-    chosen = choice.choose(bundle)
+    chosen = selection.select_artifact(bundle)
     assert chosen.name == "model.onnx" and chosen.others["fp16.engine"] == "failed its gate: 3 points below"
 
 
@@ -144,9 +150,9 @@ def with_verdict(bundle: Bundle, **values: Any) -> None:
 
 
 def test_int8_is_taken_unasked_where_it_was_measured_as_faster(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "inspect_machine", lambda **_: machine())
+    monkeypatch.setattr(selection, "inspect_machine", lambda **_: machine())
     with_verdict(bundle)
-    chosen = choice.choose(bundle)
+    chosen = selection.select_artifact(bundle)
     assert chosen.name == "int8.onnx" and chosen.providers == ("CPUExecutionProvider",)
     assert "1.25 times as fast as FP32 here" in chosen.why
     assert chosen.others["model.onnx"] == "int8.onnx was measured as faster here"
@@ -171,30 +177,30 @@ SLOW = "int8.onnx was measured 0.93 times as fast as FP32 here, which is not fas
 def test_int8_is_passed_over_with_the_reason(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, here: Machine, values: dict[str, Any], reason: str
 ) -> None:
-    monkeypatch.setattr(choice, "inspect_machine", lambda **_: here)
+    monkeypatch.setattr(selection, "inspect_machine", lambda **_: here)
     with_verdict(bundle, **values)
-    chosen = choice.choose(bundle)
+    chosen = selection.select_artifact(bundle)
     assert chosen.name == ("fp16.onnx" if here.gpus else "model.onnx")
     assert reason in chosen.others["int8.onnx"]
-    assert choice.choose(bundle, "int8.onnx").name == "int8.onnx", "asked for by name it runs"
+    assert selection.select_artifact(bundle, "int8.onnx").name == "int8.onnx", "asked for by name it runs"
 
 
 def test_int8_that_failed_its_gate_is_passed_over(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "inspect_machine", lambda **_: machine())
+    monkeypatch.setattr(selection, "inspect_machine", lambda **_: machine())
     with_verdict(bundle)
     artifacts = dict(bundle.manifest.artifacts)
     int8 = artifacts["int8.onnx"]
     gate = {"passed": False, "reasons": ["mIoU 40.00 is 1.920 points below FP32"]}
     artifacts["int8.onnx"] = dataclasses.replace(int8, record={**int8.record, "accuracy": {"gate": gate}})
     bundle.manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)
-    chosen = choice.choose(bundle)
+    chosen = selection.select_artifact(bundle)
     assert chosen.name == "model.onnx"
     assert chosen.others["int8.onnx"] == "failed its gate: mIoU 40.00 is 1.920 points below FP32"
 
 
 def test_what_was_asked_for_is_taken(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "inspect_machine", lambda **_: machine())
-    assert choice.choose(bundle, "fp16.onnx").name == "fp16.onnx"
+    monkeypatch.setattr(selection, "inspect_machine", lambda **_: machine())
+    assert selection.select_artifact(bundle, "fp16.onnx").name == "fp16.onnx"
 
 
 def test_doctor_says_which_artifacts_no_segmenter_can_run(
@@ -213,8 +219,8 @@ def test_doctor_says_which_artifacts_no_segmenter_can_run(
 
 def test_bf16_runs_where_a_gpu_is() -> None:
     bf16 = Artifact("onnx", "bf16", {})
-    assert choice.obstacle(bf16, machine(A40, cuda=True)) == ("", "")
-    assert choice.obstacle(bf16, machine(cuda=True))[0] and choice.obstacle(bf16, machine(A40))[0]
+    assert selection.why_unsupported(bf16, machine(A40, cuda=True)) == ("", "")
+    assert selection.why_unsupported(bf16, machine(cuda=True))[0] and selection.why_unsupported(bf16, machine(A40))[0]
 
 
 def test_doctor_says_what_is_there_and_how_to_get_the_rest(sample: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,7 +150,9 @@ def _contenders(segmenters: list[Segmenter], bundle: Bundle, arguments: argparse
     if arguments.baseline is not None:
         session = _baseline(arguments.baseline)(bundle.manifest, arguments.checkpoint, arguments.threads)
         protocol = segmenters[0].protocol
-        segmenter = Segmenter.around(session, bundle, arguments.baseline, protocol, threads=arguments.threads)
+        segmenter = Segmenter(
+            bundle, artifact=arguments.baseline, protocol=protocol, session=session, threads=arguments.threads
+        )
         found.append(Contender(arguments.baseline, session, segmenter))
     return found
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from denseport.runtime.backends.session import Session
 from denseport.runtime.errors import ImageError, InputError, MachineError, ServerError
 from denseport.runtime.serving.triton import ENCODED, IMAGE, LOGITS, MASK
 
@@ -120,13 +121,13 @@ class NetworkModel(SegmenterModel):
         bundle, network = Bundle(place.folder / BUNDLE), place.parameters["network"]
         protocol = parse_protocol("reference", bundle.manifest)
         session = NetworkSession(network, int(place.version))
-        segmenter = Segmenter.around(session, bundle, network, protocol, threads=self._threads)
+        segmenter = Segmenter(bundle, artifact=network, protocol=protocol, session=session, threads=self._threads)
         return lambda image: segmenter(image).mask
 
 
 @dataclass(frozen=True)
-class NetworkSession:
-    """A `denseport.runtime.backends.Session` on another model of the same server."""
+class NetworkSession(Session):
+    """A session on another model of the same server."""
 
     model: str
     version: int
@@ -138,9 +139,6 @@ class NetworkSession:
     def largest_batch(self, height: int, width: int) -> int | None:
         """One: the server itself makes batches, of several requests."""
         return 1
-
-    def close(self) -> None:
-        """Nothing: the server opens and closes its models."""
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, C, h, w) of a normalised image batch (N, 3, H, W), both float32.

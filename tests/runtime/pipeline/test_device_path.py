@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import postprocess
 import pytest
 from cpu_kernels import Kernels
 from fake_cuda import FakeCuda
@@ -23,12 +24,12 @@ from support import assert_same_classes
 from denseport.runtime.backends.cuda.device import DeviceNetwork
 from denseport.runtime.backends.cuda.onnxruntime import CudaExecutionSlot
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Inference, Preprocess
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.errors import BundleError, InputError, MachineError
 from denseport.runtime.pipeline import device_path
-from denseport.runtime.pipeline import resample as postprocess
 from denseport.runtime.pipeline.device_path import DevicePath, open_device_path
 from denseport.runtime.pipeline.preprocess import normalise, resize
 from denseport.runtime.segmenter import Segmenter
@@ -59,7 +60,7 @@ def cuda(image_kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 def opened(bundle: Bundle, cuda: FakeCuda, protocol: str = "fixed:48x64", **options: Any) -> Segmenter:
     session = OnDevice(bundle.verified("model.onnx"), cuda, **options)
     protocol_ = parse_protocol(protocol, bundle.manifest)
-    return Segmenter.around(session, bundle, "model.onnx", protocol_, threads=1, device_path=True)
+    return Segmenter(bundle, artifact="model.onnx", protocol=protocol_, session=session, threads=1, device_path=True)
 
 
 @pytest.fixture
@@ -183,11 +184,17 @@ def test_without_nvrtc_the_host_does_it_and_names_the_remedy(
 
 
 def test_a_session_of_the_callers_own_keeps_its_images_on_the_host(sample: Bundle) -> None:
-    class Plain:
+    class Plain(Session):
         description = "a plain session"
 
+        def run(self, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            return image
+
     protocol = parse_protocol("fixed:48x64", sample.manifest)
-    assert open_device_path(Plain(), protocol) == "tensors of a plain session are on the host"  # type: ignore[arg-type]
+    with pytest.raises(MachineError, match=r"^tensors of a plain session are on the host$"):
+        open_device_path(Plain(), protocol)
+    with Segmenter(sample, session=Plain(), protocol=protocol, device_path=True) as segmenter:
+        assert segmenter.description.endswith("images on the CPU: tensors of a plain session are on the host")
 
 
 def test_another_number_of_classes_is_refused(sample_copy: Bundle, cuda: FakeCuda) -> None:
@@ -249,7 +256,9 @@ def test_closing_waits_for_the_image_under_way(sample: Bundle, cuda: FakeCuda) -
 
     protocol = parse_protocol("fixed:48x64", sample.manifest)
     session = Held(sample.verified("model.onnx"), cuda)
-    segmenter = Segmenter.around(session, sample, "model.onnx", protocol, threads=1, device_path=True)
+    segmenter = Segmenter(
+        sample, artifact="model.onnx", protocol=protocol, session=session, threads=1, device_path=True
+    )
     with ThreadPoolExecutor(2) as executor:
         mask = executor.submit(segmenter, image_of((96, 128)))
         assert inside.wait(60)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import postprocess
 import pytest
 from support import assert_same_classes
 
@@ -26,7 +27,6 @@ from denseport.runtime.bundle.manifest import Preprocess
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.errors import DenseportError, MachineError
 from denseport.runtime.pipeline import preprocess
-from denseport.runtime.pipeline import resample as postprocess
 from denseport.runtime.segmenter import Segmenter
 
 pytestmark = pytest.mark.gpu
@@ -112,7 +112,7 @@ def test_masks_and_threads(session: tuple[Callable[[], Session], Bundle]) -> Non
     open_session, bundle = session
     protocol = parse_protocol("fixed:{}x{}".format(*NETWORK), bundle.manifest)
     images = [image_of(size, seed) for seed, size in enumerate([*SIZES[:3], *SIZES[:3]])]
-    with Segmenter.around(open_session(), bundle, "gpu", protocol, device_path=True) as on_device:
+    with Segmenter(bundle, artifact="gpu", protocol=protocol, session=open_session(), device_path=True) as on_device:
         assert on_device.description.endswith("; images on the GPU")
         for image in images:
             logits = postprocess.logits(on_device.predict(image)[0])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import postprocess
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,8 +15,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from denseport.runtime.errors import InputError
-from denseport.runtime.pipeline import resample as postprocess
-from denseport.runtime.pipeline.outputs import MASK_ONLY, decide
+from denseport.runtime.pipeline.reduce import decide
 from denseport.runtime.pipeline.resample import LogitMap, ResampleMatrix, slide_maps, whole_map
 
 Floats = NDArray[np.float32]
@@ -117,7 +117,7 @@ def test_mean_softmax_of_scales_flip_and_windows() -> None:
     softmax = [torch.from_numpy(torch_resize(score, image)).softmax(0) for score in scores]
     expected = torch.stack(softmax).mean(0).numpy()
     np.testing.assert_allclose(postprocess.probabilities(views), expected, rtol=0, atol=1e-5)
-    assert_argmax_of(decide(views, MASK_ONLY, averaged=True, threads=None).mask, expected)
+    assert_argmax_of(decide(views, averaged=True).mask, expected)
 
 
 @pytest.mark.parametrize("classes", [2, 5, 150])

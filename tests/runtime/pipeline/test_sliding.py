@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import postprocess
 import pytest
 from support import assert_same_classes
 
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Inference, Preprocess
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
-from denseport.runtime.pipeline import resample as postprocess
-from denseport.runtime.pipeline.outputs import RequestedOutputs
+from denseport.runtime.pipeline.results import RequestedOutputs
 from denseport.runtime.pipeline.sliding import slide
 from denseport.runtime.pipeline.views import window_starts
 from denseport.runtime.segmenter import Segmenter
@@ -75,10 +75,9 @@ def test_window_by_window_is_all_windows_at_once_to_the_last_bit(
     spans = [window_starts(shown[i], crop[i], stride[i]) for i in (0, 1)]
     windows = [network(image[t:b, left:right]) for t, b in spans[0] for left, right in spans[1]]
     maps = postprocess.slide_maps(windows, *spans, shown, size)
-    canvas = slide(image, size, Inference("slide", crop, stride), network, RequestedOutputs(scores=True), 2).canvas
+    canvas = slide(windows, (spans[0], spans[1]), size, RequestedOutputs(scores=True), 2).canvas
     np.testing.assert_array_equal(
-        slide(image, size, Inference("slide", crop, stride), network, RequestedOutputs(), 2).canvas.mask,
-        postprocess.argmax(maps),
+        slide(windows, (spans[0], spans[1]), size, RequestedOutputs(), 2).canvas.mask, postprocess.argmax(maps)
     )
     chances = postprocess.probabilities([maps])
     np.testing.assert_allclose(canvas.scores, chances.max(0), atol=1e-6)
@@ -98,8 +97,9 @@ def test_the_native_protocol_never_resizes(sample: Bundle) -> None:
 
 MEMORY = """
 import sys, numpy as np
-from denseport.runtime.pipeline.outputs import RequestedOutputs
+from denseport.runtime.pipeline.results import RequestedOutputs
 from denseport.runtime.pipeline.sliding import slide
+from denseport.runtime.pipeline.views import windows
 from denseport.runtime.bundle.manifest import Inference
 side = int(sys.argv[1])
 image = np.zeros((side, side, 3), np.uint8)
@@ -109,9 +109,13 @@ def network(window):
     return logits + window[0, 0, 0]
 def peak():  # of this program alone: ru_maxrss begins at the parent's
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-slide(image[:600, :600], (600, 600), Inference("slide", (512, 512), (341, 341)), network, RequestedOutputs(), 1)
+def decided(image):
+    rows, cols = windows(image.shape[:2], Inference("slide", (512, 512), (341, 341)))
+    made = (network(image[a:b, c:d]) for a, b in rows for c, d in cols)
+    slide(made, (rows, cols), image.shape[:2], RequestedOutputs(), 1)
+decided(image[:600, :600])
 before = peak()
-slide(image, (side, side), Inference("slide", (512, 512), (341, 341)), network, RequestedOutputs(), 1)
+decided(image)
 print((peak() - before) / 1024)
 """
 

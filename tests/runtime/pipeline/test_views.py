@@ -9,19 +9,20 @@ from typing import Any
 
 import cv2
 import numpy as np
+import postprocess
 import pytest
 from support import ASSETS, LOGITS_TOLERANCE, assert_same_classes
 
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Inference, Preprocess
+from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import ImageError
 from denseport.runtime.media.images import read_image
-from denseport.runtime.pipeline import resample as postprocess
-from denseport.runtime.pipeline.outputs import MASK_ONLY, decide
-from denseport.runtime.pipeline.preprocess import normalise
-from denseport.runtime.pipeline.resample import LogitMap, whole_map
-from denseport.runtime.pipeline.views import View, show, single_view, slide_view, tta_views, window_starts
+from denseport.runtime.pipeline.network_input import view_inputs
+from denseport.runtime.pipeline.reduce import decide
+from denseport.runtime.pipeline.resample import LogitMap, slide_maps
+from denseport.runtime.pipeline.views import View, single_view, tta_views, window_starts, windows
 from denseport.runtime.segmenter import Segmenter
 
 
@@ -64,11 +65,9 @@ def predict_view(
     session: Any, image: np.ndarray, view: View, preprocess: Preprocess, inference: Inference
 ) -> list[LogitMap]:
     """The logits of one view, whole or in windows."""
-    shown = show(image, view)
-    if inference.mode == "slide":
-        return slide_view(session, shown, view, image.shape[:2], preprocess, inference)
-    logits = session.run(normalise(shown, preprocess))[0]
-    return [whole_map(logits, view.size, image.shape[:2], flip=view.flip)]
+    inputs = view_inputs(image, view, Protocol("as described", preprocess, inference))
+    logits = [session.run(each)[0] for each in inputs]
+    return slide_maps(logits, *windows(view.size, inference), view.size, image.shape[:2], flip=view.flip)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def test_multi_scale_and_flip_equals_the_oracle(
     maps = [predict_view(session, image, view, preprocess, inference) for view in views]
     scores = postprocess.probabilities(maps)
     np.testing.assert_allclose(scores[:, ::step, ::step], golden[f"{name}_probs"], atol=LOGITS_TOLERANCE, rtol=0)
-    assert_same_classes(decide(maps, MASK_ONLY, averaged=True, threads=None).mask, golden[f"{name}_argmax"], scores)
+    assert_same_classes(decide(maps, averaged=True).mask, golden[f"{name}_argmax"], scores)
 
 
 @pytest.mark.parametrize("name", ["camvid_0001TP_008550", "ADE_val_00000003"])

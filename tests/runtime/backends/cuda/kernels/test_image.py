@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import postprocess
 import pytest
 from cpu_kernels import Kernels
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from denseport.runtime.backends.cuda.kernels import launch
 from denseport.runtime.bundle.manifest import Preprocess
 from denseport.runtime.pipeline import preprocess
-from denseport.runtime.pipeline import resample as postprocess
 
 OFTEN = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MARGIN = 1e-5  # of the logits' size: nearer than that, the roundings of two coordinates may choose either class
