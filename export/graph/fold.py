@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import onnxscript.optimizer
@@ -98,33 +99,19 @@ def _computable(node: ir.Node) -> bool:
 
 def _evaluate(model: ir.Model, nodes: list[ir.Node], wanted: list[ir.Value]) -> list[NDArray[np.generic]]:
     """Values of ``wanted``, computed from constants alone by ``nodes``."""
-    values: dict[ir.Value, ir.Value] = {}
-    for node in nodes:
-        for value in node.inputs:
-            if value is not None and value.is_initializer() and value not in values:
-                values[value] = ir.Value(
-                    name=value.name, shape=value.shape, type=value.type, const_value=value.const_value
-                )
-    clones = []
-    for node in nodes:
-        clone = ir.Node(
-            node.domain,
-            node.op_type,
-            [None if value is None else values[value] for value in node.inputs],
-            list(node.attributes.values()),
-            num_outputs=len(node.outputs),
-        )
-        for old, new in zip(node.outputs, clone.outputs, strict=True):
-            new.name, values[old] = old.name, new
-            new.type = old.type
-        clones.append(clone)
-    graph = ir.Graph(
-        [],
-        [values[value] for value in wanted],
-        nodes=clones,
-        initializers=[value for value in values.values() if value.const_value is not None],
-        opset_imports=model.opset_imports,
+    read = {
+        value.name: value for node in nodes for value in node.inputs if value is not None and value.is_initializer()
+    }
+    constants = []
+    for name, value in read.items():
+        assert value.const_value is not None  # an initializer's
+        constants.append(ir.to_proto(value.const_value))
+        constants[-1].name = str(name)
+    outputs = [onnx.ValueInfoProto(name=value.name) for value in wanted]
+    graph = onnx.helper.make_graph([ir.to_proto(node) for node in nodes], "constants", [], outputs, constants)
+    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+    part = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
+    results: list[NDArray[np.generic]] = open_session(part, "the graph's constant part").run(
+        [str(value.name) for value in wanted], {}
     )
-    session = open_session(ir.to_proto(ir.Model(graph, ir_version=model.ir_version)), "the graph's constant part")
-    results: list[NDArray[np.generic]] = session.run([str(value.name) for value in wanted], {})
     return results

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from denseport.export.errors import ExportError
 from denseport.runtime.backends.onnxruntime import INPUT
-from denseport.runtime.system.files import new_file
+from denseport.runtime.system.files import work_folder, writing
 
 __all__ = ["LOGITS", "MASK", "PROTOBUF_LIMIT", "output_of", "read_model", "save_model", "serialise", "weight_bytes"]
 
@@ -81,34 +81,19 @@ def save_model(model: ir.Model, output: Path, limit: int = PROTOBUF_LIMIT) -> No
         ExportError: it is no valid ONNX.
         OutputError: ``output`` cannot be written.
     """
-    size = weight_bytes(model)
     data = output.with_name(f"{output.name}.data")
-    if size > limit:
-        with new_file(data) as temporary:
-            # Shapes stay inside: the checker reads them.
-            ir.external_data.unload_from_model(model, temporary.parent, temporary.name, size_threshold_bytes=1024)
-        _point_to(model, data)
-    with new_file(output) as temporary:
-        ir.save(model, temporary)
+    large = weight_bytes(model) > limit
+    with work_folder(output.parent) as folder:
+        whole = folder / output.name
+        # Shapes stay inside: the checker reads them.
+        ir.save(model, whole, external_data=data.name if large else None, size_threshold_bytes=1024)
         try:
-            onnx.checker.check_model(temporary, full_check=True)
+            onnx.checker.check_model(whole, full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
             raise ExportError(f"the written model is no valid ONNX: {err}", "Please report this.") from err
-    if size <= limit:
+        with writing(output):
+            if large:
+                whole.with_name(data.name).replace(data)
+            whole.replace(output)
+    if not large:
         data.unlink(missing_ok=True)  # of a larger model that had this name
-
-
-def _point_to(model: ir.Model, data: Path) -> None:
-    """Tell external tensors the name that their file got."""
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            value.const_value = ir.ExternalTensor(
-                data.name,
-                tensor.offset,
-                tensor.length,
-                tensor.dtype,
-                shape=tensor.shape,
-                name=str(tensor.name),
-                base_dir=data.parent,
-            )
