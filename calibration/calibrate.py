@@ -35,10 +35,10 @@ from denseport.export.graph.unpack import unpack_projections
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import FP32, Artifact
 from denseport.runtime.evaluation.dataset import Dataset
-from denseport.runtime.media.page import count
 from denseport.runtime.pipeline.network_input import evenly_spaced
 from denseport.runtime.system.files import sha256_of, work_folder, writing
 from denseport.runtime.system.machine import inspect_machine
+from denseport.runtime.system.text import count
 
 __all__ = ["CalibrationRecord", "Progress", "Silent", "calibrate"]
 

@@ -14,7 +14,7 @@ from denseport.export.models.segmentor import build
 from denseport.export.models.spec import spec_of
 from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.manifest import Manifest
-from denseport.runtime.media.page import count
+from denseport.runtime.system.text import count
 
 __all__ = ["TorchSession", "torch_baseline"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cpu_kernels import Kernels, compile_kernels
+from exports import export_once, shelf
 from support import ASSETS, SHARED
 
 from denseport.runtime.backends.cuda.kernels import launch
@@ -48,14 +49,12 @@ def oracle(shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def exported(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
     """The bundle of an oracle model, exported when it is first asked for."""
-    from denseport.export.bundle import export_bundle
-
     bundles: dict[str, Bundle] = {}
 
     def export(name: str) -> Bundle:
         if name not in bundles:
             folder = tmp_path_factory.mktemp("bundles") / name
-            bundles[name] = export_bundle(oracle / f"{name}.pth", folder)
+            bundles[name] = export_once(oracle / f"{name}.pth", shelf(tmp_path_factory), folder)
         return bundles[name]
 
     return export
@@ -64,9 +63,8 @@ def exported(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The bundle of the small trained checkpoint that the repository holds."""
-    from denseport.export.bundle import export_bundle
-
-    return export_bundle(ASSETS / "dpt_tiny_street.pth", tmp_path_factory.mktemp("bundles") / "sample")
+    folder = tmp_path_factory.mktemp("bundles") / "sample"
+    return export_once(ASSETS / "dpt_tiny_street.pth", shelf(tmp_path_factory), folder)
 
 
 @pytest.fixture

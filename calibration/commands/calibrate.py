@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denseport.runtime.cli.arguments import path, real, whole
-from denseport.runtime.media.page import count
+from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
     from denseport.calibration.calibrate import CalibrationRecord
@@ -265,7 +265,6 @@ def _work_folder(arguments: argparse.Namespace, bundle: Bundle, images: list[Pat
     import hashlib
     import shutil
 
-    from denseport.runtime.errors import InputError
     from denseport.runtime.system.files import cache_folder
 
     if arguments.work is not None:
@@ -273,10 +272,7 @@ def _work_folder(arguments: argparse.Namespace, bundle: Bundle, images: list[Pat
         return
     what = [bundle.artifact("model.onnx").files, [str(path.absolute()) for path in images]]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-    home = cache_folder()
-    if home is None:
-        raise InputError("this user has no home folder to keep statistics in", "Name a folder with --work DIR.")
-    cache = home / "calibrate" / key
+    cache = cache_folder("calibrate", otherwise="Name a folder with --work DIR.") / key
     if not arguments.resume:
         shutil.rmtree(cache, ignore_errors=True)
     yield cache

@@ -18,9 +18,9 @@ from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.metrics import LabelMap
 from denseport.runtime.media.images import read_image
 from denseport.runtime.media.inputs import find_inputs
-from denseport.runtime.media.page import count
 from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced
 from denseport.runtime.system.files import sha256_of
+from denseport.runtime.system.text import count
 
 __all__ = ["FEWEST", "CalibrationImages", "ImageStatistics", "labels_of"]
 

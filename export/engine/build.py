@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import re
 import tempfile
 import time
@@ -34,7 +33,7 @@ from denseport.runtime.backends.cuda.driver import Device, open_cuda
 from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_library
 from denseport.runtime.bundle.engine_record import PORTABLE_RTX, TITLES, BuildRecord, Profile, sm_name
 from denseport.runtime.errors import InputError, MachineError
-from denseport.runtime.system.files import sha256_of, write_atomic
+from denseport.runtime.system.files import cache_folder, sha256_of, write_atomic
 
 __all__ = ["NO_PLUGINS", "EngineOptions", "build_engine", "check_builder", "default_timing_cache"]
 
@@ -359,9 +358,11 @@ class _TimingCache:
 
 def default_timing_cache(library: Library, device: Device | None) -> Path:
     """``$XDG_CACHE_HOME/denseport/timing/<flavour>-<version>-<gpu>.cache``."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     gpu = re.sub(r"\W+", "-", f"{device.name}-{sm_name(device.capability)}") if device else "no-gpu"
-    return cache / "denseport" / "timing" / f"{library.flavour}-{library.version}-{gpu}.cache"
+    return (
+        cache_folder("timing", otherwise="Name a file with --timing-cache FILE.")
+        / f"{library.flavour}-{library.version}-{gpu}.cache"
+    )
 
 
 def _types_built(

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.manifest import FOR_CPU
 from denseport.runtime.errors import BundleError, MachineError, is_out_of_memory
-from denseport.runtime.media.page import count
 from denseport.runtime.system.cpus import check_threads, usable_cpus
+from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
     from denseport.runtime.backends.cuda.device import DeviceNetwork

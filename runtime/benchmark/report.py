@@ -6,9 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from denseport.runtime.benchmark.load import Conditions
 from denseport.runtime.benchmark.speed import Latency, Result
 from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.media.page import render
 from denseport.runtime.media.plot import Axis, Series, chart
 from denseport.runtime.system.files import write_atomic
 from denseport.runtime.system.machine import inspect_machine
@@ -25,6 +24,7 @@ __all__ = ["as_dict", "table", "write_report"]
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _PERCENTILES = (50, 90, 99)
+_LEAST_POINTS = 2.0  # of mIoU on the plot's axis, so that a hundredth of a point looks as little as it is
 
 
 def as_dict(
@@ -90,7 +90,7 @@ def table(report: Mapping[str, Any]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     shape = " x ".join(map(str, measured["network_input"]))
     lines = [
-        f"{report['model']}, image {height} x {width}, network input {shape}",
+        f"{report['model']}, image {width} x {height}, network input {shape}",
         *(f"{name:10} {text}" for name, text in measured["machine"].items()),
         "",
         *(
@@ -126,7 +126,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         *(_number(session[f"p{percent}"]) for percent in _PERCENTILES),
         *(_number(whole.get(f"p{percent}")) for percent in _PERCENTILES),
         _number(start and sum(start[name] for name in ("import_ms", "open_ms", "first_ms")), 0),
-        _number(start and start["peak_mib"], 0),
+        _number(start and start.get("peak_mib"), 0),
         _number(row["mIoU"], 2),
     )
 
@@ -146,48 +146,31 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
         OutputError: the place cannot be written.
     """
     write_atomic(folder / "bench.json", (json.dumps(report, indent=1) + "\n").encode())
-    measured = report["measured"]
-    machine = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in measured["machine"].items())
-    page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(f"Speed of {report['model']}"),
-        lead=escape(
-            f"Image {measured['image'][0]} x {measured['image'][1]}, "
-            f"network input {' x '.join(map(str, measured['network_input']))}, {measured['date']}"
-        ),
-        warnings="".join(f'<p class="warning">{escape(text)}</p>' for text in report["warnings"]),
-        plot=_pareto(report["rows"]),
-        table=_html_table(report["rows"]),
-        details=f"<pre>{escape(table(report))}</pre>",
-        machine=machine,
+    rows = report["rows"]
+    drawn = [row for row in rows if row["mIoU"] is not None and row["whole_ms"] is not None]
+    page = render(
+        _TEMPLATE,
+        report=report,
+        plot=_pareto(drawn),
+        unknown=[row["artifact"] for row in rows if row not in drawn],
+        head=_HEAD,
+        rows=[_cells(row) for row in rows],
+        printed=table(report),
     )
     write_atomic(folder / "bench.html", page.encode())
     return folder / "bench.html"
 
 
 def _pareto(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Speed against mIoU; each artifact is a point."""
-    known = [row for row in rows if row["mIoU"] is not None and row["whole_ms"]]
-    if not known:
-        return "<p>No artifact's accuracy was measured yet: <code>denseport eval BUNDLE --data ROOT</code>.</p>"
-    points = [(1000 / row["whole_ms"]["p50"], float(row["mIoU"])) for row in known]
-    names = [row["artifact"] for row in known]
-    words = "; ".join(
-        f"{name}: {x:.2f} images a second, {y:.2f} % mIoU" for name, (x, y) in zip(names, points, strict=True)
-    )
+    """Speed against mIoU as an SVG, each artifact a point; "" without one."""
+    if not rows:
+        return ""
+    points = [(1000 / row["whole_ms"]["p50"], float(row["mIoU"])) for row in rows]
+    names = [f"{row['artifact']}, {y:.2f} %" for row, (_, y) in zip(rows, points, strict=True)]
+    words = "; ".join(f"{name} mIoU, {x:.2f} images/s" for name, (x, _) in zip(names, points, strict=True))
     return chart(
         f"Speed against accuracy. {words}",
-        Axis("images a second, one caller, image to mask", zero=True),
-        Axis("mIoU, %"),
+        Axis("images/s, one caller, image to mask", zero=True),
+        Axis("mIoU, %", least=_LEAST_POINTS),
         [Series("", points, names, line=False)],
     )
-
-
-def _html_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in _HEAD)
-    body = "".join(
-        f'<tr><th scope="row">{escape(cells[0])}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])
-        + "</tr>"
-        for cells in map(_cells, rows)
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -17,7 +17,7 @@ __all__ = ["measure_startup"]
 
 
 def measure_startup(bundle: Path, artifact: str, size: tuple[int, int], threads: int | None) -> dict[str, float]:
-    """Run this module in a child process.
+    """Run this module in a child process; the memory is left out where there is no /proc to tell it.
 
     Raises:
         DenseportError: the child failed; its words.
@@ -52,12 +52,16 @@ def _main(bundle: str, artifact: str, height: str, width: str, threads: str) -> 
             segment(image)
     names = ("import_ms", "open_ms", "first_ms")
     stages = {name: 1000 * (b - a) for name, a, b in zip(names, times, times[1:], strict=False)}
-    return {**stages, "first_peak_mib": first, "peak_mib": _peak_mib()}
+    memory = {"first_peak_mib": first, "peak_mib": _peak_mib()}
+    return {**stages, **{name: value for name, value in memory.items() if value is not None}}
 
 
-def _peak_mib() -> float:
-    # Not from getrusage: a child starts there with its parent's peak.
-    status = Path("/proc/self/status").read_text()
+def _peak_mib() -> float | None:
+    """None where there is no /proc. Not from getrusage: a child starts there with its parent's peak."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
     return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
-import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from denseport.runtime.errors import BundleError, OutputError
 from denseport.runtime.system.files import (
     exchange,
     folders_above,
+    locked,
     remove_temporary_files,
     sha256_of,
     work_folder,
@@ -28,6 +27,7 @@ from denseport.runtime.system.files import (
 __all__ = ["MANIFEST", "Bundle", "new_bundle"]
 
 MANIFEST = "manifest.json"
+LOCK = ".denseport-lock"  # there while a process writes the bundle; no file of any artifact
 MAKE_ONE = "Make one: denseport export CHECKPOINT -o BUNDLE"
 EXPORT_AGAIN = "Export the checkpoint again."
 LARGEST_MANIFEST = 64 << 20  # bytes; the largest seen has 0.3 MB
@@ -155,16 +155,12 @@ class Bundle:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """The bundle for this process alone, and its manifest as it now is; others wait."""
-        with writing(self.path):
-            folder = os.open(self.path, os.O_RDONLY)
-        try:
+        with ExitStack() as stack:
             with writing(self.path):
-                fcntl.flock(folder, fcntl.LOCK_EX)
+                stack.enter_context(locked(self.path / LOCK))
             self.manifest = Bundle(self.path).manifest
             remove_temporary_files(self.path / MANIFEST)
             yield
-        finally:
-            os.close(folder)
 
     def _write(self, artifacts: dict[str, Artifact]) -> None:
         if artifacts != self.manifest.artifacts:

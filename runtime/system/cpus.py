@@ -25,12 +25,15 @@ MEMBERSHIP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 def usable_cpus(membership: Path = MEMBERSHIP, groups: Path = GROUPS) -> int:
     """The processors of the affinity mask, or fewer where a control group's quota (rounded up) allows fewer.
 
+    Systems without affinity masks (macOS, Windows) have no control groups either: all processors.
+
     Args:
         membership: the kernel's list of this process's control groups.
         groups: where control groups are mounted.
     """
     quotas = [math.ceil(quota) for folder in _folders(membership, groups) if (quota := _quota(folder)) is not None]
-    return max(1, min([len(os.sched_getaffinity(0)), *quotas]))
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([found, *quotas]))
 
 
 def check_threads(threads: int | None) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
 import shutil
+import stat
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from denseport.runtime.errors import OutputError
@@ -20,6 +20,7 @@ __all__ = [
     "cache_folder",
     "exchange",
     "folders_above",
+    "locked",
     "new_file",
     "new_folder",
     "refuse_unwritable",
@@ -44,13 +45,42 @@ _REMEDIES = {
 }
 
 
-def cache_folder() -> Path | None:
-    """Denseport's folder in the user's cache: ``$XDG_CACHE_HOME``, else ``~/.cache``; None where there is no home."""
+def cache_folder(name: str, otherwise: str = "Set XDG_CACHE_HOME to a folder of your own.") -> Path:
+    """The folder ``name`` in Denseport's cache, made where it is missing: only this user can read or write it.
+
+    The cache is ``$XDG_CACHE_HOME/denseport``, else ``~/.cache/denseport``. One that others could have filled is
+    refused: kernels that run on the GPU come from it.
+
+    Args:
+        otherwise: what the user can do without it.
+
+    Raises:
+        OutputError: there is no home, or the folder cannot be made, or is a link, another user's, or open to others.
+    """
     try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # no home can be found
-        return None
-    return base / "denseport" if base.is_absolute() else None
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        if not folder.is_absolute():
+            raise OSError(f"XDG_CACHE_HOME is {str(folder)!r}, no absolute path")
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in ("denseport", name):
+            folder /= part
+            folder.mkdir(mode=0o700, exist_ok=True)
+            _make_private(folder)
+    except (OSError, RuntimeError) as err:  # RuntimeError: no home can be found
+        raise OutputError(f"the cache cannot be used: {err}", otherwise) from err
+    return folder
+
+
+def _make_private(folder: Path) -> None:
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise OSError(f"{folder} is a link")
+    if hasattr(os, "getuid"):  # else Windows, where a profile is its user's own and modes mean nothing
+        if found.st_uid != os.getuid():
+            raise OSError(f"{folder} belongs to another user")
+        if found.st_mode & 0o022:
+            raise OSError(f"{folder} can be written by other users")
+        folder.chmod(0o700)
 
 
 def sha256_of(path: Path) -> str:
@@ -79,9 +109,8 @@ def refuse_unwritable(folder: Path) -> None:
         nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         if not nearest.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if not os.access(nearest, os.W_OK | os.X_OK):  # it does not say why
-            reason = errno.EROFS if os.statvfs(nearest).f_flag & os.ST_RDONLY else errno.EACCES
-            raise OSError(reason, os.strerror(reason))
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
 
 
 @contextmanager
@@ -150,45 +179,54 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
 
 
 @contextmanager
+def locked(lock: Path, *, wait: bool = True) -> Iterator[None]:
+    """Keep the file ``lock``, which is made and removed here, for this process alone; the same for its threads.
+
+    The system lets go of a lock however a process ends. The file that a killed one leaves keeps nobody out, and the
+    next holder removes it.
+
+    Args:
+        wait: until others let go; else a TimeoutError, which is an OSError, says that one holds it.
+    """
+    from filelock import FileLock
+
+    with FileLock(lock, timeout=-1 if wait else 0, thread_local=False):
+        try:
+            yield
+        finally:
+            # Removed while it is held: filelock takes no lock on a file without a name, so that those who wait for
+            # this one make it anew. Windows removes no open file; there it stays.
+            with suppress(OSError):
+                lock.unlink()
+
+
+@contextmanager
 def work_folder(parent: Path) -> Iterator[Path]:
     """A folder in ``parent`` for what is not whole yet; it vanishes at the end of the block, with all that is in it.
 
-    Those that killed processes left there are removed first. A lock on its folder tells a living process from them;
-    the kernel lets go of it however a process ends.
+    Those that killed processes left there are removed first: the lock beside a folder tells a living process from them.
 
     Raises:
         OutputError: ``parent`` cannot be written.
     """
-    with writing(parent):
-        _remove_abandoned(parent)
-        folder, lock = _locked_folder(parent)
-    try:
+    folder = parent / f"{WORK}{secrets.token_hex(6)}"
+    with ExitStack() as stack:
+        with writing(parent):
+            _remove_abandoned(parent)
+            stack.enter_context(locked(_lock_of(folder)))
+            folder.mkdir(mode=0o700)
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
 
 
-def _locked_folder(parent: Path) -> tuple[Path, int]:
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=WORK, dir=parent))
-        with suppress(FileNotFoundError):  # another process took it for abandoned before it was locked
-            lock = os.open(folder, os.O_RDONLY)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if folder.exists():
-                return folder, lock
-            os.close(lock)
+def _lock_of(folder: Path) -> Path:
+    return folder.with_suffix(".lock")
 
 
 def _remove_abandoned(parent: Path) -> None:
-    for folder in parent.glob(f"{WORK}*"):
-        with suppress(OSError):  # in use, gone, or not ours to remove
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(lock)
+    for path in parent.glob(f"{WORK}*"):  # folders and their locks
+        with suppress(OSError), locked(_lock_of(path), wait=False):  # in use, gone, or not ours to remove
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
 
 
 def remove_temporary_files(path: Path) -> None:
@@ -199,10 +237,14 @@ def remove_temporary_files(path: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places, at once; False where the kernel or the file system cannot.
+    """Let two paths change places, at once; False where the system or the file system cannot: Linux alone can.
 
     Source: renameat2(2), RENAME_EXCHANGE.
     """
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     if rename is None:
         return False

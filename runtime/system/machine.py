@@ -52,18 +52,19 @@ class Machine:
     system: str
     processor: str
     cpus: int  # that this process may use
-    memory_gib: float  # that this process may use
+    memory_gib: float | None  # that this process may use; None where the system does not say
     gpus: tuple[Gpu, ...]
     packages: dict[str, str | None]  # version, None where absent
     providers: tuple[str, ...]  # ONNX Runtime's execution providers
 
     def summary(self) -> dict[str, str]:
         """What a reader of a figure needs to know, in words."""
+        memory = "memory unknown" if self.memory_gib is None else f"{self.memory_gib:.1f} GiB"
         gpus = ", ".join(f"{gpu.name} ({gpu.architecture}, driver {gpu.driver})" for gpu in self.gpus)
         installed = ", ".join(f"{name} {found}" for name, found in self.packages.items() if found)
         return {
             "system": self.system,
-            "processor": f"{self.processor}, {self.cpus} CPUs for this process, {self.memory_gib:.1f} GiB",
+            "processor": f"{self.processor}, {self.cpus} CPUs for this process, {memory}",
             "GPU": gpus or "none",
             "packages": f"denseport {version('denseport')}, {installed}",
         }
@@ -81,7 +82,7 @@ def inspect_machine(*, look_for_gpus: bool | None = True) -> Machine:
         system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         processor=_processor(),
         cpus=usable_cpus(),
-        memory_gib=_memory_bytes() / 2**30,
+        memory_gib=_memory_gib(),
         gpus=_gpus() if ask else (),
         packages={name: package_version(name) for name in DISTRIBUTIONS},
         providers=providers,
@@ -121,19 +122,22 @@ def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
+        return platform.processor() or platform.machine() or "unknown"
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
 
 
-def _memory_bytes() -> int:
+def _memory_gib() -> float | None:
     """Physical memory, or the control group's limit where that is lower."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # Windows has no sysconf, others have other names
+        return None
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
     except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
+        limit = "max"
+    return (min(total, int(limit)) if limit.isdigit() else total) / 2**30
 
 
 def _gpus() -> tuple[Gpu, ...]:

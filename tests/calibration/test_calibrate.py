@@ -24,9 +24,9 @@ from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
 from denseport.runtime.media.images import read_image
-from denseport.runtime.media.page import count
 from denseport.runtime.pipeline.network_input import network_inputs, sample_evenly
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.system.text import count
 
 STREET = ASSETS / "street"
 IMAGES = str(STREET / "images/validation")
@@ -152,8 +152,10 @@ def test_inspect_and_report_show_it(calibrated: Path, capsys: pytest.CaptureFixt
     assert f"calibrated on 3 images by minmax, {count(len(record['smoothing']), 'LayerNorm')} smoothed" in out
     assert "times as fast as FP32 here" in out and "only 3 images" in out
     page = (calibrated / "int8.html").read_text()
+    narrow, _, floats = page.partition("layers in float, with the reasons</summary>")
+    assert floats.count("float: ") == len(record["float"]) and "<details>" in narrow
     for row in record["groups"]:
-        assert row["group"] in page
+        assert f'<th scope="row">{row["group"]}</th>' in (floats if row["precision"] == "float" else narrow)
     assert page.count('<circle class="edge"') == len(record["steps"]) + 2  # and the ends of the budget's line
     assert page.count("<svg") == page.count("</svg>") == 1
     assert "://" not in page.replace('xmlns="http://www.w3.org/2000/svg"', "") and "<script" not in page

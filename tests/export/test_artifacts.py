@@ -21,7 +21,7 @@ from support import ASSETS
 
 from denseport.export import artifacts as build_module
 from denseport.export import audit as audit_module
-from denseport.export.audit import audit_graph
+from denseport.export.audit import audit_engine, audit_graph
 from denseport.export.engine import build as engine_module
 from denseport.export.engine.build import EngineOptions
 from denseport.export.graph.mask import append_mask
@@ -88,6 +88,63 @@ def test_an_audit_fails_a_logit_that_is_not_finite(bundle: Bundle, monkeypatch: 
     result = audit_graph(bundle, bundle.path / "model.onnx", "fp16", sample_evenly([IMAGES], 1), lambda text: None)
     assert result.agreement == 1 and result.finite is False and not result.passed
     assert result.to_dict()["logit_error"] is None
+
+
+class Said:
+    """A session of logits (1, 2, 2, 2) made up for each image in turn; notes what it was shown."""
+
+    def __init__(self, *logits: object) -> None:
+        self.logits = [np.float32(each).reshape(1, 2, 2, 2) for each in logits]
+        self.shown: list[NDArray[np.float32]] = []
+
+    def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.shown.append(image)
+        return self.logits[len(self.shown) - 1]
+
+    def __enter__(self) -> Said:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+EXPECTED = [8, 1, 1, 1], [0, 2, 2, 2]  # of class 0 and of class 1: class 0 wins the first pixel
+
+
+@pytest.mark.parametrize(
+    ("second", "third", "agreement", "worst", "error", "finite"),
+    [
+        (EXPECTED, EXPECTED, 1, 1, 0, True),
+        # One pixel of four changes its class, and a logit by 4 of 8 and by 2 of 8.
+        (([8, 5, 1, 1], EXPECTED[1]), ([8, 1, 1, 1], [2, 2, 2, 2]), 11 / 12, 3 / 4, 1 / 2, True),
+        (([8, 1, 1, 1], [2, 2, 2, 2]), ([8, 5, 5, 5], [0, 2, 2, 2]), 9 / 12, 1 / 4, 1 / 2, True),
+        (([np.inf, 1, 1, 1], [0, 2, 2, 2]), EXPECTED, 1, 1, np.inf, False),
+        (EXPECTED, ([8, 1, 1, 1], [0, 2, 2, np.inf]), 1, 1, np.inf, False),
+    ],
+)
+def test_an_audit_gives_the_mean_and_the_worst_of_its_images(
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    second: object,
+    third: object,
+    agreement: float,
+    worst: float,
+    error: float,
+    finite: bool,
+) -> None:
+    """An engine's sessions, and FP32's, are made up; the images and what is made of them are not."""
+    fp32, engine = Said(*[EXPECTED] * 3), Said(EXPECTED, second, third)
+    monkeypatch.setattr(audit_module, "OnnxRuntimeSession", lambda path: fp32)
+    monkeypatch.setattr(audit_module, "TensorRTSession", lambda path, record: engine)
+    shape = (1, 3, 160, 224)  # of 4:3, 3:2 and 3:4 images: none keeps its ratio
+    record = dataclasses.replace(RECORD, profiles=(Profile(shape, shape, shape),))
+    images = sample_evenly([IMAGES], 3)
+    found = audit_engine(bundle, bundle.path / "an.engine", record, "int8", images)
+    assert (found.images, found.worst_image, found.logit_error, found.finite) == (3, worst, error, finite)
+    assert found.agreement == pytest.approx(agreement)
+    assert found.passed == (finite and agreement >= 0.9)
+    assert [image.shape for image in engine.shown] == [shape] * 3, "what the engine is tuned for"
+    np.testing.assert_array_equal(engine.shown, fp32.shown)
 
 
 def test_without_images_nothing_is_claimed(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from cpu_kernels import Kernels
 
-from denseport.runtime.backends.cuda.driver import Device, DeviceMemory, Graph, PinnedMemory, Stream
+from denseport.runtime.backends.cuda.driver import Cuda, Device, DeviceMemory, Graph, PinnedMemory, Stream
 from denseport.runtime.backends.cuda.kernels.launch import Launch
 
 
-class FakeCuda:
+class FakeCuda(Cuda):
     """Memory is host memory, copies and kernels happen at once, a graph repeats its Python calls.
 
     Args:
@@ -79,10 +79,6 @@ class FakeCuda:
     def synchronize(self, stream: Stream | None = None) -> None:
         self._need_context()
         self.device_synchronizations += stream is None
-
-    def elapsed(self, stream: Stream, work: Callable[[], None]) -> float:
-        work()
-        return 0.0
 
     def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
         self.captures += 1

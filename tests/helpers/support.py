@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -73,3 +75,20 @@ def modules(*roots: str) -> list[str]:
             parts = path.relative_to(REPO).with_suffix("").parts
             names.append(".".join(("denseport", *parts)).removesuffix(".__init__"))
     return names
+
+
+def stored_indices(png: bytes) -> NDArray[np.uint8]:
+    """(H, W) of an indexed PNG of 8 bits, whose rows are stored as they are or as what they add to the row above."""
+    width, height, *kind = struct.unpack_from(">IIBB", png, 16)
+    assert kind == [8, 3]
+    data, at = b"", 8
+    while at < len(png):
+        (length,) = struct.unpack_from(">I", png, at)
+        data += png[at + 8 : at + 8 + length] if png[at + 4 : at + 8] == b"IDAT" else b""
+        at += 12 + length
+    rows = np.frombuffer(zlib.decompress(data), np.uint8).reshape(height, 1 + width)
+    found = np.zeros((1 + height, width), np.uint8)
+    for index, (filtered, *row) in enumerate(rows):
+        assert filtered in (0, 2)
+        found[index + 1] = np.array(row, np.uint8) + (found[index] if filtered else np.uint8(0))
+    return found[1:]

@@ -108,6 +108,7 @@ def seconds(*command: str) -> float:
     return after.children_user + after.children_system - before.children_user - before.children_system
 
 
+@pytest.mark.alone
 def test_help_starts_as_fast_as_numpy_and_opencv() -> None:
     denseport = str(Path(sys.executable).with_name("denseport"))
     pairs = [(seconds(denseport, "--help"), seconds(sys.executable, "-c", "import numpy, cv2")) for _ in range(5)]

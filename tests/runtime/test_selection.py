@@ -248,3 +248,49 @@ def test_doctor_and_the_engines_give_one_remedy(
     with pytest.raises(MachineError) as caught:
         load_library.__wrapped__(flavour)  # past its cache
     assert advice == {str(caught.value.remedy).partition(" (")[0]}
+
+
+def test_of_several_that_were_measured_as_faster_the_fastest_is_taken(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "inspect_machine", lambda **_: machine())
+    with_verdict(bundle)
+    other = dataclasses.replace(bundle.artifact("int8.onnx"))
+    for name, seconds in {"a.int8.onnx": 0.45, "b.int8.onnx": 0.3, "c.int8.onnx": 0.35}.items():
+        record = json.loads(json.dumps(other.record))
+        text = json.dumps(record).replace("int8.onnx", name).replace("0.4", str(seconds), 1)
+        bundle.manifest.artifacts[name] = dataclasses.replace(other, record=json.loads(text))
+    chosen = selection.select_artifact(bundle)
+    assert chosen.name == "b.int8.onnx"
+    assert {chosen.others[name] for name in ("model.onnx", "int8.onnx", "a.int8.onnx", "c.int8.onnx")} == {
+        "b.int8.onnx was measured as faster here"
+    }
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_an_engine_of_fp16_comes_before_one_of_fp32(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, cuda: bool
+) -> None:
+    """With and without CUDA in ONNX Runtime, whose graphs run in another order on a CPU."""
+    monkeypatch.setattr(selection, "inspect_machine", lambda **_: machine(A40, cuda=cuda, tensorrt="11.4.0"))
+    wide = dataclasses.replace(engine(), precision="fp32")
+    artifacts = {"fp32.engine": wide, **bundle.manifest.artifacts}
+    bundle.manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)
+    chosen = selection.select_artifact(bundle)
+    assert chosen.name == "fp16.engine" and chosen.others["fp32.engine"] == "another one is better"
+
+
+@pytest.mark.parametrize(("names", "looked"), [(("model.onnx", "fp16.engine"), True), (("model.onnx",), None)])
+def test_gpus_are_looked_for_where_any_artifact_is_an_engine(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], looked: bool | None
+) -> None:
+    asked: list[bool | None] = []
+
+    def inspect(*, look_for_gpus: bool | None) -> Machine:
+        asked.append(look_for_gpus)
+        return machine()
+
+    monkeypatch.setattr(selection, "inspect_machine", inspect)
+    artifacts = {name: bundle.manifest.artifacts[name] for name in names}
+    bundle.manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)
+    assert selection.select_artifact(bundle).name == "model.onnx" and asked == [looked]

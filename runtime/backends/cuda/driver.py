@@ -4,16 +4,20 @@ pycuda is taken when it can be imported (it is compiled on the machine); the cud
 the device's primary context, which is TensorRT's too, and in streams that are ordered with the default stream, so
 that memory of torch or cupy needs no further synchronisation.
 
+Of pycuda is taken: context, memory, streams and copies. It has no graphs; those are the cuda-bindings' on its streams,
+which are the driver's own. Kernels are launched through the driver's library for both (`Module`).
+
 Memory, streams and graphs are context managers: they live in ``with`` blocks or an ExitStack.
 """
 
 from __future__ import annotations
 
 import ctypes
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +25,7 @@ from numpy.typing import NDArray
 from denseport.runtime.backends.cuda.module import Module
 from denseport.runtime.errors import MachineError
 
-__all__ = [
-    "Closing",
-    "Cuda",
-    "CudaBindings",
-    "Device",
-    "DeviceMemory",
-    "Graph",
-    "PinnedMemory",
-    "PyCuda",
-    "Stream",
-    "open_cuda",
-]
+__all__ = ["Closing", "Cuda", "Device", "DeviceMemory", "Graph", "PinnedMemory", "Stream", "open_cuda"]
 
 NO_DRIVER = "Install NVIDIA's driver, or run the bundle on the CPU: --artifact model.onnx"
 
@@ -81,6 +74,7 @@ class PinnedMemory(Closing):
     def __init__(self, data: NDArray[np.uint8], release: Callable[[], None]) -> None:
         super().__init__(release)
         self.data = data
+        self.size = data.nbytes
 
 
 class Stream(Closing):
@@ -100,55 +94,67 @@ class Graph(Closing):
         self.launch = launch
 
 
-class Cuda(Protocol):
-    """One GPU. Calls other than `device` need its context: ``with cuda.current():``."""
+class Cuda(ABC):
+    """One GPU. All calls need its context: ``with cuda.current():``."""
 
-    name: str
+    name: str  # of the implementation
+    device: Device
 
-    @property
-    def device(self) -> Device:
-        """Which GPU it is."""
-        ...
-
+    @abstractmethod
     def current(self) -> AbstractContextManager[None]:
         """Make the GPU's context the calling thread's, for a block."""
-        ...
 
+    @abstractmethod
     def allocate(self, size: int) -> DeviceMemory:
         """``size`` bytes on the GPU, not initialised; MachineError where they are not free."""
-        ...
 
+    @abstractmethod
     def pinned(self, size: int) -> PinnedMemory:
         """``size`` bytes of the host, not initialised."""
-        ...
 
+    @abstractmethod
     def stream(self) -> Stream:
         """A new queue, ordered with the default stream."""
-        ...
 
+    @abstractmethod
     def copy_to_device(self, target: int, source: NDArray[Any], stream: Stream) -> None:
         """Queue a copy from the host; ``source`` is contiguous and stays as it is until the stream is done."""
-        ...
 
+    @abstractmethod
     def copy_to_host(self, target: NDArray[Any], source: int, stream: Stream) -> None:
         """Queue a copy to the host; ``target`` is contiguous, and filled when the stream is done."""
-        ...
 
+    @abstractmethod
     def synchronize(self, stream: Stream | None = None) -> None:
         """Wait for a stream, or for the whole GPU."""
-        ...
-
-    def elapsed(self, stream: Stream, work: Callable[[], None]) -> float:
-        """Milliseconds that the GPU spends on what ``work`` queues."""
-        ...
 
     def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
-        """Record what ``work`` queues, without running it."""
-        ...
+        """Record what ``work`` queues, without running it.
+
+        Raises:
+            MachineError: the cuda-bindings are not installed.
+        """
+        try:
+            from cuda.bindings import driver
+        except ImportError as err:
+            raise MachineError("pycuda has no CUDA graphs", "pip install cuda-bindings beside it") from err
+        handle = driver.CUstream(stream.handle)
+        # Thread-local: other threads may allocate meanwhile.
+        _call("cuStreamBeginCapture", handle, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        with ExitStack() as stack:
+            try:
+                work()
+            finally:
+                graph = _call("cuStreamEndCapture", handle)
+                stack.callback(_call, "cuGraphDestroy", graph)
+            executable = _call("cuGraphInstantiate", graph, 0)
+        return Graph(
+            lambda: _call("cuGraphLaunch", executable, handle), lambda: _call("cuGraphExecDestroy", executable)
+        )
 
     def load(self, ptx: bytes) -> Module:
         """Kernels to launch, which stay loaded until they are closed."""
-        ...
+        return Module(ptx)
 
 
 def open_cuda(index: int = 0, implementation: str | None = None) -> Cuda:
@@ -174,89 +180,67 @@ def open_cuda(index: int = 0, implementation: str | None = None) -> Cuda:
     )
 
 
-class CudaBindings:
+class _CudaBindings(Cuda):
     """CUDA through ``cuda.bindings.driver``."""
 
     name = "cuda-bindings"
 
     def __init__(self, index: int) -> None:
-        self._driver = _driver_bindings()
+        from cuda.bindings import driver
+
         try:
-            self._call("cuInit", 0)
+            _call("cuInit", 0)
         except RuntimeError as err:  # the bindings found no libcuda
             raise MachineError(f"this machine has no NVIDIA driver: {err}", NO_DRIVER) from err
-        count = self._call("cuDeviceGetCount")
-        _check_index(index, count)
-        self._device = self._call("cuDeviceGet", index)
-        self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
-
-    def _call(self, function: str, *arguments: Any) -> Any:
-        return _checked(self._driver, function, *arguments)
-
-    @property
-    def device(self) -> Device:
-        attribute = self._driver.CUdevice_attribute
-        major, minor = (
-            self._call("cuDeviceGetAttribute", getattr(attribute, f"CU_DEVICE_ATTRIBUTE_{name}"), self._device)
-            for name in ("COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR")
+        _check_index(index, _call("cuDeviceGetCount"))
+        device = _call("cuDeviceGet", index)
+        attribute = driver.CUdevice_attribute
+        self.device = Device(
+            _call("cuDeviceGetName", 256, device).decode().rstrip("\0"),
+            (
+                int(_call("cuDeviceGetAttribute", attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)),
+                int(_call("cuDeviceGetAttribute", attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)),
+            ),
+            int(_call("cuDeviceTotalMem", device)),
+            _cuda_version(int(_call("cuDriverGetVersion"))),
         )
-        name = self._call("cuDeviceGetName", 256, self._device).decode().rstrip("\0")
-        memory = int(self._call("cuDeviceTotalMem", self._device))
-        return Device(name, (int(major), int(minor)), memory, _cuda_version(int(self._call("cuDriverGetVersion"))))
+        self._context = _call("cuDevicePrimaryCtxRetain", device)
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        self._call("cuCtxPushCurrent", self._context)
+        _call("cuCtxPushCurrent", self._context)
         try:
             yield
         finally:
-            self._call("cuCtxPopCurrent")
+            _call("cuCtxPopCurrent")
 
     def allocate(self, size: int) -> DeviceMemory:
-        pointer = self._call("cuMemAlloc", size)
-        return DeviceMemory(int(pointer), size, lambda: self._call("cuMemFree", pointer))
+        pointer = _call("cuMemAlloc", size)
+        return DeviceMemory(int(pointer), size, lambda: _call("cuMemFree", pointer))
 
     def pinned(self, size: int) -> PinnedMemory:
-        pointer = self._call("cuMemHostAlloc", size, 0)
+        pointer = _call("cuMemHostAlloc", size, 0)
         data = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(pointer)))
-        return PinnedMemory(data, lambda: self._call("cuMemFreeHost", pointer))
+        return PinnedMemory(data, lambda: _call("cuMemFreeHost", pointer))
 
     def stream(self) -> Stream:
-        stream = self._call("cuStreamCreate", 0)  # 0: ordered with the default stream
-        return Stream(int(stream), stream, lambda: self._call("cuStreamDestroy", stream))
+        stream = _call("cuStreamCreate", 0)  # 0: ordered with the default stream
+        return Stream(int(stream), stream, lambda: _call("cuStreamDestroy", stream))
 
     def copy_to_device(self, target: int, source: NDArray[Any], stream: Stream) -> None:
-        self._call("cuMemcpyHtoDAsync", target, source.ctypes.data, source.nbytes, stream.owner)
+        _call("cuMemcpyHtoDAsync", target, source.ctypes.data, source.nbytes, stream.owner)
 
     def copy_to_host(self, target: NDArray[Any], source: int, stream: Stream) -> None:
-        self._call("cuMemcpyDtoHAsync", target.ctypes.data, source, target.nbytes, stream.owner)
+        _call("cuMemcpyDtoHAsync", target.ctypes.data, source, target.nbytes, stream.owner)
 
     def synchronize(self, stream: Stream | None = None) -> None:
         if stream is None:
-            self._call("cuCtxSynchronize")
+            _call("cuCtxSynchronize")
         else:
-            self._call("cuStreamSynchronize", stream.owner)
-
-    def elapsed(self, stream: Stream, work: Callable[[], None]) -> float:
-        start, stop = (self._call("cuEventCreate", 0) for _ in range(2))
-        try:
-            self._call("cuEventRecord", start, stream.owner)
-            work()
-            self._call("cuEventRecord", stop, stream.owner)
-            self._call("cuEventSynchronize", stop)
-            return float(self._call("cuEventElapsedTime", start, stop))
-        finally:
-            for event in (start, stop):
-                self._call("cuEventDestroy", event)
-
-    def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
-        return _capture(self._driver, stream, work)
-
-    def load(self, ptx: bytes) -> Module:
-        return Module(ptx)
+            _call("cuStreamSynchronize", stream.owner)
 
 
-class PyCuda:
+class _PyCuda(Cuda):
     """CUDA through pycuda."""
 
     name = "pycuda"
@@ -270,23 +254,18 @@ class PyCuda:
         except driver.Error as err:
             raise MachineError(f"CUDA does not start: {err}", NO_DRIVER) from err
         _check_index(index, driver.Device.count())
-        self._device = driver.Device(index)
-        self._context = self._device.retain_primary_context()
+        device = driver.Device(index)
+        version = _cuda_version(driver.get_driver_version())
+        self.device = Device(device.name(), device.compute_capability(), device.total_memory(), version)
+        self._context = device.retain_primary_context()
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            yield
+            return function(*arguments)
         except self._driver.MemoryError as err:
             raise _out_of_memory(str(err)) from err
         except self._driver.Error as err:
             raise MachineError(f"CUDA: {err}") from err
-
-    @property
-    def device(self) -> Device:
-        device = self._device
-        version = _cuda_version(self._driver.get_driver_version())
-        return Device(device.name(), device.compute_capability(), device.total_memory(), version)
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -297,62 +276,34 @@ class PyCuda:
             self._driver.Context.pop()
 
     def allocate(self, size: int) -> DeviceMemory:
-        with self._translated():
-            memory = self._driver.mem_alloc(size)
+        memory = self._call(self._driver.mem_alloc, size)
         return DeviceMemory(int(memory), size, memory.free)
 
     def pinned(self, size: int) -> PinnedMemory:
-        with self._translated():
-            data = self._driver.pagelocked_empty(size, np.uint8)
+        data = self._call(self._driver.pagelocked_empty, size, np.uint8)
         return PinnedMemory(data, data.base.free)
 
     def stream(self) -> Stream:
-        stream = self._driver.Stream()
+        stream = self._call(self._driver.Stream)
         return Stream(int(stream.handle), stream, lambda: None)  # pycuda destroys it with the object
 
     def copy_to_device(self, target: int, source: NDArray[Any], stream: Stream) -> None:
-        with self._translated():
-            self._driver.memcpy_htod_async(target, source, stream.owner)
+        self._call(self._driver.memcpy_htod_async, target, source, stream.owner)
 
     def copy_to_host(self, target: NDArray[Any], source: int, stream: Stream) -> None:
-        with self._translated():
-            self._driver.memcpy_dtoh_async(target, source, stream.owner)
+        self._call(self._driver.memcpy_dtoh_async, target, source, stream.owner)
 
     def synchronize(self, stream: Stream | None = None) -> None:
-        with self._translated():
-            (self._driver.Context if stream is None else stream.owner).synchronize()
-
-    def elapsed(self, stream: Stream, work: Callable[[], None]) -> float:
-        start, stop = self._driver.Event(), self._driver.Event()
-        with self._translated():
-            start.record(stream.owner)
-            work()
-            stop.record(stream.owner)
-            stop.synchronize()
-            return float(stop.time_since(start))
-
-    def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
-        try:
-            driver = _driver_bindings()
-        except ImportError as err:
-            raise MachineError("pycuda has no CUDA graphs", "pip install cuda-bindings beside it") from err
-        return _capture(driver, stream, work)
-
-    def load(self, ptx: bytes) -> Module:
-        return Module(ptx)
+        self._call((self._driver.Context if stream is None else stream.owner).synchronize)
 
 
-IMPLEMENTATIONS: dict[str, Callable[[int], Cuda]] = {"pycuda": PyCuda, "cuda-bindings": CudaBindings}
+IMPLEMENTATIONS: dict[str, Callable[[int], Cuda]] = {"pycuda": _PyCuda, "cuda-bindings": _CudaBindings}
 
 
-def _driver_bindings() -> Any:
+def _call(function: str, *arguments: Any) -> Any:
+    """Call a function of cuda.bindings.driver and return its value, or values, without the status."""
     from cuda.bindings import driver
 
-    return driver
-
-
-def _checked(driver: Any, function: str, *arguments: Any) -> Any:
-    """Call a function of cuda.bindings.driver and return its value, or values, without the status."""
     status, *values = getattr(driver, function)(*arguments)
     code = driver.CUresult
     if status == code.CUDA_ERROR_OUT_OF_MEMORY:
@@ -362,25 +313,6 @@ def _checked(driver: Any, function: str, *arguments: Any) -> Any:
     if status != code.CUDA_SUCCESS:
         raise MachineError(f"{function}: {status.name}")
     return values[0] if len(values) == 1 else values
-
-
-def _capture(driver: Any, stream: Stream, work: Callable[[], None]) -> Graph:
-    """Both implementations' streams are the driver's own, so its graphs serve pycuda, which has none, too."""
-    handle = driver.CUstream(stream.handle)
-    # Thread-local: other threads may allocate meanwhile.
-    _checked(driver, "cuStreamBeginCapture", handle, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-    try:
-        work()
-    finally:
-        graph = _checked(driver, "cuStreamEndCapture", handle)
-    try:
-        executable = _checked(driver, "cuGraphInstantiate", graph, 0)
-    finally:
-        _checked(driver, "cuGraphDestroy", graph)
-    return Graph(
-        lambda: _checked(driver, "cuGraphLaunch", executable, handle),
-        lambda: _checked(driver, "cuGraphExecDestroy", executable),
-    )
 
 
 def _check_index(index: int, count: int) -> None:

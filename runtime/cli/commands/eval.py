@@ -12,7 +12,7 @@ from denseport.runtime.bundle.manifest import FP32
 from denseport.runtime.cli import eval_gate
 from denseport.runtime.cli import eval_shards as spread
 from denseport.runtime.cli.arguments import path, whole
-from denseport.runtime.media.page import count
+from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
     from denseport.runtime.bundle.bundle import Bundle
@@ -94,6 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
         result["report"] = _report(arguments.report, dataset, segmenter, fp32, evaluation, verdict, result)
     if arguments.record:
         _record(bundle, arguments.artifact, result)
+        if evaluation.fp32_confusion is not None and "accuracy" not in bundle.artifact(FP32).record:
+            scores_fp32 = evaluation.fp32_confusion.scores(segmenter.manifest.classes)
+            _record(bundle, FP32, {**result, **scores_fp32.to_dict(), "agreement": None, "gate": None})
     print(json.dumps(result, indent=1) if arguments.json else _table(result, scores))
     return 0 if verdict is None or verdict.passed else 1
 
@@ -281,13 +284,9 @@ def _key(segmenter: Segmenter, dataset: Dataset, *, with_fp32: bool) -> str:
 
 def _kept_state(key: str) -> Path:
     """Where a run under way is kept unless ``--state`` says otherwise."""
-    from denseport.runtime.errors import InputError
     from denseport.runtime.system.files import cache_folder
 
-    cache = cache_folder()
-    if cache is None:
-        raise InputError("this user has no home folder to keep the run in", "Name a file with --state FILE.")
-    return cache / "eval" / f"{key[:16]}.npz"
+    return cache_folder("eval", otherwise="Name a file with --state FILE.") / f"{key[:16]}.npz"
 
 
 class _Progress:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from denseport.runtime.cli.arguments import path
-from denseport.runtime.media.page import count
+from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
     from denseport.runtime.bundle.bundle import Bundle

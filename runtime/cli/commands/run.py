@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denseport.runtime.cli.arguments import path, real, whole
-from denseport.runtime.media.page import count
+from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
     from denseport.runtime.cli.predict import Labelling, Model, RemoteModel

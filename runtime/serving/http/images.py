@@ -56,6 +56,8 @@ def image_size(data: bytes) -> tuple[int, int]:
     """Width and height that a JPEG, PNG, WebP or BMP states in its header, before any EXIF rotation.
 
     Only these formats are taken: whatever else OpenCV decodes states its size in ways that are not checked here.
+    OpenCV tells no size without decoding. Pillow 12 does, in 15 µs where this takes 1, but it would add 22 MB to a
+    server, and counts no scans.
 
     Raises:
         Refusal: 400 damaged, 415 another format.

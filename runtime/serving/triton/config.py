@@ -1,41 +1,23 @@
-"""What Triton reads about a model: ``config.pbtxt``, from typed dataclasses.
+"""What Triton reads about a model, ``config.pbtxt``: its own message ModelConfig, in protocol buffers' text format.
 
-Only the fields that Denseport uses. The text is protocol buffers' text format, written here so that an export needs no
-package of NVIDIA's; the tests parse it back with tritonclient's ``ModelConfig``.
+The message type comes with tritonclient and refuses fields that it does not know. It has no types for mypy: `Config`
+stands for it.
 Source: model_config.proto and docs/user_guide/model_configuration.md of triton-inference-server (2.51).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
-__all__ = ["ANY", "Batching", "Instances", "ModelConfig", "Step", "Tensor", "VersionPolicy", "Warmup"]
+from denseport.runtime.errors import MachineError
+from denseport.runtime.system.machine import install_command
+
+__all__ = ["ANY", "Batching", "Config", "VersionPolicy", "model_config", "tensor", "to_pbtxt", "zeros"]
 
 ANY = -1  # a dimension that may have any size
-INDENT = "  "
-
-
-class _Word(str):
-    """A bare word of the text format: the name of an enumeration's value."""
-
-    __slots__ = ()
-
-
-Scalar = bool | int | str
-Message = dict[str, "Value"]
-Value = Scalar | Message | Sequence["Scalar | Message"]
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """An input or an output."""
-
-    name: str
-    data_type: str  # "TYPE_UINT8", …
-    dims: tuple[int, ...]  # without the batch; ANY is a size that varies
-    ragged: bool = False  # inputs: requests of different sizes may be given to the model together
-    labels: str | None = None  # outputs: file of class names, in the model's folder
+Config: TypeAlias = Any  # tritonclient.grpc.model_config_pb2.ModelConfig
+Message = dict[str, Any]  # of another of its message types, by field
 
 
 @dataclass(frozen=True)
@@ -51,18 +33,15 @@ class Batching:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} {getattr(self, name)} is negative")
 
-
-@dataclass(frozen=True)
-class Instances:
-    """Copies of the model that run side by side."""
-
-    count: int
-    gpu: bool = False
-    profiles: tuple[int, ...] = ()  # TensorRT: optimization profiles to choose from
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"{self.count} instances")
+    def to_message(self) -> Message:
+        """The field ``dynamic_batching``."""
+        policy = {
+            "timeout_action": "REJECT",
+            "allow_timeout_override": True,
+            "default_timeout_microseconds": self.timeout_us,
+            "max_queue_size": self.queue,
+        }
+        return {"max_queue_delay_microseconds": self.delay_us, "default_queue_policy": policy}
 
 
 @dataclass(frozen=True)
@@ -93,151 +72,53 @@ class VersionPolicy:
         raise ValueError(f"no versions {text!r}")
 
     def to_message(self) -> Message:
-        """The field ``version_policy`` of a model's configuration."""
+        """The field ``version_policy``."""
         if self.specific:
-            return {"specific": {"versions": list(self.specific)}}
+            return {"specific": {"versions": self.specific}}
         return {"all": {}} if self.latest is None else {"latest": {"num_versions": self.latest}}
 
 
-@dataclass(frozen=True)
-class Warmup:
-    """A request of zeros that each instance answers before it counts as ready."""
+def model_config(name: str, backend: str, parameters: dict[str, str] | None = None, **fields: Any) -> Config:
+    """The configuration of one model of a repository.
 
-    input: str
-    data_type: str
-    dims: tuple[int, ...]  # without the batch
+    Args:
+        backend: "python", "onnxruntime", "tensorrt"; "ensemble" is Triton's own.
+        fields: ModelConfig's other fields by their names there; a message within is a dictionary.
 
-
-@dataclass(frozen=True)
-class Step:
-    """A model of an ensemble, and which of the ensemble's tensors are its own."""
-
-    model: str
-    inputs: dict[str, str]  # the model's name to the ensemble's
-    outputs: dict[str, str]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """One model of a repository."""
-
-    name: str
-    backend: str  # "python", "onnxruntime", "tensorrt"; "ensemble" is Triton's own
-    max_batch_size: int  # 0: tensors have no batch axis beyond their dims
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    versions: VersionPolicy = field(default_factory=VersionPolicy)
-    instances: Instances | None = None
-    batching: Batching | None = None
-    warmup: Warmup | None = None
-    cache: bool = False  # answers are kept; the server needs --cache-config too
-    model_file: str | None = None  # within the version's folder, where it is not the back end's default
-    files_by_gpu: dict[str, str] = field(default_factory=dict)  # compute capability "8.6" to a file
-    steps: tuple[Step, ...] = ()
-    parameters: dict[str, str] = field(default_factory=dict)
-
-    def to_pbtxt(self) -> str:
-        """The text of ``config.pbtxt``."""
-        return "\n".join(_lines(self._message())) + "\n"
-
-    def _message(self) -> Message:
-        is_ensemble = self.backend == "ensemble"
-        message: Message = {
-            "name": self.name,
-            "platform" if is_ensemble else "backend": self.backend,
-            "max_batch_size": self.max_batch_size,
-            "version_policy": self.versions.to_message(),
-            "input": [_tensor(tensor) for tensor in self.inputs],
-            "output": [_tensor(tensor) for tensor in self.outputs],
-        }
-        if self.model_file:
-            message["default_model_filename"] = self.model_file
-        if self.files_by_gpu:
-            message["cc_model_filenames"] = _map(self.files_by_gpu)
-        if self.instances:
-            message["instance_group"] = [_instances(self.instances)]
-        if self.batching:
-            message["dynamic_batching"] = _batching(self.batching)
-        if self.steps:
-            message["ensemble_scheduling"] = {"step": [_step(step) for step in self.steps]}
-        if self.warmup:
-            message["model_warmup"] = [_warmup(self.warmup, batched=self.max_batch_size > 0)]
-        if self.cache:
-            message["response_cache"] = {"enable": True}
-        if self.parameters:
-            message["parameters"] = [
-                {"key": key, "value": {"string_value": value}} for key, value in self.parameters.items()
-            ]
-        return message
+    Raises:
+        MachineError: tritonclient is not installed.
+        ValueError: ModelConfig has no such field.
+    """
+    try:
+        from tritonclient.grpc.model_config_pb2 import ModelConfig
+    except ImportError as err:
+        raise MachineError(
+            f"Triton's message types are missing: tritonclient is not installed: {err}", install_command("client")
+        ) from err
+    fields["platform" if backend == "ensemble" else "backend"] = backend
+    fields["parameters"] = {key: {"string_value": value} for key, value in (parameters or {}).items()}
+    return ModelConfig(name=name, **fields)
 
 
-def _tensor(tensor: Tensor) -> Message:
-    message: Message = {"name": tensor.name, "data_type": _Word(tensor.data_type), "dims": list(tensor.dims)}
-    if tensor.ragged:
-        message["allow_ragged_batch"] = True
-    if tensor.labels:
-        message["label_filename"] = tensor.labels
-    return message
+def tensor(name: str, data_type: str, *dims: int, **fields: Any) -> Message:
+    """An input or an output.
+
+    Args:
+        data_type: "TYPE_UINT8", …
+        dims: without the batch; `ANY` is a size that varies.
+        fields: of ModelInput or ModelOutput.
+    """
+    return {"name": name, "data_type": data_type, "dims": dims, **fields}
 
 
-def _instances(instances: Instances) -> Message:
-    message: Message = {"kind": _Word("KIND_GPU" if instances.gpu else "KIND_CPU"), "count": instances.count}
-    if instances.profiles:
-        message["profile"] = [str(index) for index in instances.profiles]
-    return message
+def zeros(name: str, data_type: str, *dims: int) -> list[Message]:
+    """The field ``model_warmup``: a request of zeros that each instance answers before it counts as ready."""
+    value = {"data_type": data_type, "dims": dims, "zero_data": True}
+    return [{"name": "zeros", "batch_size": 1, "inputs": {name: value}}]
 
 
-def _batching(batching: Batching) -> Message:
-    policy: Message = {"timeout_action": _Word("REJECT"), "allow_timeout_override": True}
-    if batching.timeout_us:
-        policy["default_timeout_microseconds"] = batching.timeout_us
-    if batching.queue:
-        policy["max_queue_size"] = batching.queue
-    return {"max_queue_delay_microseconds": batching.delay_us, "default_queue_policy": policy}
+def to_pbtxt(config: Config) -> str:
+    """The text of ``config.pbtxt``."""
+    from google.protobuf import text_format
 
-
-def _warmup(warmup: Warmup, *, batched: bool) -> Message:
-    value: Message = {"data_type": _Word(warmup.data_type), "dims": list(warmup.dims), "zero_data": True}
-    message: Message = {"name": "zeros", "inputs": [{"key": warmup.input, "value": value}]}
-    return {**message, "batch_size": 1} if batched else message
-
-
-def _step(step: Step) -> Message:
-    return {
-        "model_name": step.model,
-        "model_version": -1,  # the latest that is served
-        "input_map": _map(step.inputs),
-        "output_map": _map(step.outputs),
-    }
-
-
-def _map(values: Mapping[str, str]) -> list[Scalar | Message]:
-    return [{"key": key, "value": value} for key, value in values.items()]
-
-
-def _lines(message: Message, indent: str = "") -> Iterator[str]:
-    """A message's fields, one a line; a list is a repeated field, a dict a message of its own."""
-    for name, value in message.items():
-        many = not isinstance(value, (str, dict)) and isinstance(value, Sequence)
-        for each in value if many else [value]:  # type: ignore[union-attr]
-            if isinstance(each, dict):
-                yield f"{indent}{name} {{"
-                yield from _lines(each, indent + INDENT)
-                yield f"{indent}}}"
-            else:
-                yield f"{indent}{name}: {_scalar(each)}"  # type: ignore[arg-type]
-
-
-def _scalar(value: Scalar) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (_Word, int)):
-        return str(value)
-    return '"' + "".join(_escaped(byte) for byte in value.encode()) + '"'
-
-
-def _escaped(byte: int) -> str:
-    """A byte of a quoted string: itself if it is plain ASCII, else its octal number."""
-    if byte in b'"\\':
-        return "\\" + chr(byte)
-    return chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}"
+    return str(text_format.MessageToString(config))

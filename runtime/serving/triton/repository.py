@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from importlib.resources import files as resources
@@ -18,6 +18,7 @@ from typing import Any
 
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.errors import OutputError
+from denseport.runtime.serving.triton.config import Config, to_pbtxt
 from denseport.runtime.serving.triton.variants import LABELS, Options, Served, model_name, served_models
 from denseport.runtime.system.files import folders_above, sha256_of, work_folder, write_atomic, writing
 
@@ -61,7 +62,8 @@ def export_repository(bundle: Bundle, repository: Path, options: Options) -> Exp
             work = stack.enter_context(work_folder(repository.absolute().parent))
         staged = [_stage(work, model, version if model.versioned else 1, record) for model in models]
         for model, folder in zip(models, staged, strict=True):
-            _place(repository / model.config.name, folder, _with_old_plans(model, repository))
+            _keep_old_plans(model.config, repository)
+            _place(repository / model.config.name, folder, model)
     write_atomic(repository / "README.md", _readme(repository).encode())
     return Exported(repository, name, version, tuple(model.config.name for model in models))
 
@@ -95,7 +97,7 @@ def _refuse_other(repository: Path, models: list[Served], record: dict[str, Any]
         if found is None:
             reason = "is there already, and Denseport did not write it"
         elif found.get("backend") != record["backend"]:
-            reason = f"is there already, in the back end {found.get('form')}"
+            reason = f"is there already, for the back end {found.get('backend')}"
         elif labels != model.labels:
             reason = f"is there already, and has other classes: {LABELS} belongs to all versions"
         else:
@@ -118,7 +120,7 @@ def _latest_record(model: Path) -> dict[str, Any] | None:
 
 def _stage(work: Path, model: Served, version: int, record: dict[str, Any]) -> Path:
     """The model's folder with this version alone, below ``work``."""
-    folder = work / model.config.name
+    folder: Path = work / model.config.name
     with writing(folder):
         place = folder / str(version)
         place.mkdir(parents=True)
@@ -129,21 +131,18 @@ def _stage(work: Path, model: Served, version: int, record: dict[str, Any]) -> P
             else:
                 (place / name).write_bytes(source)
         (place / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (folder / CONFIG).write_text(model.config.to_pbtxt(), encoding="utf-8")
+        (folder / CONFIG).write_text(to_pbtxt(model.config), encoding="utf-8")
         if model.labels is not None:
             (folder / LABELS).write_text(model.labels, encoding="utf-8")
     return folder
 
 
-def _with_old_plans(model: Served, repository: Path) -> Served:
+def _keep_old_plans(config: Config, repository: Path) -> None:
     """Engines for GPUs that only older versions have stay in the configuration, which is theirs too."""
-    config = model.config
-    if not config.files_by_gpu:
-        return model
-    old = (repository / config.name).glob("[0-9]*/sm_*.plan")
-    digits = {path.stem.removeprefix("sm_"): path.name for path in old}
-    by_gpu = {f"{number[:-1]}.{number[-1]}": name for number, name in sorted(digits.items())}
-    return replace(model, config=replace(config, files_by_gpu={**by_gpu, **config.files_by_gpu}))
+    by_gpu = config.cc_model_filenames
+    for path in (repository / config.name).glob("[0-9]*/sm_*.plan") if by_gpu else ():
+        digits = path.stem.removeprefix("sm_")
+        by_gpu[f"{digits[:-1]}.{digits[-1]}"] = path.name  # a GPU's file has one name in all versions
 
 
 def _place(target: Path, folder: Path, model: Served) -> None:
@@ -153,7 +152,7 @@ def _place(target: Path, folder: Path, model: Served) -> None:
             target.parent.mkdir(exist_ok=True)
             folder.rename(target)
             return
-    text = model.config.to_pbtxt().encode()
+    text = to_pbtxt(model.config).encode()
     with writing(target):
         if (target / CONFIG).read_bytes() != text:  # an untouched file is no reason for a server to load again
             write_atomic(target / CONFIG, text)

@@ -1,4 +1,7 @@
-"""Images and masks in memory that a Triton server on the same machine maps too, instead of in its messages."""
+"""Images and masks in memory that a Triton server on the same machine maps too, instead of in its messages.
+
+The memory is tritonclient's own: `multiprocessing.shared_memory` with a count of who uses a region.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import os
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.shared_memory import SharedMemory as Block
 from typing import Any
 
 import numpy as np
@@ -22,16 +24,11 @@ BYTES_OF_A_CLASS = 2  # at most
 
 @dataclass(frozen=True)
 class _Region:
-    """A block of memory under the name by which the server knows it."""
+    """Memory under the name by which the server knows it."""
 
     name: str
-    block: Block
-
-    def write(self, array: NDArray[Any]) -> None:
-        np.ndarray(array.shape, array.dtype, self.block.buf)[...] = array
-
-    def read(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        return np.ndarray(shape, dtype, self.block.buf).copy()
+    size: int
+    handle: Any  # tritonclient's
 
 
 class SharedMemory:
@@ -41,6 +38,9 @@ class SharedMemory:
     """
 
     def __init__(self, connection: Tritonclient) -> None:
+        from tritonclient.utils import shared_memory
+
+        self._library = shared_memory
         self._inner = connection
         self._regions: dict[str, _Region] = {}
 
@@ -57,7 +57,7 @@ class SharedMemory:
         library, tensors = self._inner.library, []
         for name, array in inputs.items():
             region = self._region(name, array.nbytes, left)
-            region.write(array)
+            self._library.set_shared_memory_region(region.handle, [array])
             tensors.append(infer_input(library, name, array))
             tensors[-1].set_shared_memory(region.name, array.nbytes)
         pixels = max(array.size // array.shape[-1] for array in inputs.values())
@@ -67,17 +67,18 @@ class SharedMemory:
         result = self._inner.request(tensors, wanted, left)
         with understood():
             datatype, shape = self._inner.describe(result, output)
-            return target.read(DTYPES[datatype], shape)
+            view: NDArray[Any] = self._library.get_contents_as_numpy(target.handle, DTYPES[datatype], shape)
+            return view.copy()  # the next answer lies in the same place
 
     def _region(self, tensor: str, size: int, left: float) -> _Region:
         region = self._regions.get(tensor)
-        if region is not None and region.block.size >= size:
+        if region is not None and region.size >= size:
             return region
         if region is not None:
             self._discard(tensor)
         name = f"denseport_{tensor}_{os.getpid()}_{secrets.token_hex(8)}"
-        region = _Region(name, Block(name, create=True, size=size))
-        self._regions[tensor] = region
+        handle = self._library.create_shared_memory_region(name, name, size, create_only=True)
+        region = self._regions[tensor] = _Region(name, size, handle)
         with self._inner.failures(left):
             self._inner.client.register_system_shared_memory(name, f"/{name}", size, **self._inner.options(left))
         return region
@@ -86,8 +87,7 @@ class SharedMemory:
         region = self._regions.pop(tensor)
         with suppress(Failure), self._inner.failures(1.0):  # a server that is gone has forgotten it too
             self._inner.client.unregister_system_shared_memory(region.name, **self._inner.options(1.0))
-        region.block.close()
-        region.block.unlink()
+        self._library.destroy_shared_memory_region(region.handle)
 
     def _forget(self) -> None:
         for tensor in list(self._regions):

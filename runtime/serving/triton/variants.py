@@ -14,6 +14,7 @@ import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord
@@ -25,12 +26,11 @@ from denseport.runtime.serving.triton import CLASSES, ENCODED, IMAGE, INSTANCES,
 from denseport.runtime.serving.triton.config import (
     ANY,
     Batching,
-    Instances,
-    ModelConfig,
-    Step,
-    Tensor,
+    Config,
     VersionPolicy,
-    Warmup,
+    model_config,
+    tensor,
+    zeros,
 )
 from denseport.runtime.system.cpus import usable_cpus
 
@@ -84,7 +84,7 @@ class Options:
 class Served:
     """One model of the repository, as its folder will be."""
 
-    config: ModelConfig
+    config: Config
     files: dict[str, bytes | Path]  # in the version's folder
     labels: str | None = None
     versioned: bool = True  # False: one version, whatever the bundle
@@ -121,9 +121,9 @@ def _python(bundle: Bundle, options: Options) -> list[Served]:
     name = _one_artifact(bundle, options)
     path = bundle.verified(name)
     files = {f"{python_models.BUNDLE}/{file}": path.with_name(file) for file in bundle.artifact(name).files}
-    front = _front(bundle, options, "SegmenterModel", {"artifact": name}, artifacts=(name,))
-    warmup = Warmup(IMAGE, "TYPE_UINT8", (*options.warmup, 3)) if options.warmup else None
-    return [replace(front, config=replace(front.config, warmup=warmup), files={**front.files, **files})]
+    warmup = zeros(IMAGE, "TYPE_UINT8", *options.warmup, 3) if options.warmup else []
+    front = _front(bundle, options, "SegmenterModel", {"artifact": name}, artifacts=(name,), model_warmup=warmup)
+    return [replace(front, files={**front.files, **files})]
 
 
 def _onnxruntime(bundle: Bundle, options: Options) -> list[Served]:
@@ -133,10 +133,14 @@ def _onnxruntime(bundle: Bundle, options: Options) -> list[Served]:
         raise InputError(f"{name} is no ONNX model but an {artifact.kind}", "Give --backend python or tensorrt_plan.")
     # The back end opens model.onnx; external data keeps the name that the model knows.
     files: dict[str, bytes | Path] = {(FP32 if f == path.name else f): path.with_name(f) for f in artifact.files}
-    config = replace(
-        _network_config(bundle, options, "onnxruntime"),
-        max_batch_size=options.max_batch,
-        instances=Instances(options.network_instances, gpu=options.gpu),
+    size = _network_size(bundle.manifest, options.warmup) if options.warmup else None
+    config = _network_config(
+        bundle,
+        options,
+        "onnxruntime",
+        options.max_batch,
+        instance_group=[{"kind": "KIND_GPU" if options.gpu else "KIND_CPU", "count": options.network_instances}],
+        model_warmup=zeros(IMAGE, "TYPE_FP32", 3, *size) if size else [],
         parameters={} if options.gpu else {"intra_op_thread_count": str(options.threads)},
     )
     return [Served(config, files), _front(bundle, options, "NetworkModel", {"network": config.name})]
@@ -144,19 +148,16 @@ def _onnxruntime(bundle: Bundle, options: Options) -> list[Served]:
 
 def _tensorrt_plan(bundle: Bundle, options: Options) -> list[Served]:
     plans = _find_plans(bundle, options.artifacts)
-    config = replace(
-        _network_config(bundle, options, "tensorrt"),
-        max_batch_size=plans.max_batch,
-        instances=Instances(options.network_instances, gpu=True, profiles=tuple(range(plans.profiles))),
-        model_file=PLAN if PLAN in plans.files else None,
-        files_by_gpu=plans.by_gpu,
+    profiles = [str(index) for index in range(plans.profiles)]
+    config = _network_config(
+        bundle,
+        options,
+        "tensorrt",
+        plans.max_batch,
+        instance_group=[{"kind": "KIND_GPU", "count": options.network_instances, "profile": profiles}],
+        default_model_filename=PLAN if PLAN in plans.files else "",
+        cc_model_filenames=plans.by_gpu,
     )
-    if not plans.max_batch:  # Triton then wants the batch among the dims
-        inputs, outputs = (
-            tuple(replace(tensor, dims=(1, *tensor.dims)) for tensor in tensors)
-            for tensors in (config.inputs, config.outputs)
-        )
-        config = replace(config, inputs=inputs, outputs=outputs, batching=None)
     return [Served(config, dict(plans.files)), _front(bundle, options, "NetworkModel", {"network": config.name})]
 
 
@@ -243,22 +244,21 @@ def _common_limits(records: list[BuildRecord], bundle: Bundle) -> tuple[int, int
     return counts.pop(), 0 if folded.pop() else min(profile.maximum[0] for profile in profiles)
 
 
-def _network_config(bundle: Bundle, options: Options, backend: str) -> ModelConfig:
+def _network_config(bundle: Bundle, options: Options, backend: str, max_batch: int, **fields: Any) -> Config:
     """The network on its own: normalised images in, logits out."""
     policy = options.versions
     # Until the model that asks has left its old version, that needs the old network.
     versions = replace(policy, latest=policy.latest + 1) if policy.latest is not None else policy
-    return ModelConfig(
-        name=f"{model_name(bundle, options.name)}_network",
-        backend=backend,
-        max_batch_size=options.max_batch,
-        inputs=(Tensor(IMAGE, "TYPE_FP32", (3, ANY, ANY)),),
-        outputs=(Tensor(LOGITS, "TYPE_FP32", (len(bundle.manifest.classes), ANY, ANY)),),
-        versions=versions,
-        batching=options.batching,
-        warmup=Warmup(IMAGE, "TYPE_FP32", (3, *_network_size(bundle.manifest, options.warmup)))
-        if options.warmup and backend == "onnxruntime"
-        else None,
+    batch = () if max_batch else (1,)  # without batches Triton wants it among the dims
+    return model_config(
+        f"{model_name(bundle, options.name)}_network",
+        backend,
+        max_batch_size=max_batch,
+        input=[tensor(IMAGE, "TYPE_FP32", *batch, 3, ANY, ANY)],
+        output=[tensor(LOGITS, "TYPE_FP32", *batch, len(bundle.manifest.classes), ANY, ANY)],
+        version_policy=versions.to_message(),
+        dynamic_batching=options.batching.to_message() if max_batch else None,
+        **fields,
     )
 
 
@@ -270,22 +270,27 @@ def _network_size(manifest: Manifest, image: tuple[int, int]) -> tuple[int, int]
 
 
 def _front(
-    bundle: Bundle, options: Options, python_class: str, parameters: dict[str, str], artifacts: tuple[str, ...] = ()
+    bundle: Bundle,
+    options: Options,
+    python_class: str,
+    parameters: dict[str, str],
+    artifacts: tuple[str, ...] = (),
+    **fields: Any,
 ) -> Served:
     """The model that clients ask: images in, masks out."""
     manifest = bundle.manifest
     kept = {name: manifest.artifacts[name] for name in artifacts}
     instances = options.instances or usable_cpus()
-    config = ModelConfig(
-        name=model_name(bundle, options.name),
-        backend="python",
+    config = model_config(
+        model_name(bundle, options.name),
+        "python",
         max_batch_size=options.max_batch,
-        inputs=(Tensor(IMAGE, "TYPE_UINT8", (ANY, ANY, 3), ragged=True),),
-        outputs=(Tensor(MASK, _mask_type(manifest), (ANY, ANY), labels=LABELS),),
-        versions=options.versions,
-        instances=Instances(instances),
-        batching=options.batching,
-        cache=options.cache,
+        input=[tensor(IMAGE, "TYPE_UINT8", ANY, ANY, 3, allow_ragged_batch=True)],
+        output=[tensor(MASK, _mask_type(manifest), ANY, ANY, label_filename=LABELS)],
+        version_policy=options.versions.to_message(),
+        instance_group=[{"kind": "KIND_CPU", "count": instances}],
+        dynamic_batching=options.batching.to_message(),
+        response_cache={"enable": True} if options.cache else None,
         parameters={
             **parameters,
             "max_pixels": str(options.max_pixels),
@@ -293,6 +298,7 @@ def _front(
             INSTANCES: str(instances),
             CLASSES: json.dumps(manifest.classes),
         },
+        **fields,
     )
     return Served(
         config,
@@ -317,30 +323,39 @@ def _model_py(python_class: str) -> bytes:
 
 def _ensemble(front: Served, options: Options) -> list[Served]:
     """An image file in, mask out: decoding in front of the model."""
-    encoded, asked = Tensor(ENCODED, "TYPE_UINT8", (ANY,)), front.config
-    decoder = ModelConfig(
-        name=f"{asked.name}_decode",
-        backend="python",
+    encoded, asked = tensor(ENCODED, "TYPE_UINT8", ANY), front.config
+    decoder = model_config(
+        f"{asked.name}_decode",
+        "python",
         max_batch_size=1,  # decoded images differ in size; the model behind still batches them
-        inputs=(encoded,),
-        outputs=(Tensor(IMAGE, "TYPE_UINT8", (ANY, ANY, 3)),),
-        instances=asked.instances,
-        batching=options.batching,
+        input=[encoded],
+        output=[tensor(IMAGE, "TYPE_UINT8", ANY, ANY, 3)],
+        version_policy=VersionPolicy().to_message(),
+        instance_group=asked.instance_group,
+        dynamic_batching=options.batching.to_message(),
         parameters={"max_pixels": str(options.max_pixels)},
     )
-    ensemble = ModelConfig(
-        name=f"{asked.name}_encoded",
-        backend="ensemble",
+    ensemble = model_config(
+        f"{asked.name}_encoded",
+        "ensemble",
         max_batch_size=1,
-        inputs=(encoded,),
-        outputs=asked.outputs,
-        steps=(
-            Step(decoder.name, {ENCODED: ENCODED}, {IMAGE: IMAGE}),
-            Step(asked.name, {IMAGE: IMAGE}, {MASK: MASK}),
-        ),
-        parameters={key: asked.parameters[key] for key in (INSTANCES, CLASSES)},
+        input=[encoded],
+        output=asked.output,
+        version_policy=VersionPolicy().to_message(),
+        ensemble_scheduling={
+            "step": [
+                _step(decoder.name, {ENCODED: ENCODED}, {IMAGE: IMAGE}),
+                _step(asked.name, {IMAGE: IMAGE}, {MASK: MASK}),
+            ]
+        },
+        parameters={key: asked.parameters[key].string_value for key in (INSTANCES, CLASSES)},
     )
     return [
         Served(decoder, {"model.py": _model_py("Decoder")}, versioned=False),
         Served(ensemble, {}, labels=front.labels, versioned=False),
     ]
+
+
+def _step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> dict[str, Any]:
+    """A model of the ensemble, by its newest served version; the maps go from its tensors to the ensemble's."""
+    return {"model_name": model, "model_version": -1, "input_map": inputs, "output_map": outputs}

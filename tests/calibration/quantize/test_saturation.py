@@ -63,3 +63,13 @@ def test_this_cpu_sums_them_exactly() -> None:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"a": activations})
     np.testing.assert_array_equal(found, activations.astype(np.int64) @ integers.astype(np.int64))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_pair_that_rounding_takes_too_far_is_brought_back(sign: int) -> None:
+    """92.5 and 35.5 steps and a last bit more: both are rounded away from 0, to 129. The third has no neighbour."""
+    weight = sign * np.float32([[2177.0896], [835.5316], [100.0]])
+    scale = (weight[0] + weight[1]) / np.float32(128) * sign
+    assert np.rint(weight / scale).ravel().tolist() == [sign * 93, sign * 36, sign * 4]
+    integers, scales = unsaturated(weight)
+    assert scales == scale and integers.ravel().tolist() == [sign * 92, sign * 36, sign * 4]

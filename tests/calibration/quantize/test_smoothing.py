@@ -6,11 +6,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from graphs import tiny_model
+from onnx import numpy_helper
+from onnx.parser import parse_model
 
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.observe.collect import collect
 from denseport.calibration.observe.observers import ChannelMaximum, RowSample
 from denseport.calibration.quantize.smoothing import find_norms, smooth
+from denseport.export.graph.edit import weight_of
 from denseport.export.graph.model import read_model
 from denseport.export.graph.probe import Probe
 from denseport.runtime.bundle.bundle import Bundle
@@ -24,8 +27,13 @@ def smoothed(model: ir.Model, **options: object):  # type: ignore[no-untyped-def
     maxima = {name: ChannelMaximum() for name in names}
     rows = {name: RowSample(per_image=40) for name in names}
     collect(model, IMAGES, {name: [maxima[name], rows[name]] for name in names})
+    return copied(model, maxima, rows, **options)
+
+
+def copied(model: ir.Model, *statistics: object, **options: object):  # type: ignore[no-untyped-def]
+    """A smoothed copy, and what was done at each LayerNorm."""
     result = model.clone()
-    return result, smooth(result, maxima, rows, **options).norms  # type: ignore[arg-type]
+    return result, smooth(result, *statistics, **options).norms  # type: ignore[arg-type]
 
 
 def with_outliers(model: ir.Model) -> ir.Model:
@@ -72,3 +80,104 @@ def test_a_norm_that_something_else_reads_is_left_alone() -> None:
 def test_unobserved_norms_are_an_error() -> None:
     with pytest.raises(CalibrationError, match="normed"):
         smooth(tiny_model(), {}, {})
+
+
+LINEAR = "MatMul (a, w)"
+
+
+def small_graph(body: str, arrays: dict[str, object]) -> ir.Model:
+    text = f"""< ir_version: 10, opset_import: ["" : 20] >
+    small (float[batch, rows, columns] image) => (float[batch, rows, outs] logits) {{ {body} }}"""
+    proto = parse_model(text)
+    for name, array in arrays.items():
+        proto.graph.initializer.append(numpy_helper.from_array(np.float32(array), name))
+    return ir.from_proto(proto)
+
+
+def one_norm(weight: object, linear: str = LINEAR) -> ir.Model:
+    """A LayerNorm with a bias, and one linear layer behind it."""
+    channels = max(np.shape(weight)) if linear == LINEAR else 2
+    arrays = {"gamma": np.arange(3, 3 + channels), "beta": np.ones(channels), "w": weight}
+    return small_graph(f"a = LayerNormalization <axis = -1> (image, gamma, beta) logits = {linear}", arrays)
+
+
+def observed(maxima: object, rows: object) -> tuple[dict[str, ChannelMaximum], dict[str, RowSample]]:
+    """Statistics of the tensor ``a``."""
+    largest, sample = ChannelMaximum(), RowSample(per_image=100)
+    largest.update(np.float32(maxima)[None])
+    sample.update(np.float32(rows))
+    return {"a": largest}, {"a": sample}
+
+
+def inputs_of(model: ir.Model) -> dict[str, list[np.ndarray]]:
+    """The constants of the LayerNorms and of the linear layers."""
+    kinds: dict[str, list[np.ndarray]] = {"LayerNormalization": [], "MatMul": [], "Gemm": []}
+    for node in model.graph:
+        if node.op_type in kinds:
+            kinds[node.op_type] += [array for value in node.inputs if (array := weight_of(value)) is not None]
+    return kinds
+
+
+@pytest.mark.parametrize("linear", [LINEAR, "Gemm <transB = 1> (a, w)"])
+def test_factors_are_those_of_equation_4(linear: str) -> None:
+    """s = max|X|^a / max|W|^(1-a) with a = 0.75: 16^0.75 / (1/16)^0.25 = 16, and 1 / 16^0.25 = 1/2."""
+    weight = np.float32([[1 / 16, -1 / 32], [8, -16]])
+    model = one_norm(weight.T if "transB" in linear else weight, linear)
+    result, (row,) = copied(model, *observed([16, 1], [[0, 0.06], [0, 0.05]]), strengths=[0.75])
+    assert (row.strength, row.norm) == (0.75, str(next(iter(model.graph)).name))
+    gamma, beta = inputs_of(result)["LayerNormalization"]
+    np.testing.assert_allclose(gamma, [3 / 16, 4 * 2], rtol=1e-6)
+    np.testing.assert_allclose(beta, [1 / 16, 2], rtol=1e-6)
+    (found,) = inputs_of(result)["Gemm" if "transB" in linear else "MatMul"]
+    expected = np.float32([[1, -1 / 2], [4, -8]])
+    np.testing.assert_allclose(found, expected.T if "transB" in linear else expected, rtol=1e-6)
+
+
+def test_channels_that_are_always_0_and_weights_that_are_0_count_as_a_hundred_thousandth() -> None:
+    """Of the largest: 1e-5 * 16 in both; a factor of 0 or infinity would spoil the graph."""
+    weight = [[1 / 16], [16], [1], [0]]
+    model = one_norm(weight)
+    result, (row,) = copied(model, *observed([16, 1, 0, 1], [[0, 0.06, 0, 0], [0, 0.05, 0, 0]]), strengths=[0.75])
+    assert row.strength == 0.75
+    factors = np.float64([16, 1 / 2, 1.6e-4**0.75, 1 / 1.6e-4**0.25])
+    np.testing.assert_allclose(inputs_of(result)["LayerNormalization"][0], [3, 4, 5, 6] / factors, rtol=1e-5)
+
+
+def test_the_error_is_that_of_both_inputs_in_127_levels() -> None:
+    """Scales 1 and 2: 0.4 becomes 0, 254 is clipped to 127, the weight of 3 becomes 4."""
+    maxima, rows = observed([127, 0.4], [[127, 0.4], [254, 0]])
+    _, (row,) = copied(one_norm([[3], [254]]), maxima, rows, strengths=[])
+    expected = [127 * 3 + 0.4 * 254, 254 * 3]
+    found = [127 * 4, 127 * 4]
+    assert (row.strength, row.error) == (0, row.error_before)
+    assert row.error_before == pytest.approx(np.linalg.norm(np.subtract(found, expected)) / np.linalg.norm(expected))
+
+
+def test_only_plain_linear_layers_are_migrated_into() -> None:
+    assert list(find_norms(one_norm(np.ones((2, 2))))) == ["a"]
+    for linear, weight in (
+        (LINEAR, np.ones((1, 2, 2))),  # a weight for each image
+        ("Gemm <transA = 1> (a, w)", np.ones((2, 2))),
+        ("MatMul (w, a)", np.ones((2, 2))),
+        ("MatMul (a, a)", np.ones((2, 2))),
+        ("Mul (a, w)", np.ones((2, 2))),
+    ):
+        assert not find_norms(one_norm(weight, linear)), linear
+
+
+def test_a_weight_of_several_readers_stays_as_it_is_for_the_others() -> None:
+    """Two LayerNorms share gamma and their linear layers share a weight, but their channels differ."""
+    body = """a = LayerNormalization <axis = -1> (image, gamma)  p = MatMul (a, w)
+              b = LayerNormalization <axis = -1> (image, gamma)  q = MatMul (b, w)  logits = Add (p, q)"""
+    model = small_graph(body, {"gamma": [2, 3], "w": [[1 / 16], [16]]})
+    for name, node in zip(("first", "p", "second", "q", "sum"), model.graph, strict=True):
+        node.name = name
+    maxima, rows = observed([16, 1], [[0, 0.06]])
+    others = observed([1, 1 / 16], [[0, 0.004]])
+    result, report = copied(model, maxima | {"b": others[0]["a"]}, rows | {"b": others[1]["a"]}, strengths=[0.75])
+    assert [row.strength for row in report] == [0.75, 0.75]
+    norms, weights = inputs_of(result)["LayerNormalization"], inputs_of(result)["MatMul"]
+    np.testing.assert_allclose(norms, [[2 / 16, 3 * 2], [2 / 2, 3 * 16]], rtol=1e-6)
+    np.testing.assert_allclose(weights, [[[1], [8]], [[1 / 8], [1]]], rtol=1e-6)
+    assert len(result.graph.initializers) == 4, "nothing unused is left"
+    assert inputs_of(model)["LayerNormalization"][0].tolist() == [2, 3], "the original stays"

@@ -12,7 +12,7 @@ from graphs import tiny_model
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.quantize.placement import Group, activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
-from denseport.calibration.search.search import Budget, search
+from denseport.calibration.search.search import Budget, Step, search
 from denseport.calibration.search.sensitivity import Loss, Reference, sensitivities
 from denseport.export.graph.model import serialise
 from denseport.export.graph.probe import Probe
@@ -90,6 +90,77 @@ def test_the_budget_holds_at_the_greatest_saving(case: tuple[ir.Model, dict[str,
     assert "over budget" in report["float"]["block.out"]
     assert {row["group"] for row in report["groups"]} == {group.name for group in groups}
     assert sum(row["share"] for row in report["groups"]) == pytest.approx(1)
+
+
+class Counting:
+    """A stand-in for `Reference`: the error is the number of layers whose weight or first input is quantized."""
+
+    def measure(self, model: ir.Model) -> Loss:
+        narrow = {node.name for node in model.graph if node.inputs and _is_dequantized(node.inputs[0])}
+        return Loss(error=len(narrow - {"block.attn/MatMul_3"}), agreement=1.0)  # two of one group
+
+
+def _is_dequantized(value: ir.Value | None) -> bool:
+    producer = value.producer() if value is not None else None
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+# Squared error per multiply-add, from the worst on: right 1.5e-5, stem 1e-5, attention 6.3e-6, left 3.8e-6, qkv, out.
+ALONE = {"stem": 0.36, "left": 0.12, "right": 0.24, "block.attn/qkv": 0.12, "block.attn/scores": 0.6, "block.out": 0.06}
+
+
+@pytest.mark.parametrize(
+    ("batch", "dropped"),
+    [
+        (0, ["right", "stem", "block.attn/scores", "left", "block.attn/qkv", "block.out"]),
+        # Multiply-adds: 3840 + 12960 are the batch, 57600 more than it, 3840 + 11520 less, and 3840 more would not fit.
+        (16800 / 116640, ["right stem", "block.attn/scores", "left block.attn/qkv", "block.out"]),
+        (1, ["right stem block.attn/scores left block.attn/qkv block.out"]),
+    ],
+)
+def test_layers_go_back_to_float_by_squared_error_per_multiply_add(
+    case: tuple[ir.Model, dict[str, float], tuple[Group, ...]], batch: float, dropped: list[str]
+) -> None:
+    model, thresholds, groups = case
+    losses = {name: Loss(error, 1.0) for name, error in ALONE.items()}
+    told: list[Step] = []
+    _, found = search(
+        Counting(),
+        model,
+        thresholds,
+        groups,
+        Budget(error=0.5),
+        losses=losses,
+        batch=batch,
+        told=told.append,  # type: ignore[arg-type]
+    )
+    assert [" ".join(step.dropped) for step in found.steps] == ["", *dropped]
+    assert [step.within for step in found.steps] == [False] * len(dropped) + [True]
+    assert found.within and found.chosen == () and told == list(found.steps)
+    assert [step.loss.error for step in found.steps][:: len(dropped)] == [6, 0]
+    assert found.steps[0].share == pytest.approx(93600 / 116640)
+
+
+def test_a_loss_at_the_limit_is_within_the_budget(
+    case: tuple[ir.Model, dict[str, float], tuple[Group, ...]],
+) -> None:
+    model, thresholds, groups = case
+    losses = {name: Loss(error, 1.0) for name, error in ALONE.items()}
+    _, found = search(Counting(), model, thresholds, groups, Budget(error=4.0), losses=losses, batch=0)  # type: ignore[arg-type]
+    assert found.within and found.loss.error == 4
+    assert found.chosen == ("block.out", "block.attn/qkv", "left", "block.attn/scores"), "the least harmful first"
+    reasons = {row["group"]: row["reason"] for row in found.rows()}
+    assert reasons["right"] == "over budget: alone it changes the logits by 24 %" and reasons["left"] is None
+
+
+def test_the_excess_is_that_of_the_tightest_limit() -> None:
+    assert Budget(error=0.0).excess(Loss(0.0, 1.0)) == 0, "nothing lost, nothing allowed"
+    assert Budget(error=0.0).excess(Loss(1e-9, 1.0)) == float("inf")
+    assert Budget(agreement=1.0).excess(Loss(0.5, 1.0)) == 0
+    assert Budget(agreement=1.0).excess(Loss(0.5, 0.999)) == float("inf")
+    assert Budget(agreement=0.9, error=0.1, miou=2).excess(Loss(0.3, 0.8, 1.0)) == pytest.approx(3)
+    assert Budget(agreement=0.9, error=0.1, miou=2).excess(Loss(0.1, 0.6, 1.0)) == pytest.approx(4)
+    assert Budget(agreement=0.9, error=0.1, miou=2).excess(Loss(0.1, 0.9, 10.0)) == pytest.approx(5)
 
 
 def test_a_budget_that_nothing_keeps_is_told(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:

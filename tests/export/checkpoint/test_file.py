@@ -242,3 +242,21 @@ z = 'kept'
     assert look_up(config, "a", "b", "c", default=5) == 5
     for broken in ("model = dict(", "\0", "[" * 100_000, "a = " + "-" * 100_000 + "1", "a = 1 2"):
         assert parse_config(broken) == {}
+
+
+def test_one_compressed_record_among_others_is_refused(tmp_path: Path) -> None:
+    """torch reads such a file; a few bytes of it may become gigabytes."""
+    whole = save(tmp_path / "whole.pth", {"state_dict": WEIGHTS})
+    packed = tmp_path / "packed.pth"
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(packed, "w") as new:
+        for i, name in enumerate(old.namelist()):
+            new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED if i == 2 else zipfile.ZIP_STORED)
+    assert_refused(packed, "compressed or repeated records")
+
+
+@pytest.mark.parametrize(
+    ("names", "found"), [((3, "mine"), "mine"), (("", "mine"), "mine"), (("a", "b"), "a"), ((3, None), "")]
+)
+def test_the_experiment_is_the_first_name_that_is_text(tmp_path: Path, names: tuple[Any, Any], found: str) -> None:
+    meta = dict(zip(("experiment_name", "exp_name"), names, strict=True))
+    assert read_checkpoint(save(tmp_path / "c.pth", {"meta": meta, "state_dict": WEIGHTS})).experiment == found

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browsing import CHROMIUM, shown
 from numpy.typing import NDArray
 
 from denseport.runtime.benchmark.load import Conditions, LoadMonitor
-from denseport.runtime.benchmark.report import as_dict, table
+from denseport.runtime.benchmark.report import as_dict, table, write_report
 from denseport.runtime.benchmark.speed import (
     Contender,
     Latency,
@@ -93,6 +95,26 @@ def test_a_ratio_is_given_where_enough_rounds_agree(
     else:
         assert row["times_as_fast_as"] == {"theirs": 1.5} and row["no_ratio"] == {}
         assert "1.50 times as fast as theirs" in text
+
+
+def test_the_plot_shows_a_hundredth_of_a_point_as_small_as_it_is(sample_copy: Bundle, tmp_path: Path) -> None:
+    sample_copy.note("model.onnx", {"accuracy": {"mIoU": 25.88}})
+    results = [Result(name, "<CPU>", Latency(((0.1,),)), Latency(((0.2,),))) for name in ("model.onnx", "torch")]
+    image, tensor = synthetic_image(48, 64), np.zeros((1, 3, 4, 4), np.float32)
+    report = as_dict(sample_copy, results, {}, image, tensor, Conditions(1, None, None, None), ["<busy>"], {})
+    close = {**report["rows"][0], "artifact": "fp16.onnx", "mIoU": 25.87}
+    page = write_report(tmp_path, {**report, "rows": [*report["rows"], close]})
+    text = page.read_text()
+    dots = [float(y) for y in re.findall(r'<circle class="edge" cx="[\d.]+" cy="([\d.]+)"', text)]
+    assert len(dots) == 2 and 0 < dots[1] - dots[0] < 3, "of 324 units for at least 2 points of mIoU"
+    labels = re.findall(r'<text class="halo" x="[\d.]+" y="([\d.]+)"[^>]*>([^<]*)', text)
+    (first, name), (second, other) = labels
+    assert name == "model.onnx, 25.88 %" and other == "fp16.onnx, 25.87 %"
+    assert abs(float(first) - float(second)) >= 16, "one does not cover the other"
+    assert "Not drawn, as their accuracy is not recorded: torch." in text and "Image 64 x 48," in text
+    assert "&lt;busy&gt;" in text and "&lt;CPU&gt;" in text and "<busy>" not in text
+    if CHROMIUM is not None:
+        assert shown(page, 390) == (390, [])
 
 
 def test_the_time_it_takes_is_told_beforehand() -> None:

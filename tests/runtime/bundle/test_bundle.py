@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from denseport.runtime.bundle.bundle import Bundle, new_bundle
+from denseport.runtime.bundle.bundle import LARGEST_MANIFEST, Bundle, new_bundle
 from denseport.runtime.bundle.manifest import Artifact
 from denseport.runtime.errors import BundleError, OutputError
 from denseport.runtime.system.files import sha256_of
@@ -42,9 +42,9 @@ def test_places_that_are_no_bundle(tmp_path: Path) -> None:
         "none": "no such folder",
         "file": "not a bundle: a file",
         "empty": "not a bundle: no manifest.json",
-        "odd": "cannot be read",
-        "binary": "cannot be read",
-        "n" * 300: "cannot be read",
+        "odd": "cannot be read: no ordinary file",
+        "binary": "cannot be read: 'utf-8' codec",
+        "n" * 300: "cannot be read: File name too long",
         "file/below": "no such folder",
     }.items():
         with pytest.raises(BundleError, match=words) as caught:
@@ -215,3 +215,30 @@ def test_a_bundle_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> N
         path.mkdir()
         (path / "manifest.json").touch()
     assert [found.name for found in tmp_path.rglob("*")] == ["bundle", "manifest.json"]
+
+
+def test_a_bundle_whose_manifest_is_damaged_can_be_replaced(tmp_path: Path) -> None:
+    for name, text in {"cut": '{"format_version": 1, "na', "deep": "[" * 100_000, "bytes": "\udcff"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(text, errors="surrogateescape")
+        with new_bundle(tmp_path / name, replace=True) as folder:
+            (folder / "file").touch()
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("more", "replaced"), [(0, True), (1, False)])
+def test_a_file_too_large_for_a_manifest_is_not_read(tmp_path: Path, more: int, replaced: bool) -> None:
+    (tmp_path / "folder").mkdir()
+    text = b'{"format_version": 1}'
+    (tmp_path / "folder/manifest.json").write_bytes(text + b" " * (LARGEST_MANIFEST - len(text) + more))
+    if replaced:
+        with new_bundle(tmp_path / "folder", replace=True):
+            pass
+    else:
+        with (
+            pytest.raises(OutputError, match="something that is no bundle"),
+            new_bundle(tmp_path / "folder", replace=True),
+        ):
+            pass
+        with pytest.raises(BundleError, match="larger than 64 MiB"):
+            Bundle(tmp_path / "folder")

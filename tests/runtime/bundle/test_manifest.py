@@ -88,6 +88,13 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         (lambda data: data.update(palette=[[1, 2], [3, 4]]), "manifest.palette[0]: expected 3 values"),
         (lambda data: data.update(palette=[[1, 2, 3], [1, 2, 256]]), "the palette is not within 0..255"),
         (lambda data: data["preprocess"].update(scale=[0, 5]), "a side below 1 pixel"),
+        (lambda data: data["preprocess"].update(scale=[5, 0]), "a side below 1 pixel"),
+        (lambda data: data["preprocess"].update(scale=[1, 2**15 + 1]), "a side above 32768 pixels"),
+        (lambda data: data["preprocess"].update(scale=[2**15 + 1, 1]), "a side above 32768 pixels"),
+        (lambda data: data["inference"].update(crop=[1, 2**15 + 1]), "a side that is not in 1..32768 pixels"),
+        (lambda data: data.update(parameters=2**63), "manifest.parameters: expected a smaller number"),
+        (lambda data: data.update(parameters=-(2**63)), "manifest.parameters: expected a smaller number"),
+        (lambda data: data["palette"][0].__setitem__(0, -1), "the palette is not within 0..255"),
         (lambda data: data["preprocess"].update(std=[1, 1, 0]), "std (1.0, 1.0, 0.0) is not three positive"),
         (lambda data: data["preprocess"].update(std=[1, 1, math.nan]), "std[2]: expected a finite number"),
         (lambda data: data["preprocess"].update(mean=[1, 1, math.inf]), "mean[2]: expected a finite number"),
@@ -115,3 +122,11 @@ def test_a_field_that_does_not_fit_is_named(change: Callable[[dict[str, Any]], o
 def test_what_is_no_manifest_is_refused(text: str) -> None:
     with pytest.raises(BundleError, match=r"^m\.json: (not JSON|format version None)"):
         Manifest.from_json(text, "m.json")
+
+
+def test_the_largest_values_are_read() -> None:
+    text = changed(lambda data: (data["preprocess"].update(scale=[1, 2**15]), data.update(parameters=2**63 - 1)))
+    read = Manifest.from_json(text, "m.json")
+    assert read.preprocess.scale == (1, 2**15) and read.parameters == 2**63 - 1
+    text = changed(lambda data: data["inference"].update(crop=[1, 2**15], stride=[2**15, 1]))
+    assert Manifest.from_json(text, "m.json").inference == Inference("slide", (1, 2**15), (2**15, 1))

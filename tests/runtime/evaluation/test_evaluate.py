@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from planting import with_graph
 from support import ASSETS
 
 from denseport.runtime.bundle.bundle import Bundle
@@ -159,6 +160,22 @@ def test_gate_exit_codes(sample: Bundle, capsys: pytest.CaptureFixture[str]) -> 
     failing = measure(capsys, str(sample.path), "--data", str(STREET), "--gate", f"{measured['mIoU'] + 1:.2f}")
     assert failing["code"] == 1 and not failing["gate"]["passed"]
     assert "points below" in failing["gate"]["reasons"][0]
+
+
+def test_recording_a_gate_keeps_fp32s_figures_too_but_replaces_none(
+    sample_copy: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = with_graph(sample_copy, lambda graph: None, "fp16.onnx", "fp16")
+    command = [str(bundle.path), "--data", str(STREET), "--artifact", "fp16.onnx", "--gate", "model.onnx", "--record"]
+    assert measure(capsys, *command)["code"] == 0
+    alone = measure(capsys, str(bundle.path), "--data", str(STREET))
+    kept = Bundle(bundle.path).artifact("model.onnx").record["accuracy"]
+    assert kept["mIoU"] == alone["mIoU"] and kept["images"] == alone["images"] and kept["gate"] is None
+    assert main(["inspect", str(bundle.path)]) == 0 and capsys.readouterr().out.count(f"mIoU {kept['mIoU']:.2f}") == 2
+    assert measure(capsys, *command, "--limit", "1")["images"] == 1
+    again = Bundle(bundle.path)
+    assert again.artifact("model.onnx").record["accuracy"] == kept
+    assert again.artifact("fp16.onnx").record["accuracy"]["images"] == 1
 
 
 def test_without_a_labelled_pixel_there_is_no_miou(

@@ -65,8 +65,8 @@ def test_nothing_measured_fails() -> None:
 
 
 def test_each_precision_has_a_budget_and_an_agreement() -> None:
-    assert (BUDGETS["fp32"], BUDGETS["fp16"], BUDGETS["int8"]) == (0.05, 0.1, 0.5)
-    assert BUDGETS.keys() == AGREEMENTS.keys()
+    assert BUDGETS == {"fp32": 0.05, "fp16": 0.1, "bf16": 0.2, "int8": 0.5, "fp8": 0.5}
+    assert AGREEMENTS == {"fp32": 0.999, "fp16": 0.99, "bf16": 0.98, "int8": 0.9, "fp8": 0.9}
     assert threshold(BUDGETS, "fp16") == 0.1
     assert threshold(BUDGETS, "fp16", 0.0) == 0.0
     with pytest.raises(InputError, match="'int3'"):
@@ -103,6 +103,31 @@ def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
     assert low < verdict.delta < high
     expected = naive_interval(candidate, fp32)
     np.testing.assert_allclose(verdict.interval, expected, atol=0.15 * (high - low))
+
+
+def test_the_interval_is_the_middle_95_percent_of_a_thousand_draws() -> None:
+    """The same draws, counted out in whole numbers."""
+    fp32, candidate = areas_of(measure(0.10, images=9)), areas_of(measure(0.12, images=9))
+    draws = np.random.default_rng(0).multinomial(9, [1 / 9] * 9, size=1000)
+    deltas = [
+        ImageAreas(*drawn(candidate, times)).mean_iou() - ImageAreas(*drawn(fp32, times)).mean_iou() for times in draws
+    ]
+    # The 2.5th and 97.5th percentiles of sorted values 0 to 999 lie at 24.975 and 974.025.
+    ordered = np.sort(deltas)
+    expected = [np.interp(at, range(1000), ordered) for at in (24.975, 974.025)]
+    np.testing.assert_allclose(against_fp32(candidate, fp32, 0.5).interval or (), expected, rtol=1e-9)
+
+
+def drawn(areas: ImageAreas, times: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each image as often as it was drawn."""
+    return np.repeat(areas.intersect, times, axis=0), np.repeat(areas.union, times, axis=0)
+
+
+def test_an_interval_that_ends_at_the_budget_is_sure() -> None:
+    half, whole = ImageAreas(*[np.full((2, 1), n) for n in (1, 2)]), ImageAreas(*[np.full((2, 1), 2)] * 2)
+    verdict = against_fp32(half, whole, budget=50.0)
+    assert verdict.passed and verdict.delta == -50 and verdict.interval == (-50.0, -50.0)
+    assert verdict.notes == ()
 
 
 def test_the_interval_is_the_same_each_time_and_paired() -> None:

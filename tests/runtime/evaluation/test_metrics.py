@@ -90,6 +90,13 @@ def test_matrices_of_other_classes_neither_add_up_nor_are_equal() -> None:
     assert ConfusionMatrix(3) != "a matrix"
 
 
+def test_predictions_that_are_no_class_count_in_a_comparison() -> None:
+    truth = np.array([[0, 1]], np.uint8)
+    right, outside = measured(2, (truth, truth)), measured(2, (truth, truth), (truth[:, :1], np.array([[7]], np.uint8)))
+    np.testing.assert_array_equal(right.matrix, outside.matrix)
+    assert right != outside and outside == outside + ConfusionMatrix(2)
+
+
 def test_absent_classes_are_nan_and_left_out_of_the_means() -> None:
     truth = np.array([[0, 0, 1, 255]], np.uint8)
     pred = np.array([[0, 2, 1, 3]], np.uint8)

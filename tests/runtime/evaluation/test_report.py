@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from browsing import needs_chromium, shown
 from numpy.typing import NDArray
 from support import ASSETS, areas_of
 
@@ -321,6 +322,16 @@ def test_headers_images_and_landmarks_are_named(tmp_path: Path) -> None:
         "main",
         "footer",
     ]
+
+
+@needs_chromium
+def test_a_telephone_shows_the_page_without_scrolling_sideways(tmp_path: Path) -> None:
+    names = tuple(f"a class with a long name, {i}" for i in range(30))
+    long = manifest(names, name="dpt_vit-b16_8xb2-160k_ade20k-512x512")
+    data = report(
+        diagonal(*range(40, 70)), diagonal(*range(41, 71)), manifest=long, explanation=("step   " + "points " * 30,)
+    )
+    assert shown(write_report(tmp_path, data), 390) == (390, [])
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support import stored_indices
 
 from denseport.runtime.errors import ImageError, OutputError
 from denseport.runtime.media.images import decode_image, encode_palette_png, read_image, write_image, write_mask
@@ -181,10 +182,20 @@ def test_an_indexed_mask_holds_the_indices_and_shows_the_colours(tmp_path: Path)
     assert chunks[b"IHDR"] == struct.pack(">IIBBBBB", 3, 2, 8, 3, 0, 0, 0)
     assert chunks[b"PLTE"][:9] == bytes([255, 0, 0, 0, 255, 0, 10, 20, 30])
     assert len(chunks[b"PLTE"]) == 3 * 256  # an index beyond the palette would break the specification
-    assert zlib.decompress(chunks[b"IDAT"]) == b"\0" + bytes([0, 1, 2]) + b"\0" + bytes([2, 255, 0])
+    np.testing.assert_array_equal(stored_indices((tmp_path / "m.png").read_bytes()), mask)
     seen = cv2.cvtColor(read_image(tmp_path / "m.png"), cv2.COLOR_BGR2RGB)
     np.testing.assert_array_equal(seen[0], palette)
     np.testing.assert_array_equal(seen[1, 1], [0, 0, 0])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (9, 1), (1, 7), (300, 411)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
+def test_an_indexed_png_of_any_mask_is_expanded_to_its_colours(shape: tuple[int, int], dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    mask = rng.integers(0, 150, shape).repeat(2, axis=1).astype(dtype)[:, ::2]  # not contiguous
+    palette = rng.integers(0, 256, (150, 3))
+    seen = cv2.imdecode(np.frombuffer(encode_palette_png(mask, palette.tolist()), np.uint8), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(seen, palette[mask])
 
 
 def test_masks_that_a_png_cannot_hold_are_refused(tmp_path: Path) -> None:

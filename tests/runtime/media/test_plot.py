@@ -57,3 +57,19 @@ def test_a_line_of_many_points_has_no_dots() -> None:
     assert chart("", Axis(""), Axis(""), [Series("", few)]).count("<circle") == MOST_DOTS
     assert "<circle" not in chart("", Axis(""), Axis(""), [Series("", many)])
     assert chart("", Axis(""), Axis(""), [Series("", many, line=False)]).count("<circle") == MOST_DOTS + 1
+
+
+@pytest.mark.parametrize("values", [(25.87, 25.88), (0.01, 0.02)])
+def test_an_axis_spans_what_it_must_at_least(values: tuple[float, float]) -> None:
+    svg = chart("t", Axis("x"), Axis("y", least=2), [Series("", list(enumerate(values)))])
+    ticks = [float(tick) for tick in re.findall(r'text-anchor="end">([-\d.]+)<', svg)]
+    assert max(ticks) - min(ticks) >= (2 if values[0] > 1 else 1) and 0 <= min(ticks) <= values[0]
+    (_, low), (_, high) = centres(svg)
+    assert 0 < low - high < 4
+
+
+def test_labels_do_not_cover_each_other() -> None:
+    series = [Series("", [(1, 5), (1, 5.001), (0, 0)], ["first", "second", "far"], line=False)]
+    places = re.findall(r'<text class="halo" x="([\d.]+)" y="([\d.]+)"', chart("t", Axis("x"), Axis("y"), series))
+    (_, first), (_, second), _ = ((float(x), float(y)) for x, y in places)
+    assert abs(first - second) >= 13

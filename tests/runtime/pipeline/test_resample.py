@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline.reduce import decide
 from denseport.runtime.pipeline.resample import LogitMap, ResampleMatrix, slide_maps, whole_map
+from denseport.runtime.pipeline.results import RequestedOutputs
 
 Floats = NDArray[np.float32]
 Size = tuple[int, int]
@@ -141,6 +142,32 @@ def test_what_is_not_finite_is_not_hidden_by_pruning(special: float) -> None:
     mask = postprocess.argmax(maps)
     np.testing.assert_array_equal(mask, expected.argmax(0))
     assert (mask == 0).any() == (special != -np.inf)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+def test_one_value_that_is_not_finite_spoils_no_pixel_beside_it(special: float) -> None:
+    """All other logits are finite: a product with 0 would make NaN of the whole tile."""
+    given_logits = smooth(7, (12, 15))
+    given_logits[2, 5, 6] = special
+    expected = torch_resize(given_logits, (40, 52))  # no pixel's centre falls on a logit's, as above
+    maps = [whole_map(given_logits, (40, 52), (40, 52))]
+    np.testing.assert_array_equal(postprocess.argmax(maps), expected.argmax(0))
+    mask = decide([maps], RequestedOutputs(scores=True), averaged=False, threads=1).mask
+    np.testing.assert_array_equal(mask[:12], expected.argmax(0)[:12], "rows that the value does not reach")
+
+
+@pytest.mark.parametrize("offset", [-300.0, 300.0])
+def test_logits_whose_exponential_overflows_have_probabilities(offset: float) -> None:
+    """float32's exp overflows from 88.7 on, and is 0 below -103.3."""
+    given_logits = np.float32([[[0.0]], [[200.0]], [[201.0]]]) + np.float32(offset)
+    chances = 1 / (1 + np.e ** np.float64([1, -1]))  # of two classes one apart; the third's is 0
+    maps = [whole_map(given_logits, (1, 1), (1, 1))]
+    np.testing.assert_allclose(postprocess.probabilities([maps]).ravel(), [0, *chances], atol=1e-6)
+    canvas = decide([maps], RequestedOutputs(scores=True, top_k=3), averaged=False, threads=1)
+    assert canvas.scores is not None and canvas.top_classes is not None and canvas.top_scores is not None
+    np.testing.assert_allclose(canvas.scores.ravel(), chances[1], atol=1e-6)
+    np.testing.assert_allclose(canvas.top_scores.ravel(), [*chances[::-1], 0], atol=1e-6)
+    assert canvas.top_classes.ravel().tolist() == [2, 1, 0] and canvas.mask.tolist() == [[2]]
 
 
 def test_infinities_of_both_signs_make_nan() -> None:

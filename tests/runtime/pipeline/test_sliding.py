@@ -95,6 +95,26 @@ def test_the_native_protocol_never_resizes(sample: Bundle) -> None:
     assert shapes == [(1, 3, 64, 64)] * 2 * 3
 
 
+def test_windows_have_the_height_the_width_and_the_strides_of_the_protocol(sample: Bundle) -> None:
+    """An image of 70 x 110 pixels under windows of 32 x 48, moved by 20 rows and 31 columns: read off by hand."""
+    rows, columns = (0, 20, 38), (0, 31, 62)
+    preprocess = Preprocess((110, 70), keep_ratio=False, mean=(1, 2, 3), std=(2, 4, 5))
+    protocol = Protocol("uneven", preprocess, Inference("slide", (32, 48), (20, 31)))
+    image = np.random.default_rng(1).integers(0, 256, (70, 110, 3), np.uint8)
+    inputs = ((image[..., ::-1] - np.float32([1, 2, 3])) / np.float32([2, 4, 5])).transpose(2, 0, 1)[None]
+    seen: list[np.ndarray] = []
+    with Segmenter(sample, protocol=protocol, threads=1) as segmenter:
+        run = segmenter._session.run
+        segmenter._session.run = lambda window: seen.append(window) or run(window)  # type: ignore[assignment, func-returns-value]
+        mask = segmenter(image).mask
+        maps = segmenter.predict(image)[0]
+    expected = [inputs[..., top : top + 32, left : left + 48] for top in rows for left in columns]
+    assert len(seen) == 2 * len(expected), "once for the mask, once for the logits"
+    for found, window in zip(seen, expected * 2, strict=True):
+        np.testing.assert_allclose(found, window, rtol=1e-6)
+    np.testing.assert_array_equal(mask, postprocess.argmax(maps))
+
+
 MEMORY = """
 import sys, numpy as np
 from denseport.runtime.pipeline.results import RequestedOutputs

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import postprocess
 import pytest
+from exports import export_once, shelf
 from support import ASSETS, LOGITS_TOLERANCE, assert_same_classes
 
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
@@ -132,10 +133,8 @@ def test_the_masks_of_the_larger_checkpoint_are_mmsegmentations(
 
 @pytest.fixture(scope="module")
 def large(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    from denseport.export.bundle import export_bundle
-
     checkpoint = shared / "data/checkpoints/dpt_deit-s16_street.pth"
-    return export_bundle(checkpoint, tmp_path_factory.mktemp("bundles") / "large")
+    return export_once(checkpoint, shelf(tmp_path_factory), tmp_path_factory.mktemp("bundles") / "large")
 
 
 def check_mask(bundle: Bundle, shared: Path, name: str, model: str) -> None:

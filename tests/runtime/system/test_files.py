@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import os
+import random
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from support import touch
 
 from denseport.runtime.errors import OutputError
-from denseport.runtime.system.files import refuse_unwritable, write_atomic
+from denseport.runtime.system.files import cache_folder, locked, refuse_unwritable, write_atomic
 
 
 def test_atomic_writing_makes_folders_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -60,3 +65,135 @@ def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         write_atomic(tmp_path / "x", b"data")
     assert "Free some room" in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+# Locks.
+
+COUNT = """
+import sys
+from pathlib import Path
+from denseport.runtime.system.files import locked
+folder = Path(sys.argv[1])
+for _ in range(40):
+    with locked(folder / "lock"):
+        number = int((folder / "number").read_text())
+        (folder / "half").open("x").close()  # fails where another is inside
+        (folder / "number").write_text(str(number + 1))
+        (folder / "half").unlink()
+"""
+
+
+def test_processes_take_turns_and_leave_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "number").write_text("0")
+    program = [sys.executable, "-c", COUNT, str(tmp_path)]
+    processes = [subprocess.Popen(program) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert (tmp_path / "number").read_text() == "120"
+    assert {path.name for path in tmp_path.iterdir()} == {"number"}
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from denseport.runtime.system.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        with pytest.raises(TimeoutError), locked(lock, wait=False):
+            pass
+        assert lock.exists(), "who did not get the lock must not remove it"
+        holder.kill()
+    assert lock.exists()
+    with locked(lock, wait=False):
+        pass
+    assert not lock.exists()
+
+
+def test_a_waiter_never_holds_a_lock_whose_file_was_removed(tmp_path: Path) -> None:
+    """Each holder removes the file that others have open already: two of them must never be inside at once."""
+    lock, inside, most = tmp_path / "lock", [0], [0]
+
+    def work() -> None:
+        for _ in range(25):
+            with locked(lock):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                time.sleep(random.uniform(0, 0.002))
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] and not lock.exists()
+
+
+# The cache.
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/denseport"
+
+
+def test_the_cache_is_for_its_user_alone(cache: Path) -> None:
+    before = os.umask(0)
+    try:
+        assert cache_folder("kernels") == cache_folder("kernels") == cache / "kernels"
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (cache, cache / "kernels")] == [0o700, 0o700]
+    (cache / "kernels").chmod(0o755)  # others could only read
+    assert cache_folder("kernels").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("place", ["", "kernels"])
+def test_a_cache_that_others_can_fill_is_refused(cache: Path, tmp_path: Path, place: str) -> None:
+    folder = cache / place
+    folder.mkdir(parents=True)
+    for mode in (0o720, 0o702):
+        folder.chmod(mode)
+        with pytest.raises(OutputError, match="can be written by other users"):
+            cache_folder("kernels")
+    folder.rmdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="is a link") as caught:
+        cache_folder("kernels", "Do without it.")
+    assert caught.value.remedy == "Do without it." and not list((tmp_path / "elsewhere").iterdir())
+    folder.unlink()
+    touch(folder.parent, folder.name)
+    with pytest.raises(OutputError, match="File exists"):
+        cache_folder("kernels")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_cache_of_another_user_is_refused(cache: Path) -> None:
+    cache_folder("kernels")
+    os.chown(cache / "kernels", 12345, 12345)
+    with pytest.raises(OutputError, match="belongs to another user"):
+        cache_folder("kernels")
+
+
+def test_without_a_home_there_is_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    with pytest.raises(OutputError, match="no absolute path"):
+        cache_folder("kernels")
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(OutputError, match="Could not determine home") as caught:
+        cache_folder("kernels")
+    assert "XDG_CACHE_HOME" in str(caught.value)

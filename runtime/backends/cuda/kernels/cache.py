@@ -20,10 +20,10 @@ def image_ptx() -> bytes:
     Raises:
         MachineError: it was not compiled before, and NVRTC 13.0 is not installed.
     """
-    folder = cache_folder()
-    if folder is None:
+    try:
+        path = cache_folder("kernels") / f"image-{fingerprint(IMAGE_SOURCES)}.ptx"
+    except OutputError:
         return compile_ptx(IMAGE_SOURCES)
-    path = folder / f"image-{fingerprint(IMAGE_SOURCES)}.ptx"
     with suppress(OSError):
         return path.read_bytes()
     ptx = compile_ptx(IMAGE_SOURCES)

@@ -31,6 +31,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Running, encoded, random_image, running, start, until
+from support import stored_indices
 
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Artifact
@@ -79,11 +80,7 @@ def test_the_mask_is_the_segmenters(server: Running, mask: np.ndarray, sample: B
     data = response.content
     palette = data[data.index(b"PLTE") + 4 :][: 3 * len(sample.manifest.palette)]
     assert palette == b"".join(map(bytes, sample.manifest.palette))
-    height, width = mask.shape
-    start = data.index(b"IDAT") + 4
-    (length,) = struct.unpack(">I", data[start - 8 : start - 4])
-    rows = np.frombuffer(zlib.decompress(data[start : start + length]), np.uint8).reshape(height, 1 + width)
-    np.testing.assert_array_equal(rows[:, 1:], mask)
+    np.testing.assert_array_equal(stored_indices(data), mask)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +227,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(server: Running, monkeypatch: py
 def test_a_form_without_the_image_is_refused(server: Running) -> None:
     post = server.client.post
     assert_refused(post("/v1/segment", content=IMAGE), 400, "multipart/form-data", "curl")
-    assert_refused(post("/v1/segment", files={"image": IMAGE}), 400, "no file 'image'")
+    assert_refused(post("/v1/segment", files={"file": IMAGE}), 400, "no file 'image'")
     assert_refused(post("/v1/segment", files=[("image", IMAGE), ("image", IMAGE)]), 400, "damaged")
     assert_refused(post("/v1/segment", files={"image": IMAGE}, data={"more": "fields"}), 400, "damaged")
     broken = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -251,7 +248,7 @@ def test_an_artifact_of_another_machine_is_refused(
     sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = dataclasses.replace(inspect_machine(look_for_gpus=False), gpus=())
-    for module in ("choice", "serve.service"):
+    for module in ("selection", "serving.http.service"):
         monkeypatch.setattr(f"denseport.runtime.{module}.inspect_machine", lambda **_: here)
     bundle = Bundle(shutil.copytree(sample.path, tmp_path / "engines"))
     bundle.add(

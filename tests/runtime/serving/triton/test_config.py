@@ -2,50 +2,37 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denseport.runtime.serving.triton.config import (
-    Batching,
-    Instances,
-    ModelConfig,
-    Step,
-    Tensor,
-    VersionPolicy,
-    Warmup,
-)
+from denseport.runtime.errors import MachineError
+from denseport.runtime.serving.triton.config import Batching, VersionPolicy, model_config, tensor, to_pbtxt, zeros
 
 text_format = pytest.importorskip("google.protobuf.text_format")
 model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2")
 
 
-def parsed(config: ModelConfig) -> Any:
-    return text_format.Parse(config.to_pbtxt(), model_config_pb2.ModelConfig())
-
-
-TENSOR = Tensor("x", "TYPE_UINT8", (-1, -1, 3))
+def parsed(name: str, backend: str, **fields: Any) -> Any:
+    """What a server reads."""
+    text = to_pbtxt(model_config(name, backend, **fields))
+    return text_format.Parse(text.encode(), model_config_pb2.ModelConfig())
 
 
 def test_every_field_arrives() -> None:
     found = parsed(
-        ModelConfig(
-            name="m",
-            backend="tensorrt",
-            max_batch_size=4,
-            inputs=(Tensor("image", "TYPE_UINT8", (-1, -1, 3), ragged=True),),
-            outputs=(Tensor("mask", "TYPE_UINT16", (-1, -1), labels="labels.txt"),),
-            versions=VersionPolicy(2),
-            instances=Instances(3, gpu=True, profiles=(0, 1)),
-            batching=Batching(delay_us=100, queue=7, timeout_us=5_000_000),
-            warmup=Warmup("image", "TYPE_UINT8", (48, 64, 3)),
-            cache=True,
-            model_file="model.plan",
-            files_by_gpu={"8.6": "sm_86.plan", "12.0": "sm_120.plan"},
-            parameters={"classes": '["a\\"b"]'},
-        )
+        "m",
+        "tensorrt",
+        max_batch_size=4,
+        input=[tensor("image", "TYPE_UINT8", -1, -1, 3, allow_ragged_batch=True)],
+        output=[tensor("mask", "TYPE_UINT16", -1, -1, label_filename="labels.txt")],
+        version_policy=VersionPolicy(2).to_message(),
+        dynamic_batching=Batching(delay_us=100, queue=7, timeout_us=5_000_000).to_message(),
+        model_warmup=zeros("image", "TYPE_UINT8", 48, 64, 3),
+        parameters={"classes": '["a\\"b"]'},
     )
     assert (found.name, found.backend, found.platform, found.max_batch_size) == ("m", "tensorrt", "", 4)
     (image,), (mask,) = found.input, found.output
@@ -54,34 +41,43 @@ def test_every_field_arrives() -> None:
     assert (mask.name, mask.data_type, list(mask.dims)) == ("mask", model_config_pb2.TYPE_UINT16, [-1, -1])
     assert mask.label_filename == "labels.txt"
     assert found.version_policy.latest.num_versions == 2
-    (group,) = found.instance_group
-    assert (group.kind, group.count, list(group.profile)) == (group.KIND_GPU, 3, ["0", "1"])
-    batching = found.dynamic_batching
+    batching, policy = found.dynamic_batching, found.dynamic_batching.default_queue_policy
     assert batching.max_queue_delay_microseconds == 100
-    assert batching.default_queue_policy.max_queue_size == 7
-    assert batching.default_queue_policy.default_timeout_microseconds == 5_000_000
-    assert batching.default_queue_policy.allow_timeout_override
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (7, 5_000_000)
+    assert policy.allow_timeout_override and policy.timeout_action == policy.REJECT
     (warmup,) = found.model_warmup
     assert warmup.batch_size == 1 and list(warmup.inputs["image"].dims) == [48, 64, 3]
-    assert warmup.inputs["image"].zero_data
-    assert found.response_cache.enable
-    assert found.default_model_filename == "model.plan"
-    assert dict(found.cc_model_filenames) == {"8.6": "sm_86.plan", "12.0": "sm_120.plan"}
+    assert warmup.inputs["image"].data_type == model_config_pb2.TYPE_UINT8 and warmup.inputs["image"].zero_data
     assert found.parameters["classes"].string_value == '["a\\"b"]'
 
 
-def test_an_ensemble() -> None:
-    steps = (Step("a", {"x": "encoded"}, {"y": "image"}), Step("b", {"image": "image"}, {"mask": "mask"}))
-    found = parsed(ModelConfig("e", "ensemble", 1, (TENSOR,), (TENSOR,), steps=steps))
+def test_requests_wait_in_a_queue_even_where_nothing_was_asked_for() -> None:
+    assert parsed("m", "python", dynamic_batching=Batching().to_message()).HasField("dynamic_batching")
+
+
+def test_an_ensemble_is_a_platform() -> None:
+    found = parsed("e", "ensemble")
     assert found.platform == "ensemble" and not found.backend
-    first, second = found.ensemble_scheduling.step
-    assert (first.model_name, dict(first.input_map), dict(first.output_map)) == ("a", {"x": "encoded"}, {"y": "image"})
-    assert (second.model_name, second.model_version) == ("b", -1)
+
+
+def test_a_field_that_triton_does_not_have_is_refused() -> None:
+    for fields in ({"dynamic_batch": {}}, {"input": [tensor("x", "TYPE_UINT8", 1, dimensions=2)]}):
+        with pytest.raises(ValueError, match="has no"):
+            model_config("m", "python", **fields)
+    with pytest.raises(ValueError, match="TYPE_UINT9"):
+        model_config("m", "python", input=[tensor("x", "TYPE_UINT9", 1)])
+
+
+def test_without_tritonclient_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc.model_config_pb2", None)
+    with pytest.raises(MachineError, match="tritonclient is not installed") as caught:
+        model_config("m", "python")
+    assert caught.value.exit_code == 3 and "denseport[client]" in str(caught.value)
 
 
 @given(st.dictionaries(st.text(), st.text(), max_size=3))
 def test_any_text_survives(parameters: dict[str, str]) -> None:
-    found = parsed(ModelConfig("m", "python", 0, (TENSOR,), (TENSOR,), parameters=parameters))
+    found = parsed("m", "python", parameters=parameters)
     assert {key: value.string_value for key, value in found.parameters.items()} == parameters
 
 
@@ -90,8 +86,7 @@ def test_any_text_survives(parameters: dict[str, str]) -> None:
     [("latest:3", "latest", 3), ("all", "all", None), ("3,1", "specific", [1, 3]), ("2", "specific", [2])],
 )
 def test_version_policies(text: str, kind: str, value: object) -> None:
-    config = ModelConfig("m", "python", 0, (TENSOR,), (TENSOR,), versions=VersionPolicy.parse(text))
-    policy = parsed(config).version_policy
+    policy = parsed("m", "python", version_policy=VersionPolicy.parse(text).to_message()).version_policy
     assert policy.WhichOneof("policy_choice") == kind
     if kind == "latest":
         assert policy.latest.num_versions == value

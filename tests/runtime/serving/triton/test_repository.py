@@ -70,6 +70,20 @@ def test_the_python_form(sample: Bundle, tmp_path: Path) -> None:
     assert config.instance_group[0].count == 2 and config.parameters["instances"].string_value == "2"
 
 
+def test_the_ensemble_decodes_and_asks_the_model(sample: Bundle, tmp_path: Path) -> None:
+    done = export_repository(sample, tmp_path / "repo", OPTIONS)
+    ensemble, decoder = (config_of(done.repository / f"street_{name}") for name in ("encoded", "decode"))
+    assert ensemble.platform == "ensemble" and not ensemble.backend and ensemble.max_batch_size == 1
+    decode, segment = ensemble.ensemble_scheduling.step
+    assert (decode.model_name, decode.model_version) == ("street_decode", -1)
+    assert (dict(decode.input_map), dict(decode.output_map)) == ({"encoded": "encoded"}, {"image": "image"})
+    assert (segment.model_name, segment.model_version) == ("street", -1)
+    assert (dict(segment.input_map), dict(segment.output_map)) == ({"image": "image"}, {"mask": "mask"})
+    assert tensors(decoder)[1] == ("image", model_config_pb2.TYPE_UINT8, [-1, -1, 3])
+    assert decoder.instance_group[0].count == 2 and decoder.dynamic_batching.default_queue_policy.max_queue_size == 128
+    assert ensemble.parameters["classes"] == config_of(done.repository / "street").parameters["classes"]
+
+
 def test_all_forms_have_the_same_tensors(sample: Bundle, with_engines: Callable[..., Bundle], tmp_path: Path) -> None:
     found = []
     for backend in ("python", "onnxruntime", "tensorrt_plan"):
@@ -297,4 +311,4 @@ def test_a_container_gets_as_many_instances_as_its_quota_allows(
         "denseport.runtime.serving.triton.variants.usable_cpus", lambda: 3
     )  # of more in the affinity mask
     (model,) = served_models(sample, Options())
-    assert model.config.instances is not None and model.config.instances.count == 3
+    assert [group.count for group in model.config.instance_group] == [3]

@@ -27,7 +27,7 @@ def ptx() -> bytes:
 @pytest.fixture(autouse=True)
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "denseport"
+    return tmp_path / "denseport/kernels"
 
 
 def test_the_entry_points_are_those_that_are_launched(ptx: bytes) -> None:

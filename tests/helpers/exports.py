@@ -1,0 +1,57 @@
+"""Bundles of the tests' checkpoints: exported once, however many processes ask for them."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import denseport.export.bundle as export
+from denseport.runtime.bundle.bundle import Bundle
+
+# The sources of whatever writes a bundle: a change in them makes a new export.
+PACKAGE = Path(export.__file__).parents[1]
+WRITERS = ("export", "runtime/bundle")
+LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+def shelf(factory: pytest.TempPathFactory) -> Path:
+    """The folder of the exports of this run: DENSEPORT_TEST_EXPORTS, or one that pytest-xdist's workers share."""
+    if named := os.environ.get("DENSEPORT_TEST_EXPORTS"):
+        return Path(named)
+    base = factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
+
+
+def export_once(checkpoint: Path, folder: Path, target: Path) -> Bundle:
+    """A copy, at ``target``, of the bundle of a checkpoint; exported to ``folder`` unless that was done before."""
+    kept = folder / f"{checkpoint.stem}-{key(checkpoint)[:16]}"
+    with locked(kept.with_suffix(".lock")):
+        if not kept.exists():
+            export.export_bundle(checkpoint, kept)
+    return Bundle(shutil.copytree(kept, target))
+
+
+def key(checkpoint: Path, package: Path = PACKAGE) -> str:
+    """What an export depends on: the checkpoint, the sources and the versions of the libraries."""
+    digest = hashlib.sha256(checkpoint.read_bytes())
+    for path in sorted(path for folder in WRITERS for path in (package / folder).rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    digest.update(" ".join(version(library) for library in LIBRARIES).encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of ``path``; the system lets go of it where a process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
