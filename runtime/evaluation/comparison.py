@@ -13,12 +13,13 @@ from denseport.runtime.evaluation.gate import (
     against_published,
     check_collapse,
     threshold,
-    why_not_published,
 )
-from denseport.runtime.evaluation.measure import Measurement
+from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.segmenter import Segmenter
 
 __all__ = ["Comparison", "Gate", "choose_comparison", "published_miou"]
+
+ADE20K_VALIDATION_IMAGES = 2000
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,9 @@ class Comparison:
         if self.yardstick is not None:
             name, miou = self.yardstick
             verdict = against_published(measurement.scores(classes).mIoU, miou, self.budget, name)
-        elif measurement.fp32_areas is not None:
-            verdict = against_fp32(measurement.areas, measurement.fp32_areas, self.budget, notes=self.notes)
         else:
-            raise ValueError("FP32 was not measured beside the artifact")
-        return check_collapse(verdict, measurement.predictions, self.agreement, classes)
+            verdict = against_fp32(measurement, self.budget, notes=self.notes)
+        return check_collapse(verdict, measurement, self.agreement, classes)
 
 
 def choose_comparison(gate: Gate, segmenter: Segmenter, images: int) -> Comparison:
@@ -106,11 +105,11 @@ def _with_published(comparison: Comparison, segmenter: Segmenter, images: int) -
             f"Give the mIoU itself (--gate 41.92), or compare with FP32 (--gate {bundle.manifest.source}).",
         )
     if published is None:
-        obstacle: str | None = f"no mIoU was published for protocol {segmenter.protocol.name}"
+        obstacle = f"no mIoU was published for protocol {segmenter.protocol.name}"
+    elif images != ADE20K_VALIDATION_IMAGES:
+        obstacle = f"the published mIoU is of {ADE20K_VALIDATION_IMAGES} images; {images} were measured"
     else:
-        obstacle = why_not_published(images)
-        if obstacle is None:
-            return replace(comparison, yardstick=(f"published mIoU of {reference.preset}", published))
+        return replace(comparison, yardstick=(f"published mIoU of {reference.preset}", published))
     if segmenter.artifact == bundle.manifest.source:
         raise InputError(
             f"--gate reference: {obstacle}", "Measure the full set with that protocol, or give --gate MIOU."

@@ -17,16 +17,16 @@ from denseport.runtime.evaluation.comparison import Gate, published_miou
 from denseport.runtime.evaluation.dataset import Dataset, open_dataset
 from denseport.runtime.evaluation.failures import worst_images
 from denseport.runtime.evaluation.gate import Verdict
-from denseport.runtime.evaluation.measure import Measurement
 from denseport.runtime.evaluation.metrics import Scores
 from denseport.runtime.evaluation.report import ReportInput, write_report
+from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.evaluation.task import LongRun, Task, open_task, refuse_state
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.files import refuse_unwritable
 from denseport.runtime.system.machine import inspect_machine
 from denseport.runtime.system.progress import Progress, Silent
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate", "open_data"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Evaluation(Scores):
             "artifact": self.artifact,
             "session": self.session,
             "protocol": {"name": self.protocol.name, "description": self.protocol.description},
-            "images": len(found.names),
+            "images": found.images,
             "reduce_zero_label": self.reduce_zero_label,
             **super().to_dict(),
             "agreement": self.agreement,
@@ -109,11 +109,14 @@ def evaluate(
         OutputError: the report, the state or the manifest cannot be written.
     """
     progress, run, report = progress or Silent(), run or LongRun(), None if report is None else Path(report)
-    bundle = _check(bundle, run, report, record=record)
-    data = _open(bundle, data, masks, list_file, split, reduce_zero_label, ignore_index)
-    if limit is not None and limit < 1:
-        raise InputError(f"the first {limit} images cannot be measured", "Give a limit of 1 or more.")
-    data = replace(data, samples=data.samples[:limit])
+    if report is not None:
+        refuse_unwritable(report)
+    if not run.merge:
+        refuse_state(run.state, resume=run.resume)
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    if record:
+        refuse_unwritable(bundle.path)
+    data = open_data(bundle, data, masks, list_file, split, reduce_zero_label, ignore_index, limit)
     with open_task(bundle, data, artifact or bundle.manifest.source, protocol, gate, threads, workers) as task:
         found = _judged(task, *task.measure(run, progress))
         found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
@@ -123,19 +126,7 @@ def evaluate(
     return found
 
 
-def _check(bundle: Path | str | Bundle, run: LongRun, report: Path | None, *, record: bool) -> Bundle:
-    """The bundle, opened, once it is known that what is asked for can be written."""
-    if report is not None:
-        refuse_unwritable(report)
-    if not run.merge:
-        refuse_state(run.state, resume=run.resume)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-    if record:
-        refuse_unwritable(bundle.path)
-    return bundle
-
-
-def _open(
+def open_data(
     bundle: Bundle,
     data: Path | str | Dataset,
     masks: Path | str | None,
@@ -143,24 +134,28 @@ def _open(
     split: str,
     reduce_zero_label: bool | None,
     ignore_index: int,
+    limit: int | None,
 ) -> Dataset:
-    if isinstance(data, Dataset):
-        if masks is not None or list_file is not None or reduce_zero_label is not None:
-            raise InputError(
-                "masks, list_file and reduce_zero_label belong to a path, and the data set is open already",
-                "Give them to open_dataset.",
-            )
-        return data
-    if reduce_zero_label is None:
-        reduce_zero_label = bundle.manifest.reduce_zero_label
-    return open_dataset(
-        data,
-        masks=masks,
-        list_file=list_file,
-        split=split,
-        reduce_zero_label=reduce_zero_label,
-        ignore_index=ignore_index,
-    )
+    """The images that are measured; arguments and errors as of `evaluate`."""
+    if not isinstance(data, Dataset):
+        if reduce_zero_label is None:
+            reduce_zero_label = bundle.manifest.reduce_zero_label
+        data = open_dataset(
+            data,
+            masks=masks,
+            list_file=list_file,
+            split=split,
+            reduce_zero_label=reduce_zero_label,
+            ignore_index=ignore_index,
+        )
+    elif masks is not None or list_file is not None or reduce_zero_label is not None:
+        raise InputError(
+            "masks, list_file and reduce_zero_label belong to a path, and the data set is open already",
+            "Give them to open_dataset.",
+        )
+    if limit is not None and limit < 1:
+        raise InputError(f"the first {limit} images cannot be measured", "Give a limit of 1 or more.")
+    return replace(data, samples=data.samples[:limit])
 
 
 def _judged(task: Task, measurement: Measurement, session: str) -> Evaluation:
@@ -173,7 +168,7 @@ def _judged(task: Task, measurement: Measurement, session: str) -> Evaluation:
         protocol=segmenter.protocol,
         reduce_zero_label=task.dataset.reduce_zero_label,
         measurement=measurement,
-        agreement=measurement.predictions.agreement,
+        agreement=measurement.agreement,
         gate=task.comparison.judge(measurement, classes) if task.comparison is not None else None,
         warnings=tuple(_warnings(segmenter, scores)),
     )

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.evaluation.failures import WorstImage
 from denseport.runtime.evaluation.gate import Verdict
-from denseport.runtime.evaluation.measure import Measurement
 from denseport.runtime.evaluation.metrics import ClassScore, ConfusionMatrix, Scores
+from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.media.overlay import class_shares, palette_image
 from denseport.runtime.media.page import render
 from denseport.runtime.system.files import write_atomic

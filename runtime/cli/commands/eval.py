@@ -99,7 +99,6 @@ def run(arguments: argparse.Namespace) -> int:
         protocol=arguments.protocol,
         gate=gate,
         **_data(arguments),
-        limit=arguments.limit,
         threads=arguments.threads,
         workers=arguments.workers,
         run=LongRun(arguments.state, arguments.resume, tuple(arguments.merge or ()), arguments.ray),
@@ -139,25 +138,21 @@ def _data(arguments: argparse.Namespace) -> dict[str, Any]:
         "split": arguments.split,
         "reduce_zero_label": arguments.reduce_zero_label,
         "ignore_index": arguments.ignore_index,
+        "limit": arguments.limit,
     }
 
 
 def _shard(arguments: argparse.Namespace, gate: Gate | None) -> int:
-    from dataclasses import replace
-
     from denseport.runtime.bundle.bundle import Bundle
-    from denseport.runtime.evaluation.dataset import open_dataset
+    from denseport.runtime.evaluation.evaluate import open_data
     from denseport.runtime.evaluation.task import evaluate_shard, refuse_state
     from denseport.runtime.system.progress import Terminal
 
     refuse_state(arguments.state, resume=arguments.resume)
-    bundle, options = Bundle(arguments.bundle), _data(arguments)
-    if options["reduce_zero_label"] is None:
-        options["reduce_zero_label"] = bundle.manifest.reduce_zero_label
-    dataset = open_dataset(arguments.data, **options)
+    bundle = Bundle(arguments.bundle)
     found = evaluate_shard(
         bundle,
-        replace(dataset, samples=dataset.samples[: arguments.limit]),
+        open_data(bundle, arguments.data, **_data(arguments)),
         arguments.shard,
         arguments.state,
         artifact=arguments.artifact,
@@ -185,7 +180,7 @@ def _table(found: Evaluation) -> str:
         lines.append(
             f"(left out, as neither the masks nor the predictions hold any of it: {count(absent, 'class', 'es')})"
         )
-    images = count(len(found.measurement.names), "image")
+    images = count(found.measurement.images, "image")
     lines += ["", f"{found.artifact}: {found.session}"]
     lines.append(f"protocol {found.protocol.name} ({found.protocol.description}), {images}")
     if found.reduce_zero_label:
@@ -194,7 +189,7 @@ def _table(found: Evaluation) -> str:
     result = found.to_dict()
     if result["seconds"]:
         share = 100 * result["session_share"]
-        lines.append(f"{result['images_per_second']:.2f} images/s, {share:.0f} % of it in the network")
+        lines.append(f"{result['images_per_second']:.1f} images/s; the network takes {share:.0f} % of the time")
     lines += [f"warning: {text}" for text in found.warnings]
     lines += (found.explanation or {}).get("lines", [])
     if found.report is not None:

@@ -140,9 +140,9 @@ def test_accuracy_on_the_street_images(shared: Path, tmp_path: Path, checkpoint:
     half, full = (Segmenter(bundle, artifact=artifact, threads=2) for artifact in (name, "model.onnx"))
     with half, full:
         found = measure_dataset(dataset, half, fp32=full)
-    assert found.fp32_confusion is not None and found.predictions.agreement is not None
+    assert found.fp32_confusion is not None and found.agreement is not None
     fp16, fp32 = (each.scores(bundle.manifest.classes).mIoU for each in (found.confusion, found.fp32_confusion))
-    print(f"{checkpoint}: mIoU {fp16:.3f} (FP32 {fp32:.3f}), {found.predictions.agreement:.3%} of the pixels agree")
+    print(f"{checkpoint}: mIoU {fp16:.3f} (FP32 {fp32:.3f}), {found.agreement:.3%} of the pixels agree")
     assert fp16 > fp32 - 0.1
 
 

@@ -15,16 +15,17 @@ import pytest
 from browsing import needs_chromium, shown
 from bundles import onnx_artifact, steps
 from numpy.typing import NDArray
-from support import ASSETS, areas_of
+from support import ASSETS
 
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Inference, Manifest, Reference
 from denseport.runtime.evaluation.dataset import ade20k
 from denseport.runtime.evaluation.failures import WorstImage, worst_images
-from denseport.runtime.evaluation.gate import Predictions, Verdict
-from denseport.runtime.evaluation.measure import Measurement, measure_dataset
+from denseport.runtime.evaluation.gate import Verdict
+from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.evaluation.metrics import ConfusionMatrix
 from denseport.runtime.evaluation.report import ReportInput, write_report
+from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.segmenter import Segmenter
 
 CLASSES = ("wall", "sky", "car", "tree", "never seen")
@@ -82,18 +83,10 @@ def confusion(matrix: list[list[int]]) -> ConfusionMatrix:
 
 
 def evaluation(own: ConfusionMatrix, fp32: ConfusionMatrix | None = None) -> Measurement:
-    return Measurement(
-        names=("street",),
-        confusion=own,
-        areas=areas_of([own]),
-        predictions=Predictions(1, 0, own.pred),
-        fp32_confusion=fp32,
-        fp32_areas=None if fp32 is None else areas_of([fp32]),
-        image_agreement=None,
-        seconds=4.0,
-        session_seconds=3.0,
-        measured=1,
-    )
+    found = Measurement("", 1, own.n_classes, with_fp32=fp32 is not None)
+    found.confusion, found.fp32_confusion = own, fp32
+    found.seconds, found.session_seconds, found.measured = 4.0, 3.0, 1
+    return found
 
 
 def manifest(classes: tuple[str, ...] = CLASSES, **changes: Any) -> Manifest:
@@ -246,7 +239,8 @@ def test_a_measurement_without_a_labelled_pixel(tmp_path: Path) -> None:
     nothing = [[0] * 5] * 5
     verdict = Verdict(False, ("no mIoU",), "FP32", float("nan"), 0.5)
     data = report(nothing, verdict=verdict)
-    page = written(tmp_path, replace(data, evaluation=replace(data.evaluation, measured=0, seconds=0.0)))
+    data.evaluation.measured, data.evaluation.seconds = 0, 0.0
+    page = written(tmp_path, data)
     assert "no difference can be given" in page.text and "mIoU , % –" in page.text
     assert "nan" not in page.text.lower()
     assert "No pixel was given a wrong class." in page.text and "1 image measured by an earlier run" in page.text
