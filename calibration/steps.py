@@ -19,15 +19,16 @@ import onnx_ir as ir
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.observe.images import CalibrationImages, labels_of
 from denseport.calibration.options import EFFORTS, CalibrationOptions, Effort
-from denseport.calibration.quantize.graph import GraphSession, load_model, serialise
 from denseport.calibration.quantize.placement import Group, find_groups
-from denseport.calibration.quantize.smoothing import Smoothing
-from denseport.calibration.quantize.statistics import Thresholds, find_thresholds, smoothed
-from denseport.calibration.quantize.unpack import unpack_projections
+from denseport.calibration.quantize.smoothing import Smoothing, SmoothingRecord
+from denseport.calibration.quantize.statistics import Thresholds, find_thresholds, smooth_norms
 from denseport.calibration.search.loss_file import LossFile
 from denseport.calibration.search.search import Budget, Search, Step, search
 from denseport.calibration.search.sensitivity import Loss, Reference, sensitivities
 from denseport.calibration.search.variants import Variant, variants_of
+from denseport.export.graph.model import LOGITS, output_of, read_model, serialise
+from denseport.export.graph.probe import Probe
+from denseport.export.graph.unpack import unpack_projections
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.pipeline.network_input import evenly_spaced
@@ -97,7 +98,10 @@ def quantize_bundle(
         DatasetError: labels that do not fit the bundle's classes.
     """
     start = time.monotonic()
-    model, _ = unpack_projections(load_model(bundle.verified(bundle.manifest.source)))
+    model = read_model(bundle.verified(bundle.manifest.source))
+    if output_of(model) != LOGITS:
+        raise CalibrationError(f"{bundle.path}: its source model gives no logits", "Export the checkpoint again.")
+    unpack_projections(model)
     progress.say(f"reading {count(len(images), 'image')}")
     sizes = images.check(bundle.manifest.patch_size)
     _check_sizes(model, images, sizes)
@@ -107,7 +111,7 @@ def quantize_bundle(
     progress.say(_estimate(model, images, groups, len(test[0]), options))
     with writing(work):
         work.mkdir(parents=True, exist_ok=True)
-    model, smoothing, thresholds = _observe(model, images, default, options, work, progress)
+    smoothing, thresholds = _observe(model, images, default, options, work, progress)
     found, variants = _search(model, thresholds, groups, options, budget, test, work, progress)
     record = CalibrationRecord(
         losses={variant.name: variant.loss for variant in variants},
@@ -117,7 +121,7 @@ def quantize_bundle(
         images_sha256=images.sha256(),
         labelled=len(test[0]) if labelled is not None else 0,
         warnings=thresholds.warnings,
-        smoothing=tuple(smoothing),
+        smoothing=smoothing.norms,
         search=found,
         seconds=time.monotonic() - start,
         versions=inspect_machine(look_for_gpus=False).summary()["packages"],
@@ -181,11 +185,11 @@ def _estimate(
     """How much there is to do, in words; from the time of one image."""
     image = images[len(images) // 2]
     begin = time.perf_counter()
-    session = GraphSession(model, threads=options.threads)
+    probe = Probe(model, threads=options.threads)
     opened = time.perf_counter()
     for _ in range(2):
         run = time.perf_counter()
-        session.run(image)
+        probe.run(image)
     once, opening = time.perf_counter() - run, opened - begin
     effort = EFFORTS[options.effort]
     candidates = sum(group.is_candidate for group in groups)
@@ -207,18 +211,18 @@ def _observe(
     options: CalibrationOptions,
     work: Path,
     progress: Progress,
-) -> tuple[ir.Model, Sequence[Smoothing], Thresholds]:
-    """The model as it is to be quantized, what was smoothed, and the thresholds of its tensors.
+) -> tuple[SmoothingRecord, Thresholds]:
+    """Smooth the model, as it is to be quantized, and find the thresholds of its tensors.
 
     Args:
         groups: as they are by default: what is observed does not depend on the options for layers, so that a further
             run with others finds it.
     """
     identity = images.identity()
-    smoothing: Sequence[Smoothing] = ()
+    smoothing = SmoothingRecord(())
     if options.smoothquant:
         with progress.phase("observing LayerNorms") as told:
-            model, smoothing = smoothed(model, images, identity, work, threads=options.threads, progress=told)
+            smoothing = smooth_norms(model, images, identity, work, threads=options.threads, progress=told)
     with progress.phase("observing tensors") as told:
         thresholds = find_thresholds(
             model,
@@ -232,7 +236,7 @@ def _observe(
         )
     for warning in thresholds.warnings:
         progress.say(f"warning: {warning}")
-    return model, smoothing, thresholds
+    return smoothing, thresholds
 
 
 def _search(

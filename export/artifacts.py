@@ -12,9 +12,10 @@ from denseport.export.engine.build import NO_PLUGINS, EngineOptions, build_engin
 from denseport.export.engine.race import race
 from denseport.export.errors import BuildError, ExportError
 from denseport.export.graph.fusion import FusionRecord, fuse
-from denseport.export.graph.mask import LOGITS, MASK, append_mask
-from denseport.export.graph.precision import PrecisionRecord, write_precision
-from denseport.export.graph.save import read_model, save_model
+from denseport.export.graph.mask import append_mask
+from denseport.export.graph.model import LOGITS, MASK, read_model, save_model
+from denseport.export.graph.precision import PrecisionRecord, set_types
+from denseport.export.graph.ranges import observe
 from denseport.runtime.backends.tensorrt import why_not
 from denseport.runtime.bundle.artifact import ANY, FLOATS, FOR_TENSORRT
 from denseport.runtime.bundle.bundle import Bundle
@@ -54,14 +55,16 @@ def build_typed(
     """
     source = graph_of(bundle, quantized or "fp32")
     name = f"{quantized}.{precision}.onnx" if quantized else f"{precision}.onnx"
-    model = bundle.verified(source)
+    source_file = bundle.verified(source)
     with work_folder(bundle.path) as folder:
         output = folder / name
         progress.say(f"typing {name}" + (f"; images to observe ranges on: {len(images)}" if images else ""))
-        calibration = NetworkInputs.of_bundle(images, bundle.manifest) if images else None
-        record = write_precision(model, output, precision, calibration)
+        ranges = observe(source_file, NetworkInputs.of_bundle(images, bundle.manifest)) if images else None
+        model = read_model(source_file)
+        record = set_types(model, precision, ranges)
         if not record.nodes.get(precision):
             raise ExportError(f"{name}: no node computes in {precision}", "Look at --explain-precision.")
+        save_model(model, output)
         result = audit_graph(bundle, output, quantized or precision, images, progress) if images else None
         if result is not None and not result.passed:
             return name, record, result

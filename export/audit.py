@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from denseport.export.explain.divergence import find_divergence
-from denseport.export.graph.mask import LOGITS, append_mask, output_of
+from denseport.export.graph.divergence import find_divergence
+from denseport.export.graph.mask import append_mask
+from denseport.export.graph.model import LOGITS, output_of, read_model, save_model
 from denseport.export.graph.rounding import emulate_rounding
-from denseport.export.graph.save import read_model, save_model
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.tensorrt import TensorRTSession
@@ -68,7 +68,8 @@ def audit_graph(bundle: Bundle, typed: Path, precision: str, images: Sequence[Pa
     trusted = bundle.verified(bundle.manifest.source)
     with work_folder(bundle.path) as folder:
         emulated = folder / "emulated.onnx"
-        graph = emulate_rounding(read_model(typed))
+        graph = read_model(typed)
+        emulate_rounding(graph)
         output = output_of(graph)
         ir.save(graph, emulated, external_data=f"{emulated.name}.data")  # in FP32 it is larger than a protobuf may be
         reference = _reference(trusted, output, folder)
@@ -101,7 +102,9 @@ def _reference(fp32: Path, output: str, folder: Path) -> Session:
     if output == LOGITS:
         return OnnxRuntimeSession(fp32)
     path = folder / "reference.onnx"
-    save_model(append_mask(read_model(fp32)), path)
+    model = read_model(fp32)
+    append_mask(model)
+    save_model(model, path)
     return OnnxRuntimeSession(path)
 
 

@@ -2,7 +2,7 @@
 
 denseport.runtime.errors.InputError     exit 2
 ├── CheckpointError                     not a checkpoint, unsafe, or of another network
-├── ExportError                         the exported graph is wrong, so no bundle was kept
+├── ExportError                         an ONNX graph is wrong, or cannot be changed or run as was asked
 └── BuildError                          TensorRT cannot make an engine of the graph
 """
 
@@ -18,7 +18,7 @@ class CheckpointError(InputError):
 
 
 class ExportError(InputError):
-    """The exported graph could not be made, or does not compute what torch computes."""
+    """An ONNX graph that cannot be made, read, changed or run, or that does not compute what torch computes."""
 
 
 class BuildError(InputError):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from denseport.export.errors import ExportError
-from denseport.export.graph.save import PROTOBUF_LIMIT
+from denseport.export.graph.model import PROTOBUF_LIMIT
 from denseport.export.graph.tidy import DYNAMIC, tidy
 from denseport.export.models.operators import onnx_translations
 from denseport.export.models.segmentor import Segmentor

@@ -7,7 +7,6 @@ in a file, written whole or not at all, from which an interrupted collection goe
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,9 @@ from numpy.typing import NDArray
 
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.observe.observers import Observer
-from denseport.calibration.quantize.graph import INPUT, GraphSession, serialise
+from denseport.export.graph.model import serialise
+from denseport.export.graph.probe import Probe, in_groups
+from denseport.runtime.backends.onnxruntime import INPUT
 from denseport.runtime.system.arrays import read_arrays, write_arrays
 from denseport.runtime.system.progress import StepCallback, no_steps
 
@@ -56,32 +57,34 @@ def collect(
         progress: told steps done and in all; a step is one image of one pass.
 
     Raises:
-        CalibrationError: no images, images of a wrong shape, or values that are not finite.
+        CalibrationError: no images, or values that are not finite.
+        ExportError: the model does not run on the images, or is too large.
     """
     if not len(images):
         raise CalibrationError("there are no images to calibrate with", "Give at least one image, best 32 or more.")
-    passes = _passes(model, images[0], [name for name in observers if name != INPUT], limit, threads)
+    tensors = [name for name in observers if name != INPUT]
+    passes = in_groups(model, images[0], tensors, limit, threads=threads) or [[]]  # be it for the input alone
     done = _load(state_file, key, observers) if state_file is not None else 0
     total = len(passes) * len(images)
     saved = time.monotonic()
     for number, names in enumerate(passes):
         if done >= (number + 1) * len(images):
             continue
-        session = GraphSession(model, names, threads=threads)
+        probe = Probe(model, names, threads=threads)
         for index in range(done - number * len(images), len(images)):
             image = images[index]
-            tensors = dict(zip(names, session.run(image), strict=True))
+            found = dict(zip(names, probe.run(image), strict=True))
             if number == 0:
-                tensors[INPUT] = image
-            _show(tensors, observers)
-            del tensors  # before the next image's come
+                found[INPUT] = image
+            _show(found, observers)
+            del found  # before the next image's come
             done += 1
             progress(done, total)
             # Only here have all observers seen the same images: an interruption loses what came after.
             if state_file is not None and time.monotonic() - saved > SAVE_SECONDS:
                 _save(state_file, key, done, observers)
                 saved = time.monotonic()
-        del session  # before the next one is opened
+        del probe  # before the next one is opened
     if state_file is not None and keep:
         _save(state_file, key, done, observers)
     elif state_file is not None:
@@ -103,23 +106,6 @@ def _show(tensors: Mapping[str, NDArray[Any]], observers: Observers) -> None:
                 observer.update(values)
             except CalibrationError as err:
                 raise CalibrationError(f"{name}: {err.message}", err.remedy) from err
-
-
-def _passes(
-    model: ir.Model, image: NDArray[np.float32], names: Sequence[str], limit: int, threads: int | None
-) -> list[list[str]]:
-    """The tensors in groups of at most ``limit`` bytes (or a single tensor) for ``image``."""
-    shapes = GraphSession(model, (), shapes=names, threads=threads).run(image) if names else []
-    passes: list[list[str]] = [[]]
-    room = limit
-    for name, shape in zip(names, shapes, strict=True):
-        size = 4 * math.prod(int(n) for n in shape)
-        if passes[-1] and size > room:
-            passes.append([])
-            room = limit
-        passes[-1].append(name)
-        room -= size
-    return passes
 
 
 def _save(path: Path, key: str, done: int, observers: Observers) -> None:

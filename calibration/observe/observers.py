@@ -2,7 +2,7 @@
 
 A `Histogram` of magnitudes gives the clipping threshold of symmetric INT8 by any of four methods. Its range is a power
 of two, and grows by folding bins; scaling by a power of two is exact, so the counts do not depend on the order of
-the images, and merged parts equal the whole to the last count.
+the images.
 
 Sources: Migacz, "8-bit inference with TensorRT" (GTC 2017) for entropy; Wu et al., "Integer quantization for deep
 learning inference" (2020) for the comparison of the methods.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, Self, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,10 +37,6 @@ class Observer(Protocol):
 
     def update(self, values: NDArray[np.float32]) -> None:
         """Take one image's tensor in."""
-        ...
-
-    def merge(self, other: Self) -> None:
-        """Take in what another observer of the same tensor saw."""
         ...
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -91,12 +87,6 @@ class Histogram:
         magnitudes *= np.float32(1 / self.width)
         self.counts += np.bincount(magnitudes.astype(np.int32), minlength=BINS)
 
-    def merge(self, other: Histogram) -> None:
-        exponent = max(self.exponent, other.exponent)
-        self._grow(exponent)
-        self.counts += _folded(other.counts, exponent - other.exponent)
-        self.maximum = max(self.maximum, other.maximum)
-
     def _grow(self, exponent: int) -> None:
         if exponent > self.exponent:
             self.counts = _folded(self.counts, exponent - self.exponent)
@@ -121,13 +111,7 @@ class ChannelMaximum:
         self.maximum: NDArray[np.float32] | None = None
 
     def update(self, values: NDArray[np.float32]) -> None:
-        self._take(np.abs(values).reshape(-1, values.shape[-1]).max(axis=0))
-
-    def merge(self, other: ChannelMaximum) -> None:
-        if other.maximum is not None:
-            self._take(other.maximum)
-
-    def _take(self, maximum: NDArray[np.float32]) -> None:
+        maximum = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
         self.maximum = maximum if self.maximum is None else np.maximum(self.maximum, maximum)
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -152,12 +136,7 @@ class RowSample:
     def update(self, values: NDArray[np.float32]) -> None:
         rows = values.reshape(-1, values.shape[-1])
         at = np.linspace(0, len(rows) - 1, min(self.per_image, len(rows))).astype(int)
-        self._take(rows[at])
-
-    def merge(self, other: RowSample) -> None:
-        self._take(other.rows)
-
-    def _take(self, rows: NDArray[np.float32]) -> None:
+        rows = rows[at]
         room = self.capacity - len(self.rows)
         if room > 0 and len(rows):
             self.rows = np.concatenate([self.rows.reshape(-1, rows.shape[1]), rows[:room]])

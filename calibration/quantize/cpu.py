@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from denseport.calibration.observe.observers import LEVELS
-from denseport.calibration.quantize.graph import new_constant, weight_of
 from denseport.calibration.quantize.placement import with_relu
 from denseport.calibration.quantize.saturation import unsaturated
+from denseport.export.graph.edit import new_constant, new_node, weight_of
 
-__all__ = ["CpuForm", "cpu_variant"]
+__all__ = ["CpuRecord", "lower_for_cpu"]
 
 LARGEST_BIAS = 2.0**30  # of an INT32 bias: the sum of the products must fit beside it
 _MICROSOFT = "com.microsoft"
@@ -41,29 +41,28 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class CpuForm:
+class CpuRecord:
     """Which layers compute in integers, and which went back to float though the portable graph has them in INT8."""
 
     integer: tuple[str, ...]  # nodes
     floats: tuple[tuple[str, str], ...]  # with the reason
 
 
-def cpu_variant(model: ir.Model, source: ir.Model, thresholds: Mapping[str, float]) -> tuple[ir.Model, CpuForm]:
-    """A copy of a Q/DQ model, as `qdq.quantize` writes it, in the operators of ONNX Runtime's CPU back end.
+def lower_for_cpu(model: ir.Model, source: ir.Model, thresholds: Mapping[str, float]) -> CpuRecord:
+    """Put a Q/DQ model, as `qdq.quantize` makes it, into the operators of ONNX Runtime's CPU back end.
 
     Args:
         source: the float model that was quantized, for its weights.
         thresholds: by tensor: the magnitude that becomes 127, for the outputs of convolutions too
             (`placement.activations` with ``outputs``); one that has none computes in float, on the integers' values.
     """
-    result = model.clone()
-    result.opset_imports.setdefault(_MICROSOFT, 1)
+    model.opset_imports.setdefault(_MICROSOFT, 1)
     weights = {f"{name}/DequantizeLinear": weight_of(value) for name, value in source.graph.initializers.items()}
-    writer = _Writer(result.graph, weights, thresholds)
+    writer = _Writer(model.graph, weights, thresholds)
     writer.unsign()
     integer: list[str] = []
     floats: list[tuple[str, str]] = []
-    for node in list(result.graph):
+    for node in list(model.graph):
         if node.op_type in ("Conv", "MatMul", "Gemm") and all(map(_dequantizer, node.inputs[:2])):
             name = str(node.name)
             reason = writer.convolution(node) if node.op_type == "Conv" else writer.product(node)
@@ -71,8 +70,8 @@ def cpu_variant(model: ir.Model, source: ir.Model, thresholds: Mapping[str, floa
                 integer.append(name)
             else:
                 floats.append((name, reason))
-    RemoveUnusedNodesPass()(result)
-    return result, CpuForm(tuple(integer), tuple(floats))
+    RemoveUnusedNodesPass()(model)
+    return CpuRecord(tuple(integer), tuple(floats))
 
 
 class _Writer:
@@ -109,9 +108,9 @@ class _Writer:
         constants = [self.constant(node, *pair) for pair in self.integers(node, given, factor).items()]
         inputs = [*given.inputs, *constants[:3], scale, zero, constants[3]]
         made = ir.Node("", "QLinearConv", inputs, node.attributes.values(), name=node.name)
-        back = ir.node("DequantizeLinear", [made.outputs[0], scale, zero], name=f"{node.name}/DequantizeLinear")
-        _name(made.outputs[0], f"{node.name}.uint8", ir.DataType.UINT8)
-        _name(back.outputs[0], str(back.name), ir.DataType.FLOAT)
+        made.outputs[0].name, made.outputs[0].dtype = f"{node.name}.uint8", ir.DataType.UINT8
+        name, inputs = f"{node.name}/DequantizeLinear", [made.outputs[0], scale, zero]
+        back = new_node("DequantizeLinear", inputs, name=name, dtype=ir.DataType.FLOAT)
         self.graph.insert_after(last, (made, back))
         if quantizer is not None:
             quantizer.outputs[0].replace_all_uses_with(made.outputs[0])
@@ -134,7 +133,7 @@ class _Writer:
         inputs = [given.inputs[0], second, given.inputs[1], scales, given.inputs[2], zeros]
         inputs += [] if bias is None else [bias]
         made = ir.Node(_MICROSOFT, "MatMulIntegerToFloat", inputs, name=node.name)
-        _name(made.outputs[0], f"{node.name}.float", ir.DataType.FLOAT)
+        made.outputs[0].name, made.outputs[0].dtype = f"{node.name}.float", ir.DataType.FLOAT
         self.graph.insert_after(last, made)
         last.outputs[0].replace_all_uses_with(made.outputs[0], replace_graph_outputs=True)
         return None
@@ -183,7 +182,3 @@ def _with_bias(node: ir.Node, width: int | None) -> tuple[ir.Node, ir.Value | No
             if bias is not None and bias.shape == (width,):
                 return uses[0], value
     return node, None
-
-
-def _name(value: ir.Value, name: str, dtype: ir.DataType) -> None:
-    value.name, value.dtype = name, dtype

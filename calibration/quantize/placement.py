@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from denseport.calibration.errors import CalibrationError
-from denseport.calibration.quantize.graph import has_flag, shapes_at, weight_of
+from denseport.export.graph.edit import weight_of
+from denseport.export.graph.probe import Probe
 
-__all__ = ["FLOAT_LAYERS", "Group", "activations", "find_groups", "residual_inputs", "with_relu"]
+__all__ = ["FLOAT_LAYERS", "Group", "activations", "find_groups", "with_relu"]
 
 FLOAT_LAYERS = ("decode_head.conv_seg", "decode_head.project")  # the last convolutions; what they lose nothing mends
 SMALLEST_SHARE = 1e-4  # of all multiply-adds; conversions around a smaller layer cost more than it saves
@@ -82,22 +84,17 @@ def find_groups(
     return tuple(groups)
 
 
-def activations(
-    model: ir.Model, groups: Iterable[Group], *, residual: bool = False, outputs: bool = False
-) -> tuple[str, ...]:
+def activations(model: ir.Model, groups: Iterable[Group], *, outputs: bool = False) -> tuple[str, ...]:
     """Names of the tensors that need a threshold when ``groups`` are quantized, each once, in the graph's order.
 
     Args:
-        residual: also those that `qdq.quantize` needs with ``residual``.
-        outputs: also those that `cpu.cpu_variant` needs.
+        outputs: also those that `cpu.lower_for_cpu` needs.
     """
     wanted = {name for group in groups for name in group.nodes}
     names = []
     for node in model.graph:
         if node.name in wanted:
             names += [str(value.name) for value in node.inputs[:2] if value is not None and weight_of(value) is None]
-    if residual:
-        names += [str(value.name) for _, value in residual_inputs(model, wanted)]
     if outputs:
         convolutions = (node for node in model.graph if node.op_type == "Conv" and node.name in wanted)
         names += [str(with_relu(node).outputs[0].name) for node in convolutions]
@@ -108,29 +105,6 @@ def with_relu(node: ir.Node) -> ir.Node:
     """The Relu that alone reads a node, else the node itself: whose output a quantized convolution writes."""
     uses = node.outputs[0].consumers()
     return uses[0] if len(uses) == 1 and uses[0].op_type == "Relu" and not node.outputs[0].is_graph_output() else node
-
-
-def residual_inputs(model: ir.Model, nodes: Iterable[str]) -> list[tuple[ir.Node, ir.Value]]:
-    """Additions behind a convolution of ``nodes``, with their other summand.
-
-    TensorRT fuses convolution and addition into one INT8 kernel when the other summand is INT8 too. The residual stream
-    of a transformer layer is none of these: its outliers do not fit 8 bits.
-    """
-    wanted, found = set(nodes), []
-    for node in model.graph:
-        if node.op_type == "Add":
-            first, second = node.inputs
-            for value, other in ((second, first), (first, second)):
-                producer = value.producer() if value is not None else None
-                if (
-                    producer is not None
-                    and producer.op_type == "Conv"
-                    and producer.name in wanted
-                    and other is not None
-                ):
-                    found.append((node, other))
-                    break
-    return found
 
 
 def _judge(
@@ -196,7 +170,9 @@ def _projections(
 
 def _multiply_adds(model: ir.Model, nodes: Sequence[ir.Node], size: tuple[int, int]) -> dict[str, int]:
     values = [value for node in nodes for value in (*node.inputs[:2], node.outputs[0]) if value is not None]
-    shapes = shapes_at(model, (str(value.name) for value in values if not value.is_initializer()), size)
+    names = list(dict.fromkeys(str(value.name) for value in values if not value.is_initializer()))
+    found = Probe(model, (), shapes=names).run(np.zeros((1, 3, *size), np.float32))
+    shapes = {name: tuple(shape.tolist()) for name, shape in zip(names, found, strict=True)}
 
     def shape(value: ir.Value | None) -> tuple[int, ...]:
         assert value is not None and value.name is not None  # required by ONNX
@@ -211,6 +187,6 @@ def _multiply_adds(model: ir.Model, nodes: Sequence[ir.Node], size: tuple[int, i
         elif node.op_type == "ConvTranspose":
             cost = math.prod(given) * math.prod(weight[1:])
         else:
-            cost = math.prod(made) * given[0 if has_flag(node, "transA") else -1]
+            cost = math.prod(made) * given[0 if node.attributes.get_int("transA", 0) else -1]
         macs[str(node.name)] = cost
     return macs

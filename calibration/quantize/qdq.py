@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.observe.observers import LEVELS
-from denseport.calibration.quantize.graph import has_flag, new_constant, weight_of
-from denseport.calibration.quantize.placement import Group, residual_inputs
+from denseport.calibration.quantize.placement import Group
+from denseport.export.graph.edit import drop_unread, insert_behind, new_constant, new_node, weight_of
 
 __all__ = ["KINDS", "Kind", "Quantization", "quantize", "weight_scales"]
 
@@ -81,17 +81,15 @@ def quantize(
     groups: Iterable[Group],
     chosen: Iterable[str],
     *,
-    residual: bool = False,
     reasons: Mapping[str, str] | None = None,
     kind: str = "int8",
-) -> tuple[ir.Model, Quantization]:
-    """A copy of ``model`` in which the chosen groups compute in 8 bits.
+) -> Quantization:
+    """Let the chosen groups of a float model compute in 8 bits.
 
     Args:
         thresholds: by tensor: the magnitude that becomes 127 (INT8) or 448 (FP8), for all of `placement.activations`.
         groups: all groups of the model, as `placement.find_groups` gives them.
         chosen: names of those that compute in 8 bits.
-        residual: quantize also the other summand of additions behind a chosen convolution.
         reasons: by name: why groups stay float that could be in 8 bits, for the record.
         kind: of `KINDS`: "int8", or "fp8" (e4m3).
 
@@ -103,22 +101,15 @@ def quantize(
         raise CalibrationError(f"unknown 8-bit type {kind!r}", f"Choose one of {', '.join(KINDS)}.")
     groups = tuple(groups)
     wanted = _checked(groups, set(chosen))
-    result = model.clone()
-    nodes = {str(node.name): node for node in result.graph}
-    writer = _Writer(result.graph, thresholds, KINDS[kind])
-    for group in wanted:
-        for name in group.nodes:
-            node = nodes[name]
-            writer.quantize_input(node, 0)
-            writer.quantize_input(node, 1)
-    if residual:
-        # Read off the float model: by now the other summand may come from a DequantizeLinear.
-        for node, other in residual_inputs(model, [name for group in wanted for name in group.nodes]):
-            writer.quantize_input(nodes[str(node.name)], list(node.inputs).index(other))
-    writer.drop_unused()
+    nodes = {str(node.name): node for node in model.graph}
+    writer = _Writer(model.graph, thresholds, KINDS[kind])
+    for name in (name for group in wanted for name in group.nodes):
+        writer.quantize_input(nodes[name], 0)
+        writer.quantize_input(nodes[name], 1)
+    drop_unread(model.graph, writer.replaced)
     given = reasons or {}
     floats = tuple((g, given.get(g.name) or g.float_reason or "not chosen") for g in groups if g not in wanted)
-    return result, Quantization(kind, wanted, floats)
+    return Quantization(kind, wanted, floats)
 
 
 def weight_scales(weight: NDArray[np.float32], axis: int, largest_number: float = LEVELS) -> NDArray[np.float32]:
@@ -147,7 +138,7 @@ class _Writer:
         self.kind = kind
         self.thresholds = thresholds
         self.made: dict[tuple[str, int | None], ir.Value] = {}
-        self.replaced: list[ir.Value] = []
+        self.replaced: list[ir.Value] = []  # float weights
 
     def quantize_input(self, node: ir.Node, index: int) -> None:
         value = node.inputs[index]
@@ -160,12 +151,6 @@ class _Writer:
             )
         node.replace_input_with(index, self.made[value.name, axis])
 
-    def drop_unused(self) -> None:
-        """Remove float weights that no layer reads any more."""
-        for value in self.replaced:
-            if not value.uses():
-                del self.graph.initializers[str(value.name)]
-
     def _activation(self, value: ir.Value) -> ir.Value:
         name = str(value.name)
         if name not in self.thresholds:
@@ -177,14 +162,10 @@ class _Writer:
         step = np.array(limit / self.kind.largest if limit else 1, np.float32)
         scale = new_constant(self.graph, f"{name}.scale", step)
         zero = new_constant(self.graph, f"{name}.zero_point", np.array(0, self.kind.dtype.numpy()))
-        quantized = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}/QuantizeLinear")
-        quantized.outputs[0].name, quantized.outputs[0].dtype = f"{name}/QuantizeLinear", self.kind.dtype
-        back = self._dequantize(name, quantized.outputs[0], scale, zero)
-        producer = value.producer()
-        if producer is None:
-            self.graph.insert_before(self.graph[0], [quantized, back])
-        else:
-            self.graph.insert_after(producer, [quantized, back])
+        inputs = [value, scale, zero]
+        quantized = new_node("QuantizeLinear", inputs, name=f"{name}/QuantizeLinear", dtype=self.kind.dtype)
+        back = new_node("DequantizeLinear", [*quantized.outputs, scale, zero], name=f"{name}/DequantizeLinear")
+        insert_behind(self.graph, value, [quantized, back])
         return back.outputs[0]
 
     def _weight(self, value: ir.Value, weight: NDArray[Any], axis: int, node: ir.Node) -> ir.Value:
@@ -195,24 +176,14 @@ class _Writer:
         stored = new_constant(self.graph, f"{name}.{self.kind.dtype.name.lower()}", rounded)
         scale = new_constant(self.graph, f"{name}.scale", scales)
         zero = new_constant(self.graph, f"{name}.zero_point", np.zeros(len(scales), rounded.dtype))
-        back = self._dequantize(name, stored, scale, zero, axis)
+        inputs = [stored, scale, zero]
+        back = new_node("DequantizeLinear", inputs, {"axis": axis}, name=f"{name}/DequantizeLinear")
         self.graph.insert_before(node, back)
         self.replaced.append(value)
         return back.outputs[0]
 
-    def _dequantize(
-        self, name: str, value: ir.Value, scale: ir.Value, zero: ir.Value, axis: int | None = None
-    ) -> ir.Node:
-        attributes = {} if axis is None else {"axis": axis}
-        node = ir.node("DequantizeLinear", [value, scale, zero], attributes, name=f"{name}/DequantizeLinear")
-        node.outputs[0].name = f"{name}/DequantizeLinear"
-        return node
-
 
 def _output_axis(node: ir.Node, rank: int) -> int:
     """The axis of a layer's weight that counts its outputs."""
-    if node.op_type == "Conv":
-        return 0
-    if has_flag(node, "transB"):
-        return 0
-    return rank - 1
+    transposed = node.attributes.get_int("transB", 0)
+    return 0 if node.op_type == "Conv" or transposed else rank - 1

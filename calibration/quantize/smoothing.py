@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.observe.observers import LEVELS, ChannelMaximum, RowSample
-from denseport.calibration.quantize.graph import has_flag, new_constant, weight_of
 from denseport.calibration.quantize.qdq import weight_scales
+from denseport.export.graph.edit import drop_unread, new_constant, weight_of
 from denseport.runtime.system.progress import StepCallback, no_steps
 
-__all__ = ["STRENGTHS", "Smoothing", "find_norms", "migrate", "smooth"]
+__all__ = ["STRENGTHS", "Smoothing", "SmoothingRecord", "find_norms", "migrate", "smooth"]
 
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _SMALLEST = 1e-5  # of a channel's largest magnitude; smaller ones count as this
@@ -39,6 +39,13 @@ class Smoothing:
     strength: float  # 0: left as it was
     error_before: float  # relative L2 error of the next layers' outputs when both inputs are INT8
     error: float  # the same with the chosen strength
+
+
+@dataclass(frozen=True)
+class SmoothingRecord:
+    """What was done to a model."""
+
+    norms: tuple[Smoothing, ...]  # in the graph's order
 
 
 def find_norms(model: ir.Model) -> dict[str, tuple[ir.Node, list[ir.Node]]]:
@@ -61,8 +68,8 @@ def smooth(
     *,
     strengths: Iterable[float] = STRENGTHS,
     progress: StepCallback = no_steps,
-) -> tuple[ir.Model, list[Smoothing]]:
-    """A copy of the model with every LayerNorm of `find_norms` migrated at its best strength.
+) -> SmoothingRecord:
+    """Migrate every LayerNorm of `find_norms` at its best strength.
 
     Args:
         maxima: by output of the LayerNorms: the largest magnitude of each channel.
@@ -71,8 +78,7 @@ def smooth(
     Raises:
         CalibrationError: a LayerNorm was not observed.
     """
-    result = model.clone()
-    norms = find_norms(result)
+    norms = find_norms(model)
     done = []
     for name, (norm, linears) in norms.items():
         largest = maxima[name].maximum if name in maxima else None
@@ -86,21 +92,21 @@ def smooth(
             errors[strength] = quantized_error(sample / factors, largest / factors, weight * factors[:, None])
         best = min(errors, key=lambda strength: errors[strength])
         if best:
-            migrate(result, norm, linears, _factors(largest, weight, best))
+            migrate(model, norm, linears, _factors(largest, weight, best))
         done.append(Smoothing(str(norm.name), best, errors[0.0], errors[best]))
         progress(len(done), len(norms))
-    return result, done
+    return SmoothingRecord(tuple(done))
 
 
 def migrate(model: ir.Model, norm: ir.Node, linears: Iterable[ir.Node], factors: Array) -> None:
-    """Divide a LayerNorm's output by ``factors`` (C,) and multiply the next layers' rows by them. In place, exact."""
+    """Divide a LayerNorm's output by ``factors`` (C,) and multiply the next layers' rows by them: exact."""
     for index in (1, 2):
         if index < len(norm.inputs) and norm.inputs[index] is not None:
             _replace(model, norm, index, lambda array: array / factors)
     # Another tensor than the original's, so no comparison by name may take it for that one.
     norm.outputs[0].name = f"{norm.outputs[0].name}.smoothed"
     for node in linears:
-        rows = factors[None, :] if has_flag(node, "transB") else factors[:, None]
+        rows = factors[None, :] if node.attributes.get_int("transB", 0) else factors[:, None]
         _replace(model, node, 1, lambda array, rows=rows: array * rows)  # type: ignore[misc]
 
 
@@ -127,14 +133,14 @@ def _is_linear(node: ir.Node, value: ir.Value) -> bool:
     if node.op_type not in ("MatMul", "Gemm") or node.inputs[0] is not value:
         return False
     weight = weight_of(node.inputs[1])
-    return weight is not None and weight.ndim == 2 and not has_flag(node, "transA")
+    return weight is not None and weight.ndim == 2 and not node.attributes.get_int("transA", 0)
 
 
 def _linear_weight(node: ir.Node) -> Array:
     """(in, out)."""
     weight = weight_of(node.inputs[1])
     assert weight is not None  # find_norms saw it
-    return weight.T if has_flag(node, "transB") else weight
+    return weight.T if node.attributes.get_int("transB", 0) else weight
 
 
 def _replace(model: ir.Model, node: ir.Node, index: int, change: Callable[[Array], Array]) -> None:
@@ -144,5 +150,4 @@ def _replace(model: ir.Model, node: ir.Node, index: int, change: Callable[[Array
     assert value is not None and array is not None  # find_norms saw it
     name = f"{value.name}.smoothed" if len(value.uses()) == 1 else f"{node.name}.smoothed{index}"
     node.replace_input_with(index, new_constant(model.graph, name, change(array).astype(array.dtype)))
-    if not value.uses() and value.name is not None:
-        del model.graph.initializers[value.name]
+    drop_unread(model.graph, [value])

@@ -15,12 +15,12 @@ import onnx_ir as ir
 from denseport.calibration.observe.collect import collect, collection_key
 from denseport.calibration.observe.images import CalibrationImages, ImageStatistics
 from denseport.calibration.observe.observers import ChannelMaximum, Histogram, Method, Observer, RowSample, threshold
-from denseport.calibration.quantize.graph import INPUT
 from denseport.calibration.quantize.placement import Group, activations
-from denseport.calibration.quantize.smoothing import Smoothing, find_norms, smooth
+from denseport.calibration.quantize.smoothing import SmoothingRecord, find_norms, smooth
+from denseport.runtime.backends.onnxruntime import INPUT
 from denseport.runtime.system.progress import StepCallback, no_steps
 
-__all__ = ["Thresholds", "find_thresholds", "smoothed"]
+__all__ = ["Thresholds", "find_thresholds", "smooth_norms"]
 
 _ROWS = 1024  # of each LayerNorm's output, all images together
 
@@ -34,7 +34,7 @@ class Thresholds:
     key: str  # a hash of the model, the images and the tensors
 
 
-def smoothed(
+def smooth_norms(
     model: ir.Model,
     images: CalibrationImages,
     identity: Sequence[str],
@@ -42,8 +42,8 @@ def smoothed(
     *,
     threads: int | None = None,
     progress: StepCallback = no_steps,
-) -> tuple[ir.Model, list[Smoothing]]:
-    """A copy of the model with the outliers behind its LayerNorms migrated into the next weights.
+) -> SmoothingRecord:
+    """Observe the outliers behind a model's LayerNorms and migrate them into the next weights, in place.
 
     Args:
         identity: the images', as `CalibrationImages.identity` gives it, by which a state file is known again.
@@ -51,7 +51,7 @@ def smoothed(
     """
     norms = find_norms(model)
     if not norms:
-        return model, []
+        return SmoothingRecord(())
     maxima = {name: ChannelMaximum() for name in norms}
     rows = {name: RowSample(per_image=max(1, _ROWS // len(images)), capacity=_ROWS) for name in norms}
     observers: dict[str, list[Observer]] = {name: [maxima[name], rows[name]] for name in norms}
@@ -76,7 +76,7 @@ def find_thresholds(
     """The thresholds of all tensors that ``groups`` read, and of what their convolutions write.
 
     Args:
-        method: of `observers.METHODS`; the others as of `smoothed`.
+        method: of `observers.METHODS`; the others as of `smooth_norms`.
 
     Raises:
         CalibrationError: a tensor holds values that are not finite.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ __all__ = ["LossFile"]
 SAVE_SECONDS = 5.0
 
 
-class LossFile(MutableMapping[str, Loss]):
+class LossFile(dict[str, Loss]):
     """Losses by group, written every few seconds.
 
     Args:
@@ -28,15 +27,15 @@ class LossFile(MutableMapping[str, Loss]):
     """
 
     def __init__(self, path: Path, *what: str) -> None:
+        super().__init__()
         self.path, self.what = path, list(what)
-        self._losses: dict[str, Loss] = {}
         self._saved = time.monotonic()
         arrays = read_arrays(path)
         self.damaged = arrays is None and path.exists()
         if arrays is not None and "what" in arrays and arrays["what"].tolist() == self.what:
             columns = (arrays[name].tolist() for name in ("groups", "error", "agreement", "miou"))
             for name, error, agreement, miou in zip(*columns, strict=True):
-                self._losses[name] = Loss(error, agreement, None if np.isnan(miou) else miou)
+                super().__setitem__(name, Loss(error, agreement, None if np.isnan(miou) else miou))
 
     def save(self) -> None:
         """Write all of them.
@@ -44,10 +43,10 @@ class LossFile(MutableMapping[str, Loss]):
         Raises:
             OutputError: the place cannot be written.
         """
-        losses = self._losses.values()
+        losses = self.values()
         arrays = {
             "what": np.array(self.what, str),
-            "groups": np.array(list(self._losses), str),
+            "groups": np.array(list(self), str),
             "error": np.array([loss.error for loss in losses], np.float64),
             "agreement": np.array([loss.agreement for loss in losses], np.float64),
             "miou": np.array([loss.miou for loss in losses], np.float64),  # None becomes NaN
@@ -56,18 +55,6 @@ class LossFile(MutableMapping[str, Loss]):
         self._saved = time.monotonic()
 
     def __setitem__(self, name: str, loss: Loss) -> None:
-        self._losses[name] = loss
+        super().__setitem__(name, loss)
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
-
-    def __getitem__(self, name: str) -> Loss:
-        return self._losses[name]
-
-    def __delitem__(self, name: str) -> None:
-        del self._losses[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._losses)
-
-    def __len__(self) -> int:
-        return len(self._losses)

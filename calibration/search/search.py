@@ -117,7 +117,6 @@ def search(
     groups: Sequence[Group],
     budget: Budget,
     *,
-    residual: bool = False,
     kind: str = "int8",
     losses: Mapping[str, Loss] | None = None,
     batch: float = 0.02,
@@ -140,9 +139,7 @@ def search(
     candidates = [group for group in groups if group.is_candidate]
     if losses is None:
         names = [group.name for group in candidates]
-        losses = sensitivities(
-            reference, model, thresholds, groups, names, residual=residual, kind=kind, progress=progress
-        )
+        losses = sensitivities(reference, model, thresholds, groups, names, kind=kind, progress=progress)
     total = max(1, sum(group.macs for group in groups))
     # Squared errors of independent layers add up, so they are what a layer costs.
     harm = {g.name: losses[g.name].error ** 2 / max(g.macs, 1) for g in candidates}
@@ -152,7 +149,8 @@ def search(
     dropped: list[Group] = []
     while True:
         names = [group.name for group in chosen]
-        quantized, record = quantize(model, thresholds, groups, names, residual=residual, reasons=reasons, kind=kind)
+        quantized = model.clone()
+        record = quantize(quantized, thresholds, groups, names, reasons=reasons, kind=kind)
         loss = reference.measure(quantized)
         excess = budget.excess(loss)
         steps.append(Step(record.share, loss, excess <= 1, tuple(g.name for g in dropped)))

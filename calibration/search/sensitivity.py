@@ -12,9 +12,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from denseport.calibration.errors import CalibrationError
-from denseport.calibration.quantize.graph import GraphSession
 from denseport.calibration.quantize.placement import Group
 from denseport.calibration.quantize.qdq import quantize
+from denseport.export.graph.probe import Probe
 from denseport.runtime.evaluation.metrics import ConfusionMatrix, LabelMap, mean_iou
 from denseport.runtime.system.progress import StepCallback, no_steps
 
@@ -59,8 +59,8 @@ class Reference:
         if labels is not None and len(labels) != len(images):
             raise CalibrationError(f"{len(images)} images, but labels for {len(labels)}", "Give a mask for each image.")
         self.images, self.labels, self.threads = images, labels, threads
-        session = GraphSession(model, threads=threads)
-        self._logits = [session.run(images[i])[0].astype(np.float16) for i in range(len(images))]
+        probe = Probe(model, threads=threads)
+        self._logits = [probe.run(images[i])[0].astype(np.float16) for i in range(len(images))]
         self._miou = self._measured([logits.argmax(1) for logits in self._logits])
 
     def measure(self, model: ir.Model) -> Loss:
@@ -69,11 +69,11 @@ class Reference:
         Raises:
             CalibrationError: the logits have another shape than FP32's.
         """
-        session = GraphSession(model, threads=self.threads)
+        probe = Probe(model, threads=self.threads)
         squares, difference, same, pixels = 0.0, 0.0, 0, 0
         classes = []
         for i, reference in enumerate(self._logits):
-            logits = session.run(self.images[i])[0]
+            logits = probe.run(self.images[i])[0]
             if logits.shape != reference.shape:
                 raise CalibrationError(f"the logits are {logits.shape}; FP32's are {reference.shape}")
             expected = reference.astype(np.float32)
@@ -107,7 +107,6 @@ def sensitivities(
     groups: Sequence[Group],
     candidates: Iterable[str],
     *,
-    residual: bool = False,
     kind: str = "int8",
     losses: MutableMapping[str, Loss] | None = None,
     progress: StepCallback = no_steps,
@@ -122,7 +121,8 @@ def sensitivities(
     losses = {} if losses is None else losses
     for done, name in enumerate(names, start=1):
         if name not in losses:
-            quantized, _ = quantize(model, thresholds, groups, [name], residual=residual, kind=kind)
+            quantized = model.clone()
+            quantize(quantized, thresholds, groups, [name], kind=kind)
             losses[name] = reference.measure(quantized)
         progress(done, len(names))
     return {name: losses[name] for name in names}

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from denseport.calibration.quantize.cpu import cpu_variant
+from denseport.calibration.quantize.cpu import lower_for_cpu
 from denseport.calibration.search.search import Search
 from denseport.calibration.search.sensitivity import Loss, Reference
 from denseport.runtime.bundle.artifact import ANY, FOR_CPU, FOR_TENSORRT
@@ -46,6 +46,7 @@ def variants_of(
     target = ANY if precision == "int8" else FOR_TENSORRT
     variants = [Variant(f"{precision}.onnx", target, quantized, found.loss, {})]
     if precision == "int8":
-        model, record = cpu_variant(quantized, source, thresholds)
+        model = quantized.clone()
+        record = lower_for_cpu(model, source, thresholds)
         variants.append(Variant("int8.cpu.onnx", FOR_CPU, model, reference.measure(model), dict(record.floats)))
     return variants

@@ -24,10 +24,10 @@ from denseport.export.engine.errors import builder_error, parser_error
 from denseport.export.engine.progress import STEPS, ProgressTree, monitor
 from denseport.export.engine.types import inspect_engine, onnx_types
 from denseport.export.errors import BuildError
-from denseport.export.graph.fold import fix_input_shape
+from denseport.export.graph.fold import fold
 from denseport.export.graph.fusion import fuse, fused_nodes
 from denseport.export.graph.mask import append_mask
-from denseport.export.graph.save import PROTOBUF_LIMIT, weight_bytes
+from denseport.export.graph.model import PROTOBUF_LIMIT, weight_bytes
 from denseport.export.plugin.compile import compile_ptx
 from denseport.runtime.backends.cuda.driver import Device, open_cuda
 from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_library
@@ -223,7 +223,7 @@ def _prepared(model: Path, options: EngineOptions) -> Iterator[_Source]:
     if options.mask:
         append_mask(graph)
     if fixed:
-        fix_input_shape(graph, options.profiles[0].optimum)
+        fold(graph, options.profiles[0].optimum)
     if options.plugin:
         fuse(graph)
     types, fused, output = onnx_types(graph), fused_nodes(graph), str(graph.graph.outputs[0].name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from denseport.runtime.system.progress import StepCallback
 
-__all__ = ["ProgressTree", "monitor"]
+__all__ = ["STEPS", "ProgressTree", "monitor"]
 
 STEPS = 1000  # that the whole build counts as
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Hashable, Iterable, Mapping
 from itertools import count
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import onnx_ir as ir
+from numpy.typing import NDArray
+
+from denseport.export.graph.edit import drop_unread, insert_behind, new_constant, new_node, weight_of
 
 __all__ = ["Caster", "fewest_casts"]
 
@@ -103,8 +106,8 @@ class Caster:
         if value.dtype == dtype:
             return value
         if value not in self._made:
-            constant = value.is_initializer()
-            self._made[value] = self._copy(value, dtype) if constant else self._insert(value, dtype)
+            weight = weight_of(value)
+            self._made[value] = self._insert(value, dtype) if weight is None else self._copy(value, weight, dtype)
         return self._made[value]
 
     def finish(self) -> None:
@@ -118,26 +121,15 @@ class Caster:
                 self._graph.outputs[i] = output
         for value, copy in self._made.items():
             if value.is_initializer() and not value.uses():
-                name = str(value.name)
-                del self._graph.initializers[name]
-                copy.name = name
+                drop_unread(self._graph, [value])
+                copy.name = value.name
 
-    def _copy(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        assert value.const_value is not None
-        name = f"{value.name}.{self._suffix}"
-        tensor = ir.tensor(value.const_value.numpy().astype(dtype.numpy()), dtype, name=name)
-        copy = ir.Value(name=name, shape=value.shape, type=ir.TensorType(dtype), const_value=tensor)
-        self._graph.register_initializer(copy)
-        return copy
+    def _copy(self, value: ir.Value, weight: NDArray[Any], dtype: ir.DataType) -> ir.Value:
+        return new_constant(self._graph, f"{value.name}.{self._suffix}", weight.astype(dtype.numpy()))
 
     def _insert(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         name = f"{value.name}.{'fp32' if dtype == FLOAT else self._suffix}"
-        node = ir.node("Cast", [value], {"to": dtype}, name=name)
-        node.outputs[0].name, node.outputs[0].dtype = name, dtype
-        producer = value.producer()
-        if producer is None:
-            self._graph.insert_before(self._graph[0], node)
-        else:
-            self._graph.insert_after(producer, node)
+        node = new_node("Cast", [value], {"to": dtype}, name=name, dtype=dtype)
+        insert_behind(self._graph, value, [node])
         self.casts += 1
         return node.outputs[0]

@@ -6,16 +6,20 @@ Engines fold some of it themselves, but not over a Resize, and their builders ta
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
-import onnxruntime
 import onnxscript.optimizer
 from numpy.typing import NDArray
 
 from denseport.export.errors import ExportError
+from denseport.export.graph.edit import new_constant
+from denseport.export.graph.probe import open_session
 
-__all__ = ["fix_input_shape"]
+__all__ = ["FoldRecord", "fold"]
 
 SMALL = 4096  # bytes; up to here onnx's reference evaluator, slow but exact on integers, does the folding
 ROUNDS = 10  # folding uncovers shapes and shapes uncover folding; two rounds are what the networks here take
@@ -23,8 +27,16 @@ ROUNDS = 10  # folding uncovers shapes and shapes uncover folding; two rounds ar
 KEPT = {"QuantizeLinear", "DequantizeLinear", "ConstantOfShape"}
 
 
-def fix_input_shape(model: ir.Model, shape: tuple[int, int, int, int]) -> ir.Model:
-    """The model for inputs of ``shape`` (N, 3, H, W) alone, its constants folded. Works on the model in place.
+@dataclass(frozen=True)
+class FoldRecord:
+    """What a fixed size made constant."""
+
+    shape: tuple[int, int, int, int]  # of the input
+    folded: int  # nodes whose result became a constant, or that nothing needs now
+
+
+def fold(model: ir.Model, shape: tuple[int, int, int, int]) -> FoldRecord:
+    """Let a model take inputs of ``shape`` (N, 3, H, W) alone, and fold what is constant then.
 
     Raises:
         ExportError: the graph cannot have that input.
@@ -40,6 +52,7 @@ def fix_input_shape(model: ir.Model, shape: tuple[int, int, int, int]) -> ir.Mod
     graph.inputs[0].shape = ir.Shape(shape)
     for output in graph.outputs:
         output.shape = None
+    start = graph.num_nodes()
     for _ in range(ROUNDS):
         before = graph.num_nodes()
         passes.ShapeInferencePass()(model)
@@ -49,7 +62,7 @@ def fix_input_shape(model: ir.Model, shape: tuple[int, int, int, int]) -> ir.Mod
         if graph.num_nodes() == before:
             break
     passes.ShapeInferencePass()(model)
-    return model
+    return FoldRecord(shape, start - graph.num_nodes())
 
 
 def _fold_large(model: ir.Model) -> None:
@@ -71,11 +84,7 @@ def _fold_large(model: ir.Model) -> None:
     if not wanted:
         return
     for value, array in zip(wanted, _evaluate(model, nodes, wanted), strict=True):
-        tensor = ir.tensor(array, name=f"{value.name}.constant")
-        dtype = value.type or ir.TensorType(tensor.dtype)
-        folded = ir.Value(name=tensor.name, shape=ir.Shape(array.shape), type=dtype, const_value=tensor)
-        model.graph.register_initializer(folded)
-        value.replace_all_uses_with(folded)
+        value.replace_all_uses_with(new_constant(model.graph, f"{value.name}.constant", array))
 
 
 def _computable(node: ir.Node) -> bool:
@@ -90,36 +99,19 @@ def _computable(node: ir.Node) -> bool:
 
 def _evaluate(model: ir.Model, nodes: list[ir.Node], wanted: list[ir.Value]) -> list[NDArray[np.generic]]:
     """Values of ``wanted``, computed from constants alone by ``nodes``."""
-    values: dict[ir.Value, ir.Value] = {}
-    for node in nodes:
-        for value in node.inputs:
-            if value is not None and value.is_initializer() and value not in values:
-                values[value] = ir.Value(
-                    name=value.name, shape=value.shape, type=value.type, const_value=value.const_value
-                )
-    clones = []
-    for node in nodes:
-        clone = ir.Node(
-            node.domain,
-            node.op_type,
-            [None if value is None else values[value] for value in node.inputs],
-            list(node.attributes.values()),
-            num_outputs=len(node.outputs),
-        )
-        for old, new in zip(node.outputs, clone.outputs, strict=True):
-            new.name, values[old] = old.name, new
-            new.type = old.type
-        clones.append(clone)
-    graph = ir.Graph(
-        [],
-        [values[value] for value in wanted],
-        nodes=clones,
-        initializers=[value for value in values.values() if value.const_value is not None],
-        opset_imports=model.opset_imports,
+    read = {
+        value.name: value for node in nodes for value in node.inputs if value is not None and value.is_initializer()
+    }
+    constants = []
+    for name, value in read.items():
+        assert value.const_value is not None  # an initializer's
+        constants.append(ir.to_proto(value.const_value))
+        constants[-1].name = str(name)
+    outputs = [onnx.ValueInfoProto(name=value.name) for value in wanted]
+    graph = onnx.helper.make_graph([ir.to_proto(node) for node in nodes], "constants", [], outputs, constants)
+    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+    part = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
+    results: list[NDArray[np.generic]] = open_session(part, "the graph's constant part").run(
+        [str(value.name) for value in wanted], {}
     )
-    part = ir.to_proto(ir.Model(graph, ir_version=model.ir_version)).SerializeToString()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(part, options, providers=["CPUExecutionProvider"])
-    results: list[NDArray[np.generic]] = session.run([str(value.name) for value in wanted], {})
     return results

@@ -26,6 +26,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from denseport.export.errors import ExportError
+from denseport.export.graph.edit import new_constant, new_node
 from denseport.export.plugin.launch import SCALES
 
 __all__ = ["DOMAIN", "OPERATORS", "FusionRecord", "fuse", "fused_nodes"]
@@ -94,7 +95,7 @@ def fused_nodes(model: ir.Model) -> dict[str, int]:
 
 
 def fuse(model: ir.Model) -> FusionRecord:
-    """Fuse a graph, FP32, typed or quantized, in place; a second time changes nothing.
+    """Fuse a graph, FP32, typed or quantized; a second time changes nothing.
 
     Raises:
         ExportError: there is nothing to fuse, and nothing was fused before.
@@ -283,18 +284,12 @@ def _side(graph: ir.Graph, before: ir.Node, image: ir.Value, axis: int) -> ir.Va
     side = "rows" if axis == 2 else "columns"
 
     def constant(name: str, values: list[int]) -> ir.Value:
-        array = np.array(values, np.int64)
-        tensor = ir.tensor(array, name=f"mask/{side}.{name}")
-        dtype = ir.TensorType(ir.DataType.INT64)
-        value = ir.Value(name=tensor.name, shape=ir.Shape(array.shape), type=dtype, const_value=tensor)
-        graph.register_initializer(value)
-        return value
+        return new_constant(graph, f"mask/{side}.{name}", np.array(values, np.int64))
 
     cut = [constant("starts", [0] * 3), constant("ends", [1] * 3), constant("axes", others)]
-    line = ir.node("Slice", [image, *cut], name=f"mask/{side}/Slice")
-    flat = ir.node("Reshape", [line.outputs[0], constant("shape", [-1])], name=f"mask/{side}/Reshape")
-    for node in (line, flat):
-        node.outputs[0].name, node.outputs[0].dtype = node.name, FLOAT
+    line = new_node("Slice", [image, *cut], name=f"mask/{side}/Slice", dtype=FLOAT)
+    length = constant("shape", [-1])
+    flat = new_node("Reshape", [*line.outputs, length], name=f"mask/{side}/Reshape", dtype=FLOAT)
     graph.insert_before(before, [line, flat])
     return flat.outputs[0]
 

@@ -18,9 +18,8 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -31,8 +30,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferenc
 
 from denseport.export.errors import ExportError
 from denseport.export.graph.casts import Caster, fewest_casts
-from denseport.export.graph.ranges import Ranges, observe
-from denseport.export.graph.save import PROTOBUF_LIMIT, read_model, save_model
+from denseport.export.graph.ranges import Ranges
 from denseport.runtime.errors import InputError
 
 __all__ = [
@@ -45,7 +43,6 @@ __all__ = [
     "Rule",
     "precision_table",
     "set_types",
-    "write_precision",
 ]
 
 FLOAT = ir.DataType.FLOAT
@@ -144,49 +141,27 @@ class _Choice:
     island: bool = False
 
 
-def write_precision(
-    model_path: Path,
-    output: Path,
-    precision: str,
-    calibration: Iterable[NDArray[np.float32]] | None = None,
-    *,
-    limit: int = PROTOBUF_LIMIT,
-) -> PrecisionRecord:
-    """Write the FP16 or BF16 form of an FP32 ``model.onnx``.
+def set_types(model: ir.Model, precision: str, ranges: Ranges | None = None) -> PrecisionRecord:
+    """Give every floating-point node of an FP32 model its type.
 
     Args:
         precision: "fp16" or "bf16".
-        calibration: normalised batches (N, 3, H, W) float32; without them only the weights are checked for overflow.
-        limit: bytes of weights beyond which they go to ``output`` + ".data".
+        ranges: of its tensors; without them only the weights are checked for overflow.
 
     Raises:
-        InputError: unknown precision, or no image in ``calibration``.
-        ExportError: the model cannot be typed, or the result is no valid ONNX.
-        MachineError: ``calibration`` needs ONNX Runtime, which is not installed.
-        OutputError: ``output`` cannot be written.
+        InputError: unknown precision.
+        ExportError: a node holds a graph of its own, or a tensor is narrow already or of unknown type.
     """
     if precision not in FORMATS:
         raise InputError(f"unknown precision {precision!r}", f"Choose one of {', '.join(FORMATS)}.")
-    ranges = Ranges() if calibration is None else observe(model_path, calibration)
-    model, record = set_types(read_model(model_path), FORMATS[precision], ranges)
-    save_model(model, output, limit)
-    return record
-
-
-def set_types(model: ir.Model, narrow: Format, ranges: Ranges | None = None) -> tuple[ir.Model, PrecisionRecord]:
-    """Give every floating-point node of an FP32 model its type, in place.
-
-    Raises:
-        ExportError: a node holds a graph of its own, or a tensor is narrow already or of unknown type.
-    """
-    ranges = ranges or Ranges()
+    narrow, ranges = FORMATS[precision], ranges or Ranges()
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     graph = model.graph
     _require_types(model)
     slots = {node: _slots(node, model.opset_imports, narrow) for node in graph if _is_float(node)}
     choices = _choose(graph, slots, narrow, ranges)
     casts = _apply(graph, slots, choices, narrow)
-    return model, _record(choices, narrow, casts, ranges)
+    return _record(choices, narrow, casts, ranges)
 
 
 def precision_table(record: PrecisionRecord) -> str:

@@ -8,44 +8,55 @@ that was narrow passes through a pair of casts, which ONNX Runtime keeps because
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
-__all__ = ["emulate_rounding"]
+from denseport.export.graph.edit import new_node, weight_of
+
+__all__ = ["RoundingRecord", "emulate_rounding"]
 
 FLOAT = ir.DataType.FLOAT
 NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
-def emulate_rounding(model: ir.Model) -> ir.Model:
-    """Turn a graph typed by `export.graph.precision` into an FP32 graph that rounds where that one does, in place.
+@dataclass(frozen=True)
+class RoundingRecord:
+    """What became FP32."""
+
+    constants: int
+    tensors: int  # each rounded by casts behind it
+
+
+def emulate_rounding(model: ir.Model) -> RoundingRecord:
+    """Turn a graph typed by `export.graph.precision` into an FP32 graph that rounds where that one does.
 
     For measuring on a CPU, not for deployment: it is slower than both.
     """
     graph = model.graph
-    for constant in graph.initializers.values():
-        if constant.dtype in NARROW and constant.const_value is not None:
-            constant.const_value = ir.tensor(constant.const_value.numpy().astype("float32"), name=constant.name)
-            constant.dtype = FLOAT
-    for node in list(graph):
-        for value in node.outputs:
-            if value.dtype in NARROW:
-                _round(graph, node, value)
-    return model
+    constants = [value for value in graph.initializers.values() if value.dtype in NARROW]
+    for constant in constants:
+        weight = weight_of(constant)
+        assert weight is not None  # an initializer's
+        constant.const_value = ir.tensor(weight.astype("float32"), name=constant.name)
+        constant.dtype = FLOAT
+    narrow = [(node, value) for node in graph for value in node.outputs if value.dtype in NARROW]
+    for node, value in narrow:
+        _round(graph, node, value)
+    return RoundingRecord(len(constants), len(narrow))
 
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     narrow = value.dtype
     assert narrow is not None  # one of NARROW
-    back = ir.node("Cast", [value], {"to": FLOAT}, name=f"{value.name}.rounded")
+    back = new_node("Cast", [value], {"to": FLOAT}, name=f"{value.name}.rounded", dtype=FLOAT)
     rounded = back.outputs[0]
-    rounded.name, rounded.dtype = back.name, FLOAT
     if node.op_type == "Cast":  # it rounds by itself
         value.replace_all_uses_with(rounded)
         back.replace_input_with(0, value)
         graph.insert_after(node, back)
         return
-    down = ir.node("Cast", [value], {"to": narrow}, name=f"{value.name}.{narrow.name.lower()}")
-    down.outputs[0].name, down.outputs[0].dtype = down.name, narrow
+    down = new_node("Cast", [value], {"to": narrow}, name=f"{value.name}.{narrow.name.lower()}", dtype=narrow)
     value.replace_all_uses_with(rounded)
     value.dtype = FLOAT
     down.replace_input_with(0, value)

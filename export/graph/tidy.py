@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
+from dataclasses import dataclass
 
 import onnx_ir as ir
 import onnxscript.optimizer
 
 from denseport.export.errors import ExportError
 
-__all__ = ["DYNAMIC", "tidy"]
+__all__ = ["DYNAMIC", "TidyRecord", "tidy"]
 
 DYNAMIC = {0: "batch", 2: "height", 3: "width"}  # dimensions of the input that stay free
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -24,12 +25,21 @@ MARKER = "_empty_nn_module_stack"  # the exporter's scope for nodes outside of e
 FOLD_LIMIT = 2**28  # bytes; the exporter's own limit leaves slices of weights to be cut at every run
 
 
-def tidy(model: ir.Model) -> None:
-    """Fold constants, name nodes and tensors, drop the exporter's notes. In place.
+@dataclass(frozen=True)
+class TidyRecord:
+    """What became of an exported graph."""
+
+    folded: int  # nodes that were computed once, or that nothing needed
+    named: int  # nodes that stayed
+
+
+def tidy(model: ir.Model) -> TidyRecord:
+    """Fold constants, name nodes and tensors, drop the exporter's notes.
 
     Raises:
         ExportError: torch tied the batch, the height or the width to the example's.
     """
+    before = model.graph.num_nodes()
     onnxscript.optimizer.fold_constants(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
     onnxscript.optimizer.remove_unused_nodes(model)
     _name_nodes(model.graph)
@@ -37,6 +47,8 @@ def tidy(model: ir.Model) -> None:
     _name_sizes(model.graph)
     _drop_notes(model)
     model.producer_name = "denseport"
+    after = model.graph.num_nodes()
+    return TidyRecord(before - after, after)
 
 
 def _scope(node: ir.Node) -> str:

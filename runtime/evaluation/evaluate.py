@@ -18,7 +18,7 @@ from denseport.runtime.evaluation.dataset import Dataset, open_dataset
 from denseport.runtime.evaluation.failures import worst_images
 from denseport.runtime.evaluation.gate import Verdict
 from denseport.runtime.evaluation.measure import Measurement
-from denseport.runtime.evaluation.metrics import ClassScore, Scores
+from denseport.runtime.evaluation.metrics import Scores
 from denseport.runtime.evaluation.report import ReportInput, write_report
 from denseport.runtime.evaluation.task import LongRun, Task, open_task, refuse_state
 from denseport.runtime.segmenter import Segmenter
@@ -30,44 +30,19 @@ __all__ = ["Evaluation", "evaluate"]
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` found."""
+class Evaluation(Scores):
+    """What `evaluate` found: mIoU, mAcc, aAcc in percent and ``per_class``, as `Scores` has them, and the verdict."""
 
     artifact: str
     session: str  # what ran it, in words
     protocol: Protocol
     reduce_zero_label: bool  # masks count classes from 1, and 0 is ignored
     measurement: Measurement  # the counts, image by image
-    scores: Scores
+    agreement: float | None  # share of pixels with FP32's class, 0..1; None: FP32 was not run beside it
     gate: Verdict | None  # `passed`, `reasons`; None: nothing was to be judged
     warnings: tuple[str, ...]  # what a reader must know to trust the figures
     explanation: dict[str, Any] | None = None  # which step lost what, and as ``lines`` of text; None: not asked for
     report: Path | None = None  # the page; None: not asked for
-
-    @property
-    def mIoU(self) -> float:
-        """Percent; NaN where no pixel counts."""
-        return self.scores.mIoU
-
-    @property
-    def mAcc(self) -> float:
-        """Mean over the classes of the share of their pixels that is right, percent."""
-        return self.scores.mAcc
-
-    @property
-    def aAcc(self) -> float:
-        """Share of all labelled pixels that is right, percent."""
-        return self.scores.aAcc
-
-    @property
-    def per_class(self) -> tuple[ClassScore, ...]:
-        """In the order of the classes."""
-        return tuple(self.scores.per_class)
-
-    @property
-    def agreement(self) -> float | None:
-        """Share of pixels with FP32's class, 0..1; None where FP32 was not run beside it."""
-        return self.measurement.predictions.agreement
 
     def to_dict(self) -> dict[str, Any]:
         """What ``denseport eval --json`` prints."""
@@ -78,7 +53,7 @@ class Evaluation:
             "protocol": {"name": self.protocol.name, "description": self.protocol.description},
             "images": len(found.names),
             "reduce_zero_label": self.reduce_zero_label,
-            **self.scores.to_dict(),
+            **super().to_dict(),
             "agreement": self.agreement,
             "gate": self.gate.to_dict() if self.gate is not None else None,
             "warnings": list(self.warnings),
@@ -192,12 +167,13 @@ def _judged(task: Task, measurement: Measurement, session: str) -> Evaluation:
     segmenter, classes = task.segmenter, task.segmenter.manifest.classes
     scores = measurement.scores(classes)
     return Evaluation(
+        **vars(scores),
         artifact=segmenter.artifact,
         session=session,
         protocol=segmenter.protocol,
         reduce_zero_label=task.dataset.reduce_zero_label,
         measurement=measurement,
-        scores=scores,
+        agreement=measurement.predictions.agreement,
         gate=task.comparison.judge(measurement, classes) if task.comparison is not None else None,
         warnings=tuple(_warnings(segmenter, scores)),
     )
@@ -242,7 +218,7 @@ def _write_report(folder: Path, task: Task, found: Evaluation) -> Path:
         manifest=segmenter.manifest,
         artifact=found.artifact,
         evaluation=found.measurement,
-        scores=found.scores,
+        scores=found,
         fp32_scores=fp32.scores(segmenter.manifest.classes) if fp32 is not None else None,
         verdict=found.gate,
         protocol=found.protocol.description,

@@ -20,6 +20,7 @@ from denseport.runtime.pipeline.preprocess import rescaled_size, resize, resized
 __all__ = [
     "RATIOS",
     "TTA_CONVENTIONS",
+    "Span",
     "View",
     "input_sizes",
     "protocol_views",

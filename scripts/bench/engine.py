@@ -60,15 +60,18 @@ export_onnx(build(PRESETS[sys.argv[1]].spec), Path(sys.argv[2]))
 TYPE = """
 import sys
 from pathlib import Path
-from denseport.export.graph.precision import write_precision
-write_precision(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+from denseport.export.graph.model import read_model, save_model
+from denseport.export.graph.precision import set_types
+model = read_model(Path(sys.argv[1]))
+set_types(model, sys.argv[3])
+save_model(model, Path(sys.argv[2]))
 """
 
 FUSE = """
 import sys
 from pathlib import Path
 from denseport.export.graph.fusion import fuse
-from denseport.export.graph.save import read_model, save_model
+from denseport.export.graph.model import read_model, save_model
 model = read_model(Path(sys.argv[1]))
 fuse(model)
 save_model(model, Path(sys.argv[2]))

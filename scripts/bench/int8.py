@@ -28,13 +28,13 @@ from denseport.calibration.observe.collect import collect
 from denseport.calibration.observe.images import CalibrationImages, ImageStatistics
 from denseport.calibration.observe.observers import METHODS, ChannelMaximum, Histogram, RowSample, threshold
 from denseport.calibration.options import AGREEMENT
-from denseport.calibration.quantize.graph import load_model, serialise
 from denseport.calibration.quantize.placement import activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
 from denseport.calibration.quantize.smoothing import find_norms, smooth
-from denseport.calibration.quantize.unpack import unpack_projections
 from denseport.calibration.search.search import Budget, search
 from denseport.calibration.search.sensitivity import Reference
+from denseport.export.graph.model import read_model, serialise
+from denseport.export.graph.unpack import unpack_projections
 from denseport.runtime.bundle.artifact import ANY, FOR_TENSORRT, Artifact
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.protocol import parse_protocol
@@ -57,6 +57,13 @@ ROWS = (
 )
 
 
+def unpacked(path: Path) -> ir.Model:
+    """A model with its packed projections parted."""
+    model = read_model(path)
+    unpack_projections(model)
+    return model
+
+
 class Bench:
     """Models, statistics and measured rows of one bundle, in a work folder."""
 
@@ -76,7 +83,7 @@ class Bench:
 
     def model(self, smoothed: bool) -> ir.Model:
         if not smoothed:
-            return unpack_projections(load_model(self.bundle.verified("model.onnx")))[0]
+            return unpacked(self.bundle.verified("model.onnx"))
         path = self.work / "smoothed.onnx"
         if not path.exists():
             model = self.model(False)
@@ -84,11 +91,11 @@ class Bench:
             maxima = {name: ChannelMaximum() for name in norms}
             rows = {name: RowSample(per_image=max(1, 1024 // len(self.images)), capacity=1024) for name in norms}
             collect(model, self.images, {n: [maxima[n], rows[n]] for n in norms}, threads=self.threads, progress=said)
-            result, report = smooth(model, maxima, rows)
-            path.write_bytes(serialise(result))
-            for row in report:
+            record = smooth(model, maxima, rows)
+            path.write_bytes(serialise(model))
+            for row in record.norms:
                 print(f"  {row.norm}: {row.strength}, error {row.error_before:.4f} -> {row.error:.4f}", file=sys.stderr)
-        return unpack_projections(load_model(path))[0]
+        return unpacked(path)
 
     def histograms(self, model: ir.Model, smoothed: bool) -> dict[str, Histogram]:
         path = self.work / f"histograms{'-smoothed' if smoothed else ''}.pickle"
@@ -121,8 +128,8 @@ class Bench:
             (self.work / "search.json").write_text(json.dumps(found.to_dict(), indent=1))
             return serialise(result), found.quantization.share
         chosen = [g for g in groups if g.float_reason is None and not (g.kind == "attention" and "-attention" in row)]
-        result, record = quantize(model, limits, groups, [g.name for g in chosen])
-        return serialise(result), record.share
+        record = quantize(model, limits, groups, [g.name for g in chosen])
+        return serialise(model), record.share
 
     def plain(self) -> bytes:
         """ONNX Runtime's quantize_static with its defaults, in a process of its own for its memory."""

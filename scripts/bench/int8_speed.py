@@ -23,11 +23,11 @@ import onnxruntime
 
 from denseport.calibration.observe.collect import collect
 from denseport.calibration.observe.observers import Histogram, threshold
-from denseport.calibration.quantize.cpu import cpu_variant
-from denseport.calibration.quantize.graph import load_model, serialise
+from denseport.calibration.quantize.cpu import lower_for_cpu
 from denseport.calibration.quantize.placement import activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
-from denseport.calibration.quantize.unpack import unpack_projections
+from denseport.export.graph.model import read_model, serialise
+from denseport.export.graph.unpack import unpack_projections
 
 
 def main() -> None:
@@ -55,7 +55,8 @@ def main() -> None:
 
 
 def write(arguments: argparse.Namespace, image: Any, portable: Path, cpu: Path) -> None:
-    model, _ = unpack_projections(load_model(arguments.model))
+    model = read_model(arguments.model)
+    unpack_projections(model)
     groups = find_groups(model, tuple(arguments.size))
     attention = arguments.attention
     chosen = [g for g in groups if g.possible and (g.kind != "attention" or attention)]
@@ -63,11 +64,12 @@ def write(arguments: argparse.Namespace, image: Any, portable: Path, cpu: Path) 
     histograms = {name: Histogram() for name in activations(model, chosen, outputs=True)}
     collect(model, [image], {name: [each] for name, each in histograms.items()}, threads=arguments.threads)
     limits = {name: threshold(each, "minmax") for name, each in histograms.items()}
-    quantized, record = quantize(model, limits, groups, [group.name for group in chosen])
+    quantized = model.clone()
+    record = quantize(quantized, limits, groups, [group.name for group in chosen])
     portable.write_bytes(serialise(quantized))
-    result, form = cpu_variant(quantized, model, limits)
-    cpu.write_bytes(serialise(result))
-    words = f"{len(form.integer)} integer layers, float: {form.floats}"
+    lowered = lower_for_cpu(quantized, model, limits)
+    cpu.write_bytes(serialise(quantized))
+    words = f"{len(lowered.integer)} integer layers, float: {lowered.floats}"
     print(f"{100 * record.share:.1f} % of multiply-adds in INT8, {words}", flush=True)
 
 

@@ -56,14 +56,16 @@ class Subject:
 
     def graph(self) -> Path:
         """FP16 with FP32 islands, as ``denseport build --precision fp16`` types it; input and output float32."""
-        from denseport.export.graph.precision import write_precision
+        from denseport.export.graph.model import read_model, save_model
+        from denseport.export.graph.precision import set_types
         from denseport.export.torch_to_onnx import export_onnx
 
         typed = self.folder / "fp16.onnx"
         if not typed.exists():
-            model = self.folder / "model.onnx"
-            export_onnx(copy.deepcopy(self.module).cpu(), model)
-            write_precision(model, typed, "fp16")
+            export_onnx(copy.deepcopy(self.module).cpu(), self.folder / "model.onnx")
+            model = read_model(self.folder / "model.onnx")
+            set_types(model, "fp16")
+            save_model(model, typed)
         return typed
 
     def fused_graph(self) -> Path:

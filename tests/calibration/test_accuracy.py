@@ -11,11 +11,11 @@ from bundles import onnx_artifact
 from denseport.calibration.observe.collect import collect
 from denseport.calibration.observe.images import CalibrationImages
 from denseport.calibration.observe.observers import ChannelMaximum, Histogram, RowSample, threshold
-from denseport.calibration.quantize.graph import load_model, serialise
 from denseport.calibration.quantize.placement import activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
 from denseport.calibration.quantize.smoothing import find_norms, smooth
-from denseport.calibration.quantize.unpack import unpack_projections
+from denseport.export.graph.model import read_model, serialise
+from denseport.export.graph.unpack import unpack_projections
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.measure import measure_dataset
@@ -30,24 +30,24 @@ def test_the_sample_keeps_its_accuracy(shared: Path, tmp_path: Path) -> None:
     bundle = export_bundle(shared / "data/checkpoints/dpt_deit-s16_street.pth", tmp_path / "bundle")
     protocol = parse_protocol("reference", bundle.manifest)
     images = CalibrationImages.of_folder(shared / "data/street/images/training", protocol, limit=40)
-    model, count = unpack_projections(load_model(bundle.verified("model.onnx")))
-    assert count == 12
+    model = read_model(bundle.verified("model.onnx"))
+    assert len(unpack_projections(model).projections) == 12
 
     norms = find_norms(model)
     maxima = {name: ChannelMaximum() for name in norms}
     rows = {name: RowSample(per_image=20) for name in norms}
     collect(model, images, {name: [maxima[name], rows[name]] for name in norms})
-    model, _ = smooth(model, maxima, rows)
+    smooth(model, maxima, rows)
 
     groups = find_groups(model, (240, 320))
     chosen = [group for group in groups if group.float_reason is None and group.kind != "attention"]
     histograms = {name: Histogram() for name in activations(model, chosen)}
     collect(model, images, {name: [histogram] for name, histogram in histograms.items()})
     limits = {name: threshold(histogram, "minmax") for name, histogram in histograms.items()}
-    quantized, record = quantize(model, limits, groups, [group.name for group in chosen])
+    record = quantize(model, limits, groups, [group.name for group in chosen])
     assert record.share >= 0.8
 
-    (bundle.path / "int8.onnx").write_bytes(serialise(quantized))
+    (bundle.path / "int8.onnx").write_bytes(serialise(model))
     bundle.add("int8.onnx", onnx_artifact({"int8.onnx": sha256_of(bundle.path / "int8.onnx")}, "int8"))
     dataset = open_dataset(shared / "data/street")
     dataset = replace(dataset, samples=dataset.samples[::2])

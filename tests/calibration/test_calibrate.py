@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from denseport.calibration import verdict
 from denseport.calibration.search.sensitivity import Reference
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.cli.main import main
 from denseport.runtime.media.images import read_image
-from denseport.runtime.pipeline.network_input import network_inputs, sample_evenly
+from denseport.runtime.pipeline.network_input import NetworkInputs, sample_evenly
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.text import count
 
@@ -36,6 +37,10 @@ QUICK = ("--images", IMAGES, "--effort", "low", "--limit", "3", "--threads", "1"
 LEFT_OUT = ("backbone.layers.1", "backbone.layers.2", "backbone.layers.3", "decode_head.fusion_blocks.0")
 LEFT_OUT += ("decode_head.fusion_blocks.1", "decode_head.fusion_blocks.2")  # one of each kind is enough
 FEW_LAYERS = ("--keep-float", "decode_head")  # leaves few layers to try, so that it is quick
+
+
+def seen_by_the_network(bundle: Bundle, images: Sequence[Path]) -> NetworkInputs:
+    return NetworkInputs(images, parse_protocol("reference", bundle.manifest), bundle.manifest.patch_size)
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +103,7 @@ def test_int8_is_written_with_a_record(calibrated: Path) -> None:
     assert sum(node.op_type == "QuantizeLinear" for node in graph.node) > 15
 
     same = []
-    for image in network_inputs(images, bundle.manifest):
+    for image in seen_by_the_network(bundle, images):
         fp32, int8 = (
             onnxruntime.InferenceSession(bundle.path / name).run(None, {"image": image})[0].argmax(1)
             for name in ("model.onnx", "int8.onnx")
@@ -216,7 +221,7 @@ def test_fp8_comes_from_the_same_statistics(calibrated: Path, capsys: pytest.Cap
     graph = onnx.load(bundle.path / "fp8.onnx").graph
     kinds = {tensor.data_type for tensor in graph.initializer if tensor.name.endswith(".zero_point")}
     assert kinds == {onnx.TensorProto.FLOAT8E4M3FN}
-    image = next(network_inputs(sample_evenly([IMAGES], 1), bundle.manifest))
+    (image,) = seen_by_the_network(bundle, sample_evenly([IMAGES], 1))
     fp32, fp8 = (OnnxRuntimeSession(bundle.path / name).run(image) for name in ("model.onnx", "fp8.onnx"))
     assert 0 < np.linalg.norm(fp8 - fp32) < 0.1 * np.linalg.norm(fp32)
 

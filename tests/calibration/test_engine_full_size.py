@@ -11,11 +11,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from engine_text import products
-from quantizing import write_quantized
+from quantizing import write_quantized, write_typed
 
 from denseport.export.engine.build import EngineOptions, build_engine
 from denseport.export.engine.profile import named_profiles
-from denseport.export.graph.precision import write_precision
 
 pytestmark = [
     pytest.mark.slow,
@@ -50,7 +49,7 @@ def test_int8_engines_are_a_third_of_the_size(tmp_path: Path, preset: str) -> No
     subprocess.run([sys.executable, "-c", EXPORT, preset, str(fp32)], check=True)
     image = np.random.default_rng(0).standard_normal((1, 3, 512, 512)).astype(np.float32)
     layers = write_quantized(fp32, int8, image)
-    write_precision(int8, mixed, "fp16")
+    write_typed(int8, mixed, "fp16")
     blocks = sum(node.op_type == "Softmax" for node in ir.load(int8).graph)
     whole = build(fp32).stat().st_size
     for model in (int8, mixed):

@@ -27,7 +27,7 @@ from denseport.export.audit import audit_engine, audit_graph
 from denseport.export.engine import build as engine_module
 from denseport.export.engine.build import EngineOptions
 from denseport.export.graph.mask import append_mask
-from denseport.export.graph.save import save_model
+from denseport.export.graph.model import save_model
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.tensorrt_library import load_library
 from denseport.runtime.bundle.bundle import Bundle
@@ -293,7 +293,9 @@ def test_the_builders_warnings_are_counted(
 
 def test_an_audit_fails_masks_that_collapse(bundle: Bundle) -> None:
     with_graph(bundle, lambda graph: overflow(graph, "backbone.layers.2.ln1.weight"), "planted.onnx", "fp16")
-    save_model(append_mask(ir.load(bundle.path / "planted.onnx")), bundle.path / "mask.onnx")
+    model = ir.load(bundle.path / "planted.onnx")
+    append_mask(model)
+    save_model(model, bundle.path / "mask.onnx")
     result = audit_graph(bundle, bundle.path / "mask.onnx", "fp16", sample_evenly([IMAGES], 2), Silent())
     assert not result.passed and result.agreement < 0.9 and result.finite is None
 

@@ -12,7 +12,7 @@ import pytest
 from bundles import onnx_artifact
 from support import ASSETS
 
-from denseport.calibration.quantize.graph import load_model, serialise
+from denseport.export.graph.model import read_model, serialise
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle
 from denseport.runtime.bundle.external_data import external_files
 from denseport.runtime.cli.main import main
@@ -63,7 +63,7 @@ def test_its_graphs_are_typed_fused_and_audited(bundle: Bundle, tmp_path: Path) 
 
 def test_calibration_reads_it_whole(bundle: Bundle, tmp_path: Path) -> None:
     """The one place where a calibration reads its model."""
-    (tmp_path / "one.onnx").write_bytes(serialise(load_model(bundle.verified("model.onnx"))))
+    (tmp_path / "one.onnx").write_bytes(serialise(read_model(bundle.verified("model.onnx"))))
     assert not external_files(tmp_path / "one.onnx")
 
 

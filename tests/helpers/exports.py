@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-import denseport.export.bundle as export
+import denseport.runtime
 from denseport.runtime.bundle.bundle import Bundle
 
-PACKAGE = Path(export.__file__).parents[1]
+PACKAGE = Path(denseport.runtime.__file__ or "").parents[1]
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -31,6 +31,8 @@ def shelf(factory: pytest.TempPathFactory) -> Path:
 
 def export_once(checkpoint: Path, folder: Path, target: Path) -> Bundle:
     """A copy, at ``target``, of the bundle of a checkpoint; exported to ``folder`` unless that was done before."""
+    from denseport.export import bundle as export  # it imports torch, which most tests do without
+
     kept = folder / f"{checkpoint.stem}-{key(checkpoint)[:16]}"
     with locked(kept.with_suffix(".lock")):
         if not kept.exists():

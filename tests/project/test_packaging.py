@@ -56,6 +56,21 @@ for name in {modules("runtime")!r}:
     run_python(code)
 
 
+def test_passes_import_without_torch_and_calibration_without_onnxscript() -> None:
+    code = """
+import importlib, sys
+sys.modules.update(dict.fromkeys({missing!r}))
+for name in {names!r}:
+    importlib.import_module(name)
+"""
+    passes = [name for name in modules("export") if name.startswith("denseport.export.graph")]
+    assert len(passes) > 10
+    run_python(code.format(missing=("torch", "safetensors"), names=passes))
+    run_python(code.format(missing=("torch", "safetensors", "onnxscript"), names=modules("calibration")))
+    heavy = run_python("import denseport.export.graph, sys; print(*sys.modules)").split()
+    assert not {"onnx", "onnx_ir", "numpy", "onnxruntime"} & set(heavy)
+
+
 def test_importing_the_runtime_is_light() -> None:
     code = "import denseport.runtime, sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     assert not {"torch", "onnx", "onnxruntime", "cv2", "numpy"} & set(run_python(code).split())

@@ -16,7 +16,8 @@ from denseport.calibration.errors import CalibrationError
 from denseport.calibration.observe.collect import collect, collection_key
 from denseport.calibration.observe.images import CalibrationImages, ImageStatistics
 from denseport.calibration.observe.observers import Histogram
-from denseport.calibration.quantize.graph import load_model
+from denseport.export.errors import ExportError
+from denseport.export.graph.model import read_model
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.errors import InputError
@@ -33,7 +34,7 @@ IMAGES = [RNG.standard_normal((1, 3, 48, 64)).astype(np.float32) for _ in range(
 
 @pytest.fixture(scope="module")
 def model(sample: Bundle) -> ir.Model:
-    return load_model(sample.verified("model.onnx"))
+    return read_model(sample.verified("model.onnx"))
 
 
 def histograms() -> dict[str, list[Histogram]]:
@@ -156,10 +157,10 @@ def test_bad_input(sample: Bundle, model: ir.Model, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no image"):
         CalibrationImages.of_folder(tmp_path, protocol)
     for wrong in (np.zeros((3, 48, 64), np.float32), np.zeros((1, 3, 48, 64)), np.zeros((1, 1, 48, 64), np.float32)):
-        with pytest.raises(CalibrationError, match="expected normalised images"):
+        with pytest.raises(ExportError, match="expected normalised images"):
             collect(model, [wrong], histograms())
     with pytest.raises(CalibrationError, match=r"layers\.0\.ln1.*not finite"):
         collect(model, [np.full((1, 3, 48, 64), np.nan, np.float32)], {TENSORS[1]: [Histogram()]})
-    with pytest.raises(CalibrationError, match="cannot be read"):
+    with pytest.raises(ExportError, match="cannot be read"):
         (tmp_path / "model.onnx").write_bytes(b"no model")
-        load_model(tmp_path / "model.onnx")
+        read_model(tmp_path / "model.onnx")

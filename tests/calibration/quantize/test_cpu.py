@@ -10,11 +10,13 @@ import onnx_ir as ir
 import onnxruntime
 from graphs import tiny_model
 
-from denseport.calibration.quantize.cpu import CpuForm, cpu_variant
-from denseport.calibration.quantize.graph import GraphSession, load_model, serialise, weight_of
+from denseport.calibration.quantize.cpu import CpuRecord, lower_for_cpu
 from denseport.calibration.quantize.placement import activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
-from denseport.calibration.quantize.unpack import unpack_projections
+from denseport.export.graph.edit import weight_of
+from denseport.export.graph.model import read_model, serialise
+from denseport.export.graph.probe import Probe
+from denseport.export.graph.unpack import unpack_projections
 from denseport.runtime.bundle.bundle import Bundle
 
 SIZE = (6, 10)
@@ -22,18 +24,20 @@ RNG = np.random.default_rng(5)
 IMAGE = RNG.standard_normal((1, 3, *SIZE)).astype(np.float32)
 
 
-def forms(model: ir.Model, image: np.ndarray = IMAGE, outputs: bool = True) -> tuple[ir.Model, ir.Model, CpuForm]:
+def forms(model: ir.Model, image: np.ndarray = IMAGE, outputs: bool = True) -> tuple[ir.Model, ir.Model, CpuRecord]:
     """Portable and CPU form with thresholds from one image."""
     groups = find_groups(model, image.shape[2:])
     chosen = [group for group in groups if group.float_reason is None]
     names = activations(model, chosen, outputs=True)
-    found = GraphSession(model, names).run(image)
+    found = Probe(model, names).run(image)
     limits = {name: float(np.abs(value).max()) for name, value in zip(names, found, strict=True)}
-    portable, _ = quantize(model, limits, groups, [group.name for group in chosen])
+    portable = model.clone()
+    quantize(portable, limits, groups, [group.name for group in chosen])
     kept = limits if outputs else {name: limits[name] for name in activations(model, chosen)}
     before = serialise(portable)
-    found_form, record = cpu_variant(portable, model, kept)
-    assert serialise(portable) == before
+    found_form = portable.clone()
+    record = lower_for_cpu(found_form, model, kept)
+    assert serialise(portable) == before, "a clone shares nothing that changes"
     return portable, found_form, record
 
 
@@ -101,7 +105,8 @@ def test_a_bias_that_its_scale_cannot_hold_widens_the_scale() -> None:
 
 
 def test_a_real_network(sample: Bundle) -> None:
-    model, _ = unpack_projections(load_model(sample.verified("model.onnx")))
+    model = read_model(sample.verified("model.onnx"))
+    unpack_projections(model)
     image = RNG.standard_normal((1, 3, 64, 96)).astype(np.float32)
     portable, found, record = forms(model, image)
     assert len(record.integer) > 30 and not record.floats

@@ -9,12 +9,11 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from engine_text import products
-from quantizing import write_quantized
+from quantizing import write_quantized, write_typed
 
 from denseport.calibration.quantize.qdq import KINDS
 from denseport.export.engine.build import EngineOptions, build_engine
 from denseport.export.engine.profile import named_profiles
-from denseport.export.graph.precision import write_precision
 from denseport.runtime.bundle.bundle import Bundle
 
 IMAGE = np.random.default_rng(7).standard_normal((1, 3, 64, 96)).astype(np.float32)
@@ -33,10 +32,10 @@ def logits(path: Path) -> np.ndarray:
 def test_the_float_rest_takes_fp16_and_the_values_stay(sample: Bundle, tmp_path: Path, kind: str) -> None:
     plain, mixed = tmp_path / "plain.onnx", tmp_path / "mixed.onnx"
     write_quantized(sample.verified("model.onnx"), plain, IMAGE, kind)
-    record = write_precision(plain, mixed, "fp16")
+    record = write_typed(plain, mixed, "fp16")
     expected = logits(plain)
     assert np.linalg.norm(logits(mixed) - expected) < 0.02 * np.linalg.norm(expected)
-    typed = write_precision(sample.verified("model.onnx"), tmp_path / "fp16.onnx", "fp16")
+    typed = write_typed(sample.verified("model.onnx"), tmp_path / "fp16.onnx", "fp16")
     assert record.nodes["fp16"] > record.nodes["fp32"]
     assert record.casts <= typed.casts  # a Q/DQ pair changes the float type on its way, for nothing
     for node in ir.load(mixed).graph:
@@ -53,7 +52,7 @@ def test_a_scale_that_fp16_cannot_hold_keeps_its_layer_in_fp32(sample: Bundle, t
     assert scale is not None and scale.const_value is not None
     scale.const_value = ir.tensor(scale.const_value.numpy() * np.float32(1e-9), name=scale.name)
     ir.save(model, tmp_path / "plain.onnx")
-    record = write_precision(tmp_path / "plain.onnx", tmp_path / "mixed.onnx", "fp16")
+    record = write_typed(tmp_path / "plain.onnx", tmp_path / "mixed.onnx", "fp16")
     assert [island.node for island in record.islands] == [layer.name]
     node = next(node for node in ir.load(tmp_path / "mixed.onnx").graph if node.name == layer.name)
     for value in node.inputs[:2]:
@@ -66,7 +65,7 @@ def test_tensorrt_rtx_computes_what_was_asked(sample: Bundle, tmp_path: Path, ki
     pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
     plain, mixed, engine = tmp_path / "plain.onnx", tmp_path / "mixed.onnx", tmp_path / "mixed.engine"
     layers = write_quantized(sample.verified("model.onnx"), plain, IMAGE, kind)
-    write_precision(plain, mixed, "fp16")
+    write_typed(plain, mixed, "fp16")
     targets = ("sm_86", "sm_89", "sm_120") if kind == "int8" else ("sm_89", "sm_120")
     build_engine(mixed, engine, EngineOptions("tensorrt_rtx", named_profiles("fixed:64x96", "tensorrt_rtx"), targets))
     if kind == "int8":

@@ -12,8 +12,10 @@ from onnx.parser import parse_model
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.observe.collect import collect
 from denseport.calibration.observe.observers import ChannelMaximum, RowSample
-from denseport.calibration.quantize.graph import GraphSession, load_model, weight_of
 from denseport.calibration.quantize.smoothing import find_norms, smooth
+from denseport.export.graph.edit import weight_of
+from denseport.export.graph.model import read_model
+from denseport.export.graph.probe import Probe
 from denseport.runtime.bundle.bundle import Bundle
 
 RNG = np.random.default_rng(2)
@@ -25,7 +27,13 @@ def smoothed(model: ir.Model, **options: object):  # type: ignore[no-untyped-def
     maxima = {name: ChannelMaximum() for name in names}
     rows = {name: RowSample(per_image=40) for name in names}
     collect(model, IMAGES, {name: [maxima[name], rows[name]] for name in names})
-    return smooth(model, maxima, rows, **options)  # type: ignore[arg-type]
+    return copied(model, maxima, rows, **options)
+
+
+def copied(model: ir.Model, *statistics: object, **options: object):  # type: ignore[no-untyped-def]
+    """A smoothed copy, and what was done at each LayerNorm."""
+    result = model.clone()
+    return result, smooth(result, *statistics, **options).norms  # type: ignore[arg-type]
 
 
 def with_outliers(model: ir.Model) -> ir.Model:
@@ -41,11 +49,11 @@ def with_outliers(model: ir.Model) -> ir.Model:
 
 @pytest.mark.parametrize("strength", [0.3, 0.8])
 def test_exact_before_quantization(sample: Bundle, strength: float) -> None:
-    model = load_model(sample.verified("model.onnx"))
+    model = read_model(sample.verified("model.onnx"))
     result, report = smoothed(model, strengths=[strength])
     assert len(report) == 8 and any(row.strength == strength for row in report)
     for image in IMAGES:
-        (expected,), (found,) = GraphSession(model).run(image), GraphSession(result).run(image)
+        (expected,), (found,) = Probe(model).run(image), Probe(result).run(image)
         np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
 
 
@@ -54,7 +62,7 @@ def test_outliers_are_migrated() -> None:
     result, (row,) = smoothed(model)
     assert row.strength > 0
     assert row.error < 0.5 * row.error_before
-    (expected,), (found,) = GraphSession(model).run(IMAGES[0]), GraphSession(result).run(IMAGES[0])
+    (expected,), (found,) = Probe(model).run(IMAGES[0]), Probe(result).run(IMAGES[0])
     np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
     assert "gamma" in model.graph.initializers and "gamma" not in result.graph.initializers
 
@@ -115,7 +123,7 @@ def test_factors_are_those_of_equation_4(linear: str) -> None:
     """s = max|X|^a / max|W|^(1-a) with a = 0.75: 16^0.75 / (1/16)^0.25 = 16, and 1 / 16^0.25 = 1/2."""
     weight = np.float32([[1 / 16, -1 / 32], [8, -16]])
     model = one_norm(weight.T if "transB" in linear else weight, linear)
-    result, (row,) = smooth(model, *observed([16, 1], [[0, 0.06], [0, 0.05]]), strengths=[0.75])
+    result, (row,) = copied(model, *observed([16, 1], [[0, 0.06], [0, 0.05]]), strengths=[0.75])
     assert (row.strength, row.norm) == (0.75, str(next(iter(model.graph)).name))
     gamma, beta = inputs_of(result)["LayerNormalization"]
     np.testing.assert_allclose(gamma, [3 / 16, 4 * 2], rtol=1e-6)
@@ -129,7 +137,7 @@ def test_channels_that_are_always_0_and_weights_that_are_0_count_as_a_hundred_th
     """Of the largest: 1e-5 * 16 in both; a factor of 0 or infinity would spoil the graph."""
     weight = [[1 / 16], [16], [1], [0]]
     model = one_norm(weight)
-    result, (row,) = smooth(model, *observed([16, 1, 0, 1], [[0, 0.06, 0, 0], [0, 0.05, 0, 0]]), strengths=[0.75])
+    result, (row,) = copied(model, *observed([16, 1, 0, 1], [[0, 0.06, 0, 0], [0, 0.05, 0, 0]]), strengths=[0.75])
     assert row.strength == 0.75
     factors = np.float64([16, 1 / 2, 1.6e-4**0.75, 1 / 1.6e-4**0.25])
     np.testing.assert_allclose(inputs_of(result)["LayerNormalization"][0], [3, 4, 5, 6] / factors, rtol=1e-5)
@@ -138,7 +146,7 @@ def test_channels_that_are_always_0_and_weights_that_are_0_count_as_a_hundred_th
 def test_the_error_is_that_of_both_inputs_in_127_levels() -> None:
     """Scales 1 and 2: 0.4 becomes 0, 254 is clipped to 127, the weight of 3 becomes 4."""
     maxima, rows = observed([127, 0.4], [[127, 0.4], [254, 0]])
-    _, (row,) = smooth(one_norm([[3], [254]]), maxima, rows, strengths=[])
+    _, (row,) = copied(one_norm([[3], [254]]), maxima, rows, strengths=[])
     expected = [127 * 3 + 0.4 * 254, 254 * 3]
     found = [127 * 4, 127 * 4]
     assert (row.strength, row.error) == (0, row.error_before)
@@ -166,7 +174,7 @@ def test_a_weight_of_several_readers_stays_as_it_is_for_the_others() -> None:
         node.name = name
     maxima, rows = observed([16, 1], [[0, 0.06]])
     others = observed([1, 1 / 16], [[0, 0.004]])
-    result, report = smooth(model, maxima | {"b": others[0]["a"]}, rows | {"b": others[1]["a"]}, strengths=[0.75])
+    result, report = copied(model, maxima | {"b": others[0]["a"]}, rows | {"b": others[1]["a"]}, strengths=[0.75])
     assert [row.strength for row in report] == [0.75, 0.75]
     norms, weights = inputs_of(result)["LayerNormalization"], inputs_of(result)["MatMul"]
     np.testing.assert_allclose(norms, [[2 / 16, 3 * 2], [2 / 2, 3 * 16]], rtol=1e-6)

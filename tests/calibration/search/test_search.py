@@ -10,11 +10,12 @@ import pytest
 from graphs import tiny_model
 
 from denseport.calibration.errors import CalibrationError
-from denseport.calibration.quantize.graph import GraphSession
 from denseport.calibration.quantize.placement import Group, activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
 from denseport.calibration.search.search import Budget, Step, search
 from denseport.calibration.search.sensitivity import Loss, Reference, sensitivities
+from denseport.export.graph.model import serialise
+from denseport.export.graph.probe import Probe
 
 SIZE = (6, 10)
 RNG = np.random.default_rng(3)
@@ -27,7 +28,7 @@ def case() -> tuple[ir.Model, dict[str, float], tuple[Group, ...]]:
     model = tiny_model()
     groups = find_groups(model, SIZE)
     tensors = activations(model, [group for group in groups if group.possible])
-    runs = [GraphSession(model, tensors).run(image) for image in IMAGES]
+    runs = [Probe(model, tensors).run(image) for image in IMAGES]
     thresholds = {name: max(float(np.abs(run[i]).max()) for run in runs) for i, name in enumerate(tensors)}
     thresholds["mixed"] *= 0.02  # block.out clips nearly everything
     return model, thresholds, groups
@@ -55,9 +56,10 @@ def test_known_losses_are_not_measured_again(case: tuple[ir.Model, dict[str, flo
 
 def test_loss_equals_its_definition(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
     model, thresholds, groups = case
-    quantized, _ = quantize(model, thresholds, groups, ["block.out"])
-    expected = np.concatenate([GraphSession(model).run(image)[0] for image in IMAGES])
-    found = np.concatenate([GraphSession(quantized).run(image)[0] for image in IMAGES])
+    quantized = model.clone()
+    quantize(quantized, thresholds, groups, ["block.out"])
+    expected = np.concatenate([Probe(model).run(image)[0] for image in IMAGES])
+    found = np.concatenate([Probe(quantized).run(image)[0] for image in IMAGES])
     labels = [logits.argmax(0).astype(np.uint8) for logits in expected]
     loss = Reference(model, IMAGES, labels).measure(quantized)
     assert loss.error == pytest.approx(np.linalg.norm(found - expected) / np.linalg.norm(expected), rel=1e-2)
@@ -72,7 +74,7 @@ def test_loss_equals_its_definition(case: tuple[ir.Model, dict[str, float], tupl
 
 def test_the_budget_holds_at_the_greatest_saving(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
     model, thresholds, groups = case
-    reference = Reference(model, IMAGES)
+    reference, before = Reference(model, IMAGES), serialise(model)
     generous, everything = search(reference, model, thresholds, groups, Budget(error=10.0))
     assert everything.within and len(everything.steps) == 1
     assert "block.out" in everything.chosen
@@ -83,6 +85,7 @@ def test_the_budget_holds_at_the_greatest_saving(case: tuple[ir.Model, dict[str,
     assert found.steps[-1].dropped == ("block.out",)
     assert reference.measure(quantized) == found.loss
     assert reference.measure(generous) == everything.loss
+    assert serialise(model) == before, "the float model stays as it was"
     report = json.loads(json.dumps(found.to_dict()))
     assert "over budget" in report["float"]["block.out"]
     assert {row["group"] for row in report["groups"]} == {group.name for group in groups}

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from bundles import steps
 from onnx import TensorProto, helper, numpy_helper, save
+from quantizing import write_typed
 from support import ORACLE_MODELS
 
 from denseport.export.engine.build import EngineOptions, build_engine, default_timing_cache
 from denseport.export.engine.errors import builder_error
 from denseport.export.engine.profile import named_profiles, parse_shape, profile_of
 from denseport.export.errors import BuildError
-from denseport.export.graph.precision import write_precision
 from denseport.runtime.backends.tensorrt_library import Library, LogBook, LogLine
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord, Profile
@@ -78,7 +78,7 @@ def test_oracle_models_build(
 ) -> None:
     model = exported(name).verified("model.onnx")
     if precision != "fp32":
-        write_precision(model, tmp_path / "typed.onnx", precision)
+        write_typed(model, tmp_path / "typed.onnx", precision)
         model = tmp_path / "typed.onnx"
     phases: list[tuple[int, int, str]] = []
     record = build_engine(model, tmp_path / "e.engine", options(profile), progress=lambda *told: phases.append(told))

@@ -19,18 +19,18 @@ from graphs import tiny_model
 from onnx.parser import parse_model
 from support import REPO
 
-from denseport.calibration.quantize.graph import GraphSession
 from denseport.calibration.quantize.placement import activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
 from denseport.export.engine import build as engine
 from denseport.export.engine.build import EngineOptions, build_engine
 from denseport.export.engine.profile import named_profiles
 from denseport.export.errors import ExportError
-from denseport.export.graph.fold import fix_input_shape
+from denseport.export.graph.fold import fold
 from denseport.export.graph.fusion import DOMAIN, OPERATORS, FusionRecord, fuse, fused_nodes
 from denseport.export.graph.mask import append_mask
-from denseport.export.graph.precision import FORMATS, set_types
-from denseport.export.graph.save import save_model
+from denseport.export.graph.model import save_model
+from denseport.export.graph.precision import set_types
+from denseport.export.graph.probe import Probe
 from denseport.runtime.backends.tensorrt_library import Library, LogBook
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.errors import MachineError
@@ -67,8 +67,17 @@ def fused_and_equal(model: ir.Model, folder: Path, *images: np.ndarray) -> Fusio
 def graph_of(bundle: Bundle, precision: str = "fp32", *, mask: bool = False) -> ir.Model:
     model = ir.load(bundle.verified("model.onnx"))
     if precision != "fp32":
-        set_types(model, FORMATS[precision])
-    return append_mask(model) if mask else model
+        set_types(model, precision)
+    if mask:
+        append_mask(model)
+    return model
+
+
+def folded(bundle: Bundle, shape: tuple[int, ...]) -> ir.Model:
+    """The graph that gives masks, at one size."""
+    model = graph_of(bundle, mask=True)
+    fold(model, shape)  # type: ignore[arg-type]
+    return model
 
 
 @pytest.mark.parametrize("name", DPT)
@@ -81,10 +90,11 @@ def test_a_dpt_that_gives_masks_has_an_argmax_too(exported: Callable[[str], Bund
     bundle = exported("tiny_dpt_project")
     record = fused_and_equal(graph_of(bundle, mask=True), tmp_path, IMAGE, ODD)
     assert record == FusionRecord({"ResizeArgmax": 1, "UpsampleAdd": 3}, {})
-    folded = fix_input_shape(graph_of(bundle, mask=True), (1, 3, *SIZE))
-    assert fused_and_equal(folded, tmp_path, IMAGE).fused == {"UpsampleAdd": 3, "UpsampleArgmax": 1}
-    odd = fix_input_shape(graph_of(bundle, mask=True), ODD.shape)  # type: ignore[arg-type]
-    assert fused_and_equal(odd, tmp_path, ODD).fused == {"ResizeArgmax": 1, "UpsampleAdd": 3}
+    assert fused_and_equal(folded(bundle, IMAGE.shape), tmp_path, IMAGE).fused == {
+        "UpsampleAdd": 3,
+        "UpsampleArgmax": 1,
+    }
+    assert fused_and_equal(folded(bundle, ODD.shape), tmp_path, ODD).fused == {"ResizeArgmax": 1, "UpsampleAdd": 3}
 
 
 @pytest.mark.parametrize(("name", "sums"), [("tiny_upernet_mln", 3), ("tiny_upernet_noneck", 0)])
@@ -95,8 +105,7 @@ def test_an_upernet_is_fused_at_one_size(
     with pytest.raises(ExportError, match="nothing to fuse") as caught:
         fuse(graph_of(exported(name)))
     assert "fixed:HxW" in str(caught.value)
-    folded = fix_input_shape(graph_of(exported(name), mask=True), (1, 3, *SIZE))
-    found = fused_and_equal(folded, tmp_path, IMAGE).fused
+    found = fused_and_equal(folded(exported(name), IMAGE.shape), tmp_path, IMAGE).fused
     assert found.pop("UpsampleAdd", 0) == sums and found == {"UpsampleArgmax": 1}
 
 
@@ -113,17 +122,16 @@ def test_bf16_is_left_since_no_kernel_has_it(exported: Callable[[str], Bundle]) 
         fuse(graph_of(exported("tiny_dpt_project"), "bf16"))
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_an_int8_graph_is_fused(exported: Callable[[str], Bundle], tmp_path: Path, residual: bool) -> None:
+def test_an_int8_graph_is_fused(exported: Callable[[str], Bundle], tmp_path: Path) -> None:
     model = graph_of(exported("tiny_dpt_project"))
     groups = find_groups(model, SIZE)
     chosen = [group for group in groups if group.possible]
-    tensors = activations(model, chosen, residual=residual)
-    found = GraphSession(model, tensors).run(IMAGE)
+    tensors = activations(model, chosen)
+    found = Probe(model, tensors).run(IMAGE)
     thresholds = {name: float(np.abs(value).max()) for name, value in zip(tensors, found, strict=True)}
-    int8, _ = quantize(model, thresholds, groups, [group.name for group in chosen], residual=residual)
-    assert fused_and_equal(int8, tmp_path, IMAGE, ODD) == FusionRecord({"UpsampleAdd": 3}, {})
-    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in int8.graph}
+    quantize(model, thresholds, groups, [group.name for group in chosen])
+    assert fused_and_equal(model, tmp_path, IMAGE, ODD) == FusionRecord({"UpsampleAdd": 3}, {})
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in model.graph}
 
 
 def test_a_second_time_changes_nothing(exported: Callable[[str], Bundle], tmp_path: Path) -> None:
@@ -143,8 +151,8 @@ def test_the_nodes_are_what_the_plugin_registers(exported: Callable[[str], Bundl
         name: re.findall(r"(\w+): ([\w.]+)", arguments)
         for name, arguments in re.findall(r'@trtp\.register\("denseport::(\w+)"\)\ndef \w+\(([^)]*)\)', text)
     }
-    dynamic, fixed = (graph_of(exported("tiny_dpt_project"), mask=True) for _ in range(2))
-    fix_input_shape(fixed, (1, 3, *SIZE))
+    bundle = exported("tiny_dpt_project")
+    dynamic, fixed = graph_of(bundle, mask=True), folded(bundle, IMAGE.shape)
     seen = set()
     for model in (dynamic, fixed):
         fuse(model)
@@ -320,7 +328,9 @@ def test_an_argmax_that_no_kernel_computes_is_left(old: str, new: str, reason: s
 
 
 def test_a_mask_is_the_first_of_the_highest(tmp_path: Path) -> None:
-    model = append_mask(tiny_model())
+    model = tiny_model()
+    record = append_mask(model)
+    assert record.nodes == tuple(node.name for node in model.graph)[-6:]
     (node,) = (node for node in model.graph if node.name == "decode_head.conv_seg/Conv")
     weight = node.inputs[1]
     assert weight is not None and weight.const_value is not None

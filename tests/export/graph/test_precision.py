@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from bundles import onnx_artifact
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
+from quantizing import write_typed
 from support import ORACLE_MODELS
 
 from denseport.export.bundle import export_bundle
 from denseport.export.errors import ExportError
-from denseport.export.graph.precision import FORMATS, PrecisionRecord, precision_table, set_types, write_precision
+from denseport.export.graph.precision import FORMATS, PrecisionRecord, precision_table, set_types
 from denseport.export.graph.ranges import Ranges, observe
 from denseport.export.graph.rounding import emulate_rounding
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
@@ -55,7 +56,9 @@ def prepared(paths: list[Path], manifest: Manifest) -> Iterator[Image]:
 def emulated(path: Path) -> OnnxRuntimeSession:
     """The graph as an FP16 engine rounds; as it is, ONNX Runtime's CPU would leave most roundings out."""
     target = path.with_name(f"emulated-{path.name}")
-    ir.save(emulate_rounding(ir.load(path)), target)
+    model = ir.load(path)
+    emulate_rounding(model)
+    ir.save(model, target)
     onnx.checker.check_model(target, full_check=True)
     return OnnxRuntimeSession(target, threads=2)
 
@@ -70,7 +73,7 @@ def agreement(found: Image, expected: Image) -> float:
 def test_the_sample_agrees_with_fp32_on_street_images(shared: Path, sample: Bundle, tmp_path: Path) -> None:
     street, model = shared / "data" / "street" / "images", sample.verified("model.onnx")
     calibration = prepared(sorted(street.glob("training/*"))[::40], sample.manifest)
-    record = write_precision(model, tmp_path / "fp16.onnx", "fp16", calibration)
+    record = write_typed(model, tmp_path / "fp16.onnx", "fp16", calibration)
     assert record.observed_images == 4
     assert not record.islands
     full, half = OnnxRuntimeSession(model, threads=2), emulated(tmp_path / "fp16.onnx")
@@ -93,7 +96,7 @@ def argmax_of(logits: Image, size: tuple[int, ...]) -> NDArray[Any]:
 def test_oracle_models_agree(exported: Callable[[str], Bundle], tmp_path: Path, name: str) -> None:
     model = exported(name).verified("model.onnx")
     images = random_images((64, 64), (96, 160), (70, 90))
-    record = write_precision(model, tmp_path / "fp16.onnx", "fp16", images)
+    record = write_typed(model, tmp_path / "fp16.onnx", "fp16", images)
     assert not record.islands
     assert record.nodes["fp16"] > 2 * record.nodes["fp32"]
     full = OnnxRuntimeSession(model, threads=2)
@@ -109,7 +112,7 @@ def test_oracle_models_agree(exported: Callable[[str], Bundle], tmp_path: Path, 
 def test_the_emulation_is_what_fp16_arithmetic_gives(exported: Callable[[str], Bundle], tmp_path: Path) -> None:
     """numpy computes the typed graph in real FP16: same error against FP32, which ONNX Runtime alone does not show."""
     model, typed = exported("tiny_dpt_project").verified("model.onnx"), tmp_path / "fp16.onnx"
-    write_precision(model, typed, "fp16")
+    write_typed(model, typed, "fp16")
     (image,) = random_images((64, 80))
     expected = OnnxRuntimeSession(model).run(image)
     reference = ReferenceEvaluator(str(typed)).run(None, {"image": image})[0]
@@ -130,7 +133,7 @@ def test_accuracy_on_the_street_images(shared: Path, tmp_path: Path, checkpoint:
     bundle = export_bundle(shared / "data" / "checkpoints" / f"{checkpoint}.pth", tmp_path / "bundle")
     calibration = prepared(sorted(street.glob("images/training/*"))[::20], bundle.manifest)
     name = "emulated-fp16.onnx"
-    write_precision(bundle.verified("model.onnx"), bundle.path / "fp16.onnx", "fp16", calibration)
+    write_typed(bundle.verified("model.onnx"), bundle.path / "fp16.onnx", "fp16", calibration)
     emulated(bundle.path / "fp16.onnx")
     bundle.add(name, onnx_artifact({name: sha256_of(bundle.path / name)}, "fp16"))
     dataset = image_list(street / "val100.txt", street)
@@ -206,7 +209,7 @@ def test_islands_hold_what_overflows_where_a_plain_cast_collapses(
     for image in images:
         np.testing.assert_allclose(full.run(image), OnnxRuntimeSession(original).run(image), atol=1e-3)
 
-    record = write_precision(model, tmp_path / "fp16.onnx", "fp16", images)
+    record = write_typed(model, tmp_path / "fp16.onnx", "fp16", images)
     islands = {island.node: island.why for island in record.islands}
     unit, attention = "decode_head.fusion_blocks.3.res_conv_unit2", "backbone.layers.1.attn.attn"
     assert "reaches" in islands[f"{unit}.conv1.bn/Conv"]
@@ -230,7 +233,7 @@ def test_without_images_weights_are_checked_and_the_record_says_so(
 ) -> None:
     model = tmp_path / "model.onnx"
     scaled_up(exported("tiny_dpt_project").verified("model.onnx"), model, 1e7)
-    record = write_precision(model, tmp_path / "fp16.onnx", "fp16")
+    record = write_typed(model, tmp_path / "fp16.onnx", "fp16")
     assert record.observed_images == 0
     assert "activations were not observed" in precision_table(record)
     reasons = {island.node: island.why for island in record.islands}
@@ -258,16 +261,16 @@ def test_a_tensor_that_is_no_number_once_stays_none(tmp_path: Path) -> None:
     images = [np.full((1, 3, 2, 2), value, np.float32) for value in (4, -1, 9)]
     ranges = observe(tmp_path / "roots.onnx", images, threads=1)
     assert ranges.largest["image"] == 9 and np.isnan(ranges.largest["a"]) and np.isnan(ranges.largest["logits"])
-    _, record = set_types(ir.load(tmp_path / "roots.onnx"), FORMATS["fp16"], ranges)
+    record = set_types(ir.load(tmp_path / "roots.onnx"), "fp16", ranges)
     assert [island.node for island in record.islands] == ["sum"]
 
 
 def test_a_value_near_the_end_of_the_range_is_an_island_with_its_consumers() -> None:
     model = ir.from_onnx_text(CHAIN)
     ranges = Ranges({"image": 1.0, "a": 40000.0, "b": 1.0, "c": 1.0, "d": 1.0, "logits": 1.0}, images=1)
-    _, record = set_types(model, FORMATS["fp16"], ranges)
+    record = set_types(model, "fp16", ranges)
     assert [island.node for island in record.islands] == ["first", "second"]
-    _, record = set_types(ir.from_onnx_text(CHAIN), FORMATS["bf16"], ranges)
+    record = set_types(ir.from_onnx_text(CHAIN), "bf16", ranges)
     assert not record.islands
 
 
@@ -277,7 +280,7 @@ def test_activations_too_small_for_all_digits_are_an_island_unless_they_are_adde
         ranges = Ranges(
             {"image": 1.0, "a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0, "logits": 1.0} | {tensor: 3e-5}, images=1
         )
-        _, record = set_types(ir.from_onnx_text(CHAIN), FORMATS["fp16"], ranges)
+        record = set_types(ir.from_onnx_text(CHAIN), "fp16", ranges)
         assert [island.node for island in record.islands] == islands
 
 
@@ -303,8 +306,43 @@ def test_weights_are_judged_by_what_fp16_makes_of_them(factor: float, bias: floa
         value.const_value = ir.tensor(array, name=name)
         value.dtype, value.shape = FLOAT, ir.Shape(array.shape)
         model.graph.register_initializer(value)
-    _, record = set_types(model, FORMATS["fp16"])
+    record = set_types(model, "fp16")
     assert [island.node for island in record.islands] == islands
+
+
+@pytest.mark.parametrize(
+    ("largest", "islands"),
+    [
+        (65504 / 2, []),  # other images may reach twice as far
+        (65504 / 2 + 1, ["first", "second"]),
+        (2.0**-14, []),  # the smallest number with all its digits
+        (2.0**-14 * 0.999, ["first", "second"]),
+        (0.0, []),  # nothing is lost of what is 0 everywhere
+        (np.inf, ["first", "second"]),
+    ],
+)
+def test_a_range_is_judged_at_the_ends_of_fp16(largest: float, islands: list[str]) -> None:
+    ranges = Ranges(dict.fromkeys(("image", "b", "c", "d", "logits"), 1.0) | {"a": largest}, images=1)
+    _, record = set_types(ir.from_onnx_text(CHAIN), FORMATS["fp16"], ranges)
+    assert [island.node for island in record.islands] == islands
+
+
+def test_a_weight_of_zeros_fits_and_what_reads_only_a_shape_is_no_floating_point_node() -> None:
+    """Shape and Size read FP32 tensors and compute nothing in FP32; Gather and Div work on integers."""
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 20]>
+    shapes (float[N, 4] image) => (float[K] logits, int64 size)
+    <float[4, 4] w = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, int64[1] two = {2}, int64[1] one = {-1}>
+    {
+      [product] a = MatMul(image, w)
+      [shape] s = Shape(a)
+      [half] h = Div(s, two)
+      [size] size = Size(a)
+      [flat] logits = Reshape(a, one)
+    }""")
+    for node, kind in zip(model.graph, (FLOAT, *[ir.DataType.INT64] * 3, FLOAT), strict=True):
+        node.outputs[0].dtype = kind
+    _, record = set_types(model, FORMATS["fp16"])
+    assert record.nodes == {"fp16": 2} and not record.islands
 
 
 # --- casts ------------------------------------------------------------------------------------------------------------
@@ -336,7 +374,8 @@ readers (float[N, 4] image) => (float[N, 4] logits)
 
 
 def typed(text: str) -> tuple[ir.Model, PrecisionRecord]:
-    model, record = set_types(ir.from_onnx_text(text), FORMATS["fp16"])
+    model = ir.from_onnx_text(text)
+    record = set_types(model, "fp16")
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     return model, record
 
@@ -384,7 +423,7 @@ def test_readers_share_one_cast_and_a_constant_gets_a_second_type() -> None:
 @pytest.mark.parametrize("name", ORACLE_MODELS)
 def test_no_cast_is_redundant(exported: Callable[[str], Bundle], tmp_path: Path, name: str, precision: str) -> None:
     path, source = tmp_path / "typed.onnx", exported(name).verified("model.onnx")
-    record = write_precision(source, path, precision)  # the checker of onnx runs in it
+    record = write_typed(source, path, precision)  # the checker of onnx runs in it
     before = Counter(node.op_type for node in ir.load(source).graph)
     model = ir.load(path)
     casts = [node for node in model.graph if node.op_type == "Cast"]
@@ -403,7 +442,7 @@ def test_no_cast_is_redundant(exported: Callable[[str], Bundle], tmp_path: Path,
 
 def test_types_of_the_sample(sample: Bundle, tmp_path: Path) -> None:
     path = tmp_path / "fp16.onnx"
-    record = write_precision(sample.verified("model.onnx"), path, "fp16")
+    record = write_typed(sample.verified("model.onnx"), path, "fp16")
     graph = ir.load(path).graph
     for node in graph:
         types = {value.dtype for value in (*node.inputs, *node.outputs) if value is not None}
@@ -428,7 +467,7 @@ def test_types_of_the_sample(sample: Bundle, tmp_path: Path) -> None:
 
 def test_bf16_keeps_fp32_where_the_opset_has_no_bf16(sample: Bundle, tmp_path: Path) -> None:
     """ONNX Runtime's CPU back end has no BF16 kernels: the checker and the emulation stand in for it."""
-    record = write_precision(sample.verified("model.onnx"), tmp_path / "bf16.onnx", "bf16")
+    record = write_typed(sample.verified("model.onnx"), tmp_path / "bf16.onnx", "bf16")
     assert not record.islands
     assert any(group.operator == "Conv" and "no bf16 form" in group.why for group in record.groups)
     assert any(group.operator == "MatMul" and group.type == "bf16" for group in record.groups)
@@ -442,24 +481,24 @@ def test_bf16_keeps_fp32_where_the_opset_has_no_bf16(sample: Bundle, tmp_path: P
 
 def test_external_data_beside_the_model(sample: Bundle, tmp_path: Path) -> None:
     one, two = tmp_path / "one.onnx", tmp_path / "two.onnx"
-    write_precision(sample.verified("model.onnx"), one, "fp16")
-    write_precision(sample.verified("model.onnx"), two, "fp16", limit=1000)
+    write_typed(sample.verified("model.onnx"), one, "fp16")
+    write_typed(sample.verified("model.onnx"), two, "fp16", limit=1000)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.onnx", "two.onnx", "two.onnx.data"]
     (image,) = random_images((64, 64))
     np.testing.assert_array_equal(OnnxRuntimeSession(one).run(image), OnnxRuntimeSession(two).run(image))
-    write_precision(sample.verified("model.onnx"), two, "fp16")
+    write_typed(sample.verified("model.onnx"), two, "fp16")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.onnx", "two.onnx"]
 
 
 def test_refusals(sample: Bundle, tmp_path: Path) -> None:
     model = sample.verified("model.onnx")
     with pytest.raises(InputError, match="int4"):
-        write_precision(model, tmp_path / "x.onnx", "int4")
+        write_typed(model, tmp_path / "x.onnx", "int4")
     with pytest.raises(InputError, match="no calibration image"):
-        write_precision(model, tmp_path / "x.onnx", "fp16", [])
-    write_precision(model, tmp_path / "fp16.onnx", "fp16")
+        write_typed(model, tmp_path / "x.onnx", "fp16", [])
+    write_typed(model, tmp_path / "fp16.onnx", "fp16")
     with pytest.raises(ExportError, match="FLOAT16 already"):
-        write_precision(tmp_path / "fp16.onnx", tmp_path / "x.onnx", "fp16")
+        write_typed(tmp_path / "fp16.onnx", tmp_path / "x.onnx", "fp16")
     branch = """<ir_version: 10, opset_import: ["" : 20]>
     g (float[N] image, bool c) => (float[N] logits)
     {
@@ -469,7 +508,7 @@ def test_refusals(sample: Bundle, tmp_path: Path) -> None:
       >
     }"""
     with pytest.raises(ExportError, match="choice"):
-        set_types(ir.from_onnx_text(branch), FORMATS["fp16"])
+        set_types(ir.from_onnx_text(branch), "fp16")
     assert [path.name for path in tmp_path.iterdir()] == ["fp16.onnx"]
 
 
@@ -480,7 +519,7 @@ def test_refusals(sample: Bundle, tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_tensorrt_rtx_builds_it(sample: Bundle, tmp_path: Path, precision: str, profile: Any) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx-cu13")
-    write_precision(sample.verified("model.onnx"), tmp_path / "typed.onnx", precision)
+    write_typed(sample.verified("model.onnx"), tmp_path / "typed.onnx", precision)
     builder = trt.Builder(trt_logger(trt))
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, trt_logger(trt))

@@ -16,16 +16,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-from denseport.runtime.backends.onnxruntime import INPUT
+from denseport.export.graph.edit import weight_of
+from denseport.export.graph.model import read_model
+from denseport.export.graph.probe import Probe, in_groups
 from denseport.runtime.evaluation.metrics import json_number
 
 __all__ = ["Difference", "Divergence", "difference", "find_divergence"]
 
 GROUP_BYTES = 2**28  # of inner tensors in memory at a time, for each of the two graphs
-WEIGHTS = "weights"  # file of a graph's weights, so that a probe for other tensors need not write them again
 CONVERSIONS = ("Cast", "QuantizeLinear", "DequantizeLinear")  # what typing and quantizing put between two nodes
 
 
@@ -113,7 +114,7 @@ def find_divergence(
     """
     worst: tuple[str, Difference] | None = None
     with tempfile.TemporaryDirectory(prefix="denseport-") as folder:
-        graphs = _Graph(trusted, Path(folder) / "trusted"), _Graph(suspect, Path(folder) / "suspect")
+        graphs = _Graph(trusted, Path(folder), "trusted"), _Graph(suspect, Path(folder), "suspect")
         for name, expected, found in _common_tensors(*graphs, image, group_bytes):
             if (expected.dtype.kind in "iu") != (found.dtype.kind in "iu"):
                 continue  # integers that stand for real numbers: what they stand for is compared behind them
@@ -126,66 +127,26 @@ def find_divergence(
 
 
 class _Graph:
-    """An ONNX file whose inner tensors can be read, some at a time.
+    """A model and its tensors by name.
 
     Args:
-        folder: a new one, for the copies that ONNX Runtime opens.
+        folder: for its weights, so that not every probe holds a copy of them.
+        file: their name there.
     """
 
-    def __init__(self, path: Path, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        self.model = onnx.load(path)
-        onnx.save_model(self.model, folder / path.name, save_as_external_data=True, location=WEIGHTS)
-        self.nodes = list(self.model.graph.node)
-        self.index = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}  # by tensor
-        self.initializers = {tensor.name: tensor for tensor in self.model.graph.initializer}
-        self.opset = next(entry.version for entry in self.model.opset_import if entry.domain == "")
+    def __init__(self, path: Path, folder: Path, file: str) -> None:
+        self.model = read_model(path)
+        ir.external_data.unload_from_model(self.model, folder, file, size_threshold_bytes=1024)
+        self.weights = self.model.graph.initializers
+        self.tensors = {str(value.name): value for node in self.model.graph for value in node.outputs if value.name}
 
-    def sizes(self, image: NDArray[np.float32], names: list[str]) -> list[int]:
-        """Numbers in each of the tensors, without keeping any of them."""
-        shapes = [f"{name}:shape" for name in names]
-        probes = [onnx.helper.make_node("Shape", [name], [shape]) for name, shape in zip(names, shapes, strict=True)]
-        return [math.prod(shape.tolist()) for shape in self._run(image, shapes, [*self.nodes, *probes])]
-
-    def tensors(self, image: NDArray[np.float32], names: list[str]) -> list[NDArray[Any]]:
-        """The values of the tensors; nodes behind the last of them are not run."""
-        return self._run(image, names, self.nodes[: 1 + max(self.index[name] for name in names)])
-
-    def _run(self, image: NDArray[np.float32], names: list[str], nodes: list[onnx.NodeProto]) -> list[NDArray[Any]]:
-        probe = onnx.ModelProto()
-        probe.CopyFrom(self.model)
-        del probe.graph.node[:], probe.graph.output[:]
-        probe.graph.node.extend(nodes)
-        probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-        file = self.folder / "probe.onnx"
-        file.write_bytes(probe.SerializeToString())
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        found: list[NDArray[Any]] = session.run(names, {INPUT: image})
-        return found
-
-    def origin(self, name: str) -> str:
-        """The tensor that conversions between number formats made ``name`` of."""
-        while name in self.index and self.nodes[self.index[name]].op_type in CONVERSIONS:
-            name = self.nodes[self.index[name]].input[0]
-        return name
-
-    def weight(self, name: str) -> NDArray[Any] | None:
-        """A stored constant; None for a tensor that is computed."""
-        tensor = self.initializers.get(name)
-        return None if tensor is None else onnx.numpy_helper.to_array(tensor, str(self.folder))
-
-    def attributes(self, node: onnx.NodeProto) -> dict[str, Any]:
+    def attributes(self, node: ir.Node) -> dict[str, Any]:
         """Of a node, with the defaults of those that it leaves out."""
-        values: dict[str, Any] = {}
+        protos = [ir.to_proto(attribute) for attribute in node.attributes.values()]
         if not node.domain:
-            schema = onnx.defs.get_schema(node.op_type, self.opset)
-            defaults = {key: entry.default_value for key, entry in schema.attributes.items()}
-            values = {key: onnx.helper.get_attribute_value(value) for key, value in defaults.items() if value.type}
-        values |= {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+            schema = onnx.defs.get_schema(node.op_type, self.model.opset_imports[""])
+            protos = [each.default_value for each in schema.attributes.values() if each.default_value.type] + protos
+        values = {proto.name: onnx.helper.get_attribute_value(proto) for proto in protos}
         return {key: value.decode() if isinstance(value, bytes) else value for key, value in values.items()}
 
 
@@ -193,57 +154,59 @@ def _common_tensors(
     trusted: _Graph, suspect: _Graph, image: NDArray[np.float32], group_bytes: int
 ) -> Iterator[tuple[str, NDArray[Any], NDArray[Any]]]:
     """The tensors that both compute, in the trusted graph's order."""
-    names = [name for name in trusted.index if name in suspect.index]
-    group: list[str] = []
-    room = group_bytes
-    for name, size in zip(names, trusted.sizes(image, names), strict=True):
-        needed = size * np.dtype(np.float32).itemsize
-        if group and needed > room:
-            yield from zip(group, trusted.tensors(image, group), suspect.tensors(image, group), strict=True)
-            group, room = [], group_bytes
-        group.append(name)
-        room -= needed
-    if group:
-        yield from zip(group, trusted.tensors(image, group), suspect.tensors(image, group), strict=True)
+    names = [name for name in trusted.tensors if name in suspect.tensors]
+    for group in in_groups(trusted.model, image, names, group_bytes, as_written=True):
+        expected, found = (Probe(each.model, group, as_written=True).run(image) for each in (trusted, suspect))
+        yield from zip(group, expected, found, strict=True)
 
 
 def _divergence(
     trusted: _Graph, suspect: _Graph, name: str, how: Difference, limit: float, *, first: bool
 ) -> Divergence:
-    node = trusted.nodes[trusted.index[name]]
-    causes = tuple(_causes(trusted, suspect, name, limit))
+    node = trusted.tensors[name].producer()
+    assert node is not None  # `tensors` are outputs of nodes
+    causes = tuple(_causes(trusted, suspect, node, suspect.tensors[name], limit))
     return Divergence(name, node.name or name, node.op_type, how, first, causes)
 
 
-def _causes(trusted: _Graph, suspect: _Graph, name: str, limit: float) -> Iterator[str]:
-    """What the node that computes a tensor has otherwise in the suspect graph, in words."""
-    origin = suspect.origin(name)
-    if origin not in suspect.index:
-        yield f"it is a constant, {origin}"
+def _origin(value: ir.Value) -> ir.Value:
+    """The tensor that conversions between number formats made ``value`` of."""
+    while (node := value.producer()) is not None and node.op_type in CONVERSIONS and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return value
+
+
+def _causes(trusted: _Graph, suspect: _Graph, node: ir.Node, found: ir.Value, limit: float) -> Iterator[str]:
+    """What computes a tensor otherwise in the suspect graph than ``node`` in the trusted one, in words."""
+    origin = _origin(found)
+    other = origin.producer()
+    if other is None:
+        yield f"it is a constant, {origin.name}"
         return
-    node, other = trusted.nodes[trusted.index[name]], suspect.nodes[suspect.index[origin]]
     if node.op_type != other.op_type:
         yield f"the operator is {other.op_type}, not {node.op_type}"
         return
-    wanted, found = trusted.attributes(node), suspect.attributes(other)
-    for key in sorted(wanted.keys() | found.keys()):
-        if wanted.get(key) != found.get(key):
-            yield f"{key} is {found.get(key)!r}, not {wanted.get(key)!r}"
-    if len(node.input) != len(other.input):
-        yield f"it has {len(other.input)} inputs, not {len(node.input)}"
-    for trusted_input, suspect_input in zip(node.input, other.input, strict=False):
-        yield from _input_causes(trusted, suspect, trusted_input, suspect.origin(suspect_input), limit)
+    expected, given = trusted.attributes(node), suspect.attributes(other)
+    for key in sorted(expected.keys() | given.keys()):
+        if expected.get(key) != given.get(key):
+            yield f"{key} is {given.get(key)!r}, not {expected.get(key)!r}"
+    if len(node.inputs) != len(other.inputs):
+        yield f"it has {len(other.inputs)} inputs, not {len(node.inputs)}"
+    for wanted, used in zip(node.inputs, other.inputs, strict=False):
+        if used is not None:
+            yield from _input_causes(trusted, wanted, _origin(used), limit)
 
 
-def _input_causes(trusted: _Graph, suspect: _Graph, wanted: str, found: str, limit: float) -> Iterator[str]:
-    if found != wanted and (found in trusted.index or found in trusted.initializers):
-        yield f"an input is {found}, not {wanted}"
+def _input_causes(trusted: _Graph, wanted: ir.Value | None, found: ir.Value, limit: float) -> Iterator[str]:
+    name = wanted.name if wanted is not None else "nothing"
+    if found.name != name and (found.name in trusted.tensors or found.name in trusted.weights):
+        yield f"an input is {found.name}, not {name}"
         return
-    weight, other = trusted.weight(wanted), suspect.weight(found)
+    weight, other = weight_of(wanted), weight_of(found)
     if weight is None or other is None or (weight.dtype.kind in "iu") != (other.dtype.kind in "iu"):
         return
     how = difference(weight, other)
     if weight.shape != other.shape:
-        yield f"{wanted} has the shape {other.shape}, not {weight.shape}"
+        yield f"{name} has the shape {other.shape}, not {weight.shape}"
     elif how.exceeds(limit / 10):  # sums of products may magnify what a weight has wrong
-        yield f"{wanted} differs: {how}"
+        yield f"{name} differs: {how}"

@@ -7,69 +7,68 @@ engine joins them again into one INT8 kernel.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 import onnx_ir as ir
 
-from denseport.calibration.quantize.graph import new_constant, weight_of
+from denseport.export.graph.edit import drop_unread, new_constant, new_node, weight_of
 
-__all__ = ["unpack_projections"]
+__all__ = ["UnpackRecord", "unpack_projections"]
 
 _NAMES = ("q", "k", "v")
 
 
-def unpack_projections(model: ir.Model) -> tuple[ir.Model, int]:
-    """A copy in which MatMul (and Add of a bias) before a Split along the last axis is one layer a part.
+@dataclass(frozen=True)
+class UnpackRecord:
+    """What was parted."""
 
-    Returns:
-        The copy, and how many projections were parted.
-    """
-    result = model.clone()
-    parted = [_unpack(result.graph, node) for node in list(result.graph) if node.op_type == "Split"]
-    return result, sum(parted)
+    projections: tuple[str, ...]  # names of the MatMuls; the parts have them with .q, .k and .v behind
 
 
-def _unpack(graph: ir.Graph, split: ir.Node) -> bool:
+def unpack_projections(model: ir.Model) -> UnpackRecord:
+    """Make MatMul (and Add of a bias) before a Split along the last axis one layer for each part."""
+    parted = [_unpack(model.graph, node) for node in list(model.graph) if node.op_type == "Split"]
+    return UnpackRecord(tuple(name for name in parted if name is not None))
+
+
+def _unpack(graph: ir.Graph, split: ir.Node) -> str | None:
+    """Part the projection before a Split; its name, None where there is none."""
     add = split.inputs[0].producer() if split.inputs[0] is not None else None
     bias = weight_of(add.inputs[1]) if add is not None and add.op_type == "Add" else None
     matmul = add.inputs[0].producer() if add is not None and bias is not None and add.inputs[0] is not None else add
     if matmul is None or matmul.op_type != "MatMul":
-        return False
+        return None
     weight = weight_of(matmul.inputs[1])
     chain = [split, matmul] if bias is None or add is None else [split, add, matmul]
     if weight is None or weight.ndim != 2 or any(len(node.outputs[0].uses()) != 1 for node in chain[1:]):
-        return False
+        return None
     if bias is not None and bias.shape != weight.shape[1:]:
-        return False
+        return None
     sizes = _sizes(split, weight.shape[1])
     if sizes is None:
-        return False
+        return None
     names = _NAMES if len(sizes) == len(_NAMES) else tuple(str(i) for i in range(len(sizes)))
     starts = accumulate(sizes, initial=0)
     for name, start, size, output in zip(names, starts, sizes, split.outputs, strict=False):
         part = slice(start, start + size)
         constant = new_constant(graph, f"{matmul.name}.{name}.weight", np.ascontiguousarray(weight[:, part]))
-        made = ir.node("MatMul", [matmul.inputs[0], constant], name=f"{matmul.name}.{name}")
-        made.outputs[0].name = made.name
-        nodes = [made]
+        nodes = [new_node("MatMul", [matmul.inputs[0], constant], name=f"{matmul.name}.{name}")]
         if bias is not None and add is not None:
             own = new_constant(graph, f"{matmul.name}.{name}.bias", np.ascontiguousarray(bias[part]))
-            nodes.append(ir.node("Add", [made.outputs[0], own], name=f"{add.name}.{name}"))
-            nodes[-1].outputs[0].name = nodes[-1].name
+            nodes.append(new_node("Add", [nodes[0].outputs[0], own], name=f"{add.name}.{name}"))
         graph.insert_before(split, nodes)
         output.replace_all_uses_with(nodes[-1].outputs[0])
-    constants = [value for node in chain for value in node.inputs if value is not None and value.is_initializer()]
+    read = [value for node in chain for value in node.inputs]
     graph.remove(chain, safe=True)
-    for value in constants:
-        if value.name is not None and not value.uses() and value.name in graph.initializers:
-            del graph.initializers[value.name]
-    return True
+    drop_unread(graph, read)
+    return str(matmul.name)
 
 
 def _sizes(split: ir.Node, width: int) -> list[int] | None:
     """Of the parts along the last axis; None when it splits another axis, or by computed sizes."""
-    axis = split.attributes["axis"].as_int() if "axis" in split.attributes else 0
+    axis = split.attributes.get_int("axis", 0)
     if axis not in (-1, 2):  # tokens are (batch, token, channel)
         return None
     if len(split.inputs) > 1 and split.inputs[1] is not None:

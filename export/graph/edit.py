@@ -1,0 +1,59 @@
+"""What several passes do to a graph: read constants, make constants and nodes, put them in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+__all__ = ["drop_unread", "insert_behind", "new_constant", "new_node", "weight_of"]
+
+
+def weight_of(value: ir.Value | None) -> NDArray[Any] | None:
+    """The array of an initializer; None for what is computed."""
+    if value is None or not value.is_initializer() or value.const_value is None:
+        return None
+    return value.const_value.numpy()
+
+
+def new_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """A new initializer of a graph."""
+    tensor = ir.tensor(array, name=name)
+    shape = ir.Shape(array.shape)
+    value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def new_node(
+    operator: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, Any] | None = None,
+    *,
+    name: str,
+    dtype: ir.DataType | None = None,
+) -> ir.Node:
+    """A node, not yet in a graph, whose one output has its name."""
+    node = ir.node(operator, inputs, attributes, name=name)
+    node.outputs[0].name = name
+    if dtype is not None:
+        node.outputs[0].dtype = dtype
+    return node
+
+
+def insert_behind(graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node]) -> None:
+    """Put nodes right behind what computes a tensor, at the beginning for an input or a constant."""
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], nodes)
+    else:
+        graph.insert_after(producer, nodes)
+
+
+def drop_unread(graph: ir.Graph, values: Iterable[ir.Value | None]) -> None:
+    """Remove those of the values that are constants which no node reads."""
+    for value in values:
+        if value is not None and value.is_initializer() and not value.uses():
+            graph.initializers.pop(str(value.name), None)
