@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.benchmark.load import LoadMonitor
 from denseport.runtime.benchmark.report import as_dict, write_report
-from denseport.runtime.benchmark.speed import Contender, Plan, Result, run_bench, speed_warnings, synthetic_image
+from denseport.runtime.benchmark.speed import Plan, Result, run_bench, speed_warnings, synthetic_image
 from denseport.runtime.benchmark.startup import measure_startup
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.errors import DenseportError, InputError, MachineError, OutputError
@@ -26,7 +26,6 @@ from denseport.runtime.system.progress import Progress, Silent
 
 __all__ = ["Bench", "bench"]
 
-BASELINES = "denseport.baselines"
 Image = NDArray[np.uint8]
 
 
@@ -82,10 +81,9 @@ def bench(
     shown = _read(image)
     with ExitStack() as stack:
         segmenters, skipped = _open(bundle, artifacts, threads, stack, progress)
-        contenders = [Contender(each.artifact, each.session, each) for each in segmenters]
+        first, contenders = segmenters[0], list(segmenters)
         if baseline is not None:
-            contenders.append(_baseline(baseline, segmenters[0], checkpoint, threads, stack))
-        first = segmenters[0]
+            contenders.append(stack.enter_context(_baseline(baseline, first, checkpoint, threads)))
         tensor = next(network_inputs(shown, first.protocol, first.manifest.patch_size))
         monitor = LoadMonitor()
         results = run_bench(contenders, shown, tensor, plan, progress)
@@ -148,18 +146,15 @@ def _open(
     return opened, skipped
 
 
-def _baseline(
-    name: str, other: Segmenter, checkpoint: Path | str | None, threads: int | None, stack: ExitStack
-) -> Contender:
+def _baseline(name: str, other: Segmenter, checkpoint: Path | str | None, threads: int | None) -> Segmenter:
     """Found through its entry point, as the runtime knows no torch."""
     try:
-        (entry,) = entry_points(group=BASELINES, name=name)
+        (entry,) = entry_points(group="denseport.baselines", name=name)
         make = entry.load()
     except (ImportError, ValueError) as err:
         raise MachineError(f"--baseline {name}: not installed: {err}", "pip install 'denseport[export]'") from err
     session = make(other.manifest, None if checkpoint is None else Path(checkpoint), threads)
-    segmenter = Segmenter(other.bundle, artifact=name, protocol=other.protocol, session=session, threads=threads)
-    return Contender(name, session, stack.enter_context(segmenter))
+    return Segmenter(other.bundle, artifact=name, protocol=other.protocol, session=session, threads=threads)
 
 
 def _keep(bundle: Bundle, details: dict[str, Any]) -> None:

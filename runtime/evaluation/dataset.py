@@ -169,14 +169,20 @@ def image_list(
             raise DatasetError(
                 f"{path}, line {number}: expected one name or 'image mask', the same on all "
                 f"lines, found {len(fields)} fields",
-                "Part paths that hold blanks by a tab.",
+                "Separate paths that hold blanks by a tab.",
             )
     if width == 1:
         found = _find_names(path, _ade_root(root), lines)
     else:
         found = _find_pairs(path, (root, path.parent), lines)
-    samples = tuple(_distinct(path, found))
-    return Dataset(samples, width == 1 if reduce_zero_label is None else reduce_zero_label, ignore_index)
+    line_of: dict[str, int] = {}
+    for number, sample in zip(lines, found, strict=True):
+        first = line_of.setdefault(sample.name, number)
+        if first != number:
+            raise DatasetError(
+                f"{path}, line {number}: {sample.name!r} is on line {first} too", "Remove one of the two lines."
+            )
+    return Dataset(tuple(found), width == 1 if reduce_zero_label is None else reduce_zero_label, ignore_index)
 
 
 def open_dataset(
@@ -237,17 +243,16 @@ def _by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
 
 
 def _require_pairs(images: Path, masks: Path, image_of: Mapping[str, Path], mask_of: Mapping[str, Path]) -> None:
-    lonely = [
-        f"{len(names)} of {len(having)} {kind} (such as {_some(sorted(names))})"
-        for kind, having, names in (
-            ("images have no mask", image_of, image_of.keys() - mask_of.keys()),
-            ("masks have no image", mask_of, mask_of.keys() - image_of.keys()),
-        )
-        if names
-    ]
-    if lonely:
+    alone = []
+    for words, files, partners in (
+        ("images have no mask", image_of, mask_of),
+        ("masks have no image", mask_of, image_of),
+    ):
+        if names := files.keys() - partners.keys():
+            alone.append(f"{len(names)} of {len(files)} {words} (such as {_some(sorted(names))})")
+    if alone:
         raise DatasetError(
-            f"{images} and {masks}: {'; '.join(lonely)}",
+            f"{images} and {masks}: {'; '.join(alone)}",
             "Give each image a PNG mask of the same name, or list the pairs in a file.",
         )
 
@@ -265,8 +270,8 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield number, re.split(r"\s*\t\s*" if "\t" in line else r"\s+", line)
 
 
-def _find_names(path: Path, root: Path, lines: Mapping[int, list[str]]) -> Iterator[tuple[int, Sample]]:
-    images = root / "images"
+def _find_names(path: Path, root: Path, lines: Mapping[int, list[str]]) -> list[Sample]:
+    images, found = root / "images", []
     of_name: dict[str, list[Path]] = {}
     for folder in (images, *sorted(entry for entry in images.iterdir() if entry.is_dir())):
         for stem, file in _by_stem(folder, IMAGE_SUFFIXES).items():
@@ -282,10 +287,12 @@ def _find_names(path: Path, root: Path, lines: Mapping[int, list[str]]) -> Itera
         mask = root / "annotations" / files[0].parent.relative_to(images) / f"{name}.png"
         if not mask.is_file():
             raise DatasetError(f"{path}, line {number}: {name!r} has no mask {mask}", "Add the mask, or drop the line.")
-        yield number, Sample(name, files[0], mask)
+        found.append(Sample(name, files[0], mask))
+    return found
 
 
-def _find_pairs(path: Path, bases: tuple[Path, Path], lines: Mapping[int, list[str]]) -> Iterator[tuple[int, Sample]]:
+def _find_pairs(path: Path, bases: tuple[Path, Path], lines: Mapping[int, list[str]]) -> list[Sample]:
+    found = []
     for number, fields in lines.items():
         files = [next((base / field for base in bases if (base / field).is_file()), None) for field in fields]
         image, mask = files
@@ -295,17 +302,8 @@ def _find_pairs(path: Path, bases: tuple[Path, Path], lines: Mapping[int, list[s
                 f"in {bases[0]} or beside the list",
                 "Give paths below --data, or relative to the list.",
             )
-        yield number, Sample(Path(fields[0]).with_suffix("").as_posix(), image, mask)
-
-
-def _distinct(path: Path, found: Iterable[tuple[int, Sample]]) -> Iterator[Sample]:
-    line_of: dict[str, int] = {}
-    for number, sample in found:
-        if sample.name in line_of:
-            first = line_of[sample.name]
-            raise DatasetError(f"{path}, line {number}: {sample.name!r} is on line {first} too", "Drop one of the two.")
-        line_of[sample.name] = number
-        yield sample
+        found.append(Sample(Path(fields[0]).with_suffix("").as_posix(), image, mask))
+    return found
 
 
 def _read_stored_labels(path: Path) -> LabelMap:
@@ -313,13 +311,13 @@ def _read_stored_labels(path: Path) -> LabelMap:
     with reading(path):
         data = path.read_bytes()
     if not data.startswith(PNG_SIGNATURE) or is_cut_short(data):
-        raise ImageError(f"{path}: the mask is no PNG file, or one cut short", "Save it again, as a PNG.")
+        raise ImageError(f"{path}: the mask is not a PNG file, or is cut short", "Save it again as a PNG.")
     if len(data) < _PNG_HEADER or struct.unpack_from(">I", data, 29)[0] != zlib.crc32(data[12:29]):
         raise ImageError(f"{path}: the header of the mask is damaged", "Copy or save it again.")
     depth, colour = data[24], data[25]
     if colour not in (_PNG_GREY, _PNG_INDEXED):
         raise DatasetError(
-            f"{path}: the mask holds colours; one label a pixel was expected",
+            f"{path}: the mask holds colours; one label per pixel was expected",
             "Save the class indices as a PNG, grey (8 or 16 bits) or indexed.",
         )
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.evaluation.comparison import Gate, published_miou
 from denseport.runtime.evaluation.dataset import Dataset, open_dataset
 from denseport.runtime.evaluation.failures import worst_images
-from denseport.runtime.evaluation.gate import Verdict
 from denseport.runtime.evaluation.metrics import Scores
-from denseport.runtime.evaluation.report import ReportInput, write_report
+from denseport.runtime.evaluation.report import write_report
+from denseport.runtime.evaluation.result import Evaluation
 from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.evaluation.task import LongRun, Task, open_task, refuse_state
 from denseport.runtime.segmenter import Segmenter
@@ -26,43 +26,7 @@ from denseport.runtime.system.files import refuse_unwritable
 from denseport.runtime.system.machine import inspect_machine
 from denseport.runtime.system.progress import Progress, Silent
 
-__all__ = ["Evaluation", "evaluate", "open_data"]
-
-
-@dataclass(frozen=True)
-class Evaluation(Scores):
-    """What `evaluate` found: mIoU, mAcc, aAcc in percent and ``per_class``, as `Scores` has them, and the verdict."""
-
-    artifact: str
-    session: str  # what ran it, in words
-    protocol: Protocol
-    reduce_zero_label: bool  # masks count classes from 1, and 0 is ignored
-    measurement: Measurement  # the counts, image by image
-    agreement: float | None  # share of pixels with FP32's class, 0..1; None: FP32 was not run beside it
-    gate: Verdict | None  # `passed`, `reasons`; None: nothing was to be judged
-    warnings: tuple[str, ...]  # what a reader must know to trust the figures
-    explanation: dict[str, Any] | None = None  # which step lost what, and as ``lines`` of text; None: not asked for
-    report: Path | None = None  # the page; None: not asked for
-
-    def to_dict(self) -> dict[str, Any]:
-        """What ``denseport eval --json`` prints."""
-        found, seconds = self.measurement, max(self.measurement.seconds, 1e-9)  # 0: nothing was left to measure
-        result = {
-            "artifact": self.artifact,
-            "session": self.session,
-            "protocol": {"name": self.protocol.name, "description": self.protocol.description},
-            "images": found.images,
-            "reduce_zero_label": self.reduce_zero_label,
-            **super().to_dict(),
-            "agreement": self.agreement,
-            "gate": self.gate.to_dict() if self.gate is not None else None,
-            "warnings": list(self.warnings),
-            "seconds": round(found.seconds, 3),
-            "images_per_second": round(found.measured / seconds, 3),
-            "session_share": round(found.session_seconds / seconds, 4),
-        }
-        result |= {} if self.explanation is None else {"explanation": self.explanation}
-        return result | ({} if self.report is None else {"report": str(self.report)})
+__all__ = ["evaluate", "open_data"]
 
 
 def evaluate(
@@ -120,7 +84,12 @@ def evaluate(
     with open_task(bundle, data, artifact or bundle.manifest.source, protocol, gate, threads, workers) as task:
         found = _judged(task, *task.measure(run, progress))
         found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
-        found = found if report is None else replace(found, report=_write_report(report, task, found))
+        if report is not None:
+            images = worst_images(data, found.measurement, task.segmenter, task.fp32)
+            environment = {"session": task.segmenter.description, **inspect_machine().summary()}
+            command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+            path = write_report(report, found, bundle.manifest, images, environment, command)
+            found = replace(found, report=path)
         if record:
             _keep(task.segmenter, found)
     return found
@@ -205,25 +174,6 @@ def _explain(task: Task, checkpoint: Path, progress: Progress) -> dict[str, Any]
         segmenter.bundle, segmenter.artifact, checkpoint, task.dataset, segmenter.protocol, progress=progress
     )
     return {**explanation.to_dict(), "lines": explanation.lines()}
-
-
-def _write_report(folder: Path, task: Task, found: Evaluation) -> Path:
-    segmenter, fp32 = task.segmenter, found.measurement.fp32_confusion
-    data = ReportInput(
-        manifest=segmenter.manifest,
-        artifact=found.artifact,
-        evaluation=found.measurement,
-        scores=found,
-        fp32_scores=fp32.scores(segmenter.manifest.classes) if fp32 is not None else None,
-        verdict=found.gate,
-        protocol=found.protocol.description,
-        warnings=found.warnings,
-        explanation=(found.explanation or {}).get("lines", ()),
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        environment={"session": segmenter.description, **inspect_machine().summary()},
-        images=worst_images(task.dataset, found.measurement, segmenter, task.fp32),
-    )
-    return write_report(folder, data)
 
 
 def _keep(segmenter: Segmenter, found: Evaluation) -> None:

@@ -37,7 +37,7 @@ from denseport.runtime.system.cpus import usable_cpus
 from denseport.runtime.system.progress import StepCallback, no_steps
 from denseport.runtime.system.text import count
 
-__all__ = ["Actors", "Cluster", "Work", "connect", "measure_on_ray", "plan_actors"]
+__all__ = ["Cluster", "Work", "connect", "measure_on_ray", "plan_actors"]
 
 LOCAL = "local"
 LOCAL_STORE = 200 * 10**6  # bytes of shared memory for paths and counts; Ray would take a third of the machine
@@ -59,15 +59,56 @@ class Work(typing.Protocol[Item, Result]):
 
 
 @dataclass(frozen=True)
-class Actors:
-    """How a cluster's devices are shared out."""
+class Cluster:
+    """A connected Ray cluster, its devices shared out among actors."""
 
-    count: int
+    count: int  # of actors
     cpus: int  # of each; the threads of its network too
     gpus: int  # of each, 0 or 1
 
+    def map(self, work: Work[Item, Result], items: Sequence[Item]) -> Iterator[Result]:
+        """Results of ``work`` for batches of ``items``, in the order in which they are ready.
 
-def plan_actors(nodes: Iterable[dict[str, float]], threads: int | None) -> Actors:
+        Raises:
+            DenseportError: as an actor raised it.
+            MachineError: a batch lost its actor more than `RETRIES` times.
+        """
+        import ray
+        from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+        size = max(1, min(BATCH, math.ceil(len(items) / (4 * self.count))))
+        tasks = [{"task": _pack(items[start : start + size])} for start in range(0, len(items), size)]
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            # Ray 2.64 is to name its remote arguments one by one; setup.cfg stays below it.
+            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+            rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+                _Actor,
+                fn_constructor_args=(work, self.cpus),
+                batch_size=1,  # a row is a batch of ours already
+                batch_format="pyarrow",  # numpy's strings would drop zero bytes at the end
+                compute=ray.data.ActorPoolStrategy(size=min(self.count, len(tasks))),
+                num_cpus=self.cpus,
+                num_gpus=self.gpus,
+                max_restarts=-1,
+                max_task_retries=RETRIES,
+            )
+        try:
+            for row in rows.iter_rows():
+                result = _unpack(row["result"])
+                if isinstance(result, DenseportError):
+                    raise result
+                yield result
+        except (ActorDiedError, ActorUnavailableError) as err:
+            raise MachineError(
+                f"a batch of images lost its actor {RETRIES + 1} times: {err}",
+                "Most often memory: give each actor more cores (--threads), so that fewer run on a machine.",
+            ) from err
+
+
+def plan_actors(nodes: Iterable[dict[str, float]], threads: int | None) -> Cluster:
     """An actor for each GPU; in a cluster without any, one for every ``threads`` cores (default `CPU_ACTOR`).
 
     Args:
@@ -82,18 +123,18 @@ def plan_actors(nodes: Iterable[dict[str, float]], threads: int | None) -> Actor
         share = min(cpus // gpus for cpus, gpus in with_gpu)
         found, cpus = sum(gpus for _, gpus in with_gpu), min(threads or share, share)
         if cpus:
-            return Actors(found, cpus, 1)
+            return Cluster(found, cpus, 1)
         raise MachineError(
             "a machine of the Ray cluster has fewer CPU cores than GPUs", "Start it with more --num-cpus."
         )
     largest = max((cpus for cpus, _ in sizes), default=0)
     cpus = threads or min(CPU_ACTOR, largest)
-    count = sum(found // cpus for found, _ in sizes) if cpus else 0
-    if not count:
+    actors = sum(found // cpus for found, _ in sizes) if cpus else 0
+    if not actors:
         raise MachineError(
             f"no machine of the Ray cluster has {max(cpus, 1)} CPU cores, the largest has {largest}", "Lower --threads."
         )
-    return Actors(count, cpus, 0)
+    return Cluster(actors, cpus, 0)
 
 
 @contextmanager
@@ -117,7 +158,7 @@ def connect(address: str, threads: int | None = None) -> Iterator[Cluster]:
     if ours:
         _start(ray, address)
     try:
-        yield Cluster(plan_actors([node["Resources"] for node in ray.nodes() if node["Alive"]], threads))
+        yield plan_actors([node["Resources"] for node in ray.nodes() if node["Alive"]], threads)
     finally:
         if ours:
             ray.shutdown()
@@ -147,54 +188,6 @@ def _knock(address: str) -> None:
     if colon and port.isdecimal():
         with socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS):
             pass
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A connected Ray cluster."""
-
-    actors: Actors
-
-    def map(self, work: Work[Item, Result], items: Sequence[Item]) -> Iterator[Result]:
-        """Results of ``work`` for batches of ``items``, in the order in which they are ready.
-
-        Raises:
-            DenseportError: as an actor raised it.
-            MachineError: a batch lost its actor more than `RETRIES` times.
-        """
-        import ray
-        from ray.exceptions import ActorDiedError, ActorUnavailableError
-
-        size = max(1, min(BATCH, math.ceil(len(items) / (4 * self.actors.count))))
-        tasks = [{"task": _pack(items[start : start + size])} for start in range(0, len(items), size)]
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            # Ray 2.64 is to name its remote arguments one by one; setup.cfg stays below it.
-            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-            rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-                _Actor,
-                fn_constructor_args=(work, self.actors.cpus),
-                batch_size=1,  # a row is a batch of ours already
-                batch_format="pyarrow",  # numpy's strings would drop zero bytes at the end
-                compute=ray.data.ActorPoolStrategy(size=min(self.actors.count, len(tasks))),
-                num_cpus=self.actors.cpus,
-                num_gpus=self.actors.gpus,
-                max_restarts=-1,
-                max_task_retries=RETRIES,
-            )
-        try:
-            for row in rows.iter_rows():
-                result = _unpack(row["result"])
-                if isinstance(result, DenseportError):
-                    raise result
-                yield result
-        except (ActorDiedError, ActorUnavailableError) as err:
-            raise MachineError(
-                f"a batch of images lost its actor {RETRIES + 1} times: {err}",
-                "Most often memory: give each actor more cores (--threads), so that fewer run on a machine.",
-            ) from err
 
 
 class _Actor:
@@ -301,7 +294,7 @@ def measure_on_ray(
         try:
             for part in cluster.map(work, items) if items else ():
                 found.merge(part.counts, np.array(part.numbers))
-                found.session_seconds += part.counts.session_seconds / cluster.actors.count
+                found.session_seconds += part.counts.session_seconds / cluster.count
                 failures |= part.failures
                 sessions.add(part.session)
                 if len(failures) >= MOST_FAILURES:
@@ -316,7 +309,7 @@ def measure_on_ray(
         found.seconds = time.perf_counter() - start
     found.measured = len(items)
     where = " and ".join(sorted(sessions)) or "nothing left to measure"
-    return f"{count(cluster.actors.count, 'Ray actor')}: {where}"
+    return f"{count(cluster.count, 'Ray actor')}: {where}"
 
 
 def _failed(failures: Mapping[int, str], images: int) -> DatasetError:

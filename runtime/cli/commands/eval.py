@@ -12,8 +12,8 @@ from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
     from denseport.runtime.evaluation.comparison import Gate
-    from denseport.runtime.evaluation.evaluate import Evaluation
     from denseport.runtime.evaluation.gate import Verdict
+    from denseport.runtime.evaluation.result import Evaluation
 
 HELP = "measure accuracy on labelled images, and pass or fail the artifact"
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,12 +23,9 @@ from denseport.runtime.cli.main import main
 from denseport.runtime.errors import DatasetError, InputError, MachineError
 from denseport.runtime.evaluation.dataset import Dataset, Sample, ade20k
 from denseport.runtime.evaluation.measure import measure_dataset, measure_images
-from denseport.runtime.evaluation.shards import RETRIES, Actors, connect, measure_on_ray, plan_actors
+from denseport.runtime.evaluation.shards import RETRIES, Cluster, connect, measure_on_ray, plan_actors
 from denseport.runtime.evaluation.state import Measurement, load_state, merge_states
 from denseport.runtime.segmenter import Segmenter
-
-if TYPE_CHECKING:
-    from denseport.runtime.evaluation.shards import Cluster
 
 STREET = ASSETS / "street"
 
@@ -181,15 +178,15 @@ def test_failures_are_collected_beside_the_counts_of_the_others(sample: Bundle, 
 @pytest.mark.parametrize(
     ("nodes", "threads", "expected"),
     [
-        ([{"CPU": 2.0}], None, Actors(1, 2, 0)),
-        ([{"CPU": 2.0}], 1, Actors(2, 1, 0)),
-        ([{"CPU": 64.0}, {"CPU": 6.0}, {"memory": 1e9}], None, Actors(17, 4, 0)),
-        ([{"CPU": 16.0, "GPU": 1.0}], None, Actors(1, 16, 1)),
-        ([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 1.0}, {"CPU": 32.0}], None, Actors(9, 8, 1)),
-        ([{"CPU": 64.0, "GPU": 8.0}], 4, Actors(8, 4, 1)),
+        ([{"CPU": 2.0}], None, Cluster(1, 2, 0)),
+        ([{"CPU": 2.0}], 1, Cluster(2, 1, 0)),
+        ([{"CPU": 64.0}, {"CPU": 6.0}, {"memory": 1e9}], None, Cluster(17, 4, 0)),
+        ([{"CPU": 16.0, "GPU": 1.0}], None, Cluster(1, 16, 1)),
+        ([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 1.0}, {"CPU": 32.0}], None, Cluster(9, 8, 1)),
+        ([{"CPU": 64.0, "GPU": 8.0}], 4, Cluster(8, 4, 1)),
     ],
 )
-def test_actors_by_device(nodes: list[dict[str, float]], threads: int | None, expected: Actors) -> None:
+def test_actors_by_device(nodes: list[dict[str, float]], threads: int | None, expected: Cluster) -> None:
     assert plan_actors(nodes, threads) == expected
 
 
