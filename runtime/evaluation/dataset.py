@@ -13,7 +13,6 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -26,7 +25,7 @@ from denseport.runtime.evaluation.metrics import LabelMap
 from denseport.runtime.media.images import PNG_SIGNATURE, is_cut_short, reading
 from denseport.runtime.media.inputs import IMAGE_SUFFIXES
 
-__all__ = ["Dataset", "Sample", "ade20k", "folder_pair", "image_list", "open_dataset"]
+__all__ = ["Dataset", "Sample", "open_dataset"]
 
 MASK_SUFFIXES = frozenset({".png"})
 
@@ -107,59 +106,59 @@ class Dataset:
         return DatasetError(f"{sample.mask}: labels {_some(labels)} are outside {expected}", remedy)
 
 
-@contextmanager
-def _searching() -> Iterator[None]:
-    """Turns what goes wrong when folders are searched into a DatasetError."""
+def open_dataset(
+    data: Path | str,
+    *,
+    masks: Path | str | None = None,
+    list_file: Path | str | None = None,
+    split: str = "validation",
+    reduce_zero_label: bool | None = None,
+    ignore_index: int = 255,
+) -> Dataset:
+    """The data set that the options of ``denseport eval`` name.
+
+    Args:
+        data: the ADEChallengeData2016 folder or the one that holds it; with ``masks``, the folder of images; with
+            ``list_file``, what its paths are relative to.
+        masks: folder of PNG masks that have the names of the images; sub-folders of either are not searched.
+        list_file: text, ``#`` starts a comment. Each line is a file name without its suffix, looked up in every split
+            of the ADEChallengeData2016 layout; or each is an image and its mask, two paths parted by a tab or blanks,
+            relative to ``data`` or to the list's own folder. The samples keep its order.
+        split: of the ADEChallengeData2016 layout.
+        reduce_zero_label: None is what the form implies: True for the ADE20K layout, also through a list
+            of its names, and False for a folder pair or a list of pairs.
+
+    Raises:
+        DatasetError: a file or folder that is missing, or that has no partner; of a list, with the line's number.
+    """
+    data = Path(data)
+    if masks is not None and list_file is not None:
+        raise DatasetError("a folder of masks and a list file exclude each other", "Give one of the two.")
     try:
-        yield
+        if list_file is not None:
+            samples, is_ade = _listed(Path(list_file), data)
+        elif masks is not None:
+            samples, is_ade = _paired(data, Path(masks)), False
+        else:
+            root = _ade_root(data)
+            samples, is_ade = _paired(root / "images" / split, root / "annotations" / split), True
     except OSError as err:
         raise DatasetError(f"{err.filename}: cannot be searched: {err.strerror}", "Check its permissions.") from err
+    return Dataset(tuple(samples), is_ade if reduce_zero_label is None else reduce_zero_label, ignore_index)
 
 
-@_searching()
-def ade20k(root: Path, split: str = "validation", reduce_zero_label: bool = True, ignore_index: int = 255) -> Dataset:
-    """A split of the ADEChallengeData2016 layout; ``root`` is that folder or the one that holds it.
-
-    Raises:
-        DatasetError: no such layout, no images, or images and masks that do not pair up.
-    """
-    root = _ade_root(root)
-    return folder_pair(root / "images" / split, root / "annotations" / split, reduce_zero_label, ignore_index)
-
-
-@_searching()
-def folder_pair(images: Path, masks: Path, reduce_zero_label: bool = False, ignore_index: int = 255) -> Dataset:
-    """The images of one folder and the PNG masks of the same names in another, sub-folders left out.
-
-    Raises:
-        DatasetError: a folder is missing or empty, or images and masks do not pair up.
-    """
+def _paired(images: Path, masks: Path) -> list[Sample]:
+    """The images of one folder and the PNG masks of the same names in another."""
     image_of, mask_of = _by_stem(images, IMAGE_SUFFIXES), _by_stem(masks, MASK_SUFFIXES)
     for folder, found, kind in ((images, image_of, "images"), (masks, mask_of, "PNG masks")):
         if not found:
             raise DatasetError(f"{folder}: there are no {kind}", "Check the path; sub-folders are not searched.")
     _require_pairs(images, masks, image_of, mask_of)
-    samples = tuple(Sample(stem, image_of[stem], mask_of[stem]) for stem in sorted(image_of))
-    return Dataset(samples, reduce_zero_label, ignore_index)
+    return [Sample(stem, image_of[stem], mask_of[stem]) for stem in sorted(image_of)]
 
 
-@_searching()
-def image_list(
-    path: Path, root: Path | None = None, reduce_zero_label: bool | None = None, ignore_index: int = 255
-) -> Dataset:
-    """The samples that a text file lists, in its order; ``#`` starts a comment.
-
-    Args:
-        path: each line is a file name without its suffix, looked up in every split of the
-            ADEChallengeData2016 layout at ``root``; or each is an image and its mask, two paths parted
-            by a tab or blanks, relative to ``root`` or to the list's own folder.
-        root: the list's folder when None.
-        reduce_zero_label: None is True for names, which are of the ADE20K layout, and False for pairs.
-
-    Raises:
-        DatasetError: with the number of the line at fault.
-    """
-    root = path.parent if root is None else root
+def _listed(path: Path, root: Path) -> tuple[list[Sample], bool]:
+    """The samples that a text file lists, and whether they are names of the ADEChallengeData2016 layout."""
     lines = dict(_lines(path))
     if not lines:
         raise DatasetError(f"{path}: the list is empty", "Name one image a line, or an image and its mask.")
@@ -182,36 +181,7 @@ def image_list(
             raise DatasetError(
                 f"{path}, line {number}: {sample.name!r} is on line {first} too", "Remove one of the two lines."
             )
-    return Dataset(tuple(found), width == 1 if reduce_zero_label is None else reduce_zero_label, ignore_index)
-
-
-def open_dataset(
-    data: Path | str,
-    *,
-    masks: Path | str | None = None,
-    list_file: Path | str | None = None,
-    split: str = "validation",
-    reduce_zero_label: bool | None = None,
-    ignore_index: int = 255,
-) -> Dataset:
-    """The data set that the options of ``denseport eval`` name.
-
-    Args:
-        data: the ADE20K layout; with ``masks``, the folder of images; with ``list_file``, its root.
-        reduce_zero_label: None is what the form implies: True for the ADE20K layout, also through a list
-            of its names, and False for a folder pair or a list of pairs.
-
-    Raises:
-        DatasetError: a file or folder that is missing, or that has no partner.
-    """
-    data = Path(data)
-    if masks is not None and list_file is not None:
-        raise DatasetError("a folder of masks and a list file exclude each other", "Give one of the two.")
-    if list_file is not None:
-        return image_list(Path(list_file), data, reduce_zero_label, ignore_index)
-    if masks is not None:
-        return folder_pair(data, Path(masks), bool(reduce_zero_label), ignore_index)
-    return ade20k(data, split, reduce_zero_label is not False, ignore_index)
+    return found, width == 1
 
 
 def _ade_root(root: Path) -> Path:

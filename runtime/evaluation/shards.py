@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -47,14 +47,11 @@ RETRIES = 3  # of a batch whose actor died; an image that kills every actor must
 KNOCK_SECONDS = 10.0  # for a cluster's machine to answer
 MOST_FAILURES = 100  # images; beyond it something else is wrong
 
-Item = TypeVar("Item", contravariant=True)
-Result = TypeVar("Result", covariant=True)
 
-
-class Work(typing.Protocol[Item, Result]):
+class Work(typing.Protocol):
     """What actors do; it travels to them pickled."""
 
-    def open(self, threads: int) -> Callable[[Sequence[Item]], Result]:
+    def open(self, threads: int) -> Callable[[Sequence[Any]], Any]:
         """What an actor holds, such as a session of so many threads, as a function of a batch of items."""
 
 
@@ -66,7 +63,7 @@ class Cluster:
     cpus: int  # of each; the threads of its network too
     gpus: int  # of each, 0 or 1
 
-    def map(self, work: Work[Item, Result], items: Sequence[Item]) -> Iterator[Result]:
+    def map(self, work: Work, items: Sequence[Any]) -> Iterator[Any]:
         """Results of ``work`` for batches of ``items``, in the order in which they are ready.
 
         Raises:
@@ -193,7 +190,7 @@ def _knock(address: str) -> None:
 class _Actor:
     """What Ray runs on a device: opened at the first batch, so that an error comes back as a result."""
 
-    def __init__(self, work: Work[Any, Any], threads: int) -> None:
+    def __init__(self, work: Work, threads: int) -> None:
         self._work = work
         self._threads = threads
         self._handle: Callable[[Sequence[Any]], Any] | None = None
@@ -201,15 +198,13 @@ class _Actor:
     def __call__(self, table: Any) -> Any:
         import pyarrow
 
-        return pyarrow.table({"result": [_pack(self._do(_unpack(task))) for task in table.column("task").to_pylist()]})
-
-    def _do(self, items: Sequence[Any]) -> Any:
+        (task,) = table.column("task").to_pylist()
         try:
-            if self._handle is None:
-                self._handle = self._work.open(self._threads)
-            return self._handle(items)
+            self._handle = self._handle or self._work.open(self._threads)
+            result = self._handle(_unpack(task))
         except DenseportError as err:
-            return err
+            result = err
+        return pyarrow.table({"result": [_pack(result)]})
 
 
 def _pack(value: object) -> bytes:

@@ -12,7 +12,7 @@ from support import ASSETS
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle
 from denseport.runtime.bundle.manifest import Reference
 from denseport.runtime.cli.main import main
-from denseport.runtime.evaluation.dataset import ade20k
+from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.segmenter import Segmenter
 
@@ -28,7 +28,7 @@ def bundle(sample_copy: Bundle) -> Bundle:
 def right_miou(sample: Bundle) -> str:
     """What the untouched sample scores on these images: the reference of the tests below."""
     segmenter = Segmenter(sample)
-    return f"{measure_dataset(ade20k(ASSETS / 'street'), segmenter).scores(sample.manifest.classes).mIoU:.4f}"
+    return f"{measure_dataset(open_dataset(ASSETS / 'street'), segmenter).scores(sample.manifest.classes).mIoU:.4f}"
 
 
 def gate(bundle: Bundle, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str]]:

@@ -20,7 +20,7 @@ from denseport.runtime import evaluate
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import DatasetError
-from denseport.runtime.evaluation.dataset import ade20k
+from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.evaluation.metrics import ConfusionMatrix
 from denseport.runtime.evaluation.task import LongRun
@@ -70,7 +70,7 @@ def test_the_large_sample_scores_what_mmsegmentation_measured(
 
 
 def test_workers_and_order_do_not_change_a_single_count(sample: Bundle) -> None:
-    dataset = ade20k(STREET)
+    dataset = open_dataset(STREET)
     segmenter = Segmenter(sample)
     expected = ConfusionMatrix(150)
     for item in dataset.samples:
@@ -115,7 +115,7 @@ def run_child(arguments: list[str], kill_after: int | None) -> int:
 
 def test_killed_three_times_and_resumed_gives_the_same_matrix(shared: Path, sample: Bundle, tmp_path: Path) -> None:
     data = shared / "data/street"
-    whole = measure_dataset(ade20k(data), Segmenter(sample))
+    whole = measure_dataset(open_dataset(data), Segmenter(sample))
     state, out = tmp_path / "state.npz", tmp_path / "out.npz"
     arguments = [str(sample.path), str(data), str(state), str(out)]
     moments = sorted(random.sample(range(5, 95), 3))
@@ -171,7 +171,7 @@ def test_a_mask_of_another_size_is_named(sample: Bundle, tmp_path: Path) -> None
     cv2.imwrite(str(tmp_path / "images/validation/a.jpg"), np.zeros((60, 80, 3), np.uint8))
     cv2.imwrite(str(tmp_path / "annotations/validation/a.png"), np.zeros((60, 81), np.uint8))
     with pytest.raises(DatasetError, match=r"a\.png: is 81 x 60, its image .* is 80 x 60"):
-        measure_dataset(ade20k(tmp_path), Segmenter(sample))
+        measure_dataset(open_dataset(tmp_path), Segmenter(sample))
 
 
 def test_gate_exit_codes(sample: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from support import ASSETS
 
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Inference, Manifest, NetworkInput, Reference
-from denseport.runtime.evaluation.dataset import ade20k
+from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.failures import WorstImage, worst_images
 from denseport.runtime.evaluation.gate import Verdict
 from denseport.runtime.evaluation.measure import measure_dataset
@@ -367,7 +367,7 @@ def segmenters(sample: Bundle) -> tuple[Segmenter, Segmenter]:
 
 def test_the_worst_images_are_those_that_an_independent_count_finds(segmenters: tuple[Segmenter, Segmenter]) -> None:
     own, fp32 = segmenters
-    dataset = ade20k(ASSETS / "street")
+    dataset = open_dataset(ASSETS / "street")
     accuracy, disagreement = {}, {}
     for sample in dataset.samples:
         image = cv2.imread(str(sample.image))
@@ -391,7 +391,7 @@ def test_the_worst_images_are_those_that_an_independent_count_finds(segmenters: 
 
 def test_a_data_set_of_one_image(segmenters: tuple[Segmenter, Segmenter], tmp_path: Path) -> None:
     own, fp32 = segmenters
-    dataset = ade20k(ASSETS / "street")
+    dataset = open_dataset(ASSETS / "street")
     dataset = replace(dataset, samples=dataset.samples[:1])
     result = measure_dataset(dataset, own, fp32=fp32)
     images = worst_images(dataset, result, own, fp32)

@@ -21,7 +21,7 @@ from support import ASSETS
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import DatasetError, InputError, MachineError
-from denseport.runtime.evaluation.dataset import Dataset, Sample, ade20k
+from denseport.runtime.evaluation.dataset import Dataset, Sample, open_dataset
 from denseport.runtime.evaluation.measure import measure_dataset, measure_images
 from denseport.runtime.evaluation.shards import RETRIES, Cluster, connect, measure_on_ray, plan_actors
 from denseport.runtime.evaluation.state import Measurement, load_state, merge_states
@@ -156,7 +156,7 @@ def test_a_shard_is_one_of_n(capsys: pytest.CaptureFixture[str], text: str) -> N
 
 def damaged_street(folder: Path) -> tuple[Dataset, Path]:
     """The street images, one of them an empty file; and that file."""
-    street, empty = ade20k(STREET), folder / "empty.jpg"
+    street, empty = open_dataset(STREET), folder / "empty.jpg"
     empty.touch()
     broken = Sample("broken", empty, street.samples[0].mask)
     return Dataset((*street.samples[:2], broken, *street.samples[2:]), street.reduce_zero_label), empty
@@ -169,7 +169,7 @@ def test_failures_are_collected_beside_the_counts_of_the_others(sample: Bundle, 
     assert list(failures) == [2]
     assert str(empty) in failures[2]
     assert state.done.tolist() == [index != 2 for index in range(len(dataset))]
-    assert state.confusion == measure_dataset(ade20k(STREET), segmenter).confusion
+    assert state.confusion == measure_dataset(open_dataset(STREET), segmenter).confusion
 
 
 # Devices
@@ -237,10 +237,10 @@ class TestRay:
     """One cluster of an actor a core; an image is a batch where there are few."""
 
     def test_an_actor_killed_in_the_middle_changes_no_count(self, cluster: Cluster, sample: Bundle) -> None:
-        self.assert_equal_though_killed(ade20k(STREET), sample, after=1)
+        self.assert_equal_though_killed(open_dataset(STREET), sample, after=1)
 
     def test_so_with_a_hundred_images(self, cluster: Cluster, sample: Bundle, shared: Path) -> None:
-        self.assert_equal_though_killed(ade20k(shared / "data/street"), sample, after=20)
+        self.assert_equal_though_killed(open_dataset(shared / "data/street"), sample, after=20)
 
     def assert_equal_though_killed(self, dataset: Dataset, bundle: Bundle, after: int) -> None:
         segmenter = Segmenter(bundle)
@@ -300,12 +300,12 @@ class TestRay:
             inputs = [str(empty), str(images)]
             assert main(["run", str(sample.path), *inputs, "-o", str(tmp_path / name), "--json", *extra]) == 2
             output = capsys.readouterr()
-            assert f"1 of {1 + len(ade20k(STREET))} inputs failed" in output.err
+            assert f"1 of {1 + len(open_dataset(STREET))} inputs failed" in output.err
             assert f"{empty}: the file is empty" in output.err
             results[name] = json.loads(output.out.replace(str(tmp_path / name), "OUT"))
         assert results["ray"] == results["local"]
         written = {path.relative_to(tmp_path / "local") for path in (tmp_path / "local").rglob("*.png")}
-        assert len(written) == 2 * len(ade20k(STREET))
+        assert len(written) == 2 * len(open_dataset(STREET))
         for path in written:
             assert (tmp_path / "ray" / path).read_bytes() == (tmp_path / "local" / path).read_bytes()
 
