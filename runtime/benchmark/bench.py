@@ -35,7 +35,7 @@ class Bench:
 
     results: tuple[Result, ...]  # of each artifact, and of the baseline last
     skipped: dict[str, str]  # artifacts that were not measured, and why
-    warnings: tuple[str, ...]  # what speaks against the figures
+    warnings: tuple[str, ...]  # why the figures may be wrong
     details: dict[str, Any]  # everything, ready for JSON
     report: Path | None = None  # the page; None: not asked for
 
@@ -112,13 +112,13 @@ def _check(
     if report is not None:
         refuse_unwritable(Path(report))
     if checkpoint is not None and baseline is None:
-        raise InputError("--checkpoint is for a baseline", "Add --baseline torch.")
+        raise InputError("--checkpoint is used by --baseline only", "Add --baseline torch.")
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     if record:
         try:
             refuse_unwritable(bundle.path)
         except OutputError as err:
-            raise OutputError(err.message, "Measure without keeping the figures in the bundle: --no-record.") from err
+            raise OutputError(err.message, "Measure without writing the figures into the bundle: --no-record.") from err
     return bundle
 
 

@@ -225,8 +225,8 @@ def _warm(work: Mapping[str, Callable[[], object]], what: str, progress: Progres
 def speed_warnings(results: Sequence[Result]) -> list[str]:
     """Where the rounds disagree too much to be trusted."""
     return [
-        f"{each.name}: from the first round to the last its time changed by {100 * each.session.drift:+.0f} %: "
-        "throttled, or a busy machine"
+        f"{each.name}: its time changed by {100 * each.session.drift:+.0f} % from the first round to the last: "
+        "the processor was throttled, or the machine busy"
         for each in results
         if abs(each.session.drift) > DRIFT
     ]

@@ -147,7 +147,7 @@ def check_collapse(verdict: Verdict, found: Measurement, least_agreement: float,
 def _verdict(measured: float, compared: float, budget: float, compared_with: str) -> Verdict:
     delta = measured - compared
     if np.isnan(delta):
-        reasons: tuple[str, ...] = ("there is no mIoU to compare: no pixel counts",)
+        reasons: tuple[str, ...] = ("there is no mIoU: the masks label no pixel",)
     elif -delta > budget:
         reasons = (f"mIoU {measured:.2f} is {-delta:.3f} points below {compared_with}; the budget is {budget:g}",)
     else:

@@ -154,8 +154,8 @@ def merge_states(paths: Sequence[Path], key: str) -> Measurement:
         part = load_state(path, key)
         if part is None:
             raise InputError(
-                f"{path}: is no state of this measurement",
-                "Name the --state files of its shards, and give the same bundle, data, protocol and gate as to them.",
+                f"{path}: is not a state of this measurement",
+                "Name the --state files of its shards. Give the same bundle, data, protocol and gate as there.",
             )
         try:
             if whole is None:

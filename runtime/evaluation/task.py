@@ -180,10 +180,10 @@ def evaluate_shard(
 
 
 def refuse_state(state: Path | None, *, resume: bool) -> None:
-    """A file that is there may be a shard's, or anything: the run would replace it, and remove it at its end.
+    """Refuse a file that exists: the run would replace it, and remove it at its end.
 
     Raises:
-        InputError: it is there, and ``resume`` was not asked for; or it is no file.
+        InputError: it exists, and ``resume`` was not asked for; or it is not a file.
         OutputError: it cannot be written.
     """
     if state is None:
@@ -193,6 +193,6 @@ def refuse_state(state: Path | None, *, resume: bool) -> None:
         if not state.exists():
             return
     if not state.is_file():
-        raise InputError(f"--state {state}: is no file", "Name a file, or one that is not there yet.")
+        raise InputError(f"--state {state}: is not a file", "Name a file, or one that does not exist yet.")
     if not resume:
-        raise InputError(f"--state {state}: exists", "Go on with it (--resume), or name another file.")
+        raise InputError(f"--state {state}: exists already", "Continue it with --resume, or name another file.")

@@ -235,7 +235,7 @@ def test_the_function_measures_an_array_and_writes_nothing_unasked(
     ("arguments", "words"),
     [
         ({"artifacts": ["int9.onnx"]}, "no artifact 'int9.onnx'"),
-        ({"checkpoint": "x.pth"}, "--checkpoint is for a baseline"),
+        ({"checkpoint": "x.pth"}, "--checkpoint is used by --baseline only"),
         ({"image": "none.jpg"}, "none.jpg"),
         ({"report": __file__}, "cannot be written"),
     ],
@@ -256,7 +256,7 @@ def test_the_function_raises_what_the_command_prints(sample: Bundle, arguments: 
         (["--batches", "0"], "--batches"),
         (["--threads", "0"], "--threads: '0'"),
         (["--artifact", "int9"], "no artifact 'int9'"),
-        (["--checkpoint", "x.pth"], "--checkpoint is for a baseline"),
+        (["--checkpoint", "x.pth"], "--checkpoint is used by --baseline only"),
         (["--image", "none.jpg"], "none.jpg"),
     ],
 )

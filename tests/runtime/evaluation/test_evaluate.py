@@ -226,7 +226,7 @@ def test_a_file_that_is_there_is_not_taken_for_the_state(
     assert f"--state {file}: exists" in capsys.readouterr().err
     assert file.read_text() == "kept"
     assert main([*command, str(tmp_path), "--resume"]) == 2
-    assert f"--state {tmp_path}: is no file" in capsys.readouterr().err
+    assert f"--state {tmp_path}: is not a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

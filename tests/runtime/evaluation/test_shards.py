@@ -101,7 +101,7 @@ def test_a_merge_refuses_what_would_falsify_the_sum(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="in none of the states: 5 of 9 images, such as number 5"):
         merge_states([first], "k")
     for path in (other, tmp_path / "missing.npz"):
-        with pytest.raises(InputError, match=rf"{path.name}: is no state of this measurement"):
+        with pytest.raises(InputError, match=rf"{path.name}: is not a state of this measurement"):
             merge_states([first, path], "k")
 
 
@@ -126,7 +126,7 @@ def test_shards_on_the_command_line_equal_one_run(
     assert evaluated(capsys, *common, "--merge", *states) == evaluated(capsys, *common)
     assert "in none of the states" in refused(capsys, "eval", *common, "--merge", states[0])
     assert "counted twice" in refused(capsys, "eval", *common, "--merge", states[0], *states)
-    assert "no state of this" in refused(capsys, "eval", *common, "--limit", "2", "--merge", *states)
+    assert "not a state of this" in refused(capsys, "eval", *common, "--limit", "2", "--merge", *states)
     assert "exists" in refused(capsys, "eval", *common, "--shard", "1/2", "--state", states[0])
     again = ["eval", *common, "--shard", "2/2", "--state", states[0], "--resume"]
     assert "holds another shard" in refused(capsys, *again)
