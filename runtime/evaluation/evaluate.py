@@ -84,12 +84,7 @@ def evaluate(
     with open_task(bundle, data, artifact or bundle.manifest.source, protocol, gate, threads, workers) as task:
         found = _judged(task, *task.measure(run, progress))
         found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
-        if report is not None:
-            images = worst_images(data, found.measurement, task.segmenter, task.fp32)
-            environment = {"session": task.segmenter.description, **inspect_machine().summary()}
-            command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-            path = write_report(report, found, bundle.manifest, images, environment, command)
-            found = replace(found, report=path)
+        found = found if report is None else replace(found, report=_write_report(report, task, found))
         if record:
             _keep(task.segmenter, found)
     return found
@@ -174,6 +169,14 @@ def _explain(task: Task, checkpoint: Path, progress: Progress) -> dict[str, Any]
         segmenter.bundle, segmenter.artifact, checkpoint, task.dataset, segmenter.protocol, progress=progress
     )
     return {**explanation.to_dict(), "lines": explanation.lines()}
+
+
+def _write_report(folder: Path, task: Task, found: Evaluation) -> Path:
+    segmenter = task.segmenter
+    images = worst_images(task.dataset, found.measurement, segmenter, task.fp32)
+    environment = {"session": segmenter.description, **inspect_machine().summary()}
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return write_report(folder, found, segmenter.manifest, images, environment, command)
 
 
 def _keep(segmenter: Segmenter, found: Evaluation) -> None:
