@@ -23,16 +23,7 @@ from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.progress import Progress, Silent
 from denseport.runtime.system.text import count
 
-__all__ = [
-    "Latency",
-    "Plan",
-    "Ratio",
-    "Result",
-    "expected_seconds",
-    "run_bench",
-    "speed_warnings",
-    "synthetic_image",
-]
+__all__ = ["Latency", "Plan", "Ratio", "Result", "expected_seconds", "run_bench", "speed_warnings", "synthetic_image"]
 
 DRIFT = 0.15  # change of a median from the first round to the last before the figures are doubted
 FEWEST_ROUNDS = 3  # that make a ratio: of two that differ, none can tell which is the odd one

@@ -19,15 +19,7 @@ from denseport.runtime.evaluation.metrics import json_number, mean_iou
 from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.system.text import count
 
-__all__ = [
-    "AGREEMENTS",
-    "BUDGETS",
-    "Verdict",
-    "against_fp32",
-    "against_published",
-    "check_collapse",
-    "threshold",
-]
+__all__ = ["AGREEMENTS", "BUDGETS", "Verdict", "against_fp32", "against_published", "check_collapse", "threshold"]
 
 # Points of mIoU that a precision may lose. BF16 has 3 bits of mantissa less than FP16.
 BUDGETS = {"fp32": 0.05, "fp16": 0.1, "bf16": 0.2, "int8": 0.5, "fp8": 0.5}
