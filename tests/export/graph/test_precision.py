@@ -310,6 +310,16 @@ def test_weights_are_judged_by_what_fp16_makes_of_them(factor: float, bias: floa
     assert [island.node for island in record.islands] == islands
 
 
+def test_formats_are_those_of_ieee_and_google() -> None:
+    """(2 - 2^-digits) * 2^highest, 2^lowest, half of the last digit; numpy knows FP16 itself."""
+    for name, digits, highest, lowest in (("fp16", 10, 15, -14), ("bf16", 7, 127, -126)):
+        kind = FORMATS[name]
+        assert (kind.largest, kind.smallest) == ((2 - 2.0**-digits) * 2.0**highest, 2.0**lowest)
+        assert kind.rounding == 2.0 ** -(digits + 1)
+    info = np.finfo(np.float16)
+    assert (FORMATS["fp16"].largest, FORMATS["fp16"].smallest) == (float(info.max), float(info.tiny))
+
+
 @pytest.mark.parametrize(
     ("largest", "islands"),
     [
