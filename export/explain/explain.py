@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.export.baseline import TorchSession
 from denseport.export.checkpoint.file import Checkpoint, read_checkpoint
 from denseport.export.checkpoint.recognise import recognise
 from denseport.export.checkpoint.settings import inference_of, preprocess_of
 from denseport.export.checkpoint.weights import load_model
-from denseport.export.explain.divergence import difference, find_divergence
+from denseport.export.explain.baseline import TorchSession
 from denseport.export.explain.explanation import Culprit, Explanation, Step
+from denseport.export.graph.divergence import difference, find_divergence
 from denseport.export.models.presets import PRESETS
 from denseport.export.models.segmentor import Segmentor
 from denseport.export.torch_to_onnx import TOLERANCE, export_onnx

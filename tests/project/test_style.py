@@ -44,7 +44,6 @@ ARROWS = {
     "export/checkpoint": ["export/errors", "export/models", "runtime/*"],
     "export/engine": ["export/errors", "export/graph", "export/plugin", "runtime/*"],
     "export/torch_to_onnx": ["export/errors", "export/models", "export/graph", "runtime/*"],
-    "export/baseline": ["export/models", "export/checkpoint", "runtime/*"],
     "export/audit": ["export/errors", "export/graph", "runtime/*"],
     "export/*": ["export/*", "runtime/*"],
     "calibration/errors": ["runtime/errors"],

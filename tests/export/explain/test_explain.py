@@ -16,9 +16,9 @@ from planting import overflow, set_attribute, with_graph, with_preprocess
 from progress_told import Told
 from support import ASSETS
 
-from denseport.export.explain.divergence import Difference, difference, find_divergence
 from denseport.export.explain.explain import explain
 from denseport.export.explain.explanation import Explanation
+from denseport.export.graph.divergence import Difference, difference, find_divergence
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.errors import InputError

@@ -9,8 +9,8 @@ import pytest
 import torch
 from support import ASSETS
 
-from denseport.export.baseline import torch_baseline
 from denseport.export.errors import CheckpointError
+from denseport.export.explain.baseline import torch_baseline
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.segmenter import Segmenter
 
