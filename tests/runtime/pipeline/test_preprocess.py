@@ -90,3 +90,13 @@ def test_an_image_of_that_size_is_left_alone() -> None:
     assert resize(image, (4, 6)) is image
     assert resize(image, (8, 3)).shape == (8, 3, 3)
     assert resize(np.full((4, 6, 3), 77, np.uint8), (9, 11)).min() == 77
+
+
+def test_sizes_are_rounded_half_up_and_never_0() -> None:
+    assert rescaled_size((5, 7), 0.5) == (3, 4)
+    assert rescaled_size((10, 1), 0.1) == (1, 1) == rescaled_size((1, 10), 0.1)
+
+
+def test_an_image_of_the_right_size_is_not_copied() -> None:
+    image = np.zeros((4, 6, 3), np.uint8)
+    assert resize(image, (4, 6)) is image and resize(image, (6, 4)).shape == (6, 4, 3)
