@@ -247,3 +247,14 @@ def test_a_block_of_outputs_that_nothing_reaches_is_empty() -> None:
     touched, matrix = axis.block(0, 50)
     assert touched == slice(0, 5) and matrix.shape == (50, 5)
     np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-6)
+
+
+def test_averaged_views_rank_all_classes_where_there_are_more_than_pixels() -> None:
+    views = [[whole_map(noise(60, (2, 3), seed), (2, 3), (2, 3))] for seed in range(2)]
+    mean = sum(torch.from_numpy(noise(60, (2, 3), seed)).softmax(0) for seed in range(2)).numpy() / 2  # type: ignore[union-attr]
+    canvas = decide(views, RequestedOutputs(scores=True, top_k=60), averaged=True, threads=1)
+    order = np.argsort(-mean, axis=0, kind="stable")
+    np.testing.assert_array_equal(canvas.mask, order[0])
+    np.testing.assert_array_equal(canvas.top_classes, order)
+    np.testing.assert_allclose(canvas.top_scores, np.take_along_axis(mean, order, 0), atol=1e-6)
+    np.testing.assert_allclose(canvas.scores, mean.max(0), atol=1e-6)
