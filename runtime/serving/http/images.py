@@ -1,4 +1,4 @@
-"""Uploaded images: what they are and how large, known before anything is decoded."""
+"""Uploaded images: format and size are checked before anything is decoded."""
 
 from __future__ import annotations
 
@@ -55,9 +55,8 @@ def decode_upload(data: bytes, limits: Limits) -> NDArray[np.uint8]:
 def image_size(data: bytes) -> tuple[int, int]:
     """Width and height that a JPEG, PNG, WebP or BMP states in its header, before any EXIF rotation.
 
-    Only these formats are taken: whatever else OpenCV decodes states its size in ways that are not checked here.
-    OpenCV tells no size without decoding. Pillow 12 does, in 15 µs where this takes 1, but it would add 22 MB to a
-    server, and counts no scans.
+    Other formats are refused, because their headers are not checked here. OpenCV gives no size without decoding.
+    Pillow 12 does, in 15 µs where this takes 1, but it would add 22 MB to a server, and counts no scans.
 
     Raises:
         Refusal: 400 damaged, 415 another format.
@@ -72,7 +71,7 @@ def image_size(data: bytes) -> tuple[int, int]:
         elif data.startswith(b"BM"):
             size = _bmp(data)
         else:
-            what = f"{NAME} is empty" if not data else f"{NAME} is in none of the formats JPEG, PNG, WebP and BMP"
+            what = f"{NAME} is empty" if not data else f"{NAME} is not in one of the formats JPEG, PNG, WebP and BMP"
             raise Refusal(415, what, "Convert it to PNG or JPEG.")
     except (struct.error, IndexError) as err:
         raise _damaged() from err

@@ -24,7 +24,7 @@ async def read_upload(request: Request, max_bytes: int) -> bytes:
     """The bytes of the one file in a multipart/form-data request.
 
     Raises:
-        Refusal: 400, no such form or a damaged one; 413, from the door.
+        Refusal: 400, no such form or a damaged one; 413, by `Admission`.
     """
     from starlette.datastructures import UploadFile
     from starlette.formparsers import MultiPartException, MultiPartParser

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,12 @@ from denseport.runtime.backends.session import Session
 from denseport.runtime.errors import ImageError, InputError, MachineError, ServerError
 from denseport.runtime.serving.triton import ENCODED, IMAGE, LOGITS, MASK
 
+if TYPE_CHECKING:
+    from denseport.runtime.segmenter import Segmenter
+
 __all__ = ["BUNDLE", "Decoder", "NetworkModel", "NetworkSession", "Place", "SegmenterModel", "check_images"]
 
 BUNDLE = "bundle"  # folder of a version that holds the bundle
-Mask = NDArray[np.unsignedinteger[Any]]
 
 # While a repository is reloaded the network can be ready a moment later than the model that asks it.
 PATIENCE = 5.0  # seconds
@@ -53,7 +55,7 @@ class Place:
 
 
 def check_images(images: NDArray[Any], max_pixels: int) -> None:
-    """Refuse what is no batch of images, (N, H, W, 3) uint8 of at most ``max_pixels`` each.
+    """Refuse anything but a batch of images, (N, H, W, 3) uint8 of at most ``max_pixels`` each.
 
     Raises:
         ImageError: another shape or type, no pixel, or too many.
@@ -72,7 +74,7 @@ def check_images(images: NDArray[Any], max_pixels: int) -> None:
 
 
 class SegmenterModel:
-    """Form ``python``: images in, masks out, through the `denseport.runtime.Segmenter` of the version's bundle."""
+    """``--backend python``: images in, masks out, through the `denseport.runtime.Segmenter` of the version's bundle."""
 
     def initialize(self, arguments: dict[str, str]) -> None:
         """Open the bundle.
@@ -84,15 +86,14 @@ class SegmenterModel:
 
         place = Place.from_arguments(arguments)
         self._max_pixels = int(place.parameters["max_pixels"])
-        self._threads = int(place.parameters["threads"])
-        cv2.setNumThreads(self._threads)
-        self._segment = self._open(place)
+        threads = int(place.parameters["threads"])
+        cv2.setNumThreads(threads)
+        self._segmenter = self._open(place, threads)
 
-    def _open(self, place: Place) -> Callable[[NDArray[np.uint8]], Mask]:
+    def _open(self, place: Place, threads: int) -> Segmenter:
         from denseport.runtime.segmenter import Segmenter
 
-        segmenter = Segmenter(place.folder / BUNDLE, artifact=place.parameters["artifact"], threads=self._threads)
-        return lambda image: segmenter(image).mask
+        return Segmenter(place.folder / BUNDLE, artifact=place.parameters["artifact"], threads=threads)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order; a request that fails does not touch the others."""
@@ -103,17 +104,16 @@ class SegmenterModel:
 
         images = _array(pb.get_input_tensor_by_name(request, IMAGE))
         check_images(images, self._max_pixels)
-        return _tensor(MASK, np.stack([self._segment(image) for image in images]))
+        return _tensor(MASK, np.stack([self._segmenter(image).mask for image in images]))
 
 
 class NetworkModel(SegmenterModel):
-    """Forms ``onnxruntime`` and ``tensorrt_plan``: as `SegmenterModel`, but the network is a model of this server.
+    """``--backend onnxruntime`` and ``tensorrt_plan``: the network is another model of this server, of this version.
 
-    Pre-processing, windows and post-processing are the runtime's own code, so masks are those of a Segmenter. Each
-    version asks the same version of the network.
+    Pre-processing, windows and post-processing are the runtime's own code, so masks are those of a Segmenter.
     """
 
-    def _open(self, place: Place) -> Callable[[NDArray[np.uint8]], Mask]:
+    def _open(self, place: Place, threads: int) -> Segmenter:
         from denseport.runtime.bundle.bundle import Bundle
         from denseport.runtime.bundle.protocol import parse_protocol
         from denseport.runtime.segmenter import Segmenter
@@ -121,8 +121,7 @@ class NetworkModel(SegmenterModel):
         bundle, network = Bundle(place.folder / BUNDLE), place.parameters["network"]
         protocol = parse_protocol("reference", bundle.manifest)
         session = NetworkSession(network, int(place.version))
-        segmenter = Segmenter(bundle, artifact=network, protocol=protocol, session=session, threads=self._threads)
-        return lambda image: segmenter(image).mask
+        return Segmenter(bundle, artifact=network, protocol=protocol, session=session, threads=threads)
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,14 @@ class NetworkSession(Session):
         }
         give_up = time.monotonic() + PATIENCE
         while True:
-            response = self._request(image).exec()
+            request = pb.InferenceRequest(
+                model_name=self.model,
+                model_version=self.version,
+                inputs=[_tensor(IMAGE, image)],
+                requested_output_names=[LOGITS],
+                preferred_memory=pb.PreferredMemory(pb.TRITONSERVER_MEMORY_CPU, 0),
+            )
+            response = request.exec()
             if not response.has_error():
                 # A copy: the response's memory is the server's again when it goes.
                 return _array(pb.get_output_tensor_by_name(response, LOGITS)).copy()
@@ -166,17 +172,6 @@ class NetworkSession(Session):
             if kind is not ServerError or time.monotonic() > give_up:
                 raise kind(f"{self.model}, version {self.version}: {error.message()}")
             time.sleep(PAUSE)
-
-    def _request(self, image: NDArray[np.float32]) -> Any:
-        import triton_python_backend_utils as pb
-
-        return pb.InferenceRequest(
-            model_name=self.model,
-            model_version=self.version,
-            inputs=[_tensor(IMAGE, image)],
-            requested_output_names=[LOGITS],
-            preferred_memory=pb.PreferredMemory(pb.TRITONSERVER_MEMORY_CPU, 0),
-        )
 
 
 class Decoder:
