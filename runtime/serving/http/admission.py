@@ -6,7 +6,6 @@ away what a client goes on sending after its answer, instead of closing on it.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -42,7 +41,10 @@ class Admission:
         start = time.perf_counter()
         try:
             if refusal := self._refusal(exchange):
-                await exchange.refuse(refusal)
+                from starlette.responses import JSONResponse
+
+                answer = JSONResponse(refusal.body, refusal.status, refusal.headers)
+                await answer(scope, exchange.receive, exchange.send)
             else:
                 self.active += 1
                 self.accepted += 1
@@ -97,10 +99,3 @@ class _Exchange:
         for at in range(0, len(body) if len(body) > PIECE else 0, PIECE):
             await self._send({"type": message["type"], "body": body[at : at + PIECE], "more_body": True})
         await self._send({**message, "body": b""} if len(body) > PIECE else message)
-
-    async def refuse(self, refusal: Refusal) -> None:
-        body = json.dumps(refusal.body).encode()
-        fields = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers}
-        headers = [(key.lower().encode(), value.encode()) for key, value in fields.items()]
-        await self.send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})

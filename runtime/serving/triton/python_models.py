@@ -12,7 +12,7 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,33 +25,15 @@ from denseport.runtime.errors import ImageError, InputError, MachineError, Serve
 from denseport.runtime.serving.triton import ENCODED, IMAGE, LOGITS, MASK
 
 if TYPE_CHECKING:
+    from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.segmenter import Segmenter
 
-__all__ = ["BUNDLE", "Decoder", "NetworkModel", "NetworkSession", "Place", "SegmenterModel", "check_images"]
+__all__ = ["BUNDLE", "Decoder", "NetworkModel", "NetworkSession", "SegmenterModel", "check_images"]
 
 BUNDLE = "bundle"  # folder of a version that holds the bundle
 
 # While a repository is reloaded the network can be ready a moment later than the model that asks it.
-PATIENCE = 5.0  # seconds
-PAUSE = 0.05  # seconds
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a model runs, and the parameters that its export gave it."""
-
-    name: str
-    version: str
-    folder: Path  # of the version
-    parameters: dict[str, str]
-
-    @classmethod
-    def from_arguments(cls, arguments: dict[str, str]) -> Place:
-        """From what Triton hands to ``initialize``."""
-        config = json.loads(arguments["model_config"])
-        values = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-        version = arguments["model_version"]
-        return cls(arguments["model_name"], version, Path(arguments["model_repository"]) / version, values)
+PATIENCE, PAUSE = 5.0, 0.05  # seconds
 
 
 def check_images(images: NDArray[Any], max_pixels: int) -> None:
@@ -73,7 +55,36 @@ def check_images(images: NDArray[Any], max_pixels: int) -> None:
         )
 
 
-class SegmenterModel:
+class _Model(ABC):
+    """What Triton's Python back end calls."""
+
+    @abstractmethod
+    def respond(self, request: Any) -> Any:
+        """The output tensor for a request; errors are turned into Triton's by `execute`."""
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response a request, in order; a request that fails does not touch the others."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        import triton_python_backend_utils as pb
+
+        if request.is_cancelled():
+            error = pb.TritonError("the client gave up", pb.TritonError.CANCELLED)
+            return pb.InferenceResponse(error=error)
+        try:
+            return pb.InferenceResponse([self.respond(request)])
+        except InputError as err:
+            code, text = pb.TritonError.INVALID_ARG, str(err)
+        except ServerError as err:
+            code, text = pb.TritonError.UNAVAILABLE, str(err)
+        except Exception as err:  # must reach the client and the log, and not end the process
+            pb.Logger.log_error(traceback.format_exc())
+            code, text = pb.TritonError.INTERNAL, f"{type(err).__name__}: {err}"
+        return pb.InferenceResponse(error=pb.TritonError(text, code))
+
+
+class SegmenterModel(_Model):
     """``--backend python``: images in, masks out, through the `denseport.runtime.Segmenter` of the version's bundle."""
 
     def initialize(self, arguments: dict[str, str]) -> None:
@@ -84,22 +95,20 @@ class SegmenterModel:
         """
         import cv2
 
-        place = Place.from_arguments(arguments)
-        self._max_pixels = int(place.parameters["max_pixels"])
-        threads = int(place.parameters["threads"])
-        cv2.setNumThreads(threads)
-        self._segmenter = self._open(place, threads)
+        from denseport.runtime.bundle.bundle import Bundle
 
-    def _open(self, place: Place, threads: int) -> Segmenter:
+        parameters, version = _parameters(arguments), arguments["model_version"]
+        self._max_pixels = int(parameters["max_pixels"])
+        cv2.setNumThreads(int(parameters["threads"]))
+        bundle = Bundle(Path(arguments["model_repository"]) / version / BUNDLE)
+        self._segmenter = self._open(bundle, int(version), parameters)
+
+    def _open(self, bundle: Bundle, version: int, parameters: dict[str, str]) -> Segmenter:
         from denseport.runtime.segmenter import Segmenter
 
-        return Segmenter(place.folder / BUNDLE, artifact=place.parameters["artifact"], threads=threads)
+        return Segmenter(bundle, artifact=parameters["artifact"], threads=int(parameters["threads"]))
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """One response a request, in order; a request that fails does not touch the others."""
-        return [_answer(request, self._respond) for request in requests]
-
-    def _respond(self, request: Any) -> Any:
+    def respond(self, request: Any) -> Any:
         import triton_python_backend_utils as pb
 
         images = _array(pb.get_input_tensor_by_name(request, IMAGE))
@@ -113,14 +122,12 @@ class NetworkModel(SegmenterModel):
     Pre-processing, windows and post-processing are the runtime's own code, so masks are those of a Segmenter.
     """
 
-    def _open(self, place: Place, threads: int) -> Segmenter:
-        from denseport.runtime.bundle.bundle import Bundle
+    def _open(self, bundle: Bundle, version: int, parameters: dict[str, str]) -> Segmenter:
         from denseport.runtime.bundle.protocol import parse_protocol
         from denseport.runtime.segmenter import Segmenter
 
-        bundle, network = Bundle(place.folder / BUNDLE), place.parameters["network"]
-        protocol = parse_protocol("reference", bundle.manifest)
-        session = NetworkSession(network, int(place.version))
+        network, threads = parameters["network"], int(parameters["threads"])
+        protocol, session = parse_protocol("reference", bundle.manifest), NetworkSession(network, version)
         return Segmenter(bundle, artifact=network, protocol=protocol, session=session, threads=threads)
 
 
@@ -174,26 +181,27 @@ class NetworkSession(Session):
             time.sleep(PAUSE)
 
 
-class Decoder:
+class Decoder(_Model):
     """First step of the ensemble: an image file's bytes to (1, H, W, 3) uint8 BGR."""
 
     def initialize(self, arguments: dict[str, str]) -> None:
         """Set the limit before OpenCV, which reads it once, is loaded: a small file can hold a huge image."""
-        max_pixels = Place.from_arguments(arguments).parameters["max_pixels"]
-        os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = max_pixels
+        os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = _parameters(arguments)["max_pixels"]
         os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """One response a request, in order."""
-        return [_answer(request, self._respond) for request in requests]
-
-    def _respond(self, request: Any) -> Any:
+    def respond(self, request: Any) -> Any:
         import triton_python_backend_utils as pb
 
         from denseport.runtime.media.images import decode_image
 
         data = _array(pb.get_input_tensor_by_name(request, ENCODED))
         return _tensor(IMAGE, decode_image(data.tobytes(), ENCODED)[None])
+
+
+def _parameters(arguments: dict[str, str]) -> dict[str, str]:
+    """What the export gave the model, from what Triton hands to ``initialize``."""
+    config = json.loads(arguments["model_config"])
+    return {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
 
 
 def _tensor(name: str, array: NDArray[Any]) -> Any:
@@ -210,22 +218,3 @@ def _tensor(name: str, array: NDArray[Any]) -> Any:
 def _array(tensor: Any) -> NDArray[Any]:
     """A tensor of Triton's as an array on the same memory."""
     return np.from_dlpack(tensor)
-
-
-def _answer(request: Any, respond: Callable[[Any], Any]) -> Any:
-    """The response to one request; what goes wrong becomes an error with Triton's code for it."""
-    import triton_python_backend_utils as pb
-
-    if request.is_cancelled():
-        error = pb.TritonError("the client gave up", pb.TritonError.CANCELLED)
-        return pb.InferenceResponse(error=error)
-    try:
-        return pb.InferenceResponse([respond(request)])
-    except InputError as err:
-        code, text = pb.TritonError.INVALID_ARG, str(err)
-    except ServerError as err:
-        code, text = pb.TritonError.UNAVAILABLE, str(err)
-    except Exception as err:  # the edge of the process: a fault must reach the client and the log, not end the instance
-        pb.Logger.log_error(traceback.format_exc())
-        code, text = pb.TritonError.INTERNAL, f"{type(err).__name__}: {err}"
-    return pb.InferenceResponse(error=pb.TritonError(text, code))

@@ -129,16 +129,16 @@ def _onnxruntime(bundle: Bundle, options: Options) -> list[Served]:
     # The back end opens model.onnx; external data keeps the name that the model knows.
     files: dict[str, bytes | Path] = {(ONNX if f == artifact.main else f): path.with_name(f) for f in artifact.files}
     size = _network_size(bundle.manifest, options.warmup) if options.warmup else None
-    config = _network_config(
+    return _with_network(
         bundle,
         options,
+        files,
         "onnxruntime",
         options.max_batch,
         instance_group=[{"kind": "KIND_GPU" if options.gpu else "KIND_CPU", "count": options.network_instances}],
         model_warmup=zeros(IMAGE, "TYPE_FP32", 3, *size) if size else [],
         parameters={} if options.gpu else {"intra_op_thread_count": str(options.threads)},
     )
-    return [Served(config, files), _front(bundle, options, "NetworkModel", {"network": config.name})]
 
 
 def _tensorrt_plan(bundle: Bundle, options: Options) -> list[Served]:
@@ -155,9 +155,10 @@ def _tensorrt_plan(bundle: Bundle, options: Options) -> list[Served]:
         if file in files:
             raise InputError(f"{name} and another engine are for the same GPU", "Choose with --artifact.")
         files[file] = bundle.verified(name)
-    config = _network_config(
+    return _with_network(
         bundle,
         options,
+        files,
         "tensorrt",
         max_batch,
         instance_group=[
@@ -166,7 +167,6 @@ def _tensorrt_plan(bundle: Bundle, options: Options) -> list[Served]:
         default_model_filename=PLAN if PLAN in files else "",
         cc_model_filenames=by_gpu,
     )
-    return [Served(config, files), _front(bundle, options, "NetworkModel", {"network": config.name})]
 
 
 def _one_artifact(bundle: Bundle, options: Options) -> str:
@@ -226,10 +226,12 @@ def _common_limits(records: list[BuildRecord], bundle: Bundle) -> tuple[int, int
     return counts.pop(), 0 if folded.pop() else min(profile.maximum[0] for profile in profiles)
 
 
-def _network_config(bundle: Bundle, options: Options, backend: str, max_batch: int, **fields: Any) -> Config:
-    """The network on its own: normalised images in, logits out."""
+def _with_network(
+    bundle: Bundle, options: Options, files: dict[str, bytes | Path], backend: str, max_batch: int, **fields: Any
+) -> list[Served]:
+    """The network on its own, normalised images in, logits out; then the model that asks it."""
     batch = () if max_batch else (1,)  # without batches Triton wants it among the dims
-    return model_config(
+    config = model_config(
         f"{model_name(bundle, options.name)}_network",
         backend,
         max_batch_size=max_batch,
@@ -240,6 +242,7 @@ def _network_config(bundle: Bundle, options: Options, backend: str, max_batch: i
         dynamic_batching=batching(options.delay_us, options.queue, options.timeout_us) if max_batch else None,
         **fields,
     )
+    return [Served(config, files), _front(bundle, options, "NetworkModel", {"network": config.name})]
 
 
 def _network_size(manifest: Manifest, image: tuple[int, int]) -> tuple[int, int]:
