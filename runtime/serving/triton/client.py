@@ -3,7 +3,7 @@
 A temporary refusal is tried again, with growing pauses, until the deadline: UNAVAILABLE (starting, overloaded,
 draining, gone), and NOT_FOUND while a model of that name is being loaded again.
 
-``python -m denseport.runtime.serving.triton.client URL MODEL`` is a health probe: one real inference, exit code 0 or 3.
+``python -m denseport.runtime.serving.triton.client URL MODEL`` is a health probe by real inferences; exit code 0 or 3.
 """
 
 from __future__ import annotations
@@ -106,10 +106,10 @@ class Client:
             InputError: the server has no such model, or one that Denseport did not export.
             ServerError: as for `segment`.
         """
-        parameters = self._persist(self._connection.parameters)
+        text = self._persist(self._connection.parameters).get(CLASSES, "")
         try:
-            names = json.loads(parameters[CLASSES])
-        except (KeyError, TypeError, ValueError, RecursionError):
+            names = json.loads(text)
+        except (TypeError, ValueError, RecursionError):
             names = None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError(
@@ -182,12 +182,12 @@ class Client:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _is_temporary(self, failure: Failure) -> bool:
-        if failure.kind == "not found":  # permanent, unless the server knows a model of that name
-            try:
-                return self.model in self._connection.models(self._deadline)
-            except Failure as err:
-                return err.kind == "unavailable"
-        return failure.kind == "unavailable"
+        if failure.kind != "not found":
+            return failure.kind == "unavailable"
+        try:  # permanent, unless the server knows a model of that name
+            return self.model in self._connection.models(self._deadline)
+        except Failure as err:
+            return err.kind == "unavailable"
 
     def _explained(self, failure: Failure) -> DenseportError:
         text = f"{self.url}: {self.model}: {failure}"
