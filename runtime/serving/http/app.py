@@ -25,6 +25,31 @@ __all__ = ["SEGMENT", "create_app"]
 SEGMENT = "/v1/segment"
 SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
+# Of the description of `SEGMENT`.
+IMAGE = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP or BMP"}
+FORM = {"type": "object", "required": [FIELD], "properties": {FIELD: IMAGE}, "additionalProperties": False}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+CONTENT = {
+    "image/png": BINARY,
+    "image/jpeg": BINARY,
+    "application/json": {"schema": {"$ref": f"#/components/schemas/{Report.__name__}"}},
+    "application/octet-stream": BINARY,
+}
+ERRORS = {
+    400: "The request or the image is damaged.",
+    408: "The image did not arrive in time.",
+    413: "More bytes, pixels or JPEG scans than the server takes.",
+    415: "An image of another format.",
+    422: "A parameter that does not fit, or an image without one whole patch.",
+    500: "The server failed.",
+    503: "The queue is full, or the server is shutting down; Retry-After says when to try again.",
+    504: "No answer in time.",
+}
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"model": Report, "description": "In the format asked for.", "content": CONTENT},
+    **{status: {"model": Failure, "description": text} for status, text in ERRORS.items()},
+}
+
 
 def create_app(service: Service) -> Admission:
     """The ASGI application: FastAPI's, behind admission.
@@ -93,8 +118,8 @@ def _add_api(app: "FastAPI", service: Service, metrics: Metrics) -> None:
     artifacts = {"enum": list(service.manifest.artifacts)}
 
     @app.post(
-        SEGMENT, tags=["model"], summary="Segment an image", responses=_responses(), response_class=Response,
-        openapi_extra={"requestBody": _request_body()},
+        SEGMENT, tags=["model"], summary="Segment an image", responses=RESPONSES, response_class=Response,
+        openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}},
     )  # fmt: skip
     async def segment(
         request: Request,
@@ -135,32 +160,6 @@ def _accepts_gzip(accepted: str) -> bool:
         if name.strip() == "gzip":
             return re.fullmatch(r"\s*q=0(\.0*)?\s*", weight) is None
     return False
-
-
-def _request_body() -> dict[str, Any]:
-    image = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP or BMP"}
-    schema = {"type": "object", "required": [FIELD], "properties": {FIELD: image}, "additionalProperties": False}
-    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
-
-
-def _responses() -> dict[int | str, dict[str, Any]]:
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    content = {kind: binary for kind in ("image/png", "image/jpeg", "application/octet-stream")}
-    content["application/json"] = {"schema": {"$ref": f"#/components/schemas/{Report.__name__}"}}
-    errors = {
-        400: "The request or the image is damaged.",
-        408: "The image did not arrive in time.",
-        413: "More bytes, pixels or JPEG scans than the server takes.",
-        415: "An image of another format.",
-        422: "A parameter that does not fit, or an image without one whole patch.",
-        500: "The server failed.",
-        503: "The queue is full, or the server is shutting down; Retry-After says when to try again.",
-        504: "No answer in time.",
-    }
-    responses: dict[int | str, dict[str, Any]] = {
-        200: {"model": Report, "description": "In the format asked for.", "content": content}
-    }
-    return responses | {status: {"model": Failure, "description": text} for status, text in errors.items()}
 
 
 def _add_states(app: "FastAPI", service: Service, metrics: Metrics, admission: Admission) -> None:

@@ -91,7 +91,9 @@ class Client:
                 "denseport.runtime.media.images.read_image reads any image file as such.",
             )
         images = np.ascontiguousarray(images)
-        masks = self._persist(lambda left: self._connection.infer(images, left))
+        return self._checked(self._persist(lambda left: self._connection.infer(images, left)), images)
+
+    def _checked(self, masks: NDArray[Any], images: NDArray[np.uint8]) -> NDArray[np.unsignedinteger[Any]]:
         if masks.shape != images.shape[:3] or masks.dtype.kind != "u":
             raise ServerError(
                 f"{self.url}: {self.model} gave masks of {masks.shape} {masks.dtype} for images of {images.shape}",
@@ -117,24 +119,23 @@ class Client:
             )
         return tuple(names)
 
-    def probe(self, times: int | None = None, *, timeout: float = 10.0) -> float:
+    def probe(self, *, timeout: float = 10.0) -> float:
         """Make sure that the model answers, by real inferences; the seconds of the slowest.
 
-        Triton never restarts a process of its Python back end that died, and stays "ready". The images are noise,
-        new each time, so that no cache answers for the model. A refused request is not repeated.
+        Triton never restarts a process of its Python back end that died, and stays "ready". There are twice as many
+        inferences at once as the model has instances, so that each gets one. The images are noise, new each time, so
+        that no cache answers for the model. A refused request is not repeated.
 
         Args:
-            times: inferences at once; default: twice as many as the model has instances, so that each gets one.
-            timeout: seconds for each.
+            timeout: seconds for each inference.
 
         Raises:
             ServerError: one of them failed.
         """
-        if times is None:
-            with self._healthy():
-                said = self._connection.parameters(timeout).get(INSTANCES, "1")
-            instances = int(said) if re.fullmatch(r"[1-9]\d{0,8}", said) else 1
-            times = min(2 * instances, MOST_AT_ONCE) if instances > 1 else 1
+        with self._healthy():
+            said = self._connection.parameters(timeout).get(INSTANCES, "1")
+        instances = int(said) if re.fullmatch(r"[1-9]\d{0,8}", said) else 1
+        times = min(2 * instances, MOST_AT_ONCE) if instances > 1 else 1
         together = Barrier(times)
         with ThreadPoolExecutor(times) as pool:
             return max(pool.map(lambda _: self._inference(timeout, together), range(times)))
@@ -148,15 +149,10 @@ class Client:
         started = time.monotonic()
         try:
             with self._healthy():
-                mask = connection.infer(image, timeout)
+                self._checked(connection.infer(image, timeout), image)
         finally:
             connection.close()
             end_thread()
-        if mask.shape != image.shape[:3]:
-            raise ServerError(
-                f"{self.url}: {self.model} is not healthy: it gave a mask of {mask.shape}",
-                "Serve a model that denseport triton exported.",
-            )
         return time.monotonic() - started
 
     @contextmanager

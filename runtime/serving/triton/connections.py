@@ -56,7 +56,7 @@ class Failure(Exception):
         self.remedy = remedy
 
 
-def connect(url: str, model: str, version: str = "") -> Connection:
+def connect(url: str, model: str, version: str) -> Connection:
     """A connection; nothing is sent yet.
 
     Args:

@@ -25,9 +25,8 @@ from denseport.runtime.serving.triton import CLASSES, ENCODED, IMAGE, INSTANCES,
 from denseport.runtime.serving.triton.config import ANY, Config, batching, model_config, tensor, version_policy, zeros
 from denseport.runtime.system.cpus import usable_cpus
 
-__all__ = ["BACKENDS", "DEFAULT_PIXELS", "LABELS", "Options", "Served", "model_name", "served_models"]
+__all__ = ["DEFAULT_PIXELS", "LABELS", "Options", "Served", "model_name", "served_models"]
 
-BACKENDS = ("python", "onnxruntime", "tensorrt_plan")
 LABELS = "labels.txt"
 DEFAULT_PIXELS = 4096 * 4096  # 48 MiB of uint8; Triton's HTTP port takes 64 MB a request
 ONNX = "model.onnx"  # the ONNX Runtime back end's default
@@ -56,8 +55,8 @@ class Options:
     ensemble: bool = False
 
     def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise InputError(f"no back end {self.backend!r}", f"Give one of {', '.join(BACKENDS)}.")
+        if self.backend not in _MAKERS:
+            raise InputError(f"no back end {self.backend!r}", f"Give one of {', '.join(_MAKERS)}.")
         least = {"instances": 1, "network_instances": 1, "threads": 1, "max_batch": 1, "max_pixels": 1}
         for name, lowest in (least | {"delay_us": 0, "queue": 0, "timeout_us": 0}).items():
             value = getattr(self, name)
@@ -107,8 +106,7 @@ def served_models(bundle: Bundle, options: Options) -> list[Served]:
         BundleError: an artifact is missing or altered.
         InputError: the back end cannot serve the artifact.
     """
-    maker = {"python": _python, "onnxruntime": _onnxruntime, "tensorrt_plan": _tensorrt_plan}[options.backend]
-    models = maker(bundle, options)
+    models = _MAKERS[options.backend](bundle, options)
     return models + (_ensemble(models[-1], options) if options.ensemble else [])
 
 
@@ -345,3 +343,6 @@ def _ensemble(front: Served, options: Options) -> list[Served]:
         Served(decoder, {"model.py": _model_py("Decoder")}, versioned=False),
         Served(ensemble, {}, labels=front.labels, versioned=False),
     ]
+
+
+_MAKERS = {"python": _python, "onnxruntime": _onnxruntime, "tensorrt_plan": _tensorrt_plan}
