@@ -31,7 +31,7 @@ class Admission:
         self._app, self._path, self._limits, self._answered = app, path, limits, answered
         self.active = 0  # requests inside
         self.accepted = 0  # ever let in
-        self.draining = False  # to be set at the end: nothing is let in any more, and what is inside is answered
+        self.draining = False  # set at shutdown: requests inside are answered, others refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != self._path or scope["method"] != "POST":
@@ -93,8 +93,8 @@ class _Exchange:
             self.status = message["status"]
             if self._last():  # the next request on this connection would find nobody
                 message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
-        # Uvicorn waits for a slow reader before it takes a message, not after: in pieces, a request is inside, and
-        # counted, until all but the last of its answer was fetched.
+        # Uvicorn waits for a slow reader before it takes a message, not after. In pieces, a request counts until
+        # the client has fetched all but the last piece.
         body = message.get("body", b"")
         for at in range(0, len(body) if len(body) > PIECE else 0, PIECE):
             await self._send({"type": message["type"], "body": body[at : at + PIECE], "more_body": True})

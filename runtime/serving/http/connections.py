@@ -67,10 +67,10 @@ def http_protocol() -> type[H11Protocol]:
                     ("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")
                 ]  # fmt: skip
                 head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
-                # At once: what is sent behind a head may be lost where the client is still talking.
+                # In one write: while the client still sends, what follows the head may be lost.
                 events = (head, h11.Data(data=body), h11.EndOfMessage())
                 self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
-            self.transport.close()  # nothing more is said where an answer was begun
+            self.transport.close()  # without another answer where one was begun
 
     return Protocol
 

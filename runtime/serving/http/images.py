@@ -16,17 +16,17 @@ __all__ = ["decode_upload", "image_size"]
 
 NAME = "the image"  # in messages; what the client calls it is never used
 
-# Start-of-frame markers; C4, C8 and CC in their midst are tables and extensions (ITU-T T.81, table B.1).
+# Start-of-frame markers; C4, C8 and CC are tables and extensions (ITU-T T.81, table B.1).
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# What ends the coded data of a scan: a marker but for a stuffed FF, a restart and a fill byte (T.81, B.1.1.2).
+# A marker that ends the coded data of a scan; a stuffed FF, a restart and a fill byte do not (T.81, B.1.1.2).
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-# Every scan of a progressive JPEG goes over the whole image, and one without data takes 10 bytes: a megabyte of them
-# keeps a thread busy for many minutes. Encoders make about ten.
+# A decoder goes over the whole image for each scan of a progressive JPEG. A scan without data takes 10 bytes: a
+# megabyte of them keeps a thread busy for many minutes. Encoders make about ten scans.
 MAX_SCANS = 100
 
 
 def decode_upload(data: bytes, limits: Limits) -> NDArray[np.uint8]:
-    """Decode an image that a client sent, after its header showed that it is within the limits.
+    """Decode an image that a client sent, if its header is within the limits.
 
     Returns:
         (H, W, 3) BGR uint8.

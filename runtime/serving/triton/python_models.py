@@ -207,8 +207,8 @@ def _parameters(arguments: dict[str, str]) -> dict[str, str]:
 def _tensor(name: str, array: NDArray[Any]) -> Any:
     """An array as Triton has it.
 
-    By way of DLPack, as in `_array`: stubs that know NumPy 1 alone take items of NumPy 2's arrays to have no bytes
-    ("known issues" of release 2.51).
+    Through DLPack, as in `_array`: stubs built for NumPy 1 read arrays of NumPy 2 as empty ("known issues" of release
+    2.51).
     """
     import triton_python_backend_utils as pb
 

@@ -1,6 +1,6 @@
-"""Write a model repository so that a server that watches it never sees half of a model or of a version.
+"""Write a model repository so that a server that watches it never sees an unfinished model or version.
 
-Everything is assembled beside the repository, where no server looks, and renamed into it when whole.
+Each is written beside the repository and renamed into it when complete.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _place(target: Path, folder: Path, model: Served) -> None:
             target.parent.mkdir(exist_ok=True)
             folder.rename(target)
             return
-        if (target / CONFIG).read_bytes() != text:  # an untouched file is no reason for a server to load again
+        if (target / CONFIG).read_bytes() != text:  # a server loads the model again when the file changes
             write_atomic(target / CONFIG, text)
         if model.versioned:
             (staged,) = (path for path in folder.iterdir() if path.is_dir())
