@@ -213,7 +213,7 @@ def test_without_the_package_the_command_that_installs_it_is_named(monkeypatch: 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"version_compatible": True}, "in the release that built them alone"),
+        ({"version_compatible": True}, "only in the release that built it"),
         ({"hardware_compatibility": "ampere_plus"}, "no hardware compatibility level"),
         ({"timing_cache": Path("x")}, "no timing cache"),
         ({"optimization_level": 6}, "not between 0 and 5"),

@@ -369,7 +369,7 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> list[ir.Model]:
 
     monkeypatch.setattr(engine, "load_library", lambda _: Library("tensorrt", None, "11.4.0", "13", None, LogBook()))
     monkeypatch.setattr(engine, "_build", build)
-    monkeypatch.setattr(engine, "_device", lambda: (None, None))
+    monkeypatch.setattr(engine, "_device", lambda: None)
     monkeypatch.setattr(engine, "compile_ptx", lambda: b"")
     return parsed
 
