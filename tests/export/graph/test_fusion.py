@@ -346,7 +346,7 @@ def test_a_mask_is_the_first_of_the_highest(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
-@pytest.mark.parametrize("profile", ["reference", "fixed:64x96"])
+@pytest.mark.parametrize("profile", ["reference", "fixed:96x64"])
 def test_rtx_builds_the_body_and_says_so(exported: Callable[[str], Bundle], tmp_path: Path, profile: str) -> None:
     model = graph_of(exported("tiny_dpt_project"), "fp16", mask=True)
     fuse(model)
@@ -379,7 +379,7 @@ def test_tensorrt_reads_the_fused_graph_with_its_plugin_known(
 ) -> None:
     monkeypatch.setitem(sys.modules, "denseport.export.plugin.tensorrt_plugin", SimpleNamespace())  # type: ignore[arg-type]
     model = exported("tiny_upernet_mln").verified("model.onnx")
-    options = EngineOptions("tensorrt", named_profiles("fixed:64x96", "tensorrt"), mask=True, plugin=True)
+    options = EngineOptions("tensorrt", named_profiles("fixed:96x64", "tensorrt"), mask=True, plugin=True)
     record = build_engine(model, tmp_path / "e.engine", options)
     assert record.plugin == "on" and record.output == "mask" and record.folded
     assert record.fused == fused_nodes(tensorrt[0]) == {"UpsampleAdd": 3, "UpsampleArgmax": 1}
