@@ -23,11 +23,11 @@ from denseport.runtime.pipeline.pipeline import Image, Job, Pipeline, Region
 from denseport.runtime.pipeline.reduce import decide
 from denseport.runtime.pipeline.resample import LogitMap
 from denseport.runtime.pipeline.results import RequestedOutputs, Segmentation
-from denseport.runtime.selection import Selection, select_artifact
 from denseport.runtime.system.cpus import check_threads
 
 if TYPE_CHECKING:
     from denseport.runtime.pipeline.device_path import DevicePath
+    from denseport.runtime.selection import Selection
 
 __all__ = ["Segmenter"]
 
@@ -79,6 +79,8 @@ class Segmenter:
         self.protocol = protocol if isinstance(protocol, Protocol) else parse_protocol(protocol, self.bundle.manifest)
         check_threads(threads)
         self._threads = threads
+        from denseport.runtime.selection import Selection, select_artifact  # reads installed packages: slow to import
+
         if session is not None:
             self.selection = Selection(artifact or "session", (), "given", {})
         else:

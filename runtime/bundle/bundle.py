@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from denseport.runtime.bundle.artifact import Artifact, Proof
-from denseport.runtime.bundle.external_data import external_files
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.errors import BundleError, OutputError
 from denseport.runtime.system.files import (
@@ -90,6 +89,8 @@ class Bundle:
 
     def _refuse_unlisted(self, model: Path, artifact: Artifact) -> None:
         """What an ONNX file has its reader open must be what was verified: no other file, and none elsewhere."""
+        from denseport.runtime.bundle.external_data import external_files
+
         with _reading(model):
             try:
                 unlisted = sorted(external_files(model) - artifact.files.keys())

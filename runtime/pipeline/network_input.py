@@ -13,7 +13,6 @@ from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.errors import InputError
 from denseport.runtime.media.images import read_image
-from denseport.runtime.media.inputs import find_inputs
 from denseport.runtime.pipeline.preprocess import normalise
 from denseport.runtime.pipeline.views import View, protocol_views, show, windows
 
@@ -99,6 +98,8 @@ def sample_evenly(patterns: Sequence[str], count: int) -> list[Path]:
     Raises:
         InputError: nothing is found, or ``count`` is below 1.
     """
+    from denseport.runtime.media.inputs import find_inputs
+
     return evenly_spaced([item.path for item in find_inputs(patterns) if item.kind == "image"], count)
 
 

@@ -26,7 +26,6 @@ from denseport.runtime.pipeline.network_input import view_inputs
 from denseport.runtime.pipeline.reduce import Canvas, decide
 from denseport.runtime.pipeline.resample import LogitMap, slide_maps
 from denseport.runtime.pipeline.results import MASK_ONLY, RequestedOutputs, Segmentation, Timings
-from denseport.runtime.pipeline.sliding import slide
 from denseport.runtime.pipeline.views import View, protocol_views, windows
 
 if TYPE_CHECKING:
@@ -168,6 +167,8 @@ class Pipeline:
 
     def _slide(self, job: Job) -> None:
         """Decide the windows of the one view one by one."""
+        from denseport.runtime.pipeline.sliding import slide
+
         begin, normalising = time.perf_counter(), 0.0
 
         def logits() -> Iterator[Logits]:
