@@ -1,8 +1,8 @@
-"""Where two graphs of one network part: their tensors compared by name, in the order in which they are computed.
+"""The first tensor in which two graphs of one network differ: tensors compared by name, in the order of computation.
 
 `denseport.export.graph.tidy` names tensors after the model's layers, so a graph that was altered, typed or quantized
 still has most names of its origin. ONNX Runtime runs both graphs as they are written, without optimizing them, and
-hands out a bounded part of their inner tensors at a time, until the first that differs.
+gives a bounded part of their inner tensors at a time, until the first that differs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Divergence:
-    """The tensor at which two graphs part."""
+    """The tensor in which two graphs differ."""
 
     tensor: str
     node: str  # that computes it in the trusted graph, such as backbone.layers.3.attn.attn/MatMul_2
@@ -61,16 +61,10 @@ class Divergence:
 
     def to_dict(self) -> dict[str, Any]:
         """The form for JSON: an infinite error is null."""
-        return {
-            "tensor": self.tensor,
-            "node": self.node,
-            "operator": self.operator,
-            "relative_error": json_number(self.difference.relative_error),
-            "cosine": json_number(self.difference.cosine),
-            "overflow": self.difference.overflow,
-            "first": self.first,
-            "causes": list(self.causes),
-        }
+        found = asdict(self)
+        how = found.pop("difference")
+        how["relative_error"] = json_number(self.difference.relative_error)
+        return {**found, **how, "causes": list(self.causes)}
 
 
 def difference(expected: NDArray[Any], found: NDArray[Any]) -> Difference:
@@ -127,15 +121,11 @@ def find_divergence(
 
 
 class _Graph:
-    """A model and its tensors by name.
-
-    Args:
-        folder: for its weights, so that not every probe holds a copy of them.
-        file: their name there.
-    """
+    """A model and its tensors by name."""
 
     def __init__(self, path: Path, folder: Path, file: str) -> None:
         self.model = read_model(path)
+        # The weights go to a file, so that not every probe holds a copy of them.
         ir.external_data.unload_from_model(self.model, folder, file, size_threshold_bytes=1024)
         self.weights = self.model.graph.initializers
         self.tensors = {str(value.name): value for node in self.model.graph for value in node.outputs if value.name}

@@ -30,25 +30,19 @@ Strip = Literal["wide", "slim"]  # a thread's outputs: 32 or 16
 SCALES = (2, 4, 16)  # the output strides of DPT, UPerNet with a neck, and UPerNet without
 STRIPS: tuple[Strip, ...] = ("wide", "slim")
 
-# (columns, rows) of a thread's strip: `columns` of the source, `rows` of the output. As in kernels.cu.
-_STRIP_SHAPE: dict[tuple[int, Precision, Strip], tuple[int, int]] = {
-    (2, "f32", "wide"): (4, 2),
-    (2, "f32", "slim"): (2, 2),
-    (2, "f16", "wide"): (8, 2),
-    (2, "f16", "slim"): (4, 2),
-    (4, "f32", "wide"): (2, 4),
-    (4, "f32", "slim"): (2, 2),
-    (4, "f16", "wide"): (2, 4),
-    (4, "f16", "slim"): (2, 2),
-    (16, "f32", "wide"): (1, 2),
-    (16, "f32", "slim"): (1, 1),
-    (16, "f16", "wide"): (1, 2),
-    (16, "f16", "slim"): (1, 1),
+# By scale and precision, as in kernels.cu: (columns, rows) of a thread's strip, columns of the source, rows of the output.
+_STRIP_SHAPE: dict[tuple[int, Precision], dict[Strip, tuple[int, int]]] = {
+    (2, "f32"): {"wide": (4, 2), "slim": (2, 2)},
+    (2, "f16"): {"wide": (8, 2), "slim": (4, 2)},
+    (4, "f32"): {"wide": (2, 4), "slim": (2, 2)},
+    (4, "f16"): {"wide": (2, 4), "slim": (2, 2)},
+    (16, "f32"): {"wide": (1, 2), "slim": (1, 1)},
+    (16, "f16"): {"wide": (1, 2), "slim": (1, 1)},
 }
 
 KERNELS: tuple[str, ...] = (
     *(f"upsample_add_{kind}_{grid}" for kind in ("f32", "f16", "f16_hwc8") for grid in ("corners", "centres")),
-    *(f"upsample_argmax_x{scale}_{kind}_{strip}" for scale, kind, strip in _STRIP_SHAPE),
+    *(f"upsample_argmax_x{scale}_{kind}_{strip}" for scale, kind in _STRIP_SHAPE for strip in STRIPS),
     "resize_argmax_f32",
     "resize_argmax_f16",
 )
@@ -79,13 +73,8 @@ def upsample_add(
         if precision != "f16":
             raise ValueError(f"layout hwc8 needs f16, not {precision}")
         groups = ceil_div(channels, 8)
-        cells = batch * (height + 1) * (width + 1) * groups
-        return Launch(
-            f"upsample_add_f16_hwc8_{grid_name}",
-            ceil_div(cells, block),
-            block,
-            (batch, groups, height, width),
-        )
+        cells, scalars = batch * (height + 1) * (width + 1) * groups, (batch, groups, height, width)
+        return Launch(f"upsample_add_f16_hwc8_{grid_name}", ceil_div(cells, block), block, scalars)
     planes = batch * channels
     pieces = planes * (height + 1) * ceil_div(width, 8 if precision == "f16" else 4)
     return Launch(f"upsample_add_{precision}_{grid_name}", ceil_div(pieces, block), block, (planes, height, width))
@@ -114,7 +103,7 @@ def upsample_argmax(
     """
     if scale not in SCALES:
         raise ValueError(f"scale must be one of {SCALES}, not {scale}")
-    columns, rows = _STRIP_SHAPE[scale, precision, strip]
+    columns, rows = _STRIP_SHAPE[scale, precision][strip]
     pieces = batch * (height + 1) * (scale // rows) * ceil_div(width, columns)
     kernel = f"upsample_argmax_x{scale}_{precision}_{strip}"
     return Launch(kernel, ceil_div(pieces, block), block, (batch, classes, height, width))
