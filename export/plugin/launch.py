@@ -30,7 +30,7 @@ Strip = Literal["wide", "slim"]  # a thread's outputs: 32 or 16
 SCALES = (2, 4, 16)  # the output strides of DPT, UPerNet with a neck, and UPerNet without
 STRIPS: tuple[Strip, ...] = ("wide", "slim")
 
-# By scale and precision, as in kernels.cu: (columns, rows) of a thread's strip, columns of the source, rows of the output.
+# (columns of the source, rows of the output) of a thread's strip, by scale and precision, as in kernels.cu.
 _STRIP_SHAPE: dict[tuple[int, Precision], dict[Strip, tuple[int, int]]] = {
     (2, "f32"): {"wide": (4, 2), "slim": (2, 2)},
     (2, "f16"): {"wide": (8, 2), "slim": (4, 2)},

@@ -42,13 +42,7 @@ def _add_variants(x: Tensor, residual: Tensor, outputs: tuple[Tensor]) -> list[t
 
 
 @trtp.aot_impl("denseport::UpsampleAdd")
-def _add_kernel(
-    x: Tensor,
-    residual: Tensor,
-    align_corners: int,
-    outputs: tuple[Tensor],
-    tactic: int,
-) -> Kernel:
+def _add_kernel(x: Tensor, residual: Tensor, align_corners: int, outputs: tuple[Tensor], tactic: int) -> Kernel:
     plan = launch.upsample_add(
         *x.shape_expr,
         precision=_precision(x),
@@ -86,23 +80,14 @@ def _resize(logits: Tensor, image: Tensor, rows: Tensor, columns: Tensor) -> Ten
 
 @trtp.autotune("denseport::ResizeArgmax")
 def _resize_variants(
-    logits: Tensor,
-    image: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    outputs: tuple[Tensor],
+    logits: Tensor, image: Tensor, rows: Tensor, columns: Tensor, outputs: tuple[Tensor]
 ) -> list[trtp.AutoTuneCombination]:
     return [trtp.AutoTuneCombination("FP32*FP16, FP32*FP16, FP32, FP32, INT32", "LINEAR")]
 
 
 @trtp.aot_impl("denseport::ResizeArgmax")
 def _resize_kernel(
-    logits: Tensor,
-    image: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-    outputs: tuple[Tensor],
-    tactic: int,
+    logits: Tensor, image: Tensor, rows: Tensor, columns: Tensor, outputs: tuple[Tensor], tactic: int
 ) -> Kernel:
     batch, classes, height, width = logits.shape_expr
     plan = launch.resize_argmax(
