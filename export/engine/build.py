@@ -353,6 +353,7 @@ def default_timing_cache(library: Library, device: Device | None) -> Path:
 def _types_built(
     library: Library, plan: Any, device: Device | None, options: EngineOptions
 ) -> tuple[dict[str, int] | None, str | None]:
+    """The engine's layers by type, or why they are not known."""
     if device is None:
         return None, "opening an engine takes a GPU, and there is none here"
     if options.targets and sm_name(device.capability) not in options.targets:

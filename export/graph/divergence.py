@@ -71,24 +71,16 @@ def difference(expected: NDArray[Any], found: NDArray[Any]) -> Difference:
     """Compare two arrays of numbers; other shapes are no comparison at all (infinite error, cosine 0)."""
     if expected.shape != found.shape:
         return Difference(math.inf, 0.0)
-    a, b = _real(expected), _real(found)
-    known = np.isfinite(a)
-    lost = known & ~np.isfinite(b)
-    overflow = float(np.abs(a[lost]).max()) if lost.any() else None
-    compared = known & ~lost
-    if not compared.all():
-        a, b = a[compared], b[compared]
-    scale = float(np.abs(a).max(initial=0)), float(np.abs(b).max(initial=0))
-    if not min(scale):
-        same = not max(scale)
+    known = np.isfinite(expected)
+    lost = known & ~np.isfinite(found)
+    overflow = float(np.abs(expected[lost]).max()) if lost.any() else None
+    a, b = (array[known & ~lost].astype(np.float64) for array in (expected, found))
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if not norms:
+        same = not (a.any() or b.any())
         return Difference(0.0 if same and overflow is None else math.inf, float(same), overflow)
-    error = float(np.abs(a - b).max()) / scale[0] if overflow is None else math.inf
-    a, b = a.ravel() / scale[0], b.ravel() / scale[1]  # no square of them leaves float32
-    return Difference(error, float(a @ b) / math.sqrt(float(a @ a) * float(b @ b)), overflow)
-
-
-def _real(x: NDArray[Any]) -> NDArray[np.floating[Any]]:
-    return x.astype(np.float64 if x.dtype.kind in "iu" else np.float32, copy=False)
+    error = float(np.abs(a - b).max() / np.abs(a).max()) if overflow is None else math.inf
+    return Difference(error, float(a @ b) / norms, overflow)
 
 
 def find_divergence(

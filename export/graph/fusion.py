@@ -9,9 +9,9 @@ runs the body, so results stay as they are to the bit. TensorRT's parser looks f
 with the attributes that `denseport.export.plugin.tensorrt_plugin` documents; TensorRT-RTX, which has no plugins, runs
 the body.
 
-Only neighbours are fused. A Cast or a QuantizeLinear between a Resize and its Add rounds; moving it would change results,
-so such a pair stays and the record says why. Only the Cast from FP16 to FP32 in front of the last Resize moves: the
-kernel reads FP16 and computes in FP32, and so does the body.
+Only neighbours are fused. A Cast or a QuantizeLinear between a Resize and its Add rounds; moving it would change
+results, so such a pair stays and the record says why. The Cast from FP16 to FP32 in front of the last Resize is the one
+that moves: the kernel reads FP16 and computes in FP32, and so does the body.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ Strip = Literal["wide", "slim"]  # a thread's outputs: 32 or 16
 
 SCALES = (2, 4, 16)  # the output strides of DPT, UPerNet with a neck, and UPerNet without
 STRIPS: tuple[Strip, ...] = ("wide", "slim")
+ARGMAX_BLOCK = 128  # threads; the argmax kernels take no more
 
 # (columns of the source, rows of the output) of a thread's strip, by scale and precision, as in kernels.cu.
 _STRIP_SHAPE: dict[tuple[int, Precision], dict[Strip, tuple[int, int]]] = {
@@ -81,22 +82,13 @@ def upsample_add(
 
 
 def upsample_argmax(
-    batch: Size,
-    classes: Size,
-    height: Size,
-    width: Size,
-    *,
-    precision: Precision,
-    scale: int,
-    strip: Strip = "wide",
-    block: int = 128,
+    batch: Size, classes: Size, height: Size, width: Size, *, precision: Precision, scale: int, strip: Strip = "wide"
 ) -> Launch:
     """UpsampleArgmax of logits (batch, classes, height, width) by ``scale``.
 
     Args:
         scale: one of `SCALES`.
         strip: how many outputs a thread has.
-        block: threads, at most 128.
 
     Raises:
         ValueError: another scale.
@@ -106,7 +98,7 @@ def upsample_argmax(
     columns, rows = _STRIP_SHAPE[scale, precision][strip]
     pieces = batch * (height + 1) * (scale // rows) * ceil_div(width, columns)
     kernel = f"upsample_argmax_x{scale}_{precision}_{strip}"
-    return Launch(kernel, ceil_div(pieces, block), block, (batch, classes, height, width))
+    return Launch(kernel, ceil_div(pieces, ARGMAX_BLOCK), ARGMAX_BLOCK, (batch, classes, height, width))
 
 
 def resize_argmax(
@@ -117,14 +109,11 @@ def resize_argmax(
     image: tuple[Size, Size],
     *,
     precision: Precision,
-    block: int = 128,
 ) -> Launch:
     """ResizeArgmax of logits, from ``size`` to ``network`` and then to ``image``, each (height, width).
 
     A single resize is the case ``network == image``. Sides stay below 2^15.
-
-    Args:
-        block: threads, at most 128.
     """
     scalars = (batch, classes, *size, *network, *image)
-    return Launch(f"resize_argmax_{precision}", ceil_div(strips(batch, image), block), block, scalars)
+    grid = ceil_div(strips(batch, image), ARGMAX_BLOCK)
+    return Launch(f"resize_argmax_{precision}", grid, ARGMAX_BLOCK, scalars)
