@@ -37,7 +37,7 @@ CHOICES = {
 class EngineSettings:
     """How an engine is built; `denseport.export.engine.build.EngineOptions` refuses what a flavour does not have."""
 
-    profile: str | tuple[Shape, Shape, Shape] = "reference"  # or "fixed:HxW"; or the least, usual and largest input
+    profile: str | tuple[Shape, Shape, Shape] = "reference"  # or "fixed:WxH"; or three (N, 3, H, W)
     targets: tuple[str, ...] = ()  # RTX: "sm_86", …
     optimization_level: int = 3  # 0 to 5
     workspace: int | None = None  # bytes of scratch memory for a layer; None: no limit
@@ -198,7 +198,7 @@ def _engine_options(bundle: Bundle, order: _Order, settings: EngineSettings) -> 
 def _images(patterns: Sequence[Path | str], limit: int) -> list[Path]:
     images = sample_evenly([str(pattern) for pattern in patterns], limit) if patterns else []
     if patterns and not images:  # videos alone; without images nothing is audited
-        raise InputError(f"--images {' '.join(map(str, patterns))}: there is not an image", "Name images, not videos.")
+        raise InputError(f"--images {' '.join(map(str, patterns))}: found no image", "Name images, not videos.")
     return images
 
 

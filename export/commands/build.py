@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plugin",
         choices=("auto", "on", "off"),
         default="auto",
-        help="fused upsampling kernels; auto: TensorRT builds with and without and keeps the faster, the others build "
-        "without; default: %(default)s",
+        help="fused upsampling kernels; auto: TensorRT builds one engine with them and one without and keeps the faster, "
+        "the others build without; default: %(default)s",
     )
     _add_precision(parser.add_argument_group("precision"))
     _add_engine(parser.add_argument_group("engine"))
@@ -62,7 +62,7 @@ def _add_precision(group: argparse._ArgumentGroup) -> None:
         metavar="IMAGE",
         nargs="+",
         default=[],
-        help="images like the application's: on them FP16's range is checked and the result compared with FP32",
+        help="images like the application's: FP16's range is checked on them, and the result is compared with FP32",
     )
     group.add_argument("--limit", type=whole(1), default=16, metavar="N", help="images to take; default: %(default)s")
     group.add_argument("--explain-precision", action="store_true", help="print what computes in which type, and why")
@@ -180,7 +180,7 @@ def _engine_lines(result: dict[str, Any], *, verbose: bool) -> list[str]:
 
 
 def _log_lines(log: Sequence[str], *, verbose: bool) -> list[str]:
-    """What to read of the builder's warnings and errors; the rest, its talk about its own doings, as a number."""
+    """The builder's errors and the warnings that a user can act on; of the other warnings only the number."""
     from denseport.export.engine.errors import is_notable
 
     shown = [line for line in log if verbose or is_notable(line)]
@@ -201,7 +201,7 @@ def _audit_lines(audit: dict[str, Any] | None) -> list[str]:
     if audit is None:
         return ["not audited: give --images to check FP16's range and to compare with FP32"]
     lines = [
-        f"{'PASS' if audit['passed'] else 'FAIL'}: {100 * audit['agreement']:.3f} % of the classes are FP32's "
-        f"(worst image {100 * audit['worst_image']:.3f} %), {count(audit['images'], 'image')}"
+        f"{'PASS' if audit['passed'] else 'FAIL'}: {100 * audit['agreement']:.3f} % of the pixels get the class that FP32 "
+        f"gives (worst image {100 * audit['worst_image']:.3f} %), {count(audit['images'], 'image')}"
     ]
-    return lines + ([f"  most different layer: {audit['worst_layer']}"] if audit["worst_layer"] else [])
+    return lines + ([f"  layer that differs most: {audit['worst_layer']}"] if audit["worst_layer"] else [])

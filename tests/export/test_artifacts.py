@@ -341,7 +341,7 @@ def test_the_faster_of_two_engines_is_kept(
         (["--precision", "fp32"], "is the FP32 graph already"),
         (["--limit", "0"], "--limit: '0'"),
         (["--images", "/nowhere/*.jpg"], "/nowhere"),
-        (["--images", "drive.mp4"], "there is not an image"),
+        (["--images", "drive.mp4"], "found no image"),
         (["--engine", "tensorrt_rtx", "--profile", "huge"], "no profile 'huge'"),
         (["--engine", "tensorrt_rtx", "--min", "64x64"], "--min, --opt and --max go together"),
         (["--engine", "tensorrt", "--target", "sm_86"], "takes no targets"),
