@@ -37,7 +37,8 @@ CHOICES = {
 class EngineSettings:
     """How an engine is built; `denseport.export.engine.build.EngineOptions` refuses what a flavour does not have."""
 
-    profile: str | tuple[Shape, Shape, Shape] = "reference"  # or "fixed:WxH"; or three (N, 3, H, W)
+    # Or "fixed:WxH"; or the least, usual and largest input, each (N, 3, H, W).
+    profile: str | tuple[Shape, Shape, Shape] = "reference"
     targets: tuple[str, ...] = ()  # RTX: "sm_86", …
     optimization_level: int = 3  # 0 to 5
     workspace: int | None = None  # bytes of scratch memory for a layer; None: no limit

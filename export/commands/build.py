@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plugin",
         choices=("auto", "on", "off"),
         default="auto",
-        help="fused upsampling kernels; auto: TensorRT builds one engine with them and one without and keeps the faster, "
-        "the others build without; default: %(default)s",
+        help="fused upsampling kernels; auto: TensorRT builds with and without them and keeps the faster, the others build "
+        "without; default: %(default)s",
     )
     _add_precision(parser.add_argument_group("precision"))
     _add_engine(parser.add_argument_group("engine"))
@@ -148,11 +148,8 @@ def _lines(result: dict[str, Any], *, verbose: bool) -> list[str]:
     lines: list[str] = [result["table"], ""] if "table" in result else []
     if "precision" in result:
         record = result["precision"]
-        counts = ", ".join(f"{count(number, 'node')} {kind}" for kind, number in record["nodes"].items())
-        lines.append(
-            f"{result['artifact']}: {counts}, {count(record['casts'], 'cast')}, "
-            f"{count(len(record['islands']), 'FP32 island')}"
-        )
+        casts, islands = count(record["casts"], "cast"), count(len(record["islands"]), "FP32 island")
+        lines.append(f"{result['artifact']}: {_nodes(record['nodes'])}, {casts}, {islands}")
         lines += _audit_lines(result["audit"])
     if "variant" in result:
         lines.append(f"{result['variant']}: {_fused_words(result['fusion'])}")
@@ -162,16 +159,19 @@ def _lines(result: dict[str, Any], *, verbose: bool) -> list[str]:
     return lines
 
 
+def _nodes(types: dict[str, int]) -> str:
+    return ", ".join(f"{count(number, 'node')} {kind}" for kind, number in types.items())
+
+
 def _engine_lines(result: dict[str, Any], *, verbose: bool) -> list[str]:
     from denseport.runtime.bundle.engine_record import built_words
 
     record, audit = result["record"], result["engine_audit"]
-    asked = ", ".join(f"{count(number, 'node')} {kind}" for kind, number in record["types_asked"].items())
     size = f"{result['bytes'] / 2**20:.1f} MiB, {record['seconds']:.0f} s"
     peak = record["peak_host_bytes"]
     return [
         f"{result['engine']}: {size}" + (f", {peak / 2**30:.1f} GiB of memory" if peak else ""),
-        f"  asked for {asked}",
+        f"  asked for {_nodes(record['types_asked'])}",
         f"  plugin {record['plugin']}",
         f"  {built_words(record['types_built'], record['types_built_note'])}",
         *([f"  not audited: {audit}"] if isinstance(audit, str) else _audit_lines(audit)),
@@ -184,10 +184,9 @@ def _log_lines(log: Sequence[str], *, verbose: bool) -> list[str]:
     from denseport.export.engine.errors import is_notable
 
     shown = [line for line in log if verbose or is_notable(line)]
-    left = len(log) - len(shown)
-    return shown + (
-        [f"{count(left, 'warning')} of the builder: --verbose shows {'them' if left > 1 else 'it'}"] if left else []
-    )
+    if left := len(log) - len(shown):
+        shown.append(f"{count(left, 'warning')} of the builder: --verbose shows {'them' if left > 1 else 'it'}")
+    return shown
 
 
 def _fused_words(fusion: dict[str, Any] | None) -> str:
@@ -201,7 +200,7 @@ def _audit_lines(audit: dict[str, Any] | None) -> list[str]:
     if audit is None:
         return ["not audited: give --images to check FP16's range and to compare with FP32"]
     lines = [
-        f"{'PASS' if audit['passed'] else 'FAIL'}: {100 * audit['agreement']:.3f} % of the pixels get the class that FP32 "
-        f"gives (worst image {100 * audit['worst_image']:.3f} %), {count(audit['images'], 'image')}"
+        f"{'PASS' if audit['passed'] else 'FAIL'}: {100 * audit['agreement']:.3f} % of the pixels get FP32's class "
+        f"(worst image {100 * audit['worst_image']:.3f} %), {count(audit['images'], 'image')}"
     ]
     return lines + ([f"  layer that differs most: {audit['worst_layer']}"] if audit["worst_layer"] else [])
