@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plugin",
         choices=("auto", "on", "off"),
         default="auto",
-        help="fused upsampling kernels; auto: TensorRT builds with and without them and keeps the faster, the others build "
-        "without; default: %(default)s",
+        help="fused upsampling kernels; auto: TensorRT builds with and without them and keeps the faster, the others "
+        "build without; default: %(default)s",
     )
     _add_precision(parser.add_argument_group("precision"))
     _add_engine(parser.add_argument_group("engine"))
