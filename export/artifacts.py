@@ -1,4 +1,8 @@
-"""Typed artifacts of a bundle: written, audited against FP32, and entered only if they pass."""
+"""Artifacts made of a bundle's graphs: written, audited against FP32, and entered only if they pass.
+
+Each function that builds returns the artifact's name, what was done, and the audit. Without images there is no audit;
+an artifact whose audit failed is not kept. `denseport.export.build.build` says what they raise.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +45,6 @@ def build_typed(
     Args:
         images: on which FP16's range is checked and the result is audited; none: only weights are checked.
         quantized: "int8" or "fp8": type the float part of that graph of the bundle.
-
-    Returns:
-        The artifact's name, what it computes in, and its audit (None without images). An artifact whose audit
-        failed is not kept.
-
-    Raises:
-        BundleError: the quantized graph is not there.
-        ExportError: nothing computes in the narrow type, although it was asked for.
     """
     source = graph_of(bundle, quantized or "fp32")
     name = f"{quantized}.{precision}.onnx" if quantized else f"{precision}.onnx"
@@ -67,16 +63,7 @@ def build_typed(
 def build_variant(
     bundle: Bundle, precision: str, images: Sequence[Path], *, mask: bool, fused: bool, progress: Progress
 ) -> tuple[str, FusionRecord | None, Audit | None]:
-    """Write a bundle's graph of that precision with masks as its output, or fused, or both: ``fp16.mask.fused.onnx``.
-
-    Returns:
-        The artifact's name, what was fused, and its audit (None without images). An artifact whose audit failed is
-        not kept.
-
-    Raises:
-        BundleError: the graph of that precision is not there yet.
-        ExportError: there is nothing to fuse.
-    """
+    """Write the graph of that precision with masks as its output, or fused, or both: ``fp16.mask.fused.onnx``."""
     name = ".".join([precision, *["mask"] * mask, *["fused"] * fused, "onnx"])
     source = graph_of(bundle, precision)
     model = read_model(bundle.verified(source))
@@ -161,12 +148,7 @@ def build_engine_artifact(
         verbose: tell every line of TensorRT's log.
 
     Returns:
-        The artifact's name, its build record, and its audit or why there is none. An engine whose audit failed is
-        not kept.
-
-    Raises:
-        BundleError: the graph of that precision is not there yet.
-        BuildError, ExportError, InputError, MachineError: see `denseport.export.engine.build`.
+        Instead of an audit the reason why there is none.
     """
     source = graph_of(bundle, precision, float_precision)
     model = bundle.verified(source)

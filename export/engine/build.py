@@ -62,43 +62,31 @@ class EngineOptions:
     plugin: bool = False  # TensorRT: fuse what the project's plugin computes (`denseport.export.graph.fusion`)
 
     def __post_init__(self) -> None:
-        if self.flavour not in TITLES:
-            raise InputError(f"no engine flavour {self.flavour!r}", f"Choose one of {', '.join(TITLES)}.")
-        if not self.profiles:
-            raise InputError("no optimization profile", "Give at least one, say reference.")
-        if not 0 <= self.optimization_level <= 5:
-            raise InputError(
-                f"optimization level {self.optimization_level} is not between 0 and 5", "Give one of 0 to 5."
-            )
-        if self.workspace is not None and self.workspace < 1:
-            raise InputError(f"a workspace of {self.workspace} bytes is too small", "Give 1 byte or more, or None.")
-        if self.hardware_compatibility not in HARDWARE:
-            raise InputError(
-                f"no hardware compatibility {self.hardware_compatibility!r}", f"Choose one of {', '.join(HARDWARE)}."
-            )
-        if self.flavour == "tensorrt_rtx":
-            self._refuse_for_rtx()
-        elif self.targets:
-            raise InputError(
-                "TensorRT builds for the GPU that it runs on; it takes no targets",
-                "Build there, or use --engine tensorrt_rtx.",
-            )
+        for refused, message, remedy in self._refusals():
+            if refused:
+                raise InputError(message, remedy)
 
-    def _refuse_for_rtx(self) -> None:
-        if self.version_compatible:
-            raise InputError(
-                "a TensorRT-RTX engine opens only in the release that built it",
-                "Leave --version-compatible out, and build again for each release.",
-            )
-        if self.hardware_compatibility != "none":
-            raise InputError(
-                "TensorRT-RTX has no hardware compatibility level",
-                f"Name the GPUs with --target; without, the engine runs on {', '.join(PORTABLE_RTX)}.",
-            )
-        if self.timing_cache is not None:
-            raise InputError("TensorRT-RTX has no timing cache", "Leave --timing-cache out.")
-        if self.plugin:
-            raise InputError(NO_PLUGINS, "Leave out --plugin on, or use --engine tensorrt.")
+    def _refusals(self) -> Iterator[tuple[bool, str, str]]:
+        """For each rule whether the options break it, the message, and the remedy."""
+        level, workspace, hardware = self.optimization_level, self.workspace, self.hardware_compatibility
+        yield self.flavour not in TITLES, f"no engine flavour {self.flavour!r}", f"Choose one of {', '.join(TITLES)}."
+        yield not self.profiles, "no optimization profile", "Give at least one, say reference."
+        yield not 0 <= level <= 5, f"optimization level {level} is not between 0 and 5", "Give one of 0 to 5."
+        too_small = workspace is not None and workspace < 1
+        yield too_small, f"a workspace of {workspace} bytes is too small", "Give 1 byte or more, or None."
+        unknown = f"no hardware compatibility {hardware!r}"
+        yield hardware not in HARDWARE, unknown, f"Choose one of {', '.join(HARDWARE)}."
+        if self.flavour == "tensorrt":
+            message = "TensorRT builds for the GPU that it runs on; it takes no targets"
+            yield bool(self.targets), message, "Build there, or use --engine tensorrt_rtx."
+            return
+        message = "a TensorRT-RTX engine opens only in the release that built it"
+        remedy = "Leave --version-compatible out, and build again for each release."
+        yield self.version_compatible, message, remedy
+        remedy = f"Name the GPUs with --target; without, the engine runs on {', '.join(PORTABLE_RTX)}."
+        yield hardware != "none", "TensorRT-RTX has no hardware compatibility level", remedy
+        yield self.timing_cache is not None, "TensorRT-RTX has no timing cache", "Leave --timing-cache out."
+        yield self.plugin, NO_PLUGINS, "Leave out --plugin on, or use --engine tensorrt."
 
 
 def check_builder(options: EngineOptions) -> None:
