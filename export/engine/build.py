@@ -226,7 +226,7 @@ def _prepared(model: Path, options: EngineOptions) -> Iterator[_Source]:
 
 
 def _register_plugin(library: Library) -> str:
-    """Let TensorRT know the kernels of a fused graph; returns what becomes of it, for the record.
+    """Register the kernels of a fused graph with TensorRT; returns the record's ``plugin``.
 
     Raises:
         MachineError: this TensorRT, or NVRTC, which compiles the kernels, is not up to it.

@@ -69,7 +69,7 @@ def _reason(error: Any) -> str:
 
 
 def is_notable(line: str) -> bool:
-    """Whether whoever built an engine should read this line of its record's log: an error, or what can be mended."""
+    """Whether a user should read this line of a build's log: an error, or a warning that can be acted on."""
     return not line.startswith("[WARNING]") or MENDABLE.search(line) is not None
 
 
