@@ -12,6 +12,7 @@ from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
     from denseport.export.build import EngineSettings
+    from denseport.runtime.bundle.engine_record import Shape
 
 HELP = "build FP16 graphs and TensorRT engines, audited against FP32"
 NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # looked for first, since the work takes a while
@@ -74,7 +75,10 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
     )
     for name, words in (("min", "smallest"), ("opt", "most usual"), ("max", "largest")):
         group.add_argument(
-            f"--{name}", metavar="SIZE", help=f"{words} input, instead of --profile: WxH, or its shape Nx3xHxW"
+            f"--{name}",
+            type=_shape,
+            metavar="SIZE",
+            help=f"{words} input, instead of --profile: WxH, or its shape Nx3xHxW",
         )
     group.add_argument("--target", metavar="SM", nargs="+", default=[], help="RTX: GPUs to build for, such as sm_86")
     group.add_argument(
@@ -123,17 +127,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _settings(arguments: argparse.Namespace) -> EngineSettings:
     from denseport.export.build import EngineSettings
-    from denseport.export.engine.profile import parse_shape
     from denseport.runtime.errors import InputError
 
-    sizes = arguments.min, arguments.opt, arguments.max
-    if any(sizes) and (arguments.profile or not all(sizes)):
+    shapes = arguments.min, arguments.opt, arguments.max
+    if any(shapes) and (arguments.profile or not all(shapes)):
         raise InputError(
             "--min, --opt and --max go together, and not with --profile", "Give all three, or --profile alone."
         )
-    smallest, usual, largest = (parse_shape(size) if size else None for size in sizes)
     return EngineSettings(
-        profile=(smallest, usual, largest) if smallest and usual and largest else arguments.profile or "reference",
+        profile=shapes if all(shapes) else arguments.profile or "reference",
         targets=tuple(arguments.target),
         optimization_level=arguments.level,
         workspace=arguments.workspace * 2**20 if arguments.workspace is not None else None,
@@ -142,6 +144,16 @@ def _settings(arguments: argparse.Namespace) -> EngineSettings:
         hardware_compatibility=arguments.hardware_compatible,
         verbose=arguments.verbose,
     )
+
+
+def _shape(text: str) -> Shape:
+    from denseport.export.engine.profile import parse_shape
+    from denseport.runtime.errors import InputError
+
+    try:
+        return parse_shape(text)
+    except InputError as err:
+        raise argparse.ArgumentTypeError(err.message) from err
 
 
 def _lines(result: dict[str, Any], *, verbose: bool) -> list[str]:

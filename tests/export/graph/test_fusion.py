@@ -104,7 +104,7 @@ def test_an_upernet_is_fused_at_one_size(
     """Its neck makes the pyramid whose levels differ by 2; without one all levels have the same size."""
     with pytest.raises(ExportError, match="nothing to fuse") as caught:
         fuse(graph_of(exported(name)))
-    assert "fixed:HxW" in str(caught.value)
+    assert "fixed:WxH" in str(caught.value)
     found = fused_and_equal(folded(exported(name), IMAGE.shape), tmp_path, IMAGE).fused
     assert found.pop("UpsampleAdd", 0) == sums and found == {"UpsampleArgmax": 1}
 
