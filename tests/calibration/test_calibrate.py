@@ -370,4 +370,4 @@ def test_a_model_of_one_size_takes_no_other(bundle: Bundle, capsys: pytest.Captu
     with_graph(bundle, fix)
     assert main(["calibrate", str(bundle.path), *QUICK]) == 2
     err = capsys.readouterr().err
-    assert "takes 160 x 160 (height x width) only" in err and sample_evenly([IMAGES], 1)[0].name in err
+    assert "takes only 160 x 160 (width x height)" in err and sample_evenly([IMAGES], 1)[0].name in err
