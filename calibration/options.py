@@ -54,12 +54,9 @@ class CalibrationOptions:
     threads: int | None = None  # default: the CPUs this process may use
 
     def __post_init__(self) -> None:
-        if self.precision not in KINDS:
-            raise InputError(f"no 8-bit precision {self.precision!r}", f"Choose one of {', '.join(KINDS)}.")
-        if self.method not in METHODS:
-            raise InputError(f"no method {self.method!r}", f"Choose one of {', '.join(METHODS)}.")
-        if self.effort not in EFFORTS:
-            raise InputError(f"no effort {self.effort!r}", f"Choose one of {', '.join(EFFORTS)}.")
+        for name, known in (("precision", KINDS), ("method", METHODS), ("effort", EFFORTS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"no {name} {getattr(self, name)!r}", f"Choose one of {', '.join(known)}.")
 
 
 def budget_of(options: CalibrationOptions, *, labelled: bool) -> Budget:
@@ -76,10 +73,6 @@ def budget_of(options: CalibrationOptions, *, labelled: bool) -> Budget:
             f"a budget of {points:g} points of mIoU needs labelled images",
             "Name them with --data, or give a least share of pixels that keep FP32's class: --agreement 0.98.",
         )
-    if points is not None and not 0 <= points <= 100:
-        raise InputError(f"--budget {points:g} is not in 0..100 points of mIoU")
-    if agreement is not None and not 0 <= agreement <= 1:
-        raise InputError(f"--agreement {agreement:g} is not in 0..1", "0.98 is 98 % of the pixels.")
     if not labelled:
         return Budget(agreement=AGREEMENT if agreement is None else agreement)
     return Budget(

@@ -28,11 +28,12 @@ class Budget:
     agreement: float | None = None  # least share of pixels with FP32's class, 0..1
 
     def __post_init__(self) -> None:
-        limits = [limit for limit in (self.miou, self.agreement) if limit is not None]
-        if not limits:
+        if self.miou is None and self.agreement is None:
             raise CalibrationError("a budget needs a limit", "Give points of mIoU or an agreement.")
-        if not min(limits) >= 0:
-            raise CalibrationError(f"a budget cannot be negative: {self}")
+        if self.miou is not None and not 0 <= self.miou <= 100:
+            raise CalibrationError(f"a budget of {self.miou:g} is not in 0..100 points of mIoU")
+        if self.agreement is not None and not 0 <= self.agreement <= 1:
+            raise CalibrationError(f"an agreement of {self.agreement:g} is not in 0..1", "0.98 is 98 % of the pixels.")
 
     def excess(self, loss: Loss) -> float:
         """How many times the tightest limit ``loss`` is; at most 1 when the budget holds.

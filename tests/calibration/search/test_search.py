@@ -188,6 +188,7 @@ def test_bad_input(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -
         Budget(miou=0.5).excess(Loss(0.1, 0.95))
     with pytest.raises(CalibrationError, match="needs a limit"):
         Budget()
-    with pytest.raises(CalibrationError, match="negative"):
-        Budget(miou=-1.0)
+    for bad in ({"miou": -1.0}, {"miou": 101.0}, {"agreement": -0.1}, {"agreement": 97.0}, {"miou": float("nan")}):
+        with pytest.raises(CalibrationError, match=r"is not in 0\.\."):
+            Budget(**bad)
     assert Budget(miou=0.5, agreement=0.9).excess(Loss(0.1, 0.95, -0.2)) == pytest.approx(0.5)
