@@ -152,7 +152,7 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("folder", "file", "link"):
-        with pytest.raises(OutputError, match="something that is no bundle") as caught:
+        with pytest.raises(OutputError, match="exists already and is not a bundle") as caught:
             export_bundle(SAMPLE, tmp_path / name, replace=True)
         assert "--force" not in str(caught.value)
     assert contents(tmp_path) == {"folder", "file", "link"}
@@ -160,7 +160,7 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
 
 def test_a_project_with_a_manifest_of_its_own_is_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"manifest_version": 3}')  # a browser's extension
-    with pytest.raises(OutputError, match="something that is no bundle"):
+    with pytest.raises(OutputError, match="exists already and is not a bundle"):
         export_bundle(SAMPLE, tmp_path, replace=True)
     assert contents(tmp_path) == {"manifest.json"}
 
