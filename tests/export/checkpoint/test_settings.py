@@ -83,7 +83,7 @@ def test_upstreams_defaults_hold(text: str, old: str, new: str, changed: dict[st
 def test_what_the_file_does_not_say_is_assumed_with_a_warning() -> None:
     preprocess, warnings = preprocess_of(checkpoint(""))
     assert preprocess == PUBLISHED
-    assert len(warnings) == 2 and "resized: assumed keep-ratio (2048, 512)" in warnings[0] and "mean" in warnings[1]
+    assert len(warnings) == 2 and "resized: assumed keep-ratio 2048 x 512" in warnings[0] and "mean" in warnings[1]
     preprocess, warnings = preprocess_of(checkpoint(PIPELINE_1[PIPELINE_1.index("test_pipeline") :]))
     assert preprocess == (EXPECTED[0], PUBLISHED[1])
     assert len(warnings) == 1 and "normalised" in warnings[0]
