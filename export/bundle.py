@@ -48,10 +48,10 @@ def export_bundle(
         scale: limits of the longer and the shorter side, pixels; default: the checkpoint's own.
         rewrite: apply the exact rewrites of `denseport.export.models.dpt`.
         replace: replace an existing bundle.
-        progress: told what is being done.
+        progress: told each step.
 
     Raises:
-        CheckpointError: see `read_checkpoint`, `recognise`, `load_model`.
+        CheckpointError: the file, its network or its settings cannot be used; the message says which.
         ExportError: the graph differs from torch; nothing is written.
         InputError: no preset of that name.
         OutputError: ``output`` exists, cannot be written, or is to be replaced and holds the checkpoint.
@@ -64,7 +64,7 @@ def export_bundle(
     # Not Path.resolve(), which raises an error of its own about links that lead in a circle.
     if replace and Path(os.path.realpath(checkpoint)).is_relative_to(os.path.realpath(output)):
         raise OutputError(
-            f"{output}: holds the checkpoint {checkpoint.name}, which would go with the old bundle",
+            f"{output}: holds the checkpoint {checkpoint.name}, which would be deleted with the old bundle",
             "Move the checkpoint to another folder.",
         )
     with new_bundle(output, replace=replace) as folder:
@@ -94,14 +94,18 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
         try:
             preprocess = resized_to(preprocess, scale, keep_ratio=True)
         except ValueError as err:
-            raise CheckpointError(f"--scale: {err}", "Give two sides in pixels, say --scale 2048 512.") from err
+            raise CheckpointError(f"--scale: {err}", "Give two sides in pixels, for example --scale 2048 512.") from err
     resize = resizing(preprocess)
     if resize is not None and min(resize.size) < spec.backbone.patch_size:
         raise CheckpointError(
             f"{source.path}: its test scale {resize.size[0]} x {resize.size[1]} is below one patch of "
             f"{spec.backbone.patch_size} pixels",
-            "Give the limits of the longer and the shorter side with --scale, say --scale 2048 512.",
+            "Give limits of the longer and the shorter side, for example --scale 2048 512.",
         )
+    reference = None
+    if preset is not None:
+        figures = preset.mIoU, preset.mIoU_ms_flip
+        reference = Reference(preset.name, "ADE20K validation", PUBLISHED_PROTOCOL, *figures, recognised.recognised_by)
     classes, class_warnings = settings.class_names(source, spec.num_classes)
     warnings = [*recognised.warnings, *pipeline_warnings, *class_warnings]
     return Manifest(
@@ -115,25 +119,12 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
         reduce_zero_label=settings.reduces_zero_label(source),
         preprocess=preprocess,
         inference=settings.inference_of(source),
-        reference=_reference(preset, recognised.recognised_by),
+        reference=reference,
         provenance=_provenance(source, warnings),
         spec=dataclasses.asdict(spec),
         source=MODEL,
         task="segmentation",
         input=NetworkInput(),
-    )
-
-
-def _reference(preset: Preset | None, recognised_by: str) -> Reference | None:
-    if preset is None:
-        return None
-    return Reference(
-        preset=preset.name,
-        dataset="ADE20K validation",
-        protocol=PUBLISHED_PROTOCOL,
-        mIoU=preset.mIoU,
-        mIoU_ms_flip=preset.mIoU_ms_flip,
-        recognised_by=recognised_by,
     )
 
 

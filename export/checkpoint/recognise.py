@@ -26,18 +26,18 @@ HEAD_DIMS = 64  # channels of an attention head of every published ViT
 
 # Settings of ``model`` that change the arithmetic and that no key shows: the only value that is implemented, which
 # is also upstream's default.
-SUPPORTED: dict[tuple[str, ...], Any] = {
-    ("backbone", "interpolate_mode"): "bicubic",
-    ("backbone", "with_cls_token"): True,
-    ("backbone", "pre_norm"): False,
-    ("backbone", "act_cfg", "type"): "GELU",
-    ("backbone", "out_origin"): False,
-    ("neck", "act_cfg"): None,
-    ("decode_head", "expand_channels"): False,
-    ("decode_head", "align_corners"): False,
-    ("decode_head", "act_cfg", "type"): "ReLU",
-    ("decode_head", "norm_cfg", "eps"): 1e-5,
-    ("decode_head", "in_index"): (0, 1, 2, 3),
+SUPPORTED: dict[str, Any] = {
+    "backbone.interpolate_mode": "bicubic",
+    "backbone.with_cls_token": True,
+    "backbone.pre_norm": False,
+    "backbone.act_cfg.type": "GELU",
+    "backbone.out_origin": False,
+    "neck.act_cfg": None,
+    "decode_head.expand_channels": False,
+    "decode_head.align_corners": False,
+    "decode_head.act_cfg.type": "ReLU",
+    "decode_head.norm_cfg.eps": 1e-5,
+    "decode_head.in_index": (0, 1, 2, 3),
 }
 
 # Settings that no key shows, and how a warning calls them.
@@ -155,12 +155,12 @@ class _Reader:
         ):
             raise self._unknown_architecture("its head is neither DPT's nor UPerNet's")
         self._shape("backbone.cls_token", 3)
-        for path, supported in SUPPORTED.items():
-            value = look_up(self.model, *path, default=supported)
+        for name, supported in SUPPORTED.items():
+            value = look_up(self.model, *name.split("."), default=supported)
             value = tuple(value) if isinstance(value, list) else value
             if value != supported:
                 raise CheckpointError(
-                    f"{self.path}: model.{'.'.join(path)} is {value!r}; only {supported!r} is supported",
+                    f"{self.path}: model.{name} is {value!r}; only {supported!r} is supported",
                     "Train with the published configuration's value, or open an issue with the configuration.",
                 )
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.export.checkpoint.file import Checkpoint, read_checkpoint
+from denseport.export.checkpoint.file import read_checkpoint
 from denseport.export.checkpoint.recognise import recognise
 from denseport.export.checkpoint.settings import inference_of, preprocess_of
 from denseport.export.checkpoint.weights import load_model
@@ -116,7 +116,11 @@ class _Chain:
         if self.checkpoint is not None:
             preprocess, self.own_warnings = preprocess_of(self.checkpoint)
             self.own = Protocol(protocol.name, preprocess, inference_of(self.checkpoint))
-            self.model = _load(self.checkpoint, bundle)
+            # The network as it was exported: of the same preset, with the same rewrites.
+            reference, record = bundle.manifest.reference, bundle.artifact(self.source).record
+            preset = PRESETS.get(reference.preset) if reference is not None else None
+            spec = recognise(self.checkpoint, preset).spec
+            self.model = load_model(self.checkpoint, spec, rewrite=bool(record.get("rewrite", True)))
         self.torch = TorchSession(self.model, device="cpu") if self.model is not None else None
         self._measured: dict[tuple[str, Protocol], _Measured] = {}
 
@@ -242,13 +246,6 @@ class _Chain:
         """The first network input of an image: the whole of it, or its first window."""
         image = read_image(self.images.samples[index].image)
         return next(network_inputs(image, self.used, self.bundle.manifest.patch_size))
-
-
-def _load(checkpoint: Checkpoint, bundle: Bundle) -> Segmentor:
-    """The network as it was exported: of the same preset, with the same rewrites."""
-    reference, record = bundle.manifest.reference, bundle.artifact(bundle.manifest.source).record
-    preset = PRESETS.get(reference.preset) if reference is not None else None
-    return load_model(checkpoint, recognise(checkpoint, preset).spec, rewrite=bool(record.get("rewrite", True)))
 
 
 def _run(segmenter: Segmenter, images: Dataset) -> _Measured:

@@ -24,11 +24,9 @@ class Attention(nn.Module):
     def __init__(self, dims: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * dims, dims))
-        self.in_proj_bias = nn.Parameter(torch.empty(3 * dims))
+        self.in_proj_weight = nn.Parameter(0.02 * torch.randn(3 * dims, dims))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dims))
         self.out_proj = nn.Linear(dims, dims)
-        nn.init.trunc_normal_(self.in_proj_weight, std=0.02)
-        nn.init.zeros_(self.in_proj_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, d = x.shape
@@ -82,13 +80,11 @@ class VisionTransformer(nn.Module):
         self.spec = spec
         rows, columns = spec.pos_grid
         self.patch_embed = PatchEmbed(spec)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.embed_dims))
-        self.pos_embed = nn.Parameter(torch.zeros(1, rows * columns + 1, spec.embed_dims))
+        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, spec.embed_dims))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, rows * columns + 1, spec.embed_dims))
         self.layers = nn.ModuleList(EncoderLayer(spec) for _ in range(spec.num_layers))
         if spec.final_norm:
             self.ln1 = nn.LayerNorm(spec.embed_dims, eps=spec.norm_eps)
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
         patches = self.patch_embed(image)  # (B, D, h, w)
