@@ -35,20 +35,17 @@ class Check:
     agreement: float  # share of logit pixels whose class is the same
 
 
-def export_onnx(model: Segmentor, path: Path, *, limit: int = PROTOBUF_LIMIT) -> list[Path]:
+def export_onnx(model: Segmentor, path: Path) -> list[Path]:
     """Write ``model`` as ONNX; input ``image`` and output ``logits`` have dynamic batch, height and width.
 
-    Args:
-        limit: bytes of weights beyond which they go to ``path`` + ".data".
-
     Returns:
-        The files written, the model first.
+        The files written, the model first; weights beyond `PROTOBUF_LIMIT` bytes are in ``path`` + ".data".
 
     Raises:
         ExportError: torch could not export the network, or specialised a size that must stay dynamic.
     """
     patch = model.spec.backbone.patch_size
-    # Different from one another and no multiples of the patch, so that no two sizes are taken for one.
+    # Height and width differ and are no multiples of the patch, so that the exporter does not take two sizes for one.
     example = torch.zeros(2, 3, 5 * patch + 3, 6 * patch + 7)
     dynamic = dict.fromkeys(DYNAMIC, torch.export.Dim.DYNAMIC)
     try:
@@ -70,7 +67,7 @@ def export_onnx(model: Segmentor, path: Path, *, limit: int = PROTOBUF_LIMIT) ->
         ) from err
     assert program is not None  # it is only in the deprecated, TorchScript form of the call
     tidy(program.model)
-    is_large = sum(value.nbytes for value in model.state_dict().values()) > limit
+    is_large = sum(value.nbytes for value in model.state_dict().values()) > PROTOBUF_LIMIT
     program.save(path, external_data=is_large)
     return [path, path.with_name(path.name + ".data")] if is_large else [path]
 
