@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from support import ASSETS, areas_of
 
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import Inference, Manifest, Reference
+from denseport.runtime.bundle.manifest import Inference, Manifest, NetworkInput, Reference
 from denseport.runtime.evaluation.dataset import ade20k
 from denseport.runtime.evaluation.failures import WorstImage, worst_images
 from denseport.runtime.evaluation.gate import Predictions, Verdict
@@ -111,6 +111,9 @@ def manifest(classes: tuple[str, ...] = CLASSES, **changes: Any) -> Manifest:
         "reference": None,
         "provenance": {"checkpoint": "tiny.pth", "sha256": "c0ffee"},
         "spec": {},
+        "source": "model.onnx",
+        "task": "segmentation",
+        "input": NetworkInput(),
         "artifacts": {"int8.onnx": onnx_artifact({"int8.onnx": "ab" * 32}, "int8")},
     }
     return Manifest(**{**values, **changes})

@@ -260,7 +260,7 @@ def test_an_artifact_of_another_machine_is_refused(
 
 def test_an_artifact_that_gives_masks_is_refused(sample_copy: Bundle) -> None:
     fp32 = sample_copy.artifact("model.onnx")
-    sample_copy.add("fp32.mask.onnx", dataclasses.replace(fp32, record={"output": "mask"}))
+    sample_copy.add("fp32.mask.onnx", dataclasses.replace(fp32, output="mask"))
     with running(sample_copy) as started:
         assert_refused(started.segment(IMAGE, artifact="fp32.mask.onnx"), 422, "fp32.mask.onnx", "gives masks")
         told = {each["name"]: each for each in started.client.get("/v1/model").json()["artifacts"]}

@@ -254,7 +254,7 @@ def test_engines_that_cannot_be_served(
 @pytest.mark.parametrize("backend", ["python", "onnxruntime"])
 def test_a_graph_that_ends_in_masks_cannot_be_served(sample_copy: Bundle, tmp_path: Path, backend: str) -> None:
     fp32 = sample_copy.artifact("model.onnx")
-    sample_copy.add("fp32.mask.onnx", dataclasses.replace(fp32, record={"output": "mask"}))
+    sample_copy.add("fp32.mask.onnx", dataclasses.replace(fp32, output="mask"))
     with pytest.raises(InputError, match="gives masks"):
         export_repository(sample_copy, tmp_path / "repo", Options(backend=backend, artifacts=("fp32.mask.onnx",)))
     assert not (tmp_path / "repo").exists()
