@@ -51,7 +51,7 @@ class Checkpoint:
 _UNPRINTABLE = re.compile(f"[\\t\\n{CONTROLS}]")
 HOLD_WEIGHTS = "Give a file that holds a state dict, as mmsegmentation writes it."
 CORRECT_META = "Correct dataset_meta (1.x), or CLASSES and PALETTE (0.x), in the file; save it again with torch.save."
-# What weights and counters are kept in; anything else (8 bits, complex) is no plain training checkpoint.
+# Of weights and counters; others (8 bits, complex) are not those of a training checkpoint.
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32)
 
 
@@ -140,12 +140,12 @@ def _load_pickle(path: Path) -> Any:
     _refuse_odd_zip(path)
     stubs = torch.serialization.safe_globals([(_Stub, name) for name in _STUBBED])
     try:
-        with stubs, warnings.catch_warnings(action="ignore"):  # for people who call torch.load themselves
+        with stubs, warnings.catch_warnings(action="ignore"):  # they are for people who call torch.load themselves
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # hostile or broken bytes make the reader fail in any way it can
         called = re.search(r"GLOBAL (\w[\w.]*)|unrecognized function", str(err))
         if called:
-            what = repr(called[1]) if called[1] else "what no checkpoint calls"
+            what = repr(called[1]) if called[1] else "a function"
             raise CheckpointError(
                 f"{path}: refused: its pickle calls {what}, which is no part of a checkpoint's weights",
                 "Do not open this file with torch.load(weights_only=False) unless you trust its author; "
@@ -161,12 +161,12 @@ def _load_pickle(path: Path) -> Any:
 
 
 def _refuse_odd_zip(path: Path) -> None:
-    """torch stores its records as they are, each once: a file that does otherwise is a bomb, or reads in two ways."""
+    """torch stores each record once, uncompressed. Other zip files may unpack to gigabytes, or be read in two ways."""
     try:
         with zipfile.ZipFile(path) as file:
             entries = file.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # the old layout, or none: torch says which
+        return  # torch's old layout, or not a checkpoint
     names = [entry.filename for entry in entries]
     if len(set(names)) < len(names) or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise CheckpointError(
@@ -185,8 +185,8 @@ def _state_dict(path: Path, data: Mapping[str, Any]) -> dict[str, Tensor]:
         if value.layout != torch.strided or value.is_nested or value.is_meta or value.dtype not in _DTYPES:
             kind = f"{value.layout}, {value.dtype}, on {value.device}"
             raise CheckpointError(
-                f"{path}: {key!r} is no plain tensor of floats or integers ({kind})",
-                "Save the weights dense, in float32 or float16; Denseport quantizes and prunes by itself.",
+                f"{path}: {key!r} is not a plain tensor of floats or integers ({kind})",
+                "Save the weights dense, in float32 or float16.",
             )
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # by strides of 0
             raise CheckpointError(
@@ -195,7 +195,7 @@ def _state_dict(path: Path, data: Mapping[str, Any]) -> dict[str, Tensor]:
             )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(f"{path}: {key!r} holds NaN or infinity", "Take one from before training diverged.")
-    # The readers of old releases saved from DistributedDataParallel too.
+    # Weights saved from inside DistributedDataParallel have this prefix.
     return {key.removeprefix("module."): value for key, value in weights.items()}
 
 
@@ -207,7 +207,7 @@ def _text(value: str) -> str:
 def _class_names(path: Path, classes: Any) -> tuple[str, ...] | None:
     if not isinstance(classes, (list, tuple)):
         return None
-    # Plain values alone: a list of lists of lists … of a few bytes can be written out as terabytes.
+    # Plain values only: nested lists of a few bytes can be terabytes as text.
     if not all(isinstance(name, (str, int, float)) for name in classes):
         raise CheckpointError(f"{path}: its class names are not all texts", CORRECT_META)
     return tuple(_text(str(name)) for name in classes)
