@@ -114,8 +114,9 @@ def _normalisation(config: Mapping[str, Any], steps: list[dict[str, Any]]) -> di
 
 def _pair(value: Any) -> tuple[int, int]:
     """Two whole numbers, in the order of the configuration."""
-    first, second = value
-    return int(first), int(second)
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ValueError(f"{value!r} is not two numbers")
+    return int(value[0]), int(value[1])
 
 
 def inference_of(checkpoint: Checkpoint) -> Inference:
