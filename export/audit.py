@@ -19,7 +19,9 @@ from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.tensorrt import TensorRTSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord
-from denseport.runtime.bundle.protocol import parse_protocol
+from denseport.runtime.bundle.manifest import Inference
+from denseport.runtime.bundle.preprocessing import resized_to
+from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.evaluation.gate import AGREEMENTS
 from denseport.runtime.evaluation.metrics import json_number
 from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced
@@ -34,7 +36,7 @@ AUDITED = 8  # images
 
 @dataclass(frozen=True)
 class Audit:
-    """An artifact compared with FP32 on images."""
+    """What an artifact is worth beside FP32, on images."""
 
     images: int
     agreement: float  # share of logit positions, or of a mask's pixels, with FP32's class
@@ -86,13 +88,12 @@ def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: s
         MachineError: the engine does not run on this machine.
     """
     manifest, (_, _, height, width) = bundle.manifest, record.profiles[0].optimum
-    is_window = manifest.inference.crop == (height, width)
-    protocol = parse_protocol("reference" if is_window else f"fixed:{height}x{width}", manifest)
+    protocol = parse_protocol("reference", manifest)
+    if manifest.inference.crop != (height, width):
+        steps = resized_to(manifest.preprocess, (width, height), keep_ratio=False)
+        protocol = Protocol("fixed", steps, Inference())
     inputs = NetworkInputs(evenly_spaced(images, AUDITED), protocol, manifest.patch_size)
-    with (
-        work_folder(bundle.path) as folder,
-        TensorRTSession(engine, record) as session,
-    ):
+    with work_folder(bundle.path) as folder, TensorRTSession(engine, record) as session:
         reference = _reference(bundle.verified(manifest.source), record.output, folder)
         return _compare(reference, session, inputs, precision)
 
@@ -101,8 +102,7 @@ def _reference(fp32: Path, output: str, folder: Path) -> Session:
     """FP32, ending in logits or masks as what is compared with it."""
     if output == LOGITS:
         return OnnxRuntimeSession(fp32)
-    path = folder / "reference.onnx"
-    model = read_model(fp32)
+    model, path = read_model(fp32), folder / "reference.onnx"
     append_mask(model)
     save_model(model, path)
     return OnnxRuntimeSession(path)

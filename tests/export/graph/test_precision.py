@@ -310,6 +310,16 @@ def test_weights_are_judged_by_what_fp16_makes_of_them(factor: float, bias: floa
     assert [island.node for island in record.islands] == islands
 
 
+def test_formats_are_those_of_ieee_and_google() -> None:
+    """(2 - 2^-digits) * 2^highest, 2^lowest, half of the last digit; numpy knows FP16 itself."""
+    for name, digits, highest, lowest in (("fp16", 10, 15, -14), ("bf16", 7, 127, -126)):
+        kind = FORMATS[name]
+        assert (kind.largest, kind.smallest) == ((2 - 2.0**-digits) * 2.0**highest, 2.0**lowest)
+        assert kind.rounding == 2.0 ** -(digits + 1)
+    info = np.finfo(np.float16)
+    assert (FORMATS["fp16"].largest, FORMATS["fp16"].smallest) == (float(info.max), float(info.tiny))
+
+
 @pytest.mark.parametrize(
     ("largest", "islands"),
     [
@@ -323,7 +333,7 @@ def test_weights_are_judged_by_what_fp16_makes_of_them(factor: float, bias: floa
 )
 def test_a_range_is_judged_at_the_ends_of_fp16(largest: float, islands: list[str]) -> None:
     ranges = Ranges(dict.fromkeys(("image", "b", "c", "d", "logits"), 1.0) | {"a": largest}, images=1)
-    _, record = set_types(ir.from_onnx_text(CHAIN), FORMATS["fp16"], ranges)
+    record = set_types(ir.from_onnx_text(CHAIN), "fp16", ranges)
     assert [island.node for island in record.islands] == islands
 
 
@@ -341,7 +351,7 @@ def test_a_weight_of_zeros_fits_and_what_reads_only_a_shape_is_no_floating_point
     }""")
     for node, kind in zip(model.graph, (FLOAT, *[ir.DataType.INT64] * 3, FLOAT), strict=True):
         node.outputs[0].dtype = kind
-    _, record = set_types(model, FORMATS["fp16"])
+    record = set_types(model, "fp16")
     assert record.nodes == {"fp16": 2} and not record.islands
 
 

@@ -105,8 +105,10 @@ def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_a_dataset_needs_samples_and_a_possible_ignored_label(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="empty"):
         Dataset(())
-    with pytest.raises(DatasetError, match="-1"):
-        mask_of(tmp_path, ignore_index=-1)
+    for label in (-1, 65536):
+        with pytest.raises(DatasetError, match=f"label {label} is not in 0..65535"):
+            mask_of(tmp_path, ignore_index=label)
+    assert [mask_of(tmp_path, ignore_index=label)[0].ignore_index for label in (0, 65535)] == [0, 65535]
 
 
 # List files
@@ -133,6 +135,7 @@ def test_a_list_of_pairs_is_relative_to_the_root_or_to_itself(tmp_path: Path) ->
     assert dataset.samples[1].mask == tmp_path / "my images/x.png"
     assert not dataset.reduce_zero_label
     assert open_dataset(root, list_file=listed, reduce_zero_label=True).reduce_zero_label
+    assert {each.ignore_index for each in (dataset, open_dataset(root, list_file=listed), open_dataset(root))} == {255}
 
 
 @pytest.mark.parametrize(
@@ -230,7 +233,13 @@ def test_many_classes_give_sixteen_bits(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         dataset.read_mask(sample, 300), np.array([[0, 255, 299, 65535]], np.uint16), strict=True
     )
+    for classes, kind, ignored in ((255, np.uint8, 255), (256, np.uint16, 65535)):
+        few, sample = mask_of(write_png(tmp_path / "few.png", np.array([[0, 254, ignored]], np.uint16)), False, ignored)
+        expected = np.array([[0, 254, ignored]], kind)
+        np.testing.assert_array_equal(few.read_mask(sample, classes), expected, strict=True)
     dataset, sample = mask_of(path)
+    with pytest.raises(DatasetError, match="255 is a class too"):
+        dataset.read_mask(sample, 256)
     with pytest.raises(DatasetError, match="255 is a class too") as caught:
         dataset.read_mask(sample, 300)
     assert "--ignore-index 65535" in str(caught.value.remedy)
@@ -243,6 +252,7 @@ def test_many_classes_give_sixteen_bits(tmp_path: Path) -> None:
         ([0, 200], False, 255, "labels 200 are outside 0..149", "--ignore-index 200"),
         ([0, 255], False, 0, "labels 255 are outside 0..149", "--ignore-index 255"),
         ([0, 151, 160], True, 255, "labels 151, 160 are outside 1..150", "bundle"),
+        (list(range(151, 156)), True, 255, "labels 151, 152, 153, 154, 155 are outside", "bundle"),
         (list(range(151, 160)), True, 255, "labels 151, 152, 153, 154, 155, … are outside", "bundle"),
     ],
 )
