@@ -84,13 +84,6 @@ def confusion(matrix: list[list[int]]) -> ConfusionMatrix:
     return result
 
 
-def evaluation(own: ConfusionMatrix, fp32: ConfusionMatrix | None = None) -> Measurement:
-    found = Measurement("", 1, own.n_classes, with_fp32=fp32 is not None)
-    found.confusion, found.fp32_confusion = own, fp32
-    found.seconds, found.session_seconds, found.measured = 4.0, 3.0, 1
-    return found
-
-
 def manifest(classes: tuple[str, ...] = CLASSES, **changes: Any) -> Manifest:
     values: dict[str, Any] = {
         "name": "tiny",
@@ -138,6 +131,9 @@ class Report:
 def report(own: list[list[int]] = MATRIX, fp32: list[list[int]] | None = None, **changes: Any) -> Report:
     """A report, with other values of its own or of its evaluation."""
     counts = confusion(own)
+    run = Measurement("", 1, counts.n_classes, with_fp32=fp32 is not None)
+    run.confusion, run.fp32_confusion = counts, None if fp32 is None else confusion(fp32)
+    run.seconds, run.session_seconds, run.measured = 4.0, 3.0, 1
     model = changes.get("manifest", manifest())
     found: dict[str, Any] = {
         **vars(counts.scores(model.classes)),
@@ -145,7 +141,7 @@ def report(own: list[list[int]] = MATRIX, fp32: list[list[int]] | None = None, *
         "session": "a session",
         "protocol": SimpleNamespace(description="whole, keep-ratio 2048 x 512"),
         "reduce_zero_label": False,
-        "measurement": evaluation(counts, None if fp32 is None else confusion(fp32)),
+        "measurement": run,
         "agreement": None,
         "gate": Verdict(False, ("too much is lost",), "FP32", -3.25, 0.5, (-4.5, -1.75), ("few images",)),
         "warnings": (),
