@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from support import ASSETS
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import DatasetError, InputError, MachineError
+from denseport.runtime.evaluation import shards
 from denseport.runtime.evaluation.dataset import Dataset, Sample, open_dataset
 from denseport.runtime.evaluation.measure import measure_dataset, measure_images
 from denseport.runtime.evaluation.shards import RETRIES, Cluster, connect, measure_on_ray, plan_actors
@@ -203,6 +206,34 @@ def test_without_ray_the_remedy_is_named(
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main([command[0], str(sample.path), *command[1:], "--ray", "local"]) == 3
     assert "pip install 'denseport[ray]'" in capsys.readouterr().err
+
+
+class OwnProcess:
+    """A cluster of two actors that are this process; what travels is pickled."""
+
+    count = 2
+
+    def map(self, work: Any, items: Sequence[Any]) -> Iterator[Any]:
+        handle = pickle.loads(pickle.dumps(work)).open(1)
+        for start in range(0, len(items), 2):
+            yield pickle.loads(pickle.dumps(handle(items[start : start + 2])))
+
+
+def test_parts_that_travelled_add_up_and_failures_are_named(
+    sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "connect", lambda address, threads: nullcontext(OwnProcess()))
+    segmenter, (dataset, empty), state = Segmenter(sample, threads=1), damaged_street(tmp_path), tmp_path / "state.npz"
+    found = Measurement("k", len(dataset), 150, with_fp32=True, file=state)
+    with pytest.raises(DatasetError, match=rf"1 of {len(dataset)} images failed\n  {empty}: the file is empty"):
+        measure_on_ray("anywhere", dataset, segmenter, found, threads=1)
+    kept = load_state(state, "k")
+    assert kept is not None and kept.done.tolist() == [index != 2 for index in range(len(dataset))]
+    empty.write_bytes(dataset.samples[0].image.read_bytes())
+    session = measure_on_ray("anywhere", dataset, segmenter, kept, threads=1)
+    assert session.startswith("2 Ray actors: model.onnx on ONNX Runtime") and kept.measured == 1
+    assert kept.seconds > kept.session_seconds > 0
+    assert_same_counts(kept, measure_dataset(dataset, segmenter, fp32=segmenter))
 
 
 # Ray itself
