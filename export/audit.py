@@ -87,7 +87,7 @@ def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: s
     """
     manifest, (_, _, height, width) = bundle.manifest, record.profiles[0].optimum
     is_window = manifest.inference.crop == (height, width)
-    protocol = parse_protocol("reference" if is_window else f"fixed:{height}x{width}", manifest)
+    protocol = parse_protocol("reference" if is_window else f"fixed:{width}x{height}", manifest)
     inputs = NetworkInputs(evenly_spaced(images, AUDITED), protocol, manifest.patch_size)
     with (
         work_folder(bundle.path) as folder,

@@ -83,13 +83,13 @@ def real(
 
 
 def size(largest: int) -> Callable[[str], tuple[int, int]]:
-    """The type of an option that takes height and width in pixels, ``1080x1920``, each from 1 to ``largest``."""
+    """The type of an option that takes ``1920x1080``, width and height in pixels from 1 to ``largest``: (height, width)."""
 
     def read(text: str) -> tuple[int, int]:
         match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text, re.ASCII)
-        height, width = (int(match[1]), int(match[2])) if match else (0, 0)
+        width, height = (int(match[1]), int(match[2])) if match else (0, 0)
         if not (1 <= height <= largest and 1 <= width <= largest):
-            raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH in pixels, each from 1 to {largest}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in pixels, each from 1 to {largest}")
         return height, width
 
     return read

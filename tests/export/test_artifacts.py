@@ -250,7 +250,7 @@ def test_inspect_names_the_command_for_engines_and_quantized_graphs(
     rest = "--gate model.onnx --record (where it runs)"
     assert not_audited(bundle, capsys) == [
         f"eval BUNDLE --artifact a.engine --data ROOT {rest}",
-        f"eval BUNDLE --artifact b.engine --data ROOT --protocol fixed:160x224 {rest}",
+        f"eval BUNDLE --artifact b.engine --data ROOT --protocol fixed:224x160 {rest}",
         "build BUNDLE --precision int8 --float-precision fp16 --images IMAGES",
     ]
 

@@ -60,7 +60,7 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
     mode = inference.mode
     if inference.crop and inference.stride:
         crop, stride = inference.crop, inference.stride
-        mode += f", windows {crop[0]} x {crop[1]}, every {stride[0]} x {stride[1]} pixels"
+        mode += f", windows {crop[1]} x {crop[0]}, every {stride[1]} x {stride[0]} pixels"
     yield "inference", f"{mode}; one logit for {manifest.stride} x {manifest.stride} pixels"
     names = ", ".join(manifest.classes[:6]) + (", …" if len(manifest.classes) > 6 else "")
     yield "classes", f"{len(manifest.classes)}: {names}"

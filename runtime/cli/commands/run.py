@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--protocol",
         default="reference",
         metavar="NAME",
-        help="reference (as the checkpoint was tested), ms-flip, slide, fixed:HEIGHTxWIDTH, …; default: %(default)s",
+        help="reference (as the checkpoint was tested), ms-flip, slide, fixed:WIDTHxHEIGHT, …; default: %(default)s",
     )
     parser.add_argument(
         "--temporal-smoothing",

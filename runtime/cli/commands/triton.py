@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument(
         "--warmup",
         type=_warmup_size,
-        metavar="HxW|none",
+        metavar="WxH|none",
         help="an image to answer before ready; default: by the bundle",
     )
     work.add_argument(
