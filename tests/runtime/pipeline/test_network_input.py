@@ -87,9 +87,9 @@ def test_ranges_and_audits_of_sliding_windows_see_windows(
         shapes.extend(each.shape for each in given)
         raise InterruptedError
 
-    monkeypatch.setattr(artifacts, "write_precision", observed)
+    monkeypatch.setattr(artifacts, "observe", observed)
     with pytest.raises(InterruptedError):
-        artifacts.build_typed(sample_copy, "fp16", [photo] * 3)
+        artifacts.build_typed(sample_copy, "fp16", [photo] * 3, progress=Silent())
     assert shapes == [(1, 3, 160, 160)] * 3
 
     shapes.clear()
