@@ -83,7 +83,7 @@ def real(
 
 
 def size(largest: int) -> Callable[[str], tuple[int, int]]:
-    """The type of an option that takes ``1920x1080``, width and height in pixels from 1 to ``largest``: (height, width)."""
+    """The type of an option that takes ``WIDTHxHEIGHT``, pixels from 1 to ``largest`` each; gives (height, width)."""
 
     def read(text: str) -> tuple[int, int]:
         match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text, re.ASCII)
