@@ -102,7 +102,7 @@ def select_artifact(bundle: Bundle, wanted: str | None = None, protocol: Protoco
         if each != chosen
     }
     artifact = bundle.artifact(chosen)
-    why = "ONNX Runtime with CUDA" if on_gpu else "ONNX Runtime on the CPU"
+    why = f"ONNX Runtime {'with CUDA' if on_gpu else 'on the CPU'}"
     if artifact.kind == "engine":
         why = "an engine that fits this machine"
     if chosen in faster:
@@ -163,7 +163,7 @@ def _record_of(engine: Artifact) -> BuildRecord:
 
 
 def too_narrow(profiles: Sequence[Profile], protocol: Protocol) -> str:
-    """Which ordinary image an engine of these profiles does not take under a protocol; empty if it takes them."""
+    """Why engines of these profiles do not take images of 4:3 or 3:4 under a protocol; empty if they do."""
     for height, width in input_sizes(protocol):
         if not any((1, 3, height, width) in profile for profile in profiles):
             return (
@@ -177,7 +177,7 @@ def _why_made_for_others(artifact: Artifact, on_gpu: bool) -> str:
     if artifact.kind == "onnx" and artifact.target not in (ANY, FOR_CPU):
         made_for = TITLES.get(artifact.target, artifact.target)
         return f"is made for {made_for}; ONNX Runtime runs it only when it is asked for"
-    return "is made for CPUs, and here is a GPU" if on_gpu and artifact.target == FOR_CPU else ""
+    return "is made for CPUs, and this machine has a GPU" if on_gpu and artifact.target == FOR_CPU else ""
 
 
 def why_no_logits(artifact: Artifact) -> str:
@@ -213,7 +213,7 @@ def why_unsupported(artifact: Artifact, machine: Machine) -> tuple[str, str]:
         return _why_no_onnx(artifact, machine)
     record = _record_of(artifact)
     if not machine.gpus:
-        return f"built with {record.built_for}; here is no NVIDIA GPU", "Run it on a machine with that GPU."
+        return f"built with {record.built_for}; this machine has no NVIDIA GPU", "Run it on a machine with that GPU."
     version = machine.packages[record.flavour]
     if version is None:
         return f"needs {record.flavour}, which is not installed", "See denseport doctor."

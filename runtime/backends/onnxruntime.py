@@ -37,7 +37,7 @@ class OnnxRuntimeSession(Session):
 
     Raises:
         MachineError: ONNX Runtime, or a provider, is missing.
-        BundleError: the file is no model that ONNX Runtime can run.
+        BundleError: ONNX Runtime cannot load the file.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class OnnxRuntimeSession(Session):
         outputs = [value.type for value in self._session.get_outputs()]
         if inputs != [(INPUT, "tensor(float)", 4)] or not outputs or outputs[0] not in OUTPUT_TYPES:
             raise BundleError(
-                f"{self._path}: takes {inputs} and gives {outputs}, which is no segmentation network",
+                f"{self._path}: takes {inputs} and gives {outputs}, which is not a segmentation network",
                 "Export it again.",
             )
 

@@ -1,4 +1,4 @@
-"""What the command line takes: paths, sizes, numbers within bounds; refused where they are read, and how it says no.
+"""The types of command-line arguments: paths, sizes, and numbers within bounds.
 
 A parser's own errors become `InputError`, so that a mistyped option reads like every other error.
 """
@@ -25,11 +25,11 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises InputError about what it cannot read; ``--help`` and ``--version`` exit as ever."""
 
     def error(self, message: str) -> NoReturn:
-        """Called by argparse, and for what only shows when the options are seen together."""
+        """Called by argparse, and where options do not go together."""
         raise InputError(message.removeprefix("argument "), f"{self._suggestion(message)}See {self.prog} --help.")
 
     def _suggestion(self, message: str) -> str:
-        """The nearest of the choices, or of the options, to what was not understood, as a question."""
+        """The choice or option that is nearest to an unknown one, as a question."""
         if match := _CHOICE.search(message):
             given, known = match["given"], re.findall(r"[\w.-]+", match["choices"])
         elif match := _UNKNOWN.search(message):
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 def path(text: str) -> Path:
     """The type of an option that takes a path: not the empty text, which pathlib takes for the current folder."""
     if not text:
-        raise argparse.ArgumentTypeError("'' is no path; check the variable that it came from")
+        raise argparse.ArgumentTypeError("'' is not a path; check the variable that it came from")
     return Path(text)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,22 +25,12 @@ from denseport.runtime.pipeline.results import Segmentation
 from denseport.runtime.system.files import new_folder
 
 if TYPE_CHECKING:
+    from denseport.runtime.segmenter import Segmenter
     from denseport.runtime.serving.triton.client import Client
 
 __all__ = ["Model", "Predictions", "RemoteModel"]
 
 _FRAME = re.compile(r"\d{6,}\.png")  # a mask of a video
-
-
-class Model(Protocol):
-    """What segments images: a `denseport.runtime.Segmenter` or a `RemoteModel`."""
-
-    @property
-    def manifest(self) -> Manifest: ...
-
-    def __call__(self, image: NDArray[np.uint8]) -> Segmentation: ...
-
-    def stream(self, images: Iterable[NDArray[np.uint8]], *, smoothing: float = 0.0) -> Generator[Segmentation]: ...
 
 
 @dataclass(frozen=True)
@@ -60,6 +50,9 @@ class RemoteModel:
             raise ValueError("a server does not smooth")
         for image in images:
             yield self(image)
+
+
+Model: TypeAlias = "Segmenter | RemoteModel"
 
 
 @dataclass

@@ -136,19 +136,18 @@ def _reason(err: cv2.error) -> str:
     return str(getattr(err, "err", "") or err).strip()
 
 
-def write_image(path: Path, image: NDArray[Any], params: Sequence[int] = ()) -> None:
+def write_image(path: Path, image: NDArray[Any]) -> None:
     """Encode an image in the format of the path's suffix, and write it.
 
     Args:
         path: the file; its suffix chooses the format.
         image: (H, W), (H, W, 3) BGR or (H, W, 4) BGRA; uint8, or uint16 where the format has 16 bits.
-        params: OpenCV's flags, such as ``[cv2.IMWRITE_JPEG_QUALITY, 90]``.
 
     Raises:
         OutputError: no such format, an image that the format cannot hold, or a place that cannot be written.
     """
     try:
-        done, data = cv2.imencode(path.suffix, image, list(params))
+        done, data = cv2.imencode(path.suffix, image)
     except cv2.error as err:
         raise OutputError(f"{path}: cannot be encoded: {_reason(err)}", "Write a .png or .jpg file.") from err
     if not done:

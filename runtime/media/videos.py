@@ -69,9 +69,8 @@ class VideoReader:
 class VideoWriter:
     """Writes a VP9 video (.webm), the one modern codec that OpenCV's wheels write on every platform.
 
-    The first frame sets the size; an odd width or height grows by one pixel, since the codec halves both for
-    colour (OpenCV would cut the pixel off). The file appears under its name when the ``with`` block ends
-    without an error.
+    The first frame sets the size; an odd width or height grows by one pixel, since the codec halves both for colour
+    (OpenCV would cut the pixel off). The file appears under its name when the ``with`` block ends without an error.
 
     Args:
         path: the file, ending in .webm.
@@ -86,7 +85,7 @@ class VideoWriter:
         if path.suffix.lower() != ".webm":
             raise OutputError(f"{path}: videos are written as WebM (VP9)", "End the name in .webm.")
         if not (math.isfinite(fps) and fps > 0):
-            raise OutputError(f"{path}: {fps} is no frame rate", "Give frames a second, such as 25.")
+            raise OutputError(f"{path}: {fps} is not a frame rate", "Give frames a second, such as 25.")
         self._path, self._fps = path, fps
         self._file = new_file(path)
         self._writer: cv2.VideoWriter | None = None

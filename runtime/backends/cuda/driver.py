@@ -34,7 +34,6 @@ class Device:
 
     name: str
     capability: tuple[int, int]
-    memory: int  # bytes, all of it
     driver: str  # the newest CUDA version that the driver knows, "13.0"
 
 
@@ -197,7 +196,6 @@ class _CudaBindings(Cuda):
         self.device = Device(
             _call("cuDeviceGetName", 256, device).decode().rstrip("\0"),
             (_call("cuDeviceGetAttribute", major, device), _call("cuDeviceGetAttribute", minor, device)),
-            _call("cuDeviceTotalMem", device),
             _cuda_version(_call("cuDriverGetVersion")),
         )
         self._context = _call("cuDevicePrimaryCtxRetain", device)
@@ -252,7 +250,7 @@ class _PyCuda(Cuda):
         _check_index(index, driver.Device.count())
         device = driver.Device(index)
         version = _cuda_version(driver.get_driver_version())
-        self.device = Device(device.name(), device.compute_capability(), device.total_memory(), version)
+        self.device = Device(device.name(), device.compute_capability(), version)
         self._context = device.retain_primary_context()
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:

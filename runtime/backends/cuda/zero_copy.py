@@ -45,7 +45,7 @@ def view_of(array: Any, *, device: int = CUDA) -> View:
         view, strides = _from_dlpack(array, device)
     else:
         raise InputError(
-            f"a {type(array).__name__} is no array on the GPU: it has neither __cuda_array_interface__ nor __dlpack__",
+            f"a {type(array).__name__} is not an array on the GPU: it has neither __cuda_array_interface__ nor __dlpack__",
             "Give a torch or cupy array that is on the GPU.",
         )
     if strides is not None and not _contiguous(view, strides):

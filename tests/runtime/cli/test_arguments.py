@@ -26,8 +26,8 @@ NEEDED = {
 }
 
 BAD = [
-    ("eval", ["--report", ""], "is no path"),
-    ("calibrate", ["--masks", ""], "is no path"),
+    ("eval", ["--report", ""], "is not a path"),
+    ("calibrate", ["--masks", ""], "is not a path"),
     ("run", ["--opacity", "2"], "from 0 to 1"),
     ("run", ["--opacity", "nan"], "from 0 to 1"),
     ("run", ["--temporal-smoothing", "1"], "from 0 to below 1"),
@@ -79,7 +79,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize("command", ["export", "run", "triton"])
 def test_an_empty_output_is_not_the_current_folder(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command, *NEEDED[command][:-1], ""]) == 2
-    assert capsys.readouterr().err.startswith("denseport: error: -o/--output: '' is no path; ")
+    assert capsys.readouterr().err.startswith("denseport: error: -o/--output: '' is not a path; ")
 
 
 @pytest.mark.parametrize(("command", "option", "allowed"), BAD, ids=lambda value: str(value))
