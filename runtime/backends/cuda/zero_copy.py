@@ -44,8 +44,9 @@ def view_of(array: Any, *, device: int = CUDA) -> View:
     elif hasattr(array, "__dlpack__"):
         view, strides = _from_dlpack(array, device)
     else:
+        name = type(array).__name__
         raise InputError(
-            f"a {type(array).__name__} is not an array on the GPU: it has neither __cuda_array_interface__ nor __dlpack__",
+            f"a {name} is not an array on the GPU: it has neither __cuda_array_interface__ nor __dlpack__",
             "Give a torch or cupy array that is on the GPU.",
         )
     if strides is not None and not _contiguous(view, strides):
