@@ -19,9 +19,7 @@ from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.tensorrt import TensorRTSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord
-from denseport.runtime.bundle.manifest import Inference
-from denseport.runtime.bundle.preprocessing import resized_to
-from denseport.runtime.bundle.protocol import Protocol, parse_protocol
+from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.evaluation.gate import AGREEMENTS
 from denseport.runtime.evaluation.metrics import json_number
 from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced
@@ -88,10 +86,8 @@ def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: s
         MachineError: the engine does not run on this machine.
     """
     manifest, (_, _, height, width) = bundle.manifest, record.profiles[0].optimum
-    protocol = parse_protocol("reference", manifest)
-    if manifest.inference.crop != (height, width):
-        steps = resized_to(manifest.preprocess, (width, height), keep_ratio=False)
-        protocol = Protocol("fixed", steps, Inference())
+    is_window = manifest.inference.crop == (height, width)
+    protocol = parse_protocol("reference" if is_window else f"fixed:{width}x{height}", manifest)
     inputs = NetworkInputs(evenly_spaced(images, AUDITED), protocol, manifest.patch_size)
     with work_folder(bundle.path) as folder, TensorRTSession(engine, record) as session:
         reference = _reference(bundle.verified(manifest.source), record.output, folder)

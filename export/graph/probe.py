@@ -84,7 +84,7 @@ class Probe:
         if image.ndim != 4 or image.shape[1] != 3 or image.dtype != np.float32 or not image.size:
             raise ExportError(
                 f"expected normalised images of shape (N, 3, height, width), float32; got {image.shape} {image.dtype}",
-                "denseport.calibration.observe.images.CalibrationImages makes them from image files.",
+                "denseport.runtime.pipeline.network_input.NetworkInputs makes them from image files.",
             )
         try:
             return list(self._session.run(self.outputs, {self._input: image}))

@@ -106,6 +106,6 @@ def _precision(tensor: Tensor) -> launch.Precision:
 
 
 def _kernel(plan: launch.Launch) -> Kernel:
-    parameters = trtp.KernelLaunchParams(grid_x=plan.grid, block_x=plan.block, shared_mem=plan.shared_bytes)
+    parameters = trtp.KernelLaunchParams(grid_x=plan.grid, block_x=plan.block, shared_mem=0)
     scalars = trtp.SymIntExprs.from_tuple([trtp.SymInt32(value) for value in plan.scalars])
     return plan.kernel, single_kernel(compile_ptx(), plan.kernel), parameters, scalars

@@ -40,7 +40,7 @@ def segment(sample: Bundle) -> Iterator[Segmenter]:
 @pytest.fixture(scope="module")
 def quick(sample: Bundle) -> Iterator[Segmenter]:
     """The same on few pixels."""
-    with Segmenter(sample, protocol="fixed:48x64", threads=2) as segmenter:
+    with Segmenter(sample, protocol="fixed:64x48", threads=2) as segmenter:
         yield segmenter
 
 
@@ -328,7 +328,7 @@ def test_an_error_reaches_the_task_that_caused_it(segment: Segmenter, images: li
 
 def test_a_forked_process_has_tasks_of_its_own(sample: Bundle, images: list[np.ndarray]) -> None:
     fork = multiprocessing.get_context("fork")
-    with Segmenter(sample, protocol="fixed:48x64", threads=1) as segmenter:
+    with Segmenter(sample, protocol="fixed:64x48", threads=1) as segmenter:
         expected = asyncio.run(segmenter.submit(images[0])).mask  # starts the parent's threads
         answers = fork.Queue()
         child = fork.Process(target=lambda: answers.put(asyncio.run(segmenter.submit(images[0])).mask))

@@ -58,7 +58,7 @@ def bundle(sample: Bundle) -> Bundle:
 @pytest.mark.parametrize(
     ("here", "name", "reason"),
     [
-        (machine(), "model.onnx", "here is no NVIDIA GPU"),
+        (machine(), "model.onnx", "this machine has no NVIDIA GPU"),
         (machine(A40, tensorrt="11.4.0"), "fp16.engine", None),
         (
             machine(A40, tensorrt="11.2.0"),
@@ -76,7 +76,7 @@ def test_the_best_artifact_is_taken_and_the_others_have_reasons(
     chosen = selection.select_artifact(bundle)
     assert chosen.name == name
     assert set(chosen.others) == set(bundle.manifest.artifacts) - {name}
-    assert chosen.others["int8.onnx"].startswith("int8 runs only when it is asked for: nothing was measured")
+    assert chosen.others["int8.onnx"].startswith("int8 runs only when it is asked for: it was not measured")
     if reason is not None:
         assert reason in chosen.others["fp16.engine"]
     on_cuda = name.endswith("onnx") and bool(here.gpus) and len(here.providers) == 2

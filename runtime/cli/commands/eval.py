@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--protocol",
         default="reference",
         metavar="NAME",
-        help="reference (as the checkpoint was tested), ms-flip, ms-flip:1.x, slide, slide:CROP:STRIDE, fixed:HxW",
+        help="reference (as the checkpoint was tested), ms-flip, ms-flip:1.x, slide, slide:CROP:STRIDE, fixed:WxH",
     )
     data = parser.add_argument_group("data")
     data.add_argument("--data", metavar="ROOT", type=path, required=True, help="ADE20K folder, or a folder of images")

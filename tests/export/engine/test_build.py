@@ -303,5 +303,5 @@ def test_timing_caches_are_kept_by_gpu_and_release(monkeypatch: pytest.MonkeyPat
     from denseport.runtime.backends.cuda.driver import Device
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = default_timing_cache(library(), Device("NVIDIA RTX A2000 12GB", (8, 6), 1, "13.0"))
+    path = default_timing_cache(library(), Device("NVIDIA RTX A2000 12GB", (8, 6), "13.0"))
     assert path == tmp_path / "denseport/timing/tensorrt-10.9.0.34-NVIDIA-RTX-A2000-12GB-sm_86.cache"

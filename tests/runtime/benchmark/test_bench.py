@@ -193,7 +193,7 @@ def test_the_command_measures_records_and_reports(
 ) -> None:
     returned = returned_by(monkeypatch, bench_module, "bench")
     sample_copy.note("model.onnx", {"accuracy": {"mIoU": 25.88}})
-    options = ["--size", "64x96", "--rounds", "1", "--seconds", "0.01", "--concurrency", "2", "--batches", "1"]
+    options = ["--size", "96x64", "--rounds", "1", "--seconds", "0.01", "--concurrency", "2", "--batches", "1"]
     assert main(["bench", str(sample_copy.path), *options, "--json", "--report", str(tmp_path / "report")]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (

@@ -272,8 +272,8 @@ def test_a_link_to_nothing_is_named(sample: Bundle, tmp_path: Path, capsys: pyte
     [
         ("ms-flip", "ms + flip (0.x)"),
         ("ms-flip:1.x", "ms + flip (1.x)"),
-        ("slide:96:64", "crop 96, stride 64"),
-        ("fixed:96x128", "fixed 128 x 96"),
+        ("slide:96:64", "crop 96 x 96, stride 64 x 64"),
+        ("fixed:128x96", "fixed 128 x 96"),
     ],
 )
 def test_protocols_run_and_are_named(

@@ -203,7 +203,7 @@ def test_logits_that_are_not_finite_make_no_mask(sample: Bundle, smoothing: floa
         def largest_batch(self, height: int, width: int) -> None:
             return None
 
-    protocol = parse_protocol("fixed:64x80", sample.manifest)
+    protocol = parse_protocol("fixed:80x64", sample.manifest)
     with Segmenter(sample, artifact="spoilt", protocol=protocol, session=Spoilt()) as segment:
         _, error = drain(segment.stream([np.zeros((40, 50, 3), np.uint8)] * 2, smoothing=smoothing))
     assert isinstance(error, BundleError) and "not finite" in str(error)
