@@ -29,8 +29,8 @@ __all__ = [
 ]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-# Among artifacts that run equally well: the narrower the faster, on a GPU. INT8 and FP8 are not always faster, and cost
-# accuracy: they are taken unasked only where a verdict on such a machine says that they are worth it.
+# From fast to slow on a GPU. INT8 and FP8 are not always faster, and cost accuracy: they run by themselves only where a
+# verdict on such a machine accepted them.
 ORDER = ("fp16", "bf16", "fp32")
 FOR_SESSIONS = (
     "Choose an artifact that gives logits (denseport inspect); this one is for a session or your own program."
@@ -80,8 +80,12 @@ def select_artifact(bundle: Bundle, wanted: str | None = None, protocol: Protoco
     fitting = [name for name, a in artifacts.items() if not reasons[name] and a.precision in ORDER]
     source = bundle.manifest.source
 
-    def rank(name: str) -> tuple[object, ...]:  # of equals the source, then what has no fused nodes
-        return *_rank(artifacts[name], on_gpu), name != source, artifacts[name].fused, name
+    def rank(name: str) -> tuple[object, ...]:
+        artifact, is_engine = artifacts[name], artifacts[name].kind == "engine"
+        # CPUs have no fast FP16 arithmetic: FP32 comes first there.
+        order = ORDER if on_gpu or is_engine else ORDER[::-1]
+        # Of equals the source, then what has no fused nodes.
+        return not is_engine, order.index(artifact.precision), name != source, artifact.fused, name
 
     name = min(fitting, key=rank, default=source)
     with reading_record(str(bundle.path)):
@@ -98,7 +102,9 @@ def select_artifact(bundle: Bundle, wanted: str | None = None, protocol: Protoco
         if each != chosen
     }
     artifact = bundle.artifact(chosen)
-    why = _why(artifact, on_gpu)
+    why = f"ONNX Runtime {'with CUDA' if on_gpu else 'on the CPU'}"
+    if artifact.kind == "engine":
+        why = "an engine that fits this machine"
     if chosen in faster:
         why = f"{faster[chosen].reason}; {why}"
         others |= dict.fromkeys((name, *faster.keys() - {chosen}), f"{chosen} was measured as faster here")
@@ -111,23 +117,17 @@ def _reasons(bundle: Bundle, machine: Machine, on_gpu: bool, protocol: Protocol)
         return {
             name: why_unsupported(artifact, machine)[0]
             or _why_made_for_others(artifact, on_gpu)
-            or _why_not_these_images(artifact, protocol)
+            or (too_narrow(_record_of(artifact).profiles, protocol) if artifact.kind == "engine" else "")
             or _why_not_accurate(artifact)
             for name, artifact in bundle.manifest.artifacts.items()
         }
-
-
-def _why(artifact: Artifact, on_gpu: bool) -> str:
-    if artifact.kind == "engine":
-        return "an engine that fits this machine"
-    return "ONNX Runtime with CUDA" if on_gpu else "ONNX Runtime on the CPU"
 
 
 def _verdict(name: str, artifact: Artifact, rival: str, here: str) -> QuantizationVerdict | str:
     """The verdict that lets a quantized artifact run instead of ``rival``, or why none does."""
     verdict = QuantizationVerdict.of(artifact, name)
     if verdict is None:
-        return f"{artifact.precision} runs only when it is asked for: nothing was measured of it here"
+        return f"{artifact.precision} runs only when it is asked for: it was not measured on this machine"
     if verdict.machine != here:
         return (
             f"{artifact.precision} runs only when it is asked for: it was measured on {verdict.machine}, not on "
@@ -150,25 +150,20 @@ def _caution(name: str, manifest: Manifest) -> str:
     return f"{name} was never compared with FP32{how}; this does it: {comparing_command(name, manifest)}"
 
 
-def _is_fp32(artifact: Artifact) -> bool:
-    return artifact.kind == "onnx" and artifact.precision == "fp32"
-
-
 def _why_not_accurate(artifact: Artifact) -> str:
     gate = artifact.record.get("accuracy", {}).get("gate")
-    if gate is None or gate["passed"] or _is_fp32(artifact):  # nothing is closer to the checkpoint than FP32
+    is_fp32 = artifact.kind == "onnx" and artifact.precision == "fp32"  # nothing is closer to the checkpoint
+    if gate is None or gate["passed"] or is_fp32:
         return ""
     return f"failed its gate: {'; '.join(gate['reasons'])}"
 
 
-def _why_not_these_images(artifact: Artifact, protocol: Protocol) -> str:
-    if artifact.kind != "engine":
-        return ""
-    return too_narrow(BuildRecord.from_dict(artifact.record, "the engine's record").profiles, protocol)
+def _record_of(engine: Artifact) -> BuildRecord:
+    return BuildRecord.from_dict(engine.record, "the engine's record")
 
 
 def too_narrow(profiles: Sequence[Profile], protocol: Protocol) -> str:
-    """Which ordinary image an engine of these profiles does not take under a protocol; empty if it takes them."""
+    """Why engines of these profiles do not take images of 4:3 or 3:4 under a protocol; empty if they do."""
     for height, width in input_sizes(protocol):
         if not any((1, 3, height, width) in profile for profile in profiles):
             return (
@@ -182,7 +177,7 @@ def _why_made_for_others(artifact: Artifact, on_gpu: bool) -> str:
     if artifact.kind == "onnx" and artifact.target not in (ANY, FOR_CPU):
         made_for = TITLES.get(artifact.target, artifact.target)
         return f"is made for {made_for}; ONNX Runtime runs it only when it is asked for"
-    return "is made for CPUs, and here is a GPU" if on_gpu and artifact.target == FOR_CPU else ""
+    return "is made for CPUs, and this machine has a GPU" if on_gpu and artifact.target == FOR_CPU else ""
 
 
 def why_no_logits(artifact: Artifact) -> str:
@@ -204,13 +199,6 @@ def _providers(artifact: Artifact, on_gpu: bool) -> tuple[str, ...]:
     return (CUDA, CPU) if on_gpu and artifact.target != FOR_CPU else (CPU,)
 
 
-def _rank(artifact: Artifact, on_gpu: bool) -> tuple[int, int]:
-    is_engine = artifact.kind == "engine"
-    # A CPU has no FP16 arithmetic worth the name: there FP32 comes first.
-    order = ORDER if on_gpu or is_engine else ORDER[::-1]
-    return (0 if is_engine else 1, order.index(artifact.precision))
-
-
 def _passed_over(artifact: Artifact, on_gpu: bool) -> str:
     if artifact.kind == "onnx" and artifact.precision != "fp32" and not on_gpu:
         return f"{artifact.precision} is not faster on a CPU"
@@ -223,9 +211,9 @@ def why_unsupported(artifact: Artifact, machine: Machine) -> tuple[str, str]:
         return no_logits, FOR_SESSIONS
     if artifact.kind == "onnx":
         return _why_no_onnx(artifact, machine)
-    record = BuildRecord.from_dict(artifact.record, "the engine's record")
+    record = _record_of(artifact)
     if not machine.gpus:
-        return f"built with {record.built_for}; here is no NVIDIA GPU", "Run it on a machine with that GPU."
+        return f"built with {record.built_for}; this machine has no NVIDIA GPU", "Run it on a machine with that GPU."
     version = machine.packages[record.flavour]
     if version is None:
         return f"needs {record.flavour}, which is not installed", "See denseport doctor."

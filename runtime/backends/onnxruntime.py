@@ -37,7 +37,7 @@ class OnnxRuntimeSession(Session):
 
     Raises:
         MachineError: ONNX Runtime, or a provider, is missing.
-        BundleError: the file is no model that ONNX Runtime can run.
+        BundleError: ONNX Runtime cannot load the file.
     """
 
     def __init__(
@@ -56,16 +56,21 @@ class OnnxRuntimeSession(Session):
             ) from err
         missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
         if missing:
+            available = ", ".join(onnxruntime.get_available_providers())
             raise MachineError(
-                f"this ONNX Runtime has no {', '.join(missing)}; it has "
-                f"{', '.join(onnxruntime.get_available_providers())}",
+                f"this ONNX Runtime has no {', '.join(missing)}; it has {available}",
                 "pip install 'denseport[onnxruntime-gpu]' on a machine with an NVIDIA GPU, or choose another provider.",
             )
-        _refuse_other_names(path)
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as err:
+            raise BundleError(
+                f"{path}: ONNX Runtime opens no path that is not UTF-8", "Rename the folder, or move the bundle."
+            ) from err
         check_threads(threads)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or usable_cpus()
-        options.log_severity_level = 3  # warnings are ONNX Runtime's talk to itself about fusions
+        options.log_severity_level = 3  # its warnings are about fusions
         if target != FOR_CPU:
             # x86 without VNNI adds INT8 products in 16 bits; this keeps them from saturating, and costs speed. The
             # weights of graphs for that back end cannot.
@@ -74,11 +79,9 @@ class OnnxRuntimeSession(Session):
             # Its fusions would make integer operators of FP8, and mistake FP16 behind DequantizeLinear.
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
+            # The fallback would go on with another provider, and print so.
             self._session: Any = onnxruntime.InferenceSession(
-                path,
-                options,
-                providers=list(providers),
-                enable_fallback=0,  # it would go on elsewhere, and print so
+                path, options, providers=list(providers), enable_fallback=0
             )
         except Exception as err:  # ONNX Runtime raises a class of its own for every status code
             if is_out_of_memory(err):
@@ -92,9 +95,8 @@ class OnnxRuntimeSession(Session):
         self._on_gpu = self._session.get_providers()[0] == "CUDAExecutionProvider"
         self._path = path
         self._refuse_other_interfaces()
-        self._description = (
-            f"ONNX Runtime {onnxruntime.__version__}, {providers[0]}, {count(options.intra_op_num_threads, 'thread')}"
-        )
+        threads = options.intra_op_num_threads
+        self._description = f"ONNX Runtime {onnxruntime.__version__}, {providers[0]}, {count(threads, 'thread')}"
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, C, h, w) of a normalised image batch (N, 3, H, W), both float32; or masks (N, H, W) of integers.
@@ -112,7 +114,12 @@ class OnnxRuntimeSession(Session):
                 f"{self._path}: ONNX Runtime cannot run it on an input of {image.shape}: {err}",
                 "Give an image of another size, or export the checkpoint again.",
             ) from err
-        self._check_result(result, image)
+        rank = 4 if result.dtype.kind == "f" else 3
+        if result.ndim != rank or len(result) != len(image) or not result.size:
+            raise BundleError(
+                f"{self._path}: gave an array of {result.shape} {result.dtype} for an input of {image.shape}",
+                "Export the checkpoint again.",
+            )
         return result
 
     def _refuse_other_interfaces(self) -> None:
@@ -121,16 +128,8 @@ class OnnxRuntimeSession(Session):
         outputs = [value.type for value in self._session.get_outputs()]
         if inputs != [(INPUT, "tensor(float)", 4)] or not outputs or outputs[0] not in OUTPUT_TYPES:
             raise BundleError(
-                f"{self._path}: takes {inputs} and gives {outputs}, which is no segmentation network",
+                f"{self._path}: takes {inputs} and gives {outputs}, which is not a segmentation network",
                 "Export it again.",
-            )
-
-    def _check_result(self, result: NDArray[Any], image: NDArray[np.float32]) -> None:
-        rank = 4 if result.dtype.kind == "f" else 3
-        if result.ndim != rank or len(result) != len(image) or not result.size:
-            raise BundleError(
-                f"{self._path}: gave an array of {result.shape} {result.dtype} for an input of {image.shape}",
-                "Export the checkpoint again.",
             )
 
     def device_network(self) -> DeviceNetwork:
@@ -150,12 +149,3 @@ class OnnxRuntimeSession(Session):
     @property
     def description(self) -> str:
         return self._description
-
-
-def _refuse_other_names(path: Path) -> None:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as err:
-        raise BundleError(
-            f"{path}: ONNX Runtime opens no path that is not UTF-8", "Rename the folder, or move the bundle."
-        ) from err

@@ -31,8 +31,7 @@ class Pool(Generic[T]):
     def __init__(self, make: Callable[[Hashable], T], limit: int) -> None:
         if limit < 1:
             raise ValueError(f"a pool of {limit}")
-        self._make = make
-        self._limit = limit
+        self._make, self._limit = make, limit
         self._count = 0  # idle, in use, or being made
         self._idle: list[tuple[Hashable, T]] = []  # longest idle first
         self._changed = threading.Condition()
@@ -44,7 +43,10 @@ class Pool(Generic[T]):
         try:
             yield item
         except BaseException:
-            self._discard(item)
+            try:
+                item.close()
+            finally:
+                self._vacate()
             raise
         with self._changed:
             self._idle.append((key, item))
@@ -71,12 +73,6 @@ class Pool(Generic[T]):
             if self._idle[index][0] == key:
                 return self._idle.pop(index)
         return self._idle.pop(0) if self._idle and self._count >= self._limit else None
-
-    def _discard(self, item: T) -> None:
-        try:
-            item.close()
-        finally:
-            self._vacate()
 
     def _vacate(self) -> None:
         with self._changed:

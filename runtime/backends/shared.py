@@ -19,9 +19,7 @@ class SharedSession(Session):
     """Counts who uses a session, and closes it when the last user has let go and its last run has ended."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
-        self._users = 1
-        self._running = 0
+        self._session, self._users, self._running = session, 1, 0
         self._idle = threading.Condition()
 
     def share(self) -> SharedSession:

@@ -53,6 +53,9 @@ def why_not(record: BuildRecord) -> str | None:
 class TensorRTSession(Session):
     """An engine, opened. Safe to call from several threads; it is a context manager.
 
+    Attributes:
+        profiles: the input shapes that the engine accepts.
+
     Args:
         path: the engine, verified.
         record: how it was built, from the manifest.
@@ -83,9 +86,9 @@ class TensorRTSession(Session):
         self._graphs = cuda_graphs
         with self._cuda.current():
             self._engine = _deserialise(self._library, path, record)
-        self._profiles = _profiles(self._engine, self._library.trt)
+        self.profiles = _profiles(self._engine, self._library.trt)
         self._contexts = contexts
-        self._pool: Pool[_Lane] = Pool(self._slot, contexts)
+        self._pool: Pool[_Slot] = Pool(self._slot, contexts)
 
     @property
     def description(self) -> str:
@@ -93,14 +96,9 @@ class TensorRTSession(Session):
         graphs = ", CUDA graphs" if self._graphs else ""
         return f"{name} {self._library.version}, {self._cuda.device.name}, {self._cuda.name}{graphs}"
 
-    @property
-    def profiles(self) -> tuple[Profile, ...]:
-        """The input shapes that the engine accepts."""
-        return self._profiles
-
     def largest_batch(self, height: int, width: int) -> int | None:
         """The images of one size that one run accepts: 1 where no profile has that size, for `run` to refuse it."""
-        fitting = [p.maximum[0] for p in self._profiles if (p.maximum[0], 3, height, width) in p]
+        fitting = [p.maximum[0] for p in self.profiles if (p.maximum[0], 3, height, width) in p]
         return max(fitting, default=1)
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -110,9 +108,8 @@ class TensorRTSession(Session):
             InputError: the engine was not built for this size.
             MachineError: the GPU failed, or its memory is full.
         """
-        shape = image.shape
-        profile = find_profile(self._profiles, shape)
-        with self._cuda.current(), self._pool.take(self._key(shape)) as slot:
+        profile = find_profile(self.profiles, image.shape)
+        with self._cuda.current(), self._pool.take(image.shape if self._graphs else None) as slot:
             return cast("NDArray[np.float32]", slot.run(image, profile))
 
     def run_device(self, image: Any, out: Any = None) -> DeviceArray | Any:
@@ -129,11 +126,9 @@ class TensorRTSession(Session):
             InputError: another size, type or memory layout than the engine's.
         """
         source = view_of(image)
-        profile = find_profile(self._profiles, source.shape)
-        target = view_of(out) if out is not None else None
+        profile = find_profile(self.profiles, source.shape)
         with self._cuda.current(), self._pool.take(None) as slot:
-            made = slot.run_device(source, target, profile)
-        return out if made is None else made
+            return slot.run_device(source, out, profile)
 
     def device_network(self) -> DeviceNetwork:
         """The engine, for tensors that are on the GPU; close its slots before the session.
@@ -142,11 +137,8 @@ class TensorRTSession(Session):
         """
         return DeviceNetwork(self._cuda, self._contexts, self._graphs, lambda: self._slot(None))
 
-    def _key(self, shape: tuple[int, ...]) -> Hashable:
-        return shape if self._graphs else None
-
-    def _slot(self, key: Hashable) -> _Lane:
-        return _Lane(self._engine, self._library, self._cuda, graphs=key is not None)
+    def _slot(self, key: Hashable) -> _Slot:
+        return _Slot(self._engine, self._library, self._cuda, self.profiles, graphs=key is not None)
 
     def close(self) -> None:
         """Give back contexts, streams and memory; the session cannot be used again."""
@@ -199,17 +191,16 @@ def _profiles(engine: Any, trt: Any) -> tuple[Profile, ...]:
     return tuple(Profile(*(cast("tuple[int, int, int, int]", tuple(shape)) for shape in trio)) for trio in shapes)
 
 
-class _Lane:
+class _Slot:
     """One execution context with its stream and its buffers, which grow and are used again."""
 
-    def __init__(self, engine: Any, library: Library, cuda: Cuda, *, graphs: bool) -> None:
-        self._library, self._cuda = library, cuda
-        self._graphs = graphs
+    def __init__(
+        self, engine: Any, library: Library, cuda: Cuda, profiles: tuple[Profile, ...], *, graphs: bool
+    ) -> None:
+        self._library, self._cuda, self._profiles, self._graphs = library, cuda, profiles, graphs
         self._input, self._output = _tensor_names(engine, library.trt)
-        self._profiles = _profiles(engine, library.trt)
-        self._types = tuple(
-            np.dtype(library.trt.nptype(engine.get_tensor_dtype(name))) for name in (self._input, self._output)
-        )
+        types = (library.trt.nptype(engine.get_tensor_dtype(name)) for name in (self._input, self._output))
+        self._types = tuple(map(np.dtype, types))
         # Without memory of its own: a context would take what the largest shape of all profiles needs.
         strategy = library.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         with library.log.collect() as lines:
@@ -224,11 +215,7 @@ class _Lane:
         self._graph: Graph | None = None
         self._buffers = Buffers(cuda)
         self._stack = ExitStack()
-        self._stream: Stream = self._stack.enter_context(cuda.stream())
-
-    @property
-    def stream(self) -> Stream:
-        return self._stream
+        self.stream: Stream = self._stack.enter_context(cuda.stream())
 
     def infer(self, image: View) -> View:
         """As `denseport.runtime.backends.cuda.device.ExecutionSlot.infer`."""
@@ -244,54 +231,45 @@ class _Lane:
         shape = self._output_shape()
         source = self._buffers.host(self._input, image.shape, self._types[0])
         target = self._buffers.host(self._output, shape, self._types[1])
-        addresses = {
-            name: self._buffers.device(name, array.nbytes)
-            for name, array in ((self._input, source), (self._output, target))
-        }
+        pairs = ((self._input, source), (self._output, target))
+        addresses = {name: self._buffers.device(name, array.nbytes) for name, array in pairs}
 
         def work() -> None:
-            self._cuda.copy_to_device(addresses[self._input], source, self._stream)
+            self._cuda.copy_to_device(addresses[self._input], source, self.stream)
             self._execute(addresses)
-            self._cuda.copy_to_host(target, addresses[self._output], self._stream)
+            self._cuda.copy_to_host(target, addresses[self._output], self.stream)
 
         np.copyto(source, image, casting="same_kind")
         if self._graph is not None:
             self._graph.launch()
         else:
             work()
-        self._cuda.synchronize(self._stream)
+        self._cuda.synchronize(self.stream)
         if self._graphs and self._graph is None and self.capturable():
             # The first run of a size prepares the context, which may not happen while its work is recorded.
-            self._graph = self._stack.enter_context(self._cuda.capture(self._stream, work))
+            self._graph = self._stack.enter_context(self._cuda.capture(self.stream, work))
         return target.copy()
 
     def capturable(self) -> bool:
         """TensorRT-RTX says when it is still compiling kernels; TensorRT has no such call and need of it."""
         ask = getattr(self._context, "is_stream_capturable", None)
-        return ask is None or bool(ask(self._stream.handle))
+        return ask is None or bool(ask(self.stream.handle))
 
-    def run_device(self, source: View, target: View | None, profile: int) -> DeviceArray | None:
+    def run_device(self, source: View, out: Any, profile: int) -> DeviceArray | Any:
         self._check("the image", source, source.shape, self._types[0])
         self._accept(source.shape, profile)
         shape = self._output_shape()
-        made: DeviceArray | None = None
-        if target is None:
-            made = self._new_array(shape)
-            address = made.address
-        else:
-            self._check("out", target, shape, self._types[1])
-            address = target.address
-        for view in (source, target):
-            # 1 is the legacy default stream: ours is ordered with it already.
-            if view is not None and view.stream not in (None, 1):
-                self._cuda.synchronize()
-        self._execute({self._input: source.address, self._output: address})
-        self._cuda.synchronize(self._stream)
-        return made
+        out = self._new_array(shape) if out is None else out
+        target = view_of(out)
+        self._check("out", target, shape, self._types[1])
+        if not {source.stream, target.stream} <= {None, 1}:  # our stream is ordered with 1, the legacy default stream
+            self._cuda.synchronize()
+        self._execute({self._input: source.address, self._output: target.address})
+        self._cuda.synchronize(self.stream)
+        return out
 
     def _new_array(self, shape: tuple[int, ...]) -> DeviceArray:
-        memory = self._cuda.allocate(math.prod(shape) * self._types[1].itemsize)
-        cuda = self._cuda
+        memory, cuda = self._cuda.allocate(math.prod(shape) * self._types[1].itemsize), self._cuda
 
         def release() -> None:
             with cuda.current():
@@ -307,7 +285,7 @@ class _Lane:
         if (profile, shape) == (self._profile, self._shape):
             return  # nothing is set while a graph is recorded
         if profile != self._profile:
-            if not self._context.set_optimization_profile_async(profile, self._stream.handle):
+            if not self._context.set_optimization_profile_async(profile, self.stream.handle):
                 raise MachineError(f"TensorRT refused optimization profile {profile}", "Free memory on the GPU.")
             self._profile, self._shape = profile, None
         if not self._context.set_input_shape(self._input, shape):
@@ -332,7 +310,7 @@ class _Lane:
         for name, address in addresses.items():
             self._context.set_tensor_address(name, address)
         with self._library.log.collect() as lines:
-            done = self._context.execute_async_v3(self._stream.handle)
+            done = self._context.execute_async_v3(self.stream.handle)
         if not done:
             raise MachineError(
                 f"TensorRT could not run the engine: {_last_error(lines)}",

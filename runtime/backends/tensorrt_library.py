@@ -1,7 +1,7 @@
 """TensorRT and TensorRT-RTX as installed here, with the one logger that each takes in a process.
 
-Both packages have the same Python API. TensorRT honours only the first logger that a process gives it, so there is
-one for builder, parser and runtime alike; what it hears between two points is had with `LogBook.collect`.
+Both packages have the same Python API. TensorRT uses only the first logger that a process gives it, so builder, parser
+and runtime share one; `LogBook.collect` gives what it logs during a block.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -42,7 +42,7 @@ class LogLine:
 
 
 class LogBook:
-    """What TensorRT says, for whoever listens. Safe for several threads."""
+    """Passes TensorRT's log on to those that collect it. Safe for several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -98,12 +98,10 @@ def load_library(flavour: str) -> Library:
     """
     try:
         trt = importlib.import_module(flavour)
-    except ImportError as err:
+    except (ImportError, OSError) as err:  # OSError: a shared library that it needs
         missing = isinstance(err, ModuleNotFoundError) and err.name == flavour
         what = "is not installed" if missing else f"cannot be loaded: {err}"
         raise MachineError(f"the package {flavour} {what}", INSTALL[flavour]) from err
-    except OSError as err:  # a shared library that it needs
-        raise MachineError(f"the package {flavour} cannot be loaded: {err}", INSTALL[flavour]) from err
     oldest = OLDEST[flavour]
     if tuple(int(part) for part in trt.__version__.split(".")[:2]) < oldest:
         raise MachineError(
@@ -128,9 +126,7 @@ def _logger(trt: Any, book: LogBook) -> Any:
 def _cuda_of(flavour: str) -> str | None:
     """From the pip package's name (``tensorrt_rtx_cu13``); the module itself does not say."""
     for cuda in ("13", "12"):
-        try:
+        with suppress(PackageNotFoundError):
             version(f"{flavour}_cu{cuda}")
-        except PackageNotFoundError:
-            continue
-        return cuda
+            return cuda
     return None

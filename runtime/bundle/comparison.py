@@ -51,5 +51,5 @@ def _for_engine(name: str, artifact: Artifact, source: str) -> str:
         return "building it where it runs, with --images IMAGES"
     record = BuildRecord.from_dict(artifact.record, name)
     height, width = record.profiles[0].optimum[2:]
-    protocol = f" --protocol fixed:{height}x{width}" * record.profiles[0].fixed
+    protocol = f" --protocol fixed:{width}x{height}" * record.profiles[0].fixed
     return f"denseport eval BUNDLE --artifact {name} --data ROOT{protocol} --gate {source} --record (where it runs)"

@@ -177,6 +177,6 @@ def find_profile(profiles: tuple[Profile, ...], shape: tuple[int, ...]) -> int:
     height, width = profiles[0].optimum[2:]
     raise InputError(
         f"an input of {shape} is outside of what the engine was built for: (N, C, H, W) in {allowed}",
-        f"Resize images (--protocol fixed:{height}x{width}), or build an engine for this size: "
+        f"Resize images (--protocol fixed:{width}x{height}), or build an engine for this size: "
         "denseport build BUNDLE --min … --opt … --max …",
     )

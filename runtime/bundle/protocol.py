@@ -32,7 +32,8 @@ class Protocol:
         """The protocol in words."""
         text = f"{self.inference.mode}, {described(self.preprocess)}"
         if self.inference.crop and self.inference.stride:
-            text += f", crop {self.inference.crop[0]}, stride {self.inference.stride[0]}"
+            (height, width), (down, right) = self.inference.crop, self.inference.stride
+            text += f", crop {width} x {height}, stride {right} x {down}"
         return text + (f", ms + flip ({self.tta})" if self.tta else "")
 
 
@@ -41,7 +42,7 @@ def parse_protocol(text: str, manifest: Manifest) -> Protocol:
 
     ``reference`` (as the checkpoint was tested), ``ms-flip`` or ``ms-flip:1.x``, ``slide`` or ``slide:512:341``
     (crop and stride, pixels), ``native`` or ``native:512:341`` (slide over the image at its own size, for images
-    of any size), ``fixed:512x512`` (height x width).
+    of any size), ``fixed:1024x512`` (width x height).
 
     Raises:
         InputError: none of these.
@@ -62,14 +63,14 @@ def parse_protocol(text: str, manifest: Manifest) -> Protocol:
             steps = without_resize(base.preprocess) if match[1] == "native" else base.preprocess
             return replace(base, preprocess=steps, inference=inference)
     if match := re.fullmatch(r"fixed:(\d{1,5})x(\d{1,5})", text):
-        height, width = int(match[1]), int(match[2])
-        if manifest.patch_size <= min(height, width) <= max(height, width) <= LARGEST_SIDE:
-            steps = resized_to(manifest.preprocess, (width, height), keep_ratio=False)
+        size = (int(match[1]), int(match[2]))
+        if manifest.patch_size <= min(size) <= max(size) <= LARGEST_SIDE:
+            steps = resized_to(manifest.preprocess, size, keep_ratio=False)
             return replace(base, preprocess=steps, inference=Inference())
     raise InputError(
         f"no protocol {text!r} for a network with patches of {manifest.patch_size} pixels",
         "Give reference, ms-flip, ms-flip:1.x, slide, slide:CROP:STRIDE, native, native:CROP:STRIDE or "
-        "fixed:HEIGHTxWIDTH.",
+        "fixed:WIDTHxHEIGHT.",
     )
 
 

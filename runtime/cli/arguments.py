@@ -1,4 +1,4 @@
-"""What the command line takes: paths, sizes, numbers within bounds; refused where they are read, and how it says no.
+"""The types of command-line arguments: paths, sizes, and numbers within bounds.
 
 A parser's own errors become `InputError`, so that a mistyped option reads like every other error.
 """
@@ -25,11 +25,11 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises InputError about what it cannot read; ``--help`` and ``--version`` exit as ever."""
 
     def error(self, message: str) -> NoReturn:
-        """Called by argparse, and for what only shows when the options are seen together."""
+        """Called by argparse, and where options do not go together."""
         raise InputError(message.removeprefix("argument "), f"{self._suggestion(message)}See {self.prog} --help.")
 
     def _suggestion(self, message: str) -> str:
-        """The nearest of the choices, or of the options, to what was not understood, as a question."""
+        """The choice or option that is nearest to an unknown one, as a question."""
         if match := _CHOICE.search(message):
             given, known = match["given"], re.findall(r"[\w.-]+", match["choices"])
         elif match := _UNKNOWN.search(message):
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 def path(text: str) -> Path:
     """The type of an option that takes a path: not the empty text, which pathlib takes for the current folder."""
     if not text:
-        raise argparse.ArgumentTypeError("'' is no path; check the variable that it came from")
+        raise argparse.ArgumentTypeError("'' is not a path; check the variable that it came from")
     return Path(text)
 
 
@@ -83,13 +83,13 @@ def real(
 
 
 def size(largest: int) -> Callable[[str], tuple[int, int]]:
-    """The type of an option that takes height and width in pixels, ``1080x1920``, each from 1 to ``largest``."""
+    """The type of an option that takes ``WIDTHxHEIGHT``, pixels from 1 to ``largest`` each; gives (height, width)."""
 
     def read(text: str) -> tuple[int, int]:
         match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text, re.ASCII)
-        height, width = (int(match[1]), int(match[2])) if match else (0, 0)
+        width, height = (int(match[1]), int(match[2])) if match else (0, 0)
         if not (1 <= height <= largest and 1 <= width <= largest):
-            raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH in pixels, each from 1 to {largest}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in pixels, each from 1 to {largest}")
         return height, width
 
     return read

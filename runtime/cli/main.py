@@ -30,7 +30,7 @@ ORDER = ("models", "export", "inspect", "run", "eval", "bench", "calibrate", "bu
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 gate failed, 2 bad input, 3 machine lacks something."""
-    # Before OpenCV is loaded: what it has to say about a bad file, we say, and better.
+    # Before OpenCV is loaded: its messages about bad files would stand beside ours.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     _open_closed_streams()

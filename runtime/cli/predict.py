@@ -1,4 +1,4 @@
-"""Images and videos to masks and overlays on disk, whatever runs the model: what ``denseport run`` writes."""
+"""Images and videos to masks and overlays on disk: what ``denseport run`` writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,22 +25,12 @@ from denseport.runtime.pipeline.results import Segmentation
 from denseport.runtime.system.files import new_folder
 
 if TYPE_CHECKING:
+    from denseport.runtime.segmenter import Segmenter
     from denseport.runtime.serving.triton.client import Client
 
-__all__ = ["Labelling", "Model", "RemoteModel"]
+__all__ = ["Model", "Predictions", "RemoteModel"]
 
 _FRAME = re.compile(r"\d{6,}\.png")  # a mask of a video
-
-
-class Model(Protocol):
-    """What labels images: a `denseport.runtime.Segmenter`, or a server in its place."""
-
-    @property
-    def manifest(self) -> Manifest: ...
-
-    def __call__(self, image: NDArray[np.uint8]) -> Segmentation: ...
-
-    def stream(self, images: Iterable[NDArray[np.uint8]], *, smoothing: float = 0.0) -> Generator[Segmentation]: ...
 
 
 @dataclass(frozen=True)
@@ -62,9 +52,12 @@ class RemoteModel:
             yield self(image)
 
 
+Model: TypeAlias = "Segmenter | RemoteModel"
+
+
 @dataclass
-class Labelling:
-    """What is written for each input, and what came of it."""
+class Predictions:
+    """What to write for each input, the results, and the failures."""
 
     folder: Path
     opacity: float  # of the overlays' colours, 0 to 1
@@ -76,7 +69,7 @@ class Labelling:
     failures: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, model: Model, item: Input) -> None:
-        """Do one input; what is wrong with it is kept, and the next can follow.
+        """Process one input, or keep its error, so that the next can follow.
 
         Raises:
             OutputError, ServerError: the next input would fail alike.
@@ -89,7 +82,7 @@ class Labelling:
             self.failures.append({"input": str(item.path), "error": err.message, "remedy": err.remedy})
 
     def refuse_overwriting(self, items: Sequence[Input]) -> None:
-        """Find out before the work whether a result would replace one of the inputs.
+        """Check before the work that no result replaces one of the inputs.
 
         Raises:
             OutputError: it would, as that of ``a.jpg`` beside it does with an image ``a_mask.png``.
@@ -111,8 +104,7 @@ class Labelling:
     def _results(self, item: Input) -> list[Path]:
         """Where the results of an input go: its masks, its overlays."""
         mask, overlay = ("_mask", "_overlay.webm") if item.kind == "video" else ("_mask.png", "_overlay.png")
-        suffixes = ([mask] if self.masks else []) + ([overlay] if self.overlays else [])
-        return [item.output(self.folder, suffix) for suffix in suffixes]
+        return [item.output(self.folder, suffix) for suffix in [mask] * self.masks + [overlay] * self.overlays]
 
     def _image(self, model: Model, item: Input) -> dict[str, Any]:
         image = read_image(item.path)
@@ -126,7 +118,7 @@ class Labelling:
             "input": str(item.path),
             "width": image.shape[1],
             "height": image.shape[0],
-            "classes": _shares(model.manifest, mask),
+            "classes": _shares(model.manifest.classes, mask),
             "files": [str(path) for path in written],
         }
 
@@ -150,7 +142,7 @@ class Labelling:
         entry = {"input": str(item.path), "frames": count, "files": [str(path) for path in self._results(item)]}
         if reader.frames - reader.read > 1:  # one may be the rounding of a duration
             entry["warning"] = (
-                f"only {reader.read} of the {reader.frames} frames that the video announces could be decoded: "
+                f"only {reader.read} of the video's {reader.frames} frames could be decoded: "
                 "it may be cut short or damaged"
             )
         return entry
@@ -172,10 +164,6 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))  # Path.resolve() raises an error about links that lead in a circle
 
 
-def _shares(manifest: Manifest, mask: NDArray[Any]) -> list[dict[str, Any]]:
-    classes = manifest.classes
-    return [
-        {"index": index, "name": classes[index], "percent": round(100 * share, 3)}
-        for index, share in class_shares(mask, len(classes))
-        if index < len(classes)
-    ]
+def _shares(classes: Sequence[str], mask: NDArray[Any]) -> list[dict[str, Any]]:
+    shares = class_shares(mask, len(classes))
+    return [{"index": i, "name": classes[i], "percent": round(100 * share, 3)} for i, share in shares]

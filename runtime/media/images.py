@@ -99,10 +99,8 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
             raise MachineError(f"{name}: memory ran out when it was decoded", "Scale it down, or free some.") from err
         raise ImageError(f"{name}: cannot be decoded: {_reason(err)}", "Convert it to PNG or JPEG.") from err
     if image is None:
-        raise ImageError(
-            f"{name}: damaged, or not an image that OpenCV {cv2.__version__} can decode",
-            "Convert it to PNG or JPEG.",
-        )
+        message = f"{name}: damaged, or not an image that OpenCV {cv2.__version__} can decode"
+        raise ImageError(message, "Convert it to PNG or JPEG.")
     return np.asarray(image, np.uint8)
 
 
@@ -138,19 +136,18 @@ def _reason(err: cv2.error) -> str:
     return str(getattr(err, "err", "") or err).strip()
 
 
-def write_image(path: Path, image: NDArray[Any], params: Sequence[int] = ()) -> None:
+def write_image(path: Path, image: NDArray[Any]) -> None:
     """Encode an image in the format of the path's suffix, and write it.
 
     Args:
         path: the file; its suffix chooses the format.
         image: (H, W), (H, W, 3) BGR or (H, W, 4) BGRA; uint8, or uint16 where the format has 16 bits.
-        params: OpenCV's flags, such as ``[cv2.IMWRITE_JPEG_QUALITY, 90]``.
 
     Raises:
         OutputError: no such format, an image that the format cannot hold, or a place that cannot be written.
     """
     try:
-        done, data = cv2.imencode(path.suffix, image, list(params))
+        done, data = cv2.imencode(path.suffix, image)
     except cv2.error as err:
         raise OutputError(f"{path}: cannot be encoded: {_reason(err)}", "Write a .png or .jpg file.") from err
     if not done:
@@ -164,11 +161,10 @@ def write_mask(path: Path, mask: NDArray[Any], palette: Sequence[Sequence[int]] 
     Args:
         path: the file, ending in .png.
         mask: (H, W) of class indices, uint8 or uint16 (written as 8 or 16 bits of grey).
-        palette: RGB triples, one a class; makes it an indexed PNG, that viewers show in colour.
+        palette: RGB triples, one a class; makes it an indexed PNG, which viewers show in colour.
 
     Raises:
-        OutputError: another suffix or type, more than 256 classes with a palette, or a place that cannot be
-            written.
+        OutputError: another suffix or type, more than 256 classes with a palette, or a place that cannot be written.
     """
     if path.suffix.lower() != ".png":
         raise OutputError(f"{path}: a mask is a PNG, which keeps its values", "End the name in .png.")
@@ -181,10 +177,9 @@ def write_mask(path: Path, mask: NDArray[Any], palette: Sequence[Sequence[int]] 
         write_image(path, mask)
         return
     try:
-        data = encode_palette_png(mask, palette)
+        write_atomic(path, encode_palette_png(mask, palette))
     except ValueError as err:
         raise OutputError(f"{path}: {err}", "Write it without a palette, as 16-bit grey.") from err
-    write_atomic(path, data)
 
 
 def encode_palette_png(mask: NDArray[Any], palette: Sequence[Sequence[int]]) -> bytes:
@@ -205,10 +200,10 @@ def encode_palette_png(mask: NDArray[Any], palette: Sequence[Sequence[int]]) -> 
     Source: https://www.w3.org/TR/png-3/ (chunks: section 5, PLTE: 11.2.2).
     """
     height, width = mask.shape
-    if not mask.size or mask.min() < 0 or max(len(palette), int(mask.max()) + 1) > 256:
+    entries = max(len(palette), int(mask.max(initial=0)) + 1)  # no index may go beyond the palette
+    if not mask.size or mask.min() < 0 or entries > 256:
         raise ValueError("an indexed PNG has at least one pixel and at most 256 classes, numbered from 0")
-    # The specification forbids an index beyond the palette.
-    colours = np.zeros((max(len(palette), int(mask.max()) + 1), 3), np.uint8)
+    colours = np.zeros((entries, 3), np.uint8)
     colours[: len(palette)] = palette
     grey = cv2.imencode(".png", mask.astype(np.uint8, copy=False), _RUNS)[1].tobytes()
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))

@@ -19,6 +19,7 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2", ".avif", ".ppm", ".pgm"}
 )
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
+SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -41,25 +42,23 @@ def find_inputs(patterns: Sequence[str]) -> list[Input]:
     """Find the images and videos that the user means.
 
     Args:
-        patterns: files, folders (searched with their sub-folders; hidden names and symbolic links to folders
-            are passed over) and glob patterns (``**`` crosses folders). A file that is named outright is kept
-            whatever its suffix, and even when it is missing, so that the others are still done.
+        patterns: files, folders (searched with their sub-folders; hidden names and symbolic links to folders are left
+            out) and glob patterns (``**`` crosses folders). A file that is named outright is kept whatever its suffix,
+            and even when it is missing, so that the others are still done.
 
     Returns:
         Each file once, in the order of the patterns, and within a folder or pattern in natural order.
 
     Raises:
-        InputError: no pattern, an empty one, a folder that cannot be listed, or a folder or pattern without
-            any image or video.
+        InputError: no pattern, an empty one, a folder that cannot be listed, or one without any image or video.
     """
     found: dict[str, tuple[Path, str]] = {}  # normalised path -> path as given, folder that its name is below
     for pattern in patterns:
         try:
             paths, root = _expand(pattern)
         except OSError as err:
-            raise InputError(
-                f"{err.filename or pattern}: cannot be searched: {err.strerror}", "Check its permissions."
-            ) from err
+            place = err.filename or pattern
+            raise InputError(f"{place}: cannot be searched: {err.strerror}", "Check its permissions.") from err
         for path in paths:
             found.setdefault(_normal(path), (path, _normal(root)))
     if not found:
@@ -90,10 +89,8 @@ def _expand(pattern: str) -> tuple[list[Path], Path]:
             paths += _walk(match) if match.is_dir() else [match] if _is_supported(match) else []
         root = next(parent for parent in path.parents if not _is_glob(str(parent)))
     if not paths:
-        raise InputError(
-            f"{pattern}: no image or video found here",
-            f"Expected files that end in {', '.join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))}.",
-        )
+        expected = f"Expected files that end in {', '.join(sorted(SUFFIXES))}."
+        raise InputError(f"{pattern}: no image or video found here", expected)
     return sorted(paths, key=_natural), root
 
 
@@ -114,7 +111,7 @@ def _is_glob(text: str) -> bool:
 
 
 def _is_supported(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    return path.suffix.lower() in SUFFIXES
 
 
 def _natural(path: Path) -> list[list[tuple[str, int]]]:

@@ -1,4 +1,4 @@
-"""Draws a mask over its image, with a legend that says how much of the image each class takes."""
+"""Draws a mask over its image, with a legend that gives each class's share of the image."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.errors import InputError
+from denseport.runtime.system.text import count
 
 __all__ = ["RGB", "class_shares", "default_palette", "overlay", "palette_image"]
 
@@ -64,8 +65,7 @@ def default_palette(n: int) -> list[RGB]:
     tones = [(0.62, 0.92), (0.80, 0.62), (0.38, 0.98), (0.92, 0.85), (0.50, 0.50)]  # saturation, value
     colours = []
     for index in range(n):
-        saturation, value = tones[index % len(tones)]
-        red, green, blue = colorsys.hsv_to_rgb((0.58 + index * golden) % 1, saturation, value)
+        red, green, blue = colorsys.hsv_to_rgb((0.58 + index * golden) % 1, *tones[index % len(tones)])
         colours.append((round(red * 255), round(green * 255), round(blue * 255)))
     return colours
 
@@ -111,7 +111,7 @@ def overlay(
         return blended
     names = [name.strip() for name in classes]  # mmsegmentation's ADE20K has "bed "
     layout = _layout(*labels.shape, tuple(names))
-    panel = _panel(layout, _lines(class_shares(mask, len(classes)), names, palette, layout.lines))
+    panel = _panel(layout, _lines(class_shares(mask, len(classes)), names, palette, layout.rows * layout.columns))
     return _join(blended, panel, below=layout.below)
 
 
@@ -132,10 +132,8 @@ def _check(
             "Give class indices at the image's own size.",
         )
     if not classes or len(palette) != len(classes):
-        raise InputError(
-            f"there are {len(classes)} classes and {len(palette)} colours",
-            "Give a name and a colour for each class.",
-        )
+        message = f"there are {len(classes)} classes and {len(palette)} colours"
+        raise InputError(message, "Give a name and a colour for each class.")
     if not 0 <= opacity <= 1:
         raise InputError(f"the opacity is {opacity}", "Give a number between 0 and 1.")
 
@@ -175,24 +173,13 @@ class _Layout:
 
     height: int  # of the panel
     width: int
-    text: int  # size of the text; all distances are multiples of it
+    text: int  # size of the text, and the margin; all distances are multiples of it
+    line_height: int
     column: int  # width of a column, with the gap after it
     gap: int
     rows: int
     columns: int
     below: bool  # the image, instead of to its right
-
-    @property
-    def lines(self) -> int:
-        return self.rows * self.columns
-
-    @property
-    def margin(self) -> int:
-        return self.text
-
-    @property
-    def line_height(self) -> int:
-        return round(1.75 * self.text)
 
 
 @dataclass(frozen=True)
@@ -220,9 +207,9 @@ def _layout(height: int, width: int, names: tuple[str, ...]) -> _Layout:
         rows = math.ceil(min(len(names) + 1, _MOST_LINES) / columns)
     else:
         rows = max(6, (height - 2 * text) // line_height)
-    needed = (rows * line_height + 2 * text, columns * column - gap + 2 * text)
-    size = (needed[0], max(width, needed[1])) if below else (max(height, needed[0]), needed[1])
-    return _Layout(*size, text, column, gap, rows, columns, below)
+    high, wide = rows * line_height + 2 * text, columns * column - gap + 2 * text
+    size = (high, max(width, wide)) if below else (max(height, high), wide)
+    return _Layout(*size, text, line_height, column, gap, rows, columns, below)
 
 
 def _lines(
@@ -238,7 +225,7 @@ def _lines(
     others = [share for _, share in shares[len(shown) :]]
     lines = [_Line(names[index], share, palette[index]) for index, share in shown]
     if others:
-        lines.append(_Line(f"{len(others)} other{'s'[: len(others) > 1]}", sum(others), None))
+        lines.append(_Line(count(len(others), "other"), sum(others), None))
     return lines + tail
 
 
@@ -246,8 +233,7 @@ def _panel(layout: _Layout, lines: Sequence[_Line]) -> NDArray[np.uint8]:
     panel = np.full((layout.height, layout.width, 3), _PANEL, np.uint8)
     for number, line in enumerate(lines):
         column, row = divmod(number, layout.rows)
-        left, top = column * layout.column, row * layout.line_height
-        _draw_line(panel, line, layout, layout.margin + left, layout.margin + top)
+        _draw_line(panel, line, layout, layout.text + column * layout.column, layout.text + row * layout.line_height)
     return panel
 
 
@@ -256,20 +242,15 @@ def _draw_line(panel: NDArray[np.uint8], line: _Line, layout: _Layout, left: int
     baseline = top + (layout.line_height + round(0.70 * text)) // 2  # 0.70: height of a capital
     right = left + layout.column - layout.gap
     colour = _TEXT if line.colour else _FAINT
-    if line.colour:
-        _draw_swatch(panel, line.colour, left, baseline - round(0.85 * text), text)
+    if line.colour:  # a square, with a rim that keeps a dark one apart from the panel
+        top, rim = baseline - round(0.85 * text), max(1, text // 14)
+        panel[top : top + text, left : left + text] = _RIM
+        panel[top + rim : top + text - rim, left + rim : left + text - rim] = list(line.colour)[::-1]
     percent = f"{line.share:.1%}".replace("%", " %") if line.share >= 0.0005 else "<0.1 %"
     start = right - _text_width(percent, text)
     _draw_text(panel, percent, (start, baseline), _FAINT, text)
     name = _elide(line.name, start - left - round(2.2 * text), text)
     _draw_text(panel, name, (left + round(1.6 * text), baseline), colour, text)
-
-
-def _draw_swatch(panel: NDArray[np.uint8], rgb: Sequence[int], left: int, top: int, side: int) -> None:
-    """A filled square with a faint rim, without which a dark colour would vanish in the panel."""
-    rim = max(1, side // 14)
-    panel[top : top + side, left : left + side] = _RIM
-    panel[top + rim : top + side - rim, left + rim : left + side - rim] = list(rgb)[::-1]
 
 
 def _join(image: NDArray[np.uint8], panel: NDArray[np.uint8], *, below: bool) -> NDArray[np.uint8]:
@@ -313,6 +294,6 @@ def _elide(text: str, width: int, size: int) -> str:
     """Cuts a text to ``width`` pixels, and marks the cut."""
     if _text_width(text, size) <= width:
         return text
-    while text and _text_width(text + "...", size) > width:
+    while text and _text_width(f"{text}...", size) > width:
         text = text[:-1].rstrip()
-    return text + "..."
+    return f"{text}..."

@@ -111,15 +111,14 @@ class _Scale:
             raise ValueError(f"{axis.label}: a value that cannot be drawn among {list(values)}")
         low, high = min(values), max(values)
         if axis.logarithmic:
-            first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-            return cls(
-                first, max(last, first + 1), tuple(10.0**i for i in range(first, max(last, first + 1) + 1)), True
-            )
+            first = math.floor(math.log10(low))
+            last = max(math.ceil(math.log10(high)), first + 1)
+            return cls(first, last, tuple(10.0**i for i in range(first, last + 1)), True)
         more = max(0.0, axis.least - (high - low)) / 2
         low, high = 0.0 if axis.zero else max(low - more, min(low, 0.0)), high + more
         step = _round_step((high - low) / 5 or abs(high) / 5 or 1)
-        first, last = math.floor(low / step), math.ceil(high / step)
-        last = max(last, first + 1)
+        first = math.floor(low / step)
+        last = max(math.ceil(high / step), first + 1)
         ticks = tuple(round(i * step, 12) for i in range(first, last + 1))
         return cls(ticks[0], ticks[-1], ticks, False)
 

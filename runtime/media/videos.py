@@ -24,7 +24,6 @@ class VideoReader:
     Attributes:
         fps: frames a second; 0.0 when the file does not say.
         frames: number of frames that the file claims; 0 when it does not say.
-        size: (height, width) in pixels.
         read: number of frames read so far; less than ``frames`` at the end means a damaged file.
 
     Raises:
@@ -44,10 +43,6 @@ class VideoReader:
         self._path = path
         self.fps = self._number(cv2.CAP_PROP_FPS)
         self.frames = int(self._number(cv2.CAP_PROP_FRAME_COUNT))
-        self.size = (
-            int(self._number(cv2.CAP_PROP_FRAME_HEIGHT)),
-            int(self._number(cv2.CAP_PROP_FRAME_WIDTH)),
-        )
         self.read = 0
 
     def _number(self, key: int) -> float:
@@ -74,9 +69,8 @@ class VideoReader:
 class VideoWriter:
     """Writes a VP9 video (.webm), the one modern codec that OpenCV's wheels write on every platform.
 
-    The first frame sets the size; an odd width or height grows by one pixel, since the codec halves both for
-    colour (OpenCV would cut the pixel off). The file appears under its name when the ``with`` block ends
-    without an error.
+    The first frame sets the size; an odd width or height grows by one pixel, since the codec halves both for colour
+    (OpenCV would cut the pixel off). The file appears under its name when the ``with`` block ends without an error.
 
     Args:
         path: the file, ending in .webm.
@@ -91,7 +85,7 @@ class VideoWriter:
         if path.suffix.lower() != ".webm":
             raise OutputError(f"{path}: videos are written as WebM (VP9)", "End the name in .webm.")
         if not (math.isfinite(fps) and fps > 0):
-            raise OutputError(f"{path}: {fps} is no frame rate", "Give frames a second, such as 25.")
+            raise OutputError(f"{path}: {fps} is not a frame rate", "Give frames a second, such as 25.")
         self._path, self._fps = path, fps
         self._file = new_file(path)
         self._writer: cv2.VideoWriter | None = None
@@ -110,11 +104,9 @@ class VideoWriter:
         if frame.shape != self._shape:
             raise ValueError(f"a frame of {frame.shape} in a video of {self._shape}")
         height, width = frame.shape[:2]
-        self._writer.write(
-            cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-            if height % 2 or width % 2
-            else frame
-        )
+        if height % 2 or width % 2:
+            frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)  # type: ignore[assignment]
+        self._writer.write(frame)
         self._written += 1
 
     def _open(self, height: int, width: int) -> cv2.VideoWriter:
@@ -126,7 +118,7 @@ class VideoWriter:
             with writing(self._path):
                 self._temporary.write_bytes(b"")
             raise OutputError(
-                f"{self._path}: OpenCV {cv2.__version__} cannot write a VP9 video of {width}x{height}",
+                f"{self._path}: OpenCV {cv2.__version__} cannot write a VP9 video of {width} x {height}",
                 "Install the opencv-python-headless wheel, which has FFmpeg; or write images instead.",
             )
         return writer

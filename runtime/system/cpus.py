@@ -18,7 +18,6 @@ from denseport.runtime.errors import InputError
 __all__ = ["MOST_THREADS", "check_threads", "usable_cpus"]
 
 MOST_THREADS = 1024  # libraries start them all at once, each with a stack: minutes, where there are few processors
-
 MEMBERSHIP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 

@@ -36,12 +36,9 @@ _RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # linux/fs.h, linux/fcntl.h
 
 _REMEDIES = {
     errno.ENOSPC: "Free some room, or choose another place.",
-    errno.EACCES: "Choose a folder that you may write to.",
-    errno.EPERM: "Choose a folder that you may write to.",
-    errno.EROFS: "Choose a folder that you may write to.",
     errno.EISDIR: "A folder has this name: choose another name.",
-    errno.EEXIST: "A file is where a folder is needed: choose another place.",
-    errno.ENOTDIR: "A file is where a folder is needed: choose another place.",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Choose a folder that you may write to."),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "A file is where a folder is needed: choose another place."),
 }
 
 
@@ -204,7 +201,7 @@ def locked(lock: Path, *, wait: bool = True) -> Iterator[None]:
 def work_folder(parent: Path) -> Iterator[Path]:
     """A folder in ``parent`` for what is not whole yet; it vanishes at the end of the block, with all that is in it.
 
-    Those that killed processes left there are removed first: the lock beside a folder tells a living process from them.
+    Folders that killed processes left there are removed first: the lock beside a folder tells if its process lives.
 
     Raises:
         OutputError: ``parent`` cannot be written.
@@ -213,19 +210,15 @@ def work_folder(parent: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         with writing(parent):
             _remove_abandoned(parent)
-            stack.enter_context(locked(_lock_of(folder)))
+            stack.enter_context(locked(folder.with_suffix(".lock")))
             folder.mkdir(mode=0o700)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
 
 
-def _lock_of(folder: Path) -> Path:
-    return folder.with_suffix(".lock")
-
-
 def _remove_abandoned(parent: Path) -> None:
     for path in parent.glob(f"{WORK}*"):  # folders and their locks
-        with suppress(OSError), locked(_lock_of(path), wait=False):  # in use, gone, or not ours to remove
+        with suppress(OSError), locked(path.with_suffix(".lock"), wait=False):  # in use, gone, or not ours to remove
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)
 
 
@@ -245,7 +238,6 @@ def exchange(one: Path, other: Path) -> bool:
         return False
     import ctypes
 
+    places = _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other)
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    if rename is None:
-        return False
-    return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
+    return rename is not None and rename(*places, _RENAME_EXCHANGE) == 0

@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 from denseport.runtime.errors import MachineError
 from denseport.runtime.system.cpus import usable_cpus
 
-__all__ = ["Gpu", "Machine", "inspect_machine", "install_command", "package_version", "require"]
+__all__ = ["Gpu", "Machine", "inspect_machine", "install_command", "require"]
 
 # Distributions that hold one thing under several names, the usual one first.
 DISTRIBUTIONS = {
@@ -84,28 +85,26 @@ def inspect_machine(*, look_for_gpus: bool | None = True) -> Machine:
         cpus=usable_cpus(),
         memory_gib=_memory_gib(),
         gpus=_gpus() if ask else (),
-        packages={name: package_version(name) for name in DISTRIBUTIONS},
+        packages={name: _version(distributions) for name, distributions in DISTRIBUTIONS.items()},
         providers=providers,
     )
 
 
-def package_version(name: str) -> str | None:
-    """The installed version of one of ``DISTRIBUTIONS``, None where it is absent."""
-    for distribution in DISTRIBUTIONS[name]:
-        try:
+def _version(distributions: Sequence[str]) -> str | None:
+    """That of the first that is installed; None where none is."""
+    for distribution in distributions:
+        with suppress(PackageNotFoundError):
             return version(distribution)
-        except PackageNotFoundError:
-            continue
     return None
 
 
 def install_command(extra: str) -> str:
-    """What adds an extra, "tensorrt-rtx" say, to the Denseport that is installed: pip asks no registry for that."""
+    """The command that adds an extra, "tensorrt-rtx" say, to the Denseport that is installed."""
     return f"pip install 'denseport[{extra}]'"
 
 
 def require(modules: Sequence[str], extra: str) -> None:
-    """Look for what work needs before it begins; nothing is imported.
+    """Look for the modules that a command needs, before it begins; nothing is imported.
 
     Args:
         extra: of Denseport, that installs them: "export,onnxruntime" say.

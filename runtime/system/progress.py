@@ -1,4 +1,4 @@
-"""What long work tells while it runs: lines of text, and how far a stretch of it has come."""
+"""How long work reports its progress: lines of text, and phases whose steps are counted."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ SAY_SECONDS = 20.0  # between lines about a phase, where there is no terminal
 
 
 class StepCallback(Protocol):
-    """Told how far a phase has come. What it raises, KeyboardInterrupt say, ends the work."""
+    """Called after each step of a phase. What it raises, KeyboardInterrupt say, ends the work."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         """Steps done, steps in all, and what else is known, such as the mIoU so far."""
 
 
 class Progress(Protocol):
-    """What long work is given to tell."""
+    """Where long work reports."""
 
     def say(self, text: str) -> None:
-        """A line about what comes or was found."""
+        """A line about what comes next or was found."""
 
     def phase(self, title: str) -> AbstractContextManager[StepCallback]:
         """A stretch of work whose steps are counted."""
@@ -36,7 +36,7 @@ def no_steps(done: int, total: int, note: str = "") -> None:
 
 
 class Silent:
-    """A Progress that tells nothing."""
+    """A Progress that reports nothing."""
 
     def say(self, text: str) -> None:
         pass
@@ -46,7 +46,7 @@ class Silent:
 
 
 class Terminal:
-    """A Progress on standard error: a bar with the time left, or a line every 20 s where nobody watches."""
+    """A Progress on standard error: a bar with the time left, or a line every 20 s where that is no terminal."""
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr)

@@ -23,7 +23,7 @@ class FakeCuda(Cuda):
     """
 
     name = "fake"
-    device = Device("Fake GPU", (8, 6), 2**30, "13.0")
+    device = Device("Fake GPU", (8, 6), "13.0")
 
     def __init__(self, kernels: Kernels | None = None) -> None:
         self._kernels = kernels

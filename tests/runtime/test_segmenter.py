@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,7 +40,7 @@ def segment(sample: Bundle) -> Iterator[Segmenter]:
 @pytest.fixture(scope="module")
 def quick(sample: Bundle) -> Iterator[Segmenter]:
     """The same on few pixels."""
-    with Segmenter(sample, protocol="fixed:48x64", threads=2) as segmenter:
+    with Segmenter(sample, protocol="fixed:64x48", threads=2) as segmenter:
         yield segmenter
 
 
@@ -84,7 +85,9 @@ def around(session: Any, bundle: Bundle, protocol: str = "fixed:32x32") -> Segme
 
 def test_a_file_and_its_array_give_the_same_mask_and_all_stages_are_timed(segment: Segmenter) -> None:
     image = read_image(IMAGE)
+    begun = time.perf_counter()
     of_file, of_array = segment(IMAGE), segment(image)
+    assert 0 < of_file.timings.total + of_array.timings.total <= 1000 * (time.perf_counter() - begun)
     np.testing.assert_array_equal(of_file.mask, of_array.mask)
     assert of_array.image is image and of_file.artifact == "model.onnx"
     assert of_file.timings.decode > 0 == of_array.timings.decode
@@ -177,6 +180,17 @@ def test_a_region_of_small_integers_does_not_overflow(segment: Segmenter) -> Non
 def test_a_region_of_anything_but_four_integers_is_refused(segment: Segmenter, region: Any) -> None:
     with pytest.raises(InputError, match="is not x, y, width, height in whole pixels"):
         segment(np.zeros((180, 240, 3), np.uint8), roi=region)
+
+
+@pytest.mark.parametrize("protocol", ["native:64:42", "ms-flip", "fixed:64x96"])
+def test_the_times_of_images_add_up_to_no_more_than_was_spent(sample: Bundle, protocol: str) -> None:
+    images = [np.zeros((90, 130, 3), np.uint8)] * 4
+    with Segmenter(sample, protocol=protocol, threads=1) as segmenter:
+        begun = time.perf_counter()
+        results = segmenter.batch(images, size=2)
+        spent = 1000 * (time.perf_counter() - begun)
+    assert all(min(r.timings.preprocess, r.timings.infer, r.timings.postprocess) > 0 for r in results)
+    assert sum(result.timings.total for result in results) <= spent
 
 
 def test_a_batch_of_many_sizes_equals_single_calls_in_order(segment: Segmenter, images: list[np.ndarray]) -> None:
@@ -314,7 +328,7 @@ def test_an_error_reaches_the_task_that_caused_it(segment: Segmenter, images: li
 
 def test_a_forked_process_has_tasks_of_its_own(sample: Bundle, images: list[np.ndarray]) -> None:
     fork = multiprocessing.get_context("fork")
-    with Segmenter(sample, protocol="fixed:48x64", threads=1) as segmenter:
+    with Segmenter(sample, protocol="fixed:64x48", threads=1) as segmenter:
         expected = asyncio.run(segmenter.submit(images[0])).mask  # starts the parent's threads
         answers = fork.Queue()
         child = fork.Process(target=lambda: answers.put(asyncio.run(segmenter.submit(images[0])).mask))

@@ -15,8 +15,7 @@ __all__ = ["DeviceNetwork", "ExecutionSlot"]
 class ExecutionSlot(Protocol):
     """One inference at a time, with a stream and memory of its own. All calls need the GPU's context."""
 
-    @property
-    def stream(self) -> Stream: ...
+    stream: Stream
 
     def infer(self, image: View) -> View:
         """Queue the network behind what is on the stream.

@@ -1,13 +1,11 @@
 """Every CUDA call of the runtime, over pycuda or over NVIDIA's cuda-bindings.
 
-pycuda is taken when it can be imported (it is compiled on the machine); the cuda-bindings are wheels. Both work in
-the device's primary context, which is TensorRT's too, and in streams that are ordered with the default stream, so
-that memory of torch or cupy needs no further synchronisation.
+pycuda is used when it can be imported (it is compiled on the machine); the cuda-bindings are wheels. Both work in the
+device's primary context, which TensorRT uses too, and in streams that are ordered with the default stream, so that
+memory of torch or cupy needs no further synchronisation.
 
-Of pycuda is taken: context, memory, streams and copies. It has no graphs; those are the cuda-bindings' on its streams,
-which are the driver's own. Kernels are launched through the driver's library for both (`Module`).
-
-Memory, streams and graphs are context managers: they live in ``with`` blocks or an ExitStack.
+pycuda has no graphs: the cuda-bindings record them on its streams. Kernels are launched through the driver's library
+for both (`Module`). Memory, streams and graphs are context managers.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,62 +34,62 @@ class Device:
 
     name: str
     capability: tuple[int, int]
-    memory: int  # bytes, all of it
     driver: str  # the newest CUDA version that the driver knows, "13.0"
 
 
 class Closing:
     """Something of the GPU that is given back once: at the end of a ``with`` block or by ``close``."""
 
-    def __init__(self, release: Callable[[], None]) -> None:
-        self._release: Callable[[], None] | None = release
+    release: Callable[[], None]
 
     def close(self) -> None:
         """Give it back; a second call does nothing."""
-        release, self._release = self._release, None
-        if release is not None:
-            release()
+        release, self.release = self.release, _nothing
+        release()
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
+@dataclass
 class DeviceMemory(Closing):
     """Bytes on the GPU."""
 
-    def __init__(self, address: int, size: int, release: Callable[[], None]) -> None:
-        super().__init__(release)
-        self.address = address
-        self.size = size
+    address: int
+    size: int
+    release: Callable[[], None]
 
 
+@dataclass
 class PinnedMemory(Closing):
-    """Bytes of the host that the GPU copies from and to without a detour; ``data`` is a uint8 array."""
+    """Bytes of the host that the GPU copies from and to directly."""
 
-    def __init__(self, data: NDArray[np.uint8], release: Callable[[], None]) -> None:
-        super().__init__(release)
-        self.data = data
-        self.size = data.nbytes
+    data: NDArray[np.uint8]
+    release: Callable[[], None]
+
+    @property
+    def size(self) -> int:
+        return self.data.nbytes
 
 
+@dataclass
 class Stream(Closing):
     """A queue of work on the GPU."""
 
-    def __init__(self, handle: int, owner: Any, release: Callable[[], None]) -> None:
-        super().__init__(release)
-        self.handle = handle  # CUstream as a number, as TensorRT takes it
-        self.owner = owner  # the implementation's object
+    handle: int  # CUstream as a number, as TensorRT takes it
+    owner: Any  # the implementation's object
+    release: Callable[[], None]
 
 
+@dataclass
 class Graph(Closing):
     """Recorded work; ``launch`` repeats it."""
 
-    def __init__(self, launch: Callable[[], None], release: Callable[[], None]) -> None:
-        super().__init__(release)
-        self.launch = launch
+    launch: Callable[[], None]
+    release: Callable[[], None]
 
 
 class Cuda(ABC):
@@ -166,8 +164,6 @@ def open_cuda(index: int = 0, implementation: str | None = None) -> Cuda:
     Raises:
         MachineError: neither is installed, there is no driver, or no such GPU.
     """
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"implementation {implementation!r} is none of {', '.join(IMPLEMENTATIONS)}")
     reasons = []
     for name in [implementation] if implementation else list(IMPLEMENTATIONS):
         try:
@@ -195,14 +191,12 @@ class _CudaBindings(Cuda):
         _check_index(index, _call("cuDeviceGetCount"))
         device = _call("cuDeviceGet", index)
         attribute = driver.CUdevice_attribute
+        major = attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+        minor = attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
         self.device = Device(
             _call("cuDeviceGetName", 256, device).decode().rstrip("\0"),
-            (
-                int(_call("cuDeviceGetAttribute", attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)),
-                int(_call("cuDeviceGetAttribute", attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)),
-            ),
-            int(_call("cuDeviceTotalMem", device)),
-            _cuda_version(int(_call("cuDriverGetVersion"))),
+            (_call("cuDeviceGetAttribute", major, device), _call("cuDeviceGetAttribute", minor, device)),
+            _cuda_version(_call("cuDriverGetVersion")),
         )
         self._context = _call("cuDevicePrimaryCtxRetain", device)
 
@@ -256,7 +250,7 @@ class _PyCuda(Cuda):
         _check_index(index, driver.Device.count())
         device = driver.Device(index)
         version = _cuda_version(driver.get_driver_version())
-        self.device = Device(device.name(), device.compute_capability(), device.total_memory(), version)
+        self.device = Device(device.name(), device.compute_capability(), version)
         self._context = device.retain_primary_context()
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -313,6 +307,10 @@ def _call(function: str, *arguments: Any) -> Any:
     if status != code.CUDA_SUCCESS:
         raise MachineError(f"{function}: {status.name}")
     return values[0] if len(values) == 1 else values
+
+
+def _nothing() -> None:
+    pass
 
 
 def _check_index(index: int, count: int) -> None:

@@ -41,18 +41,12 @@ class Module:
             output: likewise.
             stream: the driver's handle, as a number.
         """
-        arguments = [
-            *(ctypes.c_void_p(address) for address in inputs),
-            *(ctypes.c_int(value) for value in plan.scalars),
-            ctypes.c_void_p(output),
-        ]
+        arguments = [*map(ctypes.c_void_p, inputs), *map(ctypes.c_int, plan.scalars), ctypes.c_void_p(output)]
         # The driver reads the arguments before it returns.
         addresses = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
         grid, block = (plan.grid, 1, 1), (plan.block, 1, 1)
         function = self._functions.get(plan.kernel) or self._find(plan.kernel)
-        self._call(
-            "cuLaunchKernel", function, *grid, *block, plan.shared_bytes, ctypes.c_void_p(stream), addresses, None
-        )
+        self._call("cuLaunchKernel", function, *grid, *block, 0, ctypes.c_void_p(stream), addresses, None)
 
     def _find(self, kernel: str) -> ctypes.c_void_p:
         function = ctypes.c_void_p()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from denseport.runtime.backends.cuda.driver import Cuda, Stream
+from denseport.runtime.backends.cuda.driver import Cuda
 from denseport.runtime.backends.cuda.zero_copy import View
 from denseport.runtime.errors import BundleError
 
@@ -30,11 +30,7 @@ class CudaExecutionSlot:
         self._session, self._cuda, self._place = session, cuda, place
         self._input, self._output = session.get_inputs()[0].name, session.get_outputs()[0].name
         self._binding = session.io_binding()
-        self._stream = cuda.stream()
-
-    @property
-    def stream(self) -> Stream:
-        return self._stream
+        self.stream = cuda.stream()
 
     def infer(self, image: View) -> View:
         """As `denseport.runtime.backends.cuda.device.ExecutionSlot.infer`.
@@ -42,7 +38,7 @@ class CudaExecutionSlot:
         Raises:
             BundleError: the output is neither float32 nor float16.
         """
-        self._cuda.synchronize(self._stream)
+        self._cuda.synchronize(self.stream)
         self._binding.bind_input(self._input, *self._place, np.float32, image.shape, image.address)
         self._binding.bind_output(self._output, *self._place)
         self._session.run_with_iobinding(self._binding)
@@ -50,7 +46,7 @@ class CudaExecutionSlot:
         if value.data_type() not in _TYPES:
             raise BundleError(
                 f"the network's output is a {value.data_type()}; expected float32 or float16",
-                "Choose an artifact without .mask in its name.",
+                "Choose an artifact that gives logits: denseport inspect shows their outputs.",
             )
         return View(value.data_ptr(), tuple(value.shape()), _TYPES[value.data_type()], None, value)
 
@@ -60,4 +56,4 @@ class CudaExecutionSlot:
 
     def close(self) -> None:
         self._binding = None
-        self._stream.close()
+        self.stream.close()

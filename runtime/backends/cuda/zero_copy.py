@@ -44,8 +44,9 @@ def view_of(array: Any, *, device: int = CUDA) -> View:
     elif hasattr(array, "__dlpack__"):
         view, strides = _from_dlpack(array, device)
     else:
+        name = type(array).__name__
         raise InputError(
-            f"a {type(array).__name__} is no array on the GPU: it has neither __cuda_array_interface__ nor __dlpack__",
+            f"a {name} is not an array on the GPU: it has neither __cuda_array_interface__ nor __dlpack__",
             "Give a torch or cupy array that is on the GPU.",
         )
     if strides is not None and not _contiguous(view, strides):
@@ -67,13 +68,8 @@ def _contiguous(view: View, strides: tuple[int, ...]) -> bool:
 def _from_interface(array: Any) -> tuple[View, tuple[int, ...] | None]:
     interface = array.__cuda_array_interface__
     strides = interface.get("strides")
-    view = View(
-        address=int(interface["data"][0]),
-        shape=tuple(interface["shape"]),
-        dtype=np.dtype(interface["typestr"]),
-        stream=interface.get("stream"),
-        keep=array,
-    )
+    shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
+    view = View(int(interface["data"][0]), shape, dtype, interface.get("stream"), array)
     return view, tuple(strides) if strides is not None else None
 
 
@@ -94,19 +90,18 @@ class _Tensor(ctypes.Structure):
     )
 
 
-_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_Callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # a deleter, or a capsule's destructor
 
 
 class _Managed(ctypes.Structure):
     """DLManagedTensor."""
 
-    _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
+    _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Callback))
 
 
 _new_capsule = ctypes.pythonapi.PyCapsule_New
 _new_capsule.restype = ctypes.py_object
-_Destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, _Destructor)
+_new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, _Callback)
 _is_capsule = ctypes.pythonapi.PyCapsule_IsValid
 _is_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
 _pointer = ctypes.pythonapi.PyCapsule_GetPointer
@@ -157,11 +152,9 @@ class DeviceArray:
         *,
         device: tuple[int, int] = (CUDA, 0),
     ) -> None:
-        self.address = address
-        self.shape = shape
+        self.address, self.shape = address, shape
         self.dtype: np.dtype[Any] = np.dtype(dtype)
-        self._device = device
-        self._release = release
+        self._device, self._release = device, release
 
     @property
     def nbytes(self) -> int:
@@ -213,4 +206,4 @@ def _forget_untaken(capsule: int) -> None:
         _forget(_pointer(capsule, _NAME))
 
 
-_delete, _destroy = _Deleter(_forget), _Destructor(_forget_untaken)
+_delete, _destroy = _Callback(_forget), _Callback(_forget_untaken)

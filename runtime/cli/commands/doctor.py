@@ -40,32 +40,21 @@ def run(arguments: argparse.Namespace) -> int:
     abilities = _abilities(machine)
     artifacts = _artifacts(arguments.bundle, machine) if arguments.bundle is not None else []
     if arguments.json:
-        print(json.dumps(_as_dict(machine, abilities, artifacts), indent=1))
+        rows = {"abilities": [asdict(row) for row in abilities], "artifacts": [asdict(row) for row in artifacts]}
+        print(json.dumps({"machine": asdict(machine), **rows}, indent=1))
     else:
         for name, text in machine.summary().items():
             print(f"{name:10} {text}")
         _print("This machine can", abilities)
-        _print(f"Of {arguments.bundle}, here runs", artifacts)
+        if artifacts:
+            _print(f"Of {arguments.bundle}, here runs", artifacts)
     return 3 if artifacts and all(row.missing for row in artifacts) else 0
 
 
-def _as_dict(machine: Machine, abilities: Sequence[Ability], artifacts: Sequence[Ability]) -> dict[str, object]:
-    return {
-        "machine": asdict(machine),
-        "abilities": [asdict(row) for row in abilities],
-        "artifacts": [asdict(row) for row in artifacts],
-    }
-
-
 def _print(title: str, rows: Sequence[Ability]) -> None:
-    if not rows:
-        return
     print(f"\n{title}")
     for row in rows:
-        if not row.missing:
-            print(f"  yes  {row.name}")
-        else:
-            print(f"  no   {row.name}: {row.missing}\n         {row.remedy}")
+        print(f"  no   {row.name}: {row.missing}\n         {row.remedy}" if row.missing else f"  yes  {row.name}")
 
 
 def _abilities(machine: Machine) -> list[Ability]:

@@ -12,7 +12,6 @@ from denseport.runtime.system.text import count
 if TYPE_CHECKING:
     from denseport.runtime.bundle.artifact import Artifact
     from denseport.runtime.bundle.bundle import Bundle
-    from denseport.runtime.bundle.manifest import Manifest
 
 HELP = "show what is in a bundle"
 
@@ -46,120 +45,106 @@ def run(arguments: argparse.Namespace) -> int:
 def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
     from denseport.runtime.bundle.preprocessing import described, normalisation
 
-    manifest = bundle.manifest
+    manifest, source = bundle.manifest, bundle.manifest.provenance
     normalise, inference, reference = normalisation(manifest.preprocess), manifest.inference, manifest.reference
     yield "model", f"{manifest.name} ({manifest.architecture}, {manifest.parameters / 1e6:,.1f} M parameters)"
-    source = manifest.provenance
     yield "checkpoint", f"{source.get('checkpoint')} ({source.get('layout')}), sha256 {str(source.get('sha256'))[:16]}…"
     yield "exported", f"{source.get('created')} by Denseport {source.get('denseport')}, torch {source.get('torch')}"
+    yield "task", manifest.task
     order = "RGB" if normalise.bgr_to_rgb else "BGR"
     shape = ", ".join("any" if size is None else str(size) for size in manifest.input.shape)
-    yield "task", manifest.task
     yield "input", f"{manifest.input.name} ({shape}), {order}; mean {normalise.mean}, std {normalise.std}"
     yield "resized", described(manifest.preprocess)
     mode = inference.mode
     if inference.crop and inference.stride:
-        crop, stride = inference.crop, inference.stride
-        mode += f", windows {crop[0]} x {crop[1]}, every {stride[0]} x {stride[1]} pixels"
+        (height, width), (down, right) = inference.crop, inference.stride
+        mode += f", windows {width} x {height}, every {right} x {down} pixels"
     yield "inference", f"{mode}; one logit for {manifest.stride} x {manifest.stride} pixels"
     names = ", ".join(manifest.classes[:6]) + (", …" if len(manifest.classes) > 6 else "")
     yield "classes", f"{len(manifest.classes)}: {names}"
-    if reference is None:
-        yield "reference", "none: not recognised as a published model"
-    else:
-        yield (
-            "reference",
-            (
-                f"{reference.preset}: mIoU {reference.mIoU}, ms + flip {reference.mIoU_ms_flip} on {reference.dataset} "
-                f"({reference.protocol}); recognised by {reference.recognised_by}"
-            ),
+    recognised = "none: not recognised as a published model"
+    if reference is not None:
+        recognised = (
+            f"{reference.preset}: mIoU {reference.mIoU}, ms + flip {reference.mIoU_ms_flip} on {reference.dataset} "
+            f"({reference.protocol}); recognised by {reference.recognised_by}"
         )
-    for name, artifact in manifest.artifacts.items():
-        files = [bundle.path / file for file in artifact.files]
-        size = f"{sum(file.stat().st_size for file in files if file.is_file()) / 2**20:,.1f} MiB"
-        missing = "".join(f", {file.name} is MISSING" for file in files if not file.is_file())
-        yield "artifact", f"{name}: {artifact.kind}, {_computes(artifact)}, {size}{missing}"
-        yield "", f"made of {artifact.made_of or 'the checkpoint'}, target {artifact.target}"
-        for proof in artifact.proof:
-            how = f"computed in {proof.arithmetic}, {proof.machine}, {proof.date[:10]}"
-            yield "", f"compared with {proof.against} ({how}): {proof.figures}"
-        difference = artifact.record.get("max_difference")
-        if difference is not None:
-            sizes = len(artifact.record["checks"])
-            yield "", f"checked against torch on {count(sizes, 'size')}: logits differ by {difference:.1e} at most"
-        yield from _calibrated(name, artifact)
-        yield from _measured(artifact.record)
-        yield from _unaudited(name, manifest)
-        if artifact.kind == "engine":
-            yield from _built(name, artifact)
+    yield "reference", recognised
+    for name in manifest.artifacts:
+        for number, text in enumerate(_of_artifact(bundle, name)):
+            yield "" if number else "artifact", text
     for warning in source.get("warnings", []):
         yield "warning", warning
 
 
-def _computes(artifact: Artifact) -> str:
-    """Precision, that of the float part where it has another, and what it gives if no logits."""
+def _of_artifact(bundle: Bundle, name: str) -> Iterator[str]:
+    from denseport.runtime.bundle.comparison import comparing_command
+
+    artifact = bundle.manifest.artifacts[name]
+    files = [bundle.path / file for file in artifact.files]
+    size = f"{sum(file.stat().st_size for file in files if file.is_file()) / 2**20:,.1f} MiB"
+    missing = "".join(f", {file.name} is MISSING" for file in files if not file.is_file())
     floats = f" with {artifact.float_precision} floats" * (artifact.float_precision != artifact.precision)
-    return artifact.precision + floats + ", fused" * artifact.fused + ", gives masks" * (artifact.output == "mask")
+    gives = ", fused" * artifact.fused + ", gives masks" * (artifact.output == "mask")
+    yield f"{name}: {artifact.kind}, {artifact.precision}{floats}{gives}, {size}{missing}"
+    yield f"made of {artifact.made_of or 'the checkpoint'}, target {artifact.target}"
+    for proof in artifact.proof:
+        how = f"computed in {proof.arithmetic}, {proof.machine}, {proof.date[:10]}"
+        yield f"compared with {proof.against} ({how}): {proof.figures}"
+    difference = artifact.record.get("max_difference")
+    if difference is not None:
+        sizes = count(len(artifact.record["checks"]), "size")
+        yield f"checked against torch on {sizes}: logits differ by {difference:.1e} at most"
+    yield from _calibrated(name, artifact)
+    yield from _measured(artifact.record)
+    if not artifact.is_compared:  # in its own arithmetic, with FP32 or labels
+        how = f" in {artifact.float_precision.upper()}" if artifact.proof else ""
+        yield f"not audited{how}; this does it: {comparing_command(name, bundle.manifest)}"
+    if artifact.kind == "engine":
+        yield from _built(name, artifact)
 
 
-def _calibrated(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
-    """What `denseport calibrate` did and found out."""
+def _calibrated(name: str, artifact: Artifact) -> Iterator[str]:
+    """What `denseport calibrate` did and found."""
     from denseport.runtime.bundle.quantization import QuantizationVerdict
 
     record, verdict = artifact.record.get("calibration"), QuantizationVerdict.of(artifact, name)
     if record is not None:
-        smoothed = sum(each["strength"] > 0 for each in record["smoothing"])
-        kind = record["precision"].upper()
-        yield (
-            "",
-            f"calibrated on {count(record['images'], 'image')} by {record['method']}, "
-            f"{count(smoothed, 'LayerNorm')} smoothed: {100 * record['share']:.1f} % of the multiply-adds in {kind}",
-        )
-        yield "", f"{count(len(record['narrow']), 'group')} of layers in {kind}, {len(record['float'])} in float"
+        smoothed = count(sum(each["strength"] > 0 for each in record["smoothing"]), "LayerNorm")
+        kind, share = record["precision"].upper(), f"{100 * record['share']:.1f} % of the multiply-adds"
+        images = count(record["images"], "image")
+        yield f"calibrated on {images} by {record['method']}, {smoothed} smoothed: {share} in {kind}"
+        yield f"{count(len(record['narrow']), 'group')} of layers in {kind}, {len(record['float'])} in float"
         for warning in record["warnings"]:
-            yield "", f"warning: {warning}"
+            yield f"warning: {warning}"
     if verdict is not None:
-        accuracy = f"{100 * verdict.agreement:.2f} % of the pixels keep FP32's class"
+        accuracy = f"{100 * verdict.agreement:.2f} % of the pixels get the class that FP32 gives"
         if verdict.miou is not None and verdict.fp32_miou is not None:
-            accuracy += (
-                f", mIoU {verdict.miou:.2f} (FP32 {verdict.fp32_miou:.2f}) on {count(verdict.labelled, 'image')}"
-            )
-        yield "", accuracy
-        yield "", f"{'accepted' if verdict.accepted else 'refused'} on {verdict.machine}: {verdict.reason}"
+            images = count(verdict.labelled, "image")
+            accuracy += f", mIoU {verdict.miou:.2f} (FP32 {verdict.fp32_miou:.2f}) on {images}"
+        yield accuracy
+        yield f"{'accepted' if verdict.accepted else 'refused'} on {verdict.machine}: {verdict.reason}"
 
 
-def _measured(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What `denseport build` and `denseport eval --record` found out about an artifact."""
+def _measured(record: dict[str, Any]) -> Iterator[str]:
+    """What `denseport build` and `denseport eval --record` measured."""
     audit, accuracy = record.get("audit"), record.get("accuracy")
     if audit is not None:
-        yield (
-            "",
-            f"audited on {count(audit['images'], 'image')}: {100 * audit['agreement']:.3f} % of the classes are FP32's",
-        )
+        agreement = f"{100 * audit['agreement']:.3f} % of the pixels get the class that FP32 gives"
+        yield f"audited on {count(audit['images'], 'image')}: {agreement}"
     if accuracy is not None:
         verdict = {None: "", True: ", passed", False: ", FAILED"}[accuracy["gate"] and accuracy["gate"]["passed"]]
         where = f"{count(accuracy['images'], 'image')}, {accuracy['protocol']['description']}, {accuracy['date'][:10]}"
         miou = "unknown: no pixel counted" if accuracy["mIoU"] is None else f"{accuracy['mIoU']:.2f}"
-        yield "", f"mIoU {miou} ({where}){verdict}"
+        yield f"mIoU {miou} ({where}){verdict}"
 
 
-def _unaudited(name: str, manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """That nothing compares an artifact, in its own arithmetic, with FP32 or labels, and the command that does."""
-    from denseport.runtime.bundle.comparison import comparing_command
-
-    artifact = manifest.artifacts[name]
-    if not artifact.is_compared:
-        how = f" in {artifact.float_precision.upper()}" if artifact.proof else ""
-        yield "", f"not audited{how}; this does it: {comparing_command(name, manifest)}"
-
-
-def _built(name: str, artifact: Artifact) -> Iterator[tuple[str, str]]:
+def _built(name: str, artifact: Artifact) -> Iterator[str]:
     from denseport.runtime.bundle.engine_record import BuildRecord, built_words
 
     record = BuildRecord.from_dict(artifact.record, name)
-    yield "", f"built with {record.built_for} in {record.seconds:.0f} s"
+    yield f"built with {record.built_for} in {record.seconds:.0f} s"
     if record.plugin != "off":
-        yield "", f"plugin {record.plugin}"
-    yield "", "accepts " + " or ".join(str(profile) for profile in record.profiles)
+        yield f"plugin {record.plugin}"
+    yield "accepts " + " or ".join(str(profile) for profile in record.profiles)
     asked = ", ".join(f"{count(number, 'node')} {kind}" for kind, number in record.types_asked.items())
-    yield "", f"asked for {asked}; {built_words(record.types_built, record.types_built_note)}"
+    yield f"asked for {asked}; {built_words(record.types_built, record.types_built_note)}"

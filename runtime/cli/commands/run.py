@@ -15,7 +15,7 @@ from denseport.runtime.cli.arguments import path, real, whole
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
-    from denseport.runtime.cli.predict import Labelling, Model, RemoteModel
+    from denseport.runtime.cli.predict import Model, Predictions, RemoteModel
     from denseport.runtime.media.inputs import Input
 
 HELP = "segment images and videos: masks, overlays with legend, JSON"
@@ -29,20 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--artifact", metavar="NAME", help="which artifact runs; default: the best for this machine")
     parser.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads; default: all this process may use")
     parser.add_argument(
-        "--opacity", type=real(0, 1), default=0.5, metavar="X", help="of the colours, 0 to 1; default: %(default)s"
+        "--opacity",
+        type=real(0, 1),
+        default=0.5,
+        metavar="X",
+        help="opacity of the colours, 0 to 1; default: %(default)s",
     )
     parser.add_argument(
         "--protocol",
         default="reference",
         metavar="NAME",
-        help="reference (as the checkpoint was tested), ms-flip, slide, fixed:HEIGHTxWIDTH, …; default: %(default)s",
+        help="reference (as the checkpoint was tested), ms-flip, slide, fixed:WIDTHxHEIGHT, …; default: %(default)s",
     )
     parser.add_argument(
         "--temporal-smoothing",
         type=real(0, below=1),
         default=0.0,
         metavar="W",
-        help="videos: weight of the frames before, 0 to below 1, against flicker; default: none",
+        help="videos: weight of the earlier frames against flicker, from 0 to below 1; default: 0",
     )
     parser.add_argument(
         "--provider",
@@ -53,35 +57,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grey", action="store_true", help="write masks as grey PNGs, whose pixels OpenCV reads as class indices too"
     )
-    parser.add_argument(
-        "--ray", metavar="ADDRESS", help="spread over a Ray cluster, or 'local' for one on this machine"
-    )
+    parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster, or 'local' for one on this machine")
     parser.add_argument("--no-overlay", action="store_true", help="write masks only")
     parser.add_argument("--no-mask", action="store_true", help="write overlays only")
     parser.add_argument(
         "--server", metavar="URL", help="a Triton server runs the model: http://HOST:PORT or grpc://HOST:PORT"
     )
-    parser.add_argument("--model", metavar="NAME", help="on the server; default: as denseport triton names the bundle")
+    parser.add_argument("--model", metavar="NAME", help="its name on the server; default: as denseport triton names it")
     parser.add_argument("--json", action="store_true", help="print what was found and written as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from denseport.runtime.cli.predict import Labelling
+    from denseport.runtime.cli.predict import Predictions
     from denseport.runtime.errors import InputError
     from denseport.runtime.media.inputs import find_inputs
 
     _check(arguments)
     inputs = find_inputs(arguments.inputs)
-    job = Labelling(
-        arguments.output,
-        arguments.opacity,
-        not arguments.no_mask,
-        not arguments.no_overlay,
-        arguments.grey,
-        arguments.temporal_smoothing,
-    )
+    masks, overlays, smoothing = not arguments.no_mask, not arguments.no_overlay, arguments.temporal_smoothing
+    job = Predictions(arguments.output, arguments.opacity, masks, overlays, arguments.grey, smoothing)
     job.refuse_overwriting(inputs)
     bar = tqdm(total=len(inputs), unit="file", disable=len(inputs) < 2 or not sys.stderr.isatty())
     if arguments.ray is not None:
@@ -94,10 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     bar.close()
     _report(job, as_json=arguments.json)
     if job.failures:
-        raise InputError(
-            f"{len(job.failures)} of {count(len(inputs), 'input')} failed\n"
-            + "\n".join(f"  {failure['error']}\n    {failure['remedy'] or ''}".rstrip() for failure in job.failures)
-        )
+        reasons = (f"  {each['error']}\n    {each['remedy'] or ''}".rstrip() for each in job.failures)
+        raise InputError("\n".join([f"{len(job.failures)} of {count(len(inputs), 'input')} failed", *reasons]))
     return 0
 
 
@@ -109,10 +103,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--no-overlay and --no-mask leave nothing to write", "Leave one out, or add --json.")
     if arguments.model is not None and arguments.server is None:
         raise InputError("--model names a model on a server", "Give --server too.")
-    local = [name for name in ("artifact", "threads", "provider") if getattr(arguments, name) is not None]
-    local += ["protocol"] if arguments.protocol != "reference" else []
-    local += ["ray"] if arguments.ray is not None else []
-    local += ["temporal-smoothing"] if arguments.temporal_smoothing else []
+    local = [name for name in ("artifact", "threads", "provider", "ray") if getattr(arguments, name) is not None]
+    local += ["protocol"] * (arguments.protocol != "reference")
+    local += ["temporal-smoothing"] * (arguments.temporal_smoothing > 0)
     if arguments.server is not None and local:
         raise InputError(
             f"--server decides how the model runs; --{local[0]} is for running it here",
@@ -124,7 +117,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def _open(arguments: argparse.Namespace) -> Iterator[Model]:
-    """What segments the images; says on standard error what it is."""
+    """The model that segments the images; its description goes to standard error."""
     from denseport.runtime.segmenter import Segmenter
 
     if arguments.server is not None:
@@ -163,24 +156,23 @@ def _connect(arguments: argparse.Namespace) -> Iterator[RemoteModel]:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the options say of the segmenter."""
     return {"artifact": arguments.artifact, "protocol": arguments.protocol, "providers": arguments.provider}
 
 
 @dataclass(frozen=True)
 class _OnRay:
-    """What an actor of ``--ray`` does: the results and failures of a batch of inputs."""
+    """The work of an actor of ``--ray``: a batch of inputs to results and failures."""
 
     bundle: Path
     settings: dict[str, Any]
-    job: Labelling
+    job: Predictions
 
-    def open(self, threads: int) -> Callable[[Sequence[Input]], Labelling]:
+    def open(self, threads: int) -> Callable[[Sequence[Input]], Predictions]:
         from denseport.runtime.segmenter import Segmenter
 
         segmenter = Segmenter(self.bundle, **self.settings, threads=threads)
 
-        def handle(items: Sequence[Input]) -> Labelling:
+        def handle(items: Sequence[Input]) -> Predictions:
             done = replace(self.job, results=[], failures=[])
             for item in items:
                 done.add(segmenter, item)
@@ -189,8 +181,8 @@ class _OnRay:
         return handle
 
 
-def _run_on_ray(arguments: argparse.Namespace, inputs: list[Input], job: Labelling, bar: Any) -> None:
-    """Fill ``job`` with what the actors of a Ray cluster did, in the order of ``inputs``."""
+def _run_on_ray(arguments: argparse.Namespace, inputs: list[Input], job: Predictions, bar: Any) -> None:
+    """Add the results and failures of a Ray cluster's actors to ``job``, in the order of ``inputs``."""
     from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.evaluation.shards import connect
 
@@ -199,7 +191,7 @@ def _run_on_ray(arguments: argparse.Namespace, inputs: list[Input], job: Labelli
     items = [replace(item, path=item.path.absolute()) for item in inputs]
     work = _OnRay(bundle.path.absolute(), _settings(arguments), replace(job, folder=job.folder.absolute()))
     with connect(arguments.ray, arguments.threads) as cluster:
-        print(count(cluster.actors.count, "Ray actor"), file=sys.stderr)
+        print(count(cluster.count, "Ray actor"), file=sys.stderr)
         for done in cluster.map(work, items):
             job.results += done.results
             job.failures += done.failures
@@ -209,7 +201,7 @@ def _run_on_ray(arguments: argparse.Namespace, inputs: list[Input], job: Labelli
         entries.sort(key=lambda entry: order[entry["input"]])
 
 
-def _report(job: Labelling, *, as_json: bool) -> None:
+def _report(job: Predictions, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"results": job.results, "failures": job.failures}, indent=1))
         return

@@ -16,27 +16,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="where to listen; default: %(default)s, this machine only",
+        help="address to listen on; default: %(default)s, this machine",
     )
     parser.add_argument(
-        "--port", type=whole(0, 65_535), default=8000, metavar="N", help="0: any free one; default: %(default)s"
+        "--port", type=whole(0, 65_535), default=8000, metavar="N", help="0 takes a free one; default: %(default)s"
     )
     parser.add_argument("--artifact", metavar="NAME", help="the default artifact; default: the best for this machine")
     parser.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads; default: all this process may use")
     parser.add_argument(
-        "--concurrency", type=whole(1), default=2, metavar="N", help="images worked on at once; default: %(default)s"
+        "--concurrency", type=whole(1), default=2, metavar="N", help="images segmented at once; default: %(default)s"
     )
     parser.add_argument(
-        "--queue", type=whole(0), default=16, metavar="N", help="requests that may wait; default: %(default)s"
+        "--queue", type=whole(0), default=16, metavar="N", help="most requests that wait; default: %(default)s"
     )
     parser.add_argument(
-        "--max-bytes", type=whole(1), default=32 << 20, metavar="N", help="of a request; default: 32 MiB"
+        "--max-bytes", type=whole(1), default=32 << 20, metavar="N", help="largest request; default: 32 MiB"
     )
     parser.add_argument(
-        "--max-pixels", type=whole(1), default=40_000_000, metavar="N", help="of an image; default: 40 million"
+        "--max-pixels",
+        type=whole(1),
+        default=40_000_000,
+        metavar="N",
+        help="most pixels of an image; default: 40 million",
     )
     parser.add_argument(
-        "--timeout", type=real(above=0), default=60.0, metavar="SECONDS", help="for an answer; default: %(default)g"
+        "--timeout",
+        type=real(above=0),
+        default=60.0,
+        metavar="SECONDS",
+        help="longest time for an answer; default: %(default)g",
     )
 
 
@@ -50,16 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.serving.http.limits import Limits
     from denseport.runtime.serving.http.server import serve
 
-    limits = Limits(
-        arguments.max_bytes, arguments.max_pixels, arguments.concurrency, arguments.queue, arguments.timeout
-    )
+    given = arguments
+    limits = Limits(given.max_bytes, given.max_pixels, given.concurrency, given.queue, given.timeout)
     accepted = serve(
-        Bundle(arguments.bundle),
-        limits,
-        arguments.host,
-        arguments.port,
-        artifact=arguments.artifact,
-        threads=arguments.threads,
+        Bundle(given.bundle), limits, given.host, given.port, artifact=given.artifact, threads=given.threads
     )
     print(f"stopped; requests accepted: {accepted}", file=sys.stderr)
     return 0

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="python",
         help="what runs the network: the Segmenter, or Triton's own back end; default: %(default)s",
     )
-    parser.add_argument("--name", help="of the model on the server; default: the bundle's")
+    parser.add_argument("--name", help="name of the model on the server; default: the bundle's")
     parser.add_argument(
         "--artifact",
         metavar="NAME",
@@ -36,37 +36,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ensemble", action="store_true", help="add NAME_encoded: an image file in, mask out")
     work = parser.add_argument_group("running")
-    work.add_argument("--instances", type=whole(1), metavar="N", help="processes side by side; default: the CPUs here")
-    work.add_argument("--threads", type=whole(1), default=1, metavar="N", help="of each instance; default: %(default)s")
+    work.add_argument(
+        "--instances", type=whole(1), metavar="N", help="processes that run the model; default: one a CPU here"
+    )
+    work.add_argument(
+        "--threads", type=whole(1), default=1, metavar="N", help="CPU threads of each instance; default: 1"
+    )
     work.add_argument(
         "--network-instances",
         type=whole(1),
         default=1,
         metavar="N",
-        help="onnxruntime, tensorrt_plan; default: %(default)s",
+        help="instances of the network (onnxruntime, tensorrt_plan); default: %(default)s",
     )
     work.add_argument("--gpu", action="store_true", help="onnxruntime: the network runs on GPUs")
     work.add_argument(
         "--warmup",
         type=_warmup_size,
-        metavar="HxW|none",
-        help="an image to answer before ready; default: by the bundle",
+        metavar="WxH|none",
+        help="size of the image that each instance segments before it is ready; default: by the bundle",
     )
     work.add_argument(
-        "--versions", default="latest:1", metavar="WHICH", help="served: latest:N, all, or 1,3; default: %(default)s"
+        "--versions",
+        default="latest:1",
+        metavar="WHICH",
+        help="versions to serve: latest:N, all, or 1,3; default: %(default)s",
     )
     queue = parser.add_argument_group("requests")
-    queue.add_argument("--max-batch", type=whole(1), default=8, metavar="N", help="in one batch; default: %(default)s")
     queue.add_argument(
-        "--delay", type=whole(0), default=0, metavar="MICROSECONDS", help="to wait for a fuller batch; default: none"
+        "--max-batch", type=whole(1), default=8, metavar="N", help="most images in a batch; default: %(default)s"
     )
     queue.add_argument(
-        "--queue", type=whole(0), default=128, metavar="N", help="that may wait, 0: any number; default: %(default)s"
+        "--delay", type=whole(0), default=0, metavar="MICROSECONDS", help="longest wait for a fuller batch; default: 0"
     )
     queue.add_argument(
-        "--timeout", type=real(0), default=0, metavar="SECONDS", help="in the queue, then refused; default: none"
+        "--queue",
+        type=whole(0),
+        default=128,
+        metavar="N",
+        help="most requests that wait, or 0 for no limit; default: %(default)s",
     )
-    queue.add_argument("--max-pixels", type=whole(1), metavar="N", help="of an image; default: 4096 x 4096")
+    queue.add_argument(
+        "--timeout",
+        type=real(0),
+        default=0,
+        metavar="SECONDS",
+        help="longest wait in the queue before a request is refused; default: no limit",
+    )
+    queue.add_argument("--max-pixels", type=whole(1), metavar="N", help="most pixels of an image; default: 4096 x 4096")
     queue.add_argument("--cache", action="store_true", help="keep answers; the server needs --cache-config too")
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
 
@@ -87,14 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace, manifest: Manifest) -> Options:
-    from denseport.runtime.errors import InputError
-    from denseport.runtime.serving.triton.config import Batching, VersionPolicy
     from denseport.runtime.serving.triton.variants import DEFAULT_PIXELS, Options
 
-    try:
-        versions = VersionPolicy.parse(arguments.versions)
-    except ValueError as err:
-        raise InputError(f"--versions: {err}", "Give latest:N, all, or numbers such as 1,3.") from err
     return Options(
         backend=arguments.backend,
         name=arguments.name,
@@ -103,12 +114,14 @@ def _options(arguments: argparse.Namespace, manifest: Manifest) -> Options:
         network_instances=arguments.network_instances,
         threads=arguments.threads,
         max_batch=arguments.max_batch,
-        batching=Batching(arguments.delay, arguments.queue, round(arguments.timeout * 1e6)),
+        delay_us=arguments.delay,
+        queue=arguments.queue,
+        timeout_us=round(arguments.timeout * 1e6),
         max_pixels=DEFAULT_PIXELS if arguments.max_pixels is None else arguments.max_pixels,
         gpu=arguments.gpu,
         warmup=_warmup(arguments.warmup, manifest),
         cache=arguments.cache,
-        versions=versions,
+        versions=arguments.versions,
         ensemble=arguments.ensemble,
     )
 

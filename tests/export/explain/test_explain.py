@@ -22,7 +22,7 @@ from denseport.export.graph.divergence import Difference, difference, find_diver
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.errors import InputError
-from denseport.runtime.evaluation.dataset import Dataset, Sample, ade20k
+from denseport.runtime.evaluation.dataset import Dataset, Sample, open_dataset
 from denseport.runtime.system.files import sha256_of
 
 CHECKPOINT = ASSETS / "dpt_tiny_street.pth"
@@ -36,7 +36,7 @@ def bundle(sample_copy: Bundle) -> Bundle:
 
 @pytest.fixture(scope="module")
 def images() -> Dataset:
-    return ade20k(ASSETS / "street")
+    return open_dataset(ASSETS / "street")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_an_untouched_bundle_loses_nothing(bundle: Bundle, images: Dataset) -> N
     for step in (protocol, export, precision):
         assert not step.failed and step.lost == pytest.approx(0, abs=1e-9)
         assert any(line.endswith("no loss") for line in step.lines())
-    assert engine.mIoU is None and "no engine" in engine.notes[0]
+    assert engine.mIoU is None and "not an engine" in engine.notes[0]
     assert found.images == found.available == 4
 
 

@@ -97,3 +97,4 @@ def test_the_profile_of_a_size_is_found_or_the_range_is_stated() -> None:
             find_profile(RECORD.profiles, shape)
         assert f"an input of {shape} is outside" in str(caught.value)
         assert "(1, 3, 512, 512..2048) or (1, 3, 512..2048, 512)" in str(caught.value)
+        assert "--protocol fixed:683x512" in str(caught.value)  # width x height of the usual input, (1, 3, 512, 683)

@@ -26,8 +26,8 @@ NEEDED = {
 }
 
 BAD = [
-    ("eval", ["--report", ""], "is no path"),
-    ("calibrate", ["--masks", ""], "is no path"),
+    ("eval", ["--report", ""], "is not a path"),
+    ("calibrate", ["--masks", ""], "is not a path"),
     ("run", ["--opacity", "2"], "from 0 to 1"),
     ("run", ["--opacity", "nan"], "from 0 to 1"),
     ("run", ["--temporal-smoothing", "1"], "from 0 to below 1"),
@@ -53,8 +53,8 @@ BAD = [
     ("build", ["--limit", "0"], "whole number from 1 up"),
     ("build", ["--min", "64"], "HEIGHTxWIDTH"),
     ("build", ["--precision", "fp61"], "fp16"),
-    ("bench", ["--size", "0x0"], "HEIGHTxWIDTH"),
-    ("bench", ["--size", "64"], "HEIGHTxWIDTH"),
+    ("bench", ["--size", "0x0"], "WIDTHxHEIGHT"),
+    ("bench", ["--size", "64"], "WIDTHxHEIGHT"),
     ("bench", ["--seconds", "0"], "above 0"),
     ("bench", ["--rounds", "0"], "whole number from 1 up"),
     ("bench", ["--batches", "1", "0"], "whole number from 1 up"),
@@ -62,7 +62,7 @@ BAD = [
     ("serve", ["--timeout", "inf"], "above 0"),
     ("serve", ["--queue", "-1"], "whole number from 0 up"),
     ("triton", ["--timeout", "-1"], "from 0 up"),
-    ("triton", ["--warmup", "0x9"], "HEIGHTxWIDTH"),
+    ("triton", ["--warmup", "0x9"], "WIDTHxHEIGHT"),
     ("triton", ["--max-batch", "0"], "whole number from 1 up"),
 ]
 
@@ -79,7 +79,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize("command", ["export", "run", "triton"])
 def test_an_empty_output_is_not_the_current_folder(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command, *NEEDED[command][:-1], ""]) == 2
-    assert capsys.readouterr().err.startswith("denseport: error: -o/--output: '' is no path; ")
+    assert capsys.readouterr().err.startswith("denseport: error: -o/--output: '' is not a path; ")
 
 
 @pytest.mark.parametrize(("command", "option", "allowed"), BAD, ids=lambda value: str(value))
@@ -105,7 +105,7 @@ def test_no_number_or_path_of_any_command_goes_unchecked() -> None:
 def test_numbers_within_their_bounds_are_read() -> None:
     assert [whole(0)("0"), whole(1, 5)("5"), whole(-3)("-3")] == [0, 5, -3]
     assert [real(0, 1)("1"), real(0, below=1)("0.99"), real(above=0)("1e-9")] == [1, 0.99, 1e-9]
-    assert size(2000)("1080x1920") == (1080, 1920)
+    assert size(2000)("1920x1080") == (1080, 1920)
 
 
 @pytest.mark.parametrize("text", ["", " ", "1_0", "٣", "1e3", "0x10", "-1", "9" * 5000])

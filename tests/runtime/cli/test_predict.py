@@ -27,7 +27,7 @@ def test_a_video_that_is_cut_short_is_told(sample: Bundle, tmp_path: Path, capsy
     assert code == 0 and "warning" not in out
     clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
     code, out = run()
-    assert code == 0 and "warning: only" in out and "of the 8 frames" in out
+    assert code == 0 and "warning: only" in out and "of the video's 8 frames" in out
 
 
 @pytest.mark.parametrize(

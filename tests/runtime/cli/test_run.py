@@ -185,7 +185,7 @@ def test_results_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").touch()
     with monkeypatch.context() as patched:  # it is told before the work
-        patched.setattr("denseport.runtime.segmenter.OnnxRuntimeSession", None)
+        patched.setattr("denseport.runtime.backends.onnxruntime.OnnxRuntimeSession", None)
         refused(call("run", sample.path, photo, "-o", tmp_path / "file"), "cannot be written", "choose another place")
         refused(call("eval", sample.path, "--data", tmp_path, "--report", tmp_path / "file"), "file: cannot be written")
         refused(call("bench", sample.path, "--report", tmp_path / "file/new"), "file/new: cannot be written")

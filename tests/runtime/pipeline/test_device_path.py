@@ -35,7 +35,7 @@ from denseport.runtime.pipeline.device_path import DevicePath, open_device_path
 from denseport.runtime.pipeline.preprocess import normalise, resize
 from denseport.runtime.segmenter import Segmenter
 
-SIZES = [(96, 128), (128, 96), (61, 90), (48, 64), (150, 77)]  # images; fixed:48x64 shows them larger and smaller
+SIZES = [(96, 128), (128, 96), (61, 90), (48, 64), (150, 77)]  # images; fixed:64x48 shows them larger and smaller
 
 
 class OnDevice(OnnxRuntimeSession):
@@ -58,7 +58,7 @@ def cuda(image_kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     return FakeCuda(image_kernels)
 
 
-def opened(bundle: Bundle, cuda: FakeCuda, protocol: str = "fixed:48x64", **options: Any) -> Segmenter:
+def opened(bundle: Bundle, cuda: FakeCuda, protocol: str = "fixed:64x48", **options: Any) -> Segmenter:
     session = OnDevice(bundle.verified("model.onnx"), cuda, **options)
     protocol_ = parse_protocol(protocol, bundle.manifest)
     return Segmenter(bundle, artifact="model.onnx", protocol=protocol_, session=session, threads=1, device_path=True)
@@ -73,7 +73,7 @@ def segment(sample: Bundle, cuda: FakeCuda) -> Iterator[Segmenter]:
 
 @pytest.fixture(scope="module")
 def on_host(sample: Bundle) -> Iterator[Segmenter]:
-    with Segmenter(sample, protocol="fixed:48x64", threads=1) as segmenter:
+    with Segmenter(sample, protocol="fixed:64x48", threads=1) as segmenter:
         yield segmenter
 
 
@@ -165,7 +165,7 @@ def test_other_protocols_stay_on_the_host_and_say_so(sample: Bundle, cuda: FakeC
 
 def test_without_a_gpu_the_host_does_it_and_says_so(sample: Bundle, on_host: Segmenter) -> None:
     assert "images" not in on_host.description
-    with Segmenter(sample, protocol="fixed:48x64", threads=1, device_path=True) as segmenter:
+    with Segmenter(sample, protocol="fixed:64x48", threads=1, device_path=True) as segmenter:
         assert "; images on the CPU: tensors of ONNX Runtime" in segmenter.description
         image = image_of((96, 128))
         np.testing.assert_array_equal(segmenter(image).mask, on_host(image).mask)
@@ -191,7 +191,7 @@ def test_a_session_of_the_callers_own_keeps_its_images_on_the_host(sample: Bundl
         def run(self, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             return image
 
-    protocol = parse_protocol("fixed:48x64", sample.manifest)
+    protocol = parse_protocol("fixed:64x48", sample.manifest)
     with pytest.raises(MachineError, match=r"^tensors of a plain session are on the host$"):
         open_device_path(Plain(), protocol)
     with Segmenter(sample, session=Plain(), protocol=protocol, device_path=True) as segmenter:
@@ -255,7 +255,7 @@ def test_closing_waits_for_the_image_under_way(sample: Bundle, cuda: FakeCuda) -
 
             return replace(network, new_slot=slot)
 
-    protocol = parse_protocol("fixed:48x64", sample.manifest)
+    protocol = parse_protocol("fixed:64x48", sample.manifest)
     session = Held(sample.verified("model.onnx"), cuda)
     segmenter = Segmenter(
         sample, artifact="model.onnx", protocol=protocol, session=session, threads=1, device_path=True

@@ -110,7 +110,7 @@ def session(
 
 def test_masks_and_threads(session: tuple[Callable[[], Session], Bundle]) -> None:
     open_session, bundle = session
-    protocol = parse_protocol("fixed:{}x{}".format(*NETWORK), bundle.manifest)
+    protocol = parse_protocol("fixed:{1}x{0}".format(*NETWORK), bundle.manifest)
     images = [image_of(size, seed) for seed, size in enumerate([*SIZES[:3], *SIZES[:3]])]
     with Segmenter(bundle, artifact="gpu", protocol=protocol, session=open_session(), device_path=True) as on_device:
         assert on_device.description.endswith("; images on the GPU")

@@ -20,7 +20,7 @@ from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.progress import Silent
 
 HEIGHT, WIDTH = 600, 1200  # under 2048 x 512 and a crop of 512 it is resized to 1024 x 512: two windows and one between
-PROTOCOLS = ("reference", "slide:512:341", "slide:64:50", "native:512:341", "ms-flip", "fixed:64x96")
+PROTOCOLS = ("reference", "slide:512:341", "slide:64:50", "native:512:341", "ms-flip", "fixed:96x64")
 
 
 class Recorder(Session):

@@ -33,9 +33,7 @@ def compile_ptx(sources: tuple[Path, ...]) -> bytes:
 
 def fingerprint(sources: tuple[Path, ...]) -> str:
     """64 hex digits that change with the sources, the options and the compiler's version."""
-    digest = hashlib.sha256(repr((NVRTC_VERSION, _OPTIONS)).encode())
-    digest.update(_joined(sources))
-    return digest.hexdigest()
+    return hashlib.sha256(repr((NVRTC_VERSION, _OPTIONS)).encode() + _joined(sources)).hexdigest()
 
 
 def _joined(sources: tuple[Path, ...]) -> bytes:

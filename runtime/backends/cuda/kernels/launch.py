@@ -52,7 +52,6 @@ class Launch:
     grid: Size  # blocks, in x
     block: int  # threads a block, in x
     scalars: tuple[Size, ...]  # int32
-    shared_bytes: int = 0  # dynamic shared memory a block: none of the kernels uses any
 
 
 def resize_normalise(size: tuple[int, int], network: tuple[int, int], *, bgr_to_rgb: bool) -> Launch:

@@ -78,7 +78,6 @@ int cuDriverGetVersion(int *version) { return *version = 13020, 0; }
 int cuDeviceGetCount(int *count) { return *count = getenv("FAKE_NO_GPU") ? 0 : 1, 0; }
 int cuDeviceGet(int *device, int index) { return *device = 7, index ? 101 : 0; }
 int cuDeviceGetName(char *name, int length, int device) { return strncpy(name, "Fake H100", length), device == 7 ? 0 : 101; }
-int cuDeviceTotalMem(size_t *bytes, int device) { return *bytes = (size_t)80 << 30, device == 7 ? 0 : 101; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) {  // 75, 76: compute capability
   *value = attribute == 75 ? 9 : attribute == 76 ? 0 : -1;
   return device == 7 ? 0 : 101;

@@ -57,7 +57,7 @@ alive = ctypes.c_int.in_dll(fake, "alive")
 
 def test_the_gpu_is_described_without_its_context(library: Path) -> None:
     out = run(library, "print(open_cuda(implementation='cuda-bindings').device)")
-    assert out.strip() == f"Device(name='Fake H100', capability=(9, 0), memory={80 << 30}, driver='13.2')"
+    assert out.strip() == "Device(name='Fake H100', capability=(9, 0), driver='13.2')"
 
 
 def test_a_machine_without_that_gpu_is_named(library: Path) -> None:

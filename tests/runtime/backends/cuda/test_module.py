@@ -34,10 +34,10 @@ def numbers(driver: ctypes.CDLL, name: str, count: int, kind: type = ctypes.c_in
 def test_a_launch_passes_inputs_then_integers_then_the_output(driver: ctypes.CDLL) -> None:
     module = Module(b"the PTX")
     high = 0x7F00_1234_5678_9ABC  # addresses have 64 bits
-    module.launch(Launch("kernel", 5, 128, (-7, 2**31 - 1), 16), [high, None], high + 64, stream=high + 128)
+    module.launch(Launch("kernel", 5, 128, (-7, 2**31 - 1)), [high, None], high + 64, stream=high + 128)
     assert ctypes.string_at(ctypes.addressof(ctypes.c_char.in_dll(driver, "ptx"))) == b"the PTX"
     assert ctypes.string_at(ctypes.addressof(ctypes.c_char.in_dll(driver, "found"))) == b"kernel"
-    assert numbers(driver, "launched", 7, ctypes.c_uint) == [5, 1, 1, 128, 1, 1, 16]
+    assert numbers(driver, "launched", 7, ctypes.c_uint) == [5, 1, 1, 128, 1, 1, 0]
     assert numbers(driver, "pointers", 3, ctypes.c_void_p) == [high, None, high + 64]
     assert numbers(driver, "scalars", 2) == [-7, 2**31 - 1]
     assert numbers(driver, "stream", 1, ctypes.c_void_p) == [high + 128]

@@ -35,7 +35,7 @@ def test_strided_memory_is_refused() -> None:
 def test_arrays_of_the_host_and_other_objects_are_refused_as_gpu_input() -> None:
     with pytest.raises(InputError, match="not on an NVIDIA GPU"):
         view_of(np.zeros(3, np.float32))
-    with pytest.raises(InputError, match="a list is no array on the GPU"):
+    with pytest.raises(InputError, match="a list is not an array on the GPU"):
         view_of([1.0])
 
 

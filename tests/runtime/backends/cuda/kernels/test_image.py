@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from denseport.runtime.backends.cuda.kernels import launch
-from denseport.runtime.bundle.preprocessing import Preprocessing
+from denseport.runtime.bundle.preprocessing import Preprocessing, normalisation
 from denseport.runtime.pipeline import preprocess
 
 OFTEN = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -27,7 +27,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def prepared(kernels: Kernels, image: NDArray[np.uint8], size: tuple[int, int], how: Preprocessing) -> NDArray[Any]:
-    plan = launch.resize_normalise(image.shape[:2], size, bgr_to_rgb=how.bgr_to_rgb)
+    plan = launch.resize_normalise(image.shape[:2], size, bgr_to_rgb=normalisation(how).bgr_to_rgb)
     return kernels.run(plan, [image, preprocess.levels(how)], (1, 3, *size), np.float32)
 
 
