@@ -17,22 +17,19 @@ from denseport.calibration.report import write_report
 from denseport.calibration.search.search import Budget
 from denseport.calibration.search.sensitivity import Loss
 from denseport.calibration.steps import CalibrationRecord, quantize_bundle
-from denseport.calibration.verdict import judge, measure_accuracy
+from denseport.calibration.verdict import judge
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.comparison import proof_here
 from denseport.runtime.bundle.decode import decode_dataclass, reading_record
 from denseport.runtime.bundle.quantization import QuantizationVerdict
 from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.dataset import Dataset, open_dataset
 from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced, sample_evenly
-from denseport.runtime.selection import select_artifact
 from denseport.runtime.system.files import cache_folder, refuse_unwritable, writing
 from denseport.runtime.system.progress import Progress, Silent
 
 __all__ = ["Calibration", "calibrate", "judge_again"]
 
 Images = Path | str | Sequence[Path | str]
-TIMED = 4  # images that the networks are timed with
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def calibrate(
     with _work_folder(options, bundle, shown.paths) as work:
         record = quantize_bundle(bundle, shown, labelled, options, budget, work, progress)
     verdicts = {
-        name: _verdict(bundle, name, shown, labelled, budget, loss, options.threads, progress)
+        name: judge(bundle, name, shown, labelled, budget, loss, threads=options.threads, progress=progress)
         for name, loss in record.losses.items()
     }
     page = None if report is None else write_report(report, bundle.manifest, record, verdicts)
@@ -134,7 +131,7 @@ def judge_again(
         budget = decode_dataclass(Budget, record["calibration"]["budget"], name, "record.calibration.budget")
         loss = decode_dataclass(Loss, record["variant"]["loss"], name, "record.variant.loss")
     check_images(shown)
-    return _verdict(bundle, name, shown, labelled, budget, loss, threads, progress or Silent())
+    return judge(bundle, name, shown, labelled, budget, loss, threads=threads, progress=progress or Silent())
 
 
 def _open(
@@ -181,26 +178,3 @@ def _work_folder(options: CalibrationOptions, bundle: Bundle, images: Sequence[P
         shutil.rmtree(cache, ignore_errors=True)
     yield cache
     shutil.rmtree(cache, ignore_errors=True)  # only after success: --resume needs it after an interruption
-
-
-def _verdict(
-    bundle: Bundle,
-    name: str,
-    images: NetworkInputs,
-    labelled: Dataset | None,
-    budget: Budget,
-    loss: Loss,
-    threads: int | None,
-    progress: Progress,
-) -> QuantizationVerdict:
-    """Measure the artifact beside FP32 here, and keep the verdict in its record."""
-    accuracy = None
-    if labelled is not None:
-        with progress.phase("measuring mIoU") as told:
-            accuracy = measure_accuracy(bundle, name, labelled, threads=threads, progress=told)
-    progress.say(f"timing {name} beside FP32")
-    verdict = judge(bundle, name, evenly_spaced(images, TIMED), budget, loss, accuracy, threads=threads)
-    against, on_gpu = "fp32" if labelled is None else "labels", select_artifact(bundle, name).on_gpu
-    proof = proof_here(against, "verdict", bundle.artifact(name).float_precision, on_gpu=on_gpu)
-    bundle.note(name, {"verdict": asdict(verdict)}, proof)
-    return verdict

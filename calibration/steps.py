@@ -39,7 +39,7 @@ from denseport.runtime.system.machine import inspect_machine
 from denseport.runtime.system.progress import Progress
 from denseport.runtime.system.text import count
 
-__all__ = ["CalibrationRecord", "quantize_bundle"]
+__all__ = ["CalibrationRecord", "Variant", "quantize_bundle"]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -18,16 +18,19 @@ from denseport.runtime.backends.session import Session
 from denseport.runtime.benchmark.turns import in_turns
 from denseport.runtime.bundle.artifact import ANY, FOR_CPU, FOR_TENSORRT
 from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.comparison import proof_here
 from denseport.runtime.bundle.quantization import QuantizationVerdict, kind_of
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.measure import measure_dataset
+from denseport.runtime.pipeline.network_input import evenly_spaced
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.selection import CUDA, select_artifact
 from denseport.runtime.system.machine import inspect_machine
-from denseport.runtime.system.progress import StepCallback, no_steps
+from denseport.runtime.system.progress import Progress, StepCallback
 
 __all__ = ["FASTER", "Accuracy", "judge", "measure_accuracy", "race", "speed_ratio"]
 
+TIMED = 4  # images that the networks are timed with
 FASTER = 1.02  # INT8 must be so many times as fast as FP32: less is within the noise of a quiet machine
 ROUNDS = (7, 31)  # least and most
 SECONDS = 15.0  # after which no further round starts
@@ -91,8 +94,8 @@ def measure_accuracy(
     name: str,
     dataset: Dataset,
     *,
-    threads: int | None = None,
-    progress: StepCallback = no_steps,
+    threads: int | None,
+    progress: StepCallback,
 ) -> Accuracy:
     """mIoU of an artifact and of FP32, as `denseport eval` measures it."""
     with (
@@ -111,20 +114,26 @@ def judge(
     bundle: Bundle,
     name: str,
     images: Sequence[NDArray[np.float32]],
+    labelled: Dataset | None,
     budget: Budget,
     loss: Loss,
-    accuracy: Accuracy | None = None,
     *,
-    threads: int | None = None,
+    threads: int | None,
+    progress: Progress,
 ) -> QuantizationVerdict:
-    """Time an artifact of the bundle beside FP32, on a GPU also beside FP16, and say whether it is accepted.
+    """Measure an artifact of the bundle beside FP32, on a GPU also beside FP16, and keep the verdict in its record.
 
     Args:
-        images: normalised (1, 3, H, W), to time the networks with.
-        loss: what the search measured; it counts if there is no ``accuracy``.
-        accuracy: on labelled images.
+        images: normalised (1, 3, H, W); some of them time the networks.
+        labelled: images with labels to measure mIoU on.
+        loss: what the search measured; it counts if there are no labelled images.
     """
-    providers = select_artifact(bundle, name).providers
+    accuracy = None
+    if labelled is not None:
+        with progress.phase("measuring mIoU") as told:
+            accuracy = measure_accuracy(bundle, name, labelled, threads=threads, progress=told)
+    progress.say(f"timing {name} beside FP32")
+    artifact, providers = bundle.artifact(name), select_artifact(bundle, name).providers
     on_gpu = CUDA in providers
     fp16 = bundle.manifest.graph("fp16") if on_gpu else None
     sessions = {
@@ -133,12 +142,12 @@ def judge(
         )
         for each in (bundle.manifest.source, *([fp16] if fp16 else []), name)
     }
-    times = race(sessions, images)
+    times = race(sessions, evenly_spaced(images, TIMED))
     machine = inspect_machine(look_for_gpus=on_gpu)
     measured = loss if accuracy is None else accuracy.loss
     ratio = speed_ratio(times[bundle.manifest.source], times[name])
-    within, accepted, reason = _decide(name, bundle.artifact(name).target, ratio, measured, budget)
-    return QuantizationVerdict(
+    within, accepted, reason = _decide(name, artifact.target, ratio, measured, budget)
+    verdict = QuantizationVerdict(
         machine=kind_of(machine, on_gpu=on_gpu),
         cpus=machine.cpus,
         session=sessions[name].description,
@@ -154,6 +163,10 @@ def judge(
         versions=machine.summary()["packages"],
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    against = "fp32" if accuracy is None else "labels"
+    proof = proof_here(against, "verdict", artifact.float_precision, on_gpu=on_gpu)
+    bundle.note(name, {"verdict": asdict(verdict)}, proof)
+    return verdict
 
 
 def _decide(name: str, target: str, ratio: float, loss: Loss, budget: Budget) -> tuple[bool, bool, str]:

@@ -39,10 +39,11 @@ def comparing_command(name: str, manifest: Manifest) -> str:
         return _for_engine(name, artifact, manifest.source)
     if "calibration" in artifact.record:
         return f"denseport calibrate BUNDLE --measure {name} --images IMAGES"
-    typed = artifact.precision not in FLOATS and artifact.float_precision != "fp32"
-    options = [f"--float-precision {artifact.float_precision}"] * typed
-    options += ["--output mask"] * (artifact.output == "mask") + ["--plugin on"] * artifact.fused
-    return " ".join(["denseport build BUNDLE --precision", artifact.precision, *options, "--images IMAGES"])
+    command = f"denseport build BUNDLE --precision {artifact.precision}"
+    if artifact.precision not in FLOATS and artifact.float_precision != "fp32":
+        command += f" --float-precision {artifact.float_precision}"
+    command += " --output mask" * (artifact.output == "mask") + " --plugin on" * artifact.fused
+    return f"{command} --images IMAGES"
 
 
 def _for_engine(name: str, artifact: Artifact, source: str) -> str:

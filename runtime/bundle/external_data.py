@@ -27,7 +27,7 @@ _FIELDS: dict[str, dict[int, str]] = {
     "tensor": {13: "entry"},
 }
 _KEY, _VALUE = 1, 2  # of an entry
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
+_VARINT, _BYTES, _FIXED = 0, 2, {1: 8, 5: 4}  # wire types; those of fixed size with their bytes
 _LARGEST_TAG = 2**32 - 1
 
 
@@ -74,8 +74,8 @@ def _fields(data: mmap.mmap, at: int, stop: int) -> Iterator[tuple[int, int, int
             at = begin + length
         elif wire == _VARINT:
             _, at = _varint(data, at, stop)
-        elif wire in (_FIXED64, _FIXED32):
-            at += 8 if wire == _FIXED64 else 4
+        elif wire in _FIXED:
+            at += _FIXED[wire]
         else:
             raise ValueError(f"no protobuf message at byte {at}")
         if at > stop:

@@ -144,7 +144,7 @@ def with_verdict(bundle: Bundle, **values: Any) -> None:
         versions="",
         date="",
     )
-    record = json.loads(json.dumps(dataclasses.replace(verdict, **values).record()))
+    record = json.loads(json.dumps({"verdict": dataclasses.asdict(dataclasses.replace(verdict, **values))}))
     artifacts = dict(bundle.manifest.artifacts)
     artifacts["int8.onnx"] = dataclasses.replace(artifacts["int8.onnx"], record=record)
     bundle.manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)
