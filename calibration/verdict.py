@@ -109,9 +109,9 @@ def measure_accuracy(
     ):
         found = measure_dataset(dataset, segmenter, fp32=fp32, progress=progress)
     classes = bundle.manifest.classes
-    assert found.fp32_confusion is not None and found.predictions.agreement is not None  # FP32 ran
+    assert found.fp32_confusion is not None and found.agreement is not None  # FP32 ran
     return Accuracy(
-        found.scores(classes).mIoU, found.fp32_confusion.scores(classes).mIoU, found.predictions.agreement, len(dataset)
+        found.scores(classes).mIoU, found.fp32_confusion.scores(classes).mIoU, found.agreement, len(dataset)
     )
 
 

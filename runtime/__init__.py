@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from denseport.runtime.bundle.bundle import Bundle as Bundle
     from denseport.runtime.errors import DenseportError as DenseportError
     from denseport.runtime.evaluation.comparison import Gate as Gate
-    from denseport.runtime.evaluation.evaluate import Evaluation as Evaluation
     from denseport.runtime.evaluation.evaluate import evaluate as evaluate
+    from denseport.runtime.evaluation.result import Evaluation as Evaluation
     from denseport.runtime.pipeline.results import Segmentation as Segmentation
     from denseport.runtime.pipeline.results import Timings as Timings
     from denseport.runtime.segmenter import Segmenter as Segmenter

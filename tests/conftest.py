@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 from cpu_kernels import Kernels, compile_kernels
 from exports import export_once, shelf
+from hypothesis import settings
 from support import ASSETS, SHARED
 
 from denseport.runtime.backends.cuda.kernels import launch
 from denseport.runtime.backends.cuda.kernels.sources import IMAGE_SOURCES
 from denseport.runtime.bundle.bundle import Bundle
+
+# Several processes share the machine: an example that takes long says nothing.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.benchmark.load import LoadMonitor
 from denseport.runtime.benchmark.report import as_dict, write_report
-from denseport.runtime.benchmark.speed import Contender, Plan, Result, run_bench, speed_warnings, synthetic_image
+from denseport.runtime.benchmark.speed import Plan, Result, run_bench, speed_warnings, synthetic_image
 from denseport.runtime.benchmark.startup import measure_startup
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.errors import DenseportError, InputError, MachineError, OutputError
@@ -26,7 +26,6 @@ from denseport.runtime.system.progress import Progress, Silent
 
 __all__ = ["Bench", "bench"]
 
-BASELINES = "denseport.baselines"
 Image = NDArray[np.uint8]
 
 
@@ -36,7 +35,7 @@ class Bench:
 
     results: tuple[Result, ...]  # of each artifact, and of the baseline last
     skipped: dict[str, str]  # artifacts that were not measured, and why
-    warnings: tuple[str, ...]  # what speaks against the figures
+    warnings: tuple[str, ...]  # why the figures may be wrong
     details: dict[str, Any]  # everything, ready for JSON
     report: Path | None = None  # the page; None: not asked for
 
@@ -82,10 +81,9 @@ def bench(
     shown = _read(image)
     with ExitStack() as stack:
         segmenters, skipped = _open(bundle, artifacts, threads, stack, progress)
-        contenders = [Contender(each.artifact, each.session, each) for each in segmenters]
+        first, contenders = segmenters[0], list(segmenters)
         if baseline is not None:
-            contenders.append(_baseline(baseline, segmenters[0], checkpoint, threads, stack))
-        first = segmenters[0]
+            contenders.append(stack.enter_context(_baseline(baseline, first, checkpoint, threads)))
         tensor = next(network_inputs(shown, first.protocol, first.manifest.patch_size))
         monitor = LoadMonitor()
         results = run_bench(contenders, shown, tensor, plan, progress)
@@ -114,13 +112,13 @@ def _check(
     if report is not None:
         refuse_unwritable(Path(report))
     if checkpoint is not None and baseline is None:
-        raise InputError("--checkpoint is for a baseline", "Add --baseline torch.")
+        raise InputError("--checkpoint is used by --baseline only", "Add --baseline torch.")
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     if record:
         try:
             refuse_unwritable(bundle.path)
         except OutputError as err:
-            raise OutputError(err.message, "Measure without keeping the figures in the bundle: --no-record.") from err
+            raise OutputError(err.message, "Measure without writing the figures into the bundle: --no-record.") from err
     return bundle
 
 
@@ -148,18 +146,15 @@ def _open(
     return opened, skipped
 
 
-def _baseline(
-    name: str, other: Segmenter, checkpoint: Path | str | None, threads: int | None, stack: ExitStack
-) -> Contender:
+def _baseline(name: str, other: Segmenter, checkpoint: Path | str | None, threads: int | None) -> Segmenter:
     """Found through its entry point, as the runtime knows no torch."""
     try:
-        (entry,) = entry_points(group=BASELINES, name=name)
+        (entry,) = entry_points(group="denseport.baselines", name=name)
         make = entry.load()
     except (ImportError, ValueError) as err:
         raise MachineError(f"--baseline {name}: not installed: {err}", "pip install 'denseport[export]'") from err
     session = make(other.manifest, None if checkpoint is None else Path(checkpoint), threads)
-    segmenter = Segmenter(other.bundle, artifact=name, protocol=other.protocol, session=session, threads=threads)
-    return Contender(name, session, stack.enter_context(segmenter))
+    return Segmenter(other.bundle, artifact=name, protocol=other.protocol, session=session, threads=threads)
 
 
 def _keep(bundle: Bundle, details: dict[str, Any]) -> None:

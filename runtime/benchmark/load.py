@@ -1,4 +1,4 @@
-"""Under what conditions something was measured: who else used the processors, clocks, energy."""
+"""The load of the machine while something was measured: other processes, clocks, energy."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Conditions:
     energy_joules: float | None  # of GPU 0; None where NVML does not say
 
     def warnings(self) -> list[str]:
-        """Why the figures may be wrong, in words."""
+        """Why the figures may be wrong."""
         found = []
         if self.others is not None and self.others > BUSY:
             found.append(
-                f"other processes took {100 * self.others:.0f} % of the processors meanwhile: "
+                f"other processes used {100 * self.others:.0f} % of the processors during the measurement: "
                 "measure again on an idle machine"
             )
         if self.clock_mhz is not None and self.clock_mhz[1] < 0.85 * self.clock_mhz[0]:
             before, after = self.clock_mhz
-            found.append(f"the processors' clock fell from {before:.0f} to {after:.0f} MHz: throttled")
+            found.append(f"the processors' clock fell from {before:.0f} to {after:.0f} MHz during the measurement")
         return found
 
 
@@ -46,7 +46,7 @@ class LoadMonitor:
         self._energy = _energy_joules()
 
     def stop(self) -> Conditions:
-        """What happened since the making."""
+        """What happened since it was made."""
         seconds = time.monotonic() - self._start
         busy, clock, energy = _busy_seconds(), _clock_mhz(), _energy_joules()
         others = None

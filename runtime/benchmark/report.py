@@ -23,7 +23,6 @@ from denseport.runtime.system.machine import inspect_machine
 __all__ = ["as_dict", "table", "write_report"]
 
 _TEMPLATE = Path(__file__).with_name("report.html")
-_PERCENTILES = (50, 90, 99)
 _LEAST_POINTS = 2.0  # of mIoU on the plot's axis, so that a hundredth of a point looks as little as it is
 
 
@@ -65,7 +64,7 @@ def _row(
         "artifact": result.name,
         "session": result.description,
         "session_ms": _percentiles(result.session),
-        "whole_ms": _percentiles(result.whole) if result.whole else None,
+        "whole_ms": _percentiles(result.whole),
         "samples": result.session.samples,
         "times_as_fast_as": {name: None if ratio.doubt else round(ratio.median, 3) for name, ratio in ratios.items()},
         "no_ratio": {name: ratio.doubt for name, ratio in ratios.items() if ratio.doubt},
@@ -77,8 +76,7 @@ def _row(
 
 
 def _percentiles(latency: Latency) -> dict[str, float | None]:
-    found = {f"p{percent}": latency.percentile(percent) for percent in _PERCENTILES}
-    found["p50"] = latency.median
+    found = {"p50": latency.median, "p90": latency.percentile(90), "p99": latency.percentile(99)}
     return {name: None if value is None else round(value, 3) for name, value in found.items()}
 
 
@@ -93,21 +91,18 @@ def table(report: Mapping[str, Any]) -> str:
         f"{report['model']}, image {width} x {height}, network input {shape}",
         *(f"{name:10} {text}" for name, text in measured["machine"].items()),
         "",
-        *(
-            "  ".join(
-                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ),
-        "",
     ]
+    for first, *others in rows:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        lines.append("  ".join((first.ljust(widths[0]), *cells)))
+    lines.append("")
     for row in report["rows"]:
         lines.append(f"{row['artifact']}: {row['session']}; {row['samples']} runs of the session")
         ratios = row["times_as_fast_as"].items()
         lines += [f"  {value:.2f} times as fast as {name}" for name, value in ratios if value is not None]
         lines += [f"  no ratio to {name}: {reason}" for name, reason in row["no_ratio"].items()]
-        lines += _rates("images a second with callers at once", row["images_per_second"])
-        lines += _rates("images a second of the session in batches of", row["batch_images_per_second"])
+        lines += _rates("images/s with this many callers at once:", row["images_per_second"])
+        lines += _rates("images/s of the session in batches of", row["batch_images_per_second"])
     lines += [f"{name}: not measured: {reason}" for name, reason in report["not_measured"].items()]
     joules = report["conditions"]["energy_joules"]
     if joules is not None:
@@ -120,11 +115,11 @@ _HEAD = ("artifact", "session p50", "p90", "p99 ms", "whole p50", "p90", "p99 ms
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    session, whole, start = row["session_ms"], row["whole_ms"] or {}, row["start"]
+    session, whole, start = row["session_ms"], row["whole_ms"], row["start"]
     return (
         row["artifact"],
-        *(_number(session[f"p{percent}"]) for percent in _PERCENTILES),
-        *(_number(whole.get(f"p{percent}")) for percent in _PERCENTILES),
+        *map(_number, session.values()),
+        *map(_number, whole.values()),
         _number(start and sum(start[name] for name in ("import_ms", "open_ms", "first_ms")), 0),
         _number(start and start.get("peak_mib"), 0),
         _number(row["mIoU"], 2),
@@ -147,7 +142,7 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
     """
     write_atomic(folder / "bench.json", (json.dumps(report, indent=1) + "\n").encode())
     rows = report["rows"]
-    drawn = [row for row in rows if row["mIoU"] is not None and row["whole_ms"] is not None]
+    drawn = [row for row in rows if row["mIoU"] is not None]
     page = render(
         _TEMPLATE,
         report=report,

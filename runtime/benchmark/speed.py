@@ -1,8 +1,8 @@
-"""How fast artifacts are, against each other, honestly.
+"""How fast artifacts are, side by side.
 
-Everything is measured in rounds in which each contender has its turn, the order rotating, so that a drift of the
-machine hits all alike; ratios are taken within a round, and their median is given. A percentile is given only where
-there are enough samples to have one, a ratio only where there are enough rounds and they agree.
+In each round every artifact has its turn, and the order rotates, so that a drift of the machine hits all alike. Ratios
+are taken within a round, and their median is given. A percentile is given only where there are enough samples to have
+one, a ratio only where there are enough rounds and they agree.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.backends.session import Session
 from denseport.runtime.benchmark.turns import in_turns
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.progress import Progress, Silent
+from denseport.runtime.system.text import count
 
 __all__ = [
-    "Contender",
     "Latency",
     "Plan",
     "Ratio",
@@ -35,7 +34,7 @@ __all__ = [
     "synthetic_image",
 ]
 
-DRIFT = 0.15  # change of a contender's median from the first round to the last before the figures are doubted
+DRIFT = 0.15  # change of a median from the first round to the last before the figures are doubted
 FEWEST_ROUNDS = 3  # that make a ratio: of two that differ, none can tell which is the odd one
 UNSTEADY = 2.0  # largest of the rounds' ratios / smallest, above which their median is no result
 
@@ -45,7 +44,7 @@ class Plan:
     """What to measure."""
 
     rounds: int = 5
-    seconds: float = 4.0  # for one contender in one round, of each kind of measurement; at least one run
+    seconds: float = 4.0  # for one artifact in one round, of each kind of measurement; at least one run
     concurrency: tuple[int, ...] = (1, 2, 4)  # callers at once
     batches: tuple[int, ...] = (1, 2, 4)  # images in one run of the session
 
@@ -59,17 +58,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One thing that is measured: an artifact through its segmenter, or a bare session such as the torch baseline."""
-
-    name: str
-    session: Session
-    segmenter: Segmenter | None = None  # None: only the session is measured
-
-
-@dataclass(frozen=True)
 class Ratio:
-    """How many times as fast one contender is as another."""
+    """How many times as fast one artifact is as another."""
 
     rounds: tuple[float, ...]  # each round's own; at least one
 
@@ -128,12 +118,12 @@ class Latency:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of one contender."""
+    """What was measured of one artifact, or of a baseline."""
 
     name: str
     description: str
     session: Latency
-    whole: Latency | None  # image to mask
+    whole: Latency  # image to mask
     throughput: dict[int, float] = field(default_factory=dict)  # callers at once -> images a second
     batches: dict[int, float] = field(default_factory=dict)  # batch -> images a second of the session
 
@@ -151,13 +141,13 @@ def synthetic_image(height: int, width: int) -> NDArray[np.uint8]:
 
 
 def run_bench(
-    contenders: Sequence[Contender],
+    segmenters: Sequence[Segmenter],
     image: NDArray[np.uint8],
     tensor: NDArray[np.float32],
     plan: Plan,
     progress: Progress | None = None,
 ) -> list[Result]:
-    """Measure all contenders side by side.
+    """Measure all segmenters side by side.
 
     Args:
         image: for the whole way, (H, W, 3) uint8 BGR.
@@ -165,15 +155,15 @@ def run_bench(
         progress: told what is measured, and after the warm-up how long it will take.
 
     Raises:
-        DenseportError: a contender cannot run the image.
+        DenseportError: a segmenter cannot run the image.
     """
     progress = progress or Silent()
-    alone = {c.name: partial(c.session.run, tensor) for c in contenders}
-    whole = {c.name: partial(c.segmenter, image) for c in contenders if c.segmenter is not None}
+    alone = {each.artifact: partial(each.session.run, tensor) for each in segmenters}
+    whole = {each.artifact: partial(each, image) for each in segmenters}
+    seconds = expected_seconds(plan, _warm(alone, "session", progress), _warm(whole, "image to mask", progress))
+    words = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
     progress.say(
-        _forecast(
-            expected_seconds(plan, _warm(alone, "session", progress), _warm(whole, "image to mask", progress)), plan
-        )
+        f"measuring takes about {words}; lower --rounds ({plan.rounds}) or --seconds ({plan.seconds:g}) to shorten it"
     )
     progress.say("latency of the sessions")
     sessions = _latencies(alone, plan)
@@ -181,24 +171,23 @@ def run_bench(
     wholes = _latencies(whole, plan)
     throughput: dict[int, dict[str, float]] = {}
     for callers in plan.concurrency:
-        progress.say(f"images a second, callers at once: {callers}")
+        progress.say(f"images per second with {count(callers, 'caller')} at once")
         throughput[callers] = _throughputs(whole, callers, plan)
-    batches: dict[int, dict[str, float]] = {}
+    batches: dict[int, dict[str, Latency]] = {}
     for size in plan.batches:
         progress.say(f"batches of {size}")
         batch = np.repeat(tensor, size, axis=0)
-        latencies = _latencies({c.name: partial(c.session.run, batch) for c in contenders}, plan)
-        batches[size] = {name: 1000 * size / latency.median for name, latency in latencies.items()}
+        batches[size] = _latencies({each.artifact: partial(each.session.run, batch) for each in segmenters}, plan)
     return [
         Result(
-            each.name,
+            each.artifact,
             each.session.description,
-            session=sessions[each.name],
-            whole=wholes.get(each.name),
-            throughput={callers: rates[each.name] for callers, rates in throughput.items() if each.name in rates},
-            batches={size: rates[each.name] for size, rates in batches.items()},
+            sessions[each.artifact],
+            wholes[each.artifact],
+            {callers: rates[each.artifact] for callers, rates in throughput.items()},
+            {size: 1000 * size / latencies[each.artifact].median for size, latencies in batches.items()},
         )
-        for each in contenders
+        for each in segmenters
     ]
 
 
@@ -206,7 +195,7 @@ def expected_seconds(plan: Plan, sessions: Sequence[float], wholes: Sequence[flo
     """How long `run_bench` takes once everything is warm.
 
     Args:
-        sessions, wholes: seconds of one run, of each contender's session and from image to mask.
+        sessions, wholes: seconds of one run, of each session and from image to mask.
     """
 
     def turns(times: Sequence[float], at_least: int = 1) -> float:
@@ -233,18 +222,11 @@ def _warm(work: Mapping[str, Callable[[], object]], what: str, progress: Progres
     return found
 
 
-def _forecast(seconds: float, plan: Plan) -> str:
-    words = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-    return (
-        f"measuring takes about {words}; lower --rounds ({plan.rounds}) or --seconds ({plan.seconds:g}) to shorten it"
-    )
-
-
 def speed_warnings(results: Sequence[Result]) -> list[str]:
-    """Where the rounds disagree too much to be trusted, in words."""
+    """Where the rounds disagree too much to be trusted."""
     return [
-        f"{each.name}: from the first round to the last its time changed by {100 * each.session.drift:+.0f} %: "
-        "throttled, or a busy machine"
+        f"{each.name}: its time changed by {100 * each.session.drift:+.0f} % from the first round to the last: "
+        "the processor was throttled, or the machine busy"
         for each in results
         if abs(each.session.drift) > DRIFT
     ]
@@ -253,8 +235,8 @@ def speed_warnings(results: Sequence[Result]) -> list[str]:
 def _latencies(work: Mapping[str, Callable[[], object]], plan: Plan) -> dict[str, Latency]:
     """Each piece of work alone, in rounds."""
 
-    def turn(run: Callable[[], object], count: int) -> Callable[[int], tuple[float, ...]]:
-        return lambda number: tuple(_milliseconds(run) for _ in range(count))
+    def turn(run: Callable[[], object], runs: int) -> Callable[[int], tuple[float, ...]]:
+        return lambda number: tuple(_milliseconds(run) for _ in range(runs))
 
     found = in_turns({name: turn(run, _count(run, plan.seconds)) for name, run in work.items()}, plan.rounds)
     return {name: Latency(tuple(rounds)) for name, rounds in found.items()}
@@ -263,12 +245,12 @@ def _latencies(work: Mapping[str, Callable[[], object]], plan: Plan) -> dict[str
 def _throughputs(work: Mapping[str, Callable[[], object]], callers: int, plan: Plan) -> dict[str, float]:
     """Calls a second with so many callers at once; the median of the rounds."""
 
-    def turn(run: Callable[[], object], count: int) -> Callable[[int], float]:
+    def turn(run: Callable[[], object], runs: int) -> Callable[[int], float]:
         def rate(number: int) -> float:
             start = time.perf_counter()
-            for done in [pool.submit(run) for _ in range(count)]:
+            for done in [pool.submit(run) for _ in range(runs)]:
                 done.result()
-            return count / (time.perf_counter() - start)
+            return runs / (time.perf_counter() - start)
 
         return rate
 

@@ -13,12 +13,13 @@ from denseport.runtime.evaluation.gate import (
     against_published,
     check_collapse,
     threshold,
-    why_not_published,
 )
-from denseport.runtime.evaluation.measure import Measurement
+from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.segmenter import Segmenter
 
 __all__ = ["Comparison", "Gate", "choose_comparison", "published_miou"]
+
+ADE20K_VALIDATION_IMAGES = 2000
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Gate:
 
     def __post_init__(self) -> None:
         if not isinstance(self.against, str) and not 0 <= self.against <= 100:
-            raise InputError(f"Gate(against={self.against}): is no mIoU in percent", "Give a number from 0 to 100.")
+            raise InputError(f"Gate(against={self.against}): is not a mIoU in percent", "Give a number from 0 to 100.")
         for name, most in (("budget", 100), ("agreement", 1)):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= most:
@@ -48,7 +49,7 @@ class Comparison:
 
     budget: float  # points of mIoU
     agreement: float  # least share of pixels with FP32's class, 0..1
-    yardstick: tuple[str, float] | None = None  # what a mIoU in percent is, and it; None: FP32 on the same images
+    yardstick: tuple[str, float] | None = None  # what it is, and the mIoU in percent; None: FP32 on the same images
     notes: tuple[str, ...] = ()
 
     def judge(self, measurement: Measurement, classes: tuple[str, ...]) -> Verdict:
@@ -56,11 +57,9 @@ class Comparison:
         if self.yardstick is not None:
             name, miou = self.yardstick
             verdict = against_published(measurement.scores(classes).mIoU, miou, self.budget, name)
-        elif measurement.fp32_areas is not None:
-            verdict = against_fp32(measurement.areas, measurement.fp32_areas, self.budget, notes=self.notes)
         else:
-            raise ValueError("FP32 was not measured beside the artifact")
-        return check_collapse(verdict, measurement.predictions, self.agreement, classes)
+            verdict = against_fp32(measurement, self.budget, notes=self.notes)
+        return check_collapse(verdict, measurement, self.agreement, classes)
 
 
 def choose_comparison(gate: Gate, segmenter: Segmenter, images: int) -> Comparison:
@@ -74,46 +73,44 @@ def choose_comparison(gate: Gate, segmenter: Segmenter, images: int) -> Comparis
         InputError: nothing to compare with, or no budget for the artifact's precision.
         BundleError: the gate names an artifact that the bundle does not have.
     """
-    manifest = segmenter.manifest
-    precision = segmenter.bundle.artifact(segmenter.artifact).precision
-    given = manifest.budgets.get(precision) if gate.budget is None else float(gate.budget)
-    found = Comparison(threshold(BUDGETS, precision, given), threshold(AGREEMENTS, precision, gate.agreement))
+    bundle, source = segmenter.bundle, segmenter.manifest.source
+    precision = bundle.artifact(segmenter.artifact).precision
+    budget = segmenter.manifest.budgets.get(precision) if gate.budget is None else float(gate.budget)
+    found = Comparison(threshold(BUDGETS, precision, budget), threshold(AGREEMENTS, precision, gate.agreement))
     if (miou := _percent(gate.against)) is not None:
         return replace(found, yardstick=("the given mIoU", miou))
     if gate.against == "reference":
         return _with_published(found, segmenter, images)
-    _refuse_yardstick(str(gate.against), segmenter)
+    bundle.artifact(str(gate.against))  # raises where there is none
+    if gate.against == segmenter.artifact:
+        raise InputError(
+            f"--gate {gate.against}: an artifact cannot be compared with itself", "Name another --artifact."
+        )
+    if gate.against != source:
+        raise InputError(
+            f"--gate {gate.against}: artifacts are compared with the FP32 artifact only, {source}",
+            f"Give --gate {source}.",
+        )
     return found
 
 
-def _refuse_yardstick(gate: str, segmenter: Segmenter) -> None:
-    """Of artifacts only FP32 is one, for the others."""
-    segmenter.bundle.artifact(gate)
-    source = segmenter.manifest.source
-    if gate == segmenter.artifact:
-        raise InputError(f"--gate {gate}: an artifact cannot be compared with itself", "Name another --artifact.")
-    if gate != source:
-        raise InputError(f"--gate {gate}: only the FP32 artifact, {source}, is a yardstick", f"Give --gate {source}.")
-
-
 def _with_published(comparison: Comparison, segmenter: Segmenter, images: int) -> Comparison:
-    """The published mIoU as the yardstick or, where this measurement is not comparable with it, FP32."""
-    bundle, published = segmenter.bundle, published_miou(segmenter)
-    reference = bundle.manifest.reference
+    """With the published mIoU or, where this measurement is not comparable with it, with FP32."""
+    bundle, reference, published = segmenter.bundle, segmenter.manifest.reference, published_miou(segmenter)
     if reference is None:
         raise InputError(
             f"{bundle.path}: has no published mIoU to compare with: it is not recognised as a published model",
-            f"Give the mIoU itself (--gate 41.92), or compare with FP32 (--gate {bundle.manifest.source}).",
+            f"Give the mIoU itself (--gate 41.92), or compare with FP32 (--gate {segmenter.manifest.source}).",
         )
     if published is None:
-        obstacle: str | None = f"no mIoU was published for protocol {segmenter.protocol.name}"
+        obstacle = f"no mIoU was published for protocol {segmenter.protocol.name}"
+    elif images != ADE20K_VALIDATION_IMAGES:
+        obstacle = f"the published mIoU is of {ADE20K_VALIDATION_IMAGES} images; {images} were measured"
     else:
-        obstacle = why_not_published(images)
-        if obstacle is None:
-            return replace(comparison, yardstick=(f"published mIoU of {reference.preset}", published))
-    if segmenter.artifact == bundle.manifest.source:
+        return replace(comparison, yardstick=(f"published mIoU of {reference.preset}", published))
+    if segmenter.artifact == segmenter.manifest.source:
         raise InputError(
-            f"--gate reference: {obstacle}", "Measure the full set with that protocol, or give --gate MIOU."
+            f"--gate reference: {obstacle}", "Measure all images with that protocol, or give the mIoU (--gate 41.92)."
         )
     return replace(comparison, notes=(f"compared with FP32 instead: {obstacle}",))
 

@@ -13,7 +13,6 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -26,7 +25,7 @@ from denseport.runtime.evaluation.metrics import LabelMap
 from denseport.runtime.media.images import PNG_SIGNATURE, is_cut_short, reading
 from denseport.runtime.media.inputs import IMAGE_SUFFIXES
 
-__all__ = ["Dataset", "Sample", "ade20k", "folder_pair", "image_list", "open_dataset"]
+__all__ = ["Dataset", "Sample", "open_dataset"]
 
 MASK_SUFFIXES = frozenset({".png"})
 
@@ -107,78 +106,6 @@ class Dataset:
         return DatasetError(f"{sample.mask}: labels {_some(labels)} are outside {expected}", remedy)
 
 
-@contextmanager
-def _searching() -> Iterator[None]:
-    """Turns what goes wrong when folders are searched into a DatasetError."""
-    try:
-        yield
-    except OSError as err:
-        raise DatasetError(f"{err.filename}: cannot be searched: {err.strerror}", "Check its permissions.") from err
-
-
-@_searching()
-def ade20k(root: Path, split: str = "validation", reduce_zero_label: bool = True, ignore_index: int = 255) -> Dataset:
-    """A split of the ADEChallengeData2016 layout; ``root`` is that folder or the one that holds it.
-
-    Raises:
-        DatasetError: no such layout, no images, or images and masks that do not pair up.
-    """
-    root = _ade_root(root)
-    return folder_pair(root / "images" / split, root / "annotations" / split, reduce_zero_label, ignore_index)
-
-
-@_searching()
-def folder_pair(images: Path, masks: Path, reduce_zero_label: bool = False, ignore_index: int = 255) -> Dataset:
-    """The images of one folder and the PNG masks of the same names in another, sub-folders left out.
-
-    Raises:
-        DatasetError: a folder is missing or empty, or images and masks do not pair up.
-    """
-    image_of, mask_of = _by_stem(images, IMAGE_SUFFIXES), _by_stem(masks, MASK_SUFFIXES)
-    for folder, found, kind in ((images, image_of, "images"), (masks, mask_of, "PNG masks")):
-        if not found:
-            raise DatasetError(f"{folder}: there are no {kind}", "Check the path; sub-folders are not searched.")
-    _require_pairs(images, masks, image_of, mask_of)
-    samples = tuple(Sample(stem, image_of[stem], mask_of[stem]) for stem in sorted(image_of))
-    return Dataset(samples, reduce_zero_label, ignore_index)
-
-
-@_searching()
-def image_list(
-    path: Path, root: Path | None = None, reduce_zero_label: bool | None = None, ignore_index: int = 255
-) -> Dataset:
-    """The samples that a text file lists, in its order; ``#`` starts a comment.
-
-    Args:
-        path: each line is a file name without its suffix, looked up in every split of the
-            ADEChallengeData2016 layout at ``root``; or each is an image and its mask, two paths parted
-            by a tab or blanks, relative to ``root`` or to the list's own folder.
-        root: the list's folder when None.
-        reduce_zero_label: None is True for names, which are of the ADE20K layout, and False for pairs.
-
-    Raises:
-        DatasetError: with the number of the line at fault.
-    """
-    root = path.parent if root is None else root
-    lines = dict(_lines(path))
-    if not lines:
-        raise DatasetError(f"{path}: the list is empty", "Name one image a line, or an image and its mask.")
-    width = len(next(iter(lines.values())))
-    for number, fields in lines.items():
-        if len(fields) != width or width > 2:
-            raise DatasetError(
-                f"{path}, line {number}: expected one name or 'image mask', the same on all "
-                f"lines, found {len(fields)} fields",
-                "Part paths that hold blanks by a tab.",
-            )
-    if width == 1:
-        found = _find_names(path, _ade_root(root), lines)
-    else:
-        found = _find_pairs(path, (root, path.parent), lines)
-    samples = tuple(_distinct(path, found))
-    return Dataset(samples, width == 1 if reduce_zero_label is None else reduce_zero_label, ignore_index)
-
-
 def open_dataset(
     data: Path | str,
     *,
@@ -191,21 +118,70 @@ def open_dataset(
     """The data set that the options of ``denseport eval`` name.
 
     Args:
-        data: the ADE20K layout; with ``masks``, the folder of images; with ``list_file``, its root.
+        data: the ADEChallengeData2016 folder or the one that holds it; with ``masks``, the folder of images; with
+            ``list_file``, what its paths are relative to.
+        masks: folder of PNG masks that have the names of the images; sub-folders of either are not searched.
+        list_file: text, ``#`` starts a comment. Each line is a file name without its suffix, looked up in every split
+            of the ADEChallengeData2016 layout; or each is an image and its mask, two paths parted by a tab or blanks,
+            relative to ``data`` or to the list's own folder. The samples keep its order.
+        split: of the ADEChallengeData2016 layout.
         reduce_zero_label: None is what the form implies: True for the ADE20K layout, also through a list
             of its names, and False for a folder pair or a list of pairs.
 
     Raises:
-        DatasetError: a file or folder that is missing, or that has no partner.
+        DatasetError: a file or folder that is missing, or that has no partner; of a list, with the line's number.
     """
     data = Path(data)
     if masks is not None and list_file is not None:
         raise DatasetError("a folder of masks and a list file exclude each other", "Give one of the two.")
-    if list_file is not None:
-        return image_list(Path(list_file), data, reduce_zero_label, ignore_index)
-    if masks is not None:
-        return folder_pair(data, Path(masks), bool(reduce_zero_label), ignore_index)
-    return ade20k(data, split, reduce_zero_label is not False, ignore_index)
+    try:
+        if list_file is not None:
+            samples, is_ade = _listed(Path(list_file), data)
+        elif masks is not None:
+            samples, is_ade = _paired(data, Path(masks)), False
+        else:
+            root = _ade_root(data)
+            samples, is_ade = _paired(root / "images" / split, root / "annotations" / split), True
+    except OSError as err:
+        raise DatasetError(f"{err.filename}: cannot be searched: {err.strerror}", "Check its permissions.") from err
+    return Dataset(tuple(samples), is_ade if reduce_zero_label is None else reduce_zero_label, ignore_index)
+
+
+def _paired(images: Path, masks: Path) -> list[Sample]:
+    """The images of one folder and the PNG masks of the same names in another."""
+    image_of, mask_of = _by_stem(images, IMAGE_SUFFIXES), _by_stem(masks, MASK_SUFFIXES)
+    for folder, found, kind in ((images, image_of, "images"), (masks, mask_of, "PNG masks")):
+        if not found:
+            raise DatasetError(f"{folder}: there are no {kind}", "Check the path; sub-folders are not searched.")
+    _require_pairs(images, masks, image_of, mask_of)
+    return [Sample(stem, image_of[stem], mask_of[stem]) for stem in sorted(image_of)]
+
+
+def _listed(path: Path, root: Path) -> tuple[list[Sample], bool]:
+    """The samples that a text file lists, and whether they are names of the ADEChallengeData2016 layout."""
+    lines = dict(_lines(path))
+    if not lines:
+        raise DatasetError(f"{path}: the list is empty", "Name one image a line, or an image and its mask.")
+    width = len(next(iter(lines.values())))
+    for number, fields in lines.items():
+        if len(fields) != width or width > 2:
+            raise DatasetError(
+                f"{path}, line {number}: expected one name or 'image mask', the same on all "
+                f"lines, found {len(fields)} fields",
+                "Separate paths that hold blanks by a tab.",
+            )
+    if width == 1:
+        found = _find_names(path, _ade_root(root), lines)
+    else:
+        found = _find_pairs(path, (root, path.parent), lines)
+    line_of: dict[str, int] = {}
+    for number, sample in zip(lines, found, strict=True):
+        first = line_of.setdefault(sample.name, number)
+        if first != number:
+            raise DatasetError(
+                f"{path}, line {number}: {sample.name!r} is on line {first} too", "Remove one of the two lines."
+            )
+    return found, width == 1
 
 
 def _ade_root(root: Path) -> Path:
@@ -237,17 +213,16 @@ def _by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
 
 
 def _require_pairs(images: Path, masks: Path, image_of: Mapping[str, Path], mask_of: Mapping[str, Path]) -> None:
-    lonely = [
-        f"{len(names)} of {len(having)} {kind} (such as {_some(sorted(names))})"
-        for kind, having, names in (
-            ("images have no mask", image_of, image_of.keys() - mask_of.keys()),
-            ("masks have no image", mask_of, mask_of.keys() - image_of.keys()),
-        )
-        if names
-    ]
-    if lonely:
+    alone = []
+    for words, files, partners in (
+        ("images have no mask", image_of, mask_of),
+        ("masks have no image", mask_of, image_of),
+    ):
+        if names := files.keys() - partners.keys():
+            alone.append(f"{len(names)} of {len(files)} {words} (such as {_some(sorted(names))})")
+    if alone:
         raise DatasetError(
-            f"{images} and {masks}: {'; '.join(lonely)}",
+            f"{images} and {masks}: {'; '.join(alone)}",
             "Give each image a PNG mask of the same name, or list the pairs in a file.",
         )
 
@@ -265,8 +240,8 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield number, re.split(r"\s*\t\s*" if "\t" in line else r"\s+", line)
 
 
-def _find_names(path: Path, root: Path, lines: Mapping[int, list[str]]) -> Iterator[tuple[int, Sample]]:
-    images = root / "images"
+def _find_names(path: Path, root: Path, lines: Mapping[int, list[str]]) -> list[Sample]:
+    images, found = root / "images", []
     of_name: dict[str, list[Path]] = {}
     for folder in (images, *sorted(entry for entry in images.iterdir() if entry.is_dir())):
         for stem, file in _by_stem(folder, IMAGE_SUFFIXES).items():
@@ -282,10 +257,12 @@ def _find_names(path: Path, root: Path, lines: Mapping[int, list[str]]) -> Itera
         mask = root / "annotations" / files[0].parent.relative_to(images) / f"{name}.png"
         if not mask.is_file():
             raise DatasetError(f"{path}, line {number}: {name!r} has no mask {mask}", "Add the mask, or drop the line.")
-        yield number, Sample(name, files[0], mask)
+        found.append(Sample(name, files[0], mask))
+    return found
 
 
-def _find_pairs(path: Path, bases: tuple[Path, Path], lines: Mapping[int, list[str]]) -> Iterator[tuple[int, Sample]]:
+def _find_pairs(path: Path, bases: tuple[Path, Path], lines: Mapping[int, list[str]]) -> list[Sample]:
+    found = []
     for number, fields in lines.items():
         files = [next((base / field for base in bases if (base / field).is_file()), None) for field in fields]
         image, mask = files
@@ -295,17 +272,8 @@ def _find_pairs(path: Path, bases: tuple[Path, Path], lines: Mapping[int, list[s
                 f"in {bases[0]} or beside the list",
                 "Give paths below --data, or relative to the list.",
             )
-        yield number, Sample(Path(fields[0]).with_suffix("").as_posix(), image, mask)
-
-
-def _distinct(path: Path, found: Iterable[tuple[int, Sample]]) -> Iterator[Sample]:
-    line_of: dict[str, int] = {}
-    for number, sample in found:
-        if sample.name in line_of:
-            first = line_of[sample.name]
-            raise DatasetError(f"{path}, line {number}: {sample.name!r} is on line {first} too", "Drop one of the two.")
-        line_of[sample.name] = number
-        yield sample
+        found.append(Sample(Path(fields[0]).with_suffix("").as_posix(), image, mask))
+    return found
 
 
 def _read_stored_labels(path: Path) -> LabelMap:
@@ -313,13 +281,13 @@ def _read_stored_labels(path: Path) -> LabelMap:
     with reading(path):
         data = path.read_bytes()
     if not data.startswith(PNG_SIGNATURE) or is_cut_short(data):
-        raise ImageError(f"{path}: the mask is no PNG file, or one cut short", "Save it again, as a PNG.")
+        raise ImageError(f"{path}: the mask is not a PNG file, or is cut short", "Save it again as a PNG.")
     if len(data) < _PNG_HEADER or struct.unpack_from(">I", data, 29)[0] != zlib.crc32(data[12:29]):
         raise ImageError(f"{path}: the header of the mask is damaged", "Copy or save it again.")
     depth, colour = data[24], data[25]
     if colour not in (_PNG_GREY, _PNG_INDEXED):
         raise DatasetError(
-            f"{path}: the mask holds colours; one label a pixel was expected",
+            f"{path}: the mask holds colours; one label per pixel was expected",
             "Save the class indices as a PNG, grey (8 or 16 bits) or indexed.",
         )
     try:

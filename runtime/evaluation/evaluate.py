@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -16,53 +16,17 @@ from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.evaluation.comparison import Gate, published_miou
 from denseport.runtime.evaluation.dataset import Dataset, open_dataset
 from denseport.runtime.evaluation.failures import worst_images
-from denseport.runtime.evaluation.gate import Verdict
-from denseport.runtime.evaluation.measure import Measurement
 from denseport.runtime.evaluation.metrics import Scores
-from denseport.runtime.evaluation.report import ReportInput, write_report
+from denseport.runtime.evaluation.report import write_report
+from denseport.runtime.evaluation.result import Evaluation
+from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.evaluation.task import LongRun, Task, open_task, refuse_state
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.files import refuse_unwritable
 from denseport.runtime.system.machine import inspect_machine
 from denseport.runtime.system.progress import Progress, Silent
 
-__all__ = ["Evaluation", "evaluate"]
-
-
-@dataclass(frozen=True)
-class Evaluation(Scores):
-    """What `evaluate` found: mIoU, mAcc, aAcc in percent and ``per_class``, as `Scores` has them, and the verdict."""
-
-    artifact: str
-    session: str  # what ran it, in words
-    protocol: Protocol
-    reduce_zero_label: bool  # masks count classes from 1, and 0 is ignored
-    measurement: Measurement  # the counts, image by image
-    agreement: float | None  # share of pixels with FP32's class, 0..1; None: FP32 was not run beside it
-    gate: Verdict | None  # `passed`, `reasons`; None: nothing was to be judged
-    warnings: tuple[str, ...]  # what a reader must know to trust the figures
-    explanation: dict[str, Any] | None = None  # which step lost what, and as ``lines`` of text; None: not asked for
-    report: Path | None = None  # the page; None: not asked for
-
-    def to_dict(self) -> dict[str, Any]:
-        """What ``denseport eval --json`` prints."""
-        found, seconds = self.measurement, max(self.measurement.seconds, 1e-9)  # 0: nothing was left to measure
-        result = {
-            "artifact": self.artifact,
-            "session": self.session,
-            "protocol": {"name": self.protocol.name, "description": self.protocol.description},
-            "images": len(found.names),
-            "reduce_zero_label": self.reduce_zero_label,
-            **super().to_dict(),
-            "agreement": self.agreement,
-            "gate": self.gate.to_dict() if self.gate is not None else None,
-            "warnings": list(self.warnings),
-            "seconds": round(found.seconds, 3),
-            "images_per_second": round(found.measured / seconds, 3),
-            "session_share": round(found.session_seconds / seconds, 4),
-        }
-        result |= {} if self.explanation is None else {"explanation": self.explanation}
-        return result | ({} if self.report is None else {"report": str(self.report)})
+__all__ = ["evaluate", "open_data"]
 
 
 def evaluate(
@@ -109,11 +73,14 @@ def evaluate(
         OutputError: the report, the state or the manifest cannot be written.
     """
     progress, run, report = progress or Silent(), run or LongRun(), None if report is None else Path(report)
-    bundle = _check(bundle, run, report, record=record)
-    data = _open(bundle, data, masks, list_file, split, reduce_zero_label, ignore_index)
-    if limit is not None and limit < 1:
-        raise InputError(f"the first {limit} images cannot be measured", "Give a limit of 1 or more.")
-    data = replace(data, samples=data.samples[:limit])
+    if report is not None:
+        refuse_unwritable(report)
+    if not run.merge:
+        refuse_state(run.state, resume=run.resume)
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    if record:
+        refuse_unwritable(bundle.path)
+    data = open_data(bundle, data, masks, list_file, split, reduce_zero_label, ignore_index, limit)
     with open_task(bundle, data, artifact or bundle.manifest.source, protocol, gate, threads, workers) as task:
         found = _judged(task, *task.measure(run, progress))
         found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
@@ -123,19 +90,7 @@ def evaluate(
     return found
 
 
-def _check(bundle: Path | str | Bundle, run: LongRun, report: Path | None, *, record: bool) -> Bundle:
-    """The bundle, opened, once it is known that what is asked for can be written."""
-    if report is not None:
-        refuse_unwritable(report)
-    if not run.merge:
-        refuse_state(run.state, resume=run.resume)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-    if record:
-        refuse_unwritable(bundle.path)
-    return bundle
-
-
-def _open(
+def open_data(
     bundle: Bundle,
     data: Path | str | Dataset,
     masks: Path | str | None,
@@ -143,24 +98,28 @@ def _open(
     split: str,
     reduce_zero_label: bool | None,
     ignore_index: int,
+    limit: int | None,
 ) -> Dataset:
-    if isinstance(data, Dataset):
-        if masks is not None or list_file is not None or reduce_zero_label is not None:
-            raise InputError(
-                "masks, list_file and reduce_zero_label belong to a path, and the data set is open already",
-                "Give them to open_dataset.",
-            )
-        return data
-    if reduce_zero_label is None:
-        reduce_zero_label = bundle.manifest.reduce_zero_label
-    return open_dataset(
-        data,
-        masks=masks,
-        list_file=list_file,
-        split=split,
-        reduce_zero_label=reduce_zero_label,
-        ignore_index=ignore_index,
-    )
+    """The images that are measured; arguments and errors as of `evaluate`."""
+    if not isinstance(data, Dataset):
+        if reduce_zero_label is None:
+            reduce_zero_label = bundle.manifest.reduce_zero_label
+        data = open_dataset(
+            data,
+            masks=masks,
+            list_file=list_file,
+            split=split,
+            reduce_zero_label=reduce_zero_label,
+            ignore_index=ignore_index,
+        )
+    elif masks is not None or list_file is not None or reduce_zero_label is not None:
+        raise InputError(
+            "masks, list_file and reduce_zero_label belong to a path, and the data set is open already",
+            "Give them to open_dataset.",
+        )
+    if limit is not None and limit < 1:
+        raise InputError(f"the first {limit} images cannot be measured", "Give a limit of 1 or more.")
+    return replace(data, samples=data.samples[:limit])
 
 
 def _judged(task: Task, measurement: Measurement, session: str) -> Evaluation:
@@ -173,7 +132,7 @@ def _judged(task: Task, measurement: Measurement, session: str) -> Evaluation:
         protocol=segmenter.protocol,
         reduce_zero_label=task.dataset.reduce_zero_label,
         measurement=measurement,
-        agreement=measurement.predictions.agreement,
+        agreement=measurement.agreement,
         gate=task.comparison.judge(measurement, classes) if task.comparison is not None else None,
         warnings=tuple(_warnings(segmenter, scores)),
     )
@@ -213,22 +172,11 @@ def _explain(task: Task, checkpoint: Path, progress: Progress) -> dict[str, Any]
 
 
 def _write_report(folder: Path, task: Task, found: Evaluation) -> Path:
-    segmenter, fp32 = task.segmenter, found.measurement.fp32_confusion
-    data = ReportInput(
-        manifest=segmenter.manifest,
-        artifact=found.artifact,
-        evaluation=found.measurement,
-        scores=found,
-        fp32_scores=fp32.scores(segmenter.manifest.classes) if fp32 is not None else None,
-        verdict=found.gate,
-        protocol=found.protocol.description,
-        warnings=found.warnings,
-        explanation=(found.explanation or {}).get("lines", ()),
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        environment={"session": segmenter.description, **inspect_machine().summary()},
-        images=worst_images(task.dataset, found.measurement, segmenter, task.fp32),
-    )
-    return write_report(folder, data)
+    segmenter = task.segmenter
+    images = worst_images(task.dataset, found.measurement, segmenter, task.fp32)
+    environment = {"session": segmenter.description, **inspect_machine().summary()}
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return write_report(folder, found, segmenter.manifest, images, environment, command)
 
 
 def _keep(segmenter: Segmenter, found: Evaluation) -> None:

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.evaluation.dataset import Dataset
-from denseport.runtime.evaluation.gate import ImageAreas
-from denseport.runtime.evaluation.measure import Measurement
 from denseport.runtime.evaluation.metrics import LabelMap
+from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.media.images import read_image
 from denseport.runtime.segmenter import Segmenter
 
@@ -60,17 +59,13 @@ def worst_images(
 
 
 def _worst(evaluation: Measurement) -> list[int]:
-    own, agreement = evaluation.areas, evaluation.image_agreement
-    labelled = _labelled(own)
-    accuracy = own.intersect.sum(axis=1) / np.maximum(labelled, 1)
-    accuracy[labelled == 0] = np.inf
-    order: list[int] = np.argsort(accuracy if agreement is None else agreement, kind="stable").tolist()
+    share = evaluation.image_agreement
+    if share is None:
+        right, union = (evaluation.counts[name].sum(axis=1) for name in ("intersect", "union"))
+        labelled = (union + right) // 2  # the unions count a labelled pixel once, and one predicted wrong twice
+        share = np.where(labelled, right / np.maximum(labelled, 1), np.inf)
+    order: list[int] = np.argsort(share, kind="stable").tolist()
     return order
-
-
-def _labelled(areas: ImageAreas) -> NDArray[np.int64]:
-    """(n,) labelled pixels; the unions count them once, and those predicted wrong twice."""
-    return np.asarray((areas.union.sum(axis=1) + areas.intersect.sum(axis=1)) // 2)
 
 
 def _image(dataset: Dataset, index: int, segmenter: Segmenter, fp32: Segmenter | None) -> WorstImage:

@@ -53,7 +53,8 @@ class ConfusionMatrix:
         ignored = _ignored_value(truth, n)
         largest = _ignored_value(pred, 1)
         if truth.shape != pred.shape:
-            raise DatasetError(f"the truth is {_size(truth)}, the prediction {_size(pred)}")
+            shapes = [" x ".join(map(str, labels.shape[::-1])) for labels in (truth, pred)]
+            raise DatasetError(f"the truth is {shapes[0]}, the prediction {shapes[1]}")
         no_class = (truth >= n) & (truth != ignored)
         if no_class.any():
             raise DatasetError(f"the truth holds labels {np.unique(truth[no_class])[:8].tolist()} outside 0..{n - 1}")
@@ -73,19 +74,10 @@ class ConfusionMatrix:
         self.matrix += other.matrix
         self.outside += other.outside
 
-    def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
-        total = ConfusionMatrix(self.n_classes)
-        total.merge(self)
-        total.merge(other)
-        return total
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ConfusionMatrix):
             return NotImplemented
         return np.array_equal(self.matrix, other.matrix) and np.array_equal(self.outside, other.outside)
-
-    def __repr__(self) -> str:
-        return f"ConfusionMatrix({self.n_classes} classes, {self.label.sum()} pixels)"
 
     @property
     def intersect(self) -> NDArray[np.int64]:
@@ -190,7 +182,3 @@ def _ignored_value(labels: LabelMap, n_classes: int) -> int:
     if n_classes > largest:
         raise TypeError(f"{n_classes} classes do not fit a {labels.dtype} truth, where {largest} is ignored")
     return largest
-
-
-def _size(labels: LabelMap) -> str:
-    return "x".join(map(str, labels.shape))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,53 +16,55 @@ from numpy.typing import NDArray
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.evaluation.failures import WorstImage
 from denseport.runtime.evaluation.gate import Verdict
-from denseport.runtime.evaluation.measure import Measurement
 from denseport.runtime.evaluation.metrics import ClassScore, ConfusionMatrix, Scores
+from denseport.runtime.evaluation.result import Evaluation
 from denseport.runtime.media.overlay import class_shares, palette_image
 from denseport.runtime.media.page import render
 from denseport.runtime.system.files import write_atomic
 
-__all__ = ["ReportInput", "write_report"]
+__all__ = ["write_report"]
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _PAIRS = 12
 _NAMED = 3  # classes that the text for an image names
 
 
-@dataclass(frozen=True)
-class ReportInput:
-    """What the page shows."""
-
-    manifest: Manifest
-    artifact: str
-    evaluation: Measurement
-    scores: Scores
-    fp32_scores: Scores | None  # of FP32 on the same images
-    verdict: Verdict | None  # None: measured without a gate
-    protocol: str  # in words
-    warnings: Sequence[str]  # such as another protocol than the published number's
-    command: str  # the command line
-    environment: Mapping[str, str]  # machine and versions
-    images: Sequence[WorstImage]
-    explanation: Sequence[str] = ()  # lines of --explain
-    created: datetime = field(default_factory=lambda: datetime.now(UTC))
-
-
-def write_report(folder: Path, data: ReportInput) -> Path:
+def write_report(
+    folder: Path,
+    found: Evaluation,
+    manifest: Manifest,
+    images: Sequence[WorstImage],
+    environment: Mapping[str, str],
+    command: str,
+    created: datetime | None = None,
+) -> Path:
     """Write ``folder/report.html``, whole or not at all.
+
+    Args:
+        environment: machine and versions.
+        command: the command line.
+        created: default: now.
 
     Raises:
         OutputError: the place cannot be written.
     """
+    fp32 = found.measurement.fp32_confusion
+    fp32_scores = None if fp32 is None else fp32.scores(manifest.classes)
     text = render(
         _TEMPLATE,
-        data=data,
-        artifact=data.manifest.artifacts.get(data.artifact),
-        axis=_axis(data.verdict),
-        classes=_sorted_classes(data.scores, data.fp32_scores),
-        labelled=max(1, sum(score.pixels for score in data.scores.per_class)),
-        pairs=_confused(data.evaluation.confusion, data.evaluation.fp32_confusion),
-        articles=[_article(image, data) for image in data.images],
+        found=found,
+        run=found.measurement,
+        model=manifest,
+        fp32_scores=fp32_scores,
+        environment=environment,
+        command=command,
+        created=created or datetime.now(UTC),
+        artifact=manifest.artifacts.get(found.artifact),
+        axis=_axis(found.gate),
+        classes=_sorted_classes(found, fp32_scores),
+        labelled=max(1, sum(score.pixels for score in found.per_class)),
+        pairs=_confused(found.measurement.confusion, fp32),
+        articles=[_article(image, found.artifact, manifest) for image in images],
     )
     path = folder / "report.html"
     write_atomic(path, text.encode())
@@ -114,12 +115,12 @@ def _confused(confusion: ConfusionMatrix, fp32: ConfusionMatrix | None) -> list[
     ]
 
 
-def _article(image: WorstImage, data: ReportInput) -> dict[str, Any]:
+def _article(image: WorstImage, artifact: str, manifest: Manifest) -> dict[str, Any]:
     """The views of an image as data URIs, and the classes of all its masks, largest first."""
-    n_classes, palette = len(data.manifest.classes), data.manifest.palette
+    n_classes, palette = len(manifest.classes), manifest.palette
     largest: dict[int, float] = {}
     masks = []
-    for caption, mask in (("Truth", image.truth), ("FP32", image.fp32_mask), (data.artifact, image.mask)):
+    for caption, mask in (("Truth", image.truth), ("FP32", image.fp32_mask), (artifact, image.mask)):
         if mask is not None:
             shares = class_shares(mask, n_classes)
             largest |= {index: max(share, largest.get(index, 0)) for index, share in shares}

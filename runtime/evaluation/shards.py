@@ -19,25 +19,25 @@ import time
 import typing
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import DatasetError, DenseportError, MachineError
 from denseport.runtime.evaluation.dataset import Dataset, Sample
-from denseport.runtime.evaluation.measure import SAVE_SECONDS, Effort, Measurement, measure_images, measurement_of
-from denseport.runtime.evaluation.state import EvaluationState, open_state, save_state
+from denseport.runtime.evaluation.measure import measure_images
+from denseport.runtime.evaluation.state import SAVE_SECONDS, Measurement
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.cpus import usable_cpus
 from denseport.runtime.system.progress import StepCallback, no_steps
 from denseport.runtime.system.text import count
 
-__all__ = ["Actors", "Cluster", "Work", "connect", "measure_on_ray", "plan_actors"]
+__all__ = ["Cluster", "Work", "connect", "measure_on_ray", "plan_actors"]
 
 LOCAL = "local"
 LOCAL_STORE = 200 * 10**6  # bytes of shared memory for paths and counts; Ray would take a third of the machine
@@ -47,27 +47,65 @@ RETRIES = 3  # of a batch whose actor died; an image that kills every actor must
 KNOCK_SECONDS = 10.0  # for a cluster's machine to answer
 MOST_FAILURES = 100  # images; beyond it something else is wrong
 
-Item = TypeVar("Item", contravariant=True)
-Result = TypeVar("Result", covariant=True)
 
-
-class Work(typing.Protocol[Item, Result]):
+class Work(typing.Protocol):
     """What actors do; it travels to them pickled."""
 
-    def open(self, threads: int) -> Callable[[Sequence[Item]], Result]:
+    def open(self, threads: int) -> Callable[[Sequence[Any]], Any]:
         """What an actor holds, such as a session of so many threads, as a function of a batch of items."""
 
 
 @dataclass(frozen=True)
-class Actors:
-    """How a cluster's devices are shared out."""
+class Cluster:
+    """A connected Ray cluster, its devices shared out among actors."""
 
-    count: int
+    count: int  # of actors
     cpus: int  # of each; the threads of its network too
     gpus: int  # of each, 0 or 1
 
+    def map(self, work: Work, items: Sequence[Any]) -> Iterator[Any]:
+        """Results of ``work`` for batches of ``items``, in the order in which they are ready.
 
-def plan_actors(nodes: Iterable[dict[str, float]], threads: int | None) -> Actors:
+        Raises:
+            DenseportError: as an actor raised it.
+            MachineError: a batch lost its actor more than `RETRIES` times.
+        """
+        import ray
+        from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+        size = max(1, min(BATCH, math.ceil(len(items) / (4 * self.count))))
+        tasks = [{"task": _pack(items[start : start + size])} for start in range(0, len(items), size)]
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            # Ray 2.64 is to name its remote arguments one by one; setup.cfg stays below it.
+            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+            rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+                _Actor,
+                fn_constructor_args=(work, self.cpus),
+                batch_size=1,  # a row is a batch of ours already
+                batch_format="pyarrow",  # numpy's strings would drop zero bytes at the end
+                compute=ray.data.ActorPoolStrategy(size=min(self.count, len(tasks))),
+                num_cpus=self.cpus,
+                num_gpus=self.gpus,
+                max_restarts=-1,
+                max_task_retries=RETRIES,
+            )
+        try:
+            for row in rows.iter_rows():
+                result = _unpack(row["result"])
+                if isinstance(result, DenseportError):
+                    raise result
+                yield result
+        except (ActorDiedError, ActorUnavailableError) as err:
+            raise MachineError(
+                f"a batch of images lost its actor {RETRIES + 1} times: {err}",
+                "Most often memory: give each actor more cores (--threads), so that fewer run on a machine.",
+            ) from err
+
+
+def plan_actors(nodes: Iterable[dict[str, float]], threads: int | None) -> Cluster:
     """An actor for each GPU; in a cluster without any, one for every ``threads`` cores (default `CPU_ACTOR`).
 
     Args:
@@ -82,18 +120,18 @@ def plan_actors(nodes: Iterable[dict[str, float]], threads: int | None) -> Actor
         share = min(cpus // gpus for cpus, gpus in with_gpu)
         found, cpus = sum(gpus for _, gpus in with_gpu), min(threads or share, share)
         if cpus:
-            return Actors(found, cpus, 1)
+            return Cluster(found, cpus, 1)
         raise MachineError(
             "a machine of the Ray cluster has fewer CPU cores than GPUs", "Start it with more --num-cpus."
         )
     largest = max((cpus for cpus, _ in sizes), default=0)
     cpus = threads or min(CPU_ACTOR, largest)
-    count = sum(found // cpus for found, _ in sizes) if cpus else 0
-    if not count:
+    actors = sum(found // cpus for found, _ in sizes) if cpus else 0
+    if not actors:
         raise MachineError(
             f"no machine of the Ray cluster has {max(cpus, 1)} CPU cores, the largest has {largest}", "Lower --threads."
         )
-    return Actors(count, cpus, 0)
+    return Cluster(actors, cpus, 0)
 
 
 @contextmanager
@@ -117,7 +155,7 @@ def connect(address: str, threads: int | None = None) -> Iterator[Cluster]:
     if ours:
         _start(ray, address)
     try:
-        yield Cluster(plan_actors([node["Resources"] for node in ray.nodes() if node["Alive"]], threads))
+        yield plan_actors([node["Resources"] for node in ray.nodes() if node["Alive"]], threads)
     finally:
         if ours:
             ray.shutdown()
@@ -149,63 +187,10 @@ def _knock(address: str) -> None:
             pass
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """A connected Ray cluster."""
-
-    actors: Actors
-
-    def map(self, work: Work[Item, Result], items: Sequence[Item]) -> Iterator[Result]:
-        """Results of ``work`` for batches of ``items``, in the order in which they are ready.
-
-        Raises:
-            DenseportError: as an actor raised it.
-            MachineError: a batch lost its actor more than `RETRIES` times.
-        """
-        import ray
-        from ray.exceptions import RayError
-
-        for result in self._results(ray, RayError, work, items):
-            if isinstance(result, DenseportError):
-                raise result
-            yield result
-
-    def _results(self, ray: Any, ray_error: type[Exception], work: Work[Item, Result], items: Sequence[Item]) -> Any:
-        size = max(1, min(BATCH, math.ceil(len(items) / (4 * self.actors.count))))
-        tasks = [{"task": _pack(items[start : start + size])} for start in range(0, len(items), size)]
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            # Ray 2.64 is to name its remote arguments one by one; setup.cfg stays below it.
-            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-            rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-                _Actor,
-                fn_constructor_args=(work, self.actors.cpus),
-                batch_size=1,  # a row is a batch of ours already
-                batch_format="pyarrow",  # numpy's strings would drop zero bytes at the end
-                compute=ray.data.ActorPoolStrategy(size=min(self.actors.count, len(tasks))),
-                num_cpus=self.actors.cpus,
-                num_gpus=self.actors.gpus,
-                max_restarts=-1,
-                max_task_retries=RETRIES,
-            )
-        try:
-            for row in rows.iter_rows():
-                yield _unpack(row["result"])
-        except ray_error as err:
-            if not isinstance(err, ray.exceptions.ActorDiedError | ray.exceptions.ActorUnavailableError):
-                raise
-            raise MachineError(
-                f"a batch of images lost its actor {RETRIES + 1} times: {err}",
-                "Most often memory: give each actor more cores (--threads), so that fewer run on a machine.",
-            ) from err
-
-
 class _Actor:
     """What Ray runs on a device: opened at the first batch, so that an error comes back as a result."""
 
-    def __init__(self, work: Work[Any, Any], threads: int) -> None:
+    def __init__(self, work: Work, threads: int) -> None:
         self._work = work
         self._threads = threads
         self._handle: Callable[[Sequence[Any]], Any] | None = None
@@ -213,15 +198,13 @@ class _Actor:
     def __call__(self, table: Any) -> Any:
         import pyarrow
 
-        return pyarrow.table({"result": [_pack(self._do(_unpack(task))) for task in table.column("task").to_pylist()]})
-
-    def _do(self, items: Sequence[Any]) -> Any:
+        (task,) = table.column("task").to_pylist()
         try:
-            if self._handle is None:
-                self._handle = self._work.open(self._threads)
-            return self._handle(items)
+            self._handle = self._handle or self._work.open(self._threads)
+            result = self._handle(_unpack(task))
         except DenseportError as err:
-            return err
+            result = err
+        return pyarrow.table({"result": [_pack(result)]})
 
 
 def _pack(value: object) -> bytes:
@@ -237,9 +220,8 @@ class _Part:
     """What an actor measured of one batch."""
 
     numbers: tuple[int, ...]  # of the images in the data set
-    state: EvaluationState  # image i is number `numbers[i]`
-    failures: dict[int, str]
-    effort: Effort
+    counts: Measurement  # image i is number `numbers[i]`
+    failures: dict[int, str]  # by number in the data set
     session: str
 
 
@@ -252,7 +234,7 @@ class _Measuring:
     protocol: Protocol
     with_fp32: bool
     workers: int
-    settings: dict[str, Any] = field(default_factory=dict)  # of the data set
+    settings: dict[str, Any]  # of the data set
 
     def open(self, threads: int) -> Callable[[Sequence[tuple[int, Sample]]], _Part]:
         segmenter = Segmenter(self.bundle, artifact=self.artifact, protocol=self.protocol, threads=threads)
@@ -261,11 +243,12 @@ class _Measuring:
             fp32 = Segmenter(self.bundle, artifact=segmenter.manifest.source, protocol=self.protocol, threads=threads)
 
         def handle(items: Sequence[tuple[int, Sample]]) -> _Part:
-            dataset = Dataset(tuple(sample for _, sample in items), **self.settings)
-            state = EvaluationState("", len(items), len(segmenter.manifest.classes), with_fp32=self.with_fp32)
+            numbers, samples = zip(*items, strict=True)
+            counts = Measurement("", len(items), len(segmenter.manifest.classes), with_fp32=self.with_fp32)
             failures: dict[int, str] = {}
-            effort = measure_images(dataset, segmenter, state, fp32=fp32, workers=self.workers, failures=failures)
-            return _Part(tuple(number for number, _ in items), state, failures, effort, segmenter.description)
+            dataset = Dataset(samples, **self.settings)
+            measure_images(dataset, segmenter, counts, fp32=fp32, workers=self.workers, failures=failures)
+            return _Part(numbers, counts, {numbers[i]: text for i, text in failures.items()}, segmenter.description)
 
         return handle
 
@@ -274,91 +257,63 @@ def measure_on_ray(
     address: str,
     dataset: Dataset,
     segmenter: Segmenter,
-    *,
-    fp32: Segmenter | None = None,
+    found: Measurement,
     threads: int | None = None,
     workers: int = 2,
-    state_file: Path | None = None,
-    resume: bool = False,
-    key: str = "",
+    *,
     progress: StepCallback = no_steps,
-) -> tuple[Measurement, str]:
-    """`denseport.runtime.evaluation.measure.measure_dataset` on a Ray cluster: the same counts to the last integer.
+) -> str:
+    """`denseport.runtime.evaluation.measure.measure_images` on a Ray cluster: the same counts to the last integer.
 
     An image that fails does not stop the others; all that failed are named at the end.
 
     Args:
         address, threads: as of `connect`.
-        segmenter, fp32: which artifacts are measured; each actor opens its own.
+        segmenter: which artifact is measured; each actor opens its own.
+        found: with or without FP32 beside it.
 
     Returns:
-        What was measured, and on which sessions, in words.
+        The sessions that ran, in words.
 
     Raises:
-        DatasetError: images failed; the counts of the others are in ``state_file``, for ``resume``.
+        DatasetError: images failed; the counts of the others are saved.
         MachineError: as of `connect` and `Cluster.map`.
     """
-    classes = len(segmenter.manifest.classes)
-    state = open_state(state_file, key, len(dataset), classes, with_fp32=fp32 is not None, resume=resume)
     settings = {"reduce_zero_label": dataset.reduce_zero_label, "ignore_index": dataset.ignore_index}
-    bundle = segmenter.bundle.path.absolute()
-    work = _Measuring(bundle, segmenter.artifact, segmenter.protocol, fp32 is not None, workers, settings)
-    items = [(number, _absolute(sample)) for number, sample in enumerate(dataset.samples) if not state.done[number]]
-    total = _Total(state, state_file)
+    bundle, with_fp32 = segmenter.bundle.path.absolute(), found.fp32_confusion is not None
+    work = _Measuring(bundle, segmenter.artifact, segmenter.protocol, with_fp32, workers, settings)
+    items = [(number, _absolute(sample)) for number, sample in enumerate(dataset.samples) if not found.done[number]]
+    failures, sessions = dict[int, str](), set[str]()
     with connect(address, threads) as cluster:
         start = time.perf_counter()
         try:
             for part in cluster.map(work, items) if items else ():
-                total.add(part)
-                progress(int(state.done.sum()), len(dataset), f"mIoU {state.mean_iou():.2f}")
+                found.merge(part.counts, np.array(part.numbers))
+                found.session_seconds += part.counts.session_seconds / cluster.count
+                failures |= part.failures
+                sessions.add(part.session)
+                if len(failures) >= MOST_FAILURES:
+                    break
+                progress(int(found.done.sum()), len(dataset), f"mIoU {found.mean_iou():.2f}")
+                found.save(every=SAVE_SECONDS)
+            if failures:
+                raise _failed(failures, len(dataset))
         except BaseException:
-            total.save()
+            found.save()
             raise
-        seconds = time.perf_counter() - start
-    if total.failures:
-        total.save()
-        raise total.error(len(dataset))
-    if state_file is not None:
-        state_file.unlink(missing_ok=True)
-    effort = Effort(seconds, total.session_seconds / cluster.actors.count, len(items))
-    where = " and ".join(sorted(total.sessions)) or "nothing left to measure"
-    return measurement_of(dataset, state, effort), f"{count(cluster.actors.count, 'Ray actor')}: {where}"
+        found.seconds = time.perf_counter() - start
+    found.measured = len(items)
+    where = " and ".join(sorted(sessions)) or "nothing left to measure"
+    return f"{count(cluster.count, 'Ray actor')}: {where}"
 
 
-@dataclass
-class _Total:
-    """The counts of all parts so far."""
-
-    state: EvaluationState
-    state_file: Path | None
-    failures: dict[int, str] = field(default_factory=dict)
-    sessions: set[str] = field(default_factory=set)
-    session_seconds: float = 0.0
-    saved: float = field(default_factory=time.monotonic)
-
-    def add(self, part: _Part) -> None:
-        numbers = np.array(part.numbers, np.int64)
-        self.state.merge(part.state, numbers)
-        self.failures |= {part.numbers[index]: text for index, text in part.failures.items()}
-        self.sessions.add(part.session)
-        self.session_seconds += part.effort.session_seconds
-        if len(self.failures) >= MOST_FAILURES:
-            raise self.error(len(self.state.done))
-        if time.monotonic() - self.saved > SAVE_SECONDS:
-            self.save()
-
-    def save(self) -> None:
-        if self.state_file is not None:
-            save_state(self.state_file, self.state)
-        self.saved = time.monotonic()
-
-    def error(self, images: int) -> DatasetError:
-        texts = [self.failures[number].replace("\n", "\n  ") for number in sorted(self.failures)]
-        stopped = f"; stopped after {MOST_FAILURES}" if len(texts) >= MOST_FAILURES else ""
-        return DatasetError(
-            f"{len(texts)} of {count(images, 'image')} failed{stopped}\n  " + "\n  ".join(texts),
-            "The others are kept: mend these and add --resume.",
-        )
+def _failed(failures: Mapping[int, str], images: int) -> DatasetError:
+    texts = [failures[number].replace("\n", "\n  ") for number in sorted(failures)]
+    stopped = f"; stopped after {MOST_FAILURES}" if len(texts) >= MOST_FAILURES else ""
+    return DatasetError(
+        f"{len(texts)} of {count(images, 'image')} failed{stopped}\n  " + "\n  ".join(texts),
+        "The counts of the others are kept. Repair these files and add --resume.",
+    )
 
 
 def _absolute(sample: Sample) -> Sample:

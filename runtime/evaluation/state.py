@@ -1,10 +1,11 @@
-"""The counts of an evaluation under way, and their file: written whole or not at all, taken up exactly.
+"""The counts of an evaluation, under way or done, and their file: written whole or not at all, taken up exactly.
 
 Counts are integers by image, so those of parts that share no image add up to the counts of the whole.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,55 +14,60 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.errors import InputError
-from denseport.runtime.evaluation.gate import ImageAreas, Predictions
-from denseport.runtime.evaluation.metrics import ConfusionMatrix, mean_iou
+from denseport.runtime.evaluation.metrics import ConfusionMatrix, Scores, mean_iou
 from denseport.runtime.system.arrays import read_arrays, write_arrays
 from denseport.runtime.system.text import count
 
-__all__ = ["EvaluationState", "load_state", "merge_states", "open_state", "save_state"]
+__all__ = ["SAVE_SECONDS", "Measurement", "load_state", "merge_states"]
+
+SAVE_SECONDS = 10.0  # between two saves
 
 
-class EvaluationState:
-    """Integer counts by image; n images, C classes.
+class Measurement:
+    """What was counted of one artifact, and of FP32 where it was run on the same images; n images, C classes.
 
     Args:
-        key: what is measured; a state is taken up only under the same key.
+        key: what is measured; a file is taken up only under the same key.
         with_fp32: FP32 runs on the same images.
+        file: where the counts are kept; None: nowhere.
     """
 
-    def __init__(self, key: str, images: int, classes: int, *, with_fp32: bool) -> None:
+    def __init__(self, key: str, images: int, classes: int, *, with_fp32: bool, file: Path | None = None) -> None:
         self.key = key
-        self.done: NDArray[np.bool_] = np.zeros(images, bool)
+        self.file = file
         self.confusion = ConfusionMatrix(classes)
         self.fp32_confusion = ConfusionMatrix(classes) if with_fp32 else None
-        # (n, C): intersection and union with the truth, and predicted pixels, ignored ones included.
-        self.counts = {name: np.zeros((images, classes), np.int64) for name in ("intersect", "union", "pixels")}
-        if with_fp32:
-            for name in ("fp32_intersect", "fp32_union", "fp32_pixels"):
-                self.counts[name] = np.zeros((images, classes), np.int64)
-        self.agreeing: NDArray[np.int64] = np.zeros(images, np.int64)  # pixels with FP32's class
-        self.compared: NDArray[np.int64] = np.zeros(images, np.int64)  # pixels, ignored ones included
-        self.non_finite: NDArray[np.bool_] = np.zeros(images, bool)
+        self.done: NDArray[np.bool_] = np.zeros(images, bool)
+        # By image: (n, C) intersection and union with the truth, and predicted pixels, ignored ones included; (n,)
+        # pixels with FP32's class, all pixels, and 1 where the logits are not finite.
+        by_class = [f"{run}{name}" for run in self._confusions() for name in ("intersect", "union", "pixels")]
+        self.counts: dict[str, NDArray[np.int64]] = {name: np.zeros((images, classes), np.int64) for name in by_class}
+        self.counts |= {name: np.zeros(images, np.int64) for name in ("agreeing", "compared", "non_finite")}
+        self.seconds = 0.0  # wall time of the images of this run, without resumed ones and without FP32's sessions
+        self.session_seconds = 0.0  # of it, in the artifact's session; a mean where several ran side by side
+        self.measured = 0  # images of this run
+        self._saved = time.monotonic()
+
+    def _confusions(self) -> dict[str, ConfusionMatrix]:
+        """By what names in `counts` begin with."""
+        return {"": self.confusion} | ({} if self.fp32_confusion is None else {"fp32_": self.fp32_confusion})
 
     def add(self, index: int, truth: Any, mask: Any, fp32_mask: Any, *, finite: bool) -> None:
         """Count image ``index``."""
-        self._add(index, truth, mask, self.confusion, "")
-        if fp32_mask is not None and self.fp32_confusion is not None:
-            self._add(index, truth, fp32_mask, self.fp32_confusion, "fp32_")
-            self.agreeing[index] = np.count_nonzero(mask == fp32_mask)
-        self.compared[index] = mask.size
-        self.non_finite[index] = not finite
+        for (prefix, total), predicted in zip(self._confusions().items(), (mask, fp32_mask), strict=False):
+            one, classes = ConfusionMatrix(total.n_classes), total.n_classes
+            one.update(truth, predicted)
+            total.merge(one)
+            self.counts[f"{prefix}intersect"][index] = one.intersect
+            self.counts[f"{prefix}union"][index] = one.union
+            self.counts[f"{prefix}pixels"][index] = np.bincount(predicted.ravel(), minlength=classes)[:classes]
+        if self.fp32_confusion is not None:
+            self.counts["agreeing"][index] = np.count_nonzero(mask == fp32_mask)
+        self.counts["compared"][index] = mask.size
+        self.counts["non_finite"][index] = not finite
         self.done[index] = True
 
-    def _add(self, index: int, truth: Any, mask: Any, total: ConfusionMatrix, prefix: str) -> None:
-        one = ConfusionMatrix(total.n_classes)
-        one.update(truth, mask)
-        total.merge(one)
-        self.counts[f"{prefix}intersect"][index] = one.intersect
-        self.counts[f"{prefix}union"][index] = one.union
-        self.counts[f"{prefix}pixels"][index] = np.bincount(mask.ravel(), minlength=total.n_classes)[: total.n_classes]
-
-    def merge(self, part: EvaluationState, at: NDArray[np.int64]) -> None:
+    def merge(self, part: Measurement, at: NDArray[np.int64]) -> None:
         """Add the counts of ``part``, whose image i is image ``at[i]`` here.
 
         Raises:
@@ -73,111 +79,89 @@ class EvaluationState:
             raise InputError(f"counted twice: {count(twice, 'image')}", "Merge each shard once.")
         if self.counts.keys() != part.counts.keys():
             raise InputError("FP32 was run beside one part and not beside the other", "Give all parts the same --gate.")
-        self.confusion.merge(part.confusion)
-        if self.fp32_confusion is not None and part.fp32_confusion is not None:
-            self.fp32_confusion.merge(part.fp32_confusion)
-        for name, rows in self._by_image().items():
-            rows[where] = part._by_image()[name][part.done]
+        for total, more in zip(self._confusions().values(), part._confusions().values(), strict=True):
+            total.merge(more)
+        for name, rows in self.counts.items():
+            rows[where] = part.counts[name][part.done]
         self.done[where] = True
 
-    def _by_image(self) -> dict[str, NDArray[Any]]:
-        """Every array with a row for each image, but `done`."""
-        kept = {"agreeing": self.agreeing, "compared": self.compared, "non_finite": self.non_finite}
-        return {**self.counts, **kept}
+    def scores(self, classes: tuple[str, ...]) -> Scores:
+        """mIoU and the rest, of the artifact."""
+        return self.confusion.scores(classes)
 
-    def mean_iou(self) -> float:
-        """mIoU of the images so far, percent."""
-        return float(mean_iou(self.confusion.intersect, self.confusion.union))
+    def mean_iou(self, prefix: str = "") -> float:
+        """mIoU of the images so far, percent; of FP32 with the prefix "fp32_"."""
+        confusion = self._confusions()[prefix]
+        return float(mean_iou(confusion.intersect, confusion.union))
 
-    def areas(self) -> ImageAreas:
-        """Areas of each image, for the artifact."""
-        return ImageAreas(self.counts["intersect"], self.counts["union"])
+    @property
+    def images(self) -> int:
+        """All that are to be measured."""
+        return len(self.done)
 
-    def fp32_areas(self) -> ImageAreas | None:
-        """Areas of each image, for FP32; None where it was not run."""
-        if self.fp32_confusion is None:
-            return None
-        return ImageAreas(self.counts["fp32_intersect"], self.counts["fp32_union"])
-
+    @property
     def image_agreement(self) -> NDArray[np.float64] | None:
         """(n,) share of each image's pixels with FP32's class; None where FP32 was not run."""
         if self.fp32_confusion is None:
             return None
-        return self.agreeing / np.maximum(self.compared, 1)
+        return self.counts["agreeing"] / np.maximum(self.counts["compared"], 1)
 
-    def predictions(self) -> Predictions:
-        """What the collapse detectors look at."""
-        with_fp32 = self.fp32_confusion is not None
-        return Predictions(
-            images=int(self.done.sum()),
-            non_finite=int(self.non_finite.sum()),
-            pixels=self.counts["pixels"].sum(axis=0),
-            fp32_pixels=self.counts["fp32_pixels"].sum(axis=0) if with_fp32 else None,
-            agreement=float(self.agreeing.sum() / max(1, self.compared.sum())) if with_fp32 else None,
-        )
+    @property
+    def agreement(self) -> float | None:
+        """Share of all pixels with FP32's class, 0..1; None where FP32 was not run."""
+        if self.fp32_confusion is None:
+            return None
+        return float(self.counts["agreeing"].sum() / max(1, self.counts["compared"].sum()))
 
-
-def save_state(path: Path, state: EvaluationState) -> None:
-    """Write the state, replacing an older one only when the new one is whole. Its size grows with the images done."""
-    arrays: dict[str, Any] = {
-        "key": np.array(state.key),
-        "done": state.done,
-        "matrix": state.confusion.matrix,
-        "outside": state.confusion.outside,
-        **{name: rows[state.done] for name, rows in state._by_image().items()},
-    }
-    if state.fp32_confusion is not None:
-        arrays |= {"fp32_matrix": state.fp32_confusion.matrix, "fp32_outside": state.fp32_confusion.outside}
-    write_arrays(path, arrays)
+    def save(self, *, every: float = 0.0) -> None:
+        """Write the file, unless that was done in the last ``every`` seconds. Its size grows with the images done."""
+        if self.file is None or time.monotonic() - self._saved < every:
+            return
+        arrays: dict[str, Any] = {"key": np.array(self.key), "done": self.done}
+        for prefix, confusion in self._confusions().items():
+            arrays |= {f"{prefix}matrix": confusion.matrix, f"{prefix}outside": confusion.outside}
+        write_arrays(self.file, arrays | {name: rows[self.done] for name, rows in self.counts.items()})
+        self._saved = time.monotonic()
 
 
-def load_state(path: Path, key: str) -> EvaluationState | None:
-    """The state in ``path``; None if there is none, or it is damaged or of something else."""
+def load_state(path: Path, key: str) -> Measurement | None:
+    """The counts in ``path``; None if there are none, or they are damaged or of something else."""
     arrays = read_arrays(path)
     try:
         if arrays is None or str(arrays["key"]) != key:
             return None
         done, matrix = arrays["done"], arrays["matrix"]
-        state = EvaluationState(key, len(done), len(matrix), with_fp32="fp32_matrix" in arrays)
-        for prefix, confusion in (("", state.confusion), ("fp32_", state.fp32_confusion)):
-            if confusion is not None:
-                confusion.matrix[:] = arrays[f"{prefix}matrix"]
-                confusion.outside[:] = arrays[f"{prefix}outside"]
-        for name, rows in state._by_image().items():
+        found = Measurement(key, len(done), len(matrix), with_fp32="fp32_matrix" in arrays, file=path)
+        for prefix, confusion in found._confusions().items():
+            confusion.matrix[:] = arrays[f"{prefix}matrix"]
+            confusion.outside[:] = arrays[f"{prefix}outside"]
+        for name, rows in found.counts.items():
             rows[done] = arrays[name]
-        state.done[:] = done
-        return state
+        found.done[:] = done
+        return found
     except (ValueError, LookupError, TypeError):
         return None
 
 
-def open_state(
-    path: Path | None, key: str, images: int, classes: int, *, with_fp32: bool, resume: bool
-) -> EvaluationState:
-    """The state in ``path`` if it is to be resumed and is of this measurement, else an empty one."""
-    state = load_state(path, key) if resume and path is not None else None
-    return state or EvaluationState(key, images, classes, with_fp32=with_fp32)
-
-
-def merge_states(paths: Sequence[Path], key: str) -> EvaluationState:
-    """The state of the whole from those of its shards, in any order.
+def merge_states(paths: Sequence[Path], key: str) -> Measurement:
+    """The counts of the whole from those of its shards, in any order.
 
     Raises:
-        InputError: a file is no state of this measurement, or shards overlap or leave images out.
+        InputError: a file holds no counts of this measurement, or shards overlap or leave images out.
     """
-    whole: EvaluationState | None = None
+    whole: Measurement | None = None
     for path in paths:
         part = load_state(path, key)
         if part is None:
             raise InputError(
-                f"{path}: is no state of this measurement",
-                "Name the --state files of its shards, and give the bundle, data, protocol and gate as they had them.",
+                f"{path}: is not a state of this measurement",
+                "Name the --state files of its shards. Give the same bundle, data, protocol and gate as there.",
             )
-        if whole is None:
-            with_fp32, classes = part.fp32_confusion is not None, part.confusion.n_classes
-            whole = EvaluationState(key, len(part.done), classes, with_fp32=with_fp32)
         try:
-            whole.merge(part, np.arange(len(part.done)))
+            if whole is None:
+                whole = part
+            else:
+                whole.merge(part, np.arange(len(part.done)))
         except InputError as err:
             raise InputError(f"{path}: {err.message}", err.remedy) from err
     if whole is None:

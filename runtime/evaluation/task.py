@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,8 @@ from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.comparison import Comparison, Gate, choose_comparison
 from denseport.runtime.evaluation.dataset import Dataset
-from denseport.runtime.evaluation.measure import (
-    Effort,
-    Measurement,
-    measure_dataset,
-    measure_images,
-    measurement_of,
-)
-from denseport.runtime.evaluation.state import merge_states, open_state, save_state
+from denseport.runtime.evaluation.measure import measure_images
+from denseport.runtime.evaluation.state import Measurement, load_state, merge_states
 from denseport.runtime.media.images import reading
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.files import cache_folder, refuse_unwritable, writing
@@ -71,38 +66,29 @@ class Task:
     def measure(self, run: LongRun, progress: Progress) -> tuple[Measurement, str]:
         """What was measured of the whole data set, and on which session, in words."""
         if run.merge:
-            state = merge_states(run.merge, self.key())
-            return measurement_of(self.dataset, state, Effort()), f"{count(len(run.merge), 'state')} merged"
-        key = self.key()
-        state_file = run.state or cache_folder("eval", otherwise="Name a file with --state FILE.") / f"{key[:16]}.npz"
+            return merge_states(run.merge, self.key), f"{count(len(run.merge), 'state')} merged"
+        file = run.state or cache_folder("eval", otherwise="Name a file with --state FILE.") / f"{self.key[:16]}.npz"
+        found, session = self.open_state(file, resume=run.resume), self.segmenter.description
         with progress.phase(f"measuring {self.segmenter.artifact}") as told:
-            if run.ray is not None:
+            if run.ray is None:
+                measure_images(self.dataset, self.segmenter, found, fp32=self.fp32, workers=self.workers, progress=told)
+            else:
                 from denseport.runtime.evaluation.shards import measure_on_ray
 
-                return measure_on_ray(
-                    run.ray,
-                    self.dataset,
-                    self.segmenter,
-                    fp32=self.fp32,
-                    threads=self.threads,
-                    workers=self.workers,
-                    state_file=state_file,
-                    resume=run.resume,
-                    key=key,
-                    progress=told,
+                session = measure_on_ray(
+                    run.ray, self.dataset, self.segmenter, found, self.threads, self.workers, progress=told
                 )
-            measurement = measure_dataset(
-                self.dataset,
-                self.segmenter,
-                fp32=self.fp32,
-                workers=self.workers,
-                state_file=state_file,
-                resume=run.resume,
-                key=key,
-                progress=told,
-            )
-        return measurement, self.segmenter.description
+        file.unlink(missing_ok=True)
+        return found, session
 
+    def open_state(self, file: Path, *, resume: bool) -> Measurement:
+        """The counts in ``file`` if they are to be resumed and are of this measurement, else empty ones."""
+        if resume and (found := load_state(file, self.key)) is not None:
+            return found
+        images, classes = len(self.dataset), len(self.segmenter.manifest.classes)
+        return Measurement(self.key, images, classes, with_fp32=self.fp32 is not None, file=file)
+
+    @cached_property
     def key(self) -> str:
         """What is measured, as a hash: a state of anything else is not taken up."""
 
@@ -182,30 +168,22 @@ def evaluate_shard(
     refuse_state(state, resume=resume)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     with open_task(bundle, dataset, artifact or bundle.manifest.source, protocol, gate, threads, workers) as task:
-        classes = len(task.segmenter.manifest.classes)
-        counts = open_state(state, task.key(), len(dataset), classes, with_fp32=task.fp32 is not None, resume=resume)
-        if counts.done.sum() > counts.done[indices].sum():
+        found = task.open_state(state, resume=resume)
+        if found.done.sum() > found.done[indices].sum():
             raise InputError(f"{state}: holds another shard", "Name another file with --state.")
         with (progress or Silent()).phase(f"shard {first}/{step}") as told:
             measure_images(
-                dataset,
-                task.segmenter,
-                counts,
-                images=indices,
-                fp32=task.fp32,
-                workers=workers,
-                state_file=state,
-                progress=told,
+                dataset, task.segmenter, found, images=indices, fp32=task.fp32, workers=workers, progress=told
             )
-    save_state(state, counts)
+        found.save()
     return Shard(part, len(indices), len(dataset), state)
 
 
 def refuse_state(state: Path | None, *, resume: bool) -> None:
-    """A file that is there may be a shard's, or anything: the run would replace it, and remove it at its end.
+    """Refuse a file that exists: the run would replace it, and remove it at its end.
 
     Raises:
-        InputError: it is there, and ``resume`` was not asked for; or it is no file.
+        InputError: it exists, and ``resume`` was not asked for; or it is not a file.
         OutputError: it cannot be written.
     """
     if state is None:
@@ -215,6 +193,6 @@ def refuse_state(state: Path | None, *, resume: bool) -> None:
         if not state.exists():
             return
     if not state.is_file():
-        raise InputError(f"--state {state}: is no file", "Name a file, or one that is not there yet.")
+        raise InputError(f"--state {state}: is not a file", "Name a file, or one that does not exist yet.")
     if not resume:
-        raise InputError(f"--state {state}: exists", "Go on with it (--resume), or name another file.")
+        raise InputError(f"--state {state}: exists already", "Continue it with --resume, or name another file.")

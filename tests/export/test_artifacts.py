@@ -139,6 +139,7 @@ def test_an_audit_gives_the_mean_and_the_worst_of_its_images(
     """An engine's sessions, and FP32's, are made up; the images and what is made of them are not."""
     fp32, engine = Said(*[EXPECTED] * 3), Said(EXPECTED, second, third)
     monkeypatch.setattr(audit_module, "OnnxRuntimeSession", lambda path: fp32)
+    monkeypatch.setitem(audit_module.AGREEMENTS, "int8", 11 / 12)
     monkeypatch.setattr(audit_module, "TensorRTSession", lambda path, record: engine)
     shape = (1, 3, 160, 224)  # of 4:3, 3:2 and 3:4 images: none keeps its ratio
     record = dataclasses.replace(RECORD, profiles=(Profile(shape, shape, shape),))
@@ -146,7 +147,7 @@ def test_an_audit_gives_the_mean_and_the_worst_of_its_images(
     found = audit_engine(bundle, bundle.path / "an.engine", record, "int8", images)
     assert (found.images, found.worst_image, found.logit_error, found.finite) == (3, worst, error, finite)
     assert found.agreement == pytest.approx(agreement)
-    assert found.passed == (finite and agreement >= 0.9)
+    assert found.passed == (finite and agreement >= 11 / 12)
     assert [image.shape for image in engine.shown] == [shape] * 3, "what the engine is tuned for"
     np.testing.assert_array_equal(engine.shown, fp32.shown)
 

@@ -35,7 +35,7 @@ class Running:
     url: str
     client: httpx.Client
     service: Service
-    door: Admission
+    admission: Admission
 
     def segment(self, data: bytes, name: str = "street.png", **query: object) -> httpx.Response:
         params = {key: str(value) for key, value in query.items()}
@@ -46,8 +46,10 @@ class Running:
 def running(bundle: Bundle, limits: Limits | None = None) -> Iterator[Running]:
     """Serve a bundle on a free port while the block lasts."""
     service = Service(bundle, limits or Limits(), threads=1)
-    door = create_app(service)
-    server = uvicorn.Server(uvicorn.Config(door, port=0, lifespan="off", log_config=None, timeout_graceful_shutdown=2))
+    admission = create_app(service)
+    server = uvicorn.Server(
+        uvicorn.Config(admission, port=0, lifespan="off", log_config=None, timeout_graceful_shutdown=2)
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -56,7 +58,7 @@ def running(bundle: Bundle, limits: Limits | None = None) -> Iterator[Running]:
             time.sleep(0.01)
         url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
         with httpx.Client(base_url=url, timeout=20) as client:
-            yield Running(url, client, service, door)
+            yield Running(url, client, service, admission)
     finally:
         server.should_exit = True
         thread.join()

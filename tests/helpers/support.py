@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.evaluation.gate import ImageAreas
 from denseport.runtime.evaluation.metrics import ConfusionMatrix
+from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.media.images import read_image
 
 REPO = Path(__file__).resolve().parents[2]
@@ -38,9 +38,16 @@ LOGITS_TOLERANCE = 1e-4  # the oracle's float32 noise is 2.5e-5
 MARGIN = 1e-3  # below it two classes are a tie that rounding may decide either way
 
 
-def areas_of(images: list[ConfusionMatrix]) -> ImageAreas:
-    """The areas of images, from a confusion matrix of each."""
-    return ImageAreas(np.stack([each.intersect for each in images]), np.stack([each.union for each in images]))
+def measurement_of(images: list[ConfusionMatrix], fp32: list[ConfusionMatrix]) -> Measurement:
+    """What was measured of an artifact and of FP32, from a confusion matrix of each image."""
+    found = Measurement("", len(images), images[0].n_classes, with_fp32=True)
+    assert found.fp32_confusion is not None
+    for prefix, total, each in (("", found.confusion, images), ("fp32_", found.fp32_confusion, fp32)):
+        for i, matrix in enumerate(each):
+            total.merge(matrix)
+            found.counts[f"{prefix}intersect"][i] = matrix.intersect
+            found.counts[f"{prefix}union"][i] = matrix.union
+    return found
 
 
 def assert_same_classes(mask: NDArray[np.integer], expected: NDArray[np.integer], scores: NDArray[np.floating]) -> None:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -84,7 +85,9 @@ def around(session: Any, bundle: Bundle, protocol: str = "fixed:32x32") -> Segme
 
 def test_a_file_and_its_array_give_the_same_mask_and_all_stages_are_timed(segment: Segmenter) -> None:
     image = read_image(IMAGE)
+    begun = time.perf_counter()
     of_file, of_array = segment(IMAGE), segment(image)
+    assert 0 < of_file.timings.total + of_array.timings.total <= 1000 * (time.perf_counter() - begun)
     np.testing.assert_array_equal(of_file.mask, of_array.mask)
     assert of_array.image is image and of_file.artifact == "model.onnx"
     assert of_file.timings.decode > 0 == of_array.timings.decode
@@ -177,6 +180,17 @@ def test_a_region_of_small_integers_does_not_overflow(segment: Segmenter) -> Non
 def test_a_region_of_anything_but_four_integers_is_refused(segment: Segmenter, region: Any) -> None:
     with pytest.raises(InputError, match="is not x, y, width, height in whole pixels"):
         segment(np.zeros((180, 240, 3), np.uint8), roi=region)
+
+
+@pytest.mark.parametrize("protocol", ["native:64:42", "ms-flip", "fixed:64x96"])
+def test_the_times_of_images_add_up_to_no_more_than_was_spent(sample: Bundle, protocol: str) -> None:
+    images = [np.zeros((90, 130, 3), np.uint8)] * 4
+    with Segmenter(sample, protocol=protocol, threads=1) as segmenter:
+        begun = time.perf_counter()
+        results = segmenter.batch(images, size=2)
+        spent = 1000 * (time.perf_counter() - begun)
+    assert all(min(r.timings.preprocess, r.timings.infer, r.timings.postprocess) > 0 for r in results)
+    assert sum(result.timings.total for result in results) <= spent
 
 
 def test_a_batch_of_many_sizes_equals_single_calls_in_order(segment: Segmenter, images: list[np.ndarray]) -> None:

@@ -295,3 +295,18 @@ def test_gpus_are_looked_for_where_any_artifact_is_an_engine(
     artifacts = {name: bundle.manifest.artifacts[name] for name in names}
     bundle.manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)
     assert selection.select_artifact(bundle).name == "model.onnx" and asked == [looked]
+
+
+def test_only_the_graph_in_fp32_runs_though_it_failed_its_gate(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is closer to the checkpoint than it; an engine in FP32 is something else."""
+    monkeypatch.setattr(selection, "inspect_machine", lambda **_: machine(A40, tensorrt="11.4.0"))
+    failed = {"accuracy": {"gate": {"passed": False, "reasons": ["3 points below"]}}}
+    graph = bundle.artifact("model.onnx")
+    wide = dataclasses.replace(engine(), precision="fp32", float_precision="fp32")
+    artifacts = {
+        "model.onnx": dataclasses.replace(graph, record=graph.record | failed),
+        "fp32.engine": dataclasses.replace(wide, record=wide.record | failed),
+    }
+    bundle.manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)
+    chosen = selection.select_artifact(bundle)
+    assert chosen.name == "model.onnx" and chosen.others["fp32.engine"] == "failed its gate: 3 points below"

@@ -27,7 +27,7 @@ from denseport.calibration.search.loss_file import LossFile
 from denseport.calibration.search.sensitivity import Loss
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.errors import BundleError
-from denseport.runtime.evaluation.state import EvaluationState, load_state, save_state
+from denseport.runtime.evaluation.state import Measurement, load_state
 from denseport.runtime.media.images import write_image
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.files import exchange, work_folder
@@ -40,7 +40,7 @@ import numpy as np
 from bundles import onnx_artifact
 from hostile import enter, tiny_bundle, tiny_model
 from denseport.runtime.bundle.bundle import Bundle, new_bundle
-from denseport.runtime.evaluation.state import EvaluationState, load_state, save_state
+from denseport.runtime.evaluation.state import Measurement, load_state
 from denseport.runtime.system.files import new_folder, sha256_of, write_atomic
 
 STEPS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "fcntl.flock", "ctypes.dlopen")
@@ -84,11 +84,12 @@ def check_frames(place):
     assert all(file.read_bytes() == b"whole" for file in (place / "masks").glob("*"))
 
 def state(place):
-    found = load_state(place / "state.npz", "key") or EvaluationState("key", 2, 3, with_fp32=False)
+    found = load_state(place / "state.npz", "key")
+    found = found or Measurement("key", 2, 3, with_fp32=False, file=place / "state.npz")
     mask = np.zeros((4, 4), np.uint8)
     for i in np.flatnonzero(~found.done):
         found.add(i, mask, mask, None, finite=True)
-        save_state(place / "state.npz", found)
+        found.save()
 
 def check_state(place):
     found = load_state(place / "state.npz", "key")
@@ -208,10 +209,11 @@ def damaged_forms(path: Path) -> Iterator[None]:
 
 
 def test_a_damaged_state_is_measured_again_never_counted(tmp_path: Path) -> None:
-    state, path = EvaluationState("key", 3, 2, with_fp32=True), tmp_path / "state.npz"
+    path = tmp_path / "state.npz"
+    state = Measurement("key", 3, 2, with_fp32=True, file=path)
     mask = np.array([[0, 1], [1, 1]], np.uint8)
     state.add(1, mask, mask, mask, finite=True)
-    save_state(path, state)
+    state.save()
     for _ in damaged_forms(path):
         assert load_state(path, "key") is None
     found = load_state(path, "key")

@@ -17,11 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     image = parser.add_mutually_exclusive_group()
     image.add_argument(
-        "--size", type=size(20_000), metavar="WxH", default="512x512", help="of a made-up image; default: %(default)s"
+        "--size",
+        type=size(20_000),
+        metavar="WxH",
+        default="512x512",
+        help="size of a made-up image; default: %(default)s",
     )
-    image.add_argument("--image", metavar="IMAGE", type=path, help="an image like the application's")
-    parser.add_argument("--baseline", choices=("torch",), help="compare with PyTorch eager, upstream's way")
-    parser.add_argument("--checkpoint", metavar="FILE", type=path, help="weights for the baseline; default: random")
+    image.add_argument("--image", metavar="IMAGE", type=path, help="an image of the application instead")
+    parser.add_argument("--baseline", choices=("torch",), help="compare with the network in PyTorch")
+    parser.add_argument("--checkpoint", metavar="FILE", type=path, help="weights of the baseline; default: random")
     parser.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads; default: all this process may use")
     parser.add_argument("--rounds", type=whole(1), default=5, metavar="N", help="default: %(default)s")
     parser.add_argument(
@@ -29,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=real(above=0),
         default=4.0,
         metavar="S",
-        help="for each measurement in a round; default: %(default)s",
+        help="duration of each measurement in a round; default: %(default)s",
     )
     parser.add_argument(
-        "--concurrency", type=whole(1), nargs="*", default=[1, 2, 4], metavar="N", help="callers at once"
+        "--concurrency", type=whole(1), nargs="*", default=[1, 2, 4], metavar="N", help="numbers of callers at once"
     )
     parser.add_argument("--batches", type=whole(1), nargs="*", default=[1, 2, 4], metavar="N", help="sizes of batches")
     parser.add_argument("--report", metavar="DIR", type=path, help="write bench.html and bench.json there")
-    parser.add_argument("--no-record", action="store_true", help="do not write the figures into the bundle")
+    parser.add_argument("--no-record", action="store_true", help="do not write the figures into the bundle's manifest")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -5,22 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from denseport.runtime.cli.arguments import path, real, whole
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
-    from denseport.runtime.evaluation.comparison import Gate
-    from denseport.runtime.evaluation.evaluate import Evaluation
     from denseport.runtime.evaluation.gate import Verdict
+    from denseport.runtime.evaluation.result import Evaluation
 
 HELP = "measure accuracy on labelled images, and pass or fail the artifact"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
-    parser.add_argument("--artifact", metavar="NAME", help="what is measured; default: the FP32 one")
+    parser.add_argument("--artifact", metavar="NAME", help="what is measured; default: the FP32 artifact")
     parser.add_argument(
         "--protocol",
         default="reference",
@@ -28,14 +27,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="reference (as the checkpoint was tested), ms-flip, ms-flip:1.x, slide, slide:CROP:STRIDE, fixed:WxH",
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--data", metavar="ROOT", type=path, required=True, help="ADE20K folder, or one of images")
-    data.add_argument("--masks", metavar="DIR", type=path, help="folder of masks; --data is then the images'")
-    data.add_argument("--list", metavar="FILE", type=path, help="names or pairs to take, one a line, below --data")
-    data.add_argument("--split", default="validation", help="of the ADE20K layout; default: %(default)s")
+    data.add_argument("--data", metavar="ROOT", type=path, required=True, help="ADE20K folder, or a folder of images")
+    data.add_argument("--masks", metavar="DIR", type=path, help="folder of masks; --data is then the folder of images")
+    data.add_argument(
+        "--list",
+        dest="list_file",
+        metavar="FILE",
+        type=path,
+        help="text file: per line a name or 'image mask'",
+    )
+    data.add_argument("--split", default="validation", help="split of the ADE20K layout; default: %(default)s")
     data.add_argument(
         "--reduce-zero-label",
         action=argparse.BooleanOptionalAction,
-        help="masks count classes from 1 and 0 is ignored; default: as the bundle's data set does",
+        help="masks count classes from 1 and 0 is ignored; default: as in the bundle's data set",
     )
     data.add_argument(
         "--ignore-index", type=whole(0), default=255, metavar="N", help="ignored label; default: %(default)s"
@@ -46,16 +51,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--workers", type=whole(1), default=2, metavar="N", help="threads beside the network; default: 2")
     work.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads of the network; default: all")
     work.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same measurement")
-    work.add_argument("--state", metavar="FILE", type=path, help="where a run under way is kept; default: a cache")
+    work.add_argument(
+        "--state",
+        metavar="FILE",
+        type=path,
+        help="counts of an unfinished run; default: in the cache",
+    )
     way = work.add_mutually_exclusive_group()
-    way.add_argument("--shard", type=_part, metavar="I/N", help="only every Nth image from the Ith, kept in --state")
-    way.add_argument("--merge", nargs="+", type=path, metavar="STATE", help="measure nothing: add up shards' states")
+    way.add_argument("--shard", type=_part, metavar="I/N", help="measure every Nth image from the Ith, into --state")
+    way.add_argument("--merge", nargs="+", type=path, metavar="STATE", help="add up the states of shards")
     way.add_argument("--ray", metavar="ADDRESS", help="spread over a Ray cluster, or 'local' for one on this machine")
     result = parser.add_argument_group("result")
     result.add_argument("--report", metavar="DIR", type=path, help="write a self-contained HTML page there")
-    result.add_argument("--explain", action="store_true", help="say which step lost what, and name the culprit")
+    result.add_argument("--explain", action="store_true", help="say which step lost how much accuracy")
     result.add_argument("--checkpoint", metavar="FILE", type=path, help="the bundle's checkpoint, for --explain")
-    result.add_argument("--record", action="store_true", help="keep the result in the bundle's manifest")
+    result.add_argument("--record", action="store_true", help="write the result into the bundle's manifest")
     result.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -63,13 +73,16 @@ def _add_gate(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--gate",
         metavar="WITH",
-        help="compare with: reference (the published mIoU), the FP32 artifact (model.onnx), or a mIoU in percent",
+        help="compare with reference (the published mIoU), the FP32 artifact (model.onnx), or a mIoU in percent",
     )
     group.add_argument(
         "--budget", type=real(0, 100), metavar="POINTS", help="mIoU that may be lost; default: by precision"
     )
     group.add_argument(
-        "--agreement", type=real(0, 1), metavar="SHARE", help="least share of pixels with FP32's class, 0 to 1"
+        "--agreement",
+        type=real(0, 1),
+        metavar="SHARE",
+        help="share of pixels (0 to 1) that must get FP32's class",
     )
 
 
@@ -81,32 +94,35 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.evaluation.comparison import Gate
-    from denseport.runtime.evaluation.evaluate import evaluate
-    from denseport.runtime.evaluation.task import LongRun
+    from denseport.runtime.evaluation.evaluate import evaluate, open_data
+    from denseport.runtime.evaluation.task import LongRun, evaluate_shard, refuse_state
     from denseport.runtime.system.progress import Terminal
 
     _check(arguments)
-    gate = None
-    if arguments.gate is not None:
-        gate = Gate(arguments.gate, arguments.budget, arguments.agreement)
+    gate = None if arguments.gate is None else Gate(arguments.gate, arguments.budget, arguments.agreement)
+    names = ("masks", "list_file", "split", "reduce_zero_label", "ignore_index", "limit")
+    data = {name: getattr(arguments, name) for name in names}
+    work = {name: getattr(arguments, name) for name in ("artifact", "protocol", "threads", "workers")}
+    work |= {"gate": gate, "progress": Terminal()}
     if arguments.shard is not None:
-        return _shard(arguments, gate)
+        refuse_state(arguments.state, resume=arguments.resume)
+        bundle = Bundle(arguments.bundle)
+        dataset = open_data(bundle, arguments.data, **data)
+        shard = evaluate_shard(bundle, dataset, arguments.shard, arguments.state, resume=arguments.resume, **work)
+        text = "shard {shard}: {images} of {of} images, kept in {state}; add the shards up with --merge"
+        print(json.dumps(shard.to_dict(), indent=1) if arguments.json else text.format(**shard.to_dict()))
+        return 0
     found = evaluate(
         arguments.bundle,
         arguments.data,
-        artifact=arguments.artifact,
-        protocol=arguments.protocol,
-        gate=gate,
-        **_data(arguments),
-        limit=arguments.limit,
-        threads=arguments.threads,
-        workers=arguments.workers,
+        **data,
+        **work,
         run=LongRun(arguments.state, arguments.resume, tuple(arguments.merge or ()), arguments.ray),
         checkpoint=arguments.checkpoint,
         report=arguments.report,
         record=arguments.record,
-        progress=Terminal(),
     )
     print(json.dumps(found.to_dict(), indent=1) if arguments.json else _table(found))
     return 0 if found.gate is None or found.gate.passed else 1
@@ -117,60 +133,19 @@ def _check(arguments: argparse.Namespace) -> None:
     from denseport.runtime.errors import InputError
 
     if arguments.explain and arguments.checkpoint is None:
-        raise InputError("--explain compares with the checkpoint", "Name it with --checkpoint FILE.")
+        raise InputError("--explain needs the checkpoint to compare with", "Name it with --checkpoint FILE.")
     if arguments.checkpoint is not None and not arguments.explain:
-        raise InputError("--checkpoint is for an explanation", "Add --explain.")
+        raise InputError("--checkpoint is used by --explain only", "Add --explain.")
     for name in ("budget", "agreement"):
         if arguments.gate is None and getattr(arguments, name) is not None:  # else exit code 0 would read as a pass
-            raise InputError(f"--{name} is a gate's: without one nothing is judged", "Add --gate.")
+            raise InputError(f"--{name} is used by --gate only; without a gate nothing is judged", "Add --gate.")
     if arguments.shard is None:
         return
     if arguments.state is None:
-        raise InputError("--shard keeps its counts for the merge", "Name their file with --state FILE.")
+        raise InputError("--shard needs a file for its counts", "Name it with --state FILE.")
     for name in ("report", "explain", "record"):
         if getattr(arguments, name):
             raise InputError(f"--{name} needs all images, not a shard", f"Give --{name} with --merge.")
-
-
-def _data(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "masks": arguments.masks,
-        "list_file": arguments.list,
-        "split": arguments.split,
-        "reduce_zero_label": arguments.reduce_zero_label,
-        "ignore_index": arguments.ignore_index,
-    }
-
-
-def _shard(arguments: argparse.Namespace, gate: Gate | None) -> int:
-    from dataclasses import replace
-
-    from denseport.runtime.bundle.bundle import Bundle
-    from denseport.runtime.evaluation.dataset import open_dataset
-    from denseport.runtime.evaluation.task import evaluate_shard, refuse_state
-    from denseport.runtime.system.progress import Terminal
-
-    refuse_state(arguments.state, resume=arguments.resume)
-    bundle, options = Bundle(arguments.bundle), _data(arguments)
-    if options["reduce_zero_label"] is None:
-        options["reduce_zero_label"] = bundle.manifest.reduce_zero_label
-    dataset = open_dataset(arguments.data, **options)
-    found = evaluate_shard(
-        bundle,
-        replace(dataset, samples=dataset.samples[: arguments.limit]),
-        arguments.shard,
-        arguments.state,
-        artifact=arguments.artifact,
-        protocol=arguments.protocol,
-        gate=gate,
-        threads=arguments.threads,
-        workers=arguments.workers,
-        resume=arguments.resume,
-        progress=Terminal(),
-    ).to_dict()
-    text = "shard {shard}: {images} of {of} images, kept in {state}; add the shards up with --merge"
-    print(json.dumps(found, indent=1) if arguments.json else text.format(**found))
-    return 0
 
 
 def _table(found: Evaluation) -> str:
@@ -182,10 +157,8 @@ def _table(found: Evaluation) -> str:
         lines.append(f"{row.name:{width}}  {row.IoU:6.2f}  {accuracy}  {row.pixels:12,}")
     absent = len(found.per_class) - len(rows)
     if absent:
-        lines.append(
-            f"(left out, as neither the masks nor the predictions hold any of it: {count(absent, 'class', 'es')})"
-        )
-    images = count(len(found.measurement.names), "image")
+        lines.append(f"(left out: {count(absent, 'class', 'es')} that neither the masks nor the predictions contain)")
+    images = count(found.measurement.images, "image")
     lines += ["", f"{found.artifact}: {found.session}"]
     lines.append(f"protocol {found.protocol.name} ({found.protocol.description}), {images}")
     if found.reduce_zero_label:
@@ -194,7 +167,7 @@ def _table(found: Evaluation) -> str:
     result = found.to_dict()
     if result["seconds"]:
         share = 100 * result["session_share"]
-        lines.append(f"{result['images_per_second']:.2f} images/s, {share:.0f} % of it in the network")
+        lines.append(f"{result['images_per_second']:.1f} images/s; the network takes {share:.0f} % of the time")
     lines += [f"warning: {text}" for text in found.warnings]
     lines += (found.explanation or {}).get("lines", [])
     if found.report is not None:

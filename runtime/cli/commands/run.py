@@ -191,7 +191,7 @@ def _run_on_ray(arguments: argparse.Namespace, inputs: list[Input], job: Predict
     items = [replace(item, path=item.path.absolute()) for item in inputs]
     work = _OnRay(bundle.path.absolute(), _settings(arguments), replace(job, folder=job.folder.absolute()))
     with connect(arguments.ray, arguments.threads) as cluster:
-        print(count(cluster.actors.count, "Ray actor"), file=sys.stderr)
+        print(count(cluster.count, "Ray actor"), file=sys.stderr)
         for done in cluster.map(work, items):
             job.results += done.results
             job.failures += done.failures

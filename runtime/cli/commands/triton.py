@@ -104,14 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace, manifest: Manifest) -> Options:
-    from denseport.runtime.errors import InputError
-    from denseport.runtime.serving.triton.config import Batching, VersionPolicy
     from denseport.runtime.serving.triton.variants import DEFAULT_PIXELS, Options
 
-    try:
-        versions = VersionPolicy.parse(arguments.versions)
-    except ValueError as err:
-        raise InputError(f"--versions: {err}", "Give latest:N, all, or numbers such as 1,3.") from err
     return Options(
         backend=arguments.backend,
         name=arguments.name,
@@ -120,12 +114,14 @@ def _options(arguments: argparse.Namespace, manifest: Manifest) -> Options:
         network_instances=arguments.network_instances,
         threads=arguments.threads,
         max_batch=arguments.max_batch,
-        batching=Batching(arguments.delay, arguments.queue, round(arguments.timeout * 1e6)),
+        delay_us=arguments.delay,
+        queue=arguments.queue,
+        timeout_us=round(arguments.timeout * 1e6),
         max_pixels=DEFAULT_PIXELS if arguments.max_pixels is None else arguments.max_pixels,
         gpu=arguments.gpu,
         warmup=_warmup(arguments.warmup, manifest),
         cache=arguments.cache,
-        versions=versions,
+        versions=arguments.versions,
         ensemble=arguments.ensemble,
     )
 

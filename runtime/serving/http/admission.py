@@ -1,4 +1,4 @@
-"""The door of the server: how many requests are let in, how large they may be, and how it closes.
+"""Admission: how many requests are let in, how large they may be, and how the server closes.
 
 A plain ASGI layer around the application, so that a refused image is neither parsed nor kept; uvicorn throws
 away what a client goes on sending after its answer, instead of closing on it.
@@ -6,22 +6,17 @@ away what a client goes on sending after its answer, instead of closing on it.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from denseport.runtime.serving.http.limits import Limits, Refusal
 
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 __all__ = ["Admission"]
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-RETRY_SOON, RETRY_ELSEWHERE = 1, 5  # seconds
 PIECE = 1 << 16  # bytes of an answer that are handed to uvicorn at once
 
 
@@ -32,18 +27,11 @@ class Admission:
         answered: told the status and the seconds of each such request, refused ones included.
     """
 
-    def __init__(self, app: App, path: str, limits: Limits, answered: Callable[[int, float], None]) -> None:
-        self._app = app
-        self._path = path
-        self._limits = limits
-        self._answered = answered
+    def __init__(self, app: ASGIApp, path: str, limits: Limits, answered: Callable[[int, float], None]) -> None:
+        self._app, self._path, self._limits, self._answered = app, path, limits, answered
         self.active = 0  # requests inside
         self.accepted = 0  # ever let in
-        self.draining = False  # nobody is let in any more
-
-    def close(self) -> None:
-        """Let nobody in any more; who is inside is served. Safe in a signal handler."""
-        self.draining = True
+        self.draining = False  # set at shutdown: requests inside are answered, others refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != self._path or scope["method"] != "POST":
@@ -53,26 +41,26 @@ class Admission:
         start = time.perf_counter()
         try:
             if refusal := self._refusal(exchange):
-                await exchange.refuse(refusal)
+                from starlette.responses import JSONResponse
+
+                answer = JSONResponse(refusal.body, refusal.status, refusal.headers)
+                await answer(scope, exchange.receive, exchange.send)
             else:
-                await self._serve(scope, exchange)
+                self.active += 1
+                self.accepted += 1
+                try:
+                    await self._app(scope, exchange.receive, exchange.send)
+                finally:
+                    self.active -= 1
         finally:
             self._answered(exchange.status, time.perf_counter() - start)
 
     def _refusal(self, exchange: _Exchange) -> Refusal | None:
         if self.draining:
-            return Refusal(503, "the server is shutting down", "Ask another one.", RETRY_ELSEWHERE)
+            return Refusal(503, "the server is shutting down", "Ask another one.", retry_after=5)
         if self.active >= self._limits.admitted:
-            return Refusal(503, f"{self.active} requests are waiting already", "Try again later.", RETRY_SOON)
+            return Refusal(503, f"{self.active} requests are waiting already", "Try again later.", retry_after=1)
         return exchange.too_large() if exchange.announced > self._limits.max_bytes else None
-
-    async def _serve(self, scope: Scope, exchange: _Exchange) -> None:
-        self.active += 1
-        self.accepted += 1
-        try:
-            await self._app(scope, exchange.receive, exchange.send)
-        finally:
-            self.active -= 1
 
 
 class _Exchange:
@@ -105,16 +93,9 @@ class _Exchange:
             self.status = message["status"]
             if self._last():  # the next request on this connection would find nobody
                 message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
-        # Uvicorn waits for a slow reader before it takes a message, not after: in pieces, a request is inside, and
-        # counted, until all but the last of its answer was fetched.
+        # Uvicorn waits for a slow reader before it takes a message, not after. In pieces, a request counts until
+        # the client has fetched all but the last piece.
         body = message.get("body", b"")
         for at in range(0, len(body) if len(body) > PIECE else 0, PIECE):
             await self._send({"type": message["type"], "body": body[at : at + PIECE], "more_body": True})
         await self._send({**message, "body": b""} if len(body) > PIECE else message)
-
-    async def refuse(self, refusal: Refusal) -> None:
-        body = json.dumps(refusal.body).encode()
-        fields = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers}
-        headers = [(key.lower().encode(), value.encode()) for key, value in fields.items()]
-        await self.send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})

@@ -1,7 +1,9 @@
-"""The forms in which a mask leaves the server."""
+"""The formats in which the server sends a mask."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import zlib
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,8 +16,9 @@ from numpy.typing import NDArray
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.media.images import encode_palette_png
 from denseport.runtime.media.overlay import class_shares, overlay
+from denseport.runtime.pipeline.results import Segmentation
 
-__all__ = ["Encoded", "Format", "Segmented", "Wish", "encode", "report"]
+__all__ = ["Answer", "AnswerOptions", "Format", "FoundClass", "Report", "encode", "encode_report"]
 
 JPEG_QUALITY = 92
 
@@ -30,28 +33,18 @@ class Format(StrEnum):
 
 
 @dataclass(frozen=True)
-class Wish:
+class AnswerOptions:
     """What a request asks for besides its image."""
 
-    format: Format = Format.MASK
-    artifact: str | None = None  # None: the server's own choice
-    opacity: float = 0.5  # of an overlay's colours, [0, 1]
-    legend: bool = True  # beside an overlay
-    gzip: bool = False  # the client can inflate a raw mask
-
-
-@dataclass(frozen=True)
-class Segmented:
-    """One image, its mask, and where the time went."""
-
-    image: NDArray[np.uint8]  # (H, W, 3) BGR
-    mask: NDArray[np.unsignedinteger[Any]]  # (H, W)
+    format: Format
     artifact: str
-    milliseconds: dict[str, float]  # by stage
+    opacity: float  # of an overlay's colours, [0, 1]
+    legend: bool  # beside an overlay
+    gzip: bool  # the client can inflate a raw mask
 
 
 @dataclass(frozen=True)
-class Encoded:
+class Answer:
     """The body of an answer."""
 
     body: bytes
@@ -59,21 +52,42 @@ class Encoded:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def encode(found: Segmented, wish: Wish, manifest: Manifest) -> Encoded:
-    """The mask as an image or as raw indices. JSON is `report`, which needs the time that encoding took."""
-    if wish.format is Format.OVERLAY:
+@dataclass(frozen=True)
+class FoundClass:
+    """A class that occurs in the image."""
+
+    index: int
+    name: str
+    colour: str  # "#rrggbb"
+    percent: float  # of the image's pixels
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found, largest class first."""
+
+    artifact: str
+    width: int
+    height: int
+    classes: list[FoundClass]
+    milliseconds: dict[str, float]  # by stage; "queue" is the wait for a free thread
+
+
+def encode(found: Segmentation, options: AnswerOptions, manifest: Manifest) -> Answer:
+    """The mask as an image or as raw indices."""
+    if options.format is Format.OVERLAY:
         image = overlay(
-            found.image, found.mask, manifest.classes, manifest.palette, opacity=wish.opacity, legend=wish.legend
+            found.image, found.mask, manifest.classes, manifest.palette, opacity=options.opacity, legend=options.legend
         )
-        return Encoded(_opencv(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]), "image/jpeg")
-    if wish.format is Format.RAW:
-        return _raw(found.mask, wish.gzip)
+        return Answer(_opencv(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]), "image/jpeg")
+    if options.format is Format.RAW:
+        return _raw(found.mask, options.gzip)
     if len(manifest.palette) > 256:
-        return Encoded(_opencv(".png", found.mask.astype(np.uint16), []), "image/png")
-    return Encoded(encode_palette_png(found.mask, manifest.palette), "image/png")
+        return Answer(_opencv(".png", found.mask.astype(np.uint16), []), "image/png")
+    return Answer(encode_palette_png(found.mask, manifest.palette), "image/png")
 
 
-def _raw(mask: NDArray[np.unsignedinteger[Any]], gzip: bool) -> Encoded:
+def _raw(mask: NDArray[np.unsignedinteger[Any]], gzip: bool) -> Answer:
     little_endian = mask.astype("<u2" if mask.dtype.itemsize > 1 else "u1", copy=False)
     body = little_endian.tobytes()
     headers = {"X-Mask-Type": f"uint{8 * little_endian.itemsize}", "Vary": "Accept-Encoding"}
@@ -81,7 +95,7 @@ def _raw(mask: NDArray[np.unsignedinteger[Any]], gzip: bool) -> Encoded:
         packer = zlib.compressobj(level=1, wbits=31)  # 31: with gzip's head and tail
         body = packer.compress(body) + packer.flush()
         headers["Content-Encoding"] = "gzip"
-    return Encoded(body, "application/octet-stream", headers)
+    return Answer(body, "application/octet-stream", headers)
 
 
 def _opencv(suffix: str, image: NDArray[Any], params: list[int]) -> bytes:
@@ -91,22 +105,18 @@ def _opencv(suffix: str, image: NDArray[Any], params: list[int]) -> bytes:
     return bytes(data)
 
 
-def report(found: Segmented, manifest: Manifest) -> dict[str, Any]:
-    """What was found, for JSON: the classes that occur, largest first."""
+def encode_report(found: Segmentation, milliseconds: dict[str, float], manifest: Manifest) -> Answer:
+    """`Report` as JSON."""
     classes = [
-        {
-            "index": index,
-            "name": manifest.classes[index].strip(),
-            "colour": "#" + bytes(manifest.palette[index]).hex(),
-            "percent": round(100 * share, 4),
-        }
+        FoundClass(
+            index,
+            manifest.classes[index].strip(),
+            "#" + bytes(manifest.palette[index]).hex(),
+            round(100 * share, 4),
+        )
         for index, share in class_shares(found.mask, len(manifest.classes))
     ]
     height, width = found.mask.shape
-    return {
-        "artifact": found.artifact,
-        "width": width,
-        "height": height,
-        "classes": classes,
-        "milliseconds": {stage: round(value, 2) for stage, value in found.milliseconds.items()},
-    }
+    rounded = {stage: round(value, 2) for stage, value in milliseconds.items()}
+    report = Report(found.artifact, width, height, classes, rounded)
+    return Answer(json.dumps(dataclasses.asdict(report), ensure_ascii=False).encode(), "application/json")

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from denseport.runtime.errors import MachineError
 from denseport.runtime.serving.http.admission import Admission
-from denseport.runtime.serving.http.answers import Format, Wish
+from denseport.runtime.serving.http.answers import AnswerOptions, Format, Report
 from denseport.runtime.serving.http.limits import Refusal
 from denseport.runtime.serving.http.metrics import Metrics
-from denseport.runtime.serving.http.page import Page, load_page
-from denseport.runtime.serving.http.schema import Failure, ModelInfo, Report, State, describe
-from denseport.runtime.serving.http.service import Answer, Service
+from denseport.runtime.serving.http.page import SAMPLE, load_page
+from denseport.runtime.serving.http.schema import Failure, ModelInfo, State, describe
+from denseport.runtime.serving.http.service import Service
 from denseport.runtime.serving.http.upload import FIELD, read_upload
 
 if TYPE_CHECKING:
@@ -25,9 +25,34 @@ __all__ = ["SEGMENT", "create_app"]
 SEGMENT = "/v1/segment"
 SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
+# Of the description of `SEGMENT`.
+IMAGE = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP or BMP"}
+FORM = {"type": "object", "required": [FIELD], "properties": {FIELD: IMAGE}, "additionalProperties": False}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+CONTENT = {
+    "image/png": BINARY,
+    "image/jpeg": BINARY,
+    "application/json": {"schema": {"$ref": f"#/components/schemas/{Report.__name__}"}},
+    "application/octet-stream": BINARY,
+}
+ERRORS = {
+    400: "The request or the image is damaged.",
+    408: "The image did not arrive in time.",
+    413: "More bytes, pixels or JPEG scans than the server takes.",
+    415: "An image of another format.",
+    422: "A parameter that does not fit, or an image without one whole patch.",
+    500: "The server failed.",
+    503: "The queue is full, or the server is shutting down; Retry-After says when to try again.",
+    504: "No answer in time.",
+}
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"model": Report, "description": "In the format asked for.", "content": CONTENT},
+    **{status: {"model": Failure, "description": text} for status, text in ERRORS.items()},
+}
+
 
 def create_app(service: Service) -> Admission:
-    """The ASGI application: FastAPI's, behind the door.
+    """The ASGI application: FastAPI's, behind admission.
 
     Raises:
         MachineError: the extra ``serve`` is not installed.
@@ -46,17 +71,17 @@ def create_app(service: Service) -> Admission:
         redoc_url=None,
         redirect_slashes=False,  # they would lead to whatever host the request names
     )
-    # Made before the door is, whose count it shows.
-    metrics = Metrics(service.manifest.name, lambda: door.active)
-    door = Admission(app, SEGMENT, service.limits, metrics.answered)
-    _errors(app)
-    _api(app, service, metrics)
-    _states(app, service, metrics, door)
-    _pages(app, load_page())
-    return door
+    # Made before admission is, whose count it shows.
+    metrics = Metrics(service.manifest.name, lambda: admission.active)
+    admission = Admission(app, SEGMENT, service.limits, metrics.answered)
+    _add_errors(app)
+    _add_api(app, service, metrics)
+    _add_states(app, service, metrics, admission)
+    _add_page(app)
+    return admission
 
 
-def _errors(app: "FastAPI") -> None:
+def _add_errors(app: "FastAPI") -> None:
     """Every error in one form: what is wrong, and what mends it."""
     from fastapi import Request
     from fastapi.exceptions import RequestValidationError
@@ -82,17 +107,19 @@ def _errors(app: "FastAPI") -> None:
         return JSONResponse({"error": "the server failed", "remedy": "See its log."}, 500)
 
 
-def _api(app: "FastAPI", service: Service, metrics: Metrics) -> None:
+def _add_api(app: "FastAPI", service: Service, metrics: Metrics) -> None:
     from fastapi import Query, Request
-    from fastapi.responses import JSONResponse, Response
+    from fastapi.responses import Response
 
     @app.get("/v1/model", tags=["model"], summary="What is served, and what was measured on it")
     async def model() -> ModelInfo:
         return describe(service)
 
+    artifacts = {"enum": list(service.manifest.artifacts)}
+
     @app.post(
-        SEGMENT, tags=["model"], summary="Segment an image", responses=_responses(), response_class=Response,
-        openapi_extra={"requestBody": _request_body()},
+        SEGMENT, tags=["model"], summary="Segment an image", responses=RESPONSES, response_class=Response,
+        openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}},
     )  # fmt: skip
     async def segment(
         request: Request,
@@ -100,30 +127,33 @@ def _api(app: "FastAPI", service: Service, metrics: Metrics) -> None:
         = Format.MASK,
         artifact: Annotated[
             str | None,
-            Query(
-                description="one of /v1/model's; default: its default_artifact",
-                json_schema_extra={"enum": list(service.artifacts)},
-            ),
+            Query(description="one of /v1/model's; default: its default_artifact", json_schema_extra=artifacts),
         ] = None,
         opacity: Annotated[float, Query(ge=0, le=1, description="of an overlay's colours")] = 0.5,
         legend: Annotated[bool, Query(description="beside an overlay")] = True,
     ) -> Response:  # fmt: skip
-        gzip = _takes_gzip(request.headers.get("accept-encoding", ""))
-        wish = Wish(format, service.check(artifact), opacity, legend, gzip)
+        gzip = _accepts_gzip(request.headers.get("accept-encoding", ""))
+        options = AnswerOptions(format, service.check(artifact), opacity, legend, gzip)
         try:
             async with asyncio.timeout(service.limits.timeout):
                 data = await read_upload(request, service.limits.max_bytes)
         except TimeoutError as err:
             raise Refusal(408, f"no whole image within {service.limits.timeout:g} s", "Try again.") from err
-        answer = await service.segment(data, wish)
-        metrics.segmented(answer.found)
-        headers = SAFE | _described(answer)
-        if answer.encoded is None:
-            return JSONResponse(answer.report, headers=headers)
-        return Response(answer.encoded.body, media_type=answer.encoded.media_type, headers=headers)
+        found, milliseconds, answer = await service.segment(data, options)
+        metrics.segmented(found, milliseconds)
+        height, width = found.mask.shape
+        headers = {
+            # https://www.w3.org/TR/server-timing/; browsers draw it.
+            "Server-Timing": ", ".join(f"{stage};dur={value:.2f}" for stage, value in milliseconds.items()),
+            "X-Artifact": found.artifact,
+            "X-Mask-Width": str(width),
+            "X-Mask-Height": str(height),
+            "Cache-Control": "no-store",
+        }
+        return Response(answer.body, media_type=answer.media_type, headers=SAFE | headers | answer.headers)
 
 
-def _takes_gzip(accepted: str) -> bool:
+def _accepts_gzip(accepted: str) -> bool:
     """Whether Accept-Encoding names gzip, and not with the weight 0, which forbids it (RFC 9110, 12.4.2 and 12.5.3)."""
     for part in accepted.lower().split(","):
         name, _, weight = part.partition(";")
@@ -132,53 +162,7 @@ def _takes_gzip(accepted: str) -> bool:
     return False
 
 
-def _described(answer: Answer) -> dict[str, str]:
-    """What the head of an answer says about it; Server-Timing is the W3C's, and browsers draw it."""
-    found = answer.found
-    height, width = found.mask.shape
-    stages = ", ".join(f"{stage};dur={milliseconds:.2f}" for stage, milliseconds in found.milliseconds.items())
-    described = {
-        "Server-Timing": stages,
-        "X-Artifact": found.artifact,
-        "X-Mask-Width": str(width),
-        "X-Mask-Height": str(height),
-        "Cache-Control": "no-store",
-    }
-    return described | (answer.encoded.headers if answer.encoded else {})
-
-
-def _request_body() -> dict[str, Any]:
-    image = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP or BMP"}
-    schema = {"type": "object", "required": [FIELD], "properties": {FIELD: image}, "additionalProperties": False}
-    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
-
-
-def _responses() -> dict[int | str, dict[str, Any]]:
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    report = {"schema": {"$ref": f"#/components/schemas/{Report.__name__}"}}
-    content = {
-        "image/png": binary,
-        "image/jpeg": binary,
-        "application/json": report,
-        "application/octet-stream": binary,
-    }
-    errors = {
-        400: "The request or the image is damaged.",
-        408: "The image did not arrive in time.",
-        413: "More bytes, pixels or JPEG scans than the server takes.",
-        415: "An image of another format.",
-        422: "A parameter that does not fit, or an image without one whole patch.",
-        500: "The server failed.",
-        503: "The queue is full, or the server is shutting down; Retry-After says when to try again.",
-        504: "No answer in time.",
-    }
-    responses: dict[int | str, dict[str, Any]] = {
-        200: {"model": Report, "description": "In the format asked for.", "content": content}
-    }
-    return responses | {status: {"model": Failure, "description": text} for status, text in errors.items()}
-
-
-def _states(app: "FastAPI", service: Service, metrics: Metrics, door: Admission) -> None:
+def _add_states(app: "FastAPI", service: Service, metrics: Metrics, admission: Admission) -> None:
     from fastapi.responses import Response
 
     @app.get("/health", tags=["state"], summary="The process lives")
@@ -189,7 +173,7 @@ def _states(app: "FastAPI", service: Service, metrics: Metrics, door: Admission)
 
     @app.get("/ready", tags=["state"], summary="It takes images: one was segmented just now", responses=unready)
     async def ready() -> State:
-        if door.draining:
+        if admission.draining:
             raise Refusal(503, "the server is shutting down", "Ask another one.")
         await service.prove()
         return State("ready")
@@ -200,13 +184,16 @@ def _states(app: "FastAPI", service: Service, metrics: Metrics, door: Admission)
         return Response(body, media_type=media_type)
 
 
-def _pages(app: "FastAPI", page: Page) -> None:
+def _add_page(app: "FastAPI") -> None:
     from fastapi.responses import Response
+
+    html, headers = load_page()
+    image = SAMPLE.read_bytes()
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
-        return Response(page.html, media_type="text/html", headers=SAFE | page.headers)
+        return Response(html, media_type="text/html", headers=SAFE | headers)
 
     @app.get("/sample.jpg", include_in_schema=False)
     async def sample() -> Response:
-        return Response(page.sample, media_type="image/jpeg", headers=SAFE)
+        return Response(image, media_type="image/jpeg", headers=SAFE)

@@ -1,8 +1,8 @@
-"""Connections that a stranger holds: how many there may be, how long each may keep us waiting, and how it is told no.
+"""Limits on connections: how many there may be, how long each may keep the server waiting, and how it is refused.
 
 Uvicorn waits for ever for the head of a request and for a client to fetch its answer, and has no setting against it.
-What is used here and in `denseport.runtime.serving.http.server` is uvicorn's own, promised to nobody; tested with 0.30,
-0.42 and 0.54. A release that has renamed any of it is refused before the server starts.
+This file and `server` use private parts of uvicorn; tested with 0.30, 0.42 and 0.54. A release that has renamed one of
+them is refused before the server starts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from denseport.runtime.errors import MachineError
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-__all__ = ["INSTALL", "MAX_CONNECTIONS", "Watchdog", "http_protocol"]
+__all__ = ["MAX_CONNECTIONS", "Watchdog", "http_protocol"]
 
 MAX_CONNECTIONS = 512  # at once; half of the descriptors that a process may usually open
 INSTALL = "pip install 'denseport[serve]'"
@@ -41,7 +41,7 @@ def http_protocol() -> type[H11Protocol]:
     """Uvicorn's protocol on h11, which is strict and always there: at most `MAX_CONNECTIONS`, and errors as JSON.
 
     Raises:
-        MachineError: the extra ``serve`` is not installed, or its uvicorn is another than what is known here.
+        MachineError: the extra ``serve`` is not installed, or its release of uvicorn is not a known one.
     """
     try:
         import h11
@@ -62,21 +62,21 @@ def http_protocol() -> type[H11Protocol]:
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                body = json.dumps({"error": "the request is no HTTP/1.1", "remedy": "See /openapi.json."}).encode()
+                body = json.dumps({"error": "the request is not HTTP/1.1", "remedy": "See /openapi.json."}).encode()
                 headers = [
                     ("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")
                 ]  # fmt: skip
                 head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
-                # At once: what is sent behind a head may be lost where the client is still talking.
+                # In one write: while the client still sends, what follows the head may be lost.
                 events = (head, h11.Data(data=body), h11.EndOfMessage())
                 self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
-            self.transport.close()  # nothing more is said where an answer was begun
+            self.transport.close()  # without another answer where one was begun
 
     return Protocol
 
 
 def _check_uvicorn() -> None:
-    """Look for all that is relied on, in the classes and among what their constructors set."""
+    """Look for every attribute of `_RELIED_ON`, in its class and in what the constructor sets."""
     for (module, name), attributes in _RELIED_ON.items():
         kind = getattr(importlib.import_module(module), name, object)
         constructor = getattr(kind.__init__, "__code__", None)
@@ -101,12 +101,12 @@ class Watchdog:
         self._waits: WeakKeyDictionary[H11Protocol, tuple[RequestResponseCycle | None, float]] = WeakKeyDictionary()
 
     def sweep(self, connections: Iterable[H11Protocol]) -> None:
-        """Look at all connections; to be called again and again."""
+        """Look at all connections; to be called at short intervals."""
         now = time.monotonic()
         for connection in list(connections):
             cycle = connection.cycle
             if cycle is not None and not cycle.response_started and not connection.flow.write_paused:
-                # We are at work, or read an image; other limits hold.
+                # The server works, or reads an image: other limits hold.
                 self._waits.pop(connection, None)
                 continue
             seen, since = self._waits.get(connection, (cycle, now))

@@ -1,4 +1,4 @@
-"""Uploaded images: what they are and how large, known before anything is decoded."""
+"""Uploaded images: format and size are checked before anything is decoded."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["decode_upload", "image_size"]
 
 NAME = "the image"  # in messages; what the client calls it is never used
 
-# Start-of-frame markers; C4, C8 and CC in their midst are tables and extensions (ITU-T T.81, table B.1).
+# Start-of-frame markers; C4, C8 and CC are tables and extensions (ITU-T T.81, table B.1).
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# What ends the coded data of a scan: a marker but for a stuffed FF, a restart and a fill byte (T.81, B.1.1.2).
+# A marker that ends the coded data of a scan; a stuffed FF, a restart and a fill byte do not (T.81, B.1.1.2).
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-# Every scan of a progressive JPEG goes over the whole image, and one without data takes 10 bytes: a megabyte of them
-# keeps a thread busy for many minutes. Encoders make about ten.
+# A decoder goes over the whole image for each scan of a progressive JPEG. A scan without data takes 10 bytes: a
+# megabyte of them keeps a thread busy for many minutes. Encoders make about ten scans.
 MAX_SCANS = 100
 
 
 def decode_upload(data: bytes, limits: Limits) -> NDArray[np.uint8]:
-    """Decode an image that a client sent, after its header showed that it is within the limits.
+    """Decode an image that a client sent, if its header is within the limits.
 
     Returns:
         (H, W, 3) BGR uint8.
@@ -55,9 +55,8 @@ def decode_upload(data: bytes, limits: Limits) -> NDArray[np.uint8]:
 def image_size(data: bytes) -> tuple[int, int]:
     """Width and height that a JPEG, PNG, WebP or BMP states in its header, before any EXIF rotation.
 
-    Only these formats are taken: whatever else OpenCV decodes states its size in ways that are not checked here.
-    OpenCV tells no size without decoding. Pillow 12 does, in 15 µs where this takes 1, but it would add 22 MB to a
-    server, and counts no scans.
+    Other formats are refused, because their headers are not checked here. OpenCV gives no size without decoding.
+    Pillow 12 does, in 15 µs where this takes 1, but it would add 22 MB to a server, and counts no scans.
 
     Raises:
         Refusal: 400 damaged, 415 another format.
@@ -72,7 +71,7 @@ def image_size(data: bytes) -> tuple[int, int]:
         elif data.startswith(b"BM"):
             size = _bmp(data)
         else:
-            what = f"{NAME} is empty" if not data else f"{NAME} is in none of the formats JPEG, PNG, WebP and BMP"
+            what = f"{NAME} is empty" if not data else f"{NAME} is not in one of the formats JPEG, PNG, WebP and BMP"
             raise Refusal(415, what, "Convert it to PNG or JPEG.")
     except (struct.error, IndexError) as err:
         raise _damaged() from err

@@ -1,4 +1,4 @@
-"""How much a server takes on, and how it says no."""
+"""What one server process accepts, and the error for what it does not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Limits:
 
     max_bytes: int = 32 << 20  # of a request's body
     max_pixels: int = 40_000_000  # of an image, width times height
-    concurrency: int = 2  # images in work: one is decoded or encoded while the network runs on another
+    concurrency: int = 2  # images processed at once: one is decoded or encoded while the network runs on another
     queue: int = 16  # accepted requests that wait beyond those; 0 refuses whatever cannot start at once
     timeout: float = 60.0  # seconds, for the upload, and again from there to the answer
 
@@ -47,14 +47,5 @@ class Refusal(InputError):
     def __init__(self, status: int, message: str, remedy: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message, remedy)
         self.status = status
-        self.retry_after = retry_after
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What the answer's head says besides."""
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-
-    @property
-    def body(self) -> dict[str, str | None]:
-        """The one form of all errors."""
-        return {"error": self.message, "remedy": self.remedy}
+        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        self.body = {"error": message, "remedy": remedy}  # all errors have this JSON

@@ -1,28 +1,20 @@
-"""The page: one document with everything in it, which may load nothing from elsewhere."""
+"""The page: one document that holds its script and style, and may load nothing from elsewhere."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from dataclasses import dataclass, field
 from importlib.resources import files
 
-__all__ = ["Page", "load_page"]
+__all__ = ["SAMPLE", "load_page"]
+
+STATIC = files("denseport.runtime.serving.http") / "static"
+SAMPLE = STATIC / "sample.jpg"  # an image to try
 
 
-@dataclass(frozen=True)
-class Page:
-    """What a browser gets."""
-
-    html: bytes
-    sample: bytes  # an image to try, JPEG
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-def load_page() -> Page:
-    """Join page.html, page.css and page.js into one document, and name the hashes of both in its policy."""
-    folder = files("denseport.runtime.serving.http") / "static"
-    html, style, script = (folder.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+def load_page() -> tuple[bytes, dict[str, str]]:
+    """The HTML with page.css and page.js inside, and headers whose policy allows these two by their hashes."""
+    html, style, script = ((STATIC / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     html = html.replace("/* page.css */", style).replace("/* page.js */", script)
     policy = {
         "default-src": "'none'",
@@ -39,7 +31,7 @@ def load_page() -> Page:
         "Cross-Origin-Opener-Policy": "same-origin",
         "Cache-Control": "no-cache",
     }
-    return Page(html.encode(), folder.joinpath("sample.jpg").read_bytes(), headers)
+    return html.encode(), headers
 
 
 def _hash(text: str) -> str:

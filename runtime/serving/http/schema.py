@@ -1,4 +1,4 @@
-"""The JSON that the server sends, as types: FastAPI makes the OpenAPI description of them."""
+"""The other JSON that the server sends, as types: FastAPI makes the OpenAPI description of them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from denseport.runtime.serving.http.answers import Format
 from denseport.runtime.serving.http.limits import MAX_SIDE
-from denseport.runtime.serving.http.service import ArtifactState, Service
+from denseport.runtime.serving.http.service import Service
 
-__all__ = ["ArtifactInfo", "ClassInfo", "Failure", "FoundClass", "ModelInfo", "Report", "State", "describe"]
+__all__ = ["ArtifactInfo", "ClassInfo", "Failure", "ModelInfo", "State", "describe"]
 
 
 @dataclass(frozen=True)
@@ -25,27 +25,6 @@ class State:
     """Whether the server lives, or takes images."""
 
     status: str
-
-
-@dataclass(frozen=True)
-class FoundClass:
-    """A class that occurs in the image."""
-
-    index: int
-    name: str
-    colour: str  # "#rrggbb"
-    percent: float  # of the image's pixels
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was found, largest class first."""
-
-    artifact: str
-    width: int
-    height: int
-    classes: list[FoundClass]
-    milliseconds: dict[str, float]  # by stage; "queue" is the wait for a free thread
 
 
 @dataclass(frozen=True)
@@ -97,7 +76,7 @@ def describe(service: Service) -> ModelInfo:
         architecture=manifest.architecture,
         parameters=manifest.parameters,
         classes=[ClassInfo(name.strip(), colour) for name, colour in zip(manifest.classes, colours, strict=True)],
-        artifacts=[_artifact(service, state) for state in service.artifacts.values()],
+        artifacts=[_artifact(service, name) for name in manifest.artifacts],
         default_artifact=service.default,
         running=service.description,
         formats=[str(each) for each in Format],
@@ -107,16 +86,17 @@ def describe(service: Service) -> ModelInfo:
     )
 
 
-def _artifact(service: Service, state: ArtifactState) -> ArtifactInfo:
-    accuracy, audit = state.record.get("accuracy"), state.record.get("audit")
+def _artifact(service: Service, name: str) -> ArtifactInfo:
+    artifact, reason = service.manifest.artifacts[name], service.why_unsupported[name]
+    accuracy, audit = artifact.record.get("accuracy"), artifact.record.get("audit")
     return ArtifactInfo(
-        name=state.name,
-        precision=state.precision,
-        kind=state.kind,
-        runs_here=not state.why_unsupported,
-        why_unsupported=state.why_unsupported or None,
+        name=name,
+        precision=artifact.precision,
+        kind=artifact.kind,
+        runs_here=not reason,
+        why_unsupported=reason or None,
         mIoU=None if accuracy is None else accuracy["mIoU"],
         accuracy=accuracy,
         agreement=None if audit is None else 100 * audit["agreement"],
-        milliseconds=service.speed(state.name),
+        milliseconds=service.mean_times(name),
     )

@@ -11,10 +11,10 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.errors import InputError, MachineError
+from denseport.runtime.errors import InputError
 from denseport.runtime.serving.http.admission import Admission
 from denseport.runtime.serving.http.app import create_app
-from denseport.runtime.serving.http.connections import INSTALL, Watchdog, http_protocol
+from denseport.runtime.serving.http.connections import Watchdog, http_protocol
 from denseport.runtime.serving.http.limits import Limits
 from denseport.runtime.serving.http.service import Service
 
@@ -36,13 +36,13 @@ def serve(
 
     Raises:
         InputError: the address cannot be used.
-        MachineError: the extra ``serve`` is not installed, or its uvicorn is another than what is known.
+        MachineError: the extra ``serve`` is not installed, or its release of uvicorn is not a known one.
         BundleError: as `Segmenter`.
     """
     with _listen(host, port) as listener:  # first, lest a taken port be found out only after the model is loaded
         service = Service(bundle, limits, artifact=artifact, threads=threads)
-        door = create_app(service)
-        server = _server(door, limits)
+        admission = create_app(service)
+        server = _server(admission, limits)
         logging.basicConfig(format="denseport: %(message)s", level=logging.WARNING)
         # They warn of what clients do wrong, who could fill the log with it.
         for library in ("uvicorn", "python_multipart"):
@@ -55,40 +55,39 @@ def serve(
             server.run(sockets=[listener])
         finally:
             service.close()
-    return door.accepted
+    return admission.accepted
 
 
-def _server(door: Admission, limits: Limits) -> uvicorn.Server:
-    try:
-        import uvicorn
-    except ImportError as err:
-        raise MachineError(f"{err.name} is not installed", INSTALL) from err
+def _server(admission: Admission, limits: Limits) -> uvicorn.Server:
+    protocol = http_protocol()  # refuses an absent uvicorn, too
+    import uvicorn
 
     watchdog = Watchdog(limits.timeout)
 
     class Server(uvicorn.Server):
-        """Uvicorn, but a signal first closes the door, and ends it when all are out; no connection waits for ever."""
+        """At a signal it lets no request in, and ends when all are answered; no connection waits for ever."""
 
         deadline = float("inf")
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            if door.draining:
+            if admission.draining:
                 self.should_exit = self.force_exit = True
                 return
-            door.close()
-            self.deadline = time.monotonic() + 3 * limits.timeout  # an upload's time, an answer's, and its fetching's
+            admission.draining = True
+            # The time to upload an image, to answer it, and to fetch the answer.
+            self.deadline = time.monotonic() + 3 * limits.timeout
 
         async def on_tick(self, counter: int) -> bool:
             if counter % TICKS == 0:
                 watchdog.sweep(self.server_state.connections)  # type: ignore[arg-type]  # all are the protocol's below
-            if door.draining and (not door.active or time.monotonic() > self.deadline):
+            if admission.draining and (not admission.active or time.monotonic() > self.deadline):
                 self.should_exit = True
             return await super().on_tick(counter)
 
     return Server(
         uvicorn.Config(
-            door,
-            http=http_protocol(),
+            admission,
+            http=protocol,
             ws="none",
             proxy_headers=False,
             lifespan="off",
@@ -113,8 +112,8 @@ def _listen(host: str, port: int) -> socket.socket:
     address = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0])
     if not address.is_loopback:
         print(
-            f"denseport: warning: whoever reaches {_authority(host, port)} may use this server: it asks for no "
-            "password and does not encrypt; put a proxy before it that does",
+            f"denseport: warning: whoever reaches {_authority(host, port)} can use this server: it asks for no "
+            "password and does not encrypt. Put a proxy in front of it that does both.",
             file=sys.stderr,
         )
     return listener

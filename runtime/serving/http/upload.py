@@ -15,8 +15,7 @@ __all__ = ["FIELD", "read_upload"]
 
 FIELD = "image"  # of the form
 _EXAMPLE = f"Send a form: curl -F {FIELD}=@street.jpg URL"
-# RFC 2046, section 5.1.1; of a header's other parameters none is used: a charset would have Python load the codec of
-# that name.
+# RFC 2046, section 5.1.1. Other parameters are ignored: Python would load the codec that a charset names.
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{1,70}")
 
 
@@ -24,7 +23,7 @@ async def read_upload(request: Request, max_bytes: int) -> bytes:
     """The bytes of the one file in a multipart/form-data request.
 
     Raises:
-        Refusal: 400, no such form or a damaged one; 413, from the door.
+        Refusal: 400, no such form or a damaged one; 413, by `Admission`.
     """
     from starlette.datastructures import UploadFile
     from starlette.formparsers import MultiPartException, MultiPartParser
@@ -56,7 +55,7 @@ def _form_headers(request: Request) -> Headers:
 
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data":
-        raise Refusal(400, "the request is no multipart/form-data", _EXAMPLE)
+        raise Refusal(400, "the request is not multipart/form-data", _EXAMPLE)
     boundary = options.get(b"boundary", b"")
     if not _BOUNDARY.fullmatch(boundary):
         raise Refusal(400, "the form is damaged: it has no boundary of at most 70 letters", _EXAMPLE)

@@ -1,6 +1,6 @@
 """NVIDIA Triton: model repositories made from bundles, and what runs inside of the server.
 
-Every form of a served model has the same two tensors, so a client need not know which one it talks to.
+Whatever runs the network, a served model has the same two tensors, so a client need not know.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """A client for models that ``denseport triton`` exported: images to a server, masks back.
 
-A request that is repeated gives the same answer, so what a server refuses for the moment is asked again, with growing
-pauses, until the deadline: UNAVAILABLE (starting, overloaded, draining, gone), and NOT_FOUND while a model of that name
-is being loaded again.
+A temporary refusal is tried again, with growing pauses, until the deadline: UNAVAILABLE (starting, overloaded,
+draining, gone), and NOT_FOUND while a model of that name is being loaded again.
 
-``python -m denseport.runtime.serving.triton.client URL MODEL`` is a health probe: one real inference, exit code 0 or 3.
+``python -m denseport.runtime.serving.triton.client URL MODEL`` is a health probe by real inferences; exit code 0 or 3.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.errors import DenseportError, ImageError, InputError, ServerError
-from denseport.runtime.serving.triton import CLASSES, IMAGE, INSTANCES, MASK
+from denseport.runtime.serving.triton import CLASSES, INSTANCES
 from denseport.runtime.serving.triton.connections import Connection, Failure, connect, end_thread
 from denseport.runtime.serving.triton.shared_memory import SharedMemory
 
@@ -37,11 +36,6 @@ T = TypeVar("T")
 
 class Client:
     """A model on a Triton server.
-
-    ::
-
-        with Client("grpc://127.0.0.1:8001", "dpt-b") as client:
-            mask = client.segment(cv2.imread("street.jpg"))
 
     Not for several threads at once: give each a client of its own.
 
@@ -69,7 +63,7 @@ class Client:
         self._shared_memory = shared_memory
         self._connection = self._connect()
 
-    def _connect(self) -> Connection:
+    def _connect(self) -> Connection | SharedMemory:
         connection = connect(self.url, self.model, self._version)
         return SharedMemory(connection) if self._shared_memory else connection
 
@@ -77,9 +71,9 @@ class Client:
         """The mask (H, W) of class indices for an image (H, W, 3), uint8 BGR.
 
         Raises:
-            ImageError: no such array, or the server refuses the image (too large, too narrow, …).
+            ImageError: another shape or type, or the server refuses the image (too large, too narrow, …).
             InputError: the server has no such model.
-            ServerError: the server was not reached, not ready, or failed, until the deadline.
+            ServerError: until the deadline the server was not reached, was not ready, or failed.
         """
         if image.ndim != 3:
             raise ImageError(
@@ -97,7 +91,9 @@ class Client:
                 "denseport.runtime.media.images.read_image reads any image file as such.",
             )
         images = np.ascontiguousarray(images)
-        masks = self._persist(lambda left: self._connection.infer({IMAGE: images}, MASK, left))
+        return self._checked(self._persist(lambda left: self._connection.infer(images, left)), images)
+
+    def _checked(self, masks: NDArray[Any], images: NDArray[np.uint8]) -> NDArray[np.unsignedinteger[Any]]:
         if masks.shape != images.shape[:3] or masks.dtype.kind != "u":
             raise ServerError(
                 f"{self.url}: {self.model} gave masks of {masks.shape} {masks.dtype} for images of {images.shape}",
@@ -112,10 +108,10 @@ class Client:
             InputError: the server has no such model, or one that Denseport did not export.
             ServerError: as for `segment`.
         """
-        parameters = self._persist(self._connection.parameters)
+        text = self._persist(self._connection.parameters).get(CLASSES, "")
         try:
-            names = json.loads(parameters[CLASSES])
-        except (KeyError, TypeError, ValueError, RecursionError):
+            names = json.loads(text)
+        except (TypeError, ValueError, RecursionError):
             names = None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError(
@@ -123,24 +119,23 @@ class Client:
             )
         return tuple(names)
 
-    def probe(self, times: int | None = None, *, timeout: float = 10.0) -> float:
-        """Make sure that the model answers, by real inferences; seconds that the slowest took.
+    def probe(self, *, timeout: float = 10.0) -> float:
+        """Make sure that the model answers, by real inferences; the seconds of the slowest.
 
-        Triton never restarts a process of its Python back end that died, and stays "ready". The images are noise,
-        new each time, so that no cache answers for the model. A refusal is not repeated: it is the finding.
+        Triton never restarts a process of its Python back end that died, and stays "ready". There are twice as many
+        inferences at once as the model has instances, so that each gets one. The images are noise, new each time, so
+        that no cache answers for the model. A refused request is not repeated.
 
         Args:
-            times: inferences at once; default: twice as many as the model has instances, so that each gets one.
-            timeout: seconds for each.
+            timeout: seconds for each inference.
 
         Raises:
             ServerError: one of them failed.
         """
-        if times is None:
-            with self._well():
-                said = self._connection.parameters(timeout).get(INSTANCES, "1")
-            instances = int(said) if re.fullmatch(r"[1-9]\d{0,8}", said) else 1
-            times = min(2 * instances, MOST_AT_ONCE) if instances > 1 else 1
+        with self._healthy():
+            said = self._connection.parameters(timeout).get(INSTANCES, "1")
+        instances = int(said) if re.fullmatch(r"[1-9]\d{0,8}", said) else 1
+        times = min(2 * instances, MOST_AT_ONCE) if instances > 1 else 1
         together = Barrier(times)
         with ThreadPoolExecutor(times) as pool:
             return max(pool.map(lambda _: self._inference(timeout, together), range(times)))
@@ -153,28 +148,23 @@ class Client:
             together.wait(timeout)
         started = time.monotonic()
         try:
-            with self._well():
-                mask = connection.infer({IMAGE: image}, MASK, timeout)
+            with self._healthy():
+                self._checked(connection.infer(image, timeout), image)
         finally:
             connection.close()
             end_thread()
-        if mask.shape != image.shape[:3]:
-            raise ServerError(
-                f"{self.url}: {self.model} is not well: it gave a mask of {mask.shape}",
-                "Serve a model that denseport triton exported.",
-            )
         return time.monotonic() - started
 
     @contextmanager
-    def _well(self) -> Iterator[None]:
-        """Turns a failure into the probe's finding."""
+    def _healthy(self) -> Iterator[None]:
+        """Turns a failure into the error that the probe raises."""
         try:
             yield
         except Failure as err:
-            raise ServerError(f"{self.url}: {self.model} is not well: {err}", err.remedy) from err
+            raise ServerError(f"{self.url}: {self.model} is not healthy: {err}", err.remedy) from err
 
     def _persist(self, ask: Callable[[float], T]) -> T:
-        """``ask``, given the seconds that are left, again and again while its failure is one that passes."""
+        """Call ``ask`` with the seconds that are left, again and again while its failure is temporary."""
         give_up = time.monotonic() + self._deadline
         pause = FIRST_PAUSE
         while True:
@@ -182,19 +172,18 @@ class Client:
                 return ask(max(give_up - time.monotonic(), 0.001))
             except Failure as err:
                 wait = random.uniform(pause / 2, pause)  # many clients must not come back all at once
-                if not self._passes(err) or time.monotonic() + wait >= give_up:
+                if not self._is_temporary(err) or time.monotonic() + wait >= give_up:
                     raise self._explained(err) from err
             time.sleep(wait)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _passes(self, failure: Failure) -> bool:
-        """Whether a failure is one of the moment."""
-        if failure.kind == "not found":  # for good, unless the server knows a model of that name
-            try:
-                return self.model in self._connection.models(self._deadline)
-            except Failure as err:
-                return err.kind == "unavailable"
-        return failure.kind == "unavailable"
+    def _is_temporary(self, failure: Failure) -> bool:
+        if failure.kind != "not found":
+            return failure.kind == "unavailable"
+        try:  # permanent, unless the server knows a model of that name
+            return self.model in self._connection.models(self._deadline)
+        except Failure as err:
+            return err.kind == "unavailable"
 
     def _explained(self, failure: Failure) -> DenseportError:
         text = f"{self.url}: {self.model}: {failure}"
@@ -205,7 +194,7 @@ class Client:
         return ServerError(text, failure.remedy)
 
     def close(self) -> None:
-        """Close the connection, and give back shared memory."""
+        """Close the connection, and free shared memory."""
         self._connection.close()
 
     def __enter__(self) -> Client:

@@ -7,74 +7,53 @@ Source: model_config.proto and docs/user_guide/model_configuration.md of triton-
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 from typing import Any, TypeAlias
 
+from denseport.runtime.errors import InputError
 from denseport.runtime.serving.triton.connections import load_library
 
-__all__ = ["ANY", "Batching", "Config", "VersionPolicy", "model_config", "tensor", "to_pbtxt", "zeros"]
+__all__ = ["ANY", "Config", "batching", "model_config", "tensor", "to_pbtxt", "version_policy", "zeros"]
 
 ANY = -1  # a dimension that may have any size
 Config: TypeAlias = Any  # tritonclient.grpc.model_config_pb2.ModelConfig
 Message = dict[str, Any]  # of another of its message types, by field
 
 
-@dataclass(frozen=True)
-class Batching:
-    """How requests wait, and which go through together."""
+def batching(delay_us: int, queue: int, timeout_us: int) -> Message:
+    """The field ``dynamic_batching``.
 
-    delay_us: int = 0  # how long the first of a batch waits for others
-    queue: int = 0  # requests that may wait; beyond, UNAVAILABLE at once. 0: no limit
-    timeout_us: int = 0  # how long one may wait, unless it brings a limit of its own. 0: no limit
-
-    def __post_init__(self) -> None:
-        for name in ("delay_us", "queue", "timeout_us"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} {getattr(self, name)} is negative")
-
-    def to_message(self) -> Message:
-        """The field ``dynamic_batching``."""
-        policy = {
-            "timeout_action": "REJECT",
-            "allow_timeout_override": True,
-            "default_timeout_microseconds": self.timeout_us,
-            "max_queue_size": self.queue,
-        }
-        return {"max_queue_delay_microseconds": self.delay_us, "default_queue_policy": policy}
+    Args:
+        delay_us: how long the first request of a batch waits for others.
+        queue: requests that may wait; beyond, UNAVAILABLE at once. 0: no limit.
+        timeout_us: how long one may wait, unless it brings a limit of its own. 0: no limit.
+    """
+    policy = {
+        "timeout_action": "REJECT",
+        "allow_timeout_override": True,
+        "default_timeout_microseconds": timeout_us,
+        "max_queue_size": queue,
+    }
+    return {"max_queue_delay_microseconds": delay_us, "default_queue_policy": policy}
 
 
-@dataclass(frozen=True)
-class VersionPolicy:
-    """Which versions of a model are served: the latest few, some, or all."""
+def version_policy(text: str, *, more: int = 0) -> Message:
+    """The field ``version_policy``.
 
-    latest: int | None = 1
-    specific: tuple[int, ...] = ()
+    Args:
+        text: ``latest:N``, ``all`` or ``1,2,…``.
+        more: how many versions are served beyond the latest N.
 
-    def __post_init__(self) -> None:
-        if (self.specific and min(self.specific) < 1) or (self.latest is not None and self.latest < 1):
-            raise ValueError("versions count from 1")
-
-    @classmethod
-    def parse(cls, text: str) -> VersionPolicy:
-        """From ``latest:N``, ``all`` or ``1,2,…``.
-
-        Raises:
-            ValueError: none of these.
-        """
-        if text == "all":
-            return cls(None)
-        word, _, count = text.partition(":")
-        if word == "latest" and count.isascii() and count.isdigit():
-            return cls(int(count))
-        if all(part.isascii() and part.isdigit() for part in text.split(",")):
-            return cls(None, tuple(sorted({int(part) for part in text.split(",")})))
-        raise ValueError(f"no versions {text!r}")
-
-    def to_message(self) -> Message:
-        """The field ``version_policy``."""
-        if self.specific:
-            return {"specific": {"versions": self.specific}}
-        return {"all": {}} if self.latest is None else {"latest": {"num_versions": self.latest}}
+    Raises:
+        InputError: another text.
+    """
+    if text == "all":
+        return {"all": {}}
+    if match := re.fullmatch(r"latest:([1-9]\d{0,8})", text, re.ASCII):
+        return {"latest": {"num_versions": int(match[1]) + more}}
+    if re.fullmatch(r"[1-9]\d{0,8}(,[1-9]\d{0,8})*", text, re.ASCII):
+        return {"specific": {"versions": sorted({int(part) for part in text.split(",")})}}
+    raise InputError(f"--versions: {text!r} names no versions", "Give latest:N, all, or numbers from 1 such as 1,3.")
 
 
 def model_config(name: str, backend: str, parameters: dict[str, str] | None = None, **fields: Any) -> Config:

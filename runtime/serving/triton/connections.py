@@ -1,4 +1,4 @@
-"""Connections to a Triton server, over HTTP or gRPC, with or without shared memory; one way to fail for all of them.
+"""Connections to a Triton server over HTTP or gRPC, with one type of failure for both.
 
 tritonclient reports a failure by the protocol's own codes, its HTTP half also by gevent's and the socket's exceptions.
 Source: tritonclient 2.73; docs/protocol of triton-inference-server/server.
@@ -11,27 +11,18 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.errors import InputError, MachineError
+from denseport.runtime.serving.triton import IMAGE, MASK
 
-__all__ = [
-    "Connection",
-    "Failure",
-    "Tritonclient",
-    "connect",
-    "end_thread",
-    "infer_input",
-    "load_library",
-    "understood",
-]
+__all__ = ["Connection", "Failure", "connect", "end_thread", "load_library", "understood"]
 
 URLS = "Give http://host:port or grpc://host:port; Triton's ports are 8000 and 8001."
-DATATYPES = {np.dtype(np.uint8): "UINT8"}  # of what is sent
 KINDS = {
     "400": "invalid",
     "404": "not found",
@@ -65,27 +56,7 @@ class Failure(Exception):
         self.remedy = remedy
 
 
-class Connection(Protocol):
-    """One model of one server. Every call raises `Failure`; ``left`` is the seconds that it may take."""
-
-    def infer(self, inputs: dict[str, NDArray[Any]], output: str, left: float) -> NDArray[Any]:
-        """The output that the model gives for its inputs."""
-        ...
-
-    def parameters(self, left: float) -> dict[str, str]:
-        """Of the model's configuration."""
-        ...
-
-    def models(self, left: float) -> set[str]:
-        """Names of the models in the server's repository, loaded or not."""
-        ...
-
-    def close(self) -> None:
-        """End it."""
-        ...
-
-
-def connect(url: str, model: str, version: str = "") -> Tritonclient:
+def connect(url: str, model: str, version: str) -> Connection:
     """A connection; nothing is sent yet.
 
     Args:
@@ -101,7 +72,7 @@ def connect(url: str, model: str, version: str = "") -> Tritonclient:
     except ValueError:  # a port that is no number
         usable = False
     if not usable:
-        raise InputError(f"{url!r} is no server's URL", URLS)
+        raise InputError(f"{url!r} is not a server's URL", URLS)
     tls = parts.scheme.endswith("s")
     if parts.scheme.startswith("grpc"):
         return _Grpc(parts.netloc, model, version, tls=tls)
@@ -116,16 +87,11 @@ def end_thread() -> None:
 
 @contextmanager
 def understood() -> Iterator[None]:
-    """Turns what the reading of an answer raises, tritonclient's or ours, into `Failure`: servers say anything."""
+    """Turns an error in reading an answer, tritonclient's or ours, into `Failure`: a server may send anything."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as err:
-        raise Failure(f"its answer is none of Triton's: {type(err).__name__}: {str(err)[:200]}", "failed") from err
-
-
-def infer_input(library: Any, name: str, array: NDArray[Any]) -> Any:
-    """tritonclient's description of an input, without its data."""
-    return library.InferInput(name, list(array.shape), DATATYPES[array.dtype])
+        raise Failure(f"its answer is not Triton's: {type(err).__name__}: {str(err)[:200]}", "failed") from err
 
 
 def load_library(protocol: str) -> Any:
@@ -142,8 +108,8 @@ def load_library(protocol: str) -> Any:
         ) from err
 
 
-class Tritonclient(ABC):
-    """What both protocols of tritonclient have in common."""
+class Connection(ABC):
+    """One model of one server. Calls raise `Failure`; ``left`` is the seconds that one may take."""
 
     def __init__(self, library: Any, client: Any, model: str, version: str) -> None:
         self.library, self.client = library, client
@@ -158,56 +124,59 @@ class Tritonclient(ABC):
         """Arguments for each call that limit its time."""
 
     @abstractmethod
-    def describe(self, result: Any, output: str) -> tuple[str, tuple[int, ...]]:
-        """Type and shape of an output, wherever its data is."""
+    def describe(self, result: Any) -> tuple[str, tuple[int, ...]]:
+        """Type and shape of the masks of a result, wherever their data is."""
 
     @abstractmethod
-    def parameters(self, left: float) -> dict[str, str]: ...
+    def parameters(self, left: float) -> dict[str, str]:
+        """Of the model's configuration."""
 
     @abstractmethod
-    def models(self, left: float) -> set[str]: ...
+    def models(self, left: float) -> set[str]:
+        """Names of the models in the server's repository, loaded or not."""
 
-    def infer(self, inputs: dict[str, NDArray[Any]], output: str, left: float) -> NDArray[Any]:
-        tensors = []
-        for name, array in inputs.items():
-            tensors.append(infer_input(self.library, name, array))
-            tensors[-1].set_data_from_numpy(array)
-        result = self.request(tensors, self.library.InferRequestedOutput(output), left)
+    def infer(self, images: NDArray[np.uint8], left: float) -> NDArray[Any]:
+        """The masks that the model gives for images (N, H, W, 3)."""
+        tensor = self.describe_input(images)
+        tensor.set_data_from_numpy(images)
+        result = self.request(tensor, self.library.InferRequestedOutput(MASK), left)
         with understood():
-            array = result.as_numpy(output)
-        if not isinstance(array, np.ndarray):
-            raise Failure(f"its answer has no {output!r}", "failed")
-        return array
+            masks = result.as_numpy(MASK)
+        if not isinstance(masks, np.ndarray):
+            raise Failure(f"its answer has no {MASK!r}", "failed")
+        return masks
 
-    def request(self, inputs: list[Any], output: Any, left: float) -> Any:
-        """tritonclient's result for its own descriptions of inputs and output."""
+    def describe_input(self, images: NDArray[np.uint8]) -> Any:
+        """tritonclient's description of the input, without its data."""
+        return self.library.InferInput(IMAGE, list(images.shape), "UINT8")
+
+    def request(self, tensor: Any, output: Any, left: float) -> Any:
+        """tritonclient's result for its own descriptions of input and output."""
         # The server's own limit too: what still waits when nobody does any more is not worth running.
         limit = max(1, int(left * 1e6))
         with self.failures(left), understood():
             return self.client.infer(
-                self._model, inputs, self._version, outputs=[output], timeout=limit, **self.options(left)
+                self._model, [tensor], self._version, outputs=[output], timeout=limit, **self.options(left)
             )
 
     def close(self) -> None:
         self.client.close()
 
 
-class _Grpc(Tritonclient):
+class _Grpc(Connection):
     def __init__(self, address: str, model: str, version: str, *, tls: bool) -> None:
         library = load_library("grpc")
         client = library.InferenceServerClient(address, ssl=tls, channel_args=CHANNEL)
         super().__init__(library, client, model, version)
 
-    @contextmanager
-    def failures(self, left: float) -> Iterator[None]:
-        with _refusals():
-            yield
+    def failures(self, left: float) -> AbstractContextManager[None]:
+        return _refusals()
 
     def options(self, left: float) -> dict[str, Any]:
         return {"client_timeout": left}
 
-    def describe(self, result: Any, output: str) -> tuple[str, tuple[int, ...]]:
-        tensor = result.get_output(output)
+    def describe(self, result: Any) -> tuple[str, tuple[int, ...]]:
+        tensor = result.get_output(MASK)
         return tensor.datatype, tuple(tensor.shape)
 
     def parameters(self, left: float) -> dict[str, str]:
@@ -220,7 +189,7 @@ class _Grpc(Tritonclient):
             return {entry.name for entry in self.client.get_model_repository_index(**self.options(left)).models}
 
 
-class _Http(Tritonclient):
+class _Http(Connection):
     def __init__(self, address: str, model: str, version: str, *, tls: bool) -> None:
         library = load_library("http")
         more = {"ssl": True, "ssl_context_factory": _tls_context} if tls else {}
@@ -245,8 +214,8 @@ class _Http(Tritonclient):
     def options(self, left: float) -> dict[str, Any]:
         return {}
 
-    def describe(self, result: Any, output: str) -> tuple[str, tuple[int, ...]]:
-        tensor = result.get_output(output)
+    def describe(self, result: Any) -> tuple[str, tuple[int, ...]]:
+        tensor = result.get_output(MASK)
         return tensor["datatype"], tuple(tensor["shape"])
 
     def parameters(self, left: float) -> dict[str, str]:
@@ -272,8 +241,8 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except InferenceServerException as err:
-        message, status = str(err.message()), str(err.status())
+        message = str(err.message())
         remedy = None
         if "Stub process" in message:
             remedy = "A process of the Python back end died: load the model again, or restart the server."
-        raise Failure(message, KINDS.get(status, "failed"), remedy) from err
+        raise Failure(message, KINDS.get(str(err.status()), "failed"), remedy) from err

@@ -12,10 +12,10 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,36 +24,20 @@ from denseport.runtime.backends.session import Session
 from denseport.runtime.errors import ImageError, InputError, MachineError, ServerError
 from denseport.runtime.serving.triton import ENCODED, IMAGE, LOGITS, MASK
 
-__all__ = ["BUNDLE", "Decoder", "NetworkModel", "NetworkSession", "Place", "SegmenterModel", "check_images"]
+if TYPE_CHECKING:
+    from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.segmenter import Segmenter
+
+__all__ = ["BUNDLE", "Decoder", "NetworkModel", "NetworkSession", "SegmenterModel", "check_images"]
 
 BUNDLE = "bundle"  # folder of a version that holds the bundle
-Mask = NDArray[np.unsignedinteger[Any]]
 
 # While a repository is reloaded the network can be ready a moment later than the model that asks it.
-PATIENCE = 5.0  # seconds
-PAUSE = 0.05  # seconds
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a model runs, and the parameters that its export gave it."""
-
-    name: str
-    version: str
-    folder: Path  # of the version
-    parameters: dict[str, str]
-
-    @classmethod
-    def from_arguments(cls, arguments: dict[str, str]) -> Place:
-        """From what Triton hands to ``initialize``."""
-        config = json.loads(arguments["model_config"])
-        values = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-        version = arguments["model_version"]
-        return cls(arguments["model_name"], version, Path(arguments["model_repository"]) / version, values)
+PATIENCE, PAUSE = 5.0, 0.05  # seconds
 
 
 def check_images(images: NDArray[Any], max_pixels: int) -> None:
-    """Refuse what is no batch of images, (N, H, W, 3) uint8 of at most ``max_pixels`` each.
+    """Refuse anything but a batch of images, (N, H, W, 3) uint8 of at most ``max_pixels`` each.
 
     Raises:
         ImageError: another shape or type, no pixel, or too many.
@@ -71,8 +55,37 @@ def check_images(images: NDArray[Any], max_pixels: int) -> None:
         )
 
 
-class SegmenterModel:
-    """Form ``python``: images in, masks out, through the `denseport.runtime.Segmenter` of the version's bundle."""
+class _Model(ABC):
+    """What Triton's Python back end calls."""
+
+    @abstractmethod
+    def respond(self, request: Any) -> Any:
+        """The output tensor for a request; errors are turned into Triton's by `execute`."""
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response a request, in order; a request that fails does not touch the others."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        import triton_python_backend_utils as pb
+
+        if request.is_cancelled():
+            error = pb.TritonError("the client gave up", pb.TritonError.CANCELLED)
+            return pb.InferenceResponse(error=error)
+        try:
+            return pb.InferenceResponse([self.respond(request)])
+        except InputError as err:
+            code, text = pb.TritonError.INVALID_ARG, str(err)
+        except ServerError as err:
+            code, text = pb.TritonError.UNAVAILABLE, str(err)
+        except Exception as err:  # must reach the client and the log, and not end the process
+            pb.Logger.log_error(traceback.format_exc())
+            code, text = pb.TritonError.INTERNAL, f"{type(err).__name__}: {err}"
+        return pb.InferenceResponse(error=pb.TritonError(text, code))
+
+
+class SegmenterModel(_Model):
+    """``--backend python``: images in, masks out, through the `denseport.runtime.Segmenter` of the version's bundle."""
 
     def initialize(self, arguments: dict[str, str]) -> None:
         """Open the bundle.
@@ -82,47 +95,40 @@ class SegmenterModel:
         """
         import cv2
 
-        place = Place.from_arguments(arguments)
-        self._max_pixels = int(place.parameters["max_pixels"])
-        self._threads = int(place.parameters["threads"])
-        cv2.setNumThreads(self._threads)
-        self._segment = self._open(place)
+        from denseport.runtime.bundle.bundle import Bundle
 
-    def _open(self, place: Place) -> Callable[[NDArray[np.uint8]], Mask]:
+        parameters, version = _parameters(arguments), arguments["model_version"]
+        self._max_pixels = int(parameters["max_pixels"])
+        cv2.setNumThreads(int(parameters["threads"]))
+        bundle = Bundle(Path(arguments["model_repository"]) / version / BUNDLE)
+        self._segmenter = self._open(bundle, int(version), parameters)
+
+    def _open(self, bundle: Bundle, version: int, parameters: dict[str, str]) -> Segmenter:
         from denseport.runtime.segmenter import Segmenter
 
-        segmenter = Segmenter(place.folder / BUNDLE, artifact=place.parameters["artifact"], threads=self._threads)
-        return lambda image: segmenter(image).mask
+        return Segmenter(bundle, artifact=parameters["artifact"], threads=int(parameters["threads"]))
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """One response a request, in order; a request that fails does not touch the others."""
-        return [_answer(request, self._respond) for request in requests]
-
-    def _respond(self, request: Any) -> Any:
+    def respond(self, request: Any) -> Any:
         import triton_python_backend_utils as pb
 
         images = _array(pb.get_input_tensor_by_name(request, IMAGE))
         check_images(images, self._max_pixels)
-        return _tensor(MASK, np.stack([self._segment(image) for image in images]))
+        return _tensor(MASK, np.stack([self._segmenter(image).mask for image in images]))
 
 
 class NetworkModel(SegmenterModel):
-    """Forms ``onnxruntime`` and ``tensorrt_plan``: as `SegmenterModel`, but the network is a model of this server.
+    """``--backend onnxruntime`` and ``tensorrt_plan``: the network is another model of this server, of this version.
 
-    Pre-processing, windows and post-processing are the runtime's own code, so masks are those of a Segmenter. Each
-    version asks the same version of the network.
+    Pre-processing, windows and post-processing are the runtime's own code, so masks are those of a Segmenter.
     """
 
-    def _open(self, place: Place) -> Callable[[NDArray[np.uint8]], Mask]:
-        from denseport.runtime.bundle.bundle import Bundle
+    def _open(self, bundle: Bundle, version: int, parameters: dict[str, str]) -> Segmenter:
         from denseport.runtime.bundle.protocol import parse_protocol
         from denseport.runtime.segmenter import Segmenter
 
-        bundle, network = Bundle(place.folder / BUNDLE), place.parameters["network"]
-        protocol = parse_protocol("reference", bundle.manifest)
-        session = NetworkSession(network, int(place.version))
-        segmenter = Segmenter(bundle, artifact=network, protocol=protocol, session=session, threads=self._threads)
-        return lambda image: segmenter(image).mask
+        network, threads = parameters["network"], int(parameters["threads"])
+        protocol, session = parse_protocol("reference", bundle.manifest), NetworkSession(network, version)
+        return Segmenter(bundle, artifact=network, protocol=protocol, session=session, threads=threads)
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,14 @@ class NetworkSession(Session):
         }
         give_up = time.monotonic() + PATIENCE
         while True:
-            response = self._request(image).exec()
+            request = pb.InferenceRequest(
+                model_name=self.model,
+                model_version=self.version,
+                inputs=[_tensor(IMAGE, image)],
+                requested_output_names=[LOGITS],
+                preferred_memory=pb.PreferredMemory(pb.TRITONSERVER_MEMORY_CPU, 0),
+            )
+            response = request.exec()
             if not response.has_error():
                 # A copy: the response's memory is the server's again when it goes.
                 return _array(pb.get_output_tensor_by_name(response, LOGITS)).copy()
@@ -167,32 +180,16 @@ class NetworkSession(Session):
                 raise kind(f"{self.model}, version {self.version}: {error.message()}")
             time.sleep(PAUSE)
 
-    def _request(self, image: NDArray[np.float32]) -> Any:
-        import triton_python_backend_utils as pb
 
-        return pb.InferenceRequest(
-            model_name=self.model,
-            model_version=self.version,
-            inputs=[_tensor(IMAGE, image)],
-            requested_output_names=[LOGITS],
-            preferred_memory=pb.PreferredMemory(pb.TRITONSERVER_MEMORY_CPU, 0),
-        )
-
-
-class Decoder:
+class Decoder(_Model):
     """First step of the ensemble: an image file's bytes to (1, H, W, 3) uint8 BGR."""
 
     def initialize(self, arguments: dict[str, str]) -> None:
         """Set the limit before OpenCV, which reads it once, is loaded: a small file can hold a huge image."""
-        max_pixels = Place.from_arguments(arguments).parameters["max_pixels"]
-        os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = max_pixels
+        os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = _parameters(arguments)["max_pixels"]
         os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """One response a request, in order."""
-        return [_answer(request, self._respond) for request in requests]
-
-    def _respond(self, request: Any) -> Any:
+    def respond(self, request: Any) -> Any:
         import triton_python_backend_utils as pb
 
         from denseport.runtime.media.images import decode_image
@@ -201,11 +198,17 @@ class Decoder:
         return _tensor(IMAGE, decode_image(data.tobytes(), ENCODED)[None])
 
 
+def _parameters(arguments: dict[str, str]) -> dict[str, str]:
+    """What the export gave the model, from what Triton hands to ``initialize``."""
+    config = json.loads(arguments["model_config"])
+    return {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+
+
 def _tensor(name: str, array: NDArray[Any]) -> Any:
     """An array as Triton has it.
 
-    By way of DLPack, as in `_array`: stubs that know NumPy 1 alone take items of NumPy 2's arrays to have no bytes
-    ("known issues" of release 2.51).
+    Through DLPack, as in `_array`: stubs built for NumPy 1 read arrays of NumPy 2 as empty ("known issues" of release
+    2.51).
     """
     import triton_python_backend_utils as pb
 
@@ -215,22 +218,3 @@ def _tensor(name: str, array: NDArray[Any]) -> Any:
 def _array(tensor: Any) -> NDArray[Any]:
     """A tensor of Triton's as an array on the same memory."""
     return np.from_dlpack(tensor)
-
-
-def _answer(request: Any, respond: Callable[[Any], Any]) -> Any:
-    """The response to one request; what goes wrong becomes an error with Triton's code for it."""
-    import triton_python_backend_utils as pb
-
-    if request.is_cancelled():
-        error = pb.TritonError("the client gave up", pb.TritonError.CANCELLED)
-        return pb.InferenceResponse(error=error)
-    try:
-        return pb.InferenceResponse([respond(request)])
-    except InputError as err:
-        code, text = pb.TritonError.INVALID_ARG, str(err)
-    except ServerError as err:
-        code, text = pb.TritonError.UNAVAILABLE, str(err)
-    except Exception as err:  # the edge of the process: a fault must reach the client and the log, not end the instance
-        pb.Logger.log_error(traceback.format_exc())
-        code, text = pb.TritonError.INTERNAL, f"{type(err).__name__}: {err}"
-    return pb.InferenceResponse(error=pb.TritonError(text, code))

@@ -1,6 +1,6 @@
-"""Write a model repository so that a server that watches it never sees half of a model or of a version.
+"""Write a model repository so that a server that watches it never sees an unfinished model or version.
 
-Everything is assembled beside the repository, where no server looks, and renamed into it when whole.
+Each is written beside the repository and renamed into it when complete.
 """
 
 from __future__ import annotations
@@ -48,12 +48,19 @@ def export_repository(bundle: Bundle, repository: Path, options: Options) -> Exp
 
     Raises:
         BundleError: an artifact is missing or altered.
-        InputError: the form cannot serve the bundle.
+        InputError: the back end cannot serve the bundle.
         OutputError: the repository cannot be written, or holds something else under the model's name.
     """
     name = model_name(bundle, options.name)
     models = served_models(bundle, options)
-    record = _record(bundle, options, models)
+    paths = [path for model in models for path in model.files.values() if isinstance(path, Path)]
+    record = {
+        "denseport": package_version("denseport"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "bundle": bundle.manifest.name,
+        "backend": options.backend,
+        "files": {path.name: sha256_of(path) for path in paths},
+    }
     _refuse_other(repository, models, record)
     version = 1 + max((n for model in models for n in _versions(repository / model.config.name)), default=0)
     with ExitStack() as stack:
@@ -68,17 +75,6 @@ def export_repository(bundle: Bundle, repository: Path, options: Options) -> Exp
     return Exported(repository, name, version, tuple(model.config.name for model in models))
 
 
-def _record(bundle: Bundle, options: Options, models: list[Served]) -> dict[str, Any]:
-    paths = [path for model in models for path in model.files.values() if isinstance(path, Path)]
-    return {
-        "denseport": package_version("denseport"),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "bundle": bundle.manifest.name,
-        "backend": options.backend,
-        "files": {path.name: sha256_of(path) for path in paths},
-    }
-
-
 def _versions(model: Path) -> list[int]:
     """The versions that a model's folder holds; Triton takes folders whose names are numbers."""
     names = [path.name for path in model.iterdir() if path.is_dir()] if model.is_dir() else []
@@ -86,7 +82,7 @@ def _versions(model: Path) -> list[int]:
 
 
 def _refuse_other(repository: Path, models: list[Served], record: dict[str, Any]) -> None:
-    """A version of another form, or of other classes, would change what the older ones are."""
+    """A version for another back end, or with other classes, would change the older versions."""
     for model in models:
         folder = repository / model.config.name
         with writing(folder):
@@ -138,7 +134,7 @@ def _stage(work: Path, model: Served, version: int, record: dict[str, Any]) -> P
 
 
 def _keep_old_plans(config: Config, repository: Path) -> None:
-    """Engines for GPUs that only older versions have stay in the configuration, which is theirs too."""
+    """Keep the GPUs of older versions in the configuration, which all versions share."""
     by_gpu = config.cc_model_filenames
     for path in (repository / config.name).glob("[0-9]*/sm_*.plan") if by_gpu else ():
         digits = path.stem.removeprefix("sm_")
@@ -147,14 +143,13 @@ def _keep_old_plans(config: Config, repository: Path) -> None:
 
 def _place(target: Path, folder: Path, model: Served) -> None:
     """Rename a staged model, or its version, into the repository."""
+    text = to_pbtxt(model.config).encode()
     with writing(target):
         if not target.exists():
             target.parent.mkdir(exist_ok=True)
             folder.rename(target)
             return
-    text = to_pbtxt(model.config).encode()
-    with writing(target):
-        if (target / CONFIG).read_bytes() != text:  # an untouched file is no reason for a server to load again
+        if (target / CONFIG).read_bytes() != text:  # a server loads the model again when the file changes
             write_atomic(target / CONFIG, text)
         if model.versioned:
             (staged,) = (path for path in folder.iterdir() if path.is_dir())

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.serving.triton.connections import Failure, Tritonclient, infer_input, understood
+from denseport.runtime.serving.triton import IMAGE, MASK
+from denseport.runtime.serving.triton.connections import Connection, Failure, understood
 
 __all__ = ["SharedMemory"]
 
@@ -32,45 +33,43 @@ class _Region:
 
 
 class SharedMemory:
-    """A `denseport.runtime.serving.triton.connections.Connection` whose tensors go through shared memory.
+    """A `Connection` whose tensors go through shared memory: a region for each, replaced when it is too small."""
 
-    There is one region for each tensor, replaced by a larger one when it has to be.
-    """
-
-    def __init__(self, connection: Tritonclient) -> None:
+    def __init__(self, connection: Connection) -> None:
         from tritonclient.utils import shared_memory
 
         self._library = shared_memory
         self._inner = connection
-        self._regions: dict[str, _Region] = {}
+        self.parameters, self.models = connection.parameters, connection.models
+        self._regions: dict[str, _Region] = {}  # by tensor
 
-    def infer(self, inputs: dict[str, NDArray[Any]], output: str, left: float) -> NDArray[Any]:
+    def infer(self, images: NDArray[np.uint8], left: float) -> NDArray[Any]:
+        """As `Connection.infer`."""
         try:
-            return self._infer(inputs, output, left)
+            return self._infer(images, left)
         except Failure as err:
             if "shared memory" not in str(err):
                 raise
             self._forget()  # a server that was started again knows none of the regions
-            return self._infer(inputs, output, left)
+            return self._infer(images, left)
 
-    def _infer(self, inputs: dict[str, NDArray[Any]], output: str, left: float) -> NDArray[Any]:
-        library, tensors = self._inner.library, []
-        for name, array in inputs.items():
-            region = self._region(name, array.nbytes, left)
-            self._library.set_shared_memory_region(region.handle, [array])
-            tensors.append(infer_input(library, name, array))
-            tensors[-1].set_shared_memory(region.name, array.nbytes)
-        pixels = max(array.size // array.shape[-1] for array in inputs.values())
-        target = self._region(output, BYTES_OF_A_CLASS * pixels, left)
-        wanted = library.InferRequestedOutput(output)
-        wanted.set_shared_memory(target.name, BYTES_OF_A_CLASS * pixels)
-        result = self._inner.request(tensors, wanted, left)
+    def _infer(self, images: NDArray[np.uint8], left: float) -> NDArray[Any]:
+        source = self._region(IMAGE, images.nbytes, left)
+        self._library.set_shared_memory_region(source.handle, [images])
+        tensor = self._inner.describe_input(images)
+        tensor.set_shared_memory(source.name, images.nbytes)
+        size = BYTES_OF_A_CLASS * images.size // images.shape[-1]
+        target = self._region(MASK, size, left)
+        wanted = self._inner.library.InferRequestedOutput(MASK)
+        wanted.set_shared_memory(target.name, size)
+        result = self._inner.request(tensor, wanted, left)
         with understood():
-            datatype, shape = self._inner.describe(result, output)
+            datatype, shape = self._inner.describe(result)
             view: NDArray[Any] = self._library.get_contents_as_numpy(target.handle, DTYPES[datatype], shape)
             return view.copy()  # the next answer lies in the same place
 
     def _region(self, tensor: str, size: int, left: float) -> _Region:
+        """The tensor's region, of ``size`` bytes at least."""
         region = self._regions.get(tensor)
         if region is not None and region.size >= size:
             return region
@@ -92,12 +91,6 @@ class SharedMemory:
     def _forget(self) -> None:
         for tensor in list(self._regions):
             self._discard(tensor)
-
-    def parameters(self, left: float) -> dict[str, str]:
-        return self._inner.parameters(left)
-
-    def models(self, left: float) -> set[str]:
-        return self._inner.models(left)
 
     def close(self) -> None:
         self._forget()

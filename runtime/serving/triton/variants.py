@@ -1,18 +1,16 @@
-"""The forms of a served model: which models a repository holds for a bundle, with their configurations and files.
+"""Which models a repository holds for a bundle and a back end, with their configurations and files.
 
-A graph with everything inside would be simplest for the network's own back ends, but its masks would differ: OpenCV
-resizes in fixed point, which no ONNX operator repeats. A Triton ensemble cannot move windows over an image, and takes
-each of its steps' latest version, so that two versions meet while one replaces the other. Hence a Python model that
-runs the runtime's own code and asks the network for logits
-(`denseport.runtime.serving.triton.python_models.NetworkModel`).
+The network's own back ends get a Python model in front of them, which runs the runtime's code and asks the network for
+logits (`denseport.runtime.serving.triton.python_models.NetworkModel`). One graph with everything inside would give
+other masks: OpenCV resizes in fixed point, which no ONNX operator repeats. A Triton ensemble cannot move windows over
+an image, and takes each of its steps' latest version, so that two versions meet while one replaces the other.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +22,11 @@ from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline.preprocess import resized_size
 from denseport.runtime.selection import refuse_masks, why_no_logits
 from denseport.runtime.serving.triton import CLASSES, ENCODED, IMAGE, INSTANCES, LOGITS, MASK, python_models
-from denseport.runtime.serving.triton.config import (
-    ANY,
-    Batching,
-    Config,
-    VersionPolicy,
-    model_config,
-    tensor,
-    zeros,
-)
+from denseport.runtime.serving.triton.config import ANY, Config, batching, model_config, tensor, version_policy, zeros
 from denseport.runtime.system.cpus import usable_cpus
 
-__all__ = ["BACKENDS", "DEFAULT_PIXELS", "LABELS", "Options", "Served", "model_name", "served_models"]
+__all__ = ["DEFAULT_PIXELS", "LABELS", "Options", "Served", "model_name", "served_models"]
 
-BACKENDS = ("python", "onnxruntime", "tensorrt_plan")
 LABELS = "labels.txt"
 DEFAULT_PIXELS = 4096 * 4096  # 48 MiB of uint8; Triton's HTTP port takes 64 MB a request
 ONNX = "model.onnx"  # the ONNX Runtime back end's default
@@ -55,30 +44,33 @@ class Options:
     network_instances: int = 1  # of the network, where it is a model of its own
     threads: int = 1  # of each instance
     max_batch: int = 8
-    batching: Batching = field(default_factory=lambda: Batching(queue=128))
+    delay_us: int = 0  # how long the first request of a batch waits for others
+    queue: int = 128  # requests that may wait; 0: no limit
+    timeout_us: int = 0  # how long one may wait; 0: no limit
     max_pixels: int = DEFAULT_PIXELS
-    gpu: bool = False  # form onnxruntime: the network runs on GPUs
+    gpu: bool = False  # back end onnxruntime: the network runs on GPUs
     warmup: tuple[int, int] | None = None  # height and width of an image that each instance answers first
     cache: bool = False
-    versions: VersionPolicy = field(default_factory=VersionPolicy)
+    versions: str = "latest:1"  # which are served: latest:N, all, or 1,3
     ensemble: bool = False
 
     def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise InputError(f"no back end {self.backend!r}", f"Give one of {', '.join(BACKENDS)}.")
-        for name in ("network_instances", "threads", "max_batch", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} is below 1", "Give 1 or more.")
-        if self.instances is not None and self.instances < 1:
-            raise InputError(f"instances {self.instances} is below 1", "Give 1 or more.")
+        if self.backend not in _MAKERS:
+            raise InputError(f"no back end {self.backend!r}", f"Give one of {', '.join(_MAKERS)}.")
+        least = {"instances": 1, "network_instances": 1, "threads": 1, "max_batch": 1, "max_pixels": 1}
+        for name, lowest in (least | {"delay_us": 0, "queue": 0, "timeout_us": 0}).items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise InputError(f"{name} {value} is below {lowest}", f"Give {lowest} or more.")
         if self.warmup is not None and not 1 <= min(self.warmup) * max(self.warmup) <= self.max_pixels:
+            size = "{1} x {0}".format(*self.warmup)
             raise InputError(
-                f"a warm-up image of {self.warmup} is not within 1 to {self.max_pixels} pixels", "Lower --warmup."
+                f"a warm-up image of {size} is not within 1 to {self.max_pixels} pixels", "Lower --warmup."
             )
         if self.gpu and self.backend != "onnxruntime":
             raise InputError(
-                f"back end {self.backend} has no choice of a device",
-                "python runs where its artifact does, tensorrt_plan on GPUs.",
+                f"--gpu does not go with --backend {self.backend}",
+                "The back end python runs where its artifact does, tensorrt_plan always on GPUs.",
             )
 
 
@@ -102,20 +94,19 @@ def model_name(bundle: Bundle, name: str | None) -> str:
         return re.sub(r"[^A-Za-z0-9_.-]+", "_", bundle.manifest.name).strip("._-") or "model"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise InputError(
-            f"{name!r} cannot be a model's name", "Use letters, digits, '_', '-' and '.', and begin with no dot."
+            f"{name!r} cannot be a model's name", "Use letters, digits, '_', '-' and '.'; begin with a letter or digit."
         )
     return name
 
 
 def served_models(bundle: Bundle, options: Options) -> list[Served]:
-    """The models of the repository, those first that others ask.
+    """The models of the repository; a model stands before those that ask it.
 
     Raises:
         BundleError: an artifact is missing or altered.
-        InputError: the form cannot serve the artifact.
+        InputError: the back end cannot serve the artifact.
     """
-    maker = {"python": _python, "onnxruntime": _onnxruntime, "tensorrt_plan": _tensorrt_plan}[options.backend]
-    models = maker(bundle, options)
+    models = _MAKERS[options.backend](bundle, options)
     return models + (_ensemble(models[-1], options) if options.ensemble else [])
 
 
@@ -132,35 +123,48 @@ def _onnxruntime(bundle: Bundle, options: Options) -> list[Served]:
     name = _one_artifact(bundle, options)
     artifact, path = bundle.artifact(name), bundle.verified(name)
     if artifact.kind != "onnx":
-        raise InputError(f"{name} is no ONNX model but an {artifact.kind}", "Give --backend python or tensorrt_plan.")
+        raise InputError(f"{name} is an {artifact.kind}, not an ONNX model", "Give --backend python or tensorrt_plan.")
     # The back end opens model.onnx; external data keeps the name that the model knows.
     files: dict[str, bytes | Path] = {(ONNX if f == artifact.main else f): path.with_name(f) for f in artifact.files}
     size = _network_size(bundle.manifest, options.warmup) if options.warmup else None
-    config = _network_config(
+    return _with_network(
         bundle,
         options,
+        files,
         "onnxruntime",
         options.max_batch,
         instance_group=[{"kind": "KIND_GPU" if options.gpu else "KIND_CPU", "count": options.network_instances}],
         model_warmup=zeros(IMAGE, "TYPE_FP32", 3, *size) if size else [],
         parameters={} if options.gpu else {"intra_op_thread_count": str(options.threads)},
     )
-    return [Served(config, files), _front(bundle, options, "NetworkModel", {"network": config.name})]
 
 
 def _tensorrt_plan(bundle: Bundle, options: Options) -> list[Served]:
-    plans = _find_plans(bundle, options.artifacts)
-    profiles = [str(index) for index in range(plans.profiles)]
-    config = _network_config(
+    records = _engine_records(bundle, options.artifacts)
+    count, max_batch = _common_limits(list(records.values()), bundle)
+    files: dict[str, bytes | Path] = {}
+    by_gpu: dict[str, str] = {}  # compute capability to file
+    for name, record in records.items():
+        if record.hardware_compatibility == "ampere_plus":
+            file = PLAN
+        else:
+            file = f"{record.compute_capability}.plan"
+            by_gpu[_capability(record)] = file
+        if file in files:
+            raise InputError(f"{name} and another engine are for the same GPU", "Choose with --artifact.")
+        files[file] = bundle.verified(name)
+    return _with_network(
         bundle,
         options,
+        files,
         "tensorrt",
-        plans.max_batch,
-        instance_group=[{"kind": "KIND_GPU", "count": options.network_instances, "profile": profiles}],
-        default_model_filename=PLAN if PLAN in plans.files else "",
-        cc_model_filenames=plans.by_gpu,
+        max_batch,
+        instance_group=[
+            {"kind": "KIND_GPU", "count": options.network_instances, "profile": [str(index) for index in range(count)]}
+        ],
+        default_model_filename=PLAN if PLAN in files else "",
+        cc_model_filenames=by_gpu,
     )
-    return [Served(config, dict(plans.files)), _front(bundle, options, "NetworkModel", {"network": config.name})]
 
 
 def _one_artifact(bundle: Bundle, options: Options) -> str:
@@ -171,52 +175,30 @@ def _one_artifact(bundle: Bundle, options: Options) -> str:
     return names[0]
 
 
-@dataclass
-class _Plans:
-    """The engines of a repository."""
-
-    files: dict[str, Path] = field(default_factory=dict)  # name in the version's folder to the bundle's file
-    by_gpu: dict[str, str] = field(default_factory=dict)  # "8.6" to a name
-    max_batch: int = 0  # 0: the engines have no batch axis that varies
-    profiles: int = 1
-
-
-def _find_plans(bundle: Bundle, wanted: tuple[str, ...]) -> _Plans:
-    names = wanted or tuple(
-        name
-        for name, artifact in bundle.manifest.artifacts.items()
-        if (artifact.kind, artifact.target) == ("engine", FOR_TENSORRT) and not why_no_logits(artifact)
-    )
+def _engine_records(bundle: Bundle, wanted: tuple[str, ...]) -> dict[str, BuildRecord]:
+    """The TensorRT engines to serve: those named, or all that give logits."""
+    artifacts = bundle.manifest.artifacts
+    engines = [name for name, each in artifacts.items() if (each.kind, each.target) == ("engine", FOR_TENSORRT)]
+    names = wanted or [name for name in engines if not why_no_logits(artifacts[name])]
     if not names:
         raise InputError(
             f"{bundle.path}: holds no TensorRT engine", "Build one on the GPU: denseport build BUNDLE --engine tensorrt"
         )
-    plans = _Plans()
-    records = []
+    records = {}
     for name in names:
         artifact = bundle.artifact(name)
-        if (artifact.kind, artifact.target) != ("engine", FOR_TENSORRT):
+        if name not in engines:
             raise InputError(
-                f"{name} is no engine of TensorRT's, which is what Triton's back end opens",
+                f"{name} is not a TensorRT engine, and Triton's back end opens nothing else",
                 "TensorRT-RTX engines and ONNX models are served with --backend python.",
             )
         refuse_masks(name, artifact)
-        record = BuildRecord.from_dict(artifact.record, f"{bundle.path}: {name}")
-        records.append(record)
-        if record.hardware_compatibility == "ampere_plus":
-            file = PLAN
-        else:
-            file = f"{record.compute_capability}.plan"
-            plans.by_gpu[_capability(record)] = file
-        if file in plans.files:
-            raise InputError(f"{name} and {plans.files[file].name} are for the same GPU", "Choose with --artifact.")
-        plans.files[file] = bundle.verified(name)
-    plans.profiles, plans.max_batch = _common_limits(records, bundle)
-    return plans
+        records[name] = BuildRecord.from_dict(artifact.record, f"{bundle.path}: {name}")
+    return records
 
 
 def _capability(record: BuildRecord) -> str:
-    """The GPU of an engine as Triton writes it: "8.6" for sm_86."""
+    """The compute capability of an engine as Triton writes it: "8.6" for sm_86."""
     digits = (record.compute_capability or "").removeprefix("sm_")
     if not digits.isdigit() or len(digits) < 2:
         raise InputError(
@@ -242,22 +224,23 @@ def _common_limits(records: list[BuildRecord], bundle: Bundle) -> tuple[int, int
     return counts.pop(), 0 if folded.pop() else min(profile.maximum[0] for profile in profiles)
 
 
-def _network_config(bundle: Bundle, options: Options, backend: str, max_batch: int, **fields: Any) -> Config:
-    """The network on its own: normalised images in, logits out."""
-    policy = options.versions
-    # Until the model that asks has left its old version, that needs the old network.
-    versions = replace(policy, latest=policy.latest + 1) if policy.latest is not None else policy
+def _with_network(
+    bundle: Bundle, options: Options, files: dict[str, bytes | Path], backend: str, max_batch: int, **fields: Any
+) -> list[Served]:
+    """The network on its own, normalised images in, logits out; then the model that asks it."""
     batch = () if max_batch else (1,)  # without batches Triton wants it among the dims
-    return model_config(
+    config = model_config(
         f"{model_name(bundle, options.name)}_network",
         backend,
         max_batch_size=max_batch,
         input=[tensor(IMAGE, "TYPE_FP32", *batch, 3, ANY, ANY)],
         output=[tensor(LOGITS, "TYPE_FP32", *batch, len(bundle.manifest.classes), ANY, ANY)],
-        version_policy=versions.to_message(),
-        dynamic_batching=options.batching.to_message() if max_batch else None,
+        # Until the model that asks has left its old version, that needs the old network.
+        version_policy=version_policy(options.versions, more=1),
+        dynamic_batching=batching(options.delay_us, options.queue, options.timeout_us) if max_batch else None,
         **fields,
     )
+    return [Served(config, files), _front(bundle, options, "NetworkModel", {"network": config.name})]
 
 
 def _network_size(manifest: Manifest, image: tuple[int, int]) -> tuple[int, int]:
@@ -279,15 +262,16 @@ def _front(
     manifest = bundle.manifest
     kept = {name: manifest.artifacts[name] for name in artifacts}
     instances = options.instances or usable_cpus()
+    mask_type = "TYPE_UINT8" if len(manifest.classes) <= 256 else "TYPE_UINT16"
     config = model_config(
         model_name(bundle, options.name),
         "python",
         max_batch_size=options.max_batch,
         input=[tensor(IMAGE, "TYPE_UINT8", ANY, ANY, 3, allow_ragged_batch=True)],
-        output=[tensor(MASK, _mask_type(manifest), ANY, ANY, label_filename=LABELS)],
-        version_policy=options.versions.to_message(),
+        output=[tensor(MASK, mask_type, ANY, ANY, label_filename=LABELS)],
+        version_policy=version_policy(options.versions),
         instance_group=[{"kind": "KIND_CPU", "count": instances}],
-        dynamic_batching=options.batching.to_message(),
+        dynamic_batching=batching(options.delay_us, options.queue, options.timeout_us),
         response_cache={"enable": True} if options.cache else None,
         parameters={
             **parameters,
@@ -302,14 +286,10 @@ def _front(
         config,
         files={
             "model.py": _model_py(python_class),
-            f"{python_models.BUNDLE}/{MANIFEST}": dataclasses.replace(manifest, artifacts=kept).to_json().encode(),
+            f"{python_models.BUNDLE}/{MANIFEST}": replace(manifest, artifacts=kept).to_json().encode(),
         },
         labels="".join(" ".join(name.split()) + "\n" for name in manifest.classes),
     )
-
-
-def _mask_type(manifest: Manifest) -> str:
-    return "TYPE_UINT8" if len(manifest.classes) <= 256 else "TYPE_UINT16"
 
 
 def _model_py(python_class: str) -> bytes:
@@ -328,9 +308,9 @@ def _ensemble(front: Served, options: Options) -> list[Served]:
         max_batch_size=1,  # decoded images differ in size; the model behind still batches them
         input=[encoded],
         output=[tensor(IMAGE, "TYPE_UINT8", ANY, ANY, 3)],
-        version_policy=VersionPolicy().to_message(),
+        version_policy=version_policy("latest:1"),
         instance_group=asked.instance_group,
-        dynamic_batching=options.batching.to_message(),
+        dynamic_batching=asked.dynamic_batching,
         parameters={"max_pixels": str(options.max_pixels)},
     )
     ensemble = model_config(
@@ -339,11 +319,22 @@ def _ensemble(front: Served, options: Options) -> list[Served]:
         max_batch_size=1,
         input=[encoded],
         output=asked.output,
-        version_policy=VersionPolicy().to_message(),
+        version_policy=version_policy("latest:1"),
+        # The newest version of each model; the maps go from its tensors to the ensemble's.
         ensemble_scheduling={
             "step": [
-                _step(decoder.name, {ENCODED: ENCODED}, {IMAGE: IMAGE}),
-                _step(asked.name, {IMAGE: IMAGE}, {MASK: MASK}),
+                {
+                    "model_name": decoder.name,
+                    "model_version": -1,
+                    "input_map": {ENCODED: ENCODED},
+                    "output_map": {IMAGE: IMAGE},
+                },
+                {
+                    "model_name": asked.name,
+                    "model_version": -1,
+                    "input_map": {IMAGE: IMAGE},
+                    "output_map": {MASK: MASK},
+                },
             ]
         },
         parameters={key: asked.parameters[key].string_value for key in (INSTANCES, CLASSES)},
@@ -354,6 +345,4 @@ def _ensemble(front: Served, options: Options) -> list[Served]:
     ]
 
 
-def _step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> dict[str, Any]:
-    """A model of the ensemble, by its newest served version; the maps go from its tensors to the ensemble's."""
-    return {"model_name": model, "model_version": -1, "input_map": inputs, "output_map": outputs}
+_MAKERS = {"python": _python, "onnxruntime": _onnxruntime, "tensorrt_plan": _tensorrt_plan}

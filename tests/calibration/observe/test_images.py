@@ -13,7 +13,7 @@ from denseport.calibration.errors import CalibrationError
 from denseport.calibration.observe.images import CalibrationImages, labels_of
 from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.protocol import Protocol
-from denseport.runtime.evaluation.dataset import folder_pair
+from denseport.runtime.evaluation.dataset import open_dataset
 
 WHOLE = Inference()
 SLIDE = Inference("slide", (32, 32), (24, 24))
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("inference", [WHOLE, SLIDE])
 def test_labels_lie_where_the_image_lies(folder: Path, inference: Inference) -> None:
-    dataset = folder_pair(folder / "images", folder / "masks")
+    dataset = open_dataset(folder / "images", masks=folder / "masks")
     preprocess = steps(size=(60, 40), mean=(0, 0, 0), std=(10, 10, 10))
     images = CalibrationImages([s.image for s in dataset.samples], Protocol("reference", preprocess, inference))
     sizes = images.check(patch_size=16)

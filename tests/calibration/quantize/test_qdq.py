@@ -164,3 +164,9 @@ def test_an_int32_bias_is_what_tensorrt_refuses(bias: str, read: bool) -> None:
     assert parser.parse(proto.SerializeToString()) is read
     reasons = " ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
     assert read or "input has type Int32 but must have type" in reasons
+
+
+def test_the_largest_weight_of_each_channel_becomes_127_and_a_channel_of_zeros_has_the_scale_1() -> None:
+    weight = np.float32([[1, -254, 0], [-127, 2, 0]])
+    assert weight_scales(weight, 1).tolist() == [1, 2, 1]
+    assert weight_scales(weight, 0, 254).tolist() == [1, 0.5]

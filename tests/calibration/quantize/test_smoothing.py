@@ -155,6 +155,10 @@ def test_the_error_is_that_of_both_inputs_in_127_levels() -> None:
 
 def test_only_plain_linear_layers_are_migrated_into() -> None:
     assert list(find_norms(one_norm(np.ones((2, 2))))) == ["a"]
+    unread = "a = LayerNormalization (image, gamma) logits = MatMul (image, w)"
+    assert not find_norms(small_graph(unread, {"gamma": [1, 1], "w": np.ones((2, 2))}))
+    given_out = "logits = LayerNormalization (image, gamma) a = MatMul (logits, w)"
+    assert not find_norms(small_graph(given_out, {"gamma": [1, 1], "w": np.ones((2, 2))}))
     for linear, weight in (
         (LINEAR, np.ones((1, 2, 2))),  # a weight for each image
         ("Gemm <transA = 1> (a, w)", np.ones((2, 2))),

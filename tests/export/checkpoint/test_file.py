@@ -260,3 +260,9 @@ def test_one_compressed_record_among_others_is_refused(tmp_path: Path) -> None:
 def test_the_experiment_is_the_first_name_that_is_text(tmp_path: Path, names: tuple[Any, Any], found: str) -> None:
     meta = dict(zip(("experiment_name", "exp_name"), names, strict=True))
     assert read_checkpoint(save(tmp_path / "c.pth", {"meta": meta, "state_dict": WEIGHTS})).experiment == found
+
+
+@pytest.mark.parametrize(("given", "found"), [(160000, 160000), ("160000", None), (1.5, None), (None, None)])
+def test_iterations_are_a_whole_number_or_unknown(tmp_path: Path, given: Any, found: int | None) -> None:
+    checkpoint = read_checkpoint(save(tmp_path / "c.pth", {"meta": {"iter": given}, "state_dict": WEIGHTS}))
+    assert checkpoint.iterations == found

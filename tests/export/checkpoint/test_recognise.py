@@ -312,3 +312,29 @@ def test_a_wrong_number_of_classes_is_refused(sample_checkpoint: Checkpoint) -> 
     assert "names 2 classes, but decode_head.conv_seg has 150 outputs" in message
     names, warnings = class_names(dataclasses.replace(checkpoint, classes=None), 3)
     assert names == ("class 0", "class 1", "class 2") and "no classes" in warnings[0]
+
+
+@pytest.mark.parametrize(("number", "more"), [(6, None), (7, "… and 1 more like it"), (9, "… and 3 more like it")])
+def test_of_many_weights_that_do_not_fit_the_first_six_are_listed(
+    sample_checkpoint: Checkpoint, number: int, more: str | None
+) -> None:
+    for i in range(number):
+        sample_checkpoint.state_dict[f"backbone.extra{i}"] = torch.zeros(2)
+    message = refusal(lambda: load_model(sample_checkpoint, recognise(sample_checkpoint).spec))
+    assert [f"unexpected backbone.extra{i} " in message for i in range(number)] == [i < 6 for i in range(number)]
+    assert "missing" not in message and ("more like it" in message) == (more is not None) and (more or "") in message
+
+
+def test_an_image_size_that_does_not_fit_the_position_embedding_is_not_believed(sample_checkpoint: Checkpoint) -> None:
+    """mmsegmentation resizes the embedding of another size: the weights say what it is now."""
+    side, patch, places = 12, 16, 144
+    sample_checkpoint.state_dict["backbone.pos_embed"] = torch.zeros(1, 1 + places, 96)
+    for size, grid in (
+        (patch * side, (side, side)),
+        (patch * side + patch - 1, (side, side)),  # a rest of less than a patch is left out
+        ((patch * side, 2 * patch * side), (side, side)),
+        ((patch, patch * places), (1, places)),
+        ((patch * places, patch), (places, 1)),
+    ):
+        read = recognise(with_model(sample_checkpoint, "backbone", img_size=size))
+        assert read.spec.backbone.pos_grid == grid, size

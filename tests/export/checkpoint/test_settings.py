@@ -151,6 +151,10 @@ def test_whether_masks_count_from_one() -> None:
     assert reduces_zero_label(checkpoint(PIPELINE_1))
     assert not reduces_zero_label(checkpoint(PIPELINE_0))
     assert not reduces_zero_label(checkpoint("train_pipeline = 3"))
+    load = "{} = [dict(type='LoadAnnotations'{}), dict(type='Other', reduce_zero_label=True)]"
+    training = load.format("train_pipeline", ", reduce_zero_label=True")
+    assert reduces_zero_label(checkpoint(f"{training}\n{load.format('test_pipeline', '')}"))
+    assert not reduces_zero_label(checkpoint(load.format("train_pipeline", "")))
 
 
 def test_a_palette_of_another_length_is_replaced_by_distinct_colours() -> None:

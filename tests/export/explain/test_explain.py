@@ -22,7 +22,7 @@ from denseport.export.graph.divergence import Difference, difference, find_diver
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.errors import InputError
-from denseport.runtime.evaluation.dataset import Dataset, Sample, ade20k
+from denseport.runtime.evaluation.dataset import Dataset, Sample, open_dataset
 from denseport.runtime.system.files import sha256_of
 
 CHECKPOINT = ASSETS / "dpt_tiny_street.pth"
@@ -36,7 +36,7 @@ def bundle(sample_copy: Bundle) -> Bundle:
 
 @pytest.fixture(scope="module")
 def images() -> Dataset:
-    return ade20k(ASSETS / "street")
+    return open_dataset(ASSETS / "street")
 
 
 @pytest.fixture(scope="module")

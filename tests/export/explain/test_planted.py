@@ -12,7 +12,7 @@ from support import ASSETS
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle
 from denseport.runtime.bundle.manifest import Reference
 from denseport.runtime.cli.main import main
-from denseport.runtime.evaluation.dataset import ade20k
+from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.segmenter import Segmenter
 
@@ -28,7 +28,7 @@ def bundle(sample_copy: Bundle) -> Bundle:
 def right_miou(sample: Bundle) -> str:
     """What the untouched sample scores on these images: the reference of the tests below."""
     segmenter = Segmenter(sample)
-    return f"{measure_dataset(ade20k(ASSETS / 'street'), segmenter).scores(sample.manifest.classes).mIoU:.4f}"
+    return f"{measure_dataset(open_dataset(ASSETS / 'street'), segmenter).scores(sample.manifest.classes).mIoU:.4f}"
 
 
 def gate(bundle: Bundle, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str]]:
@@ -69,8 +69,8 @@ def test_a_collapse_fails_whatever_the_budget(bundle: Bundle, capsys: pytest.Cap
     code, reasons = gate(bundle, capsys, *arguments)
     assert code == 1
     text = " ".join(reasons)
-    assert "non-finite logits in 4 of 4 images" in text
-    assert "of the pixels agree with FP32" in text
+    assert "the logits of 4 of 4 images are not finite" in text
+    assert "of the pixels get the class that FP32 gives" in text
 
 
 def test_a_reference_without_the_full_set_compares_with_fp32_and_says_so(

@@ -31,7 +31,7 @@ from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.errors import InputError
-from denseport.runtime.evaluation.dataset import image_list
+from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.pipeline.preprocess import normalise, resize, resized_size
 from denseport.runtime.segmenter import Segmenter
@@ -136,13 +136,13 @@ def test_accuracy_on_the_street_images(shared: Path, tmp_path: Path, checkpoint:
     write_typed(bundle.verified("model.onnx"), bundle.path / "fp16.onnx", "fp16", calibration)
     emulated(bundle.path / "fp16.onnx")
     bundle.add(name, onnx_artifact({name: sha256_of(bundle.path / name)}, "fp16"))
-    dataset = image_list(street / "val100.txt", street)
+    dataset = open_dataset(street, list_file=street / "val100.txt")
     half, full = (Segmenter(bundle, artifact=artifact, threads=2) for artifact in (name, "model.onnx"))
     with half, full:
         found = measure_dataset(dataset, half, fp32=full)
-    assert found.fp32_confusion is not None and found.predictions.agreement is not None
+    assert found.fp32_confusion is not None and found.agreement is not None
     fp16, fp32 = (each.scores(bundle.manifest.classes).mIoU for each in (found.confusion, found.fp32_confusion))
-    print(f"{checkpoint}: mIoU {fp16:.3f} (FP32 {fp32:.3f}), {found.predictions.agreement:.3%} of the pixels agree")
+    print(f"{checkpoint}: mIoU {fp16:.3f} (FP32 {fp32:.3f}), {found.agreement:.3%} of the pixels agree")
     assert fp16 > fp32 - 0.1
 
 
@@ -308,6 +308,16 @@ def test_weights_are_judged_by_what_fp16_makes_of_them(factor: float, bias: floa
         model.graph.register_initializer(value)
     record = set_types(model, "fp16")
     assert [island.node for island in record.islands] == islands
+
+
+def test_formats_are_those_of_ieee_and_google() -> None:
+    """(2 - 2^-digits) * 2^highest, 2^lowest, half of the last digit; numpy knows FP16 itself."""
+    for name, digits, highest, lowest in (("fp16", 10, 15, -14), ("bf16", 7, 127, -126)):
+        kind = FORMATS[name]
+        assert (kind.largest, kind.smallest) == ((2 - 2.0**-digits) * 2.0**highest, 2.0**lowest)
+        assert kind.rounding == 2.0 ** -(digits + 1)
+    info = np.finfo(np.float16)
+    assert (FORMATS["fp16"].largest, FORMATS["fp16"].smallest) == (float(info.max), float(info.tiny))
 
 
 @pytest.mark.parametrize(

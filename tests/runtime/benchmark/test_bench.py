@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from denseport.runtime.benchmark.bench import bench
 from denseport.runtime.benchmark.load import Conditions, LoadMonitor
 from denseport.runtime.benchmark.report import as_dict, table, write_report
 from denseport.runtime.benchmark.speed import (
-    Contender,
     Latency,
     Plan,
     Ratio,
@@ -39,8 +38,9 @@ from denseport.runtime.errors import DenseportError
 
 @dataclass
 class Sleeping:
-    """A session that takes a known time for each image."""
+    """A segmenter, and its session, that take a known time for each image."""
 
+    artifact: str
     seconds: float
     description: str = "sleeps"
 
@@ -48,18 +48,23 @@ class Sleeping:
         time.sleep(self.seconds * len(image))
         return image
 
+    @property
+    def session(self) -> Sleeping:
+        return self
+
+    def __call__(self, image: NDArray[np.uint8]) -> None:
+        time.sleep(2 * self.seconds)
+
 
 def test_known_durations_are_found_and_compared() -> None:
     tensor = np.zeros((1, 3, 4, 4), np.float32)
-    plan = Plan(rounds=3, seconds=0.02, concurrency=(), batches=(2,))
-    quick, slow = run_bench(
-        [Contender("quick", Sleeping(0.005)), Contender("slow", Sleeping(0.02))], synthetic_image(4, 4), tensor, plan
-    )
+    plan = Plan(rounds=3, seconds=0.02, concurrency=(1,), batches=(2,))
+    quick, slow = run_bench([Sleeping("quick", 0.005), Sleeping("slow", 0.02)], synthetic_image(4, 4), tensor, plan)
     assert 5 <= quick.session.median < slow.session.median and slow.session.median >= 20
     assert quick.session.times_as_fast_as(slow.session).median > 1.2  # 4, on a machine that has nothing else to do
     assert quick.session.samples > slow.session.samples >= 3
     assert quick.batches[2] <= 1 / 0.005 and slow.batches[2] <= 1 / 0.02
-    assert quick.whole is None and quick.throughput == {}
+    assert quick.whole.median >= 10 and slow.whole.median >= 40 and slow.throughput[1] <= 1 / 0.04
 
 
 def test_a_percentile_needs_enough_samples() -> None:
@@ -91,7 +96,7 @@ def test_a_ratio_is_given_where_enough_rounds_agree(
     sample: Bundle, tmp_path: Path, rounds: tuple[float, ...], words: str
 ) -> None:
     ours, theirs = (Latency(tuple((value,) for value in each)) for each in ([1.0] * len(rounds), rounds))
-    results = [Result("ours", "", ours, None), Result("theirs", "", theirs, None)]
+    results = [Result("ours", "", ours, ours), Result("theirs", "", theirs, theirs)]
     image, tensor = synthetic_image(4, 4), np.zeros((1, 3, 4, 4), np.float32)
     report = as_dict(sample, results, {}, image, tensor, Conditions(1, None, None, None), [], {})
     row, text = report["rows"][0], table(report)
@@ -127,7 +132,7 @@ def test_the_time_it_takes_is_told_beforehand() -> None:
     told = Told()
     plan = Plan(rounds=2, seconds=0.1, concurrency=(), batches=(1, 4))
     run_bench(
-        [Contender("a", Sleeping(0.05)), Contender("b", Sleeping(0.02))],
+        [Sleeping("a", 0.05), Sleeping("b", 0.02)],
         synthetic_image(4, 4),
         np.zeros((1, 3, 4, 4), np.float32),
         plan,
@@ -135,27 +140,29 @@ def test_the_time_it_takes_is_told_beforehand() -> None:
     )
     (index,) = (i for i, line in enumerate(told.lines) if "measuring takes about" in line)
     assert "--rounds (2)" in told.lines[index] and "--seconds (0.1)" in told.lines[index]
-    assert index == 2, "after the warm-up of both, before anything is measured"
-    # Runs: 1 to count by and 2 rounds of so many, for the session and the two batches.
+    assert index == 4, "after the warm-up of both, before anything is measured"
+    # Runs: 1 to count by and 2 rounds of so many, for the session, the whole way and the two batches.
     a, b = 0.05 + 2 * 2 * 0.05, 0.02 + 2 * 5 * 0.02
     batches_of_4 = 0.2 + 2 * 1 * 0.2 + 0.08 + 2 * 1 * 0.08
-    assert expected_seconds(plan, [0.05, 0.02], []) == pytest.approx(2 * (a + b) + batches_of_4)
+    whole = 0.1 + 2 * 0.1 + 0.04 + 2 * 2 * 0.04
+    expected = expected_seconds(plan, [0.05, 0.02], [0.1, 0.04])
+    assert expected == pytest.approx(2 * (a + b) + batches_of_4 + whole)
     callers = Plan(rounds=3, seconds=1, concurrency=(4,), batches=())
     # Four callers are served four images at least: 4 runs of 0.5 s a round, where alone there are 2.
     assert expected_seconds(callers, [0.5], [0.5]) == pytest.approx(3 * 0.5 + 3 * (1 + 1 + 2))
-    assert time.perf_counter() - told.times[index] >= 0.9 * expected_seconds(plan, [0.05, 0.02], [])
+    assert time.perf_counter() - told.times[index] >= 0.9 * expected
 
 
 def test_drift_and_other_processes_are_warned_about() -> None:
     result = run_bench(
-        [Contender("x", Sleeping(0.0))],
+        [Sleeping("x", 0.0)],
         synthetic_image(4, 4),
         np.zeros((1, 3, 4, 4), np.float32),
         Plan(2, 0.001, (), ()),
     )[0]
-    drifted = type(result)("x", "", Latency(((1.0,), (1.5,))), None)
+    drifted = replace(result, session=Latency(((1.0,), (1.5,))))
     assert speed_warnings([drifted]) and "+50 %" in speed_warnings([drifted])[0]
-    assert not speed_warnings([type(result)("x", "", Latency(((1.0,), (1.01,))), None)])
+    assert not speed_warnings([replace(result, session=Latency(((1.0,), (1.01,))))])
     assert Conditions(1, 0.05, (3000, 2900), None).warnings() == []
     assert len(Conditions(1, 0.5, (3000, 1500), None).warnings()) == 2
 
@@ -218,7 +225,7 @@ def test_the_function_measures_an_array_and_writes_nothing_unasked(
     found = bench(sample_copy, ["model.onnx"], image=image, plan=plan, threads=1, record=False, progress=told)
     assert (sample_copy.path / "manifest.json").read_bytes() == before
     (result,) = found.results
-    assert result.whole is not None and result.whole.median >= result.session.median > 0
+    assert result.whole.median >= result.session.median > 0
     assert found.details["measured"]["image"] == [64, 96] and found.skipped == {} and found.report is None
     assert any("model.onnx in a process of its own" in line for line in told.lines)
     assert capsys.readouterr() == ("", "")
@@ -228,7 +235,7 @@ def test_the_function_measures_an_array_and_writes_nothing_unasked(
     ("arguments", "words"),
     [
         ({"artifacts": ["int9.onnx"]}, "no artifact 'int9.onnx'"),
-        ({"checkpoint": "x.pth"}, "--checkpoint is for a baseline"),
+        ({"checkpoint": "x.pth"}, "--checkpoint is used by --baseline only"),
         ({"image": "none.jpg"}, "none.jpg"),
         ({"report": __file__}, "cannot be written"),
     ],
@@ -249,7 +256,7 @@ def test_the_function_raises_what_the_command_prints(sample: Bundle, arguments: 
         (["--batches", "0"], "--batches"),
         (["--threads", "0"], "--threads: '0'"),
         (["--artifact", "int9"], "no artifact 'int9'"),
-        (["--checkpoint", "x.pth"], "--checkpoint is for a baseline"),
+        (["--checkpoint", "x.pth"], "--checkpoint is used by --baseline only"),
         (["--image", "none.jpg"], "none.jpg"),
     ],
 )

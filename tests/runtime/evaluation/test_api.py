@@ -15,7 +15,7 @@ from denseport.runtime import Evaluation, Gate, evaluate
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import DenseportError, InputError
-from denseport.runtime.evaluation.dataset import ade20k
+from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.task import LongRun, evaluate_shard
 
 STREET = ASSETS / "street"
@@ -49,7 +49,7 @@ def test_the_command_prints_what_the_function_returns(
 
 def test_a_data_set_that_is_open_is_the_same_as_its_path(sample: Bundle) -> None:
     by_path = evaluate(sample, str(STREET), gate=Gate(20), workers=1)
-    opened = evaluate(sample, ade20k(STREET), gate=Gate("20"))
+    opened = evaluate(sample, open_dataset(STREET), gate=Gate("20"))
     assert lasting(by_path.to_dict()) == lasting(opened.to_dict())
     assert by_path.gate is not None and by_path.gate.passed and by_path.agreement is None
 
@@ -71,7 +71,7 @@ def test_progress_counts_images_and_tells_the_figure_so_far(sample: Bundle) -> N
 
 
 def test_shards_add_up_to_the_whole(sample: Bundle, tmp_path: Path) -> None:
-    dataset, states = ade20k(STREET), (tmp_path / "1.npz", tmp_path / "2.npz")
+    dataset, states = open_dataset(STREET), (tmp_path / "1.npz", tmp_path / "2.npz")
     shards = [evaluate_shard(sample, dataset, (i, 2), state) for i, state in enumerate(states, start=1)]
     assert [shard.images for shard in shards] == [2, 2] and shards[0].to_dict()["of"] == 4
     merged = evaluate(sample, dataset, run=LongRun(merge=states))
@@ -133,4 +133,4 @@ def test_a_gate_refuses_what_is_out_of_range(arguments: dict[str, Any], words: s
 )
 def test_arguments_that_would_be_lost_are_refused(sample: Bundle, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        evaluate(sample, ade20k(STREET), **arguments)
+        evaluate(sample, open_dataset(STREET), **arguments)

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from denseport.runtime.errors import DatasetError, ImageError
-from denseport.runtime.evaluation.dataset import Dataset, Sample, ade20k, folder_pair, image_list, open_dataset
+from denseport.runtime.evaluation.dataset import Dataset, Sample, open_dataset
 from denseport.runtime.evaluation.metrics import ConfusionMatrix
 from denseport.runtime.media.images import encode_palette_png
 
@@ -64,24 +64,24 @@ def test_ade20k_is_found_in_its_folder_or_above(tmp_path: Path, below: str) -> N
     root = ade_layout(tmp_path / below, validation=("b", "a"), training=("c",))
     (root / "images/validation/.DS_Store").touch()
     (root / "images/validation/._a.jpg").touch()
-    dataset = ade20k(tmp_path)
+    dataset = open_dataset(tmp_path)
     assert names(dataset) == ["a", "b"]
     assert dataset.samples[0].image == root / "images/validation/a.jpg"
     assert dataset.samples[0].mask == root / "annotations/validation/a.png"
     assert (dataset.reduce_zero_label, dataset.ignore_index) == (True, 255)
-    assert names(ade20k(tmp_path, "training")) == ["c"]
+    assert names(open_dataset(tmp_path, split="training")) == ["c"]
 
 
 def test_a_missing_layout_or_split_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="images/ and annotations/"):
-        ade20k(tmp_path)
+        open_dataset(tmp_path)
     ade_layout(tmp_path, validation=("a",))
     with pytest.raises(DatasetError, match=r"images/test: there is no such folder"):
-        ade20k(tmp_path, "test")
+        open_dataset(tmp_path, split="test")
     (tmp_path / "images/test").mkdir()
     (tmp_path / "annotations/test").mkdir()
     with pytest.raises(DatasetError, match="there are no images"):
-        ade20k(tmp_path, "test")
+        open_dataset(tmp_path, split="test")
 
 
 def test_what_does_not_pair_is_counted_and_listed(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_what_does_not_pair_is_counted_and_listed(tmp_path: Path) -> None:
         (tmp_path / f"annotations/validation/p{i}.png").unlink()
     write_png(tmp_path / "annotations/validation/lone.png", LABELS)
     with pytest.raises(DatasetError) as caught:
-        ade20k(tmp_path)
+        open_dataset(tmp_path)
     assert "7 of 9 images have no mask (such as p0, p1, p2, p3, p4, …)" in caught.value.message
     assert "1 of 3 masks have no image (such as lone)" in caught.value.message
 
@@ -99,14 +99,16 @@ def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     ade_layout(tmp_path, validation=("a",))
     (tmp_path / "images/validation/a.png").touch()
     with pytest.raises(DatasetError, match=r"a\.jpg and a\.png"):
-        ade20k(tmp_path)
+        open_dataset(tmp_path)
 
 
 def test_a_dataset_needs_samples_and_a_possible_ignored_label(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="empty"):
         Dataset(())
-    with pytest.raises(DatasetError, match="-1"):
-        mask_of(tmp_path, ignore_index=-1)
+    for label in (-1, 65536):
+        with pytest.raises(DatasetError, match=f"label {label} is not in 0..65535"):
+            mask_of(tmp_path, ignore_index=label)
+    assert [mask_of(tmp_path, ignore_index=label)[0].ignore_index for label in (0, 65535)] == [0, 65535]
 
 
 # List files
@@ -116,7 +118,7 @@ def test_a_list_of_names_finds_their_split_and_keeps_its_order(tmp_path: Path) -
     root = ade_layout(tmp_path / "data", validation=("a", "b"), training=("c",))
     listed = tmp_path / "list.txt"
     listed.write_text("\ufeff# chosen by hand\nc\n\nb  # the difficult one\n", encoding="utf-8")
-    dataset = image_list(listed, root)
+    dataset = open_dataset(root, list_file=listed)
     assert names(dataset) == ["c", "b"]
     assert dataset.samples[0].mask == root / "annotations/training/c.png"
     assert dataset.reduce_zero_label
@@ -127,12 +129,13 @@ def test_a_list_of_pairs_is_relative_to_the_root_or_to_itself(tmp_path: Path) ->
     write_png(tmp_path / "my images/x.png", LABELS)
     listed = tmp_path / "list.txt"
     listed.write_text("images/validation/a.jpg\tannotations/validation/a.png\nmy images/x.png \t my images/x.png\n")
-    dataset = image_list(listed, root)
+    dataset = open_dataset(root, list_file=listed)
     assert names(dataset) == ["images/validation/a", "my images/x"]
     assert dataset.samples[0].image == root / "images/validation/a.jpg"
     assert dataset.samples[1].mask == tmp_path / "my images/x.png"
     assert not dataset.reduce_zero_label
-    assert image_list(listed, root, reduce_zero_label=True).reduce_zero_label
+    assert open_dataset(root, list_file=listed, reduce_zero_label=True).reduce_zero_label
+    assert {each.ignore_index for each in (dataset, open_dataset(root, list_file=listed), open_dataset(root))} == {255}
 
 
 @pytest.mark.parametrize(
@@ -156,15 +159,15 @@ def test_a_bad_list_is_refused_with_the_line(tmp_path: Path, text: str, message:
     listed = tmp_path / "list.txt"
     listed.write_text(text)
     with pytest.raises(DatasetError, match=message):
-        image_list(listed)
+        open_dataset(tmp_path, list_file=listed)
 
 
 def test_a_list_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="list cannot be read"):
-        image_list(tmp_path / "none.txt")
+        open_dataset(tmp_path, list_file=tmp_path / "none.txt")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DatasetError, match="list cannot be read"):
-        image_list(tmp_path / "binary.txt")
+        open_dataset(tmp_path, list_file=tmp_path / "binary.txt")
 
 
 # Options
@@ -176,12 +179,13 @@ def test_options_choose_the_form(tmp_path: Path) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text("a\n")
 
-    assert open_dataset(root) == ade20k(root)
-    assert open_dataset(root, reduce_zero_label=False) == ade20k(root, reduce_zero_label=False)
-    assert open_dataset(images, masks=masks, ignore_index=7) == folder_pair(images, masks, ignore_index=7)
+    both = tuple(Sample(name, images / f"{name}.jpg", masks / f"{name}.png") for name in "ab")
+    assert open_dataset(root) == Dataset(both, reduce_zero_label=True)
+    assert open_dataset(root, reduce_zero_label=False) == Dataset(both)
+    assert open_dataset(images, masks=masks, ignore_index=7) == Dataset(both, ignore_index=7)
     assert open_dataset(images, masks=masks, reduce_zero_label=True).reduce_zero_label
     assert not open_dataset(images, masks=masks).reduce_zero_label
-    assert open_dataset(root, list_file=listed) == image_list(listed, root)
+    assert open_dataset(root, list_file=listed) == Dataset(both[:1], reduce_zero_label=True)
     with pytest.raises(DatasetError, match="exclude each other"):
         open_dataset(images, masks=masks, list_file=listed)
 
@@ -229,7 +233,13 @@ def test_many_classes_give_sixteen_bits(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         dataset.read_mask(sample, 300), np.array([[0, 255, 299, 65535]], np.uint16), strict=True
     )
+    for classes, kind, ignored in ((255, np.uint8, 255), (256, np.uint16, 65535)):
+        few, sample = mask_of(write_png(tmp_path / "few.png", np.array([[0, 254, ignored]], np.uint16)), False, ignored)
+        expected = np.array([[0, 254, ignored]], kind)
+        np.testing.assert_array_equal(few.read_mask(sample, classes), expected, strict=True)
     dataset, sample = mask_of(path)
+    with pytest.raises(DatasetError, match="255 is a class too"):
+        dataset.read_mask(sample, 256)
     with pytest.raises(DatasetError, match="255 is a class too") as caught:
         dataset.read_mask(sample, 300)
     assert "--ignore-index 65535" in str(caught.value.remedy)
@@ -242,6 +252,7 @@ def test_many_classes_give_sixteen_bits(tmp_path: Path) -> None:
         ([0, 200], False, 255, "labels 200 are outside 0..149", "--ignore-index 200"),
         ([0, 255], False, 0, "labels 255 are outside 0..149", "--ignore-index 255"),
         ([0, 151, 160], True, 255, "labels 151, 160 are outside 1..150", "bundle"),
+        (list(range(151, 156)), True, 255, "labels 151, 152, 153, 154, 155 are outside", "bundle"),
         (list(range(151, 160)), True, 255, "labels 151, 152, 153, 154, 155, … are outside", "bundle"),
     ],
 )
@@ -323,7 +334,7 @@ def test_a_mask_with_a_damaged_header_is_refused(tmp_path: Path) -> None:
     for damaged in (whole[:23] + bytes([whole[23] ^ 8]) + whole[24:], whole[:8] + whole[-12:], whole[:20]):
         path.write_bytes(damaged)
         with pytest.raises(ImageError):
-            folder_pair(tmp_path, tmp_path).read_mask(Sample("m", path, path), 3)
+            open_dataset(tmp_path, masks=tmp_path).read_mask(Sample("m", path, path), 3)
 
 
 def test_the_street_lists_are_found(shared: Path) -> None:
@@ -332,7 +343,7 @@ def test_the_street_lists_are_found(shared: Path) -> None:
     assert (len(dataset), dataset.reduce_zero_label) == (100, True)
     assert names(dataset) == (street / "val100.txt").read_text().split()
     assert len(open_dataset(street, list_file=street / "train160.txt")) == 160
-    assert len(ade20k(street)) == 100
+    assert len(open_dataset(street)) == 100
     assert dataset.read_mask(dataset.samples[0], 150).shape == (360, 480)
 
 
@@ -342,7 +353,7 @@ def test_ade20k_gives_the_areas_mmsegmentation_measured(shared: Path) -> None:
     results = json.loads((data / "reference.json").read_text())
     for prefix, checkpoint in (("A", "dpt_deit-s16_street.pth"), ("B", "dpt_tiny_street.pth")):
         expected = results[checkpoint]["results"]["ade3_single"]
-        dataset = ade20k(data / "ade20k_val")
+        dataset = open_dataset(data / "ade20k_val")
         matrix = ConfusionMatrix(150)
         for sample in dataset.samples:
             pred = cv2.imread(str(data / f"masks/{prefix}_{sample.name}.png"), cv2.IMREAD_UNCHANGED)
@@ -354,4 +365,4 @@ def test_ade20k_gives_the_areas_mmsegmentation_measured(shared: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"none: no such folder\n  Check the path"):
-        ade20k(tmp_path / "none")
+        open_dataset(tmp_path / "none")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,16 @@ import pytest
 from planting import with_graph
 from support import ASSETS
 
+from denseport.runtime import evaluate
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import DatasetError
-from denseport.runtime.evaluation.dataset import ade20k
+from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.evaluation.metrics import ConfusionMatrix
+from denseport.runtime.evaluation.task import LongRun
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.system.progress import Silent, StepCallback
 
 STREET = ASSETS / "street"
 
@@ -66,7 +70,7 @@ def test_the_large_sample_scores_what_mmsegmentation_measured(
 
 
 def test_workers_and_order_do_not_change_a_single_count(sample: Bundle) -> None:
-    dataset = ade20k(STREET)
+    dataset = open_dataset(STREET)
     segmenter = Segmenter(sample)
     expected = ConfusionMatrix(150)
     for item in dataset.samples:
@@ -79,18 +83,18 @@ def test_workers_and_order_do_not_change_a_single_count(sample: Bundle) -> None:
 
 CHILD = """
 import sys, numpy as np
+from contextlib import nullcontext
 from pathlib import Path
-from denseport.runtime.evaluation import measure as module
-from denseport.runtime.evaluation.dataset import ade20k
-from denseport.runtime.segmenter import Segmenter
-module.SAVE_EVERY = 2
+from denseport.runtime import evaluate
+from denseport.runtime.evaluation import measure
+from denseport.runtime.evaluation.task import LongRun
+measure.SAVE_SECONDS = 0.1
 bundle, data, state, out = sys.argv[1:]
-def progress(done, total, note):
-    print(done, flush=True)
-evaluation = module.measure_dataset(
-    ade20k(Path(data)), Segmenter(bundle), state_file=Path(state), resume=True, key="k", progress=progress
-)
-np.savez(out, matrix=evaluation.confusion.matrix, intersect=evaluation.areas.intersect, measured=evaluation.measured)
+class Told:
+    def phase(self, title):
+        return nullcontext(lambda done, total, note: print(done, flush=True))
+found = evaluate(bundle, data, run=LongRun(Path(state), resume=True), progress=Told()).measurement
+np.savez(out, matrix=found.confusion.matrix, intersect=found.counts['intersect'], measured=found.measured)
 """
 
 
@@ -111,7 +115,7 @@ def run_child(arguments: list[str], kill_after: int | None) -> int:
 
 def test_killed_three_times_and_resumed_gives_the_same_matrix(shared: Path, sample: Bundle, tmp_path: Path) -> None:
     data = shared / "data/street"
-    whole = measure_dataset(ade20k(data), Segmenter(sample))
+    whole = measure_dataset(open_dataset(data), Segmenter(sample))
     state, out = tmp_path / "state.npz", tmp_path / "out.npz"
     arguments = [str(sample.path), str(data), str(state), str(out)]
     moments = sorted(random.sample(range(5, 95), 3))
@@ -122,23 +126,41 @@ def test_killed_three_times_and_resumed_gives_the_same_matrix(shared: Path, samp
     with np.load(out) as result:
         assert result["measured"] < 100, f"nothing was resumed after kills at {moments}"
         np.testing.assert_array_equal(result["matrix"], whole.confusion.matrix)
-        np.testing.assert_array_equal(result["intersect"], whole.areas.intersect)
+        np.testing.assert_array_equal(result["intersect"], whole.counts["intersect"])
     assert not state.exists()
+
+
+class Interrupting(Silent):
+    """Somebody who presses Ctrl-C after the first image."""
+
+    def phase(self, title: str) -> AbstractContextManager[StepCallback]:
+        def stop(done: int, total: int, note: str = "") -> None:
+            raise KeyboardInterrupt
+
+        return nullcontext(stop)
 
 
 def test_a_state_of_another_measurement_is_not_taken_up(sample: Bundle, tmp_path: Path) -> None:
     state = tmp_path / "state.npz"
-    dataset, segmenter = ade20k(STREET), Segmenter(sample)
 
-    def stop(done: int, total: int, note: str = "") -> None:
-        raise KeyboardInterrupt
+    def measured(protocol: str, images: int = 3) -> int:
+        run = LongRun(state, resume=state.exists())
+        return evaluate(sample, STREET, protocol=protocol, limit=images, run=run).measurement.measured
 
-    with pytest.raises(KeyboardInterrupt):
-        measure_dataset(dataset, segmenter, state_file=state, key="a", progress=stop)
-    assert state.exists()
-    assert measure_dataset(dataset, segmenter, state_file=state, resume=True, key="b").measured == len(dataset)
+    def interrupt() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(sample, STREET, limit=3, run=LongRun(state), progress=Interrupting())
+        assert state.exists()
+
+    interrupt()
+    assert measured("reference") == 2, "one image was kept"
+    assert not state.exists()
+    interrupt()
+    assert measured("fixed:96x96") == 3
+    interrupt()
+    assert measured("reference", images=2) == 2
     state.write_bytes(b"not an archive")
-    assert measure_dataset(dataset, segmenter, state_file=state, resume=True, key="a").measured == len(dataset)
+    assert measured("reference") == 3
 
 
 def test_a_mask_of_another_size_is_named(sample: Bundle, tmp_path: Path) -> None:
@@ -149,7 +171,7 @@ def test_a_mask_of_another_size_is_named(sample: Bundle, tmp_path: Path) -> None
     cv2.imwrite(str(tmp_path / "images/validation/a.jpg"), np.zeros((60, 80, 3), np.uint8))
     cv2.imwrite(str(tmp_path / "annotations/validation/a.png"), np.zeros((60, 81), np.uint8))
     with pytest.raises(DatasetError, match=r"a\.png: is 81 x 60, its image .* is 80 x 60"):
-        measure_dataset(ade20k(tmp_path), Segmenter(sample))
+        measure_dataset(open_dataset(tmp_path), Segmenter(sample))
 
 
 def test_gate_exit_codes(sample: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,7 +226,7 @@ def test_a_file_that_is_there_is_not_taken_for_the_state(
     assert f"--state {file}: exists" in capsys.readouterr().err
     assert file.read_text() == "kept"
     assert main([*command, str(tmp_path), "--resume"]) == 2
-    assert f"--state {tmp_path}: is no file" in capsys.readouterr().err
+    assert f"--state {tmp_path}: is not a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,28 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support import areas_of
+from support import measurement_of
 
-from denseport.runtime.errors import DatasetError, InputError
+from denseport.runtime.bundle.manifest import Reference
+from denseport.runtime.errors import InputError
+from denseport.runtime.evaluation.comparison import Gate, choose_comparison
 from denseport.runtime.evaluation.gate import (
     AGREEMENTS,
     BUDGETS,
-    ImageAreas,
-    Predictions,
     Verdict,
     against_fp32,
     against_published,
     check_collapse,
     threshold,
-    why_not_published,
 )
-from denseport.runtime.evaluation.metrics import ConfusionMatrix
+from denseport.runtime.evaluation.metrics import ConfusionMatrix, mean_iou
+from denseport.runtime.evaluation.state import Measurement
 
 CLASSES = ("sky", "road", "car")
 PASS = Verdict(True, (), "FP32", 0.0, 0.1)
@@ -42,9 +44,21 @@ def measure(errors: float, images: int = 40, seed: int = 0) -> list[ConfusionMat
 # The published number
 
 
-def test_the_published_number_is_only_for_its_images() -> None:
-    assert why_not_published(2000) is None
-    assert "2000 images; 100 were measured" in str(why_not_published(100))
+@pytest.mark.parametrize(
+    ("images", "note"), [(2000, ""), (100, "the published mIoU is of 2000 images; 100 were measured")]
+)
+def test_the_published_number_is_only_for_its_images(images: int, note: str) -> None:
+    reference = Reference("vit-b16_dpt", "ADE20K", "whole", 47.5, None, "its hash")
+    manifest = SimpleNamespace(budgets={}, reference=reference, source="model.onnx")
+    bundle = SimpleNamespace(manifest=manifest, path="bundle", artifact=lambda name: SimpleNamespace(precision="int8"))
+    protocol = SimpleNamespace(name="reference")
+    segmenter: Any = SimpleNamespace(manifest=manifest, bundle=bundle, artifact="int8.onnx", protocol=protocol)
+    found = choose_comparison(Gate(), segmenter, images)
+    assert (found.budget, found.agreement) == (0.5, 0.9)
+    if note:
+        assert found.yardstick is None and found.notes == (f"compared with FP32 instead: {note}",)
+    else:
+        assert found.yardstick == ("published mIoU of vit-b16_dpt", 47.5) and found.notes == ()
 
 
 @pytest.mark.parametrize(("measured", "passed"), [(47.0, True), (46.0, True), (45.5, True), (45.25, False)])
@@ -72,7 +86,7 @@ def test_each_precision_has_a_budget_and_an_agreement() -> None:
     with pytest.raises(InputError, match="'int3'"):
         threshold(BUDGETS, "int3")
     for bad in (-1.0, float("nan")):
-        with pytest.raises(InputError, match="not a number from 0 on"):
+        with pytest.raises(InputError, match="not a number from 0 up"):
             threshold(BUDGETS, "fp16", bad)
 
 
@@ -94,9 +108,12 @@ def naive_interval(candidate: list[ConfusionMatrix], fp32: list[ConfusionMatrix]
 
 def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
     fp32, candidate = measure(0.10), measure(0.12)
-    verdict = against_fp32(areas_of(candidate), areas_of(fp32), budget=0.5)
-    total = [sum(matrices[1:], matrices[0]).scores(CLASSES).mIoU for matrices in (candidate, fp32)]
-    assert verdict.delta == pytest.approx(total[0] - total[1])
+    verdict = against_fp32(measurement_of(candidate, fp32), budget=0.5)
+    totals = ConfusionMatrix(3), ConfusionMatrix(3)
+    for total, matrices in zip(totals, (candidate, fp32), strict=True):
+        for matrix in matrices:
+            total.merge(matrix)
+    assert verdict.delta == pytest.approx(totals[0].scores(CLASSES).mIoU - totals[1].scores(CLASSES).mIoU)
     assert not verdict.passed
     assert verdict.interval is not None
     low, high = verdict.interval
@@ -107,35 +124,38 @@ def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
 
 def test_the_interval_is_the_middle_95_percent_of_a_thousand_draws() -> None:
     """The same draws, counted out in whole numbers."""
-    fp32, candidate = areas_of(measure(0.10, images=9)), areas_of(measure(0.12, images=9))
+    found = measurement_of(measure(0.12, images=9), measure(0.10, images=9))
     draws = np.random.default_rng(0).multinomial(9, [1 / 9] * 9, size=1000)
-    deltas = [
-        ImageAreas(*drawn(candidate, times)).mean_iou() - ImageAreas(*drawn(fp32, times)).mean_iou() for times in draws
-    ]
+    deltas = [drawn_miou(found, "", times) - drawn_miou(found, "fp32_", times) for times in draws]
     # The 2.5th and 97.5th percentiles of sorted values 0 to 999 lie at 24.975 and 974.025.
     ordered = np.sort(deltas)
     expected = [np.interp(at, range(1000), ordered) for at in (24.975, 974.025)]
-    np.testing.assert_allclose(against_fp32(candidate, fp32, 0.5).interval or (), expected, rtol=1e-9)
+    np.testing.assert_allclose(against_fp32(found, 0.5).interval or (), expected, rtol=1e-9)
 
 
-def drawn(areas: ImageAreas, times: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Each image as often as it was drawn."""
-    return np.repeat(areas.intersect, times, axis=0), np.repeat(areas.union, times, axis=0)
+def drawn_miou(found: Measurement, prefix: str, times: NDArray[np.integer]) -> float:
+    """The mIoU with each image as often as it was drawn."""
+    repeated = (
+        np.repeat(found.counts[f"{prefix}{name}"], times, axis=0).sum(axis=0) for name in ("intersect", "union")
+    )
+    return float(mean_iou(*repeated))
 
 
 def test_an_interval_that_ends_at_the_budget_is_sure() -> None:
-    half, whole = ImageAreas(*[np.full((2, 1), n) for n in (1, 2)]), ImageAreas(*[np.full((2, 1), 2)] * 2)
-    verdict = against_fp32(half, whole, budget=50.0)
+    half, whole = ConfusionMatrix(1), ConfusionMatrix(1)
+    half.matrix[:], half.outside[:], whole.matrix[:] = 1, 1, 2
+    verdict = against_fp32(measurement_of([half, half], [whole, whole]), budget=50.0)
     assert verdict.passed and verdict.delta == -50 and verdict.interval == (-50.0, -50.0)
     assert verdict.notes == ()
 
 
 def test_the_interval_is_the_same_each_time_and_paired() -> None:
-    fp32, candidate = areas_of(measure(0.10)), areas_of(measure(0.12))
-    assert against_fp32(candidate, fp32, 0.5) == against_fp32(candidate, fp32, 0.5)
-    assert against_fp32(candidate, fp32, 0.5, seed=1).interval != against_fp32(candidate, fp32, 0.5).interval
+    fp32 = measure(0.10)
+    found = measurement_of(measure(0.12), fp32)
+    assert against_fp32(found, 0.5) == against_fp32(found, 0.5)
+    assert against_fp32(found, 0.5, seed=1).interval != against_fp32(found, 0.5).interval
     # The same images drawn for both: an artifact equal to FP32 has no spread at all.
-    same = against_fp32(fp32, fp32, 0.05)
+    same = against_fp32(measurement_of(fp32, fp32), 0.05)
     assert same.interval == (0.0, 0.0)
     assert same.passed and not same.notes
 
@@ -143,48 +163,45 @@ def test_the_interval_is_the_same_each_time_and_paired() -> None:
 def test_a_pass_on_too_few_images_is_noted_as_unsure() -> None:
     fp32, candidate = measure(0.100, images=4), measure(0.101, images=4)
     candidate[0] = measure(0.2, images=1)[0]
-    areas = areas_of(candidate), areas_of(fp32)
-    loss = -against_fp32(*areas, budget=0.0).delta
+    found = measurement_of(candidate, fp32)
+    loss = -against_fp32(found, budget=0.0).delta
     assert loss > 0
-    verdict = against_fp32(*areas, budget=loss + 0.1, notes=["the published mIoU is of 2000 images"])
+    verdict = against_fp32(found, budget=loss + 0.1, notes=("the published mIoU is of 2000 images",))
     assert verdict.passed
     assert verdict.notes[0] == "the published mIoU is of 2000 images"
     assert "4 images are too few to be sure" in verdict.notes[1]
-    assert not against_fp32(*areas, budget=50.0).notes
+    assert not against_fp32(found, budget=50.0).notes
 
 
 def test_one_image_has_no_interval() -> None:
-    areas = areas_of(measure(0.1, images=1))
-    verdict = against_fp32(areas, areas, 0.1)
+    one = measure(0.1, images=1)
+    verdict = against_fp32(measurement_of(one, one), 0.1)
     assert verdict.passed and verdict.interval is None
     assert "at least two images" in verdict.notes[0]
     json.dumps(verdict.to_dict(), allow_nan=False)
 
 
 def test_images_without_labels_do_not_spoil_the_interval() -> None:
-    areas = areas_of([*measure(0.1, images=1), ConfusionMatrix(3)])
-    assert against_fp32(areas, areas, 0.1).interval == (0.0, 0.0)
-    nothing = areas_of([ConfusionMatrix(3), ConfusionMatrix(3)])
-    verdict = against_fp32(nothing, nothing, 0.1)
+    images = [*measure(0.1, images=1), ConfusionMatrix(3)]
+    assert against_fp32(measurement_of(images, images), 0.1).interval == (0.0, 0.0)
+    nothing = [ConfusionMatrix(3), ConfusionMatrix(3)]
+    verdict = against_fp32(measurement_of(nothing, nothing), 0.1)
     assert not verdict.passed and verdict.interval is None
-
-
-def test_areas_that_do_not_belong_together_are_refused() -> None:
-    with pytest.raises(DatasetError, match="no image was measured"):
-        ImageAreas(np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64))
-    with pytest.raises(InputError, match="two arrays"):
-        ImageAreas(np.zeros((2, 3), np.int64), np.zeros((2, 4), np.int64))
-    with pytest.raises(DatasetError, match="differ"):
-        against_fp32(areas_of(measure(0.1, 2)), areas_of(measure(0.1, 3)), 0.1)
 
 
 # Collapse
 
 
 def predictions(
-    pixels: list[int], fp32: list[int] | None = None, agreement: float | None = 1.0, non_finite: int = 0
-) -> Predictions:
-    return Predictions(100, non_finite, np.array(pixels), None if fp32 is None else np.array(fp32), agreement)
+    pixels: list[int], fp32: list[int] | None = None, agreement: float = 1.0, non_finite: int = 0
+) -> Measurement:
+    found = Measurement("", 100, 3, with_fp32=fp32 is not None)
+    found.counts["non_finite"][:non_finite] = 1
+    found.counts["pixels"][7] = pixels
+    if fp32 is not None:
+        found.counts["fp32_pixels"][8] = fp32
+        found.counts["agreeing"][:], found.counts["compared"][:] = round(agreement * 10_000), 10_000
+    return found
 
 
 def test_a_sound_artifact_keeps_its_verdict() -> None:
@@ -194,7 +211,7 @@ def test_a_sound_artifact_keeps_its_verdict() -> None:
 def test_logits_that_are_not_finite_fail() -> None:
     verdict = check_collapse(PASS, predictions([5, 4, 1], [5, 4, 1], non_finite=3), 0.99, CLASSES)
     assert not verdict.passed
-    assert verdict.reasons == ("non-finite logits in 3 of 100 images",)
+    assert verdict.reasons == ("the logits of 3 of 100 images are not finite",)
 
 
 @pytest.mark.parametrize(
@@ -216,10 +233,10 @@ def test_one_class_everywhere_fails_where_fp32_sees_several(
 
 
 def test_low_agreement_with_fp32_fails() -> None:
-    for agreement in (0.8999, float("nan")):
-        verdict = check_collapse(PASS, predictions([5, 4, 1], [5, 4, 1], agreement), 0.9, CLASSES)
-        assert not verdict.passed
-        assert "agree with FP32; at least 90 % must" in verdict.reasons[0]
+    verdict = check_collapse(PASS, predictions([5, 4, 1], [5, 4, 1], 0.8999), 0.9, CLASSES)
+    assert not verdict.passed
+    assert verdict.reasons == ("89.99 % of the pixels get the class that FP32 gives; at least 90 % must",)
+    assert check_collapse(PASS, predictions([5, 4, 1], [5, 4, 1], 0.9), 0.9, CLASSES).passed
 
 
 def test_every_reason_is_given_and_earlier_ones_are_kept() -> None:
@@ -230,6 +247,6 @@ def test_every_reason_is_given_and_earlier_ones_are_kept() -> None:
 
 
 def test_without_fp32_a_note_says_what_was_not_checked() -> None:
-    verdict = check_collapse(PASS, predictions([0, 10, 0], None, None), 0.9, CLASSES)
+    verdict = check_collapse(PASS, predictions([0, 10, 0]), 0.9, CLASSES)
     assert verdict.passed
-    assert len(verdict.notes) == 2 and all("FP32 was not run" in note for note in verdict.notes)
+    assert "FP32 was not run beside it: neither a collapse" in verdict.notes[0]

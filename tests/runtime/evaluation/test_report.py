@@ -3,10 +3,11 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -15,16 +16,18 @@ import pytest
 from browsing import needs_chromium, shown
 from bundles import onnx_artifact, steps
 from numpy.typing import NDArray
-from support import ASSETS, areas_of
+from support import ASSETS
 
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Inference, Manifest, NetworkInput, Reference
-from denseport.runtime.evaluation.dataset import ade20k
+from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.failures import WorstImage, worst_images
-from denseport.runtime.evaluation.gate import Predictions, Verdict
-from denseport.runtime.evaluation.measure import Measurement, measure_dataset
+from denseport.runtime.evaluation.gate import Verdict
+from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.evaluation.metrics import ConfusionMatrix
-from denseport.runtime.evaluation.report import ReportInput, write_report
+from denseport.runtime.evaluation.report import write_report
+from denseport.runtime.evaluation.result import Evaluation
+from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.segmenter import Segmenter
 
 CLASSES = ("wall", "sky", "car", "tree", "never seen")
@@ -82,18 +85,10 @@ def confusion(matrix: list[list[int]]) -> ConfusionMatrix:
 
 
 def evaluation(own: ConfusionMatrix, fp32: ConfusionMatrix | None = None) -> Measurement:
-    return Measurement(
-        names=("street",),
-        confusion=own,
-        areas=areas_of([own]),
-        predictions=Predictions(1, 0, own.pred),
-        fp32_confusion=fp32,
-        fp32_areas=None if fp32 is None else areas_of([fp32]),
-        image_agreement=None,
-        seconds=4.0,
-        session_seconds=3.0,
-        measured=1,
-    )
+    found = Measurement("", 1, own.n_classes, with_fp32=fp32 is not None)
+    found.confusion, found.fp32_confusion = own, fp32
+    found.seconds, found.session_seconds, found.measured = 4.0, 3.0, 1
+    return found
 
 
 def manifest(classes: tuple[str, ...] = CLASSES, **changes: Any) -> Manifest:
@@ -125,31 +120,52 @@ def image(mask: NDArray[np.uint8], fp32: NDArray[np.uint8] | None = None, name: 
     return WorstImage(name, image, truth, mask, fp32, 33.3, None if fp32 is None else 100.0, None)
 
 
-def report(own: list[list[int]] = MATRIX, fp32: list[list[int]] | None = None, **changes: Any) -> ReportInput:
-    counts, fp32_counts = confusion(own), None if fp32 is None else confusion(fp32)
+@dataclass(frozen=True)
+class Report:
+    """What `write_report` is given."""
+
+    found: Evaluation
+    manifest: Manifest
+    images: tuple[WorstImage, ...]
+    environment: dict[str, str]
+    command: str
+    created: datetime
+
+    def write(self, folder: Path) -> Path:
+        return write_report(folder, **vars(self))
+
+
+def report(own: list[list[int]] = MATRIX, fp32: list[list[int]] | None = None, **changes: Any) -> Report:
+    """A report, with other values of its own or of its evaluation."""
+    counts = confusion(own)
     model = changes.get("manifest", manifest())
+    found: dict[str, Any] = {
+        **vars(counts.scores(model.classes)),
+        "artifact": "int8.onnx",
+        "session": "a session",
+        "protocol": SimpleNamespace(description="whole, keep-ratio 2048 x 512"),
+        "reduce_zero_label": False,
+        "measurement": evaluation(counts, None if fp32 is None else confusion(fp32)),
+        "agreement": None,
+        "gate": Verdict(False, ("too much is lost",), "FP32", -3.25, 0.5, (-4.5, -1.75), ("few images",)),
+        "warnings": (),
+    }
+    found |= {name: changes.pop(name) for name in list(changes) if name in ("explanation", *found)}
     values: dict[str, Any] = {
         "manifest": model,
-        "artifact": "int8.onnx",
-        "evaluation": evaluation(counts, fp32_counts),
-        "scores": counts.scores(model.classes),
-        "fp32_scores": None if fp32_counts is None else fp32_counts.scores(model.classes),
-        "verdict": Verdict(False, ("too much is lost",), "FP32", -3.25, 0.5, (-4.5, -1.75), ("few images",)),
-        "protocol": "whole, keep-ratio 2048 x 512",
-        "warnings": (),
         "command": "denseport eval bundle --data street",
         "environment": {"machine": "two cores"},
         "images": (image(np.array([[0, 1, 1, 1]], np.uint8)),),
         "created": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
     }
-    return ReportInput(**{**values, **changes})
+    return Report(Evaluation(**found), **{**values, **changes})
 
 
-def written(folder: Path, data: ReportInput) -> Page:
-    return Page(write_report(folder, data).read_text(encoding="utf-8"))
+def written(folder: Path, data: Report) -> Page:
+    return Page(data.write(folder).read_text(encoding="utf-8"))
 
 
-def with_fp32(own: list[list[int]], fp32: list[list[int]]) -> ReportInput:
+def with_fp32(own: list[list[int]], fp32: list[list[int]]) -> Report:
     fp32_mask = np.array([[0, 0, 1, 1]], np.uint8)
     return report(own, fp32, images=(image(np.array([[0, 1, 1, 1]], np.uint8), fp32_mask),))
 
@@ -163,7 +179,7 @@ def diagonal(*intersect: int) -> list[list[int]]:
 
 def test_the_page_loads_nothing(tmp_path: Path) -> None:
     data = with_fp32(MATRIX, MATRIX)
-    text = write_report(tmp_path / "new" / "folder", data).read_text(encoding="utf-8")
+    text = data.write(tmp_path / "new" / "folder").read_text(encoding="utf-8")
     page = Page(text)
     assert not re.search(r"https?:|//[a-z]|@import|url\(", text, re.IGNORECASE)
     assert not {"script", "iframe", "object", "embed", "form", "base"} & {tag for tag, _ in page.tags}
@@ -186,14 +202,14 @@ def test_whatever_comes_from_outside_is_escaped(tmp_path: Path) -> None:
     data = report(
         manifest=hostile,
         artifact=MARKUP,
-        verdict=Verdict(False, (MARKUP,), MARKUP, -1.0, 0.5, None, (MARKUP,)),
-        protocol=MARKUP,
+        gate=Verdict(False, (MARKUP,), MARKUP, -1.0, 0.5, None, (MARKUP,)),
+        protocol=SimpleNamespace(description=MARKUP),
         warnings=(MARKUP,),
         command=MARKUP,
         environment={MARKUP: MARKUP},
         images=(image(np.zeros((1, 4), np.uint8), name=MARKUP),),
     )
-    text = write_report(tmp_path, data).read_text(encoding="utf-8")
+    text = data.write(tmp_path).read_text(encoding="utf-8")
     assert "<script" not in text and "'x'" not in text
     page = Page(text)
     assert page.text.count("<script>alert('x')</script>\"&") >= 15
@@ -203,9 +219,10 @@ def test_whatever_comes_from_outside_is_escaped(tmp_path: Path) -> None:
 def test_the_numbers_are_the_scores(tmp_path: Path) -> None:
     data = with_fp32(MATRIX, diagonal(70, 40, 100, 0, 0))
     page = written(tmp_path, data)
-    assert data.fp32_scores is not None
+    assert data.found.measurement.fp32_confusion is not None
+    fp32_scores = data.found.measurement.fp32_confusion.scores(CLASSES)
     for key in ("mIoU", "mAcc", "aAcc"):
-        own, fp32 = getattr(data.scores, key), getattr(data.fp32_scores, key)
+        own, fp32 = getattr(data.found, key), getattr(fp32_scores, key)
         assert f"{key} , % {own:.2f} FP32 {fp32:.2f} {own - fp32:+.2f}".replace("-", "−") in page.text
     # By hand: wall 60 / (80 + 80 - 60), sky 40 / (60 + 60 - 40); 80 and 60 of 140 labelled pixels.
     rows = {row[0]: row[1:] for row in reversed(page.rows)}  # the first table, of classes, wins
@@ -218,8 +235,9 @@ def test_the_numbers_are_the_scores(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("passed", "word"), [(True, "PASS"), (False, "FAIL")])
 def test_the_verdict_is_said_in_words(tmp_path: Path, passed: bool, word: str) -> None:
     data = report(warnings=("another protocol",))
-    assert data.verdict is not None
-    page = written(tmp_path, replace(data, verdict=replace(data.verdict, passed=passed)))
+    assert data.found.gate is not None
+    gate = replace(data.found.gate, passed=passed)
+    page = written(tmp_path, replace(data, found=replace(data.found, gate=gate)))
     assert f"{word}: int8.onnx of tiny" in page.text
     assert "too much is lost" in page.text and "few images" in page.text
     assert "−3.250 points of mIoU, at most 0.5 may be lost. 95 % interval: −4.500 to −1.750." in page.text
@@ -238,7 +256,7 @@ def test_the_axis_puts_loss_left_and_budget_right(tmp_path: Path) -> None:
 
 
 def test_without_gate_or_fp32(tmp_path: Path) -> None:
-    page = written(tmp_path, report(verdict=None, images=()))
+    page = written(tmp_path, report(gate=None, images=()))
     assert "Not judged" in page.text and "FP32" not in page.text and "Worst images" not in page.text
     assert [row[0] for row in page.rows[1:3]] == ["sky", "wall"]  # the lowest IoU first
     assert page.rows[1] == ["sky", "50.00", "66.67", "42.86 %"]
@@ -248,8 +266,9 @@ def test_without_gate_or_fp32(tmp_path: Path) -> None:
 def test_a_measurement_without_a_labelled_pixel(tmp_path: Path) -> None:
     nothing = [[0] * 5] * 5
     verdict = Verdict(False, ("no mIoU",), "FP32", float("nan"), 0.5)
-    data = report(nothing, verdict=verdict)
-    page = written(tmp_path, replace(data, evaluation=replace(data.evaluation, measured=0, seconds=0.0)))
+    data = report(nothing, gate=verdict)
+    data.found.measurement.measured, data.found.measurement.seconds = 0, 0.0
+    page = written(tmp_path, data)
     assert "no difference can be given" in page.text and "mIoU , % –" in page.text
     assert "nan" not in page.text.lower()
     assert "No pixel was given a wrong class." in page.text and "1 image measured by an earlier run" in page.text
@@ -333,9 +352,12 @@ def test_a_telephone_shows_the_page_without_scrolling_sideways(tmp_path: Path) -
     names = tuple(f"a class with a long name, {i}" for i in range(30))
     long = manifest(names, name="dpt_vit-b16_8xb2-160k_ade20k-512x512")
     data = report(
-        diagonal(*range(40, 70)), diagonal(*range(41, 71)), manifest=long, explanation=("step   " + "points " * 30,)
+        diagonal(*range(40, 70)),
+        diagonal(*range(41, 71)),
+        manifest=long,
+        explanation={"lines": ["step   " + "points " * 30]},
     )
-    assert shown(write_report(tmp_path, data), 390) == (390, [])
+    assert shown(data.write(tmp_path), 390) == (390, [])
 
 
 @pytest.fixture(scope="module")
@@ -345,7 +367,7 @@ def segmenters(sample: Bundle) -> tuple[Segmenter, Segmenter]:
 
 def test_the_worst_images_are_those_that_an_independent_count_finds(segmenters: tuple[Segmenter, Segmenter]) -> None:
     own, fp32 = segmenters
-    dataset = ade20k(ASSETS / "street")
+    dataset = open_dataset(ASSETS / "street")
     accuracy, disagreement = {}, {}
     for sample in dataset.samples:
         image = cv2.imread(str(sample.image))
@@ -369,12 +391,13 @@ def test_the_worst_images_are_those_that_an_independent_count_finds(segmenters: 
 
 def test_a_data_set_of_one_image(segmenters: tuple[Segmenter, Segmenter], tmp_path: Path) -> None:
     own, fp32 = segmenters
-    dataset = ade20k(ASSETS / "street")
+    dataset = open_dataset(ASSETS / "street")
     dataset = replace(dataset, samples=dataset.samples[:1])
     result = measure_dataset(dataset, own, fp32=fp32)
     images = worst_images(dataset, result, own, fp32)
     scores = result.scores(own.manifest.classes)
-    data = replace(report(), manifest=own.manifest, evaluation=result, scores=scores, images=images)
+    found = replace(report().found, **vars(scores), measurement=result)
+    data = replace(report(), manifest=own.manifest, found=found, images=images)
     page = written(tmp_path, data)
     assert "measured on 1 image," in page.text and f"{scores.mIoU:.2f}" in page.text
     assert len(list(page.attributes("img"))) == 5

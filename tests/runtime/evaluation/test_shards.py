@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,14 +21,11 @@ from support import ASSETS
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import DatasetError, InputError, MachineError
-from denseport.runtime.evaluation.dataset import Dataset, Sample, ade20k
+from denseport.runtime.evaluation.dataset import Dataset, Sample, open_dataset
 from denseport.runtime.evaluation.measure import measure_dataset, measure_images
-from denseport.runtime.evaluation.shards import RETRIES, Actors, connect, measure_on_ray, plan_actors
-from denseport.runtime.evaluation.state import EvaluationState, load_state, merge_states, save_state
+from denseport.runtime.evaluation.shards import RETRIES, Cluster, connect, measure_on_ray, plan_actors
+from denseport.runtime.evaluation.state import Measurement, load_state, merge_states
 from denseport.runtime.segmenter import Segmenter
-
-if TYPE_CHECKING:
-    from denseport.runtime.evaluation.shards import Cluster
 
 STREET = ASSETS / "street"
 
@@ -50,22 +47,23 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 # Shards
 
 
-def counted(key: str, images: Sequence[int], *, total: int = 9) -> EvaluationState:
-    """A state with those images of a fixed random data set."""
-    state = EvaluationState(key, total, 5, with_fp32=True)
+def counted(key: str, images: Sequence[int], *, total: int = 9, file: Path | None = None) -> Measurement:
+    """A state with those images of a fixed random data set, saved in ``file``."""
+    state = Measurement(key, total, 5, with_fp32=True, file=file)
     for index in images:
         random = np.random.default_rng(index)
         truth, mask, fp32_mask = random.integers(0, 6, (3, 11, 7), np.uint8)
         truth[truth == 5] = 255
         state.add(index, truth, mask, fp32_mask, finite=bool(index % 4))
+    state.save()
     return state
 
 
-def assert_same_counts(first: EvaluationState, second: EvaluationState) -> None:
+def assert_same_counts(first: Measurement, second: Measurement) -> None:
     assert first.confusion == second.confusion
     assert first.fp32_confusion == second.fp32_confusion
-    for name in ("done", "agreeing", "compared", "non_finite"):
-        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    np.testing.assert_array_equal(first.done, second.done)
+    assert first.counts.keys() == second.counts.keys() and len(first.counts) == 9
     for name, rows in first.counts.items():
         np.testing.assert_array_equal(rows, second.counts[name])
 
@@ -74,44 +72,43 @@ def assert_same_counts(first: EvaluationState, second: EvaluationState) -> None:
 def test_states_in_any_parts_and_order_add_up_to_the_whole(tmp_path: Path, parts: list[Sequence[int]]) -> None:
     paths = [tmp_path / f"{number}.npz" for number in range(len(parts))]
     for path, images in zip(paths, parts, strict=True):
-        save_state(path, counted("k", images))
+        counted("k", images, file=path)
     whole = counted("k", range(9))
     for order in (paths, paths[::-1]):
         assert_same_counts(merge_states(order, "k"), whole)
 
 
 def test_a_part_with_numbers_of_its_own_lands_on_its_images() -> None:
-    whole, part = counted("k", [0, 1, 2]), EvaluationState("", 3, 5, with_fp32=True)
+    whole, part = counted("k", [0, 1, 2]), Measurement("", 3, 5, with_fp32=True)
     source = counted("k", [7, 3, 5])
     part.confusion.merge(source.confusion)
     assert part.fp32_confusion is not None and source.fp32_confusion is not None
     part.fp32_confusion.merge(source.fp32_confusion)
     for name, rows in part.counts.items():
         rows[:] = source.counts[name][[7, 3, 5]]
-    for name in ("done", "agreeing", "compared", "non_finite"):
-        getattr(part, name)[:] = getattr(source, name)[[7, 3, 5]]
+    part.done[:] = source.done[[7, 3, 5]]
     whole.merge(part, np.array([7, 3, 5]))
     assert_same_counts(whole, counted("k", [0, 1, 2, 3, 5, 7]))
 
 
 def test_a_merge_refuses_what_would_falsify_the_sum(tmp_path: Path) -> None:
     first, second, other = tmp_path / "first.npz", tmp_path / "second.npz", tmp_path / "other.npz"
-    save_state(first, counted("k", range(4)))
-    save_state(second, counted("k", range(3, 8)))
-    save_state(other, counted("another", range(4, 9)))
+    counted("k", range(4), file=first)
+    counted("k", range(3, 8), file=second)
+    counted("another", range(4, 9), file=other)
     with pytest.raises(InputError, match=r"second\.npz: counted twice: 1 image\n"):
         merge_states([first, second], "k")
     with pytest.raises(InputError, match="in none of the states: 5 of 9 images, such as number 5"):
         merge_states([first], "k")
     for path in (other, tmp_path / "missing.npz"):
-        with pytest.raises(InputError, match=rf"{path.name}: is no state of this measurement"):
+        with pytest.raises(InputError, match=rf"{path.name}: is not a state of this measurement"):
             merge_states([first, path], "k")
 
 
 def test_the_file_of_a_shard_is_as_small_as_the_shard(tmp_path: Path) -> None:
     one, all_of_them = tmp_path / "one.npz", tmp_path / "all.npz"
-    save_state(one, counted("k", range(10), total=1000))
-    save_state(all_of_them, counted("k", range(1000), total=1000))
+    counted("k", range(10), total=1000, file=one)
+    counted("k", range(1000), total=1000, file=all_of_them)
     assert one.stat().st_size < all_of_them.stat().st_size / 10
     loaded = load_state(one, "k")
     assert loaded is not None
@@ -129,7 +126,7 @@ def test_shards_on_the_command_line_equal_one_run(
     assert evaluated(capsys, *common, "--merge", *states) == evaluated(capsys, *common)
     assert "in none of the states" in refused(capsys, "eval", *common, "--merge", states[0])
     assert "counted twice" in refused(capsys, "eval", *common, "--merge", states[0], *states)
-    assert "no state of this" in refused(capsys, "eval", *common, "--limit", "2", "--merge", *states)
+    assert "not a state of this" in refused(capsys, "eval", *common, "--limit", "2", "--merge", *states)
     assert "exists" in refused(capsys, "eval", *common, "--shard", "1/2", "--state", states[0])
     again = ["eval", *common, "--shard", "2/2", "--state", states[0], "--resume"]
     assert "holds another shard" in refused(capsys, *again)
@@ -159,7 +156,7 @@ def test_a_shard_is_one_of_n(capsys: pytest.CaptureFixture[str], text: str) -> N
 
 def damaged_street(folder: Path) -> tuple[Dataset, Path]:
     """The street images, one of them an empty file; and that file."""
-    street, empty = ade20k(STREET), folder / "empty.jpg"
+    street, empty = open_dataset(STREET), folder / "empty.jpg"
     empty.touch()
     broken = Sample("broken", empty, street.samples[0].mask)
     return Dataset((*street.samples[:2], broken, *street.samples[2:]), street.reduce_zero_label), empty
@@ -167,12 +164,12 @@ def damaged_street(folder: Path) -> tuple[Dataset, Path]:
 
 def test_failures_are_collected_beside_the_counts_of_the_others(sample: Bundle, tmp_path: Path) -> None:
     segmenter, (dataset, empty) = Segmenter(sample), damaged_street(tmp_path)
-    state, failures = EvaluationState("", len(dataset), 150, with_fp32=False), dict[int, str]()
+    state, failures = Measurement("", len(dataset), 150, with_fp32=False), dict[int, str]()
     measure_images(dataset, segmenter, state, failures=failures)
     assert list(failures) == [2]
     assert str(empty) in failures[2]
     assert state.done.tolist() == [index != 2 for index in range(len(dataset))]
-    assert state.confusion == measure_dataset(ade20k(STREET), segmenter).confusion
+    assert state.confusion == measure_dataset(open_dataset(STREET), segmenter).confusion
 
 
 # Devices
@@ -181,15 +178,15 @@ def test_failures_are_collected_beside_the_counts_of_the_others(sample: Bundle, 
 @pytest.mark.parametrize(
     ("nodes", "threads", "expected"),
     [
-        ([{"CPU": 2.0}], None, Actors(1, 2, 0)),
-        ([{"CPU": 2.0}], 1, Actors(2, 1, 0)),
-        ([{"CPU": 64.0}, {"CPU": 6.0}, {"memory": 1e9}], None, Actors(17, 4, 0)),
-        ([{"CPU": 16.0, "GPU": 1.0}], None, Actors(1, 16, 1)),
-        ([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 1.0}, {"CPU": 32.0}], None, Actors(9, 8, 1)),
-        ([{"CPU": 64.0, "GPU": 8.0}], 4, Actors(8, 4, 1)),
+        ([{"CPU": 2.0}], None, Cluster(1, 2, 0)),
+        ([{"CPU": 2.0}], 1, Cluster(2, 1, 0)),
+        ([{"CPU": 64.0}, {"CPU": 6.0}, {"memory": 1e9}], None, Cluster(17, 4, 0)),
+        ([{"CPU": 16.0, "GPU": 1.0}], None, Cluster(1, 16, 1)),
+        ([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 1.0}, {"CPU": 32.0}], None, Cluster(9, 8, 1)),
+        ([{"CPU": 64.0, "GPU": 8.0}], 4, Cluster(8, 4, 1)),
     ],
 )
-def test_actors_by_device(nodes: list[dict[str, float]], threads: int | None, expected: Actors) -> None:
+def test_actors_by_device(nodes: list[dict[str, float]], threads: int | None, expected: Cluster) -> None:
     assert plan_actors(nodes, threads) == expected
 
 
@@ -240,10 +237,10 @@ class TestRay:
     """One cluster of an actor a core; an image is a batch where there are few."""
 
     def test_an_actor_killed_in_the_middle_changes_no_count(self, cluster: Cluster, sample: Bundle) -> None:
-        self.assert_equal_though_killed(ade20k(STREET), sample, after=1)
+        self.assert_equal_though_killed(open_dataset(STREET), sample, after=1)
 
     def test_so_with_a_hundred_images(self, cluster: Cluster, sample: Bundle, shared: Path) -> None:
-        self.assert_equal_though_killed(ade20k(shared / "data/street"), sample, after=20)
+        self.assert_equal_though_killed(open_dataset(shared / "data/street"), sample, after=20)
 
     def assert_equal_though_killed(self, dataset: Dataset, bundle: Bundle, after: int) -> None:
         segmenter = Segmenter(bundle)
@@ -259,22 +256,26 @@ class TestRay:
                 killed.append(min(running))
                 os.kill(killed[0], signal.SIGKILL)
 
-        found, session = measure_on_ray("local", dataset, segmenter, fp32=segmenter, threads=1, progress=progress)
+        found = Measurement("", len(dataset), 150, with_fp32=True)
+        session = measure_on_ray("local", dataset, segmenter, found, threads=1, progress=progress)
         assert killed
         assert "1 thread" in session
         assert found.confusion == expected.confusion
         assert found.fp32_confusion == expected.fp32_confusion
-        assert found.predictions.non_finite == 0
-        np.testing.assert_array_equal(found.areas.intersect, expected.areas.intersect)
-        np.testing.assert_array_equal(found.image_agreement, expected.image_agreement)
+        assert not found.counts["non_finite"].any()
+        for name, rows in expected.counts.items():
+            np.testing.assert_array_equal(found.counts[name], rows)
 
     def test_failed_files_are_listed_and_a_mended_run_resumes(
         self, cluster: Cluster, sample: Bundle, tmp_path: Path
     ) -> None:
         segmenter, (dataset, empty), state = Segmenter(sample), damaged_street(tmp_path), tmp_path / "state.npz"
 
-        def run() -> Any:
-            return measure_on_ray("local", dataset, segmenter, threads=1, state_file=state, resume=True, key="k")[0]
+        def run() -> Measurement:
+            empty = Measurement("k", len(dataset), 150, with_fp32=False, file=state)
+            found = load_state(state, "k") or empty
+            measure_on_ray("local", dataset, segmenter, found, threads=1)
+            return found
 
         with pytest.raises(DatasetError, match=rf"1 of {len(dataset)} images failed\n  {empty}: the file is empty"):
             run()
@@ -282,7 +283,6 @@ class TestRay:
         mended = run()
         assert mended.measured == 1
         assert mended.confusion == measure_dataset(dataset, segmenter).confusion
-        assert not state.exists()
 
     def test_the_command_line_measures_the_same(
         self, cluster: Cluster, sample: Bundle, capsys: pytest.CaptureFixture[str]
@@ -300,12 +300,12 @@ class TestRay:
             inputs = [str(empty), str(images)]
             assert main(["run", str(sample.path), *inputs, "-o", str(tmp_path / name), "--json", *extra]) == 2
             output = capsys.readouterr()
-            assert f"1 of {1 + len(ade20k(STREET))} inputs failed" in output.err
+            assert f"1 of {1 + len(open_dataset(STREET))} inputs failed" in output.err
             assert f"{empty}: the file is empty" in output.err
             results[name] = json.loads(output.out.replace(str(tmp_path / name), "OUT"))
         assert results["ray"] == results["local"]
         written = {path.relative_to(tmp_path / "local") for path in (tmp_path / "local").rglob("*.png")}
-        assert len(written) == 2 * len(ade20k(STREET))
+        assert len(written) == 2 * len(open_dataset(STREET))
         for path in written:
             assert (tmp_path / "ray" / path).read_bytes() == (tmp_path / "local" / path).read_bytes()
 

@@ -13,6 +13,7 @@ from bundles import steps
 from hypothesis import given
 from hypothesis import strategies as st
 
+from denseport.runtime.bundle.preprocessing import normalisation
 from denseport.runtime.pipeline.preprocess import normalise, rescaled_size, resize, resized_size
 
 ADE20K = steps()
@@ -38,9 +39,10 @@ def test_every_bit_is_upstreams(oracle: Path, name: str) -> None:
 def test_normalisation_is_the_formula_in_either_channel_order() -> None:
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     for rgb in (True, False):
-        preprocess = dataclasses.replace(ADE20K, bgr_to_rgb=rgb)
+        step = dataclasses.replace(normalisation(ADE20K), bgr_to_rgb=rgb)
+        preprocess = (*ADE20K[:-1], step)
         ordered = (image[..., ::-1] if rgb else image).astype(np.float32)
-        expected = (ordered - np.float32(ADE20K.mean)) / np.float32(ADE20K.std)
+        expected = (ordered - np.float32(step.mean)) / np.float32(step.std)
         np.testing.assert_array_equal(normalise(image, preprocess)[0], expected.transpose(2, 0, 1))
 
 
@@ -90,3 +92,13 @@ def test_an_image_of_that_size_is_left_alone() -> None:
     assert resize(image, (4, 6)) is image
     assert resize(image, (8, 3)).shape == (8, 3, 3)
     assert resize(np.full((4, 6, 3), 77, np.uint8), (9, 11)).min() == 77
+
+
+def test_sizes_are_rounded_half_up_and_never_0() -> None:
+    assert rescaled_size((5, 7), 0.5) == (3, 4)
+    assert rescaled_size((10, 1), 0.1) == (1, 1) == rescaled_size((1, 10), 0.1)
+
+
+def test_an_image_of_the_right_size_is_not_copied() -> None:
+    image = np.zeros((4, 6, 3), np.uint8)
+    assert resize(image, (4, 6)) is image and resize(image, (6, 4)).shape == (6, 4, 3)

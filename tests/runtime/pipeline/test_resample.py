@@ -218,6 +218,8 @@ def test_inputs_that_do_not_fit() -> None:
         ResampleMatrix.linear(4, 8).after(ResampleMatrix.linear(4, 5))
     with pytest.raises(InputError, match="1 x 2 windows, found 1"):
         slide_maps([logits], [(0, 8)], [(0, 8), (4, 12)], (8, 12), (8, 12))
+    with pytest.raises(InputError, match="1 x 0 windows, found 0"):
+        slide_maps([], [(0, 8)], [], (8, 12), (8, 12))
     with pytest.raises(InputError, match="lies in no window"):
         slide_maps([logits, logits], [(0, 8)], [(0, 5), (6, 12)], (8, 12), (8, 12))
     with pytest.raises(InputError, match="does not lie inside"):
@@ -226,3 +228,33 @@ def test_inputs_that_do_not_fit() -> None:
         postprocess.argmax([whole_map(logits, (8, 8), (8, 8)), whole_map(logits, (8, 8), (8, 9))])
     with pytest.raises(InputError, match="threads"):
         postprocess.argmax([whole_map(logits, (8, 8), (8, 8))], threads=0)
+
+
+def test_pixels_that_no_logits_reach_are_an_error() -> None:
+    """Windows of 50 of 200 rows, or columns: the tiles of 48 from 96 on have none."""
+    counts = np.ones(200, np.intp)
+    part, whole = ResampleMatrix.linear(5, 50).window(0, counts), ResampleMatrix.linear(5, 200)
+    with pytest.raises(InputError, match=r"from row 96$"):
+        decide([[LogitMap(noise(3, (5, 5)), part, whole)]], threads=1)
+    with pytest.raises(InputError, match=r"from row 0, column 96$"):
+        decide([[LogitMap(noise(3, (5, 5)), whole, part)]], threads=1)
+
+
+def test_a_block_of_outputs_that_nothing_reaches_is_empty() -> None:
+    axis = ResampleMatrix.linear(5, 50).window(0, np.ones(200, np.intp))
+    touched, matrix = axis.block(60, 100)
+    assert touched == slice(0, 0) and matrix.shape == (40, 0)
+    touched, matrix = axis.block(0, 50)
+    assert touched == slice(0, 5) and matrix.shape == (50, 5)
+    np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-6)
+
+
+def test_averaged_views_rank_all_classes_where_there_are_more_than_pixels() -> None:
+    views = [[whole_map(noise(60, (2, 3), seed), (2, 3), (2, 3))] for seed in range(2)]
+    mean = sum(torch.from_numpy(noise(60, (2, 3), seed)).softmax(0) for seed in range(2)).numpy() / 2  # type: ignore[union-attr]
+    canvas = decide(views, RequestedOutputs(scores=True, top_k=60), averaged=True, threads=1)
+    order = np.argsort(-mean, axis=0, kind="stable")
+    np.testing.assert_array_equal(canvas.mask, order[0])
+    np.testing.assert_array_equal(canvas.top_classes, order)
+    np.testing.assert_allclose(canvas.top_scores, np.take_along_axis(mean, order, 0), atol=1e-6)
+    np.testing.assert_allclose(canvas.scores, mean.max(0), atol=1e-6)

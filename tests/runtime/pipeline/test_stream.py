@@ -110,9 +110,48 @@ def test_an_error_comes_after_the_results_before_it(where: str, error: BaseExcep
     assert got == list(range(20)) and raised is error
 
 
-def test_leaving_early_ends_the_threads() -> None:
+@pytest.mark.parametrize("depth", [0, 2])
+def test_several_workers_work_at_the_same_time_and_keep_the_order(depth: int) -> None:
+    meeting = threading.Barrier(3, timeout=PATIENCE)
+
+    def meet(x: int) -> int:
+        meeting.wait()
+        time.sleep(0.001 * (x % 3))
+        return x
+
+    stages = {"first": lambda x: x, "meet": meet, "last": lambda x: 2 * x}
+    found = in_time(lambda: list(pipelined(range(60), stages, depth, {"meet": 3, "last": 2})))
+    assert found == [2 * x for x in range(60)]
+
+
+@pytest.mark.parametrize("where", ["source", "first", "last"])
+def test_an_error_of_several_workers_comes_after_the_results_before_it(where: str) -> None:
+    error = ValueError("bad")
+
+    def check(here: str, x: int) -> int:
+        if here == where and x == 20:
+            raise error
+        if here == "first" and x in (18, 19):
+            time.sleep(0.05)  # done when the error is there already
+        return x
+
+    stages = {"first": lambda x: check("first", x), "last": lambda x: check("last", x)}
+    source = (check("source", i) for i in range(50))
+    got, raised = in_time(lambda: drain(pipelined(source, stages, 0, {"first": 4, "last": 4})))
+    assert got == list(range(20)) and raised is error
+
+
+def test_an_end_within_a_stage_is_not_taken_for_the_end_of_the_items() -> None:
+    got, raised = in_time(lambda: drain(pipelined([[1], [], [2]], {"first": lambda x: next(iter(x))}, 1)))
+    assert got == [1] and isinstance(raised, RuntimeError)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_leaving_early_ends_the_threads(workers: int) -> None:
+    before = threading.active_count()
+
     def leave(how: str) -> int:
-        stream = pipelined(iter(range(10**9)), STAGES, 2)
+        stream = pipelined(iter(range(10**9)), STAGES, 2, dict.fromkeys(STAGES, workers))
         if how == "unused":
             return 0
         for _ in stream:
@@ -126,6 +165,7 @@ def test_leaving_early_ends_the_threads() -> None:
 
     for how in ("unused", "close", "throw", "drop"):
         in_time(lambda how=how: leave(how))
+        assert threading.active_count() <= before
 
 
 def test_a_stream_gives_the_masks_of_single_calls(segment: Segmenter) -> None:

@@ -36,7 +36,7 @@ async function ask(format, artifact, signal) {
       response = await fetch(`/v1/segment?${query}`, { method: "POST", body: form, signal });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Failure("The server does not answer.", "See whether it still runs, then try again.");
+      throw new Failure("The server does not answer.", "Check that it is running, then try again.");
     }
     if (response.ok) {
       const body = await response.arrayBuffer();
@@ -58,7 +58,7 @@ async function segment(artifact, signal) {
   const { headers, body, trip } = await ask("raw", artifact, signal);
   const mask = headers.get("X-Mask-Type") === "uint16" ? wide(body) : new Uint8Array(body);
   const width = Number(headers.get("X-Mask-Width")), height = Number(headers.get("X-Mask-Height"));
-  if (mask.length !== width * height) throw new Failure("The answer is not whole.", "Try again.");
+  if (mask.length !== width * height) throw new Failure("The answer is incomplete.", "Try again.");
   const stages = (headers.get("Server-Timing") ?? "").split(", ").map(part => part.split(";dur="));
   return { artifact: headers.get("X-Artifact"), mask, width, height, stages, trip };
 }
@@ -105,7 +105,7 @@ async function run() {
       found.push(await segment(artifact, mine.signal));
     }
     if (found.some(each => each.width !== bitmapWidth() || each.height !== bitmapHeight())) {
-      throw new Failure("The browser and the server see this image in different sizes.", "Convert it to PNG.");
+      throw new Failure("The browser and the server read different sizes from this image.", "Convert it to PNG.");
     }
     shown = found;
     differing = found.length === 2 ? compare(...found) : null;
@@ -122,7 +122,7 @@ async function run() {
 async function sample() {
   complain(null);
   const response = await fetch("/sample.jpg").catch(() => null);
-  if (!response?.ok) return complain(new Failure("The sample cannot be loaded.", "See whether the server still runs."));
+  if (!response?.ok) return complain(new Failure("The sample cannot be loaded.", "Check that the server is running."));
   await take(await response.blob(), "sample.jpg");
 }
 
@@ -422,7 +422,7 @@ function describeModel() {
     + `${counted(model.classes.length, "class", "classes")}; ${model.running}`;
   at("accepts").textContent = `JPEG, PNG, WebP or BMP, up to ${megabytes(model.max_bytes)} and ${Math.floor(model.max_pixels / 1e6)} megapixels`;
   const option = ({ name, precision, mIoU, runs_here: runs }) => make("option",
-    [name, precision.toUpperCase(), mIoU === null ? "" : `mIoU ${mIoU.toFixed(2)}`, runs ? "" : "not on this machine"].filter(Boolean).join(" · "),
+    [name, precision.toUpperCase(), mIoU === null ? "" : `mIoU ${mIoU.toFixed(2)}`, runs ? "" : "does not run here"].filter(Boolean).join(" · "),
     { value: name, disabled: !runs });
   at("artifact").append(...model.artifacts.map(option));
   at("artifact").value = model.default_artifact;
@@ -436,7 +436,7 @@ function describeArtifact() {
   const { accuracy, agreement } = model.artifacts.find(each => each.name === chosen);
   const parts = [];
   if (accuracy) parts.push(`mIoU ${accuracy.mIoU.toFixed(2)} on ${counted(accuracy.images, "image", "images")}`);
-  if (agreement !== null) parts.push(`${agreement.toFixed(2)} % of the pixels as FP32`);
+  if (agreement !== null) parts.push(`${agreement.toFixed(2)} % of pixels get the class that FP32 gives`);
   at("measured").textContent = parts.join("; ") || "Its accuracy has not been recorded.";
   for (const option of at("versus").options) option.hidden = option.value === chosen;
   if (at("versus").value === chosen) at("versus").value = "";
@@ -488,5 +488,5 @@ try {
   describeModel();
   say("Ready.");
 } catch {
-  complain(new Failure("The server does not answer.", "See whether it still runs, then load this page again."));
+  complain(new Failure("The server does not answer.", "Check that it is running, then load this page again."));
 }

@@ -315,7 +315,7 @@ def test_beyond_the_queue_it_says_when_to_come_back(sample: Bundle, monkeypatch:
         gate = Gate(monkeypatch)
         accepted = [pool.submit(started.segment, IMAGE) for _ in range(2)]
         try:
-            until(lambda: started.door.active == 2)
+            until(lambda: started.admission.active == 2)
             refused = [started.segment(IMAGE) for _ in range(3)]
             health = started.client.get("/health")
         finally:
@@ -353,7 +353,7 @@ def test_an_upload_that_never_ends_is_refused(sample: Bundle) -> None:
             )
             answer = connection.recv(4096)
         assert answer.startswith(b"HTTP/1.1 408")
-        until(lambda: not started.door.active)
+        until(lambda: not started.admission.active)
 
 
 def test_a_failure_of_ours_shows_nothing_of_the_machine(sample: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,11 +430,11 @@ def test_ready_is_proved_by_an_image(sample: Bundle, monkeypatch: pytest.MonkeyP
             patch.setattr(
                 Segmenter, "__call__", lambda *given: dataclasses.replace(call(*given), mask=call(*given).mask * 0)
             )
-            assert_refused(started.client.get("/ready"), 503, "otherwise than at the start")
+            assert_refused(started.client.get("/ready"), 503, "another mask than at the start")
             patch.setattr(Segmenter, "__call__", lambda *_: (_ for _ in ()).throw(MemoryError()))
             assert_refused(started.client.get("/ready"), 503, "MemoryError")
         assert started.client.get("/ready").status_code == 200
-        started.door.close()
+        started.admission.draining = True
         assert_refused(started.client.get("/ready"), 503, "shutting down")
         refused = started.segment(IMAGE)
         assert_refused(refused, 503, "shutting down")

@@ -35,11 +35,11 @@ class Script:
         self.failures, self.forever, self.known, self.instances = list(failures), forever, known, instances
         self.calls = 0
 
-    def infer(self, inputs: dict[str, np.ndarray], output: str, left: float) -> np.ndarray:
+    def infer(self, images: np.ndarray, left: float) -> np.ndarray:
         self.calls += 1
         if self.failures:
             raise Failure("said so", self.failures[0] if self.forever else self.failures.pop(0))
-        return np.full(inputs["image"].shape[:3], 7, np.uint8)
+        return np.full(images.shape[:3], 7, np.uint8)
 
     def parameters(self, left: float) -> dict[str, str]:
         return {} if self.instances is None else {"instances": str(self.instances)}
@@ -95,7 +95,7 @@ def test_the_deadline_ends_it_and_pauses_grow(scripted: Callable[..., Client]) -
 
 def test_the_probe_repeats_nothing_and_asks_every_instance(scripted: Callable[..., Client]) -> None:
     script = Script("unavailable")
-    with pytest.raises(ServerError, match="m is not well: said so"):
+    with pytest.raises(ServerError, match="m is not healthy: said so"):
         scripted(script).probe()
     assert script.calls == 1
     script = Script(instances=5)
@@ -110,9 +110,9 @@ def test_the_probe_begins_once_all_its_connections_are_there(
     seen: list[int] = []
 
     class Watching(Script):
-        def infer(self, inputs: dict[str, np.ndarray], output: str, left: float) -> np.ndarray:
+        def infer(self, images: np.ndarray, left: float) -> np.ndarray:
             seen.append(len(made))
-            return super().infer(inputs, output, left)
+            return super().infer(images, left)
 
     client, script = scripted(Script(instances=3)), Watching()
 
@@ -152,8 +152,8 @@ class Lying(Script):
         super().__init__()
         self.mask, self.told = mask, parameters
 
-    def infer(self, inputs: dict[str, np.ndarray], output: str, left: float) -> np.ndarray:
-        answer = super().infer(inputs, output, left)
+    def infer(self, images: np.ndarray, left: float) -> np.ndarray:
+        answer = super().infer(images, left)
         return answer if self.mask is None else self.mask
 
     def parameters(self, left: float) -> dict[str, str]:
@@ -198,7 +198,7 @@ def test_a_probe_starts_no_more_threads_than_its_bound(
 
 
 def test_a_probe_is_not_content_with_another_size(scripted: Callable[..., Client]) -> None:
-    with pytest.raises(ServerError, match="it gave a mask of"):
+    with pytest.raises(ServerError, match="gave masks of"):
         scripted(Lying(np.zeros((1, 1, 1), np.uint8))).probe()
 
 
@@ -293,7 +293,7 @@ def test_a_server_that_is_not_there_or_silent(scheme: str) -> None:
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "http://", "ftp://a:1", "http://a", "grpc://a:b", "http://a:99999"])
 def test_urls_that_are_none(url: str) -> None:
-    with pytest.raises(InputError, match="is no server's URL"):
+    with pytest.raises(InputError, match="is not a server's URL"):
         Client(url, "m")
 
 
@@ -309,7 +309,7 @@ def test_without_tritonclient_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     [
         (["--server", "http://127.0.0.1:1", "--threads", "2"], "--threads is for running it here"),
         (["--server", "http://127.0.0.1:1", "--protocol", "ms-flip"], "--protocol is for running it here"),
-        (["--server", "nowhere"], "no server's URL"),
+        (["--server", "nowhere"], "not a server's URL"),
         (["--server", "http://127.0.0.1:1", "--model", "a/b"], "cannot be a model's name"),
         (["--model", "m"], "Give --server too"),
     ],
@@ -329,5 +329,5 @@ def test_the_probe_as_a_command(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert client_module.main(["http://127.0.0.1:1", "m"]) == 0
     assert "m answers within" in capsys.readouterr().out
     assert client_module.main(["http://127.0.0.1:1", "sick"]) == 3
-    assert "not well" in capsys.readouterr().err
+    assert "not healthy" in capsys.readouterr().err
     assert client_module.main(["http://127.0.0.1:1"]) == 2

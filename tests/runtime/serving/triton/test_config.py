@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denseport.runtime.errors import MachineError
-from denseport.runtime.serving.triton.config import Batching, VersionPolicy, model_config, tensor, to_pbtxt, zeros
+from denseport.runtime.errors import InputError, MachineError
+from denseport.runtime.serving.triton.config import batching, model_config, tensor, to_pbtxt, version_policy, zeros
 
 text_format = pytest.importorskip("google.protobuf.text_format")
 model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2")
@@ -29,8 +29,8 @@ def test_every_field_arrives() -> None:
         max_batch_size=4,
         input=[tensor("image", "TYPE_UINT8", -1, -1, 3, allow_ragged_batch=True)],
         output=[tensor("mask", "TYPE_UINT16", -1, -1, label_filename="labels.txt")],
-        version_policy=VersionPolicy(2).to_message(),
-        dynamic_batching=Batching(delay_us=100, queue=7, timeout_us=5_000_000).to_message(),
+        version_policy=version_policy("latest:2"),
+        dynamic_batching=batching(delay_us=100, queue=7, timeout_us=5_000_000),
         model_warmup=zeros("image", "TYPE_UINT8", 48, 64, 3),
         parameters={"classes": '["a\\"b"]'},
     )
@@ -41,8 +41,8 @@ def test_every_field_arrives() -> None:
     assert (mask.name, mask.data_type, list(mask.dims)) == ("mask", model_config_pb2.TYPE_UINT16, [-1, -1])
     assert mask.label_filename == "labels.txt"
     assert found.version_policy.latest.num_versions == 2
-    batching, policy = found.dynamic_batching, found.dynamic_batching.default_queue_policy
-    assert batching.max_queue_delay_microseconds == 100
+    waiting, policy = found.dynamic_batching, found.dynamic_batching.default_queue_policy
+    assert waiting.max_queue_delay_microseconds == 100
     assert (policy.max_queue_size, policy.default_timeout_microseconds) == (7, 5_000_000)
     assert policy.allow_timeout_override and policy.timeout_action == policy.REJECT
     (warmup,) = found.model_warmup
@@ -52,7 +52,7 @@ def test_every_field_arrives() -> None:
 
 
 def test_requests_wait_in_a_queue_even_where_nothing_was_asked_for() -> None:
-    assert parsed("m", "python", dynamic_batching=Batching().to_message()).HasField("dynamic_batching")
+    assert parsed("m", "python", dynamic_batching=batching(0, 0, 0)).HasField("dynamic_batching")
 
 
 def test_an_ensemble_is_a_platform() -> None:
@@ -86,7 +86,7 @@ def test_any_text_survives(parameters: dict[str, str]) -> None:
     [("latest:3", "latest", 3), ("all", "all", None), ("3,1", "specific", [1, 3]), ("2", "specific", [2])],
 )
 def test_version_policies(text: str, kind: str, value: object) -> None:
-    policy = parsed("m", "python", version_policy=VersionPolicy.parse(text).to_message()).version_policy
+    policy = parsed("m", "python", version_policy=version_policy(text)).version_policy
     assert policy.WhichOneof("policy_choice") == kind
     if kind == "latest":
         assert policy.latest.num_versions == value
@@ -94,7 +94,7 @@ def test_version_policies(text: str, kind: str, value: object) -> None:
         assert list(policy.specific.versions) == value
 
 
-@pytest.mark.parametrize("text", ["", "latest", "latest:0", "latest:-1", "0", "1,,2", "newest", "²"])
+@pytest.mark.parametrize("text", ["", "latest", "latest:0", "latest:-1", "0", "1,,2", "newest", "²", "9" * 5000])
 def test_versions_that_are_none(text: str) -> None:
-    with pytest.raises(ValueError, match="versions"):
-        VersionPolicy.parse(text)
+    with pytest.raises(InputError, match="names no versions"):
+        version_policy(text)

@@ -169,7 +169,7 @@ def test_requests_of_a_batch_are_answered_each_for_itself(
 
 def test_a_fault_of_ours_is_logged_and_internal(pb: Any, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded(repository, "street")
-    monkeypatch.setattr(model, "_segment", lambda image: 1 / 0)
+    monkeypatch.setattr(model, "_segmenter", lambda image: 1 / 0)
     (answer,) = model.execute([Request(image=np.zeros((1, 40, 40, 3), np.uint8))])
     assert answer.error().code() == TritonError.INTERNAL
     assert "ZeroDivisionError" in answer.error().message() and "Traceback" in pb.logged[0]

@@ -16,7 +16,6 @@ from denseport.runtime.bundle.bundle import MANIFEST, Bundle
 from denseport.runtime.bundle.engine_record import Profile
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import BundleError, InputError, OutputError
-from denseport.runtime.serving.triton.config import VersionPolicy
 from denseport.runtime.serving.triton.repository import export_repository
 from denseport.runtime.serving.triton.variants import Options, model_name, served_models
 from denseport.runtime.system.files import sha256_of
@@ -41,7 +40,7 @@ def tensors(config: Any) -> list[tuple[str, int, list[int]]]:
     return [(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in (*config.input, *config.output)]
 
 
-def test_the_python_form(sample: Bundle, tmp_path: Path) -> None:
+def test_the_python_back_end(sample: Bundle, tmp_path: Path) -> None:
     done = export_repository(sample, tmp_path / "new/repo", OPTIONS)
     assert (done.model, done.version) == ("street", 1)
     assert files(done.repository) == {
@@ -95,7 +94,7 @@ def test_all_forms_have_the_same_tensors(sample: Bundle, with_engines: Callable[
 
 
 def test_the_onnxruntime_form(sample: Bundle, tmp_path: Path) -> None:
-    options = Options(backend="onnxruntime", name="m", warmup=(120, 160), versions=VersionPolicy(2))
+    options = Options(backend="onnxruntime", name="m", warmup=(120, 160), versions="latest:2")
     done = export_repository(sample, tmp_path / "repo", options)
     assert done.models == ("m_network", "m")  # what is asked must be there first
     assert {"m_network/1/model.onnx", "m/1/bundle/manifest.json"} <= files(done.repository)
@@ -232,12 +231,12 @@ def test_a_failed_copy_leaves_the_repository_as_it_was(
     ("engines", "options", "words"),
     [
         ({}, {}, "holds no TensorRT engine"),
-        ({"a": {"flavour": "tensorrt_rtx"}}, {"artifacts": ("a",)}, "no engine of TensorRT's"),
+        ({"a": {"flavour": "tensorrt_rtx"}}, {"artifacts": ("a",)}, "not a TensorRT engine"),
         ({"a": SM_86, "b": SM_86}, {}, "for the same GPU"),
         ({"a": SM_86, "b": {**SM_90, "folded": True}}, {}, "one size only"),
         ({"a": {"profiles": (Profile(TWO, TWO, TWO),)}}, {}, "batches from"),
         ({"a": {"compute_capability": None}}, {}, "for which GPU"),
-        ({"a": SM_86}, {"artifacts": ("model.onnx",)}, "no engine of TensorRT's"),
+        ({"a": SM_86}, {"artifacts": ("model.onnx",)}, "not a TensorRT engine"),
         ({"a": {**SM_86, "output": "mask"}}, {"artifacts": ("a",)}, "gives masks"),
         ({"a": {**SM_86, "output": "mask"}}, {}, "holds no TensorRT engine"),
     ],
@@ -271,10 +270,10 @@ def test_a_graph_that_ends_in_masks_cannot_be_served(sample_copy: Bundle, tmp_pa
         (["--max-batch", "0"], "--max-batch: '0' is not"),
         (["--delay", "-1"], "--delay: '-1' is not"),
         (["--timeout", "nan"], "--timeout"),
-        (["--versions", "newest"], "--versions: no versions 'newest'"),
+        (["--versions", "newest"], "--versions: 'newest' names no versions"),
         (["--warmup", "big"], "--warmup: 'big'"),
         (["--warmup", "9999x9999"], "warm-up image"),
-        (["--gpu"], "no choice of a device"),
+        (["--gpu"], "--gpu does not go with"),
     ],
 )
 def test_bad_arguments_leave_nothing(

@@ -347,7 +347,7 @@ def test_a_dead_process_is_found_by_the_probe_alone(setting: Setting, photo: NDA
     time.sleep(0.2)
     assert server.ok("/v2/health/ready") and server.ok("/v2/models/mortal/ready")
     for url in server.urls:
-        with Client(url, "mortal") as client, pytest.raises(ServerError, match="not well") as caught:
+        with Client(url, "mortal") as client, pytest.raises(ServerError, match="not healthy") as caught:
             client.probe()
         assert "restart the server" in str(caught.value)
     assert subprocess.run(command, check=False, capture_output=True).returncode == 3
