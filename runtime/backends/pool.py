@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["Closable", "Pool"]
+__all__ = ["Pool"]
 
 
 class Closable(Protocol):
