@@ -80,7 +80,7 @@ class Pool(Generic[T]):
             self._changed.notify()
 
     def close(self) -> None:
-        """Close the idle objects; those in use are their threads' to finish first."""
+        """Close the idle objects; threads that use the others must have ended first."""
         with self._changed:
             idle, self._idle = self._idle, []
             self._count -= len(idle)
