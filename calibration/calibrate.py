@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from denseport.calibration.observe.images import CalibrationImages
+from denseport.calibration.observe.images import check_images
 from denseport.calibration.options import CalibrationOptions, budget_of
 from denseport.calibration.report import write_report
 from denseport.calibration.search.search import Budget
@@ -21,11 +21,10 @@ from denseport.calibration.verdict import judge, measure_accuracy
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.comparison import proof_here
 from denseport.runtime.bundle.decode import decode_dataclass, reading_record
-from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.bundle.quantization import QuantizationVerdict
 from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.dataset import Dataset, open_dataset
-from denseport.runtime.pipeline.network_input import evenly_spaced, sample_evenly
+from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced, sample_evenly
 from denseport.runtime.selection import select_artifact
 from denseport.runtime.system.files import cache_folder, refuse_unwritable, writing
 from denseport.runtime.system.progress import Progress, Silent
@@ -42,12 +41,12 @@ class Calibration:
 
     bundle: Path
     record: CalibrationRecord
-    verdicts: dict[str, QuantizationVerdict]  # of each artifact; none: nothing kept the budget, nothing was written
+    verdicts: dict[str, QuantizationVerdict]  # by artifact; empty: nothing kept the budget, nothing was written
     report: Path | None = None  # the page; None: not asked for
 
     @property
     def within_budget(self) -> bool:
-        """Artifacts were written, and all are within the budget; whether they are faster, each verdict says."""
+        """Whether artifacts were written and all are within the budget. Each verdict says whether it is faster."""
         return bool(self.verdicts) and all(verdict.within_budget for verdict in self.verdicts.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,10 +72,10 @@ def calibrate(
     """Quantize within a budget, measure the result beside FP32 on this machine, and record both in the bundle.
 
     Args:
-        images: like the application's, without labels: folders, files or globs.
+        images: images like the application's, without labels: folders, files or globs.
         limit: images to take, spread evenly.
-        data, masks, split: labelled images for a budget on mIoU, as of `open_dataset`, or a data set that is open
-            already; never the set that the artifact is gated with.
+        data, masks, split: labelled images for a budget on mIoU, as in `open_dataset`, or an open data set; never the
+            set that the artifact is gated with.
         data_limit: labelled images to take, spread evenly.
         report: HTML file to write.
 
@@ -91,7 +90,7 @@ def calibrate(
     report = None if report is None else _check_report(Path(report))
     bundle, labelled = _open(bundle, data, masks, split, data_limit)
     budget = budget_of(options, labelled=labelled is not None)
-    shown = _images(bundle, images, limit)
+    shown = _network_inputs(bundle, images, limit)
     with _work_folder(options, bundle, shown.paths) as work:
         record = quantize_bundle(bundle, shown, labelled, options, budget, work, progress)
     verdicts = {
@@ -119,7 +118,7 @@ def judge_again(
 
     Args:
         name: the artifact.
-        images, limit, data, masks, split, data_limit: as of `calibrate`; some images time the networks.
+        images, limit, data, masks, split, data_limit: as in `calibrate`; the images time the networks.
         threads: CPU threads of the network; default: all that this process may use.
 
     Raises:
@@ -127,21 +126,21 @@ def judge_again(
         InputError: it was not written by a calibration.
     """
     bundle, labelled = _open(bundle, data, masks, split, data_limit)
-    shown = _images(bundle, images, limit)
+    shown = _network_inputs(bundle, images, limit)
     record = bundle.artifact(name).record
     if "calibration" not in record:
         raise InputError(f"{name}: was not written by denseport calibrate", "Name one with a calibration record.")
     with reading_record(name):
         budget = decode_dataclass(Budget, record["calibration"]["budget"], name, "record.calibration.budget")
         loss = decode_dataclass(Loss, record["variant"]["loss"], name, "record.variant.loss")
-    shown.check(bundle.manifest.patch_size)
+    check_images(shown)
     return _verdict(bundle, name, shown, labelled, budget, loss, threads, progress or Silent())
 
 
 def _open(
     bundle: Path | str | Bundle, data: Path | str | Dataset | None, masks: Path | str | None, split: str, limit: int
 ) -> tuple[Bundle, Dataset | None]:
-    """The bundle, which can be written, and the labelled images."""
+    """The bundle, found to be writable, and the labelled images."""
     if masks is not None and data is None:
         raise InputError("--masks belongs to --data", "Name the folder of their images with --data.")
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
@@ -153,31 +152,25 @@ def _open(
     return bundle, replace(data, samples=tuple(evenly_spaced(data.samples, limit)))
 
 
-def _images(bundle: Bundle, images: Images, limit: int) -> CalibrationImages:
+def _network_inputs(bundle: Bundle, images: Images, limit: int) -> NetworkInputs:
     patterns = [images] if isinstance(images, Path | str) else images
-    paths = sample_evenly([str(pattern) for pattern in patterns], limit)
-    return CalibrationImages(paths, parse_protocol("reference", bundle.manifest))
+    return NetworkInputs.of_bundle(sample_evenly([str(pattern) for pattern in patterns], limit), bundle.manifest)
 
 
 def _check_report(report: Path) -> Path:
-    """Find out before hours of work whether the page can be written, and refuse a name that is surely another file's.
-
-    Raises:
-        InputError: a folder, or a name without a page's ending.
-        OutputError: it cannot be written.
-    """
+    """Find out before hours of work whether the page can be written. A name such as model.onnx is another file's."""
     refuse_unwritable(report.parent)
     with writing(report):  # of a name that is too long
         if report.is_dir():
             raise InputError(f"--report {report}: is a folder", "Name a file, such as int8.html.")
-    if report.suffix.lower() not in (".html", ".htm"):  # the bundle's own model.onnx, say
-        raise InputError(f"--report {report}: is no name of a page", "End it in .html.")
+    if report.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--report {report}: is not the name of an HTML page", "End it in .html.")
     return report
 
 
 @contextmanager
 def _work_folder(options: CalibrationOptions, bundle: Bundle, images: Sequence[Path]) -> Iterator[Path]:
-    """The folder for statistics: the one that was named, which stays, or one in the cache until the run is done."""
+    """The folder for statistics: the named one, which stays, or one in the cache, removed when the run is done."""
     if options.work is not None:
         yield options.work
         return
@@ -187,13 +180,13 @@ def _work_folder(options: CalibrationOptions, bundle: Bundle, images: Sequence[P
     if not options.resume:
         shutil.rmtree(cache, ignore_errors=True)
     yield cache
-    shutil.rmtree(cache, ignore_errors=True)  # only after success: an interrupted run goes on from it
+    shutil.rmtree(cache, ignore_errors=True)  # only after success: --resume needs it after an interruption
 
 
 def _verdict(
     bundle: Bundle,
     name: str,
-    images: CalibrationImages,
+    images: NetworkInputs,
     labelled: Dataset | None,
     budget: Budget,
     loss: Loss,
@@ -205,10 +198,9 @@ def _verdict(
     if labelled is not None:
         with progress.phase("measuring mIoU") as told:
             accuracy = measure_accuracy(bundle, name, labelled, threads=threads, progress=told)
-    progress.say(f"racing {name} with FP32")
-    timed = [images[i] for i in evenly_spaced(range(len(images)), TIMED)]
-    verdict = judge(bundle, name, timed, budget, loss, accuracy, threads=threads)
+    progress.say(f"timing {name} beside FP32")
+    verdict = judge(bundle, name, evenly_spaced(images, TIMED), budget, loss, accuracy, threads=threads)
     against, on_gpu = "fp32" if labelled is None else "labels", select_artifact(bundle, name).on_gpu
     proof = proof_here(against, "verdict", bundle.artifact(name).float_precision, on_gpu=on_gpu)
-    bundle.note(name, verdict.record(), proof)
+    bundle.note(name, {"verdict": asdict(verdict)}, proof)
     return verdict

@@ -1,4 +1,4 @@
-"""What a calibration found, for people: a summary for the terminal and a page that needs nothing but itself."""
+"""What a calibration found, for people: a summary for the terminal and a self-contained page."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ def summary(record: CalibrationRecord) -> list[str]:
     """Lines for the terminal: what is in 8 bits, by kind of layer, and why the others stay float."""
     rows = record.search.rows()
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    name = _name(record)
-    width = max(len(kind) for kind in kinds)
+    name, width = record.options.precision.upper(), max(map(len, kinds))
     lines = [f"{'kind':{width}}  {name:>9}  {'share':>8}  {'in ' + name:>8}"]
     for kind in kinds:
         own = [row for row in rows if row["kind"] == kind]
@@ -54,31 +53,20 @@ def write_report(
     Raises:
         OutputError: the place cannot be written.
     """
-    text = render(
-        _TEMPLATE,
-        manifest=manifest,
-        record=record,
-        verdicts=verdicts,
-        precision=_name(record),
-        plot=_plot(record),
-        created=datetime.now(UTC),
-    )
-    write_atomic(path, text.encode())
+    name = record.options.precision.upper()
+    values = {"manifest": manifest, "record": record, "verdicts": verdicts, "precision": name}
+    write_atomic(path, render(_TEMPLATE, **values, plot=_plot(record, name), created=datetime.now(UTC)).encode())
     return path
 
 
-def _plot(record: CalibrationRecord) -> str:
-    """Steps of the search; the words in the table and the summary say the same."""
+def _plot(record: CalibrationRecord, name: str) -> str:
+    """The steps of the search."""
     budget, steps = record.budget, record.search.steps
     if budget.miou is not None:
         unit, limit, losses = "points of mIoU lost", budget.miou, [step.loss.miou or 0.0 for step in steps]
-    elif budget.agreement is not None:
-        unit, limit = "% of the pixels change class", 100 * (1 - budget.agreement)
-        losses = [100 * (1 - step.loss.agreement) for step in steps]
     else:
-        unit, limit = "% by which the logits differ", 100 * (budget.error or 0)
-        losses = [100 * step.loss.error for step in steps]
-    name = _name(record)
+        unit, limit = "% of the pixels change class", 100 * (1 - (budget.agreement or 0))
+        losses = [100 * (1 - step.loss.agreement) for step in steps]
     points = [(100 * step.share, loss) for step, loss in zip(steps, losses, strict=True)]
     return chart(
         f"{unit} against the share of the multiply-adds in {name}, {count(len(steps), 'step')}",
@@ -88,12 +76,8 @@ def _plot(record: CalibrationRecord) -> str:
     )
 
 
-def _name(record: CalibrationRecord) -> str:
-    return record.options.precision.upper()
-
-
 def _general(reason: str) -> str:
     """The reason without the layer's own figure, so that layers can share it."""
     if "nothing to gain" in reason:
-        return "nothing to gain: next to no multiply-adds"
+        return "hardly any multiply-adds: nothing to gain"
     return "over budget" if reason.startswith("over budget") else reason

@@ -1,7 +1,7 @@
-"""The steps of a calibration, from a bundle's FP32 model to INT8 or FP8 artifacts with a record of how they came about.
+"""The steps of a calibration: from a bundle's FP32 model to INT8 or FP8 artifacts with a record of how they were made.
 
-Smoothing, thresholds, search: the order that docs/int8.md measures. Nothing of the bundle is touched before the
-quantized model is whole.
+The steps are smoothing, thresholds and search, in the order that docs/int8.md measures. The bundle changes only when
+the quantized model is whole.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,23 @@ from typing import Any
 import onnx_ir as ir
 
 from denseport.calibration.errors import CalibrationError
-from denseport.calibration.observe.images import CalibrationImages, labels_of
+from denseport.calibration.observe.images import check_images, contents_sha256, identity_of, labels_of
 from denseport.calibration.options import EFFORTS, CalibrationOptions, Effort
+from denseport.calibration.quantize.cpu import lower_for_cpu
 from denseport.calibration.quantize.placement import Group, find_groups
 from denseport.calibration.quantize.smoothing import Smoothing, SmoothingRecord
 from denseport.calibration.quantize.statistics import Thresholds, find_thresholds, smooth_norms
 from denseport.calibration.search.loss_file import LossFile
 from denseport.calibration.search.search import Budget, Search, Step, search
 from denseport.calibration.search.sensitivity import Loss, Reference, sensitivities
-from denseport.calibration.search.variants import Variant, variants_of
 from denseport.export.graph.model import LOGITS, output_of, read_model, serialise
 from denseport.export.graph.probe import Probe
 from denseport.export.graph.unpack import unpack_projections
+from denseport.runtime.bundle.artifact import ANY, FOR_CPU, FOR_TENSORRT
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.evaluation.dataset import Dataset
-from denseport.runtime.pipeline.network_input import evenly_spaced
+from denseport.runtime.evaluation.metrics import LabelMap
+from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced
 from denseport.runtime.system.files import sha256_of, work_folder, writing
 from denseport.runtime.system.machine import inspect_machine
 from denseport.runtime.system.progress import Progress
@@ -42,9 +44,9 @@ __all__ = ["CalibrationRecord", "quantize_bundle"]
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """How the variants of a quantized model came about."""
+    """How the variants of a quantized model were made."""
 
-    losses: dict[str, Loss]  # of each artifact; none: nothing kept the budget, and nothing was written
+    losses: dict[str, Loss]  # by artifact; empty: nothing kept the budget, and nothing was written
     options: CalibrationOptions
     budget: Budget
     images: int
@@ -57,12 +59,11 @@ class CalibrationRecord:
     versions: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The variant for the manifest."""
-        options = self.options
+        """As plain JSON values, for the manifest."""
         return {
-            "method": options.method,
+            "method": self.options.method,
             "budget": asdict(self.budget),
-            "effort": options.effort,
+            "effort": self.options.effort,
             "images": self.images,
             "images_sha256": self.images_sha256,
             "labelled": self.labelled,
@@ -74,9 +75,20 @@ class CalibrationRecord:
         }
 
 
+@dataclass(frozen=True)
+class Variant:
+    """One file that the decision is written as."""
+
+    name: str  # of the artifact
+    target: str  # what it is made for (`denseport.runtime.bundle.artifact`)
+    model: ir.Model
+    loss: Loss  # against FP32, on what the search measured on
+    floats: Mapping[str, str]  # nodes that this variant alone computes in float, with the reason
+
+
 def quantize_bundle(
     bundle: Bundle,
-    images: CalibrationImages,
+    images: NetworkInputs,
     labelled: Dataset | None,
     options: CalibrationOptions,
     budget: Budget,
@@ -85,17 +97,10 @@ def quantize_bundle(
 ) -> CalibrationRecord:
     """Quantize a bundle's FP32 model and enter its variants, ``int8.onnx`` and ``int8.cpu.onnx``, or ``fp8.onnx``.
 
-    Older ones are replaced when the new ones are whole.
+    Older ones are replaced when the new ones are whole. Arguments and errors are those of `calibrate.calibrate`.
 
     Args:
-        images: images of the application, without labels.
-        labelled: images with labels for a budget on mIoU; not those that the artifact is to be gated with.
-        work: folder for statistics and single losses; what is there from the same images is used.
-
-    Raises:
-        CalibrationError: a model that is quantized already, an unknown layer, or images that cannot be used.
-        BundleError: the bundle's model is missing or altered.
-        DatasetError: labels that do not fit the bundle's classes.
+        work: folder for statistics and losses of single layers; those of the same images are used.
     """
     start = time.monotonic()
     model = read_model(bundle.verified(bundle.manifest.source))
@@ -103,11 +108,11 @@ def quantize_bundle(
         raise CalibrationError(f"{bundle.path}: its source model gives no logits", "Export the checkpoint again.")
     unpack_projections(model)
     progress.say(f"reading {count(len(images), 'image')}")
-    sizes = images.check(bundle.manifest.patch_size)
+    sizes = check_images(images)
     _check_sizes(model, images, sizes)
     default = find_groups(model, Counter(sizes).most_common(1)[0][0])
     groups = _as_asked(default, options)
-    test = _test_set(bundle, images, labelled, EFFORTS[options.effort])
+    test = _test_set(images, labelled, EFFORTS[options.effort], len(bundle.manifest.classes))
     progress.say(_estimate(model, images, groups, len(test[0]), options))
     with writing(work):
         work.mkdir(parents=True, exist_ok=True)
@@ -118,7 +123,7 @@ def quantize_bundle(
         options=options,
         budget=budget,
         images=len(images),
-        images_sha256=images.sha256(),
+        images_sha256=contents_sha256(images),
         labelled=len(test[0]) if labelled is not None else 0,
         warnings=thresholds.warnings,
         smoothing=smoothing.norms,
@@ -127,35 +132,35 @@ def quantize_bundle(
         versions=inspect_machine(look_for_gpus=False).summary()["packages"],
     )
     for variant in variants:
-        _write(bundle, variant, {"calibration": record.to_dict(), "variant": variant.to_dict()})
+        _write(bundle, variant, record)
     return record
 
 
-TestSet = tuple[CalibrationImages, list[Any] | None]  # images, and the labels of each
+TestSet = tuple[NetworkInputs, list[LabelMap] | None]  # images, and the labels of each
 
 
-def _test_set(bundle: Bundle, images: CalibrationImages, labelled: Dataset | None, effort: Effort) -> TestSet:
+def _test_set(images: NetworkInputs, labelled: Dataset | None, effort: Effort, n_classes: int) -> TestSet:
     """What the search measures on: labelled images, else some of the calibration's own."""
     if labelled is None:
-        return CalibrationImages(evenly_spaced(images.paths, effort.whole), images.protocol), None
+        return NetworkInputs(evenly_spaced(images.paths, effort.whole), images.protocol, images.patch_size), None
     some = replace(labelled, samples=tuple(evenly_spaced(labelled.samples, effort.whole)))
-    chosen = CalibrationImages([sample.image for sample in some.samples], images.protocol)
-    chosen.check(bundle.manifest.patch_size)
-    return chosen, labels_of(chosen, some, len(bundle.manifest.classes))
+    chosen = NetworkInputs([sample.image for sample in some.samples], images.protocol, images.patch_size)
+    check_images(chosen)
+    return chosen, labels_of(chosen, some, n_classes)
 
 
 def _as_asked(groups: Sequence[Group], options: CalibrationOptions) -> tuple[Group, ...]:
-    """The groups, of which those that are to stay float by the options say so."""
-    asked = {layer: [g for g in groups if _is_below(g, layer)] for layer in options.float_layers}
-    for layer, found in asked.items():
+    """The groups, with a reason on each that stays float by the options."""
+    reasons: dict[str, str] = {}
+    for layer in options.float_layers:
+        found = [group.name for group in groups if _is_below(group, layer)]
         if not found:
             near = difflib.get_close_matches(layer, [group.name for group in groups], n=3, cutoff=0.3)
             raise CalibrationError(
                 f"--keep-float {layer}: there is no such layer to quantize",
                 f"Near it: {', '.join(near)}." if near else f"The first of them is {groups[0].name}.",
             )
-    names = {group.name for found in asked.values() for group in found}
-    reasons = {name: "asked for with --keep-float" for name in names}
+        reasons |= dict.fromkeys(found, "asked for with --keep-float")
     if options.attention_float:
         words = "attention stays float unless asked for: --attention search"
         reasons |= {group.name: words for group in groups if group.kind == "attention"}
@@ -166,23 +171,24 @@ def _is_below(group: Group, layer: str) -> bool:
     return group.name == layer or group.name.startswith((f"{layer}.", f"{layer}/")) or layer in group.nodes
 
 
-def _check_sizes(model: ir.Model, images: CalibrationImages, sizes: Sequence[tuple[int, int]]) -> None:
+def _check_sizes(model: ir.Model, images: NetworkInputs, sizes: Sequence[tuple[int, int]]) -> None:
     """A model that was exported for one size takes no other."""
     shape = model.graph.inputs[0].shape
     fixed = [n if isinstance(n, int) else None for n in (shape or ())][2:]
     for path, size in zip(images.paths, sizes, strict=True):
         if any(n is not None and n != found for n, found in zip(fixed, size, strict=False)):
-            wanted = " x ".join("any" if n is None else str(n) for n in fixed)
+            wanted = " x ".join("any" if n is None else str(n) for n in reversed(fixed))
             raise CalibrationError(
-                f"{path}: reaches the network as {size[0]} x {size[1]}, which takes {wanted} (height x width) only",
+                f"{path}: reaches the network as {size[1]} x {size[0]} pixels; the model takes only {wanted} "
+                "(width x height)",
                 "Give images of that size, or export the checkpoint again: its model takes every size.",
             )
 
 
 def _estimate(
-    model: ir.Model, images: CalibrationImages, groups: Sequence[Group], measured: int, options: CalibrationOptions
+    model: ir.Model, images: NetworkInputs, groups: Sequence[Group], measured: int, options: CalibrationOptions
 ) -> str:
-    """How much there is to do, in words; from the time of one image."""
+    """How much there is to do, in words, from the time of one image."""
     image = images[len(images) // 2]
     begin = time.perf_counter()
     probe = Probe(model, threads=options.threads)
@@ -194,46 +200,37 @@ def _estimate(
     effort = EFFORTS[options.effort]
     candidates = sum(group.is_candidate for group in groups)
     single = min(effort.single, measured)
-    # Observing costs about half a run more; about five sets are measured as a whole.
+    # Observing adds about half a run to each image. About five sets are measured as a whole.
     seconds = len(images) * 1.5 * once * (1 + options.smoothquant) + candidates * (single * once + opening)
     seconds += 5 * (measured * once + opening)
     return (
-        f"about {max(1, round(seconds / 60))} min: {count(len(images), 'image')} to observe, "
-        f"{count(candidates, 'group')} of layers to "
-        f"try on {single}, sets of them on {measured}; {once:.2f} s an image"
+        f"about {max(1, round(seconds / 60))} min: {count(len(images), 'image')} to observe; "
+        f"{count(candidates, 'group')} of layers to measure on {count(single, 'image')} each, sets of groups on "
+        f"{measured}; {once:.2f} s for an image"
     )
 
 
 def _observe(
     model: ir.Model,
-    images: CalibrationImages,
+    images: NetworkInputs,
     groups: Sequence[Group],
     options: CalibrationOptions,
     work: Path,
     progress: Progress,
 ) -> tuple[SmoothingRecord, Thresholds]:
-    """Smooth the model, as it is to be quantized, and find the thresholds of its tensors.
+    """Smooth the model in place, and find the thresholds of its tensors.
 
     Args:
-        groups: as they are by default: what is observed does not depend on the options for layers, so that a further
-            run with others finds it.
+        groups: the default ones, whatever the options say of layers, so that a further run with other options finds
+            the statistics.
     """
-    identity = images.identity()
-    smoothing = SmoothingRecord(())
+    smoothing, threads = SmoothingRecord(()), options.threads
     if options.smoothquant:
         with progress.phase("observing LayerNorms") as told:
-            smoothing = smooth_norms(model, images, identity, work, threads=options.threads, progress=told)
+            smoothing = smooth_norms(model, images, work / "norms.npz", threads=threads, progress=told)
+    chosen, file = [group for group in groups if group.is_candidate], work / "tensors.npz"
     with progress.phase("observing tensors") as told:
-        thresholds = find_thresholds(
-            model,
-            [group for group in groups if group.is_candidate],
-            images,
-            identity,
-            work,
-            options.method,
-            threads=options.threads,
-            progress=told,
-        )
+        thresholds = find_thresholds(model, chosen, images, file, options.method, threads=threads, progress=told)
     for warning in thresholds.warnings:
         progress.say(f"warning: {warning}")
     return smoothing, thresholds
@@ -249,47 +246,41 @@ def _search(
     work: Path,
     progress: Progress,
 ) -> tuple[Search, list[Variant]]:
-    """The layers to quantize, and the graphs that follow; none where nothing keeps the budget."""
-    effort, (images, labels) = EFFORTS[options.effort], test
-    limits = thresholds.limits
-    few = CalibrationImages(evenly_spaced(images.paths, effort.single), images.protocol)
+    """The layers to quantize, and the graphs that follow; none if nothing keeps the budget."""
+    effort, kind, limits, (images, labels) = EFFORTS[options.effort], options.precision, thresholds.limits, test
     with progress.phase("measuring each layer") as told:
-        single = Reference(model, [few[i] for i in range(len(few))], threads=options.threads)
-        names = [group.name for group in groups if group.is_candidate]
-        losses = LossFile(work / "losses.npz", thresholds.key, options.method, few.sha256(), options.precision)
+        single = Reference(model, evenly_spaced(images, effort.single), threads=options.threads)
+        what = (thresholds.key, options.method, identity_of(images), str(effort.single), kind)
+        losses = LossFile(work / "losses.npz", *what)
         if losses.damaged:
             progress.say(f"{losses.path}: is damaged; its losses are measured again")
-        alone = sensitivities(
-            single, model, limits, groups, names, kind=options.precision, losses=losses, progress=told
-        )
-        losses.save()
+        alone = sensitivities(single, model, limits, groups, kind=kind, losses=losses, progress=told)
     del single
 
     def said(step: Step) -> None:
         lost = "" if step.loss.miou is None else f"{step.loss.miou:+.2f} points of mIoU lost, "
         verdict = "within" if step.within else "over"
         progress.say(
-            f"{100 * step.share:.1f} % in {options.precision.upper()}: {lost}{100 * step.loss.agreement:.2f} % of the "
-            f"classes stay, logits differ by {100 * step.loss.error:.2g} %: {verdict} budget"
+            f"{100 * step.share:.1f} % of the multiply-adds in {kind.upper()}: {lost}{100 * step.loss.agreement:.2f} % "
+            f"of the pixels keep FP32's class, logits differ by {100 * step.loss.error:.2g} %: {verdict} budget"
         )
 
     progress.say(f"measuring sets of layers on {count(len(images), 'image')}")
     reference = Reference(model, images, labels, threads=options.threads)
-    quantized, found = search(
-        reference,
-        model,
-        limits,
-        groups,
-        budget,
-        kind=options.precision,
-        losses=alone,
-        batch=effort.batch,
-        told=said,
-    )
-    return found, variants_of(quantized, found, model, limits, reference) if found.chosen else []
+    batch = effort.batch
+    quantized, found = search(reference, model, limits, groups, budget, alone, kind=kind, batch=batch, told=said)
+    if not found.chosen:
+        return found, []
+    # ONNX Runtime runs FP8 only without its optimizations: that graph is for TensorRT.
+    portable = Variant(f"{kind}.onnx", ANY if kind == "int8" else FOR_TENSORRT, quantized, found.loss, {})
+    if kind != "int8":
+        return found, [portable]
+    lowered = quantized.clone()
+    floats = dict(lower_for_cpu(lowered, model, limits).floats)
+    return found, [portable, Variant("int8.cpu.onnx", FOR_CPU, lowered, reference.measure(lowered), floats)]
 
 
-def _write(bundle: Bundle, variant: Variant, details: dict[str, Any]) -> None:
+def _write(bundle: Bundle, variant: Variant, record: CalibrationRecord) -> None:
     """Enter a variant into the bundle, by a rename within the same folder."""
     with work_folder(bundle.path) as folder:
         file = folder / variant.name
@@ -297,12 +288,15 @@ def _write(bundle: Bundle, variant: Variant, details: dict[str, Any]) -> None:
         source = bundle.manifest.source
         artifact = replace(
             bundle.artifact(source),
-            precision=details["calibration"]["precision"],
+            precision=record.options.precision,
             target=variant.target,
             made_of=source,
             main=variant.name,
             files={variant.name: sha256_of(file)},
             proof=(),
-            record=details,
+            record={
+                "calibration": record.to_dict(),
+                "variant": {"loss": asdict(variant.loss), "float": variant.floats},
+            },
         )
         bundle.add(variant.name, artifact, [file])

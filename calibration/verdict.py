@@ -1,7 +1,4 @@
-"""Is a quantized artifact worth running here? Its speed and accuracy beside FP32's, on this machine.
-
-Speed is measured in turns, in rounds in which every artifact runs the same image.
-"""
+"""Whether a quantized artifact is worth running here: its speed and accuracy beside FP32's, on this machine."""
 
 from __future__ import annotations
 
@@ -19,6 +16,7 @@ from denseport.calibration.search.sensitivity import Loss
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
 from denseport.runtime.benchmark.turns import in_turns
+from denseport.runtime.bundle.artifact import ANY, FOR_CPU, FOR_TENSORRT
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.quantization import QuantizationVerdict, kind_of
 from denseport.runtime.evaluation.dataset import Dataset
@@ -28,20 +26,12 @@ from denseport.runtime.selection import CUDA, select_artifact
 from denseport.runtime.system.machine import inspect_machine
 from denseport.runtime.system.progress import StepCallback, no_steps
 
-__all__ = ["FASTER", "Accuracy", "Race", "judge", "measure_accuracy", "race"]
+__all__ = ["FASTER", "Accuracy", "judge", "measure_accuracy", "race", "speed_ratio"]
 
-FASTER = 1.02  # times as fast as FP32 that INT8 must be: less is within the noise of a quiet machine
-ROUNDS = (7, 31)  # fewest and most
-SECONDS = 15.0  # after which no further round starts, once there were the fewest
-
-
-@dataclass(frozen=True)
-class Race:
-    """Times of several sessions on the same images."""
-
-    seconds: dict[str, float]  # median for an image, by name
-    ratios: dict[str, float]  # the first one's time / this one's: the median over the rounds
-    rounds: int
+FASTER = 1.02  # INT8 must be so many times as fast as FP32: less is within the noise of a quiet machine
+ROUNDS = (7, 31)  # least and most
+SECONDS = 15.0  # after which no further round starts
+_MADE_FOR = {ANY: "any ONNX tool, TensorRT included", FOR_CPU: "ONNX Runtime on CPUs", FOR_TENSORRT: "TensorRT"}
 
 
 @dataclass(frozen=True)
@@ -65,12 +55,15 @@ def race(
     *,
     seconds: float = SECONDS,
     clock: Callable[[], float] = time.perf_counter,
-) -> Race:
-    """Time sessions in turns, after a run each that plans memory.
+) -> dict[str, list[float]]:
+    """Time sessions in turns: in each round all run the same image. A run of each that plans its memory comes first.
 
     Args:
         images: normalised (N, 3, H, W); one a round, in turn.
         seconds: after which no further round begins.
+
+    Returns:
+        Seconds of each round, by session.
     """
 
     def turn(session: Session) -> Callable[[int], float]:
@@ -85,13 +78,12 @@ def race(
         session.run(images[0])
     least, most = ROUNDS
     work = {name: turn(session) for name, session in sessions.items()}
-    times = in_turns(work, most, least=least, seconds=seconds, clock=clock)
-    first = next(iter(times.values()))
-    ratios = {
-        name: statistics.median(f / max(t, 1e-9) for f, t in zip(first, taken, strict=True))
-        for name, taken in times.items()
-    }
-    return Race({name: statistics.median(taken) for name, taken in times.items()}, ratios, len(first))
+    return in_turns(work, most, least=least, seconds=seconds, clock=clock)
+
+
+def speed_ratio(fp32: Sequence[float], taken: Sequence[float]) -> float:
+    """FP32's time / the other one's: the median over the rounds."""
+    return statistics.median(f / max(t, 1e-9) for f, t in zip(fp32, taken, strict=True))
 
 
 def measure_accuracy(
@@ -124,13 +116,12 @@ def judge(
     accuracy: Accuracy | None = None,
     *,
     threads: int | None = None,
-    seconds: float = SECONDS,
 ) -> QuantizationVerdict:
-    """Race an artifact of the bundle with FP32, on a GPU also with FP16, and say whether it earned its place.
+    """Time an artifact of the bundle beside FP32, on a GPU also beside FP16, and say whether it is accepted.
 
     Args:
         images: normalised (1, 3, H, W), to time the networks with.
-        loss: what the search measured, which counts where there is no ``accuracy``.
+        loss: what the search measured; it counts if there is no ``accuracy``.
         accuracy: on labelled images.
     """
     providers = select_artifact(bundle, name).providers
@@ -142,16 +133,16 @@ def judge(
         )
         for each in (bundle.manifest.source, *([fp16] if fp16 else []), name)
     }
-    result = race(sessions, images, seconds=seconds)
+    times = race(sessions, images)
     machine = inspect_machine(look_for_gpus=on_gpu)
     measured = loss if accuracy is None else accuracy.loss
-    ratio = result.ratios[name]
-    within, accepted, reason = _decide(name, ratio, measured, budget)
+    ratio = speed_ratio(times[bundle.manifest.source], times[name])
+    within, accepted, reason = _decide(name, bundle.artifact(name).target, ratio, measured, budget)
     return QuantizationVerdict(
         machine=kind_of(machine, on_gpu=on_gpu),
         cpus=machine.cpus,
         session=sessions[name].description,
-        seconds=result.seconds,
+        seconds={each: statistics.median(taken) for each, taken in times.items()},
         speed_ratio=ratio,
         agreement=measured.agreement,
         miou=accuracy.miou if accuracy else None,
@@ -165,7 +156,7 @@ def judge(
     )
 
 
-def _decide(name: str, ratio: float, loss: Loss, budget: Budget) -> tuple[bool, bool, str]:
+def _decide(name: str, target: str, ratio: float, loss: Loss, budget: Budget) -> tuple[bool, bool, str]:
     """Whether the loss is within the budget, whether the artifact is accepted, and why."""
     if budget.excess(loss) > 1:
         lost = "" if loss.miou is None else f"loses {loss.miou:.2f} points of mIoU and "
@@ -173,5 +164,5 @@ def _decide(name: str, ratio: float, loss: Loss, budget: Budget) -> tuple[bool, 
         return False, False, f"{name} is over its budget: it {lost}{kept}"
     speed = f"{name} was measured {ratio:.2f} times as fast as FP32 here"
     if ratio < FASTER:
-        return True, False, f"{speed}, which is not faster"
+        return True, False, f"{speed}, which is not faster; it is made for {_MADE_FOR[target]}"
     return True, True, f"{speed}, within its budget"

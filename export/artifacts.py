@@ -1,4 +1,8 @@
-"""Typed artifacts of a bundle: written, audited against FP32, and entered only if they pass."""
+"""Artifacts made of a bundle's graphs: written, audited against FP32, and entered only if they pass.
+
+Each function that builds returns the artifact's name, what was done, and the audit. Without images there is no audit;
+an artifact whose audit failed is not kept. `denseport.export.build.build` says what they raise.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
+
+import onnx_ir as ir
 
 from denseport.export.audit import Audit, audit_engine, audit_graph
 from denseport.export.engine.build import NO_PLUGINS, EngineOptions, build_engine
@@ -32,91 +38,69 @@ Candidate: TypeAlias = tuple[Path, BuildRecord]
 
 
 def build_typed(
-    bundle: Bundle,
-    precision: str,
-    images: Sequence[Path],
-    *,
-    quantized: str | None = None,
-    progress: Progress,
+    bundle: Bundle, precision: str, images: Sequence[Path], *, quantized: str | None = None, progress: Progress
 ) -> tuple[str, PrecisionRecord, Audit | None]:
-    """Write the FP16 or BF16 form of a bundle's model, ``fp16.onnx`` say, or type the float rest of a quantized one.
+    """Write ``fp16.onnx`` or ``bf16.onnx``, or ``int8.fp16.onnx``: a quantized graph whose float part is typed.
 
     Args:
         images: on which FP16's range is checked and the result is audited; none: only weights are checked.
-        quantized: "int8" or "fp8": type the float part of that graph of the bundle, as ``int8.fp16.onnx`` say.
-
-    Returns:
-        The artifact's name, what it computes in, and its audit (None without images). An artifact whose audit
-        failed is not kept.
-
-    Raises:
-        BundleError: the quantized graph is not there.
-        ExportError: nothing computes in the narrow type, although it was asked for.
+        quantized: "int8" or "fp8": type the float part of that graph of the bundle.
     """
     source = graph_of(bundle, quantized or "fp32")
     name = f"{quantized}.{precision}.onnx" if quantized else f"{precision}.onnx"
-    source_file = bundle.verified(source)
-    with work_folder(bundle.path) as folder:
-        output = folder / name
-        progress.say(f"typing {name}" + (f"; images to observe ranges on: {len(images)}" if images else ""))
-        ranges = observe(source_file, NetworkInputs.of_bundle(images, bundle.manifest)) if images else None
-        model = read_model(source_file)
-        record = set_types(model, precision, ranges)
-        if not record.nodes.get(precision):
-            raise ExportError(f"{name}: no node computes in {precision}", "Look at --explain-precision.")
-        save_model(model, output)
-        result = audit_graph(bundle, output, quantized or precision, images, progress) if images else None
-        if result is not None and not result.passed:
-            return name, record, result
-        what = {"precision": quantized or precision, "float_precision": precision}
-        target = FOR_TENSORRT if quantized else ANY
-        _enter(bundle, output, source, result, record={"precision": dataclasses.asdict(record)}, target=target, **what)
-    return name, record, result
+    path = bundle.verified(source)
+    progress.say(f"typing {name}" + (f"; images to observe ranges on: {len(images)}" if images else ""))
+    ranges = observe(path, NetworkInputs.of_bundle(images, bundle.manifest)) if images else None
+    model = read_model(path)
+    record = set_types(model, precision, ranges)
+    if not record.nodes.get(precision):
+        raise ExportError(f"{name}: no node computes in {precision}", "Look at --explain-precision.")
+    what: dict[str, Any] = {"precision": quantized or precision, "float_precision": precision}
+    what |= {"target": FOR_TENSORRT if quantized else ANY, "record": {"precision": dataclasses.asdict(record)}}
+    return name, record, _write_graph(bundle, model, name, source, images, progress, what)
 
 
 def build_variant(
-    bundle: Bundle,
-    precision: str,
-    images: Sequence[Path],
-    *,
-    mask: bool,
-    fused: bool,
-    progress: Progress,
+    bundle: Bundle, precision: str, images: Sequence[Path], *, mask: bool, fused: bool, progress: Progress
 ) -> tuple[str, FusionRecord | None, Audit | None]:
-    """Write a bundle's graph of that precision with masks as its output, or fused, or both: ``fp16.mask.fused.onnx``.
-
-    Returns:
-        The artifact's name, what was fused, and its audit (None without images). An artifact whose audit failed is
-        not kept.
-
-    Raises:
-        BundleError: the graph of that precision is not there yet.
-        ExportError: there is nothing to fuse.
-    """
+    """Write the graph of that precision with masks as its output, or fused, or both: ``fp16.mask.fused.onnx``."""
     name = ".".join([precision, *["mask"] * mask, *["fused"] * fused, "onnx"])
     source = graph_of(bundle, precision)
     model = read_model(bundle.verified(source))
     progress.say(f"writing {name}")
+    if mask:
+        append_mask(model)
+    fusion = fuse(model) if fused else None
+    record = {"fusion": dataclasses.asdict(fusion)} if fusion is not None else {}
+    what = {"precision": precision, "output": MASK if mask else LOGITS, "fused": fused, "record": record}
+    return name, fusion, _write_graph(bundle, model, name, source, images, progress, what)
+
+
+def _write_graph(
+    bundle: Bundle,
+    model: ir.Model,
+    name: str,
+    source: str,
+    images: Sequence[Path],
+    progress: Progress,
+    what: dict[str, Any],
+) -> Audit | None:
     with work_folder(bundle.path) as folder:
         output = folder / name
-        if mask:
-            append_mask(model)
-        fusion = fuse(model) if fused else None
         save_model(model, output)
-        result = audit_graph(bundle, output, precision, images, progress) if images else None
-        if result is not None and not result.passed:
-            return name, fusion, result
-        details = {"fusion": dataclasses.asdict(fusion)} if fusion is not None else {}
-        _enter(bundle, output, source, result, output=MASK if mask else LOGITS, fused=fused, record=details)
-    return name, fusion, result
+        audit = audit_graph(bundle, output, what["precision"], images, progress) if images else None
+        _enter(bundle, output, source, audit, what)
+    return audit
 
 
-def _enter(bundle: Bundle, main: Path, source: str, audit: Audit | None, **what: Any) -> None:
-    """Move what was made of an artifact into the bundle, with its external data and with what its audit found.
+def _enter(bundle: Bundle, main: Path, source: str, audit: Audit | None, what: dict[str, Any]) -> None:
+    """Move what was made of an artifact into the bundle, with its external data, unless its audit failed.
 
     Args:
         what: the fields in which it differs from ``source``.
     """
+    if audit is not None and not audit.passed:
+        return
     files = [main, *main.parent.glob(f"{main.name}.data")]
     what |= {"made_of": source, "main": main.name, "files": {file.name: sha256_of(file) for file in files}}
     artifact = dataclasses.replace(bundle.artifact(source), proof=(), **what)
@@ -151,7 +135,7 @@ def build_engine_artifact(
     options: EngineOptions,
     images: Sequence[Path],
     *,
-    rest: str = "fp32",
+    float_precision: str = "fp32",
     try_plugin: bool = False,
     verbose: bool = False,
     progress: Progress,
@@ -159,41 +143,33 @@ def build_engine_artifact(
     """Build an engine of a bundle's ``model.onnx`` or typed graph, and enter it, ``fp16.rtx.sm_86.engine`` say.
 
     Args:
-        rest: what the float part of an INT8 or FP8 graph computes in: "fp32" or "fp16".
+        float_precision: what the float part of an INT8 or FP8 graph computes in: "fp32" or "fp16".
         try_plugin: TensorRT: build with the plugin too, time both, and keep the faster.
         verbose: tell every line of TensorRT's log.
 
     Returns:
-        The artifact's name, its build record, and its audit or why there is none. An engine whose audit failed is
-        not kept.
-
-    Raises:
-        BundleError: the graph of that precision is not there yet.
-        BuildError, ExportError, InputError, MachineError: see `denseport.export.engine.build`.
+        Instead of an audit the reason why there is none.
     """
-    source = graph_of(bundle, precision, rest)
+    source = graph_of(bundle, precision, float_precision)
     model = bundle.verified(source)
     with work_folder(bundle.path) as folder:
 
         def build(options: EngineOptions) -> Candidate:
-            words = f"building {precision}" + (" with the plugin" if options.plugin else "")
             path = folder / ("fused.engine" if options.plugin else "native.engine")
-            with progress.phase(words) as told:
-                return path, build_engine(
-                    model, path, options, progress=told, verbose=progress.say if verbose else None
-                )
+            with progress.phase(f"building {precision}" + " with the plugin" * options.plugin) as told:
+                record = build_engine(model, path, options, progress=told, verbose=progress.say if verbose else None)
+            return path, record
 
         output, record, times = _faster(build, options) if try_plugin else (*build(options), {})
-        name = _engine_name(precision if rest == "fp32" else f"{precision}.{rest}", options, record)
+        name = _engine_name(
+            precision if float_precision == "fp32" else f"{precision}.{float_precision}", options, record
+        )
         unaudited = why_not(record) or ("no images were given" if not images else "")
-        checked = unaudited or audit_engine(bundle, output, record, precision, images)
-        if isinstance(checked, Audit) and not checked.passed:
-            return name, record, checked
+        audit = None if unaudited else audit_engine(bundle, output, record, precision, images)
         what = {"kind": "engine", "target": record.flavour, "output": record.output, "fused": bool(record.fused)}
         what |= {"record": record.to_dict() | ({"milliseconds": times} if times else {})}
-        audit = checked if isinstance(checked, Audit) else None
-        _enter(bundle, output.rename(output.with_name(name)), source, audit, **what)
-    return name, record, checked
+        _enter(bundle, output.rename(output.with_name(name)), source, audit, what)
+    return name, record, audit or unaudited
 
 
 def _faster(
@@ -218,11 +194,12 @@ def _faster(
 
 
 def _engine_name(precision: str, options: EngineOptions, record: BuildRecord) -> str:
-    """Precision, output if it is masks, flavour, what it runs on, and the size where it is fixed."""
-    flavour = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}[options.flavour]
-    where = "+".join(options.targets) or record.compute_capability or "any"
-    if options.flavour == "tensorrt_rtx" and not options.targets:
-        where = "any"
+    """Precision, output if it is masks, flavour, what it runs on, and the size (width x height) where it is fixed."""
+    if options.flavour == "tensorrt_rtx":
+        where = f"rtx.{'+'.join(options.targets) or 'any'}"
+    else:
+        where = f"trt.{record.compute_capability or 'any'}"
     first = options.profiles[0]
-    size = f".{first.optimum[2]}x{first.optimum[3]}" if len(options.profiles) == 1 and first.fixed else ""
-    return f"{precision}{'.mask' if options.mask else ''}.{flavour}.{where}{size}.engine"
+    _, _, height, width = first.optimum
+    size = f".{width}x{height}" if len(options.profiles) == 1 and first.fixed else ""
+    return f"{precision}{'.mask' * options.mask}.{where}{size}.engine"

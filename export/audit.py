@@ -34,7 +34,7 @@ AUDITED = 8  # images
 
 @dataclass(frozen=True)
 class Audit:
-    """An artifact compared with FP32 on images."""
+    """What an artifact is worth beside FP32, on images."""
 
     images: int
     agreement: float  # share of logit positions, or of a mask's pixels, with FP32's class
@@ -89,10 +89,7 @@ def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: s
     is_window = manifest.inference.crop == (height, width)
     protocol = parse_protocol("reference" if is_window else f"fixed:{width}x{height}", manifest)
     inputs = NetworkInputs(evenly_spaced(images, AUDITED), protocol, manifest.patch_size)
-    with (
-        work_folder(bundle.path) as folder,
-        TensorRTSession(engine, record) as session,
-    ):
+    with work_folder(bundle.path) as folder, TensorRTSession(engine, record) as session:
         reference = _reference(bundle.verified(manifest.source), record.output, folder)
         return _compare(reference, session, inputs, precision)
 
@@ -101,8 +98,7 @@ def _reference(fp32: Path, output: str, folder: Path) -> Session:
     """FP32, ending in logits or masks as what is compared with it."""
     if output == LOGITS:
         return OnnxRuntimeSession(fp32)
-    path = folder / "reference.onnx"
-    model = read_model(fp32)
+    model, path = read_model(fp32), folder / "reference.onnx"
     append_mask(model)
     save_model(model, path)
     return OnnxRuntimeSession(path)

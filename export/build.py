@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from denseport.export.artifacts import build_engine_artifact, build_typed, build_variant, graph_of
+from denseport.export.audit import Audit
 from denseport.export.engine.build import EngineOptions, check_builder
 from denseport.export.engine.profile import named_profiles, profile_of
 from denseport.export.graph.precision import PrecisionRecord
@@ -36,7 +37,8 @@ CHOICES = {
 class EngineSettings:
     """How an engine is built; `denseport.export.engine.build.EngineOptions` refuses what a flavour does not have."""
 
-    profile: str | tuple[Shape, Shape, Shape] = "reference"  # or "fixed:HxW"; or the least, usual and largest input
+    # Or "fixed:WxH"; or the least, usual and largest input, each (N, 3, H, W).
+    profile: str | tuple[Shape, Shape, Shape] = "reference"
     targets: tuple[str, ...] = ()  # RTX: "sm_86", …
     optimization_level: int = 3  # 0 to 5
     workspace: int | None = None  # bytes of scratch memory for a layer; None: no limit
@@ -60,42 +62,17 @@ class Build:
         """What ``denseport build --json`` prints."""
         return {"bundle": str(self.bundle), "passed": self.passed, **self.details}
 
-    def add(self, name: str, *, passed: bool, **details: Any) -> None:
-        """Take up an artifact."""
+    def add(self, kind: str, name: str, audit: Audit | str | None, **details: Any) -> None:
+        """Take up an artifact.
+
+        Args:
+            kind: "artifact", "variant" or "engine": the key in ``details``.
+            audit: None or a reason: there is none.
+        """
         self.artifacts.append(name)
-        self.passed = passed
-        self.details |= details
-
-
-@dataclass(frozen=True)
-class _Order:
-    """What is to be built."""
-
-    precision: str
-    float_precision: str
-    engine: str
-    output: str
-    plugin: str
-
-    def __post_init__(self) -> None:
-        for name, known in CHOICES.items():
-            if (value := getattr(self, name)) not in known:
-                raise InputError(f"{name.replace('_', ' ')} {value!r} is unknown", f"Choose one of {', '.join(known)}.")
-        if self.precision == "fp32" and self.engine == "onnx" and not self.variant:
-            raise InputError(
-                "the source is the FP32 graph already",
-                "Choose --precision fp16 or bf16, --output mask, --plugin on, or an --engine.",
-            )
-
-    @property
-    def variant(self) -> bool:
-        """A graph, not an engine, is to end in masks or to be fused."""
-        return self.engine == "onnx" and (self.output == "mask" or self.plugin == "on")
-
-    @property
-    def typed(self) -> bool:
-        """Something is to compute in another float type than FP32."""
-        return self.precision not in ("fp32", *QUANTIZED) or self.float_precision != "fp32"
+        self.passed = not isinstance(audit, Audit) or audit.passed
+        found = audit.to_dict() if isinstance(audit, Audit) else audit
+        self.details |= {kind: name, **details, "audit" if kind == "artifact" else f"{kind}_audit": found}
 
 
 def build(
@@ -134,7 +111,7 @@ def build(
     order = _Order(precision, float_precision, engine, output, plugin)
     bundle, progress = bundle if isinstance(bundle, Bundle) else Bundle(bundle), progress or Silent()
     refuse_unwritable(bundle.path)
-    _check_float(bundle, order)
+    order.check(bundle)
     settings = settings or EngineSettings()
     options = _engine_options(bundle, order, settings) if engine != "onnx" else None
     if options is not None:
@@ -143,31 +120,60 @@ def build(
     if order.typed:
         _typed(bundle, order, shown, built, progress)
     if order.variant and built.passed:
-        _variant(bundle, order, shown, built, progress)
+        mask, fused = output == "mask", plugin == "on"
+        name, fusion, audit = build_variant(bundle, precision, shown, mask=mask, fused=fused, progress=progress)
+        built.add("variant", name, audit, fusion=None if fusion is None else asdict(fusion))
     if options is not None and built.passed:
-        _engine(bundle, order, options, shown, built, progress, verbose=settings.verbose)
+        _engine(bundle, order, options, settings, shown, built, progress)
     return built
 
 
-def _check_float(bundle: Bundle, order: _Order) -> None:
-    """A quantized graph comes from a calibration; here its float part is typed, or an engine is built of it."""
-    if order.precision not in QUANTIZED:
-        if order.float_precision != "fp32":
+@dataclass(frozen=True)
+class _Order:
+    """What is to be built; arguments of `build`."""
+
+    precision: str
+    float_precision: str
+    engine: str
+    output: str
+    plugin: str
+
+    def __post_init__(self) -> None:
+        for name, known in CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise InputError(f"{name.replace('_', ' ')} {value!r} is unknown", f"Choose one of {', '.join(known)}.")
+
+    @property
+    def variant(self) -> bool:
+        """A graph, not an engine, is to end in masks or to be fused."""
+        return self.engine == "onnx" and (self.output == "mask" or self.plugin == "on")
+
+    @property
+    def typed(self) -> bool:
+        """Something is to compute in another float type than FP32."""
+        return self.precision in ("fp16", "bf16") or self.float_precision != "fp32"
+
+    def check(self, bundle: Bundle) -> None:
+        """Refuse choices that do not go together, or that leave nothing to do."""
+        nothing_else = self.engine == "onnx" and not self.variant and self.float_precision == "fp32"
+        if self.precision in QUANTIZED:
+            name = graph_of(bundle, self.precision)
+            if nothing_else:
+                message = f"{name} is the {self.precision.upper()} graph already"
+                raise InputError(message, "Choose --float-precision fp16, or an --engine.")
+            if self.variant and self.float_precision != "fp32":
+                raise InputError(
+                    "--float-precision fp16 does not go with --output mask or --plugin on without an engine",
+                    "Leave --float-precision out, or name an --engine.",
+                )
+        elif self.float_precision != "fp32":
+            message = f"--float-precision belongs to --precision {' and '.join(QUANTIZED)}"
+            raise InputError(message, "Leave --float-precision out.")
+        elif self.precision == "fp32" and nothing_else:
             raise InputError(
-                f"--float-precision belongs to --precision {' and '.join(QUANTIZED)}", "Leave --float-precision out."
+                "the source is the FP32 graph already",
+                "Choose --precision fp16 or bf16, --output mask, --plugin on, or an --engine.",
             )
-        return
-    name = graph_of(bundle, order.precision)
-    if order.variant and order.float_precision != "fp32":
-        raise InputError(
-            "--float-precision fp16 does not go with --output mask or --plugin on without an engine",
-            "Leave --float-precision out, or name an --engine.",
-        )
-    if order.engine == "onnx" and not order.variant and order.float_precision == "fp32":
-        raise InputError(
-            f"{name} is the {order.precision.upper()} graph already",
-            "Choose --float-precision fp16, or an --engine.",
-        )
 
 
 def _engine_options(bundle: Bundle, order: _Order, settings: EngineSettings) -> EngineOptions:
@@ -191,67 +197,48 @@ def _engine_options(bundle: Bundle, order: _Order, settings: EngineSettings) -> 
 
 
 def _images(patterns: Sequence[Path | str], limit: int) -> list[Path]:
-    if not patterns:
-        return []
-    images = sample_evenly([str(pattern) for pattern in patterns], limit)
-    if not images:  # videos alone; without images nothing is audited
-        raise InputError(f"--images {' '.join(map(str, patterns))}: there is not an image", "Name images, not videos.")
+    images = sample_evenly([str(pattern) for pattern in patterns], limit) if patterns else []
+    if patterns and not images:  # videos alone; without images nothing is audited
+        raise InputError(f"--images {' '.join(map(str, patterns))}: found no image", "Name images, not videos.")
     return images
 
 
 def _typed(bundle: Bundle, order: _Order, images: list[Path], built: Build, progress: Progress) -> None:
     """Write the typed graph; as a means to an end, one that is there is taken unless images are given."""
-    quantized = order.precision if order.precision in QUANTIZED else None
     there = bundle.manifest.graph(order.precision, order.float_precision)
     if (order.variant or order.engine != "onnx") and not images and there is not None:
-        built.add(there, passed=True, artifact=there, reused=True)
+        built.artifacts.append(there)
+        built.details |= {"artifact": there, "reused": True}
         return
+    quantized = order.precision if order.precision in QUANTIZED else None
     precision = order.float_precision if quantized else order.precision
-    name, record, audit = build_typed(bundle, precision, images, quantized=quantized, progress=progress)
-    built.precision, passed = record, audit is None or audit.passed
-    found = None if audit is None else audit.to_dict()
-    built.add(name, passed=passed, artifact=name, precision=asdict(record), audit=found)
-
-
-def _variant(bundle: Bundle, order: _Order, images: list[Path], built: Build, progress: Progress) -> None:
-    """Write the graph with the output, or with the fused nodes, that were asked for."""
-    mask, fused = order.output == "mask", order.plugin == "on"
-    name, fusion, audit = build_variant(bundle, order.precision, images, mask=mask, fused=fused, progress=progress)
-    found = None if audit is None else audit.to_dict()
-    record = None if fusion is None else asdict(fusion)
-    built.add(name, passed=audit is None or audit.passed, variant=name, fusion=record, variant_audit=found)
+    name, built.precision, audit = build_typed(bundle, precision, images, quantized=quantized, progress=progress)
+    built.add("artifact", name, audit, precision=asdict(built.precision))
 
 
 def _engine(
     bundle: Bundle,
     order: _Order,
     options: EngineOptions,
+    settings: EngineSettings,
     images: list[Path],
     built: Build,
     progress: Progress,
-    *,
-    verbose: bool,
 ) -> None:
     name, record, audit = build_engine_artifact(
         bundle,
         order.precision,
         options,
         images,
-        rest=order.float_precision,
+        float_precision=order.float_precision,
         try_plugin=order.plugin == "auto",
-        verbose=verbose,
+        verbose=settings.verbose,
         progress=progress,
     )
-    file = bundle.path / name
     why = too_narrow(record.profiles, parse_protocol("reference", bundle.manifest))
     if why and record.output == "logits":
         height, width = record.profiles[0].optimum[2:]
-        progress.say(f"{name} {why}: it runs when asked for, --artifact {name} --protocol fixed:{height}x{width}")
-    built.add(
-        name,
-        passed=isinstance(audit, str) or audit.passed,
-        engine=name,
-        bytes=file.stat().st_size if file.exists() else 0,
-        record=record.to_dict(),
-        engine_audit=audit if isinstance(audit, str) else audit.to_dict(),
-    )
+        progress.say(f"{name} {why}: it runs when asked for, --artifact {name} --protocol fixed:{width}x{height}")
+    file = bundle.path / name
+    size = file.stat().st_size if file.exists() else 0
+    built.add("engine", name, audit, bytes=size, record=record.to_dict())

@@ -9,19 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from denseport.export.checkpoint import settings
 from denseport.export.checkpoint.file import Checkpoint, read_checkpoint
 from denseport.export.checkpoint.recognise import Recognised, recognise
-from denseport.export.checkpoint.settings import (
-    class_names,
-    inference_of,
-    palette_of,
-    preprocess_of,
-    reduces_zero_label,
-)
-from denseport.export.checkpoint.weights import AUXILIARY, load_model
+from denseport.export.checkpoint.weights import load_model
 from denseport.export.errors import CheckpointError
 from denseport.export.models.presets import PRESETS, Preset
-from denseport.export.models.segmentor import Segmentor
 from denseport.export.torch_to_onnx import OPSET, TOLERANCE, Check, check_export, export_onnx
 from denseport.runtime.bundle.artifact import ANY, Artifact
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle, new_bundle
@@ -55,10 +48,10 @@ def export_bundle(
         scale: limits of the longer and the shorter side, pixels; default: the checkpoint's own.
         rewrite: apply the exact rewrites of `denseport.export.models.dpt`.
         replace: replace an existing bundle.
-        progress: told what is being done.
+        progress: told each step.
 
     Raises:
-        CheckpointError: see `read_checkpoint`, `recognise`, `load_model`.
+        CheckpointError: the file, its network or its settings cannot be used; the message says which.
         ExportError: the graph differs from torch; nothing is written.
         InputError: no preset of that name.
         OutputError: ``output`` exists, cannot be written, or is to be replaced and holds the checkpoint.
@@ -71,85 +64,67 @@ def export_bundle(
     # Not Path.resolve(), which raises an error of its own about links that lead in a circle.
     if replace and Path(os.path.realpath(checkpoint)).is_relative_to(os.path.realpath(output)):
         raise OutputError(
-            f"{output}: holds the checkpoint {checkpoint.name}, which would go with the old bundle",
+            f"{output}: holds the checkpoint {checkpoint.name}, which would be deleted with the old bundle",
             "Move the checkpoint to another folder.",
         )
     with new_bundle(output, replace=replace) as folder:
         progress.say(f"reading {checkpoint}")
         source = read_checkpoint(checkpoint)
         recognised = recognise(source, preset)
-        manifest = _manifest(source, recognised, scale)
         model = load_model(source, recognised.spec, rewrite=rewrite)
-        progress.say(
-            f"exporting {manifest.name} ({manifest.architecture}, {manifest.parameters / 1e6:,.1f} M parameters)"
-        )
+        manifest = _manifest(source, recognised, scale, sum(value.numel() for value in model.parameters()))
+        size = f"{manifest.parameters / 1e6:,.1f} M parameters"
+        progress.say(f"exporting {manifest.name} ({manifest.architecture}, {size})")
         for warning in manifest.provenance["warnings"]:
             progress.say(f"warning: {warning}")
         with writing(output):
             files = export_onnx(model, folder / MODEL)
         progress.say("comparing ONNX Runtime with torch")
-        artifact = _artifact(files, check_export(model, folder / MODEL), rewrite, model)
+        rewritten = rewrite and manifest.architecture == "DPT"
+        artifact = _artifact(files, check_export(model, folder / MODEL), rewritten)
         manifest = dataclasses.replace(manifest, artifacts={MODEL: artifact})
         write_atomic(folder / MANIFEST, manifest.to_json().encode())
     return Bundle(output)
 
 
-def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int] | None) -> Manifest:
+def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int] | None, parameters: int) -> Manifest:
     spec, preset = recognised.spec, recognised.preset
-    preprocess, pipeline_warnings = preprocess_of(source)
+    preprocess, pipeline_warnings = settings.preprocess_of(source)
     if scale is not None:
         try:
             preprocess = resized_to(preprocess, scale, keep_ratio=True)
         except ValueError as err:
-            raise CheckpointError(f"--scale: {err}", "Give two sides in pixels, say --scale 2048 512.") from err
+            raise CheckpointError(f"--scale: {err}", "Give two sides in pixels, for example --scale 2048 512.") from err
     resize = resizing(preprocess)
     if resize is not None and min(resize.size) < spec.backbone.patch_size:
         raise CheckpointError(
-            f"{source.path}: its test scale {resize.size} is below one patch of {spec.backbone.patch_size} pixels",
-            "Give the limits of the longer and the shorter side with --scale, say --scale 2048 512.",
+            f"{source.path}: its test scale {resize.size[0]} x {resize.size[1]} is below one patch of "
+            f"{spec.backbone.patch_size} pixels",
+            "Give limits of the longer and the shorter side, for example --scale 2048 512.",
         )
-    classes, class_warnings = class_names(source, spec.num_classes)
+    reference = None
+    if preset is not None:
+        figures = preset.mIoU, preset.mIoU_ms_flip
+        reference = Reference(preset.name, "ADE20K validation", PUBLISHED_PROTOCOL, *figures, recognised.recognised_by)
+    classes, class_warnings = settings.class_names(source, spec.num_classes)
     warnings = [*recognised.warnings, *pipeline_warnings, *class_warnings]
     return Manifest(
         name=preset.name if preset else Path(source.name).stem,
         architecture=spec.architecture,
-        parameters=_parameters(source),
+        parameters=parameters,
         patch_size=spec.backbone.patch_size,
         stride=spec.stride,
         classes=classes,
-        palette=palette_of(source, len(classes)),
-        reduce_zero_label=reduces_zero_label(source),
+        palette=settings.palette_of(source, len(classes)),
+        reduce_zero_label=settings.reduces_zero_label(source),
         preprocess=preprocess,
-        inference=inference_of(source),
-        reference=_reference(preset, recognised.recognised_by),
+        inference=settings.inference_of(source),
+        reference=reference,
         provenance=_provenance(source, warnings),
         spec=dataclasses.asdict(spec),
         source=MODEL,
         task="segmentation",
         input=NetworkInput(),
-    )
-
-
-def _parameters(source: Checkpoint) -> int:
-    """Trained numbers that run: neither the auxiliary head's nor BatchNorm's statistics."""
-    skip = ("running_mean", "running_var", "num_batches_tracked")
-    return sum(
-        value.numel()
-        for key, value in source.state_dict.items()
-        if not key.startswith(AUXILIARY) and not key.endswith(skip)
-    )
-
-
-def _reference(preset: Preset | None, recognised_by: str) -> Reference | None:
-    if preset is None:
-        return None
-    return Reference(
-        preset=preset.name,
-        dataset="ADE20K validation",
-        protocol=PUBLISHED_PROTOCOL,
-        mIoU=preset.miou,
-        mIoU_ms_flip=preset.miou_ms_flip,
-        recognised_by=recognised_by,
     )
 
 
@@ -168,7 +143,7 @@ def _provenance(source: Checkpoint, warnings: list[str]) -> dict[str, Any]:
     }
 
 
-def _artifact(files: list[Path], checks: list[Check], rewrite: bool, model: Segmentor) -> Artifact:
+def _artifact(files: list[Path], checks: list[Check], rewritten: bool) -> Artifact:
     return Artifact(
         kind="onnx",
         precision="fp32",
@@ -182,7 +157,7 @@ def _artifact(files: list[Path], checks: list[Check], rewrite: bool, model: Segm
         proof=(proof_here("torch", "checks", "fp32"),),
         record={
             "opset": OPSET,
-            "rewrite": rewrite and model.spec.architecture == "DPT",
+            "rewrite": rewritten,
             "tolerance": TOLERANCE,
             "max_difference": max(check.max_difference for check in checks),
             "checks": [dataclasses.asdict(check) for check in checks],

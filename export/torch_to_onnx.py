@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from denseport.export.errors import ExportError
 from denseport.export.graph.model import PROTOBUF_LIMIT
@@ -20,7 +20,7 @@ from denseport.export.models.operators import onnx_translations
 from denseport.export.models.segmentor import Segmentor
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 
-__all__ = ["OPSET", "TOLERANCE", "Check", "check_export", "check_shapes", "export_onnx"]
+__all__ = ["OPSET", "TOLERANCE", "Check", "check_export", "export_onnx"]
 
 OPSET = 20
 TOLERANCE = 1e-4  # on logits; float32's own noise on them is 2.5e-5
@@ -35,20 +35,17 @@ class Check:
     agreement: float  # share of logit pixels whose class is the same
 
 
-def export_onnx(model: Segmentor, path: Path, *, limit: int = PROTOBUF_LIMIT) -> list[Path]:
+def export_onnx(model: Segmentor, path: Path) -> list[Path]:
     """Write ``model`` as ONNX; input ``image`` and output ``logits`` have dynamic batch, height and width.
 
-    Args:
-        limit: bytes of weights beyond which they go to ``path`` + ".data".
-
     Returns:
-        The files written, the model first.
+        The files written, the model first; weights beyond `PROTOBUF_LIMIT` bytes are in ``path`` + ".data".
 
     Raises:
         ExportError: torch could not export the network, or specialised a size that must stay dynamic.
     """
     patch = model.spec.backbone.patch_size
-    # Different from one another and no multiples of the patch, so that no two sizes are taken for one.
+    # Height and width differ and are no multiples of the patch, so that the exporter does not take two sizes for one.
     example = torch.zeros(2, 3, 5 * patch + 3, 6 * patch + 7)
     dynamic = dict.fromkeys(DYNAMIC, torch.export.Dim.DYNAMIC)
     try:
@@ -70,10 +67,9 @@ def export_onnx(model: Segmentor, path: Path, *, limit: int = PROTOBUF_LIMIT) ->
         ) from err
     assert program is not None  # it is only in the deprecated, TorchScript form of the call
     tidy(program.model)
-    size = sum(value.nbytes for value in model.state_dict().values())
-    program.save(path, external_data=size > limit)
-    data = path.with_name(path.name + ".data")
-    return [path, data] if data.exists() else [path]
+    is_large = sum(value.nbytes for value in model.state_dict().values()) > PROTOBUF_LIMIT
+    program.save(path, external_data=is_large)
+    return [path, path.with_name(path.name + ".data")] if is_large else [path]
 
 
 @contextlib.contextmanager
@@ -83,46 +79,41 @@ def _quiet_exporter() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logger.setLevel(level)
 
 
-def check_shapes(patch: int) -> list[tuple[int, int, int, int]]:
-    """Input shapes that differ in batch, in aspect, in parity of the token grid, and in padding."""
-    return [(1, 3, 8 * patch, 8 * patch), (2, 3, 5 * patch, 7 * patch), (1, 3, 6 * patch + 5, 4 * patch + 9)]
-
-
 def check_export(
-    model: Segmentor, path: Path, shapes: list[tuple[int, int, int, int]] | None = None, tolerance: float = TOLERANCE
+    model: Segmentor, path: Path, shapes: Sequence[tuple[int, int, int, int]] | None = None
 ) -> list[Check]:
     """Compare ONNX Runtime on ``path`` with torch on random images.
 
     Args:
-        shapes: of the inputs (N, 3, H, W); default `check_shapes`.
+        shapes: of the inputs (N, 3, H, W); default: three that differ in batch, aspect, padding and odd token grids.
 
     Raises:
-        ExportError: the logits differ by more than ``tolerance`` times their own size (where that exceeds 1).
+        ExportError: the logits differ by more than `TOLERANCE` times the largest of them (where that exceeds 1).
     """
+    p = model.spec.backbone.patch_size
+    shapes = shapes or [(1, 3, 8 * p, 8 * p), (2, 3, 5 * p, 7 * p), (1, 3, 6 * p + 5, 4 * p + 9)]
     session = OnnxRuntimeSession(path)
     generator = torch.Generator().manual_seed(0)
     checks = []
-    for shape in shapes or check_shapes(model.spec.backbone.patch_size):
+    for shape in shapes:
         image = torch.randn(shape, generator=generator)
         with torch.inference_mode():
-            expected: Tensor = model(image)
+            want: NDArray[np.float32] = model(image).numpy()
         found = session.run(image.numpy())
-        want = expected.numpy()
         if found.shape != want.shape:
             raise ExportError(f"for an input of {shape} ONNX Runtime gives {found.shape}, torch {want.shape}")
         check = Check(shape, float(np.abs(found - want).max()), float((found.argmax(1) == want.argmax(1)).mean()))
-        allowed = tolerance * max(1.0, float(np.abs(want).max()))
+        allowed = TOLERANCE * max(1.0, float(np.abs(want).max()))
         if not check.max_difference <= allowed:
             raise ExportError(
                 f"for an input of {shape} the logits of ONNX Runtime differ from torch's by "
-                f"{check.max_difference:.2g}; allowed are {allowed:.2g}",
+                f"{check.max_difference:.2g}; {allowed:.2g} is allowed",
                 "No bundle was written. Please report this with the checkpoint's configuration and versions.",
             )
         checks.append(check)

@@ -1,4 +1,4 @@
-"""``denseport calibrate``: INT8 or FP8 artifacts that keep their accuracy, and what they are worth on this machine."""
+"""``denseport calibrate``: INT8 or FP8 artifacts within an accuracy budget, and whether they are worth it here."""
 
 from __future__ import annotations
 
@@ -13,100 +13,58 @@ if TYPE_CHECKING:
     from denseport.calibration.calibrate import Calibration
     from denseport.runtime.bundle.quantization import QuantizationVerdict
 
-NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # looked for first, since the work takes a while
+NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # missing ones are reported before the long work
 HELP = "quantize to INT8 or FP8 within a budget, and measure whether that is worth it here"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
     images = parser.add_argument_group("images")
-    images.add_argument(
-        "--images",
-        metavar="DIR",
-        nargs="+",
-        required=True,
-        help="images like the application's, without labels: folders, files or globs",
-    )
-    images.add_argument(
-        "--limit", type=whole(1), default=32, metavar="N", help="images to take, spread evenly; default: %(default)s"
-    )
+    words = "images like the application's, without labels: folders, files or globs"
+    images.add_argument("--images", metavar="DIR", nargs="+", required=True, help=words)
+    _add_limit(images, "--limit", 32)
     _add_data(parser.add_argument_group("labelled images"))
     _add_quantization(parser.add_argument_group("quantization"))
     work = parser.add_argument_group("running")
     work.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads of the network; default: all")
-    work.add_argument(
-        "--work", metavar="DIR", type=path, help="keep statistics there, for further runs; default: a cache"
-    )
+    words = "keep statistics there for further runs; default: the user's cache, until the run is done"
+    work.add_argument("--work", metavar="DIR", type=path, help=words)
     work.add_argument("--resume", action="store_true", help="go on with an interrupted run on the same images")
-    work.add_argument(
-        "--measure", metavar="NAME", help="only measure this artifact here, for a verdict on another machine"
-    )
+    words = "only measure this artifact here, for a verdict on another machine"
+    work.add_argument("--measure", metavar="NAME", help=words)
     result = parser.add_argument_group("result")
     result.add_argument("--report", metavar="FILE", type=path, help="write a self-contained HTML page")
     result.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def _add_limit(group: argparse._ArgumentGroup, name: str, default: int) -> None:
+    words = "images to take, spread evenly; default: %(default)s"
+    group.add_argument(name, type=whole(1), default=default, metavar="N", help=words)
+
+
 def _add_data(data: argparse._ArgumentGroup) -> None:
-    data.add_argument(
-        "--data",
-        metavar="ROOT",
-        type=path,
-        help="ADE20K folder (or one of images) to measure mIoU on; never the set that the artifact is gated with",
-    )
-    data.add_argument("--masks", metavar="DIR", type=path, help="folder of masks; --data is then the images'")
+    words = "ADE20K folder, or folder of images, to measure mIoU on; never the set that the artifact is gated with"
+    data.add_argument("--data", metavar="ROOT", type=path, help=words)
+    data.add_argument("--masks", metavar="DIR", type=path, help="folder of masks; --data is then the images' folder")
     data.add_argument("--split", default="training", help="of the ADE20K layout; default: %(default)s")
-    data.add_argument(
-        "--data-limit",
-        type=whole(1),
-        default=64,
-        metavar="N",
-        help="images to take, spread evenly; default: %(default)s",
-    )
+    _add_limit(data, "--data-limit", 64)
 
 
 def _add_quantization(how: argparse._ArgumentGroup) -> None:
-    how.add_argument(
-        "--precision",
-        choices=("int8", "fp8"),
-        default="int8",
-        help="fp8 (e4m3) is for GPUs from sm_89 on; default: %(default)s",
-    )
-    how.add_argument(
-        "--method",
-        choices=("minmax", "percentile", "entropy", "mse"),
-        default="minmax",
-        help="how a tensor's range is chosen; default: %(default)s, which measured best on ViTs",
-    )
-    how.add_argument(
-        "--budget",
-        type=real(0, 100),
-        metavar="POINTS",
-        help="mIoU that may be lost; needs --data; default with it: 0.5",
-    )
-    how.add_argument(
-        "--agreement",
-        type=real(0, 1),
-        metavar="SHARE",
-        help="least share of pixels with FP32's class; default: 0.98, with --data 0.9",
-    )
-    how.add_argument(
-        "--keep-float", metavar="LAYER", nargs="+", default=[], help="layers, with all below them, that stay float"
-    )
-    how.add_argument(
-        "--attention",
-        choices=("float", "search"),
-        default="float",
-        help="whether attention's products may become 8 bits; default: %(default)s",
-    )
-    how.add_argument(
-        "--smoothquant",
-        choices=("auto", "off"),
-        default="auto",
-        help="migrate LayerNorms' outliers; default: %(default)s",
-    )
-    how.add_argument(
-        "--effort", choices=("low", "medium", "high"), default="medium", help="of the search; default: %(default)s"
-    )
+    for option, choices, words in (
+        ("--precision", ("int8", "fp8"), "8-bit type; fp8 (e4m3) is for GPUs from sm_89 on"),
+        ("--method", ("minmax", "percentile", "entropy", "mse"), "how the range of a tensor is chosen"),
+        ("--effort", ("medium", "low", "high"), "how thoroughly the search looks"),
+        ("--attention", ("float", "search"), "whether the search may put attention's products into 8 bits"),
+        ("--smoothquant", ("auto", "off"), "whether outliers of LayerNorms are migrated into the next weights"),
+    ):
+        how.add_argument(option, choices=choices, default=choices[0], help=f"{words}; default: %(default)s")
+    words = "points of mIoU that may be lost; needs --data; default with it: 0.5"
+    how.add_argument("--budget", type=real(0, 100), metavar="POINTS", help=words)
+    words = "least share of pixels that keep FP32's class; default: 0.98, with --data 0.9"
+    how.add_argument("--agreement", type=real(0, 1), metavar="SHARE", help=words)
+    words = "layers, with all below them, that stay float"
+    how.add_argument("--keep-float", metavar="LAYER", nargs="+", default=[], help=words)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -133,12 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
     )
     found = calibrate(
-        arguments.bundle,
-        arguments.images,
-        options,
-        **_data(arguments),
-        report=arguments.report,
-        progress=Terminal(),
+        arguments.bundle, arguments.images, options, **_data(arguments), report=arguments.report, progress=Terminal()
     )
     print(json.dumps(found.to_dict(), indent=1) if arguments.json else "\n".join(_lines(found)))
     return 0 if found.within_budget else 1
@@ -158,51 +111,45 @@ def _measure(arguments: argparse.Namespace) -> int:
 
     for option in ("budget", "agreement", "report"):
         if getattr(arguments, option) is not None:
-            raise InputError(
-                f"--{option} does not go with --measure", "The artifact keeps the budget that it was calibrated for."
-            )
-    name = arguments.measure
+            remedy = "The artifact keeps the budget that it was calibrated for."
+            raise InputError(f"--{option} does not go with --measure", remedy)
+    name, threads = arguments.measure, arguments.threads
     verdict = judge_again(
-        arguments.bundle,
-        name,
-        arguments.images,
-        **_data(arguments),
-        threads=arguments.threads,
-        progress=Terminal(),
+        arguments.bundle, name, arguments.images, **_data(arguments), threads=threads, progress=Terminal()
     )
     result = {"bundle": str(arguments.bundle), "verdicts": {name: asdict(verdict)}}
-    print(json.dumps(result, indent=1) if arguments.json else "\n".join(_trial_lines(name, verdict)))
+    print(json.dumps(result, indent=1) if arguments.json else "\n".join(_verdict_lines(name, verdict)))
     return 0 if verdict.within_budget else 1
 
 
 def _lines(result: Calibration) -> list[str]:
     from denseport.calibration.report import summary
 
-    record = result.record
-    found, lines = record.search, summary(record)
-    lines.append("")
+    record, found = result.record, result.record.search
+    lines, kind = [*summary(record), ""], record.options.precision.upper()
     if not result.verdicts:
-        lines.append(f"nothing was written: no set of layers in {found.quantization.kind.upper()} keeps the budget")
+        lines.append(f"nothing was written: no set of layers in {kind} keeps the budget")
     else:
-        share, kind = 100 * found.quantization.share, record.options.precision.upper()
         lines.append(
-            f"{', '.join(result.verdicts)}: {count(len(found.chosen), 'group')} of layers in {kind}, {share:.1f} % of "
-            f"the multiply-adds; on {count(record.images, 'image')} by {record.options.method}, {record.seconds:.0f} s"
+            f"{', '.join(result.verdicts)}: {count(len(found.chosen), 'group')} of layers in {kind}, "
+            f"{100 * found.quantization.share:.1f} % of the multiply-adds; "
+            f"on {count(record.images, 'image')} by {record.options.method}, {record.seconds:.0f} s"
         )
         lines += [f"warning: {text}" for text in record.warnings]
         for name, verdict in result.verdicts.items():
-            lines += _trial_lines(name, verdict)
+            lines += _verdict_lines(name, verdict)
     return lines + ([] if result.report is None else [f"report: {result.report}"])
 
 
-def _trial_lines(name: str, verdict: QuantizationVerdict) -> list[str]:
+def _verdict_lines(name: str, verdict: QuantizationVerdict) -> list[str]:
     lines = []
     if verdict.miou is not None and verdict.fp32_miou is not None:
         lines.append(
             f"mIoU {verdict.miou:.2f}, FP32 {verdict.fp32_miou:.2f}, on {count(verdict.labelled, 'labelled image')}"
         )
     lines.append(f"{100 * verdict.agreement:.2f} % of the pixels keep FP32's class")
-    lines.append(f"{'ACCEPTED' if verdict.accepted else 'REFUSED'} on {verdict.machine}: {verdict.reason}")
+    used = "used" if verdict.accepted else "not used"
+    lines.append(f"{used} by itself on {verdict.machine}: {verdict.reason}")
     if not verdict.accepted:
-        lines.append(f"  it runs only when it is asked for by name: --artifact {name}")
+        lines.append(f"  it runs here only with --artifact {name}")
     return lines

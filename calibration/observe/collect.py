@@ -1,7 +1,7 @@
-"""Run the FP32 model over calibration images and show its tensors to observers.
+"""Run the FP32 model on calibration images and show its tensors to observers.
 
-Tensors are fetched in groups that fit a memory limit; a group is one pass over the images. What was seen so far is kept
-in a file, written whole or not at all, from which an interrupted collection goes on.
+Tensors are fetched in groups that fit a memory limit. Each group is one pass over the images. A file keeps what was
+seen so far, so that an interrupted collection goes on from there.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ def collect(
     threads: int | None = None,
     state_file: Path | None = None,
     key: str = "",
-    keep: bool = False,
     progress: StepCallback = no_steps,
 ) -> None:
     """Show each tensor of each image to its observers.
@@ -51,10 +50,9 @@ def collect(
         images: normalised, (N, 3, H, W) float32; asked for again in every pass.
         observers: by tensor name; "image" is the input.
         limit: bytes of tensors fetched at a time, measured on the first image.
-        state_file: what was seen so far, taken up if it was written under the same ``key``.
-        keep: do not remove the state file at the end, so that another call finds everything seen.
+        state_file: keeps what was seen; a file that was written under the same ``key`` is continued.
         key: what is collected, as `collection_key` gives it.
-        progress: told steps done and in all; a step is one image of one pass.
+        progress: is given steps done and in all; a step is one image of one pass.
 
     Raises:
         CalibrationError: no images, or values that are not finite.
@@ -85,16 +83,14 @@ def collect(
                 _save(state_file, key, done, observers)
                 saved = time.monotonic()
         del probe  # before the next one is opened
-    if state_file is not None and keep:
+    if state_file is not None:
         _save(state_file, key, done, observers)
-    elif state_file is not None:
-        state_file.unlink(missing_ok=True)
 
 
-def collection_key(model: ir.Model, images: Sequence[str], observers: Observers, limit: int = LIMIT) -> str:
-    """A hash of what is collected: the model, the images' identities, the tensors and their observers."""
+def collection_key(model: ir.Model, images: str, observers: Observers, limit: int = LIMIT) -> str:
+    """A hash of what is collected: the model, the images' identity, the tensors and their observers."""
     digest = hashlib.sha256(serialise(model))
-    what = [list(images), limit, [(name, [type(o).__name__ for o in seen]) for name, seen in observers.items()]]
+    what = [images, limit, [(name, [type(o).__name__ for o in seen]) for name, seen in observers.items()]]
     digest.update(repr(what).encode())
     return digest.hexdigest()
 
@@ -116,18 +112,17 @@ def _save(path: Path, key: str, done: int, observers: Observers) -> None:
 
 
 def _load(path: Path, key: str, observers: Observers) -> int:
-    """Restore the observers; the steps that they saw, 0 where there is no usable file."""
+    """Restore the observers and return the steps that they saw, 0 without a usable file."""
     arrays = read_arrays(path)
     if arrays is None or "key" not in arrays or str(arrays["key"]) != key:
         return 0
     for place, observer in _placed(observers):
-        start = f"{place}."
-        observer.restore({name.removeprefix(start): a for name, a in arrays.items() if name.startswith(start)})
+        observer.restore({field: arrays[f"{place}.{field}"] for field in observer.state()})
     return int(arrays["done"])
 
 
 def _placed(observers: Observers) -> Iterator[tuple[str, Observer]]:
-    """Each observer with a name for the file: tensors' own names hold slashes, which a zip file takes for folders."""
+    """Each observer with a name for the file. The tensors' own names hold slashes, which mean folders in a zip file."""
     for n, seen in enumerate(observers.values()):
         for i, observer in enumerate(seen):
             yield f"{n}.{i}", observer

@@ -1,10 +1,8 @@
-"""Calibration images: images as the network sees them, and whether they are fit to calibrate with."""
+"""Calibration images: whether they are fit to calibrate with, what tells them from others, and their labels."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -12,95 +10,67 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.calibration.errors import CalibrationError
-from denseport.runtime.bundle.protocol import Protocol
+from denseport.calibration.observe.observers import Observer
 from denseport.runtime.errors import ImageError
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.metrics import LabelMap
 from denseport.runtime.media.images import read_image
-from denseport.runtime.media.inputs import find_inputs
-from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced
+from denseport.runtime.pipeline.network_input import NetworkInputs
 from denseport.runtime.system.files import sha256_of
 from denseport.runtime.system.text import count
 
-__all__ = ["FEWEST", "CalibrationImages", "ImageStatistics", "labels_of"]
+__all__ = ["FEWEST", "ImageStatistics", "check_images", "contents_sha256", "identity_of", "labels_of"]
 
-FEWEST = 32  # images below which the 99.99 percentile of a tensor rests on single images
-CONSTANT = 0.05  # standard deviation below which an image shows nothing, in units of the training images'
-_NAMED = 5  # images that a message spells out
-MEAN_LIMIT, STD_LIMITS = 1.0, (0.4, 2.0)  # of all images together, in the same units; ADE20K's own: 0.1, 1.1
+FEWEST = 32  # with fewer images the 99.99 percentile of a tensor rests on single images
+CONSTANT = 0.05  # an image with a smaller standard deviation shows nothing; unit: deviation of the training images
+_NAMED = 5  # images that a message lists
+MEAN_LIMIT, STD_LIMITS = 1.0, (0.4, 2.0)  # of all images together, in the same unit; ADE20K's own: 0.1, 1.1
 
 
-class CalibrationImages(NetworkInputs):
-    """What the network is given of each image, whole or one of its windows (1, 3, H, W), made when it is asked for.
+def check_images(images: NetworkInputs) -> list[tuple[int, int]]:
+    """Read every image, before long work relies on them.
 
-    Args:
-        paths: image files.
-        protocol: how images reach the network.
+    Returns:
+        (height, width) of each network input.
 
     Raises:
-        CalibrationError: there are no images.
+        CalibrationError: there are no images, or some cannot be read or are too narrow. The message names them.
     """
-
-    def __init__(self, paths: Sequence[Path], protocol: Protocol, patch_size: int = 1) -> None:
-        if not paths:
-            raise CalibrationError("there are no images to calibrate with", "Name a folder of images with --images.")
-        super().__init__(paths, protocol, patch_size)
-
-    @classmethod
-    def of_folder(cls, folder: Path, protocol: Protocol, limit: int | None = None) -> CalibrationImages:
-        """The images below a folder, evenly thinned to ``limit``.
-
-        Raises:
-            InputError: no such folder, or no images in it.
-        """
-        paths = [found.path for found in find_inputs([str(folder)]) if found.kind == "image"]
-        return cls(paths if limit is None else evenly_spaced(paths, limit), protocol)
-
-    def check(self, patch_size: int) -> list[tuple[int, int]]:
-        """Read every image, before long work relies on them.
-
-        Args:
-            patch_size: pixels; a network input has at least one patch.
-
-        Returns:
-            (height, width) of each image.
-
-        Raises:
-            CalibrationError: images that cannot be read or are too narrow; it names them.
-        """
-        shown, sizes, bad = NetworkInputs(self.paths, self.protocol, patch_size), [], []
-        for index, path in enumerate(self.paths):
-            try:
-                image = read_image(path)
-                _, (rows, columns) = shown.window(index, (image.shape[0], image.shape[1]))
-            except ImageError as err:
-                bad.append(err.message if str(path) in err.message else f"{path}: {err.message}")
-                continue
-            sizes.append((rows.stop - rows.start, columns.stop - columns.start))
-        if bad:
-            more = f"\n  and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-            raise CalibrationError(
-                f"{len(bad)} of {count(len(self.paths), 'image')} cannot be used:\n  "
-                + "\n  ".join(bad[:_NAMED])
-                + more,
-                "Remove or replace them: what they would have shown is missing from the statistics.",
-            )
-        return sizes
-
-    def identity(self) -> list[str]:
-        """What tells these images from others: how images reach the network, and each one's SHA-256, in order."""
-        return [repr(self.protocol), *(sha256_of(path) for path in self.paths)]
-
-    def sha256(self) -> str:
-        """A hash of the list: of each image's content, in order."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            digest.update(sha256_of(path).encode())
-        return digest.hexdigest()
+    if not images.paths:
+        raise CalibrationError("there are no images to calibrate with", "Name a folder of images with --images.")
+    sizes, bad = [], []
+    for index, path in enumerate(images.paths):
+        try:
+            image = read_image(path)
+            _, (rows, columns) = images.window(index, (image.shape[0], image.shape[1]))
+        except ImageError as err:
+            bad.append(err.message if str(path) in err.message else f"{path}: {err.message}")
+            continue
+        sizes.append((rows.stop - rows.start, columns.stop - columns.start))
+    if bad:
+        more = [f"and {len(bad) - _NAMED} more"] if len(bad) > _NAMED else []
+        raise CalibrationError(
+            "\n  ".join([f"{len(bad)} of {count(len(images), 'image')} cannot be used:", *bad[:_NAMED], *more]),
+            "Remove or replace them. The statistics would miss what they show.",
+        )
+    return sizes
 
 
-def labels_of(images: CalibrationImages, dataset: Dataset, n_classes: int) -> list[LabelMap]:
-    """The truth of each image, at the image's size; image ``i`` is of the data set's sample ``i``.
+def contents_sha256(images: NetworkInputs) -> str:
+    """A hash of the SHA-256 of each image file, in order."""
+    digest = hashlib.sha256()
+    for path in images.paths:
+        digest.update(sha256_of(path).encode())
+    return digest.hexdigest()
+
+
+def identity_of(images: NetworkInputs) -> str:
+    """What tells these network inputs from others: how images reach the network, and the images' contents."""
+    return f"{images.protocol!r} {contents_sha256(images)}"
+
+
+def labels_of(images: NetworkInputs, dataset: Dataset, n_classes: int) -> list[LabelMap]:
+    """The truth of each network input, at its size; image ``i`` is of the data set's sample ``i``.
 
     Raises:
         DatasetError: labels outside of the classes.
@@ -114,10 +84,10 @@ def labels_of(images: CalibrationImages, dataset: Dataset, n_classes: int) -> li
     return found
 
 
-class ImageStatistics:
-    """An observer of the network's input: how far the images are from those the network was trained on.
+class ImageStatistics(Observer):
+    """How far the network's inputs are from those that it was trained on.
 
-    Normalised with the training set's mean and deviation, images like its own have mean 0 and deviation 1.
+    Images like the training set's have mean 0 and deviation 1, since they are normalised with its mean and deviation.
     """
 
     def __init__(self) -> None:
@@ -133,24 +103,11 @@ class ImageStatistics:
         self.pixels += channels.shape[1]
         self.sums += channels.sum(axis=1, dtype=np.float64), np.einsum("cn,cn->c", channels, channels, dtype=np.float64)
 
-    def merge(self, other: ImageStatistics) -> None:
-        self.images += other.images
-        self.constant += other.constant
-        self.pixels += other.pixels
-        self.sums += other.sums
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        return {"counts": np.array([self.images, self.constant, self.pixels]), "sums": self.sums}
-
-    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        self.images, self.constant, self.pixels = (int(n) for n in state["counts"])
-        self.sums = np.array(state["sums"])
-
     def warnings(self) -> list[str]:
         """What speaks against these images, with figures."""
         found = []
         if self.images < FEWEST:
-            found.append(f"only {count(self.images, 'image')}: ranges rest on few images; give {FEWEST} or more")
+            found.append(f"only {count(self.images, 'image')}: each range rests on few images; give {FEWEST} or more")
         if self.constant:
             found.append(f"{self.constant} of {count(self.images, 'image')} of one colour, whose ranges mean nothing")
         if not self.pixels:

@@ -11,8 +11,9 @@ learning inference" (2020) for the comparison of the methods.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,28 +33,29 @@ _MSE_STEP = 0.95  # ratio of neighbouring candidates
 _MSE_CANDIDATES = 96  # down to 0.8 % of the maximum
 
 
-class Observer(Protocol):
-    """Sees one tensor of every image."""
+class Observer(ABC):
+    """Sees one tensor of every image. Its attributes, arrays and numbers, are all that it remembers."""
 
+    @abstractmethod
     def update(self, values: NDArray[np.float32]) -> None:
         """Take one image's tensor in."""
-        ...
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All that it remembers, for a file."""
-        ...
+        return {name: np.array(value) for name, value in vars(self).items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Continue from what `state` gave."""
-        ...
+        for name in vars(self):
+            setattr(self, name, state[name] if state[name].ndim else state[name].item())
 
 
-class Histogram:
+class Histogram(Observer):
     """Counts of magnitudes in `BINS` equal bins over [0, 2 ** exponent).
 
     Attributes:
         counts: (BINS,) int64.
-        exponent: of the range; meaningless while every value was 0.
+        exponent: of the range; without meaning while every value was 0.
         maximum: the largest magnitude seen.
     """
 
@@ -69,7 +71,7 @@ class Histogram:
 
     @property
     def width(self) -> float:
-        """Of a bin."""
+        """Width of a bin."""
         return 2.0**self.exponent / BINS
 
     def update(self, values: NDArray[np.float32]) -> None:
@@ -82,46 +84,29 @@ class Histogram:
         largest = float(magnitudes.max(initial=0.0))
         if not math.isfinite(largest):
             raise CalibrationError("a tensor holds a value that is not finite", "Check the FP32 model: denseport eval.")
-        self._grow(math.frexp(largest)[1] if largest else self.exponent)
+        exponent = math.frexp(largest)[1] if largest else self.exponent
+        if exponent > self.exponent:
+            self.counts, self.exponent = _folded(self.counts, exponent - self.exponent), exponent
         self.maximum = max(self.maximum, largest)
         magnitudes *= np.float32(1 / self.width)
         self.counts += np.bincount(magnitudes.astype(np.int32), minlength=BINS)
 
-    def _grow(self, exponent: int) -> None:
-        if exponent > self.exponent:
-            self.counts = _folded(self.counts, exponent - self.exponent)
-            self.exponent = exponent
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        return {"counts": self.counts, "exponent": np.array(self.exponent), "maximum": np.array(self.maximum)}
-
-    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        self.counts = np.array(state["counts"], np.int64)
-        self.exponent, self.maximum = int(state["exponent"]), float(state["maximum"])
-
-
-class ChannelMaximum:
+class ChannelMaximum(Observer):
     """The largest magnitude of each channel (last axis): what smoothing migrates.
 
     Attributes:
-        maximum: (C,) float32; None before the first image.
+        maximum: (C,) float32; a single 0 before the first image.
     """
 
     def __init__(self) -> None:
-        self.maximum: NDArray[np.float32] | None = None
+        self.maximum: NDArray[np.float32] = np.zeros(1, np.float32)
 
     def update(self, values: NDArray[np.float32]) -> None:
-        maximum = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
-        self.maximum = maximum if self.maximum is None else np.maximum(self.maximum, maximum)
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        return {} if self.maximum is None else {"maximum": self.maximum}
-
-    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        self.maximum = np.array(state["maximum"]) if "maximum" in state else None
+        self.maximum = np.maximum(self.maximum, np.abs(values).reshape(-1, values.shape[-1]).max(axis=0))
 
 
-class RowSample:
+class RowSample(Observer):
     """Evenly spaced rows (last axis) of each image's tensor, at most ``capacity`` in all.
 
     Attributes:
@@ -135,25 +120,19 @@ class RowSample:
 
     def update(self, values: NDArray[np.float32]) -> None:
         rows = values.reshape(-1, values.shape[-1])
-        at = np.linspace(0, len(rows) - 1, min(self.per_image, len(rows))).astype(int)
-        rows = rows[at]
+        rows = rows[np.linspace(0, len(rows) - 1, min(self.per_image, len(rows))).astype(int)]
         room = self.capacity - len(self.rows)
         if room > 0 and len(rows):
             self.rows = np.concatenate([self.rows.reshape(-1, rows.shape[1]), rows[:room]])
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        return {"rows": self.rows}
-
-    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        self.rows = np.array(state["rows"])
-
 
 def threshold(histogram: Histogram, method: Method, *, percentile: float = 99.99) -> float:
-    """The magnitude that becomes 127; larger ones are clipped. 0 where every value was 0.
+    """The magnitude that becomes 127. Larger magnitudes are clipped. 0 if every value was 0.
 
     Args:
-        method: "minmax", "percentile" (of the values lie below), "entropy" (least Kullback-Leibler divergence of the
-            quantized distribution) or "mse" (least squared error of rounding and clipping).
+        method: "minmax", "percentile", "entropy" (least Kullback-Leibler divergence of the quantized distribution) or
+            "mse" (least squared error of rounding and clipping).
+        percentile: for that method: the percentage of the values that lie below the threshold.
 
     Raises:
         CalibrationError: nothing was observed.

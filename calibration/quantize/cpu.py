@@ -1,16 +1,16 @@
-"""The form of an INT8 graph that ONNX Runtime's CPU back end computes in integers, derived from the portable one.
+"""The variant of an INT8 graph that ONNX Runtime's CPU back end computes in integers, made of the portable one.
 
-TensorRT and this back end want different graphs of the same decision. TensorRT takes Q/DQ of int8 with zero point 0 and
-refuses an INT32 bias; ONNX Runtime fuses a convolution only with an INT32 bias and a quantized output, and on x86
+TensorRT and this back end need different graphs of the same decision. TensorRT takes Q/DQ of int8 with zero point 0 and
+refuses an INT32 bias. ONNX Runtime fuses a convolution only with an INT32 bias and a quantized output, and on x86
 multiplies int8 by int8 four times slower than uint8 by int8. Here the integer operators are written out, so that
-nothing depends on a fusion that may not happen:
+nothing depends on a fusion:
 
-- Activations are uint8 with zero point 128, the same numbers as int8 with zero point 0. What cannot be negative has
-  zero point 0 and the same scale.
-- Conv, and a Relu behind it, is QLinearConv. Its output takes the scale of the next layer, or where none reads it
-  directly, one of its own: the only rounding that the portable graph has not.
-- MatMul and Gemm with their bias are MatMulIntegerToFloat, whose output is float.
-- Weights are rounded anew so that no machine saturates (`denseport.calibration.quantize.saturation`).
+- Activations are uint8 with zero point 128, the same numbers as int8 with zero point 0. Activations that cannot be
+  negative have zero point 0 and the same scale.
+- A Conv, with a Relu behind it, becomes QLinearConv. Its output takes the scale of the next layer, or one of its own if
+  no layer reads it directly: the only rounding that the portable graph does not have.
+- A MatMul or Gemm with its bias becomes MatMulIntegerToFloat, whose output is float.
+- Weights are rounded again so that no machine saturates (`denseport.calibration.quantize.saturation`).
 - Sums, norms, softmax and the rest stay float.
 """
 
@@ -42,7 +42,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class CpuRecord:
-    """Which layers compute in integers, and which went back to float though the portable graph has them in INT8."""
+    """Which layers compute in integers, and which in float although the portable graph has them in INT8."""
 
     integer: tuple[str, ...]  # nodes
     floats: tuple[tuple[str, str], ...]  # with the reason
@@ -63,19 +63,22 @@ def lower_for_cpu(model: ir.Model, source: ir.Model, thresholds: Mapping[str, fl
     integer: list[str] = []
     floats: list[tuple[str, str]] = []
     for node in list(model.graph):
-        if node.op_type in ("Conv", "MatMul", "Gemm") and all(map(_dequantizer, node.inputs[:2])):
-            name = str(node.name)
-            reason = writer.convolution(node) if node.op_type == "Conv" else writer.product(node)
+        if node.op_type not in ("Conv", "MatMul", "Gemm"):
+            continue
+        given, factor = map(_dequantizer, node.inputs[:2])
+        if given is not None and factor is not None:
+            replace = writer.convolution if node.op_type == "Conv" else writer.product
+            reason = replace(node, given, factor)
             if reason is None:
-                integer.append(name)
+                integer.append(str(node.name))
             else:
-                floats.append((name, reason))
+                floats.append((str(node.name), reason))
     RemoveUnusedNodesPass()(model)
     return CpuRecord(tuple(integer), tuple(floats))
 
 
 class _Writer:
-    """Puts integer operators into a graph in the place of what it dequantizes; what nobody reads any more stays."""
+    """Puts integer operators into a graph in place of operators on dequantized tensors; unread nodes stay."""
 
     def __init__(self, graph: ir.Graph, weights: Mapping[str, Array | None], thresholds: Mapping[str, float]) -> None:
         self.graph = graph
@@ -95,10 +98,8 @@ class _Writer:
             for use in node.outputs[0].consumers():
                 use.replace_input_with(2, zero)
 
-    def convolution(self, node: ir.Node) -> str | None:
-        """Replace a Conv by QLinearConv; why not, otherwise."""
-        given, factor = map(_dequantizer, node.inputs[:2])
-        assert given is not None and factor is not None  # the caller looked
+    def convolution(self, node: ir.Node, given: ir.Node, factor: ir.Node) -> str | None:
+        """Replace a Conv by QLinearConv, or return why not; ``given`` and ``factor`` dequantize its inputs."""
         last = with_relu(node)
         output = last.outputs[0]
         quantizer = next((use for use in output.consumers() if use.op_type == "QuantizeLinear"), None)
@@ -117,10 +118,8 @@ class _Writer:
         output.replace_all_uses_with(back.outputs[0], replace_graph_outputs=True)
         return None
 
-    def product(self, node: ir.Node) -> str | None:
-        """Replace a MatMul and the bias behind it, or a Gemm, by MatMulIntegerToFloat; why not, otherwise."""
-        given, factor = map(_dequantizer, node.inputs[:2])
-        assert given is not None and factor is not None  # the caller looked
+    def product(self, node: ir.Node, given: ir.Node, factor: ir.Node) -> str | None:
+        """Replace a MatMul and the bias behind it, or a Gemm, by MatMulIntegerToFloat, or return why not."""
         options = {name: attribute.value for name, attribute in node.attributes.items()}
         if options.get("transA") or options.get("alpha", 1) != 1 or options.get("beta", 1) != 1:
             return "a Gemm that scales or transposes its input"
@@ -172,7 +171,7 @@ def _dequantizer(value: ir.Value | None) -> ir.Node | None:
 
 
 def _with_bias(node: ir.Node, width: int | None) -> tuple[ir.Node, ir.Value | None]:
-    """The Add of a constant (width,) behind a linear layer, and the constant; else the layer itself and its own."""
+    """The Add of a constant (width,) behind a linear layer, and the constant; else the layer itself and its bias."""
     if node.op_type == "Gemm":
         return node, node.inputs[2] if len(node.inputs) > 2 else None
     uses = node.outputs[0].consumers()

@@ -1,8 +1,8 @@
 """Which layers of a network can compute in INT8, what each costs, and which stay float by default.
 
-A group is the unit of decision: a convolution or a linear layer, or the two products of one attention block together,
-since engines fuse an attention only when both are of one kind. Costs are multiply-adds of one image, from the shapes
-that ONNX Runtime finds.
+A group is the unit of decision: a convolution, a linear layer, or both products of one attention block, since engines
+fuse an attention only when both are of one kind. Costs are multiply-adds of one image, from the shapes that ONNX
+Runtime finds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from denseport.export.graph.probe import Probe
 
 __all__ = ["FLOAT_LAYERS", "Group", "activations", "find_groups", "with_relu"]
 
-FLOAT_LAYERS = ("decode_head.conv_seg", "decode_head.project")  # the last convolutions; what they lose nothing mends
+FLOAT_LAYERS = ("decode_head.conv_seg", "decode_head.project")  # the last ones: no later layer can mend their loss
 SMALLEST_SHARE = 1e-4  # of all multiply-adds; conversions around a smaller layer cost more than it saves
 
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
@@ -47,14 +47,11 @@ class Group:
         return self.possible and self.float_reason is None
 
 
-def find_groups(
-    model: ir.Model, size: tuple[int, int], float_layers: Sequence[str] = FLOAT_LAYERS
-) -> tuple[Group, ...]:
+def find_groups(model: ir.Model, size: tuple[int, int]) -> tuple[Group, ...]:
     """All groups of a float model in the graph's order, those that stay float included.
 
     Args:
-        size: (height, width) of the image that costs are counted for, pixels.
-        float_layers: layers, with all below them, that stay float by default.
+        size: (height, width) in pixels of the network input that costs are counted for.
 
     Raises:
         CalibrationError: the model is quantized already, or has nothing to quantize.
@@ -77,7 +74,7 @@ def find_groups(
         cost = sum(macs[str(member.name)] for member in members)
         name = _group_name(node, scopes, {_scope(first) for first in attention})
         names = tuple(str(member.name) for member in members)
-        kind, reason, possible = _judge(node, node in attention, cost / max(total, 1), float_layers)
+        kind, reason, possible = _judge(node, node in attention, cost / max(total, 1))
         groups.append(Group(name, kind, names, cost, reason, possible))
     if not any(group.possible for group in groups):
         raise CalibrationError("the model has no convolution and no linear layer to quantize")
@@ -102,14 +99,12 @@ def activations(model: ir.Model, groups: Iterable[Group], *, outputs: bool = Fal
 
 
 def with_relu(node: ir.Node) -> ir.Node:
-    """The Relu that alone reads a node, else the node itself: whose output a quantized convolution writes."""
+    """The node whose output a quantized convolution writes: the Relu that alone reads ``node``, else ``node``."""
     uses = node.outputs[0].consumers()
     return uses[0] if len(uses) == 1 and uses[0].op_type == "Relu" and not node.outputs[0].is_graph_output() else node
 
 
-def _judge(
-    node: ir.Node, is_attention: bool, share: float, float_layers: Sequence[str]
-) -> tuple[str, str | None, bool]:
+def _judge(node: ir.Node, is_attention: bool, share: float) -> tuple[str, str | None, bool]:
     """Kind of a group, why it stays float by default, whether it could be INT8 at all."""
     scope = _scope(node)
     if node.op_type == "ConvTranspose":
@@ -119,7 +114,7 @@ def _judge(
     if weight_of(node.inputs[1]) is None:
         return "product", "a product of two computed tensors outside of attention", False
     kind = "convolution" if node.op_type == "Conv" else "linear"
-    if any(scope == layer or scope.startswith(f"{layer}.") for layer in float_layers):
+    if any(scope == layer or scope.startswith(f"{layer}.") for layer in FLOAT_LAYERS):
         return kind, "one of the last layers", True
     if share < SMALLEST_SHARE:
         return kind, f"it is {100 * share:.2g} % of the multiply-adds: nothing to gain", True

@@ -1,8 +1,8 @@
 """Write INT8 or FP8 into a graph: explicit QuantizeLinear and DequantizeLinear on both inputs of the chosen layers.
 
-Everything is symmetric: int8 with zero point 0, as TensorRT demands (it takes a uint8 zero point for int8 without a
-word). An activation has one scale; a weight has one for each output channel, and is stored as int8, so the file shrinks
-too. Biases stay float: TensorRT accepts no INT32 behind DequantizeLinear. FP8 is e4m3, for GPUs from sm_89 on.
+Everything is symmetric: int8 with zero point 0, as TensorRT demands (it reads a uint8 zero point as int8 without an
+error). An activation has one scale. A weight has one scale for each output channel and is stored as int8, so that the
+file shrinks. Biases stay float: TensorRT accepts no INT32 behind DequantizeLinear. FP8 is e4m3, for GPUs from sm_89 on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Kind:
     largest: float  # number that a threshold becomes
 
     def rounded(self, values: NDArray[np.float32]) -> NDArray[Any]:
-        """Numbers of the type, nearest to ``values``."""
+        """The numbers of the type that are nearest to ``values``."""
         clipped = values.clip(-self.largest, self.largest)
         rounded: NDArray[Any] = (np.rint(clipped) if self.dtype.is_integer() else clipped).astype(self.dtype.numpy())
         return rounded
@@ -49,22 +49,22 @@ class Quantization:
     floats: tuple[tuple[Group, str], ...]  # with the reason
 
     @property
+    def narrow_macs(self) -> int:
+        """Multiply-adds in 8 bits, for one image."""
+        return sum(group.macs for group in self.narrow)
+
+    @property
     def macs(self) -> int:
         """Multiply-adds of all groups, for one image."""
         return self.narrow_macs + sum(group.macs for group, _ in self.floats)
 
     @property
-    def narrow_macs(self) -> int:
-        """Multiply-adds in 8 bits."""
-        return sum(group.macs for group in self.narrow)
-
-    @property
     def share(self) -> float:
-        """Of the multiply-adds that is in 8 bits, 0..1."""
+        """Share of the multiply-adds in 8 bits, 0..1."""
         return self.narrow_macs / max(1, self.macs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The form for a report."""
+        """As plain JSON values, for the record."""
         return {
             "precision": self.kind,
             "narrow_multiply_adds": self.narrow_macs,
@@ -99,8 +99,13 @@ def quantize(
     """
     if kind not in KINDS:
         raise CalibrationError(f"unknown 8-bit type {kind!r}", f"Choose one of {', '.join(KINDS)}.")
-    groups = tuple(groups)
-    wanted = _checked(groups, set(chosen))
+    groups, names = tuple(groups), set(chosen)
+    if unknown := names - {group.name for group in groups}:
+        raise CalibrationError(f"no layer {min(unknown)!r} to quantize", "denseport inspect lists the layers.")
+    wanted = tuple(group for group in groups if group.name in names)
+    for group in wanted:
+        if not group.possible:
+            raise CalibrationError(f"{group.name}: cannot be quantized: {group.float_reason}")
     nodes = {str(node.name): node for node in model.graph}
     writer = _Writer(model.graph, thresholds, KINDS[kind])
     for name in (name for group in wanted for name in group.nodes):
@@ -117,17 +122,6 @@ def weight_scales(weight: NDArray[np.float32], axis: int, largest_number: float 
     others = tuple(i for i in range(weight.ndim) if i != axis)
     largest = np.abs(weight).max(axis=others).astype(np.float32)
     return np.where(largest > 0, largest / np.float32(largest_number), np.float32(1)).astype(np.float32)
-
-
-def _checked(groups: tuple[Group, ...], chosen: set[str]) -> tuple[Group, ...]:
-    unknown = chosen - {group.name for group in groups}
-    if unknown:
-        raise CalibrationError(f"no layer {sorted(unknown)[0]!r} to quantize", "denseport inspect lists the layers.")
-    wanted = tuple(group for group in groups if group.name in chosen)
-    for group in wanted:
-        if not group.possible:
-            raise CalibrationError(f"{group.name}: cannot be quantized: {group.float_reason}")
-    return wanted
 
 
 class _Writer:

@@ -21,9 +21,8 @@ from denseport.calibration.errors import CalibrationError
 from denseport.calibration.observe.observers import LEVELS, ChannelMaximum, RowSample
 from denseport.calibration.quantize.qdq import weight_scales
 from denseport.export.graph.edit import drop_unread, new_constant, weight_of
-from denseport.runtime.system.progress import StepCallback, no_steps
 
-__all__ = ["STRENGTHS", "Smoothing", "SmoothingRecord", "find_norms", "migrate", "smooth"]
+__all__ = ["STRENGTHS", "Smoothing", "SmoothingRecord", "find_norms", "smooth"]
 
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _SMALLEST = 1e-5  # of a channel's largest magnitude; smaller ones count as this
@@ -67,7 +66,6 @@ def smooth(
     rows: Mapping[str, RowSample],
     *,
     strengths: Iterable[float] = STRENGTHS,
-    progress: StepCallback = no_steps,
 ) -> SmoothingRecord:
     """Migrate every LayerNorm of `find_norms` at its best strength.
 
@@ -78,32 +76,29 @@ def smooth(
     Raises:
         CalibrationError: a LayerNorm was not observed.
     """
-    norms = find_norms(model)
     done = []
-    for name, (norm, linears) in norms.items():
-        largest = maxima[name].maximum if name in maxima else None
-        if largest is None or name not in rows or not len(rows[name].rows):
+    for name, (norm, linears) in find_norms(model).items():
+        if name not in maxima or name not in rows or not len(rows[name].rows):
             raise CalibrationError(f"{name}: nothing was observed of this tensor")
+        largest, sample = maxima[name].maximum, rows[name].rows
         weight = np.concatenate([_linear_weight(node) for node in linears], axis=1)
-        sample = rows[name].rows
         errors = {0.0: quantized_error(sample, largest, weight)}
         for strength in strengths:
             factors = _factors(largest, weight, strength)
             errors[strength] = quantized_error(sample / factors, largest / factors, weight * factors[:, None])
         best = min(errors, key=lambda strength: errors[strength])
         if best:
-            migrate(model, norm, linears, _factors(largest, weight, best))
+            _migrate(model, norm, linears, _factors(largest, weight, best))
         done.append(Smoothing(str(norm.name), best, errors[0.0], errors[best]))
-        progress(len(done), len(norms))
     return SmoothingRecord(tuple(done))
 
 
-def migrate(model: ir.Model, norm: ir.Node, linears: Iterable[ir.Node], factors: Array) -> None:
+def _migrate(model: ir.Model, norm: ir.Node, linears: Iterable[ir.Node], factors: Array) -> None:
     """Divide a LayerNorm's output by ``factors`` (C,) and multiply the next layers' rows by them: exact."""
     for index in (1, 2):
         if index < len(norm.inputs) and norm.inputs[index] is not None:
             _replace(model, norm, index, lambda array: array / factors)
-    # Another tensor than the original's, so no comparison by name may take it for that one.
+    # No comparison by name may take this tensor for the original's.
     norm.outputs[0].name = f"{norm.outputs[0].name}.smoothed"
     for node in linears:
         rows = factors[None, :] if node.attributes.get_int("transB", 0) else factors[:, None]

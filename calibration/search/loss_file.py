@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,12 @@ from denseport.runtime.system.arrays import read_arrays, write_arrays
 
 __all__ = ["LossFile"]
 
-SAVE_SECONDS = 5.0
-
 
 class LossFile(dict[str, Loss]):
-    """Losses by group, written every few seconds.
+    """Losses by group. Each new one is written at once.
 
     Args:
-        path: ``.npz``; taken up if it is whole and was written for the same ``what``, else overwritten.
+        path: ``.npz``; read if it is whole and was written for the same ``what``, else overwritten.
         what: names what was measured: the statistics, the method, the images.
 
     Attributes:
@@ -29,7 +26,6 @@ class LossFile(dict[str, Loss]):
     def __init__(self, path: Path, *what: str) -> None:
         super().__init__()
         self.path, self.what = path, list(what)
-        self._saved = time.monotonic()
         arrays = read_arrays(path)
         self.damaged = arrays is None and path.exists()
         if arrays is not None and "what" in arrays and arrays["what"].tolist() == self.what:
@@ -37,24 +33,13 @@ class LossFile(dict[str, Loss]):
             for name, error, agreement, miou in zip(*columns, strict=True):
                 super().__setitem__(name, Loss(error, agreement, None if np.isnan(miou) else miou))
 
-    def save(self) -> None:
-        """Write all of them.
+    def __setitem__(self, name: str, loss: Loss) -> None:
+        """Enter a loss and write all of them.
 
         Raises:
             OutputError: the place cannot be written.
         """
-        losses = self.values()
-        arrays = {
-            "what": np.array(self.what, str),
-            "groups": np.array(list(self), str),
-            "error": np.array([loss.error for loss in losses], np.float64),
-            "agreement": np.array([loss.agreement for loss in losses], np.float64),
-            "miou": np.array([loss.miou for loss in losses], np.float64),  # None becomes NaN
-        }
-        write_arrays(self.path, arrays)
-        self._saved = time.monotonic()
-
-    def __setitem__(self, name: str, loss: Loss) -> None:
         super().__setitem__(name, loss)
-        if time.monotonic() - self._saved > SAVE_SECONDS:
-            self.save()
+        columns = {name: [getattr(each, name) for each in self.values()] for name in ("error", "agreement", "miou")}
+        arrays = {name: np.array(column, np.float64) for name, column in columns.items()}  # None becomes NaN
+        write_arrays(self.path, {"what": np.array(self.what, str), "groups": np.array(list(self), str), **arrays})

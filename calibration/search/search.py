@@ -1,13 +1,13 @@
 """Choose which layers compute in 8 bits, INT8 or FP8: the greatest saving whose measured loss keeps a budget.
 
-Every candidate starts in 8 bits and the result is measured as a whole, since losses of single layers do not add up.
-While it is over budget, the layer that loses most for what it saves goes back to float, and the rest is measured again.
+Every candidate starts in 8 bits. The result is measured as a whole, since losses of single layers do not add up. While
+it is over budget, the layer that loses most for what it saves goes back to float, and the rest is measured again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -15,8 +15,7 @@ import onnx_ir as ir
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.quantize.placement import Group
 from denseport.calibration.quantize.qdq import Quantization, quantize
-from denseport.calibration.search.sensitivity import Loss, Reference, sensitivities
-from denseport.runtime.system.progress import StepCallback, no_steps
+from denseport.calibration.search.sensitivity import Loss, Reference
 
 __all__ = ["Budget", "Search", "Step", "search"]
 
@@ -27,17 +26,17 @@ class Budget:
 
     miou: float | None = None  # points, on labelled images
     agreement: float | None = None  # least share of pixels with FP32's class, 0..1
-    error: float | None = None  # of the logits, relative
 
     def __post_init__(self) -> None:
-        limits = (self.miou, self.agreement, self.error)
-        if all(limit is None for limit in limits):
-            raise CalibrationError("a budget needs a limit", "Give points of mIoU, an agreement or a logit error.")
-        if any(limit is not None and not limit >= 0 for limit in limits):
-            raise CalibrationError(f"a budget cannot be negative: {self}")
+        if self.miou is None and self.agreement is None:
+            raise CalibrationError("a budget needs a limit", "Give points of mIoU or an agreement.")
+        if self.miou is not None and not 0 <= self.miou <= 100:
+            raise CalibrationError(f"a budget of {self.miou:g} is not in 0..100 points of mIoU")
+        if self.agreement is not None and not 0 <= self.agreement <= 1:
+            raise CalibrationError(f"an agreement of {self.agreement:g} is not in 0..1", "0.98 is 98 % of the pixels.")
 
     def excess(self, loss: Loss) -> float:
-        """How many times over the tightest limit ``loss`` is; at most 1 when the budget holds.
+        """How many times the tightest limit ``loss`` is; at most 1 when the budget holds.
 
         Raises:
             CalibrationError: a limit on mIoU, and no labelled images.
@@ -45,14 +44,10 @@ class Budget:
         over = []
         if self.miou is not None:
             if loss.miou is None:
-                raise CalibrationError(
-                    "a budget on mIoU needs labelled images", "Give their masks, or a budget on the agreement."
-                )
+                raise CalibrationError("a budget on mIoU needs labelled images", "Name them with --data.")
             over.append(_ratio(loss.miou, self.miou))
         if self.agreement is not None:
             over.append(_ratio(1 - loss.agreement, 1 - self.agreement))
-        if self.error is not None:
-            over.append(_ratio(loss.error, self.error))
         return max(over)
 
 
@@ -79,33 +74,28 @@ class Search:
 
     def rows(self) -> list[dict[str, Any]]:
         """A table for the report, one row a group."""
-        floats = {group.name: reason for group, reason in self.quantization.floats}
-        total = max(1, self.quantization.macs)
-        rows = []
-        for group in (*self.quantization.narrow, *(group for group, _ in self.quantization.floats)):
-            loss = self.sensitivities.get(group.name)
-            rows.append(
-                {
-                    "group": group.name,
-                    "kind": group.kind,
-                    "share": group.macs / total,
-                    "precision": "float" if group.name in floats else self.quantization.kind,
-                    "reason": floats.get(group.name),
-                    "alone": None if loss is None else loss.to_dict(),
-                }
-            )
-        return rows
+        kind, total = self.quantization.kind, max(1, self.quantization.macs)
+        narrow = [(group, kind, None) for group in self.quantization.narrow]
+        floats = [(group, "float", reason) for group, reason in self.quantization.floats]
+        return [
+            {
+                "group": group.name,
+                "kind": group.kind,
+                "share": group.macs / total,
+                "precision": precision,
+                "reason": reason,
+                "alone": asdict(self.sensitivities[group.name]) if group.name in self.sensitivities else None,
+            }
+            for group, precision, reason in (*narrow, *floats)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
-        """The form for a report."""
+        """As plain JSON values, for the record."""
         return {
             **self.quantization.to_dict(),
-            "loss": self.loss.to_dict(),
+            "loss": asdict(self.loss),
             "within_budget": self.within,
-            "steps": [
-                {"share": s.share, "loss": s.loss.to_dict(), "within": s.within, "dropped": s.dropped}
-                for s in self.steps
-            ],
+            "steps": [asdict(step) for step in self.steps],
             "groups": self.rows(),
         }
 
@@ -116,30 +106,25 @@ def search(
     thresholds: Mapping[str, float],
     groups: Sequence[Group],
     budget: Budget,
+    losses: Mapping[str, Loss],
     *,
     kind: str = "int8",
-    losses: Mapping[str, Loss] | None = None,
     batch: float = 0.02,
-    progress: StepCallback = no_steps,
     told: Callable[[Step], None] = lambda step: None,
 ) -> tuple[ir.Model, Search]:
     """Quantize as many multiply-adds as the budget allows.
 
     Args:
+        losses: of each candidate alone, as `sensitivities` gives them.
         kind: of `qdq.KINDS`.
-        losses: of the single groups, where they were measured already.
-        batch: share of the multiply-adds that goes back to float at most between two measurements, always one group.
-        progress: told the single groups measured and all of them.
-        told: each set, once it was measured.
+        batch: largest share of the multiply-adds that goes back to float between two measurements; always one group.
+        told: is given each set as soon as it is measured.
 
     Returns:
-        The quantized model and the search. When nothing keeps the budget, the model with the least in 8 bits that was
-        tried; `Search.within` tells.
+        The quantized model and the search. If nothing keeps the budget, this is the model with the least in 8 bits that
+        was tried, and `Search.within` is False.
     """
     candidates = [group for group in groups if group.is_candidate]
-    if losses is None:
-        names = [group.name for group in candidates]
-        losses = sensitivities(reference, model, thresholds, groups, names, kind=kind, progress=progress)
     total = max(1, sum(group.macs for group in groups))
     # Squared errors of independent layers add up, so they are what a layer costs.
     harm = {g.name: losses[g.name].error ** 2 / max(g.macs, 1) for g in candidates}
@@ -164,7 +149,7 @@ def search(
 
 
 def _worst(ordered: Sequence[Group], macs: float) -> list[Group]:
-    """The last groups, of at most so many multiply-adds, but at least one."""
+    """The last groups, with at most ``macs`` multiply-adds, but at least one group."""
     taken = [ordered[-1]]
     for group in reversed(ordered[:-1]):
         if sum(g.macs for g in taken) + group.macs > macs:

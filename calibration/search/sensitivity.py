@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -29,18 +29,14 @@ class Loss:
     agreement: float  # share of logit pixels that keep FP32's class, 0..1
     miou: float | None = None  # points of mIoU lost on labelled images; below 0: gained
 
-    def to_dict(self) -> dict[str, Any]:
-        """The form for a report."""
-        return asdict(self)
-
 
 class Reference:
     """FP32's logits on a few images, kept in memory as float16 to compare with.
 
     Args:
-        images: normalised (N, 3, H, W).
-        labels: (H, W) class indices of each image, with the type's largest value ignored, at any size: mIoU is
-            measured at the logits' resolution, which serves to compare two models, not to publish.
+        images: normalised (1, 3, H, W).
+        labels: (H, W) class indices of each image at any size; the type's largest value is ignored. mIoU is measured
+            at the logits' resolution, which serves to compare two models, not to publish.
 
     Raises:
         CalibrationError: no images, or not as many labels.
@@ -60,22 +56,16 @@ class Reference:
             raise CalibrationError(f"{len(images)} images, but labels for {len(labels)}", "Give a mask for each image.")
         self.images, self.labels, self.threads = images, labels, threads
         probe = Probe(model, threads=threads)
-        self._logits = [probe.run(images[i])[0].astype(np.float16) for i in range(len(images))]
+        self._logits = [probe.run(image)[0].astype(np.float16) for image in images]
         self._miou = self._measured([logits.argmax(1) for logits in self._logits])
 
     def measure(self, model: ir.Model) -> Loss:
-        """What ``model`` loses on the images.
-
-        Raises:
-            CalibrationError: the logits have another shape than FP32's.
-        """
+        """What ``model`` loses on the images."""
         probe = Probe(model, threads=self.threads)
         squares, difference, same, pixels = 0.0, 0.0, 0, 0
         classes = []
-        for i, reference in enumerate(self._logits):
-            logits = probe.run(self.images[i])[0]
-            if logits.shape != reference.shape:
-                raise CalibrationError(f"the logits are {logits.shape}; FP32's are {reference.shape}")
+        for image, reference in zip(self.images, self._logits, strict=True):
+            logits = probe.run(image)[0]
             expected = reference.astype(np.float32)
             difference += _square(logits - expected)
             squares += _square(expected)
@@ -91,12 +81,9 @@ class Reference:
         if self.labels is None:
             return None
         confusion = ConfusionMatrix(self._logits[0].shape[1])
-        for i, found in enumerate(classes):
-            truth, size = self.labels[i], found.shape[1:]
-            if truth.ndim != 2 or found.shape[0] != 1:
-                raise CalibrationError(f"labels of shape {truth.shape} do not fit an image batch of {found.shape[0]}")
-            small: Any = cv2.resize(truth, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
-            confusion.update(small, found[0].astype(np.uint16))
+        for truth, (found,) in zip(self.labels, classes, strict=True):
+            small: Any = cv2.resize(truth, found.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+            confusion.update(small, found.astype(np.uint16))
         return float(mean_iou(confusion.intersect, confusion.union))
 
 
@@ -105,7 +92,6 @@ def sensitivities(
     model: ir.Model,
     thresholds: Mapping[str, float],
     groups: Sequence[Group],
-    candidates: Iterable[str],
     *,
     kind: str = "int8",
     losses: MutableMapping[str, Loss] | None = None,
@@ -115,9 +101,9 @@ def sensitivities(
 
     Args:
         kind: of `qdq.KINDS`.
-        losses: those that are known already; each new one is entered as soon as it was measured.
+        losses: the known ones; each new one is entered as soon as it is measured.
     """
-    names = list(candidates)
+    names = [group.name for group in groups if group.is_candidate]
     losses = {} if losses is None else losses
     for done, name in enumerate(names, start=1):
         if name not in losses:

@@ -1,8 +1,7 @@
 """Read the configuration text in a checkpoint, as data.
 
-mmcv and mmengine store the resolved configuration as Python source made of assignments of literals and
-``dict(...)`` calls. It is parsed with ``ast`` and never executed; an assignment that is anything else is
-left out.
+mmcv and mmengine store the resolved configuration as Python source made of assignments of literals and ``dict(...)``
+calls. It is parsed with ``ast`` and never executed; an assignment that is anything else is left out.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ CORRECT = "Correct the configuration that the file carries (meta), and save it a
 
 
 def parse_config(text: str) -> dict[str, Any]:
-    """Top-level assignments of a configuration text; empty where the text is no Python."""
+    """Top-level assignments of a configuration text; empty where the text is not Python."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a path such as 'C:\\data' is an unknown escape
+        with warnings.catch_warnings(action="ignore"):  # a path such as 'C:\\data' is an unknown escape
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}

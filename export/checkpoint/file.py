@@ -1,7 +1,7 @@
 """Read a checkpoint without running any code of it.
 
-Three layouts: mmsegmentation 1.x (``meta.cfg``, ``meta.dataset_meta``), 0.x (``meta.config``,
-``meta.CLASSES``, ``meta.PALETTE``), and bare weights (a dict of tensors, or safetensors).
+Three layouts: mmsegmentation 1.x (``meta.cfg``, ``meta.dataset_meta``), 0.x (``meta.config``, ``meta.CLASSES``,
+``meta.PALETTE``), and bare weights (a dict of tensors, or safetensors).
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -50,13 +49,14 @@ class Checkpoint:
 
 
 _UNPRINTABLE = re.compile(f"[\\t\\n{CONTROLS}]")
+HOLD_WEIGHTS = "Give a file that holds a state dict, as mmsegmentation writes it."
 CORRECT_META = "Correct dataset_meta (1.x), or CLASSES and PALETTE (0.x), in the file; save it again with torch.save."
-# What weights and counters are kept in; anything else (8 bits, complex) is no plain training checkpoint.
+# Of weights and counters; others (8 bits, complex) are not those of a training checkpoint.
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32)
 
 
 class _Stub:
-    """Stands for an object of a training run (a loss history, a numpy scalar) that nobody needs here."""
+    """Stands for an object of a training run (a loss history, a numpy scalar), or a call that makes one."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -65,38 +65,36 @@ class _Stub:
         pass
 
 
-def _stub_function(*_: Any) -> _Stub:
-    return _Stub()
-
-
-# What mmengine's Runner pickles beside the weights. torch's weights-only unpickler resolves these names
-# to the stubs above instead of importing anything; every other name outside torch's own list is refused.
-_STUBS: list[tuple[Callable[..., Any], str]] = [
-    (_Stub, "mmengine.logging.history_buffer.HistoryBuffer"),
-    (_Stub, "numpy.ndarray"),
-    (_Stub, "numpy.dtype"),
-    (_stub_function, "numpy.core.multiarray.scalar"),
-    (_stub_function, "numpy._core.multiarray.scalar"),
-    (_stub_function, "numpy.core.multiarray._reconstruct"),
-    (_stub_function, "numpy._core.multiarray._reconstruct"),
-    (_stub_function, "_codecs.encode"),
-    (_stub_function, "builtins.getattr"),
-]
+# What mmengine's Runner pickles beside the weights. torch's weights-only unpickler resolves these names to the stub
+# instead of importing anything; every other name outside torch's own list is refused.
+_STUBBED = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "_codecs.encode",
+    "builtins.getattr",
+)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a ``.pth`` / ``.pt`` / ``.safetensors`` file.
 
     Raises:
-        CheckpointError: no such file, not a checkpoint, truncated, or a pickle that names anything but
-            tensors, containers and the training records that are known to be harmless.
+        CheckpointError: no such file, not a checkpoint, truncated, or a pickle that names anything but tensors,
+            containers and the training records that are known to be harmless.
         MachineError: the file is safetensors, and that package is not installed.
     """
-    with _reading(path):
+    try:
         if not path.is_file():
             reason = "this is a folder" if path.is_dir() else "no such file"
             raise CheckpointError(f"{path}: {reason}", "Give the .pth or .safetensors file.")
         sha256 = sha256_of(path)
+    except OSError as err:
+        raise CheckpointError(f"{path}: cannot be read: {err.strerror or err}", "Check its permissions.") from err
     data = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
     if not isinstance(data, Mapping):
         raise CheckpointError(
@@ -107,16 +105,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
     meta = data.get("meta") if "state_dict" in data else None
     if not isinstance(meta, Mapping):
         return Checkpoint(path, sha256, "weights only", state_dict)
-    return _with_meta(path, sha256, state_dict, meta)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turns an OSError into a CheckpointError about ``path``."""
-    try:
-        yield
-    except OSError as err:
-        raise CheckpointError(f"{path}: cannot be read: {err.strerror or err}", "Check its permissions.") from err
+    layout, about = "mmseg 1.x", meta.get("dataset_meta")
+    if not isinstance(about, Mapping):
+        layout, about = "mmseg 0.x", {"classes": meta.get("CLASSES"), "palette": meta.get("PALETTE")}
+    text, reduce_zero_label = meta.get("cfg", meta.get("config")), about.get("reduce_zero_label")
+    names = (meta.get("experiment_name"), meta.get("exp_name"))
+    iterations = meta.get("iter")
+    return Checkpoint(
+        path=path,
+        sha256=sha256,
+        layout=layout,
+        state_dict=state_dict,
+        config=parse_config(text) if isinstance(text, str) else {},
+        classes=_class_names(path, about.get("classes")),
+        palette=_palette(path, about.get("palette")),
+        reduce_zero_label=reduce_zero_label if isinstance(reduce_zero_label, bool) else None,
+        experiment=_text(next((name for name in names if isinstance(name, str) and name), "")),
+        iterations=iterations if isinstance(iterations, int) else None,
+    )
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -132,20 +138,20 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _load_pickle(path: Path) -> Any:
     _refuse_odd_zip(path)
+    stubs = torch.serialization.safe_globals([(_Stub, name) for name in _STUBBED])
     try:
-        with torch.serialization.safe_globals(list(_STUBS)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols, to people who call torch.load themselves
+        with stubs, warnings.catch_warnings(action="ignore"):  # they are for people who call torch.load themselves
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # hostile or broken bytes make the reader fail in any way it can
         called = re.search(r"GLOBAL (\w[\w.]*)|unrecognized function", str(err))
         if called:
-            what = repr(called[1]) if called[1] else "what no checkpoint calls"
+            what = repr(called[1]) if called[1] else "a function"
             raise CheckpointError(
                 f"{path}: refused: its pickle calls {what}, which is no part of a checkpoint's weights",
                 "Do not open this file with torch.load(weights_only=False) unless you trust its author; "
                 "save only the weights: torch.save({'meta': meta, 'state_dict': model.state_dict()}, …).",
             ) from err
-        # torch puts its advice to load unsafely before what it found; other errors than these say nothing to people.
+        # torch puts its advice to load unsafely before what it found; what other errors say is of no use.
         reason = str(err).rpartition("WeightsUnpickler error:")[2].strip().split("\n")[0]
         found = f": {reason}" if isinstance(err, (RuntimeError, UnpicklingError)) else ""
         raise CheckpointError(
@@ -155,12 +161,12 @@ def _load_pickle(path: Path) -> Any:
 
 
 def _refuse_odd_zip(path: Path) -> None:
-    """torch stores its records as they are, each once: a file that does otherwise is a bomb, or reads in two ways."""
+    """torch stores each record once, uncompressed. Other zip files may unpack to gigabytes, or be read in two ways."""
     try:
         with zipfile.ZipFile(path) as file:
             entries = file.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # the old layout, or none: torch says which
+        return  # torch's old layout, or not a checkpoint
     names = [entry.filename for entry in entries]
     if len(set(names)) < len(names) or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise CheckpointError(
@@ -172,17 +178,15 @@ def _refuse_odd_zip(path: Path) -> None:
 def _state_dict(path: Path, data: Mapping[str, Any]) -> dict[str, Tensor]:
     weights = data.get("state_dict", data)
     if not isinstance(weights, Mapping) or not weights:
-        raise CheckpointError(f"{path}: has no weights under 'state_dict'", "Give a file that holds a state dict.")
+        raise CheckpointError(f"{path}: has no weights under 'state_dict'", HOLD_WEIGHTS)
     for key, value in weights.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"{path}: {key!r} is a {type(value).__name__}, not a tensor", "Give a file that holds a state dict."
-            )
+            raise CheckpointError(f"{path}: {key!r} is a {type(value).__name__}, not a tensor", HOLD_WEIGHTS)
         if value.layout != torch.strided or value.is_nested or value.is_meta or value.dtype not in _DTYPES:
             kind = f"{value.layout}, {value.dtype}, on {value.device}"
             raise CheckpointError(
-                f"{path}: {key!r} is no plain tensor of floats or integers ({kind})",
-                "Save the weights dense, in float32 or float16; Denseport quantizes and prunes by itself.",
+                f"{path}: {key!r} is not a plain tensor of floats or integers ({kind})",
+                "Save the weights dense, in float32 or float16.",
             )
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # by strides of 0
             raise CheckpointError(
@@ -190,46 +194,20 @@ def _state_dict(path: Path, data: Mapping[str, Any]) -> dict[str, Tensor]:
                 "Save a contiguous copy of it.",
             )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise CheckpointError(
-                f"{path}: {key!r} holds NaN or infinity", "Take a checkpoint from before it diverged."
-            )
-    # The readers of old releases saved from DistributedDataParallel too.
+            raise CheckpointError(f"{path}: {key!r} holds NaN or infinity", "Take one from before training diverged.")
+    # Weights saved from inside DistributedDataParallel have this prefix.
     return {key.removeprefix("module."): value for key, value in weights.items()}
 
 
-def _with_meta(path: Path, sha256: str, state_dict: dict[str, Tensor], meta: Mapping[str, Any]) -> Checkpoint:
-    dataset = meta.get("dataset_meta")
-    if isinstance(dataset, Mapping):
-        layout, classes, palette = "mmseg 1.x", dataset.get("classes"), dataset.get("palette")
-        reduce_zero_label = dataset.get("reduce_zero_label")
-    else:
-        layout, classes, palette = "mmseg 0.x", meta.get("CLASSES"), meta.get("PALETTE")
-        reduce_zero_label = None
-    text = meta.get("cfg", meta.get("config"))
-    iterations, names = meta.get("iter"), (meta.get("experiment_name"), meta.get("exp_name"))
-    return Checkpoint(
-        path=path,
-        sha256=sha256,
-        layout=layout,
-        state_dict=state_dict,
-        config=parse_config(text) if isinstance(text, str) else {},
-        classes=_class_names(path, classes),
-        palette=_palette(path, palette),
-        reduce_zero_label=reduce_zero_label if isinstance(reduce_zero_label, bool) else None,
-        experiment=_text(next((name for name in names if isinstance(name, str) and name), "")),
-        iterations=iterations if isinstance(iterations, int) else None,
-    )
-
-
 def _text(value: str) -> str:
-    """On one line, and as text that can be written: a pickled string or the name of a file may hold anything."""
+    """On one line and writable as UTF-8: a pickled string or the name of a file may hold anything."""
     return _UNPRINTABLE.sub("?", value.strip()).encode("utf-8", "replace").decode()
 
 
 def _class_names(path: Path, classes: Any) -> tuple[str, ...] | None:
     if not isinstance(classes, (list, tuple)):
         return None
-    # Plain values alone: a list of lists of lists … of a few bytes can be written out as terabytes.
+    # Plain values only: nested lists of a few bytes can be terabytes as text.
     if not all(isinstance(name, (str, int, float)) for name in classes):
         raise CheckpointError(f"{path}: its class names are not all texts", CORRECT_META)
     return tuple(_text(str(name)) for name in classes)

@@ -15,7 +15,7 @@ from denseport.runtime.media.overlay import default_palette
 
 __all__ = ["class_names", "inference_of", "palette_of", "preprocess_of", "reduces_zero_label"]
 
-# What a test pipeline may hold besides Resize; anything else would change pixels that we would not.
+# Steps of a test pipeline that leave the pixels alone. Any other, besides Resize and Normalize, is refused.
 HARMLESS = {
     "LoadImageFromFile",
     "LoadAnnotations",
@@ -25,7 +25,7 @@ HARMLESS = {
     "DefaultFormatBundle",
     "Collect",
 }
-# The arguments of Resize that fix the network's input. Others are allowed with upstream's default, named here.
+# The arguments of Resize that are carried out, and those that are allowed with upstream's default alone.
 RESIZE = {"type", "scale", "img_scale", "keep_ratio"}
 RESIZE_DEFAULTS = {"interpolation": "bilinear", "backend": "cv2", "clip_object_border": True}
 
@@ -46,18 +46,16 @@ def preprocess_of(checkpoint: Checkpoint) -> tuple[Preprocessing, list[str]]:
         raise CheckpointError(f"{checkpoint.path}: {err.message}", err.remedy) from err
     warnings = []
     if not resizing:
-        warnings.append(
-            f"The file does not say how images are resized: assumed keep-ratio {resize.size}. Change it with --scale."
-        )
+        size = f"keep-ratio {resize.size[0]} x {resize.size[1]}"
+        warnings.append(f"The file does not say how images are resized: assumed {size}. Change it with --scale.")
     if not normalising:
-        warnings.append(
-            f"The file does not say how images are normalised: assumed mean {normalise.mean}, std {normalise.std}."
-        )
+        assumed = f"mean {normalise.mean}, std {normalise.std}"
+        warnings.append(f"The file does not say how images are normalised: assumed {assumed}.")
     return (resize, normalise), warnings
 
 
 def _steps(pipeline: Any) -> Iterator[dict[str, Any]]:
-    """The steps of a 1.x pipeline or, unwrapped, of a 0.x one, where MultiScaleFlipAug holds the scale."""
+    """The steps of a 1.x pipeline, or of a 0.x one, whose MultiScaleFlipAug holds the scale and the other steps."""
     for step in pipeline:
         kind = step["type"]
         if kind == "MultiScaleFlipAug":
@@ -70,12 +68,12 @@ def _steps(pipeline: Any) -> Iterator[dict[str, Any]]:
         else:
             raise CheckpointError(
                 f"test_pipeline step {kind!r} is not supported",
-                "Denseport resizes and normalises; supported steps: Resize, Normalize, " + ", ".join(sorted(HARMLESS)),
+                "Supported steps: Resize, Normalize, " + ", ".join(sorted(HARMLESS)),
             )
 
 
 def _resizing(steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """Size and keep_ratio of the only Resize step, nothing where there is none."""
+    """Size and keep_ratio of the Resize step; nothing where there is none."""
     resizes = [step for step in steps if step["type"] == "Resize"]
     if not resizes:
         return {}
@@ -83,10 +81,10 @@ def _resizing(steps: list[dict[str, Any]]) -> dict[str, Any]:
         if key not in RESIZE and value is not None and value != RESIZE_DEFAULTS.get(key):
             raise CheckpointError(
                 f"test_pipeline: Resize with {key}={value!r} is not supported",
-                "Denseport resizes to a fixed scale, bilinear; correct the step and measure the accuracy again.",
+                "Only bilinear resizing to a fixed scale is. Correct the step and measure the accuracy again.",
             )
     if len(resizes) > 1:
-        raise CheckpointError("test_pipeline: Resize comes twice", "Denseport resizes once; leave one out.")
+        raise CheckpointError("test_pipeline: Resize comes twice", "Leave one of the two out.")
     scale = resizes[0].get("scale", resizes[0].get("img_scale"))
     return {"size": _pair(scale), "keep_ratio": bool(resizes[0].get("keep_ratio", False))}
 
@@ -95,7 +93,7 @@ def _normalisation(config: Mapping[str, Any], steps: list[dict[str, Any]]) -> di
     """Mean, std and channel order: the data pre-processor's (1.x) or the Normalize step's (0.x)."""
     given = look_up(config, "model", "data_preprocessor", default=config.get("data_preprocessor"))
     if given is not None:
-        # The two names ask for the same exchange of channels.
+        # Both names exchange the first and the last channel.
         bgr_to_rgb = bool(given.get("bgr_to_rgb") or given.get("rgb_to_bgr"))
     else:
         given = next((step for step in steps if step["type"] == "Normalize"), None)
@@ -105,7 +103,7 @@ def _normalisation(config: Mapping[str, Any], steps: list[dict[str, Any]]) -> di
     if given.get("test_cfg"):
         raise CheckpointError(
             f"data_preprocessor.test_cfg is {given['test_cfg']}: padding at test time is not supported",
-            "The published configurations do not pad; remove it from the configuration and check the accuracy.",
+            "The published configurations do not pad. Remove it from the configuration and check the accuracy.",
         )
     return {
         "mean": tuple(float(v) for v in given["mean"]),
@@ -115,9 +113,10 @@ def _normalisation(config: Mapping[str, Any], steps: list[dict[str, Any]]) -> di
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    """(width, height), or for keep_ratio (longer, shorter) in either order, as mmcv takes it."""
-    first, second = value
-    return int(first), int(second)
+    """Two whole numbers, in the order of the configuration."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ValueError(f"{value!r} is not two numbers")
+    return int(value[0]), int(value[1])
 
 
 def inference_of(checkpoint: Checkpoint) -> Inference:
@@ -130,14 +129,12 @@ def inference_of(checkpoint: Checkpoint) -> Inference:
     if not isinstance(test, Mapping) or test.get("mode", "whole") == "whole":
         return Inference()
     try:
-        inference = Inference(test["mode"], crop=_pair(test.get("crop_size")), stride=_pair(test.get("stride")))
+        crop, stride = _pair(test.get("crop_size")), _pair(test.get("stride"))
+        if stride[0] > crop[0] or stride[1] > crop[1]:
+            raise ValueError("a stride above the crop size leaves gaps")
+        return Inference(test["mode"], crop, stride)
     except (TypeError, ValueError, OverflowError) as err:
         raise CheckpointError(f"{checkpoint.path}: model.test_cfg {test!r} cannot be used: {err}", CORRECT) from err
-    if any(stride > crop for stride, crop in zip(inference.stride or (), inference.crop or (), strict=True)):
-        raise CheckpointError(
-            f"{checkpoint.path}: model.test_cfg {test!r}: strides beyond the crop leave gaps", CORRECT
-        )
-    return inference
 
 
 def class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[tuple[str, ...], list[str]]:
@@ -148,9 +145,8 @@ def class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[tuple[str, ..
     """
     names = checkpoint.classes
     if names is None:
-        return tuple(f"class {i}" for i in range(num_classes)), [
-            "The file names no classes: called class 0, class 1, …"
-        ]
+        warning = "The file names no classes: they are called class 0, class 1, …"
+        return tuple(f"class {i}" for i in range(num_classes)), [warning]
     if len(names) != num_classes:
         raise CheckpointError(
             f"{checkpoint.path}: names {len(names)} classes, but decode_head.conv_seg has {num_classes} outputs",
@@ -160,7 +156,7 @@ def class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[tuple[str, ..
 
 
 def palette_of(checkpoint: Checkpoint, num_classes: int) -> tuple[tuple[int, int, int], ...]:
-    """The file's colours, or distinct ones made up."""
+    """The file's colours; the default palette where it has none or another number of them."""
     if checkpoint.palette is not None and len(checkpoint.palette) == num_classes:
         return checkpoint.palette
     return tuple(default_palette(num_classes))

@@ -12,15 +12,16 @@ from denseport.export.errors import CheckpointError
 from denseport.export.models.segmentor import Segmentor, build
 from denseport.export.models.spec import ModelSpec
 
-__all__ = ["AUXILIARY", "load_model"]
+__all__ = ["load_model"]
 
-AUXILIARY = "auxiliary_head."  # begins the keys of what helps to train the backbone, is never run afterwards
+AUXILIARY = "auxiliary_head."  # the keys of what helps to train the backbone, and is never run afterwards
+MOST = 6  # keys of each kind of misfit that a message lists
 
 
 def load_model(checkpoint: Checkpoint, spec: ModelSpec, *, rewrite: bool = True) -> Segmentor:
     """The network of ``spec`` with the checkpoint's weights as float32, in evaluation mode.
 
-    The auxiliary head is left out by name; every other key must fit.
+    The auxiliary head is left out; every other key must fit.
 
     Raises:
         CheckpointError: missing or unexpected keys, or shapes that differ; the first of each are listed.
@@ -42,8 +43,8 @@ def load_model(checkpoint: Checkpoint, spec: ModelSpec, *, rewrite: bool = True)
     return model.requires_grad_(False)
 
 
-def _problems(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], at_most: int = 6) -> list[str]:
-    """What does not fit, in words; of each kind the first few."""
+def _problems(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """What does not fit, in words."""
     missing = [f"missing {key} {tuple(value.shape)}" for key, value in wanted.items() if key not in found]
     unexpected = [f"unexpected {key} {tuple(value.shape)}" for key, value in found.items() if key not in wanted]
     different = [
@@ -53,7 +54,7 @@ def _problems(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], at_most
     ]
     problems = []
     for kind in (missing, unexpected, different):
-        problems += kind[:at_most]
-        if len(kind) > at_most:
-            problems.append(f"… and {len(kind) - at_most} more like it")
+        problems += kind[:MOST]
+        if len(kind) > MOST:
+            problems.append(f"… and {len(kind) - MOST} more like it")
     return problems

@@ -49,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plugin",
         choices=("auto", "on", "off"),
         default="auto",
-        help="fused upsampling kernels; auto: TensorRT builds with and without and keeps the faster, the others build "
-        "without; default: %(default)s",
+        help="fused upsampling kernels; auto: TensorRT builds with and without them and keeps the faster, the others "
+        "build without; default: %(default)s",
     )
     _add_precision(parser.add_argument_group("precision"))
     _add_engine(parser.add_argument_group("engine"))
@@ -63,7 +63,7 @@ def _add_precision(group: argparse._ArgumentGroup) -> None:
         metavar="IMAGE",
         nargs="+",
         default=[],
-        help="images like the application's: on them FP16's range is checked and the result compared with FP32",
+        help="images like the application's: FP16's range is checked on them, and the result is compared with FP32",
     )
     group.add_argument("--limit", type=whole(1), default=16, metavar="N", help="images to take; default: %(default)s")
     group.add_argument("--explain-precision", action="store_true", help="print what computes in which type, and why")
@@ -71,10 +71,15 @@ def _add_precision(group: argparse._ArgumentGroup) -> None:
 
 def _add_engine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--profile", metavar="NAME", help="reference (512 x 512..2048 and portraits) or fixed:HxW; default: reference"
+        "--profile", metavar="NAME", help="reference (512..2048 x 512 and portraits) or fixed:WxH; default: reference"
     )
     for name, words in (("min", "smallest"), ("opt", "most usual"), ("max", "largest")):
-        group.add_argument(f"--{name}", type=_shape, metavar="[Nx3x]HxW", help=f"{words} input, instead of --profile")
+        group.add_argument(
+            f"--{name}",
+            type=_shape,
+            metavar="SIZE",
+            help=f"{words} input, instead of --profile: WxH, or its shape Nx3xHxW",
+        )
     group.add_argument("--target", metavar="SM", nargs="+", default=[], help="RTX: GPUs to build for, such as sm_86")
     group.add_argument(
         "--workspace", type=whole(1), metavar="MIB", help="scratch memory for a layer; default: no limit"
@@ -124,7 +129,7 @@ def _settings(arguments: argparse.Namespace) -> EngineSettings:
     from denseport.export.build import EngineSettings
     from denseport.runtime.errors import InputError
 
-    shapes = (arguments.min, arguments.opt, arguments.max)
+    shapes = arguments.min, arguments.opt, arguments.max
     if any(shapes) and (arguments.profile or not all(shapes)):
         raise InputError(
             "--min, --opt and --max go together, and not with --profile", "Give all three, or --profile alone."
@@ -155,11 +160,8 @@ def _lines(result: dict[str, Any], *, verbose: bool) -> list[str]:
     lines: list[str] = [result["table"], ""] if "table" in result else []
     if "precision" in result:
         record = result["precision"]
-        counts = ", ".join(f"{count(number, 'node')} {kind}" for kind, number in record["nodes"].items())
-        lines.append(
-            f"{result['artifact']}: {counts}, {count(record['casts'], 'cast')}, "
-            f"{count(len(record['islands']), 'FP32 island')}"
-        )
+        casts, islands = count(record["casts"], "cast"), count(len(record["islands"]), "FP32 island")
+        lines.append(f"{result['artifact']}: {_nodes(record['nodes'])}, {casts}, {islands}")
         lines += _audit_lines(result["audit"])
     if "variant" in result:
         lines.append(f"{result['variant']}: {_fused_words(result['fusion'])}")
@@ -169,16 +171,19 @@ def _lines(result: dict[str, Any], *, verbose: bool) -> list[str]:
     return lines
 
 
+def _nodes(types: dict[str, int]) -> str:
+    return ", ".join(f"{count(number, 'node')} {kind}" for kind, number in types.items())
+
+
 def _engine_lines(result: dict[str, Any], *, verbose: bool) -> list[str]:
     from denseport.runtime.bundle.engine_record import built_words
 
     record, audit = result["record"], result["engine_audit"]
-    asked = ", ".join(f"{count(number, 'node')} {kind}" for kind, number in record["types_asked"].items())
     size = f"{result['bytes'] / 2**20:.1f} MiB, {record['seconds']:.0f} s"
     peak = record["peak_host_bytes"]
     return [
         f"{result['engine']}: {size}" + (f", {peak / 2**30:.1f} GiB of memory" if peak else ""),
-        f"  asked for {asked}",
+        f"  asked for {_nodes(record['types_asked'])}",
         f"  plugin {record['plugin']}",
         f"  {built_words(record['types_built'], record['types_built_note'])}",
         *([f"  not audited: {audit}"] if isinstance(audit, str) else _audit_lines(audit)),
@@ -187,14 +192,13 @@ def _engine_lines(result: dict[str, Any], *, verbose: bool) -> list[str]:
 
 
 def _log_lines(log: Sequence[str], *, verbose: bool) -> list[str]:
-    """What to read of the builder's warnings and errors; the rest, its talk about its own doings, as a number."""
+    """The builder's errors and the warnings that a user can act on; of the other warnings only the number."""
     from denseport.export.engine.errors import is_notable
 
     shown = [line for line in log if verbose or is_notable(line)]
-    left = len(log) - len(shown)
-    return shown + (
-        [f"{count(left, 'warning')} of the builder: --verbose shows {'them' if left > 1 else 'it'}"] if left else []
-    )
+    if left := len(log) - len(shown):
+        shown.append(f"{count(left, 'warning')} of the builder: --verbose shows {'them' if left > 1 else 'it'}")
+    return shown
 
 
 def _fused_words(fusion: dict[str, Any] | None) -> str:
@@ -208,7 +212,7 @@ def _audit_lines(audit: dict[str, Any] | None) -> list[str]:
     if audit is None:
         return ["not audited: give --images to check FP16's range and to compare with FP32"]
     lines = [
-        f"{'PASS' if audit['passed'] else 'FAIL'}: {100 * audit['agreement']:.3f} % of the classes are FP32's "
+        f"{'PASS' if audit['passed'] else 'FAIL'}: {100 * audit['agreement']:.3f} % of the pixels get FP32's class "
         f"(worst image {100 * audit['worst_image']:.3f} %), {count(audit['images'], 'image')}"
     ]
-    return lines + ([f"  most different layer: {audit['worst_layer']}"] if audit["worst_layer"] else [])
+    return lines + ([f"  layer that differs most: {audit['worst_layer']}"] if audit["worst_layer"] else [])

@@ -7,22 +7,22 @@ import json
 
 from denseport.runtime.cli.arguments import path, whole
 
-NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime")  # looked for first, since the work takes a while
+NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime")  # checked before the work starts
 HELP = "export a checkpoint to a bundle with a checked ONNX model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=path, help="an mmsegmentation .pth, or .safetensors")
-    parser.add_argument("-o", "--output", metavar="BUNDLE", type=path, required=True, help="folder to make")
+    parser.add_argument("-o", "--output", metavar="BUNDLE", type=path, required=True, help="the folder to make")
     parser.add_argument("--preset", metavar="NAME", help="the published model it is (see denseport models)")
     parser.add_argument(
         "--scale",
         metavar=("LONG", "SHORT"),
         nargs=2,
         type=whole(1),
-        help="resize limits of the test pipeline; default: the checkpoint's, else 2048 512",
+        help="limits of the longer and the shorter side, pixels; default: the checkpoint's, else 2048 512",
     )
-    parser.add_argument("--no-rewrite", action="store_true", help="keep upstream's order of operations, for comparison")
+    parser.add_argument("--no-rewrite", action="store_true", help="keep upstream's order of operations (slower)")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle, once the new one is whole")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     require(NEEDED, "export,onnxruntime")
     from denseport.export.bundle import export_bundle
     from denseport.runtime.system.progress import Terminal
+    from denseport.runtime.system.text import count
 
     bundle = export_bundle(
         arguments.checkpoint,
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     size = f"{manifest.parameters / 1e6:,.1f} M parameters, {len(manifest.classes)} classes"
     print(f"{bundle.path}: {manifest.name}, {size}")
     for check in record["checks"]:
-        shape = " x ".join(str(n) for n in check["shape"])
-        print(f"  ONNX Runtime against torch, input {shape}: logits differ by {check['max_difference']:.1e} at most")
+        batch, _, height, width = check["shape"]
+        shape = f"{count(batch, 'image')} of {width} x {height} pixels"
+        print(f"  ONNX Runtime against torch, {shape}: logits differ by {check['max_difference']:.1e} at most")
     return 0

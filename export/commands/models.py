@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 
 HELP = "list the published models and their results"
@@ -16,35 +17,20 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.export.models.presets import PRESETS
 
     if arguments.json:
-        rows = [
-            {
-                "name": p.name,
-                "config": p.config,
-                "method": p.method,
-                "backbone": p.backbone,
-                "schedule": p.schedule,
-                "mIoU": p.miou,
-                "mIoU_ms_flip": p.miou_ms_flip,
-                "fps": p.fps,
-                "memory_gb": p.memory_gb,
-            }
-            for p in PRESETS.values()
-        ]
+        rows = []
+        for preset in PRESETS.values():
+            row = {**dataclasses.asdict(preset), "method": preset.spec.architecture}
+            del row["spec"], row["sha256_start"]
+            rows.append(row)
         print(json.dumps(rows, indent=1))
         return 0
     width = max(len(name) for name in PRESETS)
-    print(
-        f"{'preset':{width}}  {'method':8} {'backbone':18} {'iterations':>10} "
-        f"{'mIoU':>6} {'ms+flip':>8} {'fps':>6} {'GB':>6}"
-    )
+    print(f"{'preset':{width}}  {'method':8} {'backbone':18} {'iterations':>10}   mIoU  ms+flip    fps     GB")
     for p in PRESETS.values():
-        figures = " ".join(
-            f"{'-' if value is None else format(value, '.2f'):>{columns}}"
-            for value, columns in ((p.miou, 6), (p.miou_ms_flip, 8), (p.fps, 6), (p.memory_gb, 6))
-        )
-        print(f"{p.name:{width}}  {p.method:8} {p.backbone:18} {p.schedule:>10,} {figures}")
+        figures = f"{p.mIoU:6.2f} {p.mIoU_ms_flip:8.2f} {p.fps:6.2f} {p.memory_gb:6.2f}"
+        print(f"{p.name:{width}}  {p.spec.architecture:8} {p.backbone:18} {p.schedule:>10,} {figures}")
     print(
-        "\nADE20K validation, 150 classes, whole images at keep-ratio (2048, 512); fps on a V100 and memory while\n"
-        "training as mmsegmentation published them (configs/dpt and configs/vit)."
+        "\nADE20K validation, 150 classes, whole images at keep-ratio 2048 x 512. mIoU, fps (one V100) and GB (memory\n"
+        "while training) are mmsegmentation's figures (configs/dpt and configs/vit)."
     )
     return 0

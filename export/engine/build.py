@@ -1,7 +1,6 @@
 """From an ONNX file to an engine, for TensorRT and TensorRT-RTX alike.
 
-The network is strongly typed: it computes in the graph's own types, no more and no less. Precision is decided
-before, by the passes that type or quantize the graph.
+The network is strongly typed: it computes in the graph's own types, which passes over the graph have set before.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from denseport.export.engine.errors import builder_error, parser_error
-from denseport.export.engine.progress import STEPS, ProgressTree, monitor
+from denseport.export.engine.progress import STEPS, monitor
 from denseport.export.engine.types import inspect_engine, onnx_types
 from denseport.export.errors import BuildError
 from denseport.export.graph.fold import fold
@@ -63,39 +62,31 @@ class EngineOptions:
     plugin: bool = False  # TensorRT: fuse what the project's plugin computes (`denseport.export.graph.fusion`)
 
     def __post_init__(self) -> None:
-        if self.flavour not in TITLES:
-            raise InputError(f"no engine flavour {self.flavour!r}", f"Choose one of {', '.join(TITLES)}.")
-        if not self.profiles:
-            raise InputError("no optimization profile", "Give at least one, say reference.")
-        if not 0 <= self.optimization_level <= 5:
-            raise InputError(f"optimization level {self.optimization_level} is not between 0 and 5")
-        if self.workspace is not None and self.workspace < 1:
-            raise InputError(f"a workspace of {self.workspace} bytes")
-        if self.hardware_compatibility not in HARDWARE:
-            raise InputError(f"no hardware compatibility {self.hardware_compatibility!r}", f"One of {HARDWARE}.")
-        if self.flavour == "tensorrt_rtx":
-            self._refuse_for_rtx()
-        elif self.targets:
-            raise InputError(
-                "TensorRT builds for the GPU that it runs on; it takes no targets",
-                "Build there, or use --engine tensorrt_rtx.",
-            )
+        for refused, message, remedy in self._refusals():
+            if refused:
+                raise InputError(message, remedy)
 
-    def _refuse_for_rtx(self) -> None:
-        if self.version_compatible:
-            raise InputError(
-                "TensorRT-RTX engines open in the release that built them alone",
-                "Leave version compatibility out, and build again for each release.",
-            )
-        if self.hardware_compatibility != "none":
-            raise InputError(
-                "TensorRT-RTX has no hardware compatibility level",
-                f"Name the GPUs with --target; without, the engine runs on {', '.join(PORTABLE_RTX)}.",
-            )
-        if self.timing_cache is not None:
-            raise InputError("TensorRT-RTX has no timing cache", "Leave --timing-cache out.")
-        if self.plugin:
-            raise InputError(NO_PLUGINS, "Leave out --plugin on, or use --engine tensorrt.")
+    def _refusals(self) -> Iterator[tuple[bool, str, str]]:
+        """For each rule whether the options break it, the message, and the remedy."""
+        level, workspace, hardware = self.optimization_level, self.workspace, self.hardware_compatibility
+        yield self.flavour not in TITLES, f"no engine flavour {self.flavour!r}", f"Choose one of {', '.join(TITLES)}."
+        yield not self.profiles, "no optimization profile", "Give at least one, say reference."
+        yield not 0 <= level <= 5, f"optimization level {level} is not between 0 and 5", "Give one of 0 to 5."
+        too_small = workspace is not None and workspace < 1
+        yield too_small, f"a workspace of {workspace} bytes is too small", "Give 1 byte or more, or None."
+        unknown = f"no hardware compatibility {hardware!r}"
+        yield hardware not in HARDWARE, unknown, f"Choose one of {', '.join(HARDWARE)}."
+        if self.flavour == "tensorrt":
+            message = "TensorRT builds for the GPU that it runs on; it takes no targets"
+            yield bool(self.targets), message, "Build there, or use --engine tensorrt_rtx."
+            return
+        message = "a TensorRT-RTX engine opens only in the release that built it"
+        remedy = "Leave --version-compatible out, and build again for each release."
+        yield self.version_compatible, message, remedy
+        remedy = f"Name the GPUs with --target; without, the engine runs on {', '.join(PORTABLE_RTX)}."
+        yield hardware != "none", "TensorRT-RTX has no hardware compatibility level", remedy
+        yield self.timing_cache is not None, "TensorRT-RTX has no timing cache", "Leave --timing-cache out."
+        yield self.plugin, NO_PLUGINS, "Leave out --plugin on, or use --engine tensorrt."
 
 
 def check_builder(options: EngineOptions) -> None:
@@ -137,7 +128,7 @@ def build_engine(
         OutputError: ``engine`` cannot be written.
     """
     library = load_library(options.flavour)
-    device, driver = _device()
+    device = _device()
     started = time.monotonic()
     digest = sha256_of(model)
     with library.log.collect(verbose) as lines, _peak_memory() as peak:
@@ -150,7 +141,7 @@ def build_engine(
         flavour=library.flavour,
         version=library.version,
         cuda=library.cuda,
-        driver=driver,
+        driver=device.driver if device else None,
         gpu=device.name if device else None,
         compute_capability=sm_name(device.capability) if device else None,
         targets=(options.targets or PORTABLE_RTX) if options.flavour == "tensorrt_rtx" else (),
@@ -175,13 +166,12 @@ def build_engine(
     )
 
 
-def _device() -> tuple[Device | None, str | None]:
-    """The GPU here and its driver, or neither: RTX builds without."""
+def _device() -> Device | None:
+    """The GPU here; None without one: TensorRT-RTX builds all the same."""
     try:
-        device = open_cuda().device
+        return open_cuda().device
     except MachineError:
-        return None, None
-    return device, device.driver
+        return None
 
 
 @contextlib.contextmanager
@@ -227,19 +217,16 @@ def _prepared(model: Path, options: EngineOptions) -> Iterator[_Source]:
     if options.plugin:
         fuse(graph)
     types, fused, output = onnx_types(graph), fused_nodes(graph), str(graph.graph.outputs[0].name)
-    if not changed:
-        del graph  # its weights need not stay in memory during the build
-        yield _Source(model, output, types, fixed, fused)
-        return
     with tempfile.TemporaryDirectory(prefix="denseport-") as folder:
-        path = Path(folder) / model.name
-        ir.save(graph, path, external_data=f"{model.name}.data" if weight_bytes(graph) > PROTOBUF_LIMIT else None)
-        del graph
+        path = Path(folder) / model.name if changed else model
+        if changed:
+            ir.save(graph, path, external_data=f"{model.name}.data" if weight_bytes(graph) > PROTOBUF_LIMIT else None)
+        del graph  # its weights need not stay in memory during the build
         yield _Source(path, output, types, fixed, fused)
 
 
 def _register_plugin(library: Library) -> str:
-    """Let TensorRT know the kernels of a fused graph; returns what becomes of it, for the record.
+    """Register the kernels of a fused graph with TensorRT; returns the record's ``plugin``.
 
     Raises:
         MachineError: this TensorRT, or NVRTC, which compiles the kernels, is not up to it.
@@ -266,7 +253,7 @@ def _build(
     progress: StepCallback,
     lines: deque[LogLine],
 ) -> tuple[Any, str]:
-    """The serialized engine, as a buffer, and the timing cache's story."""
+    """The serialized engine, as a buffer, and the timing cache's file, or why there is none."""
     trt = library.trt
     try:
         builder = trt.Builder(library.logger)
@@ -280,16 +267,19 @@ def _build(
     config = builder.create_builder_config()
     _add_profiles(builder, network, config, options.profiles, name)
     _configure(trt, config, options)
-    cache = _TimingCache(library, config, options, device)
-    tree = ProgressTree(progress)
-    watcher = config.progress_monitor = monitor(trt, tree)
+    cache = None
+    if library.flavour == "tensorrt":
+        cache = options.timing_cache or default_timing_cache(library, device)
+        _load_timing_cache(config, cache)
+    watcher = config.progress_monitor = monitor(trt, progress)  # TensorRT holds no reference of its own
     plan = builder.build_serialized_network(network, config)
-    del watcher  # TensorRT holds no reference of its own; it must live until here
-    if tree.error is not None:
-        raise tree.error
+    if watcher.error is not None:
+        raise watcher.error
     if plan is None:
         raise builder_error(library, lines, name, options.workspace)
-    return memoryview(plan), cache.keep()
+    if cache is not None:
+        write_atomic(cache, bytes(memoryview(config.get_timing_cache().serialize())))
+    return memoryview(plan), str(cache or NO_CACHE)
 
 
 def _add_profiles(builder: Any, network: Any, config: Any, profiles: tuple[Profile, ...], name: str) -> None:
@@ -334,41 +324,24 @@ def _capability(trt: Any, target: str) -> Any:
     return getattr(trt.ComputeCapability, known[target])
 
 
-class _TimingCache:
-    """Kernel timings of earlier builds; they hold for one GPU, flavour and release."""
-
-    def __init__(self, library: Library, config: Any, options: EngineOptions, device: Device | None) -> None:
-        self._config = config
-        self.path = None
-        if library.flavour == "tensorrt_rtx":
-            return
-        self.path = options.timing_cache or default_timing_cache(library, device)
-        data = self.path.read_bytes() if self.path.is_file() else b""
-        cache = config.create_timing_cache(data)
-        if not config.set_timing_cache(cache, ignore_mismatch=False):
-            # Of another GPU or release after all: start anew.
-            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
-
-    def keep(self) -> str:
-        """Write what the build has learnt; returns the file, or why there is none."""
-        if self.path is None:
-            return NO_CACHE
-        write_atomic(self.path, bytes(memoryview(self._config.get_timing_cache().serialize())))
-        return str(self.path)
+def _load_timing_cache(config: Any, file: Path) -> None:
+    """Give a build the kernel timings of earlier ones; they hold for one GPU, flavour and release."""
+    cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
+    if not config.set_timing_cache(cache, ignore_mismatch=False):  # of another GPU or release after all: start anew
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 
 def default_timing_cache(library: Library, device: Device | None) -> Path:
     """``$XDG_CACHE_HOME/denseport/timing/<flavour>-<version>-<gpu>.cache``."""
     gpu = re.sub(r"\W+", "-", f"{device.name}-{sm_name(device.capability)}") if device else "no-gpu"
-    return (
-        cache_folder("timing", otherwise="Name a file with --timing-cache FILE.")
-        / f"{library.flavour}-{library.version}-{gpu}.cache"
-    )
+    folder = cache_folder("timing", otherwise="Name a file with --timing-cache FILE.")
+    return folder / f"{library.flavour}-{library.version}-{gpu}.cache"
 
 
 def _types_built(
     library: Library, plan: Any, device: Device | None, options: EngineOptions
 ) -> tuple[dict[str, int] | None, str | None]:
+    """The engine's layers by type, or why they are not known."""
     if device is None:
         return None, "opening an engine takes a GPU, and there is none here"
     if options.targets and sm_name(device.capability) not in options.targets:

@@ -1,4 +1,4 @@
-"""The input sizes that an engine is built for, by name or by shapes."""
+"""The input sizes that an engine is built for, by name or by shapes. In text a size is width x height."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from denseport.runtime.pipeline.views import input_sizes
 __all__ = ["named_profiles", "parse_shape", "profile_of"]
 
 PUBLISHED = Protocol("reference", (USUAL_RESIZE, USUAL_NORMALISE), Inference())  # whole images, keep-ratio 2048 x 512
-REMEDY = "Give reference, fixed:HEIGHTxWIDTH (fixed:512x512), or three shapes with --min, --opt and --max."
+REMEDY = "Give reference, fixed:WIDTHxHEIGHT (fixed:512x512), or three sizes with --min, --opt and --max."
 
 
 def named_profiles(name: str, flavour: str, protocol: Protocol = PUBLISHED) -> tuple[Profile, ...]:
     """Profiles by name, for an engine flavour.
 
     ``reference`` is what the network is shown under the bundle's own protocol, batch 1. Whole images at the usual
-    test scale of 2048 x 512 become landscapes of 512 x 512..2048 and portraits of 512..2048 x 512; the profile is tuned
+    test scale of 2048 x 512 become landscapes of 512..2048 x 512 and portraits of 512 x 512..2048; the profile is tuned
     for 4:3. TensorRT gets a profile for each, since it plans and times a profile up to its largest shape, and
     2048 x 2048 has four times the pixels of any such image. TensorRT-RTX plans for the shapes that come, so it gets
     one range; a second profile would cost it 7 MB of kernels. Sliding windows have one size.
-    ``fixed:512x512`` is one size alone.
+    ``fixed:640x480`` is that one size, width x height.
 
     Args:
         protocol: the bundle's.
@@ -35,15 +35,16 @@ def named_profiles(name: str, flavour: str, protocol: Protocol = PUBLISHED) -> t
     """
     if name == "reference":
         sizes, resize = input_sizes(protocol), resizing(protocol.preprocess)
-        if len(sizes) == 1:
-            return (profile_of(*[(1, 3, *sizes[0])] * 3),)
-        if resize is None:
-            raise InputError("the bundle's images keep their own sizes: there is no profile for all of them", REMEDY)
-        return _keeping_ratio(resize.size, sizes[0], flavour)
-    if found := re.fullmatch(r"fixed:(\d{1,9})x(\d{1,9})", name):
-        height, width = int(found[1]), int(found[2])
-        return (profile_of(*[(1, 3, height, width)] * 3),)
-    raise InputError(f"no profile {name!r}", REMEDY)
+        if len(sizes) > 1:
+            if resize is None:
+                raise InputError("the bundle's images keep their own sizes: no profile takes all of them", REMEDY)
+            return _keeping_ratio(resize.size, sizes[0], flavour)
+        height, width = sizes[0]
+    elif found := re.fullmatch(r"fixed:(\d{1,9})x(\d{1,9})", name):
+        width, height = int(found[1]), int(found[2])
+    else:
+        raise InputError(f"no profile {name!r}", REMEDY)
+    return (profile_of(*[(1, 3, height, width)] * 3),)
 
 
 def _keeping_ratio(scale: tuple[int, int], landscape: tuple[int, int], flavour: str) -> tuple[Profile, ...]:
@@ -61,15 +62,16 @@ def _keeping_ratio(scale: tuple[int, int], landscape: tuple[int, int], flavour: 
 
 
 def parse_shape(text: str) -> Shape:
-    """(N, 3, H, W) of "HxW" or "Nx3xHxW".
+    """(N, 3, H, W) of a size "WxH", at batch 1, or of a whole shape "Nx3xHxW".
 
     Raises:
         InputError: not of that form.
     """
-    numbers = [int(part) for part in text.split("x") if re.fullmatch(r"\d{1,9}", part)]
-    if len(numbers) != text.count("x") + 1 or len(numbers) not in (2, 4):
-        raise InputError(f"{text!r} is no shape: expected HEIGHTxWIDTH or BATCHx3xHEIGHTxWIDTH", REMEDY)
-    batch, channels, height, width = numbers if len(numbers) == 4 else (1, 3, *numbers)
+    if not re.fullmatch(r"\d{1,9}x\d{1,9}(x\d{1,9}x\d{1,9})?", text):
+        message = f"{text!r} is neither a size (WIDTHxHEIGHT) nor the shape of an input (BATCHx3xHEIGHTxWIDTH)"
+        raise InputError(message, REMEDY)
+    numbers = [int(part) for part in text.split("x")]
+    batch, channels, height, width = numbers if len(numbers) == 4 else (1, 3, numbers[1], numbers[0])
     return batch, channels, height, width
 
 
@@ -79,11 +81,10 @@ def profile_of(minimum: Shape, optimum: Shape, maximum: Shape) -> Profile:
     Raises:
         InputError: not 3 channels, a size below 1, or not in order.
     """
-    if any(shape[1] != 3 for shape in (minimum, optimum, maximum)):
-        raise InputError(
-            f"the network's input has 3 channels; the profile gives {minimum}, {optimum}, {maximum}", REMEDY
-        )
+    shapes = minimum, optimum, maximum
+    if any(shape[1] != 3 for shape in shapes):
+        raise InputError(f"the network's input has 3 channels; the profile gives {shapes}", REMEDY)
     try:
-        return Profile(minimum, optimum, maximum)
+        return Profile(*shapes)
     except ValueError as err:
         raise InputError(str(err), REMEDY) from err

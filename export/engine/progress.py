@@ -8,7 +8,7 @@ from typing import Any
 
 from denseport.runtime.system.progress import StepCallback
 
-__all__ = ["STEPS", "ProgressTree", "monitor"]
+__all__ = ["STEPS", "monitor"]
 
 STEPS = 1000  # that the whole build counts as
 
@@ -20,36 +20,49 @@ class _Phase:
     done: int = 0
 
 
-class ProgressTree:
-    """The phases under way. A phase's steps are filled by its sub-phases, so its share is steps plus theirs.
+def monitor(trt: Any, report: StepCallback) -> Any:
+    """An IProgressMonitor for ``config.progress_monitor``.
 
     Args:
-        report: told the steps done, `STEPS` in all, and the phase. What it raises is kept in ``error``.
+        report: told the steps done, `STEPS` in all, and the phase. What it raises, Ctrl-C included, stops the build and
+            is kept in the monitor's ``error``.
+    """
+
+    class Monitor(_Monitor, trt.IProgressMonitor):  # type: ignore[misc]  # its base is only known now
+        def __init__(self) -> None:
+            _Monitor.__init__(self, report)
+            trt.IProgressMonitor.__init__(self)
+
+    return Monitor()
+
+
+class _Monitor:
+    """The phases under way. A phase's steps are filled by its sub-phases, so its share is steps plus theirs.
+
+    Its methods are those that TensorRT calls, from several threads.
     """
 
     def __init__(self, report: StepCallback) -> None:
+        self.error: BaseException | None = None
         self._report = report
         self._phases: dict[str, _Phase] = {}
         self._highest = 0.0
-        self._lock = threading.Lock()  # the builder calls from several threads
-        self.error: BaseException | None = None  # what the callback raised, Ctrl-C included
+        self._lock = threading.Lock()
 
-    def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase of so many steps begins, within another or alone."""
+    def phase_start(self, name: str, parent: str | None, steps: int) -> None:
         with self._lock:
             self._phases[name] = _Phase(parent, max(steps, 1))
         self._tell(name)
 
-    def step(self, name: str, index: int) -> bool:
-        """Step ``index`` of a phase is done; False asks TensorRT to stop."""
+    def step_complete(self, name: str, step: int) -> bool:
+        """Returns False to stop the build."""
         with self._lock:
             if phase := self._phases.get(name):
-                phase.done = min(index + 1, phase.steps)
+                phase.done = min(step + 1, phase.steps)
         self._tell(name)
         return self.error is None
 
-    def finish(self, name: str) -> None:
-        """A phase has ended."""
+    def phase_finish(self, name: str) -> None:
         with self._lock:
             self._phases.pop(name, None)
 
@@ -63,27 +76,8 @@ class ProgressTree:
             roots = [key for key, phase in self._phases.items() if phase.parent not in self._phases]
             # Phases of one name may follow one another; the bar never runs backwards for it.
             self._highest = max([self._highest, *(self._share(root) for root in roots)])
-            share = self._highest
+            steps = round(self._highest * STEPS)
         try:
-            self._report(round(share * STEPS), STEPS, name)
-        except BaseException as err:  # it may not pass through TensorRT's C++; the build is stopped and it is raised
+            self._report(steps, STEPS, name)
+        except BaseException as err:  # it may not pass through TensorRT's C++: `build_engine` raises it
             self.error = self.error or err
-
-
-def monitor(trt: Any, tree: ProgressTree) -> Any:
-    """An IProgressMonitor for ``config.progress_monitor``."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # its base is only known now
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-
-        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            tree.start(name, parent, steps)
-
-        def step_complete(self, name: str, step: int) -> bool:
-            return tree.step(name, step)
-
-        def phase_finish(self, name: str) -> None:
-            tree.finish(name)
-
-    return Monitor()

@@ -1,4 +1,4 @@
-"""In which types a graph computes, as asked in ONNX and as TensorRT's inspector reports it."""
+"""The types that a graph computes in: as asked for in ONNX, and as TensorRT's inspector reports them."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ def onnx_types(model: ir.Model) -> dict[str, int]:
     for node in model.graph:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Constant"):
             continue
-        stored = _dequantized_from(node)
-        dtype = stored or node.outputs[0].dtype
+        dtype = _dequantized_from(node) or node.outputs[0].dtype
         counts["unknown" if dtype is None else SHORT.get(dtype, "other")] += 1
     return dict(sorted(counts.items()))
 

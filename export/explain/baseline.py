@@ -20,10 +20,10 @@ __all__ = ["TorchSession", "torch_baseline"]
 
 
 class TorchSession(Session):
-    """A network in PyTorch, eager, FP32. It stays its owner's: closing the session does nothing.
+    """A network in PyTorch, eager, FP32.
 
     Args:
-        device: default: the GPU if PyTorch has one, else the CPU. The network is moved there.
+        device: where the network is moved to; default: the GPU if PyTorch has one, else the CPU.
         weights: what they are, for the description.
     """
 
@@ -49,7 +49,7 @@ def torch_baseline(manifest: Manifest, checkpoint: Path | None, threads: int | N
     """The bundle's network in PyTorch, as upstream computes it: without the rewrites of the export.
 
     Args:
-        checkpoint: its weights; None: random ones, which take as long.
+        checkpoint: its weights; None: random ones, which are as fast.
         threads: of the CPU, for this process; default: PyTorch's own choice.
 
     Raises:

@@ -1,12 +1,12 @@
-"""Where every tenth of a point went: an artifact's mIoU followed back to the checkpoint, one change at a time.
+"""Which step between the checkpoint and an artifact loses accuracy.
 
-Five measurements on the same images make a chain, and each pair of neighbours differs in one thing only:
+Five measurements on the same images make a chain, in which neighbours differ in one thing only:
 
     torch --protocol--> torch --export--> model.onnx --precision--> typed or quantized ONNX --engine--> engine
 
-The first takes images as the checkpoint's own configuration says, the others as the examined measurement did; so the
-losses of the four steps add up to the whole. A step that loses more than its precision may names the setting, or the
-layer of the model, that is to blame.
+The first measurement takes images as the checkpoint's configuration says, the others as the examined protocol does. So
+the losses of the four steps add up to the whole loss. A step that loses more than its precision may lose names its
+culprit: a setting, or a layer of the network.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.export.checkpoint.file import Checkpoint, read_checkpoint
+from denseport.export.checkpoint.file import read_checkpoint
 from denseport.export.checkpoint.recognise import recognise
 from denseport.export.checkpoint.settings import inference_of, preprocess_of
 from denseport.export.checkpoint.weights import load_model
@@ -32,7 +32,7 @@ from denseport.export.models.segmentor import Segmentor
 from denseport.export.torch_to_onnx import TOLERANCE, export_onnx
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.preprocessing import Preprocessing
+from denseport.runtime.bundle.preprocessing import Resize
 from denseport.runtime.bundle.preprocessing import Step as ImageStep
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import DenseportError, InputError
@@ -62,13 +62,12 @@ def explain(
     limit: int = 20,
     progress: Progress | None = None,
 ) -> Explanation:
-    """Say what an artifact's loss against its checkpoint comes from.
+    """Find out which step an artifact's loss against its checkpoint comes from.
 
     Args:
-        artifact: of ``bundle``, the one that was measured.
         checkpoint: that the bundle was exported from; without it the export is not examined, and the bundle's own
             settings are taken for right.
-        protocol: of the measurement.
+        protocol: of the examined measurement.
         limit: images to measure, spread over the data set; each is run about five times.
         progress: told what is being measured.
 
@@ -117,11 +116,16 @@ class _Chain:
         if self.checkpoint is not None:
             preprocess, self.own_warnings = preprocess_of(self.checkpoint)
             self.own = Protocol(protocol.name, preprocess, inference_of(self.checkpoint))
-            self.model = _load(self.checkpoint, bundle)
+            # The network as it was exported: of the same preset, with the same rewrites.
+            reference, record = bundle.manifest.reference, bundle.artifact(self.source).record
+            preset = PRESETS.get(reference.preset) if reference is not None else None
+            spec = recognise(self.checkpoint, preset).spec
+            self.model = load_model(self.checkpoint, spec, rewrite=bool(record.get("rewrite", True)))
+        self.torch = TorchSession(self.model, device="cpu") if self.model is not None else None
         self._measured: dict[tuple[str, Protocol], _Measured] = {}
 
     def protocol(self) -> Step:
-        """The checkpoint's own settings against those of the examined measurement, on a network that is right."""
+        """The checkpoint's own settings against those of the examined measurement, on the network before export."""
         network, source = (self.source, "bundle") if self.model is None else (TORCH, "checkpoint")
         before, after = self._measure(network, self.own), self._measure(network, self.used)
         culprits = []
@@ -148,14 +152,19 @@ class _Chain:
 
     def export(self) -> Step:
         """The checkpoint's network in torch against the bundle's source."""
-        if self.checkpoint is None or self.model is None:
+        if self.checkpoint is None or self.model is None or self.torch is None:
             return Step("export", (TORCH, self.source), notes=("no checkpoint was given: --checkpoint FILE",))
         step, worst = self._compare("export", TORCH, self.source, "fp32")
-        recorded = self.bundle.manifest.provenance.get("sha256")
-        if recorded != self.checkpoint.sha256:
-            note = f"{self.checkpoint.path} is not the file that the bundle was exported from: their hashes differ"
-            step = replace(step, notes=(*step.notes, note))
-        step = self._with_logits(step, worst)
+        notes = list(step.notes)
+        if self.bundle.manifest.provenance.get("sha256") != self.checkpoint.sha256:
+            notes.append(f"the bundle was exported from another file than {self.checkpoint.path}: their hashes differ")
+        image = self._network_input(worst)
+        logits = OnnxRuntimeSession(self.bundle.verified(self.source)).run(image)
+        found = difference(self.torch.run(image), logits)
+        wrong = found.exceeds(TOLERANCE)  # masks may agree all the same
+        if wrong:
+            notes.append(f"the logits of {self.images.samples[worst].name} differ: {found}")
+        step = replace(step, failed=step.failed or wrong, notes=tuple(notes))
         if not step.failed:
             return step
         self.tell("exporting the checkpoint afresh")
@@ -163,31 +172,15 @@ class _Chain:
             fresh = export_onnx(self.model, Path(folder) / self.source)[0]
             return self._blame(step, fresh, self.source, worst, "fp32")
 
-    def _with_logits(self, step: Step, index: int) -> Step:
-        """The step, failed where the logits differ more than an export's may: masks forgive much that is wrong."""
-        assert self.model is not None  # export looked
-        image = self._network_input(index)
-        found = OnnxRuntimeSession(self.bundle.verified(self.source)).run(image)
-        how = difference(TorchSession(self.model, device="cpu").run(image), found)
-        if not how.exceeds(TOLERANCE):
-            return step
-        note = f"the logits of {self.images.samples[index].name} differ: {how}"
-        return replace(step, failed=True, notes=(*step.notes, note))
-
     def precision(self) -> Step:
         """The bundle's source against the typed or quantized graph."""
         typed, made_of = self._typed(), self.artifact.made_of
         if typed == self.source:
             return Step("precision", (typed, self.name), notes=("the artifact computes in FP32",))
         if typed is None:
-            return Step(
-                "precision",
-                (self.source, str(made_of)),
-                notes=(
-                    f"the bundle has no {made_of} that {self.name} was built from; make it with denseport build "
-                    f"{self.bundle.path} --precision {self.artifact.precision} --engine onnx",
-                ),
-            )
+            command = f"denseport build {self.bundle.path} --precision {self.artifact.precision} --engine onnx"
+            note = f"the bundle has no {made_of}, from which {self.name} was built; make it with {command}"
+            return Step("precision", (self.source, str(made_of)), notes=(note,))
         precision = self.bundle.artifact(typed).precision
         step, worst = self._compare("precision", self.source, typed, precision)
         if not step.failed:
@@ -198,14 +191,14 @@ class _Chain:
         """The graph that an engine was built from against the engine."""
         before = self._typed() or self.source
         if self.artifact.kind != "engine":
-            return Step("engine", (before, self.name), notes=("the artifact is an ONNX graph, no engine",))
+            return Step("engine", (before, self.name), notes=("the artifact is an ONNX graph, not an engine",))
         self.bundle.verified(self.name)
         try:
             self._measure(self.name, self.used)
-        except DenseportError as err:  # no device, no library: the rest of the chain still tells something
+        except DenseportError as err:  # no device, no library: the other steps are reported all the same
             return Step("engine", (before, self.name), notes=(f"it does not run here: {err.message}",))
         step, _ = self._compare("engine", before, self.name, self.artifact.precision)
-        hint = "an engine shows no inner tensors; build it in FP32 to part its tactics from its precision"
+        hint = "the inner tensors of an engine cannot be read; build it in FP32 to see what its precision changes"
         return replace(step, notes=(hint,)) if step.failed else step
 
     def _typed(self) -> str | None:
@@ -216,13 +209,8 @@ class _Chain:
     def _measure(self, name: str, protocol: Protocol) -> _Measured:
         if (name, protocol) not in self._measured:
             self.tell(f"measuring {name}, {protocol.description}")
-            if name == TORCH and self.model is not None:
-                segmenter = Segmenter(
-                    self.bundle, artifact=TORCH, protocol=protocol, session=TorchSession(self.model, device="cpu")
-                )
-            else:
-                segmenter = Segmenter(self.bundle, artifact=name, protocol=protocol)
-            with segmenter:
+            session = self.torch if name == TORCH else None
+            with Segmenter(self.bundle, artifact=name, protocol=protocol, session=session) as segmenter:
                 self._measured[name, protocol] = _run(segmenter, self.images)
         return self._measured[name, protocol]
 
@@ -247,7 +235,7 @@ class _Chain:
         image = self._network_input(index)
         found = find_divergence(trusted, self.bundle.verified(suspect), image, threshold(DIVERGED, precision))
         if found is None:
-            note = f"every tensor that {suspect} shares with its origin is equal: what differs lies outside the graph"
+            note = f"every tensor of {suspect} is equal to its origin's: what differs lies outside the graph"
             return replace(step, notes=(*step.notes, note))
         layer, _, operator = found.node.rpartition("/")
         name = f"{layer} ({operator})" if layer else f"{found.node} ({found.operator})"
@@ -255,16 +243,9 @@ class _Chain:
         return replace(step, culprits=(Culprit(name, detail, found.causes, divergence=found),))
 
     def _network_input(self, index: int) -> NDArray[np.float32]:
-        """What the network is shown of an image: the one view, or the first window of it."""
+        """The first network input of an image: the whole of it, or its first window."""
         image = read_image(self.images.samples[index].image)
         return next(network_inputs(image, self.used, self.bundle.manifest.patch_size))
-
-
-def _load(checkpoint: Checkpoint, bundle: Bundle) -> Segmentor:
-    """The network as it was exported: of the same preset, with the same rewrites."""
-    reference, record = bundle.manifest.reference, bundle.artifact(bundle.manifest.source).record
-    preset = PRESETS.get(reference.preset) if reference is not None else None
-    return load_model(checkpoint, recognise(checkpoint, preset).spec, rewrite=bool(record.get("rewrite", True)))
 
 
 def _run(segmenter: Segmenter, images: Dataset) -> _Measured:
@@ -279,13 +260,32 @@ def _run(segmenter: Segmenter, images: Dataset) -> _Measured:
 
 
 def _corrections(wrong: Protocol, right: Protocol) -> Iterator[tuple[str, Protocol]]:
-    """Each setting in which two protocols differ, and ``wrong`` with that one corrected."""
-    for name, steps in _corrected(wrong.preprocess, right.preprocess):
-        yield name, replace(wrong, preprocess=steps)
+    """Each setting in which two protocols differ, such as "normalise.std", and ``wrong`` with that one corrected."""
+    found, wanted = ({step.kind: step for step in protocol.preprocess} for protocol in (wrong, right))
+    order = list(dict.fromkeys([*wanted, *found]))
+    for kind in order:
+        for name, step in _corrected_steps(kind, found.get(kind), wanted.get(kind)):
+            steps = {**found, kind: step}
+            yield name, replace(wrong, preprocess=tuple(each for each in map(steps.get, order) if each is not None))
     if wrong.inference != right.inference:
         yield "inference", replace(wrong, inference=right.inference)
     if wrong.tta != right.tta:
         yield "tta", replace(wrong, tta=right.tta)
+
+
+def _corrected_steps(
+    kind: str, found: ImageStep | None, wanted: ImageStep | None
+) -> Iterator[tuple[str, ImageStep | None]]:
+    """The same of one step of pre-processing; None: a protocol has no such step."""
+    if found is None or wanted is None:
+        yield kind, wanted
+        return
+    differing = [f.name for f in fields(found) if getattr(found, f.name) != getattr(wanted, f.name)]
+    # Settings of a resize go together: the limits of one kind of resizing mean nothing to another.
+    groups = [differing] if isinstance(found, Resize) else [[name] for name in differing]
+    for names in filter(None, groups):
+        values = {name: getattr(wanted, name) for name in names}
+        yield ", ".join(f"{kind}.{name}" for name in names), replace(found, **values)
 
 
 def _value(protocol: Protocol, setting: str) -> str:
@@ -298,27 +298,3 @@ def _value(protocol: Protocol, setting: str) -> str:
     steps = {step.kind: step for step in protocol.preprocess}
     settings = [name.partition(".")[::2] for name in setting.split(", ")]
     return ", ".join(str(getattr(steps[kind], name) if name else steps.get(kind)) for kind, name in settings)
-
-
-def _corrected(wrong: Preprocessing, right: Preprocessing) -> Iterator[tuple[str, Preprocessing]]:
-    """Each setting of a step, or step, that differs, as "normalise.std", and ``wrong`` with that one corrected."""
-    found, wanted = ({step.kind: step for step in steps} for steps in (wrong, right))
-    for kind in dict.fromkeys([*wanted, *found]):
-        for name, step in _corrected_step(found.get(kind), wanted.get(kind)):
-            corrected = {**found, kind: step}
-            order = dict.fromkeys([*wanted, *found])
-            yield name, tuple(each for each in map(corrected.get, order) if each is not None)
-
-
-def _corrected_step(found: ImageStep | None, wanted: ImageStep | None) -> Iterator[tuple[str, ImageStep | None]]:
-    if found is None or wanted is None:
-        given = found or wanted
-        if given is not None:
-            yield given.kind, wanted
-        return
-    differing = [f.name for f in fields(found) if getattr(found, f.name) != getattr(wanted, f.name)]
-    # Size and keep_ratio go together: the limits of one kind of resizing mean nothing to the other.
-    size = [name for name in differing if name in ("size", "keep_ratio")]
-    for group in [size] * bool(size) + [[name] for name in differing if name not in size]:
-        values = {name: getattr(wanted, name) for name in group}
-        yield ", ".join(f"{found.kind}.{name}" for name in group), replace(found, **values)

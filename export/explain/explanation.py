@@ -14,28 +14,23 @@ __all__ = ["Culprit", "Explanation", "Step"]
 
 @dataclass(frozen=True)
 class Culprit:
-    """What a step's loss comes from."""
+    """What a step's loss comes from: a setting or a layer."""
 
     name: str  # a setting such as preprocess.std, or a layer such as backbone.layers.3.ln1 (LayerNormalization)
     detail: str
-    causes: tuple[str, ...] = ()  # what the layer has otherwise than it should
-    effect: float | None = None  # points of mIoU lost by a setting: gained when it alone is corrected
+    causes: tuple[str, ...] = ()  # differences of the layer's attributes and weights
+    effect: float | None = None  # of a setting: points of mIoU gained when it alone is corrected
     divergence: Divergence | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The form for JSON."""
-        return {
-            "name": self.name,
-            "detail": self.detail,
-            "causes": list(self.causes),
-            "effect": None if self.effect is None else json_number(self.effect),
-            "divergence": self.divergence.to_dict() if self.divergence else None,
-        }
+        effect = None if self.effect is None else json_number(self.effect)
+        return {**vars(self), "effect": effect, "divergence": self.divergence and self.divergence.to_dict()}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One change on the way from the checkpoint to the artifact, and what it cost."""
+    """One change on the way from the checkpoint to the artifact, and its loss."""
 
     name: str  # "protocol", "export", "precision" or "engine"
     compared: tuple[str, str]  # what was measured before the change, and after it
@@ -53,14 +48,10 @@ class Step:
     def to_dict(self) -> dict[str, Any]:
         """The form for JSON."""
         return {
-            "name": self.name,
-            "compared": list(self.compared),
+            **vars(self),
             "mIoU": None if self.mIoU is None else [json_number(value) for value in self.mIoU],
             "lost": None if self.lost is None else json_number(self.lost),
-            "agreement": self.agreement,
-            "failed": self.failed,
             "culprits": [culprit.to_dict() for culprit in self.culprits],
-            "notes": list(self.notes),
         }
 
     def lines(self) -> Iterator[str]:
@@ -90,22 +81,15 @@ class Explanation:
 
     @property
     def culprits(self) -> tuple[str, ...]:
-        """Names of everything that is to blame, in the order of the chain."""
+        """Names of all culprits, in the order of the chain."""
         return tuple(culprit.name for step in self.steps for culprit in step.culprits)
 
     def to_dict(self) -> dict[str, Any]:
         """The form for JSON."""
-        return {
-            "artifact": self.artifact,
-            "protocol": self.protocol,
-            "images": self.images,
-            "available": self.available,
-            "culprits": list(self.culprits),
-            "steps": [step.to_dict() for step in self.steps],
-        }
+        return {**vars(self), "culprits": self.culprits, "steps": [step.to_dict() for step in self.steps]}
 
     def lines(self) -> list[str]:
-        """For the terminal: points of mIoU by step, and whom to blame."""
-        head = f"{self.artifact}, protocol {self.protocol}: where the points went, on {self.images} of "
-        head += f"{self.available} images"
+        """For the terminal: points of mIoU by step, and the culprits."""
+        images = f"{self.images} of {self.available} images"
+        head = f"{self.artifact}, protocol {self.protocol}: change of mIoU by step, measured on {images}"
         return [head, *(f"  {line}" for step in self.steps for line in step.lines())]

@@ -1,8 +1,8 @@
-"""Where two graphs of one network part: their tensors compared by name, in the order in which they are computed.
+"""The first tensor in which two graphs of one network differ: tensors compared by name, in the order of computation.
 
 `denseport.export.graph.tidy` names tensors after the model's layers, so a graph that was altered, typed or quantized
 still has most names of its origin. ONNX Runtime runs both graphs as they are written, without optimizing them, and
-hands out a bounded part of their inner tensors at a time, until the first that differs.
+gives a bounded part of their inner tensors at a time, until the first that differs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Divergence:
-    """The tensor at which two graphs part."""
+    """The tensor in which two graphs differ."""
 
     tensor: str
     node: str  # that computes it in the trusted graph, such as backbone.layers.3.attn.attn/MatMul_2
@@ -61,40 +61,26 @@ class Divergence:
 
     def to_dict(self) -> dict[str, Any]:
         """The form for JSON: an infinite error is null."""
-        return {
-            "tensor": self.tensor,
-            "node": self.node,
-            "operator": self.operator,
-            "relative_error": json_number(self.difference.relative_error),
-            "cosine": json_number(self.difference.cosine),
-            "overflow": self.difference.overflow,
-            "first": self.first,
-            "causes": list(self.causes),
-        }
+        found = asdict(self)
+        how = found.pop("difference")
+        how["relative_error"] = json_number(self.difference.relative_error)
+        return {**found, **how, "causes": list(self.causes)}
 
 
 def difference(expected: NDArray[Any], found: NDArray[Any]) -> Difference:
     """Compare two arrays of numbers; other shapes are no comparison at all (infinite error, cosine 0)."""
     if expected.shape != found.shape:
         return Difference(math.inf, 0.0)
-    a, b = _real(expected), _real(found)
-    known = np.isfinite(a)
-    lost = known & ~np.isfinite(b)
-    overflow = float(np.abs(a[lost]).max()) if lost.any() else None
-    compared = known & ~lost
-    if not compared.all():
-        a, b = a[compared], b[compared]
-    scale = float(np.abs(a).max(initial=0)), float(np.abs(b).max(initial=0))
-    if not min(scale):
-        same = not max(scale)
+    known = np.isfinite(expected)
+    lost = known & ~np.isfinite(found)
+    overflow = float(np.abs(expected[lost]).max()) if lost.any() else None
+    a, b = (array[known & ~lost].astype(np.float64) for array in (expected, found))
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if not norms:
+        same = not (a.any() or b.any())
         return Difference(0.0 if same and overflow is None else math.inf, float(same), overflow)
-    error = float(np.abs(a - b).max()) / scale[0] if overflow is None else math.inf
-    a, b = a.ravel() / scale[0], b.ravel() / scale[1]  # no square of them leaves float32
-    return Difference(error, float(a @ b) / math.sqrt(float(a @ a) * float(b @ b)), overflow)
-
-
-def _real(x: NDArray[Any]) -> NDArray[np.floating[Any]]:
-    return x.astype(np.float64 if x.dtype.kind in "iu" else np.float32, copy=False)
+    error = float(np.abs(a - b).max() / np.abs(a).max()) if overflow is None else math.inf
+    return Difference(error, float(a @ b) / norms, overflow)
 
 
 def find_divergence(
@@ -127,15 +113,11 @@ def find_divergence(
 
 
 class _Graph:
-    """A model and its tensors by name.
-
-    Args:
-        folder: for its weights, so that not every probe holds a copy of them.
-        file: their name there.
-    """
+    """A model and its tensors by name."""
 
     def __init__(self, path: Path, folder: Path, file: str) -> None:
         self.model = read_model(path)
+        # The weights go to a file, so that not every probe holds a copy of them.
         ir.external_data.unload_from_model(self.model, folder, file, size_threshold_bytes=1024)
         self.weights = self.model.graph.initializers
         self.tensors = {str(value.name): value for node in self.model.graph for value in node.outputs if value.name}

@@ -1,4 +1,4 @@
-"""What several passes do to a graph: read constants, make constants and nodes, put them in their place."""
+"""What several passes do to a graph: read constants, make constants and nodes, insert and remove them."""
 
 from __future__ import annotations
 

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import onnxscript.optimizer
-from numpy.typing import NDArray
 
 from denseport.export.errors import ExportError
 from denseport.export.graph.edit import new_constant
@@ -68,22 +65,23 @@ def fold(model: ir.Model, shape: tuple[int, int, int, int]) -> FoldRecord:
 def _fold_large(model: ir.Model) -> None:
     """Replace constant sub-graphs by their values, which ONNX Runtime computes."""
     constant: set[ir.Value] = set(model.graph.initializers.values())
-    nodes = []
+    nodes = set()
     for node in model.graph:
         if _computable(node) and all(value is None or value in constant for value in node.inputs):
-            nodes.append(node)
+            nodes.add(node)
             constant.update(node.outputs)
     # Only what a node that stays reads must become an initializer.
-    inner = set(nodes)
     wanted = [
         value
-        for node in nodes
+        for node in model.graph
         for value in node.outputs
-        if not value.is_graph_output() and any(user not in inner for user in value.consumers())
+        if node in nodes and not value.is_graph_output() and any(user not in nodes for user in value.consumers())
     ]
     if not wanted:
         return
-    for value, array in zip(wanted, _evaluate(model, nodes, wanted), strict=True):
+    part = ir.Model(ir.convenience.extract(model.graph, [], wanted), ir_version=model.ir_version)
+    session = open_session(ir.to_proto(part), "the graph's constant part")
+    for value, array in zip(wanted, session.run([str(value.name) for value in wanted], {}), strict=True):
         value.replace_all_uses_with(new_constant(model.graph, f"{value.name}.constant", array))
 
 
@@ -95,23 +93,3 @@ def _computable(node: ir.Node) -> bool:
         and bool(node.inputs or node.op_type == "Constant")
         and not any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values())
     )
-
-
-def _evaluate(model: ir.Model, nodes: list[ir.Node], wanted: list[ir.Value]) -> list[NDArray[np.generic]]:
-    """Values of ``wanted``, computed from constants alone by ``nodes``."""
-    read = {
-        value.name: value for node in nodes for value in node.inputs if value is not None and value.is_initializer()
-    }
-    constants = []
-    for name, value in read.items():
-        assert value.const_value is not None  # an initializer's
-        constants.append(ir.to_proto(value.const_value))
-        constants[-1].name = str(name)
-    outputs = [onnx.ValueInfoProto(name=value.name) for value in wanted]
-    graph = onnx.helper.make_graph([ir.to_proto(node) for node in nodes], "constants", [], outputs, constants)
-    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
-    part = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
-    results: list[NDArray[np.generic]] = open_session(part, "the graph's constant part").run(
-        [str(value.name) for value in wanted], {}
-    )
-    return results

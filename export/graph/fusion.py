@@ -9,10 +9,9 @@ runs the body, so results stay as they are to the bit. TensorRT's parser looks f
 with the attributes that `denseport.export.plugin.tensorrt_plugin` documents; TensorRT-RTX, which has no plugins, runs
 the body.
 
-Only neighbours are fused. A Cast or a QuantizeLinear between a Resize and its Add rounds, and moving it would change
-results, so such a pair stays as it is and the record says why. On the other side of the Resize and on the residual they
-are no neighbours and stay where they are. The Cast from FP16 to FP32 in front of the last Resize is the one that moves:
-the kernel reads FP16 and computes in FP32, and so does the body.
+Only neighbours are fused. A Cast or a QuantizeLinear between a Resize and its Add rounds; moving it would change
+results, so such a pair stays and the record says why. The Cast from FP16 to FP32 in front of the last Resize is the one
+that moves: the kernel reads FP16 and computes in FP32, and so does the body.
 """
 
 from __future__ import annotations
@@ -37,6 +36,8 @@ OPERATORS = ("UpsampleAdd", "UpsampleArgmax", "ResizeArgmax")
 GRIDS = ("half_pixel", "pytorch_half_pixel", "align_corners")  # the first two differ for an output of one pixel only
 ROUNDINGS = ("Cast", "QuantizeLinear", "DequantizeLinear")
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+Sizes = tuple[int | None, ...]  # None: any
+Types = dict[str | None, tuple[ir.DataType | None, Sizes | None]]  # by the tensor's name; None: unknown
 
 RESIZE = 'Resize <mode = "linear", coordinate_transformation_mode = "{grid}">'
 # A function has one body for FP32 and FP16. The first Cast of the two argmaxes does nothing to FP32.
@@ -102,7 +103,7 @@ def fuse(model: ir.Model) -> FusionRecord:
     """
     graph, left = model.graph, dict[str, str]()
     bodies = {function.name: "" for function in model.functions.values() if function.domain == DOMAIN}
-    types = _Types(model)
+    types = _types(model)
     for resize in [node for node in graph if node.op_type == "Resize" and node.domain == ""]:
         found = _match(resize, graph, types)
         if isinstance(found, _Match) and bodies.setdefault(found.operator, found.body) != found.body:
@@ -121,30 +122,25 @@ def fuse(model: ir.Model) -> FusionRecord:
         reasons = "".join(f"\n  {node}: {reason}" for node, reason in left.items())
         raise ExportError(
             f"nothing to fuse: no bilinear x2 upsampling before an addition, no argmax of resized logits{reasons}",
-            "Leave --plugin out, or build for one size (--profile fixed:HxW), at which UPerNet's upsamplings are x2.",
+            "Leave --plugin out, or build for one size (--profile fixed:WxH), at which UPerNet's upsamplings are x2.",
         )
     return FusionRecord(fused, left)
 
 
-class _Types:
-    """Type and shape of each tensor, as far as inference knows; the model itself stays as it is."""
-
-    def __init__(self, model: ir.Model) -> None:
-        clone = model.clone()
-        passes.ShapeInferencePass()(clone)
-        every = [*clone.graph.inputs, *clone.graph.initializers.values()]
-        every += [value for node in clone.graph for value in node.outputs]
-        self._known = {str(value.name): value for value in every}
-
-    def dtype(self, value: ir.Value) -> ir.DataType | None:
-        return self._known[str(value.name)].dtype
-
-    def shape(self, value: ir.Value) -> tuple[int | None, ...] | None:
-        shape = self._known[str(value.name)].shape
-        return None if shape is None else tuple(n if isinstance(n, int) else None for n in shape)
+def _types(model: ir.Model) -> Types:
+    """What inference knows of each tensor; the model itself stays as it is."""
+    clone = model.clone()
+    passes.ShapeInferencePass()(clone)
+    every = [*clone.graph.inputs, *clone.graph.initializers.values()]
+    every += [value for node in clone.graph for value in node.outputs]
+    return {value.name: (value.dtype, _sizes(value.shape)) for value in every}
 
 
-def _match(resize: ir.Node, graph: ir.Graph, types: _Types) -> _Match | str | None:
+def _sizes(shape: ir.Shape | None) -> Sizes | None:
+    return None if shape is None else tuple(n if isinstance(n, int) else None for n in shape)
+
+
+def _match(resize: ir.Node, graph: ir.Graph, types: Types) -> _Match | str | None:
     """The nodes that go with a Resize; why it stays; or None, if no kernel is for it."""
     grid, output = _grid(resize), resize.outputs[0]
     readers = [use.node for use in output.uses()]
@@ -185,12 +181,12 @@ def _grid(resize: ir.Node) -> str | None:
     return grid if plain and grid in GRIDS else None
 
 
-def _factor(resize: ir.Node, types: _Types) -> int | None:
+def _factor(resize: ir.Node, types: Types) -> int | None:
     """The whole factor by which a Resize makes height and width larger at every size that can come."""
     scales, sizes = (_constant(resize, i) for i in (2, 3))
     source = resize.inputs[0]
     if scales is None and sizes is not None and source is not None:
-        shape = types.shape(source)
+        shape = types[source.name][1]
         if shape is None or None in shape:
             return None
         scales = sizes / np.array(shape, np.float64)
@@ -206,21 +202,21 @@ def _constant(node: ir.Node, index: int) -> np.ndarray | None:
     return array if array is not None and array.size else None
 
 
-def _upsample_add(resize: ir.Node, add: ir.Node, grid: str, types: _Types) -> _Match | str:
+def _upsample_add(resize: ir.Node, add: ir.Node, grid: str, types: Types) -> _Match | str:
     upsampled = resize.outputs[0]
     x, (residual,) = resize.inputs[0], [value for value in add.inputs if value is not upsampled]
     if x is None or residual is None:
         return "an input is missing"
-    dtype = types.dtype(x)
-    if dtype not in (FLOAT, HALF) or types.dtype(residual) != dtype:
+    dtype = types[x.name][0]
+    if dtype not in (FLOAT, HALF) or types[residual.name][0] != dtype:
         return f"it computes in {dtype.name if dtype else 'an unknown type'}; the kernel has FP32 and FP16"
-    if not _same_size(types.shape(x), types.shape(residual)):
+    if not _same_size(types[x.name][1], types[residual.name][1]):
         return f"{residual.name} is not known to have the size of what it is added to"
     body = BODIES["UpsampleAdd"].format(grid=grid)
     return _Match("UpsampleAdd", body, (resize, add), (x, residual), {"align_corners": int(grid == GRIDS[2])})
 
 
-def _same_size(x: tuple[int | None, ...] | None, residual: tuple[int | None, ...] | None) -> bool:
+def _same_size(x: Sizes | None, residual: Sizes | None) -> bool:
     """Whether an Add of x, upsampled by 2, and a residual broadcasts nothing.
 
     Heights and widths that vary are taken as equal: an image of one row is no residual.
@@ -233,7 +229,7 @@ def _same_size(x: tuple[int | None, ...] | None, residual: tuple[int | None, ...
 
 
 def _argmax(
-    resize: ir.Node, argmax: ir.Node, grid: str, factor: int | None, graph: ir.Graph, types: _Types
+    resize: ir.Node, argmax: ir.Node, grid: str, factor: int | None, graph: ir.Graph, types: Types
 ) -> _Match | str:
     attributes, readers = argmax.attributes, [use.node for use in argmax.outputs[0].uses()]
     axis, keeps = attributes.get_int("axis", 0), attributes.get_int("keepdims", 1)
@@ -242,27 +238,27 @@ def _argmax(
     if len(readers) != 1 or readers[0].op_type != "Cast" or readers[0].attributes.get_int("to") != ir.DataType.INT32:
         return "the classes behind it are not INT32"
     logits = resize.inputs[0]
-    if grid != "half_pixel" or logits is None or types.dtype(logits) != FLOAT:
+    if grid != "half_pixel" or logits is None or types[logits.name][0] != FLOAT:
         return "the kernels resize with half-pixel centres, and in FP32"
     nodes = (resize, argmax, readers[0])
     producer = logits.producer()
     narrow = producer.inputs[0] if producer is not None and producer.op_type == "Cast" else None
-    if narrow is not None and types.dtype(narrow) == HALF:
+    if narrow is not None and types[narrow.name][0] == HALF:
         logits = narrow  # the body casts; the Cast stays for other readers
     if factor in SCALES:
         body = BODIES["UpsampleArgmax"].format(grid=grid, scale=factor)
         return _Match("UpsampleArgmax", body, nodes, (logits,), {"scale": int(factor)})
     image = graph.inputs[0]
-    if types.dtype(image) != FLOAT or not _has_size_of(resize, image, types):
+    if types[image.name][0] != FLOAT or not _has_size_of(resize, image, types):
         return "its size is neither the input's nor a multiple that the kernel has"
     rows, columns = (_side(graph, resize, image, axis) for axis in (2, 3))
     body = BODIES["ResizeArgmax"].format(grid=grid)
     return _Match("ResizeArgmax", body, nodes, (logits, image, rows, columns), {})
 
 
-def _has_size_of(resize: ir.Node, image: ir.Value, types: _Types) -> bool:
+def _has_size_of(resize: ir.Node, image: ir.Value, types: Types) -> bool:
     """Whether a Resize's height and width are an image's (N, C, H, W): its shape is seen in the graph, or fixed."""
-    sizes, shape = _constant(resize, 3), types.shape(image)
+    sizes, shape = _constant(resize, 3), types[image.name][1]
     if sizes is not None:
         return shape is not None and tuple(sizes[2:].tolist()) == shape[2:]
     value = resize.inputs[3] if len(resize.inputs) > 3 else None

@@ -1,8 +1,8 @@
-"""Let a graph end in class masks: its logits resized to the input's size, and the first of the highest wins.
+"""Append a resize to the input's size and an argmax, so that a graph gives class masks instead of logits.
 
-For deployments that want a class for each pixel and nothing else: the mask is hundreds of times smaller than the
-logits at that size. What the mask's size has to do with the image's stays the caller's business; the runtime resizes
-logits itself, to the image, and never asks for such a graph.
+For deployments that need only a class for each pixel: the mask is hundreds of times smaller than the logits at that
+size. The mask has the size of the network's input, not of the image. The runtime resizes logits to the image itself and
+does not use such graphs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Read a model whole; write it whole or not at all, its weights in a file of their own where one cannot hold all."""
+"""Read a model with all its weights; write it whole or not at all, above 2 GiB with its weights in a second file."""
 
 from __future__ import annotations
 

@@ -33,17 +33,7 @@ from denseport.export.graph.casts import Caster, fewest_casts
 from denseport.export.graph.ranges import Ranges
 from denseport.runtime.errors import InputError
 
-__all__ = [
-    "FORMATS",
-    "POLICY",
-    "Format",
-    "Group",
-    "Island",
-    "PrecisionRecord",
-    "Rule",
-    "precision_table",
-    "set_types",
-]
+__all__ = ["FORMATS", "POLICY", "Format", "Group", "Island", "PrecisionRecord", "Rule", "precision_table", "set_types"]
 
 FLOAT = ir.DataType.FLOAT
 HEADROOM = 2.0  # other images may reach further than those of the calibration

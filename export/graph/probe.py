@@ -70,9 +70,9 @@ class Probe:
         proto.graph.output.extend(kept.get(each, onnx.ValueInfoProto(name=each)) for each in self.outputs)
         external = (value.const_value for value in model.graph.initializers.values())
         folder = next((Path(each.base_dir) for each in external if isinstance(each, ir.ExternalTensor)), None)
-        in_order = bool(shapes or largest)
+        ordered = bool(shapes or largest)
         self._session = open_session(
-            proto, name, folder=folder, as_written=as_written, in_order=in_order, threads=threads
+            proto, name, folder=folder, as_written=as_written, in_order=ordered, threads=threads
         )
 
     def run(self, image: NDArray[np.float32]) -> list[NDArray[Any]]:
@@ -84,7 +84,7 @@ class Probe:
         if image.ndim != 4 or image.shape[1] != 3 or image.dtype != np.float32 or not image.size:
             raise ExportError(
                 f"expected normalised images of shape (N, 3, height, width), float32; got {image.shape} {image.dtype}",
-                "denseport.calibration.observe.images.CalibrationImages makes them from image files.",
+                "denseport.runtime.pipeline.network_input.NetworkInputs makes them from image files.",
             )
         try:
             return list(self._session.run(self.outputs, {self._input: image}))
@@ -132,16 +132,9 @@ def open_session(
     """An ``onnxruntime.InferenceSession`` on the CPU.
 
     Args:
-        name: what messages call the model.
         folder: of the files that hold its weights.
-        as_written: without optimizations. FP8 never has them: ONNX Runtime would make integer operators of it, which
-            it then refuses.
         in_order: run the nodes in their order.
-        threads: default: the CPUs this process may use.
-
-    Raises:
-        MachineError: ONNX Runtime is not installed.
-        ExportError: it cannot load the model.
+        name, as_written, threads: as of `Probe`, which raises the same.
     """
     try:
         import onnxruntime
@@ -154,6 +147,7 @@ def open_session(
     options.add_session_config_entry("session.x64quantprecision", "1")
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    # ONNX Runtime would make integer operators of FP8, and then refuse them.
     if as_written or any(tensor.data_type == onnx.TensorProto.FLOAT8E4M3FN for tensor in proto.graph.initializer):
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if in_order:

@@ -2,8 +2,8 @@
 
 ONNX Runtime has hardly any FP16 kernels on CPUs: it computes such nodes in FP32 and leaves the casts between them
 out (``InsertedPrecisionFreeCast``), so that a typed graph shows FP16's weights there, but neither its rounding nor its
-overflow. This pass says the same explicitly: every node computes in FP32, as tensor cores accumulate, and every tensor
-that was narrow passes through a pair of casts, which ONNX Runtime keeps because they lose digits.
+overflow. After this pass every node computes in FP32, as tensor cores accumulate, and every tensor that was narrow
+passes through a pair of casts, which ONNX Runtime keeps because they lose digits.
 """
 
 from __future__ import annotations
@@ -47,18 +47,13 @@ def emulate_rounding(model: ir.Model) -> RoundingRecord:
 
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
-    narrow = value.dtype
+    """Put a cast to FP32 behind what a node gives and, unless it is a Cast itself, one to the narrow type before it."""
+    narrow, casts = value.dtype, []
     assert narrow is not None  # one of NARROW
-    back = new_node("Cast", [value], {"to": FLOAT}, name=f"{value.name}.rounded", dtype=FLOAT)
-    rounded = back.outputs[0]
-    if node.op_type == "Cast":  # it rounds by itself
-        value.replace_all_uses_with(rounded)
-        back.replace_input_with(0, value)
-        graph.insert_after(node, back)
-        return
-    down = new_node("Cast", [value], {"to": narrow}, name=f"{value.name}.{narrow.name.lower()}", dtype=narrow)
-    value.replace_all_uses_with(rounded)
-    value.dtype = FLOAT
-    down.replace_input_with(0, value)
-    back.replace_input_with(0, down.outputs[0])
-    graph.insert_after(node, (down, back))
+    back = new_node("Cast", [None], {"to": FLOAT}, name=f"{value.name}.rounded", dtype=FLOAT)
+    value.replace_all_uses_with(back.outputs[0])
+    if node.op_type != "Cast":
+        value.dtype = FLOAT
+        casts = [new_node("Cast", [value], {"to": narrow}, name=f"{value.name}.{narrow.name.lower()}", dtype=narrow)]
+    back.replace_input_with(0, casts[0].outputs[0] if casts else value)
+    graph.insert_after(node, [*casts, back])

@@ -2,8 +2,8 @@
 
 torch's exporter numbers its tensors (``val_97``, ``linear_4``) and stores its own stack traces in every node. After
 this pass a node is called ``backbone.layers.3.attn.attn/MatMul_2``, its output likewise, and a constant after the
-node that it feeds; so an error of an engine, a table of precisions or a diverging tensor speaks the words of
-the model. The arithmetic is untouched, but for products of constants that are computed once.
+node that it feeds. Errors of engines, tables of precisions and comparisons of tensors show these names. The arithmetic
+stays, but products of constants are computed once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 import onnxscript.optimizer
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from denseport.export.errors import ExportError
 
@@ -99,11 +100,7 @@ def _name_sizes(graph: ir.Graph) -> None:
 
 def _drop_notes(model: ir.Model) -> None:
     model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+    ClearMetadataAndDocStringPass()(model)
+    outputs = (value for node in model.graph.all_nodes() for value in node.outputs)
+    for value in (*model.graph.inputs, *model.graph.initializers.values(), *outputs):
         value.metadata_props.clear()

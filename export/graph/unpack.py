@@ -1,7 +1,7 @@
-"""Part an attention's packed projection into one linear layer each for query, key and value. Exact.
+"""Split an attention's packed projection into one linear layer each for query, key and value. Exact.
 
-TensorRT-RTX 1.7 parts a packed projection by itself, after it has folded the weight's DequantizeLinear, and computes
-it in float: a quarter of a ViT's INT8 weights come out as float. Parted in the graph, the three stay INT8, and the
+TensorRT-RTX 1.7 splits a packed projection itself, after it has folded the weight's DequantizeLinear, and computes it
+in float: a quarter of a ViT's INT8 weights become float. Where the graph has three layers, all stay INT8, and the
 engine joins them again into one INT8 kernel.
 """
 
@@ -22,19 +22,19 @@ _NAMES = ("q", "k", "v")
 
 @dataclass(frozen=True)
 class UnpackRecord:
-    """What was parted."""
+    """What was split."""
 
-    projections: tuple[str, ...]  # names of the MatMuls; the parts have them with .q, .k and .v behind
+    projections: tuple[str, ...]  # names of the MatMuls; the parts are called the same with .q, .k and .v appended
 
 
 def unpack_projections(model: ir.Model) -> UnpackRecord:
     """Make MatMul (and Add of a bias) before a Split along the last axis one layer for each part."""
-    parted = [_unpack(model.graph, node) for node in list(model.graph) if node.op_type == "Split"]
-    return UnpackRecord(tuple(name for name in parted if name is not None))
+    names = [_unpack(model.graph, node) for node in list(model.graph) if node.op_type == "Split"]
+    return UnpackRecord(tuple(name for name in names if name is not None))
 
 
 def _unpack(graph: ir.Graph, split: ir.Node) -> str | None:
-    """Part the projection before a Split; its name, None where there is none."""
+    """Split the projection before a Split node; its name, None where there is none."""
     add = split.inputs[0].producer() if split.inputs[0] is not None else None
     bias = weight_of(add.inputs[1]) if add is not None and add.op_type == "Add" else None
     matmul = add.inputs[0].producer() if add is not None and bias is not None and add.inputs[0] is not None else add

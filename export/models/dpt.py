@@ -1,12 +1,12 @@
 """DPT decode head (Ranftl et al., "Vision Transformers for Dense Prediction", 2021).
 
-Follows ``mmseg/models/decode_heads/dpt_head.py`` in arithmetic and in parameter names. Two rewrites are
-exact but for rounding and save work; ``rewrite=False`` keeps upstream's order for comparison:
+Follows ``mmseg/models/decode_heads/dpt_head.py`` in arithmetic and in parameter names. Two rewrites are exact but for
+rounding and save work; ``rewrite=False`` keeps upstream's order for comparison:
 
-* The 1x1 ``project`` of a fusion block runs before the x2 upsampling, on a quarter of the pixels: it
-  commutes with bilinear interpolation because the weights of each output sum to one.
-* The readout's Linear over (patch, class token) pairs is split, so that the class token's half is
-  computed once per image instead of once per patch.
+* The 1x1 ``project`` of a fusion block runs before the x2 upsampling, on a quarter of the pixels: it commutes with
+  bilinear interpolation because the weights of each output sum to one.
+* The readout's Linear over (patch, class token) pairs is split, so that the class token's half is computed once per
+  image instead of once per patch.
 """
 
 from __future__ import annotations
@@ -96,12 +96,9 @@ class FeatureFusionBlock(nn.Module):
             x = x + self.res_conv_unit1(resize(feature, like=x))
         x = self.res_conv_unit2(x)
         if self.rewrite:
-            return self.upsample(self.project(x))
-        return self.project(self.upsample(x))
-
-    @staticmethod
-    def upsample(x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+            x = self.project(x)
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        return x if self.rewrite else self.project(x)
 
 
 class DPTHead(nn.Module):

@@ -26,7 +26,6 @@ class ConvModule(nn.Module):
 def resize(x: Tensor, like: Tensor) -> Tensor:
     """Resize (B, C, h, w) bilinearly, half-pixel centres, to the height and width of ``like``.
 
-    Never skipped, not even for equal sizes, where it is the identity to the last bit: a test of symbolic
-    sizes would tie the exported graph to one input size.
+    Equal sizes are resized too, which changes no bit: a comparison of sizes would tie the graph to one input size.
     """
     return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)

@@ -1,8 +1,8 @@
 """Operators whose rule depends on the input size, with their ONNX form.
 
-``torch.export`` follows one branch of an ``if`` over sizes and then refuses every size that would take the
-other. Upstream's position embedding has such an ``if``; here it is one operator, opaque to
-``torch.export``, that becomes plain ONNX nodes computing the choice from the shape.
+``torch.export`` follows one branch of an ``if`` over sizes and then refuses every size that would take the other.
+Upstream's position embedding has such an ``if``. Here it is one operator, opaque to ``torch.export``, that becomes
+plain ONNX nodes that compute the choice from the shape.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ CUBIC_COEFF = -0.75  # torch's bicubic kernel (Keys, 1981)
 def resize_pos_embed(grid: Tensor, height: int, width: int) -> Tensor:
     """Position embedding (1, D, gh, gw) to tokens (1, height * width, D).
 
-    Bicubic, half-pixel centres, no antialias. As upstream, the grid is left alone when the *number* of
-    tokens is equal, whatever the shape: a 2 x 8 image on a 4 x 4 grid takes the positions in reading
-    order (``mmseg/models/backbones/vit.py``, ``_pos_embeding``).
+    Bicubic, half-pixel centres, no antialias. As upstream (``mmseg/models/backbones/vit.py``, ``_pos_embeding``), the
+    grid is not resized when the *number* of tokens is equal: 2 x 8 tokens take a 4 x 4 grid's in reading order.
     """
     if height * width != grid.shape[2] * grid.shape[3]:
         grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
@@ -73,10 +72,9 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 def pyramid_matrix(n: int, scales: tuple[int, ...], like: Tensor) -> Tensor:
     """Averaging matrix (sum(scales), n): for each scale k, the k rows of an adaptive average pooling.
 
-    Row i of scale k averages the cells floor(i*n/k) <= j < ceil((i+1)*n/k), as
-    ``torch.nn.AdaptiveAvgPool2d`` does. Made of tensor arithmetic on ``n``, so that it is exact at every size
-    of a dynamic graph. All scales share one matrix because a handful of small integer nodes per scale and
-    axis is what makes such graphs slow to start.
+    Row i of scale k averages the cells floor(i*n/k) <= j < ceil((i+1)*n/k), as ``torch.nn.AdaptiveAvgPool2d`` does.
+    Tensor arithmetic on ``n`` is exact at every size of a dynamic graph. All scales share one matrix, because the
+    small integer nodes of a matrix for each scale make a graph slow to start.
     """
     bins = torch.tensor([k for k in scales for _ in range(k)], device=like.device)
     index = torch.tensor([i for k in scales for i in range(k)], device=like.device)

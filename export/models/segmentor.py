@@ -42,9 +42,5 @@ class Segmentor(nn.Module):
 
 
 def build(spec: ModelSpec, *, rewrite: bool = True) -> Segmentor:
-    """The network of a spec, in evaluation mode, with fresh random weights.
-
-    Args:
-        rewrite: apply the exact rewrites of `denseport.export.models.dpt` (False: upstream's order of operations).
-    """
+    """The network of a spec, in evaluation mode, with random weights; ``rewrite``: see `models.dpt`."""
     return Segmentor(spec, rewrite).eval()

@@ -1,7 +1,6 @@
 """What a network is: frozen dataclasses, from which ``models.segmentor.build`` makes it.
 
-A spec says only what changes the arithmetic. How images reach the network and what its result is
-compared with is the manifest's (`denseport.runtime.bundle.manifest`).
+A spec says only what changes the arithmetic; the rest is in the manifest (`denseport.runtime.bundle.manifest`).
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["DPTHeadSpec", "ModelSpec", "NeckSpec", "UPerHeadSpec", "ViTSpec", "spec_of"]
+__all__ = ["DPTHeadSpec", "ModelSpec", "NeckSpec", "UPerHeadSpec", "ViTSpec", "quarters", "spec_of"]
 
 READOUTS = ("project", "add", "ignore")
 
@@ -22,7 +21,7 @@ class ViTSpec:
     num_layers: int
     num_heads: int
     mlp_dims: int  # hidden width of the feed-forward part
-    out_indices: tuple[int, ...]  # layers whose output goes to the neck or head, in order
+    out_indices: tuple[int, ...]  # the four layers whose output goes to the neck or head, in order
     pos_grid: tuple[int, int]  # rows, columns of the stored position embedding
     norm_eps: float  # of every LayerNorm; no checkpoint shows it
     final_norm: bool = False  # LayerNorm `ln1` behind the last layer only
@@ -30,12 +29,17 @@ class ViTSpec:
     patch_size: int = 16
 
     def __post_init__(self) -> None:
-        if self.embed_dims % self.num_heads:
-            raise ValueError(f"embed_dims {self.embed_dims} is not a multiple of num_heads {self.num_heads}")
-        if not all(0 <= i < self.num_layers for i in self.out_indices):
-            raise ValueError(f"out_indices {self.out_indices} reach beyond {self.num_layers} layers")
-        if list(self.out_indices) != sorted(set(self.out_indices)):
-            raise ValueError(f"out_indices {self.out_indices} are not in ascending order")
+        if self.num_heads < 1 or self.embed_dims % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} does not divide embed_dims {self.embed_dims}")
+        indices = self.out_indices
+        inside = all(0 <= i < self.num_layers for i in indices)
+        if len(indices) != 4 or not inside or list(indices) != sorted(set(indices)):
+            raise ValueError(f"out_indices {indices} are not four layers, in ascending order, of {self.num_layers}")
+
+
+def quarters(num_layers: int) -> tuple[int, ...]:
+    """The last layer of each quarter, which is what published models take features from."""
+    return tuple(num_layers * i // 4 - 1 for i in (1, 2, 3, 4))
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,10 @@ class NeckSpec:
     out_channels: int
     scales: tuple[float, ...] = (4, 2, 1, 0.5)
 
+    def __post_init__(self) -> None:
+        if len(self.scales) != 4 or not all(scale > 0 for scale in self.scales):
+            raise ValueError(f"neck.scales {self.scales} are not four positive numbers")
+
 
 @dataclass(frozen=True)
 class DPTHeadSpec:
@@ -53,8 +61,6 @@ class DPTHeadSpec:
     channels: int  # width of the fusion path
     post_process_channels: tuple[int, ...]  # width of each reassembled level
     readout: str = "project"  # what becomes of the class token: project, add, ignore
-
-    stride = 2  # logits are 1/2 of the (padded) input
 
     def __post_init__(self) -> None:
         if self.readout not in READOUTS:
@@ -80,14 +86,13 @@ class ModelSpec:
 
     @property
     def architecture(self) -> str:
-        """``"DPT"`` or ``"UPerNet"``."""
         return "DPT" if isinstance(self.head, DPTHeadSpec) else "UPerNet"
 
     @property
     def stride(self) -> int:
         """Input pixels per logit along one side, for inputs that are multiples of 32."""
         if isinstance(self.head, DPTHeadSpec):
-            return self.head.stride
+            return 2
         return int(self.backbone.patch_size / (max(self.neck.scales) if self.neck else 1))
 
 

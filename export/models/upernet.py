@@ -30,11 +30,11 @@ class MultiLevelNeck(nn.Module):
         self.convs = nn.ModuleList(ConvModule(c, c, 3, norm=False, relu=False, bias=True) for _ in self.scales)
 
     def forward(self, inputs: list[Tensor]) -> list[Tensor]:
-        outputs = []
-        for x, scale, lateral, conv in zip(inputs, self.scales, self.lateral_convs, self.convs, strict=True):
-            x = F.interpolate(lateral(x), scale_factor=scale, mode="bilinear", align_corners=False)
-            outputs.append(conv(x))
-        return outputs
+        levels = zip(inputs, self.scales, self.lateral_convs, self.convs, strict=True)
+        return [
+            conv(F.interpolate(lateral(x), scale_factor=scale, mode="bilinear", align_corners=False))
+            for x, scale, lateral, conv in levels
+        ]
 
 
 class UPerHead(nn.Module):
@@ -58,8 +58,7 @@ class UPerHead(nn.Module):
         rows = pyramid_matrix(h, self.pool_scales, like=x)  # (12, h)
         columns = pyramid_matrix(w, self.pool_scales, like=x)  # (12, w)
         pooled = rows @ x @ columns.T  # (B, D, 12, 12); its diagonal blocks are the pooled maps
-        maps = [x]
-        at = 0
+        maps, at = [x], 0
         for scale, module in zip(self.pool_scales, self.psp_modules, strict=True):
             block = pooled[:, :, at : at + scale, at : at + scale]
             maps.append(resize(module(block), like=x))
@@ -71,7 +70,6 @@ class UPerHead(nn.Module):
         laterals.append(self.pyramid_pooling(inputs[-1]))
         for i in range(len(laterals) - 1, 0, -1):
             laterals[i - 1] = laterals[i - 1] + resize(laterals[i], like=laterals[i - 1])
-        maps = [conv(x) for conv, x in zip(self.fpn_convs, laterals[:-1], strict=True)]
-        maps.append(laterals[-1])
-        maps = [maps[0]] + [resize(x, like=maps[0]) for x in maps[1:]]
+        finest, *coarser = [conv(x) for conv, x in zip(self.fpn_convs, laterals[:-1], strict=True)]
+        maps = [finest, *(resize(x, like=finest) for x in (*coarser, laterals[-1]))]
         return self.conv_seg(self.fpn_bottleneck(torch.cat(maps, dim=1)))

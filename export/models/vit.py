@@ -1,10 +1,12 @@
 """Vision Transformer backbone.
 
-Follows ``mmseg/models/backbones/vit.py`` (mmsegmentation 0.17 to 1.2) in arithmetic and in parameter
-names. Shapes: B batch, D embed_dims, h x w token grid, N = h*w, T = N + 1 tokens with the class token.
+Follows ``mmseg/models/backbones/vit.py`` (mmsegmentation 0.17 to 1.2) in arithmetic and in parameter names.
+Shapes: B batch, D embed_dims, h x w token grid, N = h*w, T = N + 1 tokens with the class token.
 """
 
 from __future__ import annotations
+
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from denseport.export.models.operators import resize_pos_embed
 from denseport.export.models.spec import ViTSpec
 
-__all__ = ["Attention", "EncoderLayer", "FeedForward", "PatchEmbed", "VisionTransformer", "WrappedAttention"]
+__all__ = ["Attention", "EncoderLayer", "PatchEmbed", "VisionTransformer"]
 
 
 class Attention(nn.Module):
@@ -22,11 +24,9 @@ class Attention(nn.Module):
     def __init__(self, dims: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * dims, dims))
-        self.in_proj_bias = nn.Parameter(torch.empty(3 * dims))
+        self.in_proj_weight = nn.Parameter(0.02 * torch.randn(3 * dims, dims))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dims))
         self.out_proj = nn.Linear(dims, dims)
-        nn.init.trunc_normal_(self.in_proj_weight, std=0.02)
-        nn.init.zeros_(self.in_proj_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, d = x.shape
@@ -36,37 +36,18 @@ class Attention(nn.Module):
         return self.out_proj(y.transpose(1, 2).reshape(b, t, d))
 
 
-class WrappedAttention(nn.Module):
-    """mmcv's wrapper around attention, here only for its name in the keys: ``attn.attn``."""
-
-    def __init__(self, dims: int, heads: int) -> None:
-        super().__init__()
-        self.attn = Attention(dims, heads)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.attn(x)
-
-
-class FeedForward(nn.Module):
-    """Linear, exact GELU, Linear, under mmcv's names ``layers.0.0`` and ``layers.1``."""
-
-    def __init__(self, dims: int, hidden: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Sequential(nn.Linear(dims, hidden), nn.GELU()), nn.Linear(hidden, dims))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
-
-
 class EncoderLayer(nn.Module):
-    """Pre-norm transformer layer: x + attention(ln1(x)), then x + ffn(ln2(x))."""
+    """Pre-norm transformer layer: x + attention(ln1(x)), then x + ffn(ln2(x)). GELU is the exact one."""
 
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__()
-        self.ln1 = nn.LayerNorm(spec.embed_dims, eps=spec.norm_eps)
-        self.attn = WrappedAttention(spec.embed_dims, spec.num_heads)
-        self.ln2 = nn.LayerNorm(spec.embed_dims, eps=spec.norm_eps)
-        self.ffn = FeedForward(spec.embed_dims, spec.mlp_dims)
+        dims, hidden = spec.embed_dims, spec.mlp_dims
+        expand = nn.Sequential(nn.Linear(dims, hidden), nn.GELU())
+        self.ln1 = nn.LayerNorm(dims, eps=spec.norm_eps)
+        self.ln2 = nn.LayerNorm(dims, eps=spec.norm_eps)
+        # mmcv wraps both, hence their keys attn.attn.*, ffn.layers.0.0.* and ffn.layers.1.*.
+        self.attn = nn.Sequential(OrderedDict(attn=Attention(dims, spec.num_heads)))
+        self.ffn = nn.Sequential(OrderedDict(layers=nn.Sequential(expand, nn.Linear(hidden, dims))))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln1(x))
@@ -78,9 +59,8 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__()
-        p = spec.patch_size
+        self.patch_size = p = spec.patch_size
         self.projection = nn.Conv2d(3, spec.embed_dims, p, stride=p, bias=spec.patch_bias)
-        self.patch_size = p
 
     def forward(self, image: Tensor) -> Tensor:
         p = self.patch_size
@@ -100,13 +80,11 @@ class VisionTransformer(nn.Module):
         self.spec = spec
         rows, columns = spec.pos_grid
         self.patch_embed = PatchEmbed(spec)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.embed_dims))
-        self.pos_embed = nn.Parameter(torch.zeros(1, rows * columns + 1, spec.embed_dims))
+        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, spec.embed_dims))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, rows * columns + 1, spec.embed_dims))
         self.layers = nn.ModuleList(EncoderLayer(spec) for _ in range(spec.num_layers))
         if spec.final_norm:
             self.ln1 = nn.LayerNorm(spec.embed_dims, eps=spec.norm_eps)
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
         patches = self.patch_embed(image)  # (B, D, h, w)

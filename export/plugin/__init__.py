@@ -9,7 +9,6 @@ Three operators (N batch, C channels or classes):
 
     kernels.cu            CUDA C++, joined with what denseport.runtime.backends.cuda.kernels shares
     compile.py            its PTX, and one kernel alone
-    resources.py          PTX -> registers and spills on each architecture, with ptxas
     launch.py             which kernel, how many threads, which numbers
     tensorrt_plugin.py    registers the operators with TensorRT when imported
 """

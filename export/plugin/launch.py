@@ -29,26 +29,21 @@ Strip = Literal["wide", "slim"]  # a thread's outputs: 32 or 16
 
 SCALES = (2, 4, 16)  # the output strides of DPT, UPerNet with a neck, and UPerNet without
 STRIPS: tuple[Strip, ...] = ("wide", "slim")
+ARGMAX_BLOCK = 128  # threads; the argmax kernels take no more
 
-# (columns, rows) of a thread's strip: `columns` of the source, `rows` of the output. As in kernels.cu.
-_STRIP_SHAPE: dict[tuple[int, Precision, Strip], tuple[int, int]] = {
-    (2, "f32", "wide"): (4, 2),
-    (2, "f32", "slim"): (2, 2),
-    (2, "f16", "wide"): (8, 2),
-    (2, "f16", "slim"): (4, 2),
-    (4, "f32", "wide"): (2, 4),
-    (4, "f32", "slim"): (2, 2),
-    (4, "f16", "wide"): (2, 4),
-    (4, "f16", "slim"): (2, 2),
-    (16, "f32", "wide"): (1, 2),
-    (16, "f32", "slim"): (1, 1),
-    (16, "f16", "wide"): (1, 2),
-    (16, "f16", "slim"): (1, 1),
+# (columns of the source, rows of the output) of a thread's strip, by scale and precision, as in kernels.cu.
+_STRIP_SHAPE: dict[tuple[int, Precision], dict[Strip, tuple[int, int]]] = {
+    (2, "f32"): {"wide": (4, 2), "slim": (2, 2)},
+    (2, "f16"): {"wide": (8, 2), "slim": (4, 2)},
+    (4, "f32"): {"wide": (2, 4), "slim": (2, 2)},
+    (4, "f16"): {"wide": (2, 4), "slim": (2, 2)},
+    (16, "f32"): {"wide": (1, 2), "slim": (1, 1)},
+    (16, "f16"): {"wide": (1, 2), "slim": (1, 1)},
 }
 
 KERNELS: tuple[str, ...] = (
     *(f"upsample_add_{kind}_{grid}" for kind in ("f32", "f16", "f16_hwc8") for grid in ("corners", "centres")),
-    *(f"upsample_argmax_x{scale}_{kind}_{strip}" for scale, kind, strip in _STRIP_SHAPE),
+    *(f"upsample_argmax_x{scale}_{kind}_{strip}" for scale, kind in _STRIP_SHAPE for strip in STRIPS),
     "resize_argmax_f32",
     "resize_argmax_f16",
 )
@@ -79,45 +74,31 @@ def upsample_add(
         if precision != "f16":
             raise ValueError(f"layout hwc8 needs f16, not {precision}")
         groups = ceil_div(channels, 8)
-        cells = batch * (height + 1) * (width + 1) * groups
-        return Launch(
-            f"upsample_add_f16_hwc8_{grid_name}",
-            ceil_div(cells, block),
-            block,
-            (batch, groups, height, width),
-        )
+        cells, scalars = batch * (height + 1) * (width + 1) * groups, (batch, groups, height, width)
+        return Launch(f"upsample_add_f16_hwc8_{grid_name}", ceil_div(cells, block), block, scalars)
     planes = batch * channels
     pieces = planes * (height + 1) * ceil_div(width, 8 if precision == "f16" else 4)
     return Launch(f"upsample_add_{precision}_{grid_name}", ceil_div(pieces, block), block, (planes, height, width))
 
 
 def upsample_argmax(
-    batch: Size,
-    classes: Size,
-    height: Size,
-    width: Size,
-    *,
-    precision: Precision,
-    scale: int,
-    strip: Strip = "wide",
-    block: int = 128,
+    batch: Size, classes: Size, height: Size, width: Size, *, precision: Precision, scale: int, strip: Strip = "wide"
 ) -> Launch:
     """UpsampleArgmax of logits (batch, classes, height, width) by ``scale``.
 
     Args:
         scale: one of `SCALES`.
         strip: how many outputs a thread has.
-        block: threads, at most 128.
 
     Raises:
         ValueError: another scale.
     """
     if scale not in SCALES:
         raise ValueError(f"scale must be one of {SCALES}, not {scale}")
-    columns, rows = _STRIP_SHAPE[scale, precision, strip]
+    columns, rows = _STRIP_SHAPE[scale, precision][strip]
     pieces = batch * (height + 1) * (scale // rows) * ceil_div(width, columns)
     kernel = f"upsample_argmax_x{scale}_{precision}_{strip}"
-    return Launch(kernel, ceil_div(pieces, block), block, (batch, classes, height, width))
+    return Launch(kernel, ceil_div(pieces, ARGMAX_BLOCK), ARGMAX_BLOCK, (batch, classes, height, width))
 
 
 def resize_argmax(
@@ -128,14 +109,11 @@ def resize_argmax(
     image: tuple[Size, Size],
     *,
     precision: Precision,
-    block: int = 128,
 ) -> Launch:
     """ResizeArgmax of logits, from ``size`` to ``network`` and then to ``image``, each (height, width).
 
     A single resize is the case ``network == image``. Sides stay below 2^15.
-
-    Args:
-        block: threads, at most 128.
     """
     scalars = (batch, classes, *size, *network, *image)
-    return Launch(f"resize_argmax_{precision}", ceil_div(strips(batch, image), block), block, scalars)
+    grid = ceil_div(strips(batch, image), ARGMAX_BLOCK)
+    return Launch(f"resize_argmax_{precision}", grid, ARGMAX_BLOCK, scalars)

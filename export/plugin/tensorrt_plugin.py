@@ -13,6 +13,7 @@ TensorRT-RTX takes no plugins. (TensorRT reads the annotations below as types: n
 # mypy: disable-error-code="import-not-found,import-untyped,untyped-decorator"
 import tensorrt as trt
 import tensorrt.plugin as trtp
+from tensorrt.plugin import TensorDesc as Tensor
 
 from denseport.export.plugin import launch
 from denseport.export.plugin.compile import compile_ptx, single_kernel
@@ -28,14 +29,12 @@ _STRIPS: dict[int, launch.Strip] = {1: "wide", 2: "slim"}  # UpsampleArgmax's
 
 
 @trtp.register("denseport::UpsampleAdd")
-def _add(x: trtp.TensorDesc, residual: trtp.TensorDesc, align_corners: int) -> trtp.TensorDesc:
+def _add(x: Tensor, residual: Tensor, align_corners: int) -> Tensor:
     return residual.like()
 
 
 @trtp.autotune("denseport::UpsampleAdd")
-def _add_variants(
-    x: trtp.TensorDesc, residual: trtp.TensorDesc, outputs: tuple[trtp.TensorDesc]
-) -> list[trtp.AutoTuneCombination]:
+def _add_variants(x: Tensor, residual: Tensor, outputs: tuple[Tensor]) -> list[trtp.AutoTuneCombination]:
     return [
         trtp.AutoTuneCombination("FP32|FP16, FP32|FP16, FP32|FP16", "LINEAR", list(_BLOCKS)),
         trtp.AutoTuneCombination("FP16, FP16, FP16", "HWC8", list(_BLOCKS)),
@@ -43,13 +42,7 @@ def _add_variants(
 
 
 @trtp.aot_impl("denseport::UpsampleAdd")
-def _add_kernel(
-    x: trtp.TensorDesc,
-    residual: trtp.TensorDesc,
-    align_corners: int,
-    outputs: tuple[trtp.TensorDesc],
-    tactic: int,
-) -> Kernel:
+def _add_kernel(x: Tensor, residual: Tensor, align_corners: int, outputs: tuple[Tensor], tactic: int) -> Kernel:
     plan = launch.upsample_add(
         *x.shape_expr,
         precision=_precision(x),
@@ -61,18 +54,18 @@ def _add_kernel(
 
 
 @trtp.register("denseport::UpsampleArgmax")
-def _argmax(logits: trtp.TensorDesc, scale: int) -> trtp.TensorDesc:
+def _argmax(logits: Tensor, scale: int) -> Tensor:
     batch, _, height, width = logits.shape_expr
     return trtp.from_shape_expr((batch, height * scale, width * scale), trt.int32)
 
 
 @trtp.autotune("denseport::UpsampleArgmax")
-def _argmax_variants(logits: trtp.TensorDesc, outputs: tuple[trtp.TensorDesc]) -> list[trtp.AutoTuneCombination]:
+def _argmax_variants(logits: Tensor, outputs: tuple[Tensor]) -> list[trtp.AutoTuneCombination]:
     return [trtp.AutoTuneCombination("FP32*FP16, INT32", "LINEAR", list(_STRIPS))]
 
 
 @trtp.aot_impl("denseport::UpsampleArgmax")
-def _argmax_kernel(logits: trtp.TensorDesc, scale: int, outputs: tuple[trtp.TensorDesc], tactic: int) -> Kernel:
+def _argmax_kernel(logits: Tensor, scale: int, outputs: tuple[Tensor], tactic: int) -> Kernel:
     plan = launch.upsample_argmax(*logits.shape_expr, precision=_precision(logits), scale=scale, strip=_STRIPS[tactic])
     return _kernel(plan)
 
@@ -81,31 +74,20 @@ def _argmax_kernel(logits: trtp.TensorDesc, scale: int, outputs: tuple[trtp.Tens
 # network's own input (N, 3, H, W); `rows` and `columns` are FP32 vectors as long as the image is high and
 # wide, whatever they hold.
 @trtp.register("denseport::ResizeArgmax")
-def _resize(
-    logits: trtp.TensorDesc, image: trtp.TensorDesc, rows: trtp.TensorDesc, columns: trtp.TensorDesc
-) -> trtp.TensorDesc:
+def _resize(logits: Tensor, image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return trtp.from_shape_expr((logits.shape_expr[0], rows.shape_expr[0], columns.shape_expr[0]), trt.int32)
 
 
 @trtp.autotune("denseport::ResizeArgmax")
 def _resize_variants(
-    logits: trtp.TensorDesc,
-    image: trtp.TensorDesc,
-    rows: trtp.TensorDesc,
-    columns: trtp.TensorDesc,
-    outputs: tuple[trtp.TensorDesc],
+    logits: Tensor, image: Tensor, rows: Tensor, columns: Tensor, outputs: tuple[Tensor]
 ) -> list[trtp.AutoTuneCombination]:
     return [trtp.AutoTuneCombination("FP32*FP16, FP32*FP16, FP32, FP32, INT32", "LINEAR")]
 
 
 @trtp.aot_impl("denseport::ResizeArgmax")
 def _resize_kernel(
-    logits: trtp.TensorDesc,
-    image: trtp.TensorDesc,
-    rows: trtp.TensorDesc,
-    columns: trtp.TensorDesc,
-    outputs: tuple[trtp.TensorDesc],
-    tactic: int,
+    logits: Tensor, image: Tensor, rows: Tensor, columns: Tensor, outputs: tuple[Tensor], tactic: int
 ) -> Kernel:
     batch, classes, height, width = logits.shape_expr
     plan = launch.resize_argmax(
@@ -119,7 +101,7 @@ def _resize_kernel(
     return _kernel(plan)
 
 
-def _precision(tensor: trtp.TensorDesc) -> launch.Precision:
+def _precision(tensor: Tensor) -> launch.Precision:
     return "f16" if tensor.dtype == trt.float16 else "f32"
 
 

@@ -52,7 +52,7 @@ class Bundle:
                 raise _no_folder(self.path)
             if not file.exists():
                 raise BundleError(f"{self.path}: not a bundle: no {MANIFEST} in it", MAKE_ONE)
-            if not file.is_file():  # a pipe of that name would keep us waiting
+            if not file.is_file():  # reading a pipe would wait for ever
                 raise BundleError(f"{file}: cannot be read: no ordinary file", EXPORT_AGAIN)
             if file.stat().st_size > LARGEST_MANIFEST:
                 raise BundleError(f"{file}: larger than {LARGEST_MANIFEST >> 20} MiB: no manifest", EXPORT_AGAIN)
@@ -65,30 +65,30 @@ class Bundle:
         Raises:
             BundleError: the bundle has none of that name.
         """
-        if name not in self.manifest.artifacts:
-            artifacts = self.manifest.artifacts
-            known = ", ".join(artifacts) or "none"
-            meant = [each for each in artifacts if each.startswith(f"{name}.") or artifacts[each].precision == name]
-            remedy = f"Give its whole name: {' or '.join(meant)}." if meant else "Build it with denseport build."
-            raise BundleError(f"{self.path}: no artifact {name!r}; it has {known}", remedy)
-        return self.manifest.artifacts[name]
+        artifacts = self.manifest.artifacts
+        if name in artifacts:
+            return artifacts[name]
+        known = ", ".join(artifacts) or "none"
+        meant = [each for each in artifacts if each.startswith(f"{name}.") or artifacts[each].precision == name]
+        remedy = f"Give its whole name: {' or '.join(meant)}." if meant else "Build it with denseport build."
+        raise BundleError(f"{self.path}: no artifact {name!r}; it has {known}", remedy)
 
     def verified(self, name: str) -> Path:
-        """The path of an artifact's main file, after all its files were found to be what the manifest says.
+        """The path of an artifact's main file. All its files were found to be what the manifest says.
 
         Raises:
             BundleError: a file is missing, altered, or lies outside the bundle, or the model names one for its weights
                 that the manifest does not list.
         """
         artifact = self.artifact(name)
-        paths = {file: self._verified_file(file, digest) for file, digest in artifact.files.items()}
-        main = paths[artifact.main]
+        for file, digest in artifact.files.items():
+            self._verify_file(file, digest)
         if artifact.kind == "onnx":
-            self._refuse_unlisted(main, artifact)
-        return main
+            self._refuse_unlisted(self.path / artifact.main, artifact)
+        return self.path / artifact.main
 
     def _refuse_unlisted(self, model: Path, artifact: Artifact) -> None:
-        """What an ONNX file has its reader open must be what was verified: no other file, and none elsewhere."""
+        """An ONNX file may make its reader open only files that were verified."""
         from denseport.runtime.bundle.external_data import external_files
 
         with _reading(model):
@@ -102,7 +102,7 @@ class Bundle:
                 "Do not run this bundle unless you know why; export the checkpoint again.",
             )
 
-    def _verified_file(self, name: str, digest: str) -> Path:
+    def _verify_file(self, name: str, digest: str) -> None:
         path = self.path / name
         with _reading(path):
             if Path(name).name != name or path.is_symlink():
@@ -114,16 +114,14 @@ class Bundle:
                     f"{path}: altered since it was written: its hash differs from the manifest's",
                     "Copy the bundle again, or export again; an altered model is never run.",
                 )
-        return path
 
     def add(self, name: str, artifact: Artifact, files: Iterable[Path] = ()) -> None:
         """Move an artifact's files into the folder and enter it into the manifest; one of that name is replaced.
 
-        Safe beside other processes that write the same bundle, and against being killed: the manifest never names a
-        file that is not whole.
+        Other processes may write the same bundle, and this one may be killed: the manifest names only whole files.
 
         Args:
-            files: of the artifact, still elsewhere on the same file system; none: they are in the folder already.
+            files: the artifact's, elsewhere on the same file system; none: they are in the folder already.
 
         Raises:
             BundleError: the manifest was damaged meanwhile.
@@ -139,13 +137,13 @@ class Bundle:
             self._write({**self.manifest.artifacts, name: artifact})
 
     def note(self, name: str, record: Mapping[str, Any], proof: Proof | None = None) -> None:
-        """Add to the record of an artifact what was found out about it, its measured accuracy say.
+        """Add to the record of an artifact what was found out about it, such as its accuracy.
 
         Args:
-            proof: what the new entry proves; it takes the place of one whose figures the entry replaces.
+            proof: what the new entry proves; it replaces the proof of the figures that the entry replaces.
 
         Raises:
-            BundleError: the artifact was replaced by another one meanwhile, which this does not concern.
+            BundleError: the artifact was replaced meanwhile.
             OutputError: the folder cannot be written.
         """
         files = self.artifact(name).files
@@ -185,7 +183,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _no_folder(path: Path) -> BundleError:
-    """Nothing is there, or one of the files that people give in a bundle's stead."""
+    """The error for a path that is missing, or is one of the files that people give instead of a bundle."""
     if not path.exists():
         return BundleError(f"{path}: no such folder", MAKE_ONE)
     remedy = MAKE_ONE
@@ -225,15 +223,13 @@ def _refuse_existing(path: Path, replace: bool) -> None:
     is_bundle = _has_manifest(path)
     if not (path.exists() or path.is_symlink()) or (replace and is_bundle):
         return
-    what = "a bundle" if is_bundle else "something that is no bundle"
-    raise OutputError(
-        f"{path}: exists already and is {what}",
-        "Choose another name with -o" + (", or give --force." if is_bundle else "."),
-    )
+    what = "is a bundle" if is_bundle else "is not a bundle"
+    remedy = "Choose another name with -o" + (", or give --force." if is_bundle else ".")
+    raise OutputError(f"{path}: exists already and {what}", remedy)
 
 
 def _has_manifest(path: Path) -> bool:
-    """Whether a folder's manifest is of a bundle, be it damaged; other programs have files of that name."""
+    """Whether a folder's manifest is of a bundle, even a damaged one; other programs have files of that name."""
     file = path / MANIFEST
     if not file.is_file() or file.stat().st_size > LARGEST_MANIFEST:
         return False
@@ -247,8 +243,8 @@ def _has_manifest(path: Path) -> bool:
 def _swap(new: Path, path: Path) -> None:
     """Puts ``new`` in the place of the bundle ``path``, which stays if that fails.
 
-    Where the two cannot change places at once, a process that is killed between the renames leaves the bundle in a
-    folder of that prefix, which nobody removes.
+    On systems without an exchange in one step, a process that is killed between the renames leaves the bundle in a
+    folder named `PREFIX`, which nobody removes.
     """
     if exchange(new, path):
         return

@@ -1,4 +1,4 @@
-"""How an artifact is compared with FP32 or with labels: the proof of it, and the command that makes one."""
+"""How an artifact is compared with FP32 or with labels: the proof of a comparison, and the command that makes one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["comparing_command", "proof_here"]
 def proof_here(
     against: str, figures: str, float_precision: str, *, on_gpu: bool = False, emulated: bool = False
 ) -> Proof:
-    """A comparison that this machine has just made; ONNX Runtime's CPU back end computes FP16 in FP32.
+    """The proof of a comparison that this machine has just made. ONNX Runtime computes FP16 in FP32 on a CPU.
 
     Args:
         against, figures: as in `Proof`.
@@ -29,16 +29,14 @@ def proof_here(
 
 
 def comparing_command(name: str, manifest: Manifest) -> str:
-    """The command, for people, that would compare an artifact.
+    """The command that compares an artifact, to print.
 
     Raises:
         BundleError: an engine's record is damaged.
     """
     artifact = manifest.artifacts[name]
-    return _for_engine(name, artifact, manifest.source) if artifact.kind == "engine" else _for_graph(name, artifact)
-
-
-def _for_graph(name: str, artifact: Artifact) -> str:
+    if artifact.kind == "engine":
+        return _for_engine(name, artifact, manifest.source)
     if "calibration" in artifact.record:
         return f"denseport calibrate BUNDLE --measure {name} --images IMAGES"
     typed = artifact.precision not in FLOATS and artifact.float_precision != "fp32"

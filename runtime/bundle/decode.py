@@ -22,11 +22,11 @@ T = TypeVar("T")
 
 
 def decode_dataclass(cls: type[T], value: Any, where: str, at: str) -> T:
-    """A frozen dataclass from JSON values, strictly. Fields that its constructor does not take are no JSON either.
+    """A frozen dataclass from JSON values, strictly. JSON has no fields that the constructor does not take.
 
     Args:
-        where: the file, and
-        at: the field in it, for messages.
+        where: the file, for messages.
+        at: the field in the file, for messages.
 
     Raises:
         BundleError: a field is missing, unknown or mistyped.
@@ -35,9 +35,8 @@ def decode_dataclass(cls: type[T], value: Any, where: str, at: str) -> T:
         raise _mistyped(where, at, cls.__name__, value)
     hints = typing.get_type_hints(cls)
     fields = [f for f in dataclasses.fields(typing.cast(Any, cls)) if f.init]
-    missing, no_default = dataclasses.MISSING, set[str]()
-    no_default |= {f.name for f in fields if f.default is missing and f.default_factory is missing}
-    for problem, keys in (("missing", no_default - value.keys()), ("unknown", value.keys() - {f.name for f in fields})):
+    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    for problem, keys in (("missing", needed - value.keys()), ("unknown", value.keys() - {f.name for f in fields})):
         if keys:
             raise BundleError(f"{where}: {at}: {problem} {', '.join(sorted(keys))}", EXPORT_AGAIN)
     try:
@@ -62,7 +61,7 @@ def _decode(kind: Any, value: Any, where: str, at: str) -> Any:
         many = arguments[-1] is Ellipsis
         if not many and len(value) != len(arguments):
             raise _mistyped(where, at, f"{len(arguments)} values", value)
-        kinds = [arguments[0]] * len(value) if many else list(arguments)
+        kinds = arguments[:1] * len(value) if many else arguments
         return tuple(_decode(k, v, where, f"{at}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
     if origin is dict and isinstance(value, dict):
         return {key: _decode(arguments[1], item, where, f"{at}.{key}") for key, item in value.items()}
@@ -78,7 +77,7 @@ def _decode(kind: Any, value: Any, where: str, at: str) -> Any:
 
 
 def _tagged(options: list[Any], value: Any, where: str, at: str) -> Any:
-    """One of several dataclasses, each with a field ``kind`` of its own that JSON tells it by."""
+    """One of several dataclasses, chosen by the field ``kind``, which has another value in each."""
     by_kind = {option.kind: option for option in options}  # the default of a dataclass's field is its attribute
     if not isinstance(value, dict):
         raise _mistyped(where, at, f"an object of kind {', '.join(by_kind)}", value)
@@ -91,14 +90,13 @@ def _tagged(options: list[Any], value: Any, where: str, at: str) -> Any:
 
 def _mistyped(where: str, at: str, expected: str, found: Any) -> BundleError:
     shown = json.dumps(found)
-    return BundleError(
-        f"{where}: {at}: expected {expected}, found {shown if len(shown) < 60 else shown[:57] + '...'}", EXPORT_AGAIN
-    )
+    shown = shown if len(shown) < 60 else shown[:57] + "..."
+    return BundleError(f"{where}: {at}: expected {expected}, found {shown}", EXPORT_AGAIN)
 
 
 @contextmanager
 def reading_record(where: str) -> Iterator[None]:
-    """Turns what goes wrong with a record, whose fields nobody checked, into a BundleError about ``where``."""
+    """Turns what goes wrong with a record, whose fields are not checked, into a BundleError about ``where``."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:

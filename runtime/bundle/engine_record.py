@@ -1,8 +1,7 @@
 """What an engine was built for, and whether that is what is here.
 
-An engine is native code for one TensorRT release, one kind of GPU and one range of input sizes; a mismatch ends in
-TensorRT's own words, or in none. The record is kept in the manifest beside the engine and compared before the
-engine is opened.
+An engine is native code for one TensorRT release, one kind of GPU and one range of input sizes. TensorRT reports a
+mismatch badly or not at all, so the engine's record in the manifest is compared before the engine is opened.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ Shape = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Profile:
-    """The input shapes (N, 3, H, W) that an engine accepts, and the one it is tuned for."""
+    """The input shapes (N, 3, H, W) that an engine accepts, and the one that it is tuned for."""
 
     minimum: Shape
     optimum: Shape
@@ -46,10 +45,7 @@ class Profile:
     def __post_init__(self) -> None:
         for low, best, high in zip(self.minimum, self.optimum, self.maximum, strict=True):
             if not 1 <= low <= best <= high:
-                raise ValueError(
-                    f"profile {self}: each size must be positive, and grow from the minimum over the optimum "
-                    "to the maximum"
-                )
+                raise ValueError(f"profile {self}: sizes must grow from the minimum over the optimum to the maximum")
 
     @property
     def fixed(self) -> bool:
@@ -57,11 +53,9 @@ class Profile:
         return self.minimum == self.maximum
 
     def __contains__(self, shape: object) -> bool:
-        return (
-            isinstance(shape, tuple)
-            and len(shape) == len(self.minimum)
-            and all(low <= n <= high for low, n, high in zip(self.minimum, shape, self.maximum, strict=True))
-        )
+        if not isinstance(shape, tuple) or len(shape) != len(self.minimum):
+            return False
+        return all(low <= n <= high for low, n, high in zip(self.minimum, shape, self.maximum, strict=True))
 
     def __str__(self) -> str:
         axes = [str(a) if a == b else f"{a}..{b}" for a, b in zip(self.minimum, self.maximum, strict=True)]
@@ -108,16 +102,12 @@ class BuildRecord:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], where: str) -> BuildRecord:
-        """Read an artifact's record.
-
-        Args:
-            where: the artifact's name, for messages.
+        """Read the record of the artifact ``where``, which may hold measurements too (audit, accuracy, speed).
 
         Raises:
-            BundleError: a field is missing, unknown or mistyped.
+            BundleError: a field is missing or mistyped.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        # Measurements (the audit, accuracy, speed) are added beside the build's own fields.
         return decode_dataclass(cls, {key: value for key, value in data.items() if key in known}, where, "record")
 
     @property
@@ -149,17 +139,14 @@ def mismatch(record: BuildRecord, version: str, capability: tuple[int, int]) -> 
         version: of the installed TensorRT of the record's flavour.
         capability: major and minor compute capability of the GPU here.
     """
-    here = sm_name(capability)
     if _version_fits(record, version) and _gpu_fits(record, capability):
         return None
-    return f"built with {record.built_for}; here is {version} on {here}"
+    return f"built with {record.built_for}; here is {version} on {sm_name(capability)}"
 
 
 def _version_fits(record: BuildRecord, version: str) -> bool:
-    if record.version == version:
-        return True
-    if not record.version_compatible:
-        return False
+    if record.version == version or not record.version_compatible:
+        return record.version == version
     built, here = _numbers(record.version), _numbers(version)
     # Across majors only 10 to 11 is supported (support matrix of TensorRT 11.4).
     return here >= built and (here[0] == built[0] or (built[0], here[0]) == (10, 11))
@@ -190,6 +177,6 @@ def find_profile(profiles: tuple[Profile, ...], shape: tuple[int, ...]) -> int:
     height, width = profiles[0].optimum[2:]
     raise InputError(
         f"an input of {shape} is outside of what the engine was built for: (N, C, H, W) in {allowed}",
-        f"Have images resized (--protocol fixed:{width}x{height}), or build an engine for this size: "
+        f"Resize images (--protocol fixed:{width}x{height}), or build an engine for this size: "
         "denseport build BUNDLE --min … --opt … --max …",
     )

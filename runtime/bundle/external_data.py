@@ -1,10 +1,10 @@
-"""Which files an ONNX model would have its reader open, found without the onnx package and without opening them.
+"""Which files an ONNX model makes its reader open, found without the onnx package and without opening them.
 
-A tensor may lie in an external file, named by a path that whoever wrote the model chose. Every reader follows it, each
-with checks of its own or with none, so a bundle's are held against its manifest first (`Bundle.verified`).
+A tensor may lie in an external file, at a path that the author of the model chose. Readers follow it with few checks or
+none, so `Bundle.verified` compares these files with the manifest first.
 
-Only the lengths in the protobuf are followed, and weights are stepped over. Source of the field numbers: onnx.proto3 of
-ONNX 1.20; of the wire format: https://protobuf.dev/programming-guides/encoding.
+Only lengths are read from the protobuf; weights are skipped. Source of the field numbers: onnx.proto3 of ONNX 1.20; of
+the wire format: https://protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
@@ -47,12 +47,11 @@ def external_files(path: Path) -> set[str]:
 
 def _locations(data: mmap.mmap) -> set[str]:
     found = set[str]()
-    left = [("model", 0, len(data))]  # a stack: graphs may be nested as deeply as a stranger likes
+    left = [("model", 0, len(data))]  # a stack: a hostile file may nest graphs deeper than Python's recursion
     while left:
         message, start, stop = left.pop()
-        inner = _FIELDS[message]
         for field, begin, end in _fields(data, start, stop):
-            kind = inner.get(field)
+            kind = _FIELDS[message].get(field)
             if kind == "entry":
                 entry = {number: data[a:b] for number, a, b in _fields(data, begin, end)}
                 if entry.get(_KEY) == b"location":

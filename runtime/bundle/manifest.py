@@ -21,7 +21,7 @@ from denseport.runtime.system.terminal import CONTROLS
 __all__ = ["FORMAT_VERSION", "Inference", "Manifest", "NetworkInput", "Reference"]
 
 FORMAT_VERSION = 2
-# Names are printed, one a line: a line that a name breaks could say anything.
+# Names are printed, one a line: a name with a line break could add any line.
 _UNPRINTABLE = re.compile(f"[\t\n{CONTROLS}]")
 
 
@@ -130,10 +130,8 @@ class Manifest:
             if (a.kind, a.precision, a.float_precision, a.output, a.fused) == wanted and a.target in (ANY, FOR_TENSORRT)
         ]
         if len(found) > 1:
-            raise BundleError(
-                f"the bundle has several {precision} graphs: {', '.join(found)}",
-                "Export the checkpoint again, and build one.",
-            )
+            what = f"the bundle has several {precision} graphs: {', '.join(found)}"
+            raise BundleError(what, "Export the checkpoint again, and build one.")
         return found[0] if found else None
 
     def to_json(self) -> str:
@@ -142,10 +140,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:
-        """Read a manifest.
-
-        Args:
-            where: the file's name, for messages.
+        """Read the manifest of the file ``where``.
 
         Raises:
             BundleError: no JSON, another format version, or a field that is missing, unknown or mistyped.

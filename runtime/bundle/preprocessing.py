@@ -30,10 +30,9 @@ LARGEST_SIDE = 2**15  # pixels that an image may be resized to; a hostile manife
 
 @dataclass(frozen=True)
 class Resize:
-    """To a size, or as large as fits into it."""
+    """Resize to a size, or as large as fits into it."""
 
-    # Pixels: width, height; with keep_ratio the limits of the longer and the shorter side, in either order.
-    size: tuple[int, int]
+    size: tuple[int, int]  # width, height in pixels; with keep_ratio: limits of the longer and the shorter side
     keep_ratio: bool
     interpolation: str = "bilinear"
     library: str = "opencv"  # whose rounding of sizes and grey levels it has
@@ -82,12 +81,12 @@ def resizing(steps: Preprocessing) -> Resize | None:
 
 
 def normalisation(steps: Preprocessing) -> Normalise:
-    """The step that normalises; `check_steps` has seen to it that there is one."""
+    """The step that normalises; `check_steps` refuses a list without one."""
     return next(step for step in steps if isinstance(step, Normalise))
 
 
 def resized_to(steps: Preprocessing, size: tuple[int, int], *, keep_ratio: bool) -> Preprocessing:
-    """The steps, of which the image's resize is to ``size`` (width, height)."""
+    """The steps, with the image's resize to ``size`` (width, height)."""
     resize = replace(resizing(steps) or USUAL_RESIZE, size=size, keep_ratio=keep_ratio)
     return (resize, *without_resize(steps))
 

@@ -25,22 +25,21 @@ import numpy as np
 import onnx_ir as ir
 
 from denseport.calibration.observe.collect import collect
-from denseport.calibration.observe.images import CalibrationImages, ImageStatistics
+from denseport.calibration.observe.images import ImageStatistics
 from denseport.calibration.observe.observers import METHODS, ChannelMaximum, Histogram, RowSample, threshold
 from denseport.calibration.options import AGREEMENT
 from denseport.calibration.quantize.placement import activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
 from denseport.calibration.quantize.smoothing import find_norms, smooth
 from denseport.calibration.search.search import Budget, search
-from denseport.calibration.search.sensitivity import Reference
+from denseport.calibration.search.sensitivity import Reference, sensitivities
 from denseport.export.graph.model import read_model, serialise
 from denseport.export.graph.unpack import unpack_projections
 from denseport.runtime.bundle.artifact import ANY, FOR_TENSORRT, Artifact
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.measure import measure_dataset
-from denseport.runtime.pipeline.network_input import evenly_spaced
+from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced, sample_evenly
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.cpus import usable_cpus
 from denseport.runtime.system.files import sha256_of
@@ -75,8 +74,8 @@ class Bench:
         if not (self.work / "bundle").exists():
             shutil.copytree(arguments.bundle, self.work / "bundle")
         self.bundle = Bundle(self.work / "bundle")
-        protocol = parse_protocol("reference", self.bundle.manifest)
-        self.images = CalibrationImages.of_folder(arguments.images, protocol, arguments.calibration_limit)
+        paths = sample_evenly([str(arguments.images)], arguments.calibration_limit)
+        self.images = NetworkInputs.of_bundle(paths, self.bundle.manifest)
         dataset = open_dataset(arguments.data)
         self.dataset = replace(dataset, samples=tuple(evenly_spaced(dataset.samples, arguments.limit or len(dataset))))
         self.size = self.images[0].shape[2:]
@@ -122,9 +121,9 @@ class Bench:
         limits = {name: threshold(h, method) for name, h in self.histograms(model, smoothed).items()}
         groups = find_groups(model, self.size)
         if row == "search":
-            at = np.linspace(0, len(self.images) - 1, 8).astype(int)
-            reference = Reference(model, [self.images[int(i)] for i in at], threads=self.threads)
-            result, found = search(reference, model, limits, groups, self.budget, progress=said)
+            reference = Reference(model, evenly_spaced(self.images, 8), threads=self.threads)
+            alone = sensitivities(reference, model, limits, groups, progress=said)
+            result, found = search(reference, model, limits, groups, self.budget, alone)
             (self.work / "search.json").write_text(json.dumps(found.to_dict(), indent=1))
             return serialise(result), found.quantization.share
         chosen = [g for g in groups if g.float_reason is None and not (g.kind == "attention" and "-attention" in row)]
@@ -204,7 +203,7 @@ def main() -> int:
     parser.add_argument("--images", type=Path, required=True, help="folder of calibration images")
     parser.add_argument("--data", type=Path, required=True, help="labelled set to measure on")
     parser.add_argument("--limit", type=int, help="of the labelled images, spread evenly")
-    parser.add_argument("--calibration-limit", type=int, metavar="N", help="of the calibration images")
+    parser.add_argument("--calibration-limit", type=int, default=10**6, metavar="N", help="of the calibration images")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--agreement", type=float, default=AGREEMENT, help="budget of the search; default: %(default)s")
     parser.add_argument("--work", type=Path, required=True, help="folder to keep models and results in")

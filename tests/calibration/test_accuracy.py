@@ -9,16 +9,15 @@ import pytest
 from bundles import onnx_artifact
 
 from denseport.calibration.observe.collect import collect
-from denseport.calibration.observe.images import CalibrationImages
 from denseport.calibration.observe.observers import ChannelMaximum, Histogram, RowSample, threshold
 from denseport.calibration.quantize.placement import activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
 from denseport.calibration.quantize.smoothing import find_norms, smooth
 from denseport.export.graph.model import read_model, serialise
 from denseport.export.graph.unpack import unpack_projections
-from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.measure import measure_dataset
+from denseport.runtime.pipeline.network_input import NetworkInputs, sample_evenly
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.files import sha256_of
 
@@ -28,8 +27,8 @@ def test_the_sample_keeps_its_accuracy(shared: Path, tmp_path: Path) -> None:
     from denseport.export.bundle import export_bundle
 
     bundle = export_bundle(shared / "data/checkpoints/dpt_deit-s16_street.pth", tmp_path / "bundle")
-    protocol = parse_protocol("reference", bundle.manifest)
-    images = CalibrationImages.of_folder(shared / "data/street/images/training", protocol, limit=40)
+    paths = sample_evenly([str(shared / "data/street/images/training")], 40)
+    images = NetworkInputs.of_bundle(paths, bundle.manifest)
     model = read_model(bundle.verified("model.onnx"))
     assert len(unpack_projections(model).projections) == 12
 

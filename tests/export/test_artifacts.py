@@ -172,21 +172,12 @@ def test_what_a_cpu_computes_in_fp32_is_no_proof_of_fp16(bundle: Bundle, capsys:
 
 @needs_rtx
 def test_an_engine_is_built_recorded_and_refused_here(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [
-        "build",
-        str(bundle.path),
-        "--engine",
-        "tensorrt_rtx",
-        "--target",
-        "sm_86",
-        "--profile",
-        "fixed:160x224",
-    ]
-    assert main([*arguments, "--json"]) == 0
+    target = ["--engine", "tensorrt_rtx", "--target", "sm_86", "--profile", "fixed:224x160"]
+    assert main(["build", str(bundle.path), *target, "--json"]) == 0
     said = capsys.readouterr()
     result = json.loads(said.out)
-    name = "fp16.rtx.sm_86.160x224.engine"
-    assert f"--artifact {name} --protocol fixed:160x224" in said.err
+    name = "fp16.rtx.sm_86.224x160.engine"
+    assert f"--artifact {name} --protocol fixed:224x160" in said.err
     assert result["engine"] == name and result["record"]["targets"] == ["sm_86"]
     assert result["record"]["types_asked"]["fp16"] > 100 and result["record"]["folded"]
     assert main(["inspect", str(bundle.path), "--verify"]) == 0
@@ -351,7 +342,7 @@ def test_the_faster_of_two_engines_is_kept(
         (["--precision", "fp32"], "is the FP32 graph already"),
         (["--limit", "0"], "--limit: '0'"),
         (["--images", "/nowhere/*.jpg"], "/nowhere"),
-        (["--images", "drive.mp4"], "there is not an image"),
+        (["--images", "drive.mp4"], "found no image"),
         (["--engine", "tensorrt_rtx", "--profile", "huge"], "no profile 'huge'"),
         (["--engine", "tensorrt_rtx", "--min", "64x64"], "--min, --opt and --max go together"),
         (["--engine", "tensorrt", "--target", "sm_86"], "takes no targets"),

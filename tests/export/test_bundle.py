@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import json
 import shutil
@@ -24,7 +23,7 @@ from denseport.export.checkpoint.recognise import recognise
 from denseport.export.checkpoint.weights import load_model
 from denseport.export.errors import CheckpointError, ExportError
 from denseport.export.models.segmentor import Segmentor
-from denseport.export.torch_to_onnx import OPSET, export_onnx
+from denseport.export.torch_to_onnx import OPSET
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Manifest
@@ -99,7 +98,7 @@ def test_the_graph_speaks_the_models_words_and_no_machines(sample: Bundle) -> No
 def test_weights_beyond_the_limit_go_to_a_file_of_their_own(
     oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "export_onnx", functools.partial(export_onnx, limit=1000))
+    monkeypatch.setattr("denseport.export.torch_to_onnx.PROTOBUF_LIMIT", 1000)
     bundle = export_bundle(oracle / "tiny_dpt_add.pth", tmp_path / "bundle")
     assert contents(bundle.path) == {"manifest.json", "model.onnx", "model.onnx.data"}
     assert list(bundle.manifest.artifacts["model.onnx"].files) == ["model.onnx", "model.onnx.data"]
@@ -152,7 +151,7 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("folder", "file", "link"):
-        with pytest.raises(OutputError, match="something that is no bundle") as caught:
+        with pytest.raises(OutputError, match="exists already and is not a bundle") as caught:
             export_bundle(SAMPLE, tmp_path / name, replace=True)
         assert "--force" not in str(caught.value)
     assert contents(tmp_path) == {"folder", "file", "link"}
@@ -160,7 +159,7 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
 
 def test_a_project_with_a_manifest_of_its_own_is_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"manifest_version": 3}')  # a browser's extension
-    with pytest.raises(OutputError, match="something that is no bundle"):
+    with pytest.raises(OutputError, match="exists already and is not a bundle"):
         export_bundle(SAMPLE, tmp_path, replace=True)
     assert contents(tmp_path) == {"manifest.json"}
 

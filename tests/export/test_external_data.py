@@ -68,7 +68,7 @@ def test_calibration_reads_it_whole(bundle: Bundle, tmp_path: Path) -> None:
 
 
 @needs_rtx
-@pytest.mark.parametrize("options", [["--profile", "fixed:64x96"], ["--output", "mask"], ["--precision", "fp32"]])
+@pytest.mark.parametrize("options", [["--profile", "fixed:96x64"], ["--output", "mask"], ["--precision", "fp32"]])
 def test_engines_are_built_of_it(bundle: Bundle, options: list[str]) -> None:
     assert main(["build", str(bundle.path), "--engine", "tensorrt_rtx", "--target", "sm_86", *options]) == 0
     assert any(artifact.kind == "engine" for artifact in Bundle(bundle.path).manifest.artifacts.values())

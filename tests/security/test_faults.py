@@ -224,8 +224,8 @@ def test_a_damaged_state_is_measured_again_never_counted(tmp_path: Path) -> None
 def test_damaged_losses_of_layers_are_measured_again_never_believed(tmp_path: Path) -> None:
     stored = {"stem": Loss(0.125, 0.75), "head": Loss(0.5, 1.0, -0.25)}
     file = LossFile(tmp_path / "losses.npz", "model", "images")
-    file.update(stored)
-    file.save()
+    for name, loss in stored.items():
+        file[name] = loss
     for _ in damaged_forms(file.path):
         found = LossFile(file.path, "model", "images")
         assert not found and found.damaged

@@ -17,11 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     image = parser.add_mutually_exclusive_group()
     image.add_argument(
-        "--size",
-        type=size(20_000),
-        metavar="WxH",
-        default="512x512",
-        help="size of a made-up image; default: %(default)s",
+        "--size", type=size(20_000), metavar="WxH", default="512x512", help="of a made-up image; default: %(default)s"
     )
     image.add_argument("--image", metavar="IMAGE", type=path, help="an image of the application instead")
     parser.add_argument("--baseline", choices=("torch",), help="compare with the network in PyTorch")

@@ -14,13 +14,13 @@ from support import ASSETS
 
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.observe.collect import collect, collection_key
-from denseport.calibration.observe.images import CalibrationImages, ImageStatistics
+from denseport.calibration.observe.images import ImageStatistics, check_images
 from denseport.calibration.observe.observers import Histogram
 from denseport.export.errors import ExportError
 from denseport.export.graph.model import read_model
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.protocol import parse_protocol
-from denseport.runtime.errors import InputError
+from denseport.runtime.pipeline.network_input import NetworkInputs, sample_evenly
 
 TENSORS = (
     "image",
@@ -90,7 +90,7 @@ def test_an_interrupted_collection_goes_on(
                 raise Stop
             return super().__getitem__(index)
 
-    key = collection_key(model, ["a", "b"], histograms(), limit)
+    key = collection_key(model, "a b", histograms(), limit)
     with pytest.raises(Stop):
         collect(model, Interrupted(IMAGES), histograms(), limit=limit, state_file=state, key=key)
     assert state.exists()
@@ -98,15 +98,14 @@ def test_an_interrupted_collection_goes_on(
     resumed, first_steps = histograms(), []
     collect(model, IMAGES, resumed, limit=limit, state_file=state, key=key, progress=lambda d, t: first_steps.append(d))
     assert first_steps[0] == 4  # the first image is asked for once more, to measure the tensors
-    assert not state.exists()
     assert_same(whole, resumed)
 
 
 def test_a_kept_collection_is_not_repeated(model: ir.Model, tmp_path: Path) -> None:
     state, first, second = tmp_path / "state.npz", histograms(), histograms()
-    collect(model, IMAGES, first, state_file=state, key="one", keep=True)
+    collect(model, IMAGES, first, state_file=state, key="one")
     steps: list[int] = []
-    collect(model, IMAGES, second, state_file=state, key="one", keep=True, progress=lambda d, t: steps.append(d))
+    collect(model, IMAGES, second, state_file=state, key="one", progress=lambda d, t: steps.append(d))
     assert not steps
     assert_same(first, second)
 
@@ -118,7 +117,7 @@ def test_state_of_another_collection_is_not_taken_up(model: ir.Model, tmp_path: 
     collect(model, IMAGES, whole)
     collect(model, IMAGES, found, state_file=state, key="one")
     assert_same(whole, found)
-    keys = {collection_key(model, names, histograms()) for names in (["a"], ["b"], ["a", "b"])}
+    keys = {collection_key(model, names, histograms()) for names in ("a", "b", "a b")}
     assert len(keys) == 3
 
 
@@ -138,24 +137,20 @@ def test_warnings_have_figures() -> None:
 
 
 def test_calibration_images_are_what_the_network_sees(sample: Bundle) -> None:
-    folder = ASSETS / "street" / "images" / "validation"
-    images = CalibrationImages.of_folder(folder, parse_protocol("reference", sample.manifest))
+    paths = sample_evenly([str(ASSETS / "street/images/validation")], 9)
+    images = NetworkInputs.of_bundle(paths, sample.manifest)
     assert len(images) == 4 and len(images[1:3]) == 2
     assert images[0].shape == (1, 3, 160, 213) and images[0].dtype == np.float32
-    windows = CalibrationImages(images.paths, parse_protocol("slide:96:64", sample.manifest))
+    windows = NetworkInputs(images.paths, parse_protocol("slide:96:64", sample.manifest))
     assert {image.shape for image in windows} == {(1, 3, 96, 96)}
-    thinned = CalibrationImages.of_folder(folder, images.protocol, limit=2)
-    assert thinned.paths == (images.paths[0], images.paths[-1])
+    assert check_images(images) == [image.shape[2:] for image in images]
 
 
 def test_bad_input(sample: Bundle, model: ir.Model, tmp_path: Path) -> None:
-    protocol = parse_protocol("reference", sample.manifest)
     with pytest.raises(CalibrationError, match="no images"):
         collect(model, [], histograms())
     with pytest.raises(CalibrationError, match="no images"):
-        CalibrationImages([], protocol)
-    with pytest.raises(InputError, match="no image"):
-        CalibrationImages.of_folder(tmp_path, protocol)
+        check_images(NetworkInputs.of_bundle([], sample.manifest))
     for wrong in (np.zeros((3, 48, 64), np.float32), np.zeros((1, 3, 48, 64)), np.zeros((1, 1, 48, 64), np.float32)):
         with pytest.raises(ExportError, match="expected normalised images"):
             collect(model, [wrong], histograms())

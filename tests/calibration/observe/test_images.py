@@ -10,10 +10,11 @@ import pytest
 from bundles import steps
 
 from denseport.calibration.errors import CalibrationError
-from denseport.calibration.observe.images import CalibrationImages, labels_of
+from denseport.calibration.observe.images import check_images, contents_sha256, identity_of, labels_of
 from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.evaluation.dataset import open_dataset
+from denseport.runtime.pipeline.network_input import NetworkInputs
 
 WHOLE = Inference()
 SLIDE = Inference("slide", (32, 32), (24, 24))
@@ -35,8 +36,8 @@ def folder(tmp_path: Path) -> Path:
 def test_labels_lie_where_the_image_lies(folder: Path, inference: Inference) -> None:
     dataset = open_dataset(folder / "images", masks=folder / "masks")
     preprocess = steps(size=(60, 40), mean=(0, 0, 0), std=(10, 10, 10))
-    images = CalibrationImages([s.image for s in dataset.samples], Protocol("reference", preprocess, inference))
-    sizes = images.check(patch_size=16)
+    images = NetworkInputs([s.image for s in dataset.samples], Protocol("reference", preprocess, inference), 16)
+    sizes = check_images(images)
     labels = labels_of(images, dataset, 20)
     for i, label in enumerate(labels):
         assert images[i].shape == (1, 3, *sizes[i]) and label.shape == sizes[i]
@@ -48,11 +49,9 @@ def test_labels_lie_where_the_image_lies(folder: Path, inference: Inference) -> 
 def test_images_that_cannot_be_used_are_named_all_at_once(folder: Path) -> None:
     (folder / "images/1.png").write_bytes(b"no image")
     (folder / "images/3.png").unlink()
-    images = CalibrationImages(
-        [folder / f"images/{i}.png" for i in range(4)], Protocol("reference", steps(size=(60, 40)), WHOLE)
-    )
+    paths = [folder / f"images/{i}.png" for i in range(4)]
     with pytest.raises(CalibrationError) as caught:
-        images.check(patch_size=16)
+        check_images(NetworkInputs(paths, Protocol("reference", steps(size=(60, 40)), WHOLE), 16))
     assert "2 of 4 images" in caught.value.message
     assert "1.png" in caught.value.message and "3.png" in caught.value.message
 
@@ -60,17 +59,17 @@ def test_images_that_cannot_be_used_are_named_all_at_once(folder: Path) -> None:
 def test_the_hash_is_of_contents_and_order(folder: Path) -> None:
     protocol = Protocol("reference", steps(), WHOLE)
     paths = sorted((folder / "images").iterdir())
-    first = CalibrationImages(paths, protocol).sha256()
-    assert CalibrationImages(paths[::-1], protocol).sha256() != first
+    first = contents_sha256(NetworkInputs(paths, protocol))
+    assert contents_sha256(NetworkInputs(paths[::-1], protocol)) != first
     renamed = paths[0].rename(paths[0].with_name("renamed.png"))
-    assert CalibrationImages([renamed, *paths[1:]], protocol).sha256() == first
+    assert contents_sha256(NetworkInputs([renamed, *paths[1:]], protocol)) == first
 
 
 def test_images_are_others_when_their_contents_or_their_way_to_the_network_change(folder: Path) -> None:
     paths = sorted((folder / "images").iterdir())
 
-    def identity(protocol: Protocol) -> list[str]:
-        return CalibrationImages(paths, protocol).identity()
+    def identity(protocol: Protocol) -> str:
+        return identity_of(NetworkInputs(paths, protocol))
 
     first = identity(Protocol("reference", steps(), WHOLE))
     assert identity(Protocol("reference", steps(), WHOLE)) == first

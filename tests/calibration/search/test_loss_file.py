@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from denseport.calibration.search import loss_file
 from denseport.calibration.search.loss_file import LossFile
 from denseport.calibration.search.sensitivity import Loss
 
@@ -16,8 +15,8 @@ LOSSES = {"a/b": Loss(0.1, 1 / 3), "ü": Loss(0.0, 1.0, -0.25)}
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     losses = LossFile(tmp_path / "losses.npz", "model", "images")
-    losses.update(LOSSES)
-    losses.save()
+    for name, loss in LOSSES.items():
+        losses[name] = loss
     return losses.path
 
 
@@ -40,14 +39,10 @@ def test_a_file_that_is_none_of_ours_is_damage_and_overwritten(path: Path, data:
     losses = LossFile(path, "model", "images")
     assert not losses and losses.damaged
     losses["c"] = Loss(0.5, 0.5)
-    losses.save()
     assert dict(LossFile(path, "model", "images")) == {"c": Loss(0.5, 0.5)}
 
 
-def test_it_is_written_every_few_seconds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_loss_is_written_at_once(path: Path) -> None:
     losses = LossFile(path, "model", "images")
     losses["c"] = Loss(0.5, 0.5)
-    assert len(LossFile(path, "model", "images")) == 2
-    monkeypatch.setattr(loss_file, "SAVE_SECONDS", 0.0)
-    losses["d"] = Loss(0.5, 0.5)
-    assert len(LossFile(path, "model", "images")) == 4
+    assert dict(LossFile(path, "model", "images")) == {**LOSSES, "c": Loss(0.5, 0.5)}

@@ -36,12 +36,12 @@ def case() -> tuple[ir.Model, dict[str, float], tuple[Group, ...]]:
 
 def test_the_spoiled_layer_is_the_most_sensitive(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
     model, thresholds, groups = case
-    names = [group.name for group in groups if group.float_reason is None]
     steps: list[int] = []
     losses = sensitivities(
-        Reference(model, IMAGES), model, thresholds, groups, names, progress=lambda done, total: steps.append(done)
+        Reference(model, IMAGES), model, thresholds, groups, progress=lambda done, total: steps.append(done)
     )
-    assert steps == list(range(1, len(names) + 1))
+    assert list(losses) == [group.name for group in groups if group.float_reason is None]
+    assert steps == list(range(1, len(losses) + 1))
     assert max(losses, key=lambda name: losses[name].error) == "block.out"
     assert all(loss.miou is None and 0 <= loss.agreement <= 1 for loss in losses.values())
 
@@ -49,9 +49,10 @@ def test_the_spoiled_layer_is_the_most_sensitive(case: tuple[ir.Model, dict[str,
 def test_known_losses_are_not_measured_again(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
     model, thresholds, groups = case
     known = {"stem": Loss(0.5, 0.25)}
-    losses = sensitivities(Reference(model, IMAGES), model, thresholds, groups, ["stem", "left"], losses=known)
+    some = [group for group in groups if group.name in ("stem", "left")]
+    losses = sensitivities(Reference(model, IMAGES), model, thresholds, some, losses=known)
     assert losses["stem"] == Loss(0.5, 0.25)
-    assert known == losses, "each new one is entered"
+    assert list(losses) == ["stem", "left"] and known == losses, "each new one is entered"
 
 
 def test_loss_equals_its_definition(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
@@ -88,12 +89,14 @@ def test_every_pixel_of_images_of_different_sizes_counts_alike(
 def test_the_budget_holds_at_the_greatest_saving(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
     model, thresholds, groups = case
     reference, before = Reference(model, IMAGES), serialise(model)
-    generous, everything = search(reference, model, thresholds, groups, Budget(error=10.0))
+    losses = sensitivities(reference, model, thresholds, groups)
+    generous, everything = search(reference, model, thresholds, groups, Budget(agreement=0.0), losses)
     assert everything.within and len(everything.steps) == 1
     assert "block.out" in everything.chosen
 
-    quantized, found = search(reference, model, thresholds, groups, Budget(error=0.1), batch=0)
-    assert found.within and found.loss.error <= 0.1 < found.steps[0].loss.error
+    budget = Budget(agreement=0.9)
+    quantized, found = search(reference, model, thresholds, groups, budget, losses, batch=0)
+    assert found.within and found.loss.agreement >= 0.9 > found.steps[0].loss.agreement
     assert "block.out" not in found.chosen and len(found.chosen) == len(everything.chosen) - 1
     assert found.steps[-1].dropped == ("block.out",)
     assert reference.measure(quantized) == found.loss
@@ -106,11 +109,11 @@ def test_the_budget_holds_at_the_greatest_saving(case: tuple[ir.Model, dict[str,
 
 
 class Counting:
-    """A stand-in for `Reference`: the error is the number of layers whose weight or first input is quantized."""
+    """A stand-in for `Reference`: each layer whose weight or first input is quantized costs 1 % of the agreement."""
 
     def measure(self, model: ir.Model) -> Loss:
         narrow = {node.name for node in model.graph if node.inputs and _is_dequantized(node.inputs[0])}
-        return Loss(error=len(narrow - {"block.attn/MatMul_3"}), agreement=1.0)  # two of one group
+        return Loss(error=0.0, agreement=1 - len(narrow - {"block.attn/MatMul_3"}) / 100)  # two of one group
 
 
 def _is_dequantized(value: ir.Value | None) -> bool:
@@ -142,15 +145,15 @@ def test_layers_go_back_to_float_by_squared_error_per_multiply_add(
         model,
         thresholds,
         groups,
-        Budget(error=0.5),
-        losses=losses,
+        Budget(agreement=0.995),
+        losses,
         batch=batch,
         told=told.append,  # type: ignore[arg-type]
     )
     assert [" ".join(step.dropped) for step in found.steps] == ["", *dropped]
     assert [step.within for step in found.steps] == [False] * len(dropped) + [True]
     assert found.within and found.chosen == () and told == list(found.steps)
-    assert [step.loss.error for step in found.steps][:: len(dropped)] == [6, 0]
+    assert [step.loss.agreement for step in found.steps][:: len(dropped)] == [0.94, 1]
     assert found.steps[0].share == pytest.approx(93600 / 116640)
 
 
@@ -159,40 +162,46 @@ def test_a_loss_at_the_limit_is_within_the_budget(
 ) -> None:
     model, thresholds, groups = case
     losses = {name: Loss(error, 1.0) for name, error in ALONE.items()}
-    _, found = search(Counting(), model, thresholds, groups, Budget(error=4.0), losses=losses, batch=0)  # type: ignore[arg-type]
-    assert found.within and found.loss.error == 4
+    _, found = search(Counting(), model, thresholds, groups, Budget(agreement=0.96), losses, batch=0)  # type: ignore[arg-type]
+    assert found.within and found.loss.agreement == 0.96
     assert found.chosen == ("block.out", "block.attn/qkv", "left", "block.attn/scores"), "the least harmful first"
     reasons = {row["group"]: row["reason"] for row in found.rows()}
     assert reasons["right"] == "over budget: alone it changes the logits by 24 %" and reasons["left"] is None
 
 
 def test_the_excess_is_that_of_the_tightest_limit() -> None:
-    assert Budget(error=0.0).excess(Loss(0.0, 1.0)) == 0, "nothing lost, nothing allowed"
-    assert Budget(error=0.0).excess(Loss(1e-9, 1.0)) == float("inf")
-    assert Budget(agreement=1.0).excess(Loss(0.5, 1.0)) == 0
+    assert Budget(agreement=1.0).excess(Loss(0.5, 1.0)) == 0, "nothing lost, nothing allowed"
+    assert Budget(miou=0.0).excess(Loss(0.5, 1.0, 1e-9)) == float("inf")
     assert Budget(agreement=1.0).excess(Loss(0.5, 0.999)) == float("inf")
-    assert Budget(agreement=0.9, error=0.1, miou=2).excess(Loss(0.3, 0.8, 1.0)) == pytest.approx(3)
-    assert Budget(agreement=0.9, error=0.1, miou=2).excess(Loss(0.1, 0.6, 1.0)) == pytest.approx(4)
-    assert Budget(agreement=0.9, error=0.1, miou=2).excess(Loss(0.1, 0.9, 10.0)) == pytest.approx(5)
+    assert Budget(agreement=0.9, miou=2).excess(Loss(0.1, 0.6, 1.0)) == pytest.approx(4)
+    assert Budget(agreement=0.9, miou=2).excess(Loss(0.1, 0.9, 10.0)) == pytest.approx(5)
 
 
 def test_a_budget_that_nothing_keeps_is_told(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
     model, thresholds, groups = case
-    _, found = search(Reference(model, IMAGES), model, thresholds, groups, Budget(error=0.0))
-    assert not found.within or not found.chosen
-    assert found.chosen == ()
+    losses = {name: Loss(error, 1.0) for name, error in ALONE.items()}
+    _, found = search(Counting(), model, thresholds, groups, Budget(agreement=1.0), losses, batch=0)  # type: ignore[arg-type]
+    assert found.within and found.chosen == (), "only the float model keeps it"
+
+    class Spoilt:
+        def measure(self, model: ir.Model) -> Loss:
+            return Loss(0.1, 0.5)
+
+    _, found = search(Spoilt(), model, thresholds, groups, Budget(agreement=0.9), losses)  # type: ignore[arg-type]
+    assert not found.within and found.chosen == ()
 
 
 def test_bad_input(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
-    model, thresholds, groups = case
+    model, *_ = case
     with pytest.raises(CalibrationError, match="no images"):
         Reference(model, [])
     with pytest.raises(CalibrationError, match="labels for 1"):
         Reference(model, IMAGES, [np.zeros((4, 4), np.uint8)])
     with pytest.raises(CalibrationError, match="needs labelled images"):
-        search(Reference(model, IMAGES), model, thresholds, groups, Budget(miou=0.5))
+        Budget(miou=0.5).excess(Loss(0.1, 0.95))
     with pytest.raises(CalibrationError, match="needs a limit"):
         Budget()
-    with pytest.raises(CalibrationError, match="negative"):
-        Budget(error=-1.0)
+    for bad in ({"miou": -1.0}, {"miou": 101.0}, {"agreement": -0.1}, {"agreement": 97.0}, {"miou": float("nan")}):
+        with pytest.raises(CalibrationError, match=r"is not in 0\.\."):
+            Budget(**bad)
     assert Budget(miou=0.5, agreement=0.9).excess(Loss(0.1, 0.95, -0.2)) == pytest.approx(0.5)

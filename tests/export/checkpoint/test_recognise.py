@@ -220,12 +220,13 @@ def test_an_option_that_changes_the_arithmetic_is_refused(
 @pytest.mark.parametrize(
     ("part", "settings", "words"),
     [
-        ("backbone", {"num_heads": 5}, "5 attention heads do not divide"),
+        ("backbone", {"num_heads": 5}, "num_heads 5 does not divide embed_dims 96"),
         ("backbone", {"num_heads": "many"}, "cannot be used"),
         ("backbone", {"num_heads": None}, "cannot be used"),
+        ("backbone", {"num_heads": 0}, "num_heads 0 does not divide"),
         ("backbone", {"out_indices": (0, 1)}, "four layers"),
-        ("backbone", {"out_indices": (3, 2, 1, 0)}, "in order"),
-        ("backbone", {"out_indices": (0, 1, 2, 99)}, "out_indices"),
+        ("backbone", {"out_indices": (3, 2, 1, 0)}, "(3, 2, 1, 0) are not four layers, in ascending order, of 4"),
+        ("backbone", {"out_indices": (0, 1, 2, 99)}, "(0, 1, 2, 99) are not four layers"),
         ("backbone", {"out_indices": None}, "cannot be used"),
         ("backbone", {"norm_cfg": {"eps": "small"}}, "cannot be used"),
         ("backbone", {"img_size": "large"}, "cannot be used"),

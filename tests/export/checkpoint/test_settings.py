@@ -83,7 +83,7 @@ def test_upstreams_defaults_hold(text: str, old: str, new: str, changed: dict[st
 def test_what_the_file_does_not_say_is_assumed_with_a_warning() -> None:
     preprocess, warnings = preprocess_of(checkpoint(""))
     assert preprocess == PUBLISHED
-    assert len(warnings) == 2 and "resized: assumed keep-ratio (2048, 512)" in warnings[0] and "mean" in warnings[1]
+    assert len(warnings) == 2 and "resized: assumed keep-ratio 2048 x 512" in warnings[0] and "mean" in warnings[1]
     preprocess, warnings = preprocess_of(checkpoint(PIPELINE_1[PIPELINE_1.index("test_pipeline") :]))
     assert preprocess == (EXPECTED[0], PUBLISHED[1])
     assert len(warnings) == 1 and "normalised" in warnings[0]
@@ -102,8 +102,8 @@ def test_what_the_file_does_not_say_is_assumed_with_a_warning() -> None:
         (PIPELINE_1, "dict(type='LoadImageFromFile')", "dict(type='Resize', scale=(9, 9))", "Resize comes twice"),
         (PIPELINE_1, "pad_val=0", "test_cfg=dict(size_divisor=32)", "padding at test time is not supported"),
         (PIPELINE_1, "(1024, 240)", "(1024, 0)", "a side that is not in 1..32768 pixels"),
-        (PIPELINE_1, "(1024, 240)", "1024", "cannot be used"),
-        (PIPELINE_1, "(1024, 240)", "None", "cannot be used"),
+        (PIPELINE_1, "(1024, 240)", "1024", "1024 is not two numbers"),
+        (PIPELINE_1, "(1024, 240)", "None", "None is not two numbers"),
         (PIPELINE_1, "(1024, 240)", "[(1024, 240), (512, 120)]", "cannot be used"),
         (PIPELINE_0, "img_scale=(1024, 240), ", "", "img_scale"),
         (PIPELINE_1, "[1.0, 2.0, 3.0]", "[1.0]", "not three numbers"),

@@ -213,7 +213,7 @@ def test_without_the_package_the_command_that_installs_it_is_named(monkeypatch: 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"version_compatible": True}, "in the release that built them alone"),
+        ({"version_compatible": True}, "only in the release that built it"),
         ({"hardware_compatibility": "ampere_plus"}, "no hardware compatibility level"),
         ({"timing_cache": Path("x")}, "no timing cache"),
         ({"optimization_level": 6}, "not between 0 and 5"),
@@ -232,14 +232,14 @@ def test_profiles_have_names() -> None:
     landscape, portrait = named_profiles("reference", "tensorrt")
     assert (1, 3, 512, 683) in landscape and (1, 3, 512, 2048) in landscape and (1, 3, 512, 2049) not in landscape
     assert (1, 3, 2048, 512) in portrait and (1, 3, 683, 512) not in landscape
-    assert named_profiles("fixed:512x768", "tensorrt") == (Profile(*[(1, 3, 512, 768)] * 3),)
+    assert named_profiles("fixed:768x512", "tensorrt") == (Profile(*[(1, 3, 512, 768)] * 3),)
     (both,) = named_profiles("reference", "tensorrt_rtx")
     assert all(shape in both for profile in (landscape, portrait) for shape in (profile.minimum, profile.maximum))
     assert (landscape, portrait) == (
         Profile((1, 3, 512, 512), (1, 3, 512, 683), (1, 3, 512, 2048)),
         Profile((1, 3, 512, 512), (1, 3, 683, 512), (1, 3, 2048, 512)),
     )
-    assert parse_shape("512x768") == (1, 3, 512, 768) and parse_shape("4x3x64x64") == (4, 3, 64, 64)
+    assert parse_shape("768x512") == (1, 3, 512, 768) and parse_shape("4x3x64x96") == (4, 3, 64, 96)
 
 
 @pytest.mark.parametrize("scale", [(2048, 512), (1024, 160), (512, 512), (640, 480)])
@@ -262,7 +262,7 @@ def test_windows_and_fixed_sizes_have_one_profile() -> None:
 
 @pytest.mark.parametrize("text", ["", "512", "512x", "1x2x3", "axb", "-1x512", "512x512x"])
 def test_a_mistyped_shape_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="is no shape"):
+    with pytest.raises(InputError, match="is neither a size"):
         parse_shape(text)
 
 
@@ -274,7 +274,7 @@ def test_mistyped_profiles_are_refused() -> None:
     with pytest.raises(InputError, match="3 channels"):
         profile_of((1, 4, 8, 8), (1, 4, 8, 8), (1, 4, 8, 8))
     with pytest.raises(InputError, match="each size must be positive"):
-        named_profiles("fixed:0x512", "tensorrt")
+        named_profiles("fixed:512x0", "tensorrt")
 
 
 # The enterprise flavour cannot run here: its messages are those that its users report, its objects are fakes.

@@ -74,7 +74,7 @@ def test_an_untouched_bundle_loses_nothing(bundle: Bundle, images: Dataset) -> N
     for step in (protocol, export, precision):
         assert not step.failed and step.lost == pytest.approx(0, abs=1e-9)
         assert any(line.endswith("no loss") for line in step.lines())
-    assert engine.mIoU is None and "no engine" in engine.notes[0]
+    assert engine.mIoU is None and "not an engine" in engine.notes[0]
     assert found.images == found.available == 4
 
 

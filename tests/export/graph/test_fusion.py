@@ -104,7 +104,7 @@ def test_an_upernet_is_fused_at_one_size(
     """Its neck makes the pyramid whose levels differ by 2; without one all levels have the same size."""
     with pytest.raises(ExportError, match="nothing to fuse") as caught:
         fuse(graph_of(exported(name)))
-    assert "fixed:HxW" in str(caught.value)
+    assert "fixed:WxH" in str(caught.value)
     found = fused_and_equal(folded(exported(name), IMAGE.shape), tmp_path, IMAGE).fused
     assert found.pop("UpsampleAdd", 0) == sums and found == {"UpsampleArgmax": 1}
 
@@ -346,7 +346,7 @@ def test_a_mask_is_the_first_of_the_highest(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
-@pytest.mark.parametrize("profile", ["reference", "fixed:64x96"])
+@pytest.mark.parametrize("profile", ["reference", "fixed:96x64"])
 def test_rtx_builds_the_body_and_says_so(exported: Callable[[str], Bundle], tmp_path: Path, profile: str) -> None:
     model = graph_of(exported("tiny_dpt_project"), "fp16", mask=True)
     fuse(model)
@@ -369,7 +369,7 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> list[ir.Model]:
 
     monkeypatch.setattr(engine, "load_library", lambda _: Library("tensorrt", None, "11.4.0", "13", None, LogBook()))
     monkeypatch.setattr(engine, "_build", build)
-    monkeypatch.setattr(engine, "_device", lambda: (None, None))
+    monkeypatch.setattr(engine, "_device", lambda: None)
     monkeypatch.setattr(engine, "compile_ptx", lambda: b"")
     return parsed
 
@@ -379,7 +379,7 @@ def test_tensorrt_reads_the_fused_graph_with_its_plugin_known(
 ) -> None:
     monkeypatch.setitem(sys.modules, "denseport.export.plugin.tensorrt_plugin", SimpleNamespace())  # type: ignore[arg-type]
     model = exported("tiny_upernet_mln").verified("model.onnx")
-    options = EngineOptions("tensorrt", named_profiles("fixed:64x96", "tensorrt"), mask=True, plugin=True)
+    options = EngineOptions("tensorrt", named_profiles("fixed:96x64", "tensorrt"), mask=True, plugin=True)
     record = build_engine(model, tmp_path / "e.engine", options)
     assert record.plugin == "on" and record.output == "mask" and record.folded
     assert record.fused == fused_nodes(tensorrt[0]) == {"UpsampleAdd": 3, "UpsampleArgmax": 1}

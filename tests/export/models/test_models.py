@@ -92,8 +92,8 @@ def test_presets_have_upstreams_keys_shapes_and_size(oracle: Path, preset: Prese
     assert preset.spec.backbone.num_heads == spec["resolved_defaults"]["backbone"]["num_heads"]
     assert list(preset.spec.backbone.out_indices) == spec["resolved_defaults"]["backbone"]["out_indices"]
     if spec["released"]:
-        assert preset.miou == spec["released"]["metrics"]["Metrics"]["mIoU"]
-        assert preset.miou_ms_flip == spec["released"]["metrics"]["Metrics"]["mIoU(ms+flip)"]
+        assert preset.mIoU == spec["released"]["metrics"]["Metrics"]["mIoU"]
+        assert preset.mIoU_ms_flip == spec["released"]["metrics"]["Metrics"]["mIoU(ms+flip)"]
         assert spec["released"]["weights"].endswith(f"-{preset.sha256_start}.pth")
 
 

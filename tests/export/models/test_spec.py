@@ -24,10 +24,12 @@ VIT = ViTSpec(32, 4, 4, 128, (0, 1, 2, 3), (4, 4), norm_eps=1e-6)
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: dataclasses.replace(VIT, num_heads=5), "32 is not a multiple of num_heads 5"),
-        (lambda: dataclasses.replace(VIT, out_indices=(0, 1, 2, 4)), "reach beyond 4 layers"),
-        (lambda: dataclasses.replace(VIT, out_indices=(1, 0, 2, 3)), "not in ascending order"),
-        (lambda: dataclasses.replace(VIT, out_indices=(0, 0, 2, 3)), "not in ascending order"),
+        (lambda: dataclasses.replace(VIT, num_heads=5), "num_heads 5 does not divide embed_dims 32"),
+        (lambda: dataclasses.replace(VIT, out_indices=(0, 1, 2, 4)), "not four layers, in ascending order, of 4"),
+        (lambda: dataclasses.replace(VIT, out_indices=(1, 0, 2, 3)), "not four layers, in ascending order"),
+        (lambda: dataclasses.replace(VIT, out_indices=(0, 0, 2, 3)), "not four layers, in ascending order"),
+        (lambda: dataclasses.replace(VIT, out_indices=(0, 1, 2)), "not four layers"),
+        (lambda: NeckSpec(32, (4, 2, 1)), "not four positive numbers"),
         (lambda: DPTHeadSpec(16, (4, 4, 4, 4), "sum"), "readout 'sum' is none of project, add, ignore"),
     ],
 )

@@ -254,7 +254,7 @@ def test_a_file_too_large_for_a_manifest_is_not_read(tmp_path: Path, more: int, 
             pass
     else:
         with (
-            pytest.raises(OutputError, match="something that is no bundle"),
+            pytest.raises(OutputError, match="exists already and is not a bundle"),
             new_bundle(tmp_path / "folder", replace=True),
         ):
             pass

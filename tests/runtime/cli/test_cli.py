@@ -75,7 +75,7 @@ def test_bad_options_of_export_leave_nothing(
 def test_export_to_a_place_that_cannot_be_written(call: Callable[..., Any], tmp_path: Path, sample: Bundle) -> None:
     (tmp_path / "file").touch()
     refused(call("export", SAMPLE, "-o", tmp_path / "file/bundle"), "cannot be written", "choose another place")
-    refused(call("export", SAMPLE, "-o", tmp_path), "something that is no bundle", "-o")
+    refused(call("export", SAMPLE, "-o", tmp_path), "exists already and is not a bundle", "-o")
     refused(call("export", SAMPLE, "-o", sample.path), "is a bundle", "--force")
     assert files(tmp_path) == {"file"}
 

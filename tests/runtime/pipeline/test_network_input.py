@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 
-from denseport.calibration.observe.images import CalibrationImages
 from denseport.export import artifacts, audit
 from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.bundle import Bundle
@@ -65,11 +64,11 @@ def test_one_of_them_stands_for_each_image(sample: Bundle, photo: Path, protocol
     image = np.asarray(cv2.imread(str(photo)), np.uint8)
     every = list(network_inputs(image, told, sample.manifest.patch_size))
     first_view = every[: len(every) // 12] if protocol == "ms-flip" else every
-    for inputs in (NetworkInputs([photo] * 9, told), CalibrationImages([photo] * 9, told)):
-        assert len(inputs) == 9
-        for i, found in enumerate(inputs):
-            np.testing.assert_array_equal(found, first_view[i % len(first_view)])
-    assert isinstance(NetworkInputs([photo] * 9, told)[2:4], NetworkInputs)
+    inputs = NetworkInputs([photo] * 9, told)
+    assert len(inputs) == 9
+    for i, found in enumerate(inputs):
+        np.testing.assert_array_equal(found, first_view[i % len(first_view)])
+    assert isinstance(inputs[2:4], NetworkInputs)
 
 
 def test_ranges_and_audits_of_sliding_windows_see_windows(
