@@ -10,11 +10,11 @@ from typing import Generic, Protocol, TypeVar
 __all__ = ["Pool"]
 
 
-class Closable(Protocol):
+class _Closable(Protocol):
     def close(self) -> None: ...
 
 
-T = TypeVar("T", bound=Closable)
+T = TypeVar("T", bound=_Closable)
 
 
 class Pool(Generic[T]):
