@@ -13,7 +13,7 @@ from hypothesis import settings
 from support import ASSETS, SHARED
 
 from denseport.runtime.backends.cuda.kernels import launch
-from denseport.runtime.backends.cuda.kernels.sources import IMAGE_SOURCES
+from denseport.runtime.backends.cuda.kernels.compile import IMAGE_SOURCES
 from denseport.runtime.bundle.bundle import Bundle
 
 # Several processes share the machine: an example that takes long says nothing.

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from denseport.runtime.backends.cuda.kernels import compile as nvrtc
-from denseport.runtime.backends.cuda.kernels.sources import COMMON, RESIZE_ARGMAX
+from denseport.runtime.backends.cuda.kernels.compile import COMMON, RESIZE_ARGMAX
 
 __all__ = ["SOURCES", "compile_ptx", "single_kernel"]
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["Closable", "Pool"]
+__all__ = ["Pool"]
 
 
-class Closable(Protocol):
+class _Closable(Protocol):
     def close(self) -> None: ...
 
 
-T = TypeVar("T", bound=Closable)
+T = TypeVar("T", bound=_Closable)
 
 
 class Pool(Generic[T]):
@@ -80,7 +80,7 @@ class Pool(Generic[T]):
             self._changed.notify()
 
     def close(self) -> None:
-        """Close the idle objects; those in use are their threads' to finish first."""
+        """Close the idle objects; threads that use the others must have ended first."""
         with self._changed:
             idle, self._idle = self._idle, []
             self._count -= len(idle)

@@ -16,7 +16,7 @@ __all__ = ["SharedSession"]
 
 
 class SharedSession(Session):
-    """Counts who uses a session, and closes it when the last user has let go and its last run has ended."""
+    """Counts the users of a session, and closes it after the last of them and its last run."""
 
     def __init__(self, session: Session) -> None:
         self._session, self._users, self._running = session, 1, 0
@@ -67,7 +67,7 @@ class SharedSession(Session):
         return self._session.description
 
     def close(self) -> None:
-        """Let go. The last user waits for runs of other threads, then closes the session."""
+        """End one use. The last one waits for the runs of other threads, then closes the session."""
         with self._idle:
             self._users -= 1
             if self._users > 0:

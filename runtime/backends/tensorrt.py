@@ -251,7 +251,7 @@ class _Slot:
         return target.copy()
 
     def capturable(self) -> bool:
-        """TensorRT-RTX says when it is still compiling kernels; TensorRT has no such call and need of it."""
+        """False while TensorRT-RTX still compiles kernels; TensorRT compiles none and has no such call."""
         ask = getattr(self._context, "is_stream_capturable", None)
         return ask is None or bool(ask(self.stream.handle))
 

@@ -1,7 +1,7 @@
 """Evaluation protocols: how images reach the network when accuracy is measured.
 
-The protocol is part of a number: a published mIoU was measured on whole images at keep-ratio 2048 x 512, and a fixed
-512 x 512 input does not reproduce it.
+A mIoU holds for its protocol only: the published ones were measured on whole images at keep-ratio 2048 x 512, and a
+fixed 512 x 512 input does not reproduce them.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Predictions:
         """Check before the work that no result replaces one of the inputs.
 
         Raises:
-            OutputError: it would, as that of ``a.jpg`` beside it does with an image ``a_mask.png``.
+            OutputError: one would, as that of ``a.jpg`` replaces an input ``a_mask.png`` beside it.
         """
         inputs = {place: item.path for item in items for place in (_place(item.path), _real(item.path))}
         for item in items:

@@ -31,8 +31,8 @@ __all__ = [
 ]
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# For masks: runs of what equals the row above. 19 and 32 are IMWRITE_PNG_FILTER and _UP, which OpenCV names since 4.12
-# and passes over before.
+# For masks: run lengths of the differences from the row above. 19 and 32 are IMWRITE_PNG_FILTER and its value UP, which
+# OpenCV has names for since 4.12 and ignores before.
 _RUNS = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, 19, 32)
 
 
@@ -54,7 +54,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns an OSError, or a name that no file has, into an ImageError about ``path``."""
+    """Turns an OSError, or a name that no file can have, into an ImageError about ``path``."""
     try:
         yield
     except FileNotFoundError as err:

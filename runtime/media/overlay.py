@@ -111,8 +111,8 @@ def overlay(
         return blended
     names = [name.strip() for name in classes]  # mmsegmentation's ADE20K has "bed "
     layout = _layout(*labels.shape, tuple(names))
-    panel = _panel(layout, _lines(class_shares(mask, len(classes)), names, palette, layout.rows * layout.columns))
-    return _join(blended, panel, below=layout.below)
+    lines = _lines(class_shares(mask, len(classes)), names, palette, layout.rows * layout.columns)
+    return _with_legend(blended, layout, lines)
 
 
 def _check(
@@ -229,53 +229,47 @@ def _lines(
     return lines + tail
 
 
-def _panel(layout: _Layout, lines: Sequence[_Line]) -> NDArray[np.uint8]:
-    panel = np.full((layout.height, layout.width, 3), _PANEL, np.uint8)
+def _with_legend(image: NDArray[np.uint8], layout: _Layout, lines: Sequence[_Line]) -> NDArray[np.uint8]:
+    """The image with the legend below it or to its right; what is left has the legend's colour."""
+    height, width = image.shape[:2]
+    top, left = (height, 0) if layout.below else (0, width)
+    canvas = np.full((top + layout.height, left + layout.width, 3), _PANEL, np.uint8)
+    canvas[:height, :width] = image
     for number, line in enumerate(lines):
         column, row = divmod(number, layout.rows)
-        _draw_line(panel, line, layout, layout.text + column * layout.column, layout.text + row * layout.line_height)
-    return panel
+        x, y = left + column * layout.column, top + row * layout.line_height
+        _draw_line(canvas, line, layout, layout.text + x, layout.text + y)
+    return canvas
 
 
-def _draw_line(panel: NDArray[np.uint8], line: _Line, layout: _Layout, left: int, top: int) -> None:
+def _draw_line(canvas: NDArray[np.uint8], line: _Line, layout: _Layout, left: int, top: int) -> None:
     text = layout.text
     baseline = top + (layout.line_height + round(0.70 * text)) // 2  # 0.70: height of a capital
     right = left + layout.column - layout.gap
     colour = _TEXT if line.colour else _FAINT
     if line.colour:  # a square, with a rim that keeps a dark one apart from the panel
         top, rim = baseline - round(0.85 * text), max(1, text // 14)
-        panel[top : top + text, left : left + text] = _RIM
-        panel[top + rim : top + text - rim, left + rim : left + text - rim] = list(line.colour)[::-1]
+        canvas[top : top + text, left : left + text] = _RIM
+        canvas[top + rim : top + text - rim, left + rim : left + text - rim] = list(line.colour)[::-1]
     percent = f"{line.share:.1%}".replace("%", " %") if line.share >= 0.0005 else "<0.1 %"
     start = right - _text_width(percent, text)
-    _draw_text(panel, percent, (start, baseline), _FAINT, text)
+    _draw_text(canvas, percent, (start, baseline), _FAINT, text)
     name = _elide(line.name, start - left - round(2.2 * text), text)
-    _draw_text(panel, name, (left + round(1.6 * text), baseline), colour, text)
-
-
-def _join(image: NDArray[np.uint8], panel: NDArray[np.uint8], *, below: bool) -> NDArray[np.uint8]:
-    """Puts the panel below or to the right of the image, and fills what is left in the panel's colour."""
-    height, width = image.shape[:2]
-    top, left = (height, 0) if below else (0, width)
-    bottom, right = top + panel.shape[0], left + panel.shape[1]
-    more = (max(0, bottom - height), max(0, right - width))
-    canvas = cv2.copyMakeBorder(image, 0, more[0], 0, more[1], cv2.BORDER_CONSTANT, value=_PANEL)
-    canvas[top:bottom, left:right] = panel
-    return np.asarray(canvas, np.uint8)
+    _draw_text(canvas, name, (left + round(1.6 * text), baseline), colour, text)
 
 
 # Text: OpenCV 5 has a TrueType font, OpenCV 4 the strokes of Hershey
 
 
 def _draw_text(
-    panel: NDArray[np.uint8], text: str, origin: tuple[int, int], colour: tuple[int, int, int], size: int
+    image: NDArray[np.uint8], text: str, origin: tuple[int, int], colour: tuple[int, int, int], size: int
 ) -> None:
     """Draws a text with its baseline's left end at ``origin`` (x, y); ``size`` in pixels."""
     if hasattr(cv2, "FontFace"):
-        cv2.putText(panel, text, origin, colour, _font(), size, _WEIGHT)
+        cv2.putText(image, text, origin, colour, _font(), size, _WEIGHT)
     else:
         thickness = max(1, size // 16)
-        cv2.putText(panel, text, origin, cv2.FONT_HERSHEY_SIMPLEX, size / 32, colour, thickness, cv2.LINE_AA)
+        cv2.putText(image, text, origin, cv2.FONT_HERSHEY_SIMPLEX, size / 32, colour, thickness, cv2.LINE_AA)
 
 
 @lru_cache(maxsize=4096)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from denseport.runtime.backends.cuda.buffers import Buffers
 from denseport.runtime.backends.cuda.device import DeviceNetwork
 from denseport.runtime.backends.cuda.driver import Graph
-from denseport.runtime.backends.cuda.kernels.cache import image_ptx
+from denseport.runtime.backends.cuda.kernels.compile import image_ptx
 from denseport.runtime.backends.cuda.kernels.launch import LARGEST_SIDE, image_mask, resize_normalise
 from denseport.runtime.backends.cuda.module import Module
 from denseport.runtime.backends.cuda.zero_copy import View

@@ -1,4 +1,4 @@
-"""How many processors this process may keep busy.
+"""How many CPUs this process may use.
 
 A container's limit is a quota of processor time in its control group, which neither ``os.cpu_count`` nor the affinity
 mask shows: with 64 processors and a quota of 2, 64 threads would be stopped most of the time.

@@ -1,4 +1,4 @@
-"""Where files are written, and how, so that a reader never sees half of one."""
+"""How files are written, so that a reader never sees half of one."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Find out before the work whether results can be written to ``folder``, which need not be there yet.
+    """Check before the work that results can be written to ``folder``, which need not exist yet.
 
     Raises:
         OutputError: a file is in its place or above it, or this user may not write there.
@@ -177,13 +177,13 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
 
 @contextmanager
 def locked(lock: Path, *, wait: bool = True) -> Iterator[None]:
-    """Keep the file ``lock``, which is made and removed here, for this process alone; the same for its threads.
+    """Hold the lock file ``lock``, which is made and removed here: one thread of one process at a time.
 
-    The system lets go of a lock however a process ends. The file that a killed one leaves keeps nobody out, and the
+    The system releases the lock however a process ends. The file that a killed process leaves locks nothing, and the
     next holder removes it.
 
     Args:
-        wait: until others let go; else a TimeoutError, which is an OSError, says that one holds it.
+        wait: for another holder; else a TimeoutError, which is an OSError, is raised while there is one.
     """
     from filelock import FileLock
 

@@ -59,7 +59,7 @@ class Machine:
     providers: tuple[str, ...]  # ONNX Runtime's execution providers
 
     def summary(self) -> dict[str, str]:
-        """What a reader of a figure needs to know, in words."""
+        """What a reader of a measurement needs to know of the machine."""
         memory = "memory unknown" if self.memory_gib is None else f"{self.memory_gib:.1f} GiB"
         gpus = ", ".join(f"{gpu.name} ({gpu.architecture}, driver {gpu.driver})" for gpu in self.gpus)
         installed = ", ".join(f"{name} {found}" for name, found in self.packages.items() if found)

@@ -1,7 +1,7 @@
-"""Keep what files and servers say from acting on the terminal that shows it.
+"""Escapes control characters in what is printed.
 
-Class names, file names and error texts are somebody else's. Printed raw, an escape sequence in them could move the
-cursor over a verdict, set the window's title or have a terminal type a command.
+Class names, file names and error texts come from files and servers. Printed raw, an escape sequence in them could move
+the cursor over a verdict, set the window's title or have a terminal type a command.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CONTROL = re.compile(f"[{CONTROLS}]")
 class Shown:
     """A text stream that writes control characters as escapes, ``\\x1b`` say; all else is the stream's own.
 
-    A carriage return that begins what is written at once stays: a progress bar draws itself again with it.
+    A carriage return at the start of a text stays: progress bars redraw themselves with it.
     """
 
     def __init__(self, stream: TextIO) -> None:

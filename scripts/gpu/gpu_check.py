@@ -32,7 +32,7 @@ from gpu_models import PRESETS, Budget, ModelRow, measure_models, print_models, 
 
 from denseport.export.plugin.compile import compile_ptx
 from denseport.runtime.backends.cuda.driver import open_cuda
-from denseport.runtime.backends.cuda.kernels.cache import image_ptx
+from denseport.runtime.backends.cuda.kernels.compile import image_ptx
 from denseport.runtime.errors import DenseportError, MachineError
 from denseport.runtime.system.files import write_atomic
 from denseport.runtime.system.machine import inspect_machine

@@ -108,7 +108,7 @@ def _check(arguments: argparse.Namespace) -> None:
     local += ["temporal-smoothing"] * (arguments.temporal_smoothing > 0)
     if arguments.server is not None and local:
         raise InputError(
-            f"--server decides how the model runs; --{local[0]} is for running it here",
+            f"--server decides how the model runs; --{local[0]} is for running it on this machine",
             "Leave it out, or give it to denseport triton.",
         )
     if arguments.ray is None:  # on a cluster it is its machines that write

@@ -18,7 +18,7 @@ from denseport.export.engine.build import EngineOptions, build_engine
 from denseport.export.engine.profile import profile_of
 from denseport.runtime.backends.cuda.buffers import Buffers
 from denseport.runtime.backends.cuda.driver import Cuda, open_cuda
-from denseport.runtime.backends.cuda.kernels.cache import image_ptx
+from denseport.runtime.backends.cuda.kernels.compile import image_ptx
 from denseport.runtime.backends.cuda.kernels.launch import image_mask, resize_normalise
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session

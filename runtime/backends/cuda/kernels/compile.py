@@ -10,15 +10,40 @@ import ctypes
 import functools
 import hashlib
 import importlib.util
+from contextlib import suppress
 from pathlib import Path
 
-from denseport.runtime.errors import MachineError
+from denseport.runtime.errors import MachineError, OutputError
+from denseport.runtime.system.files import cache_folder, write_atomic
 
-__all__ = ["NVRTC_VERSION", "compile_ptx", "fingerprint"]
+__all__ = ["COMMON", "IMAGE_SOURCES", "NVRTC_VERSION", "RESIZE_ARGMAX", "compile_ptx", "fingerprint", "image_ptx"]
 
+_HERE = Path(__file__).parent
+COMMON, RESIZE_ARGMAX = _HERE / "common.cu", _HERE / "resize_argmax.cu"
+IMAGE_SOURCES = (COMMON, RESIZE_ARGMAX, _HERE / "image.cu")
 NVRTC_VERSION = (13, 0)
 _OPTIONS = (b"--gpu-architecture=compute_75", b"--std=c++17")
 _REMEDY = "pip install 'nvidia-cuda-nvrtc==13.0.*'"
+
+
+def image_ptx() -> bytes:
+    """The PTX of the kernels around the network, from the cache where this version was compiled before.
+
+    A cache that cannot be read or written costs a compilation, half a second, and nothing else.
+
+    Raises:
+        MachineError: it was not compiled before, and NVRTC 13.0 is not installed.
+    """
+    try:
+        path = cache_folder("kernels") / f"image-{fingerprint(IMAGE_SOURCES)}.ptx"
+    except OutputError:
+        return compile_ptx(IMAGE_SOURCES)
+    with suppress(OSError):
+        return path.read_bytes()
+    ptx = compile_ptx(IMAGE_SOURCES)
+    with suppress(OutputError):
+        write_atomic(path, ptx)
+    return ptx
 
 
 @functools.cache

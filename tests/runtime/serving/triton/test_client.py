@@ -307,8 +307,8 @@ def test_without_tritonclient_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--server", "http://127.0.0.1:1", "--threads", "2"], "--threads is for running it here"),
-        (["--server", "http://127.0.0.1:1", "--protocol", "ms-flip"], "--protocol is for running it here"),
+        (["--server", "http://127.0.0.1:1", "--threads", "2"], "--threads is for running it on this machine"),
+        (["--server", "http://127.0.0.1:1", "--protocol", "ms-flip"], "--protocol is for running it on this machine"),
         (["--server", "nowhere"], "not a server's URL"),
         (["--server", "http://127.0.0.1:1", "--model", "a/b"], "cannot be a model's name"),
         (["--model", "m"], "Give --server too"),

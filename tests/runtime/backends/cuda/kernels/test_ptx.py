@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from ptxas import ARCHITECTURES, assemble
 
-from denseport.runtime.backends.cuda.kernels import cache
 from denseport.runtime.backends.cuda.kernels import compile as nvrtc
+from denseport.runtime.backends.cuda.kernels.compile import COMMON, IMAGE_SOURCES
 from denseport.runtime.backends.cuda.kernels.launch import KERNELS
-from denseport.runtime.backends.cuda.kernels.sources import COMMON, IMAGE_SOURCES
 from denseport.runtime.errors import MachineError
 
 
@@ -47,11 +46,11 @@ def test_no_kernel_spills(ptx: bytes, architecture: str) -> None:
 
 
 def test_it_is_compiled_once_a_user(ptx: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cache.image_ptx() == ptx
+    assert nvrtc.image_ptx() == ptx
     (kept,) = folder.iterdir()
     assert kept.read_bytes() == ptx
-    monkeypatch.setattr(cache, "compile_ptx", lambda sources: pytest.fail("compiled again"))
-    assert cache.image_ptx() == ptx
+    monkeypatch.setattr(nvrtc, "compile_ptx", lambda sources: pytest.fail("compiled again"))
+    assert nvrtc.image_ptx() == ptx
 
 
 def test_a_changed_source_or_compiler_is_another_entry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,12 +66,12 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
     (tmp_path / "file").touch()
     for place in (str(tmp_path / "file"), "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", place)
-        assert cache.image_ptx() == ptx
+        assert nvrtc.image_ptx() == ptx
 
 
 def test_without_nvrtc_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia", None)
-    monkeypatch.setattr(cache, "compile_ptx", nvrtc.compile_ptx.__wrapped__)
+    monkeypatch.setattr(nvrtc, "compile_ptx", nvrtc.compile_ptx.__wrapped__)
     with pytest.raises(MachineError, match="NVRTC, NVIDIA's run-time compiler, is not installed") as caught:
-        cache.image_ptx()
+        nvrtc.image_ptx()
     assert "nvidia-cuda-nvrtc" in str(caught.value)
