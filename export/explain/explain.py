@@ -219,7 +219,7 @@ class _Chain:
         first, second = self._measure(before, self.used), self._measure(after, self.used)
         same = [np.count_nonzero(a == b) for a, b in zip(first.masks, second.masks, strict=True)]
         pixels = [mask.size for mask in first.masks]
-        agreement = sum(same) / sum(pixels)
+        agreement = float(sum(same) / sum(pixels))  # of numpy integers: its comparisons would not go into JSON
         failed = (
             first.mIoU - second.mIoU > threshold(BUDGETS, precision)
             or agreement < threshold(AGREEMENTS, precision)

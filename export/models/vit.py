@@ -43,10 +43,10 @@ class EncoderLayer(nn.Module):
         super().__init__()
         dims, hidden = spec.embed_dims, spec.mlp_dims
         expand = nn.Sequential(nn.Linear(dims, hidden), nn.GELU())
+        # mmcv wraps attention and feed-forward, hence the keys attn.attn.*, ffn.layers.0.0.* and ffn.layers.1.*.
         self.ln1 = nn.LayerNorm(dims, eps=spec.norm_eps)
-        self.ln2 = nn.LayerNorm(dims, eps=spec.norm_eps)
-        # mmcv wraps both, hence their keys attn.attn.*, ffn.layers.0.0.* and ffn.layers.1.*.
         self.attn = nn.Sequential(OrderedDict(attn=Attention(dims, spec.num_heads)))
+        self.ln2 = nn.LayerNorm(dims, eps=spec.norm_eps)
         self.ffn = nn.Sequential(OrderedDict(layers=nn.Sequential(expand, nn.Linear(hidden, dims))))
 
     def forward(self, x: Tensor) -> Tensor:
