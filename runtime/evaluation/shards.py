@@ -282,7 +282,11 @@ def measure_on_ray(
     settings = {"reduce_zero_label": dataset.reduce_zero_label, "ignore_index": dataset.ignore_index}
     bundle, with_fp32 = segmenter.bundle.path.absolute(), found.fp32_confusion is not None
     work = _Measuring(bundle, segmenter.artifact, segmenter.protocol, with_fp32, workers, settings)
-    items = [(number, _absolute(sample)) for number, sample in enumerate(dataset.samples) if not found.done[number]]
+    items = [
+        (number, replace(sample, image=sample.image.absolute(), mask=sample.mask.absolute()))
+        for number, sample in enumerate(dataset.samples)
+        if not found.done[number]
+    ]
     failures, sessions = dict[int, str](), set[str]()
     with connect(address, threads) as cluster:
         start = time.perf_counter()
@@ -314,7 +318,3 @@ def _failed(failures: Mapping[int, str], images: int) -> DatasetError:
         f"{len(texts)} of {count(images, 'image')} failed{stopped}\n  " + "\n  ".join(texts),
         "The counts of the others are kept. Repair these files and add --resume.",
     )
-
-
-def _absolute(sample: Sample) -> Sample:
-    return replace(sample, image=sample.image.absolute(), mask=sample.mask.absolute())

@@ -58,9 +58,12 @@ def check_images(images: NDArray[Any], max_pixels: int) -> None:
 class _Model(ABC):
     """What Triton's Python back end calls."""
 
+    input = IMAGE  # the tensors' names
+    output = MASK
+
     @abstractmethod
-    def respond(self, request: Any) -> Any:
-        """The output tensor for a request; errors are turned into Triton's by `execute`."""
+    def respond(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The output for the input of one request; errors are turned into Triton's by `execute`."""
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order; a request that fails does not touch the others."""
@@ -73,7 +76,8 @@ class _Model(ABC):
             error = pb.TritonError("the client gave up", pb.TritonError.CANCELLED)
             return pb.InferenceResponse(error=error)
         try:
-            return pb.InferenceResponse([self.respond(request)])
+            output = self.respond(_array(pb.get_input_tensor_by_name(request, self.input)))
+            return pb.InferenceResponse([_tensor(self.output, output)])
         except InputError as err:
             code, text = pb.TritonError.INVALID_ARG, str(err)
         except ServerError as err:
@@ -108,12 +112,9 @@ class SegmenterModel(_Model):
 
         return Segmenter(bundle, artifact=parameters["artifact"], threads=int(parameters["threads"]))
 
-    def respond(self, request: Any) -> Any:
-        import triton_python_backend_utils as pb
-
-        images = _array(pb.get_input_tensor_by_name(request, IMAGE))
-        check_images(images, self._max_pixels)
-        return _tensor(MASK, np.stack([self._segmenter(image).mask for image in images]))
+    def respond(self, array: NDArray[Any]) -> NDArray[Any]:
+        check_images(array, self._max_pixels)
+        return np.stack([self._segmenter(image).mask for image in array])
 
 
 class NetworkModel(SegmenterModel):
@@ -184,18 +185,18 @@ class NetworkSession(Session):
 class Decoder(_Model):
     """First step of the ensemble: an image file's bytes to (1, H, W, 3) uint8 BGR."""
 
+    input = ENCODED
+    output = IMAGE
+
     def initialize(self, arguments: dict[str, str]) -> None:
         """Set the limit before OpenCV, which reads it once, is loaded: a small file can hold a huge image."""
         os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = _parameters(arguments)["max_pixels"]
         os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
 
-    def respond(self, request: Any) -> Any:
-        import triton_python_backend_utils as pb
-
+    def respond(self, array: NDArray[Any]) -> NDArray[Any]:
         from denseport.runtime.media.images import decode_image
 
-        data = _array(pb.get_input_tensor_by_name(request, ENCODED))
-        return _tensor(IMAGE, decode_image(data.tobytes(), ENCODED)[None])
+        return decode_image(array.tobytes(), ENCODED)[None]
 
 
 def _parameters(arguments: dict[str, str]) -> dict[str, str]:

@@ -113,10 +113,11 @@ def served_models(bundle: Bundle, options: Options) -> list[Served]:
 def _python(bundle: Bundle, options: Options) -> list[Served]:
     name = _one_artifact(bundle, options)
     path = bundle.verified(name)
-    files = {f"{python_models.BUNDLE}/{file}": path.with_name(file) for file in bundle.artifact(name).files}
     warmup = zeros(IMAGE, "TYPE_UINT8", *options.warmup, 3) if options.warmup else []
     front = _front(bundle, options, "SegmenterModel", {"artifact": name}, artifacts=(name,), model_warmup=warmup)
-    return [replace(front, files={**front.files, **files})]
+    for file in bundle.artifact(name).files:
+        front.files[f"{python_models.BUNDLE}/{file}"] = path.with_name(file)
+    return [front]
 
 
 def _onnxruntime(bundle: Bundle, options: Options) -> list[Served]:
@@ -126,7 +127,7 @@ def _onnxruntime(bundle: Bundle, options: Options) -> list[Served]:
         raise InputError(f"{name} is an {artifact.kind}, not an ONNX model", "Give --backend python or tensorrt_plan.")
     # The back end opens model.onnx; external data keeps the name that the model knows.
     files: dict[str, bytes | Path] = {(ONNX if f == artifact.main else f): path.with_name(f) for f in artifact.files}
-    size = _network_size(bundle.manifest, options.warmup) if options.warmup else None
+    warmup = zeros(IMAGE, "TYPE_FP32", 3, *_network_size(bundle.manifest, options.warmup)) if options.warmup else []
     return _with_network(
         bundle,
         options,
@@ -134,7 +135,7 @@ def _onnxruntime(bundle: Bundle, options: Options) -> list[Served]:
         "onnxruntime",
         options.max_batch,
         instance_group=[{"kind": "KIND_GPU" if options.gpu else "KIND_CPU", "count": options.network_instances}],
-        model_warmup=zeros(IMAGE, "TYPE_FP32", 3, *size) if size else [],
+        model_warmup=warmup,
         parameters={} if options.gpu else {"intra_op_thread_count": str(options.threads)},
     )
 
@@ -323,18 +324,8 @@ def _ensemble(front: Served, options: Options) -> list[Served]:
         # The newest version of each model; the maps go from its tensors to the ensemble's.
         ensemble_scheduling={
             "step": [
-                {
-                    "model_name": decoder.name,
-                    "model_version": -1,
-                    "input_map": {ENCODED: ENCODED},
-                    "output_map": {IMAGE: IMAGE},
-                },
-                {
-                    "model_name": asked.name,
-                    "model_version": -1,
-                    "input_map": {IMAGE: IMAGE},
-                    "output_map": {MASK: MASK},
-                },
+                {"model_name": name, "model_version": -1, "input_map": {given: given}, "output_map": {made: made}}
+                for name, given, made in ((decoder.name, ENCODED, IMAGE), (asked.name, IMAGE, MASK))
             ]
         },
         parameters={key: asked.parameters[key].string_value for key in (INSTANCES, CLASSES)},

@@ -11,14 +11,15 @@ from support import measurement_of
 
 from denseport.runtime.bundle.manifest import Reference
 from denseport.runtime.errors import InputError
-from denseport.runtime.evaluation.comparison import Gate, choose_comparison
 from denseport.runtime.evaluation.gate import (
     AGREEMENTS,
     BUDGETS,
+    Gate,
     Verdict,
     against_fp32,
     against_published,
     check_collapse,
+    choose_comparison,
     threshold,
 )
 from denseport.runtime.evaluation.metrics import ConfusionMatrix, mean_iou
