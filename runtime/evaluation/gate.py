@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,15 +64,7 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """The form for JSON: a delta that does not exist (NaN) is null."""
-        return {
-            "passed": self.passed,
-            "reasons": list(self.reasons),
-            "compared_with": self.compared_with,
-            "delta": json_number(self.delta),
-            "budget": self.budget,
-            "interval": None if self.interval is None else list(self.interval),
-            "notes": list(self.notes),
-        }
+        return {**asdict(self), "delta": json_number(self.delta)}
 
 
 @dataclass(frozen=True)
