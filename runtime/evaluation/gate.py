@@ -30,7 +30,7 @@ __all__ = [
     "Gate",
     "Verdict",
     "against_fp32",
-    "against_published",
+    "against_miou",
     "check_collapse",
     "choose_comparison",
     "published_miou",
@@ -101,7 +101,7 @@ class Comparison:
         """The verdict on what was measured, of FP32 beside the artifact too where it is the yardstick."""
         if self.yardstick is not None:
             name, miou = self.yardstick
-            verdict = against_published(measurement.scores(classes).mIoU, miou, self.budget, name)
+            verdict = against_miou(measurement.scores(classes).mIoU, miou, self.budget, name)
         else:
             verdict = against_fp32(measurement, self.budget, notes=self.notes)
         return check_collapse(verdict, measurement, self.agreement, classes)
@@ -189,13 +189,20 @@ def threshold(table: dict[str, float], precision: str, override: float | None = 
     return table[precision]
 
 
-def against_published(measured: float, published: float, budget: float, name: str) -> Verdict:
-    """Compare with a published mIoU, both in percent.
+def against_miou(measured: float, other: float, budget: float, name: str) -> Verdict:
+    """Compare two mIoU in percent.
 
     Args:
-        name: what the number is, such as ``published mIoU of vit-b16_dpt``.
+        name: what the other is, such as ``published mIoU of vit-b16_dpt``.
     """
-    return _verdict(measured, published, budget, f"{name}, {published:.2f}")
+    delta, compared_with = measured - other, f"{name}, {other:.2f}"
+    if np.isnan(delta):
+        reasons: tuple[str, ...] = ("there is no mIoU: the masks label no pixel",)
+    elif -delta > budget:
+        reasons = (f"mIoU {measured:.2f} is {-delta:.3f} points below {compared_with}; the budget is {budget:g}",)
+    else:
+        reasons = ()
+    return Verdict(not reasons, reasons, compared_with, delta, budget)
 
 
 def against_fp32(found: Measurement, budget: float, *, seed: int = 0, notes: tuple[str, ...] = ()) -> Verdict:
@@ -207,9 +214,8 @@ def against_fp32(found: Measurement, budget: float, *, seed: int = 0, notes: tup
     Args:
         notes: why this comparison was made, such as the obstacle to the published one.
     """
-    own, fp32 = found.mean_iou(), found.mean_iou("fp32_")
-    interval = _paired_bootstrap(found, seed)
-    verdict = _verdict(own, fp32, budget, f"FP32 on the same {count(found.images, 'image')}, {fp32:.2f}")
+    name, interval = f"FP32 on the same {count(found.images, 'image')}", _paired_bootstrap(found, seed)
+    verdict = against_miou(found.mean_iou(), found.mean_iou("fp32_"), budget, name)
     if interval is None:
         notes += ("no confidence interval: it takes at least two images with labels",)
     elif verdict.passed and interval[0] < -budget:
@@ -247,17 +253,6 @@ def check_collapse(verdict: Verdict, found: Measurement, least_agreement: float,
                 f"at least {100 * least_agreement:g} % must"
             )
     return replace(verdict, passed=not reasons, reasons=tuple(reasons), notes=notes)
-
-
-def _verdict(measured: float, compared: float, budget: float, compared_with: str) -> Verdict:
-    delta = measured - compared
-    if np.isnan(delta):
-        reasons: tuple[str, ...] = ("there is no mIoU: the masks label no pixel",)
-    elif -delta > budget:
-        reasons = (f"mIoU {measured:.2f} is {-delta:.3f} points below {compared_with}; the budget is {budget:g}",)
-    else:
-        reasons = ()
-    return Verdict(not reasons, reasons, compared_with, delta, budget)
 
 
 def _paired_bootstrap(found: Measurement, seed: int) -> tuple[float, float] | None:

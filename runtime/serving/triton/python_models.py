@@ -15,7 +15,7 @@ import traceback
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,7 @@ from denseport.runtime.backends.session import Session
 from denseport.runtime.errors import ImageError, InputError, MachineError, ServerError
 from denseport.runtime.serving.triton import ENCODED, IMAGE, LOGITS, MASK
 
-if TYPE_CHECKING:
-    from denseport.runtime.bundle.bundle import Bundle
-    from denseport.runtime.segmenter import Segmenter
-
-__all__ = ["BUNDLE", "Decoder", "NetworkModel", "NetworkSession", "SegmenterModel", "check_images"]
+__all__ = ["BUNDLE", "Decoder", "NetworkSession", "SegmenterModel", "check_images"]
 
 BUNDLE = "bundle"  # folder of a version that holds the bundle
 
@@ -89,7 +85,11 @@ class _Model(ABC):
 
 
 class SegmenterModel(_Model):
-    """``--backend python``: images in, masks out, through the `denseport.runtime.Segmenter` of the version's bundle."""
+    """Images in, masks out, through the `denseport.runtime.Segmenter` of the version's bundle.
+
+    With the back ends onnxruntime and tensorrt_plan the network is another model of this server, of this version.
+    Pre-processing, windows and post-processing are the runtime's own code all the same.
+    """
 
     def initialize(self, arguments: dict[str, str]) -> None:
         """Open the bundle.
@@ -99,37 +99,22 @@ class SegmenterModel(_Model):
         """
         import cv2
 
-        from denseport.runtime.bundle.bundle import Bundle
+        from denseport.runtime.segmenter import Segmenter
 
         parameters, version = _parameters(arguments), arguments["model_version"]
         self._max_pixels = int(parameters["max_pixels"])
-        cv2.setNumThreads(int(parameters["threads"]))
-        bundle = Bundle(Path(arguments["model_repository"]) / version / BUNDLE)
-        self._segmenter = self._open(bundle, int(version), parameters)
-
-    def _open(self, bundle: Bundle, version: int, parameters: dict[str, str]) -> Segmenter:
-        from denseport.runtime.segmenter import Segmenter
-
-        return Segmenter(bundle, artifact=parameters["artifact"], threads=int(parameters["threads"]))
+        network, threads = parameters.get("network"), int(parameters["threads"])
+        cv2.setNumThreads(threads)
+        self._segmenter = Segmenter(
+            Path(arguments["model_repository"]) / version / BUNDLE,
+            artifact=network or parameters["artifact"],
+            threads=threads,
+            session=NetworkSession(network, int(version)) if network else None,
+        )
 
     def respond(self, array: NDArray[Any]) -> NDArray[Any]:
         check_images(array, self._max_pixels)
         return np.stack([self._segmenter(image).mask for image in array])
-
-
-class NetworkModel(SegmenterModel):
-    """``--backend onnxruntime`` and ``tensorrt_plan``: the network is another model of this server, of this version.
-
-    Pre-processing, windows and post-processing are the runtime's own code, so masks are those of a Segmenter.
-    """
-
-    def _open(self, bundle: Bundle, version: int, parameters: dict[str, str]) -> Segmenter:
-        from denseport.runtime.bundle.protocol import parse_protocol
-        from denseport.runtime.segmenter import Segmenter
-
-        network, threads = parameters["network"], int(parameters["threads"])
-        protocol, session = parse_protocol("reference", bundle.manifest), NetworkSession(network, version)
-        return Segmenter(bundle, artifact=network, protocol=protocol, session=session, threads=threads)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Which models a repository holds for a bundle and a back end, with their configurations and files.
 
 The network's own back ends get a Python model in front of them, which runs the runtime's code and asks the network for
-logits (`denseport.runtime.serving.triton.python_models.NetworkModel`). One graph with everything inside would give
+logits (`denseport.runtime.serving.triton.python_models.SegmenterModel`). One graph with everything inside would give
 other masks: OpenCV resizes in fixed point, which no ONNX operator repeats. A Triton ensemble cannot move windows over
 an image, and takes each of its steps' latest version, so that two versions meet while one replaces the other.
 """
@@ -114,7 +114,7 @@ def _python(bundle: Bundle, options: Options) -> list[Served]:
     name = _one_artifact(bundle, options)
     path = bundle.verified(name)
     warmup = zeros(IMAGE, "TYPE_UINT8", *options.warmup, 3) if options.warmup else []
-    front = _front(bundle, options, "SegmenterModel", {"artifact": name}, artifacts=(name,), model_warmup=warmup)
+    front = _front(bundle, options, {"artifact": name}, artifacts=(name,), model_warmup=warmup)
     for file in bundle.artifact(name).files:
         front.files[f"{python_models.BUNDLE}/{file}"] = path.with_name(file)
     return [front]
@@ -241,7 +241,7 @@ def _with_network(
         dynamic_batching=batching(options.delay_us, options.queue, options.timeout_us) if max_batch else None,
         **fields,
     )
-    return [Served(config, files), _front(bundle, options, "NetworkModel", {"network": config.name})]
+    return [Served(config, files), _front(bundle, options, {"network": config.name})]
 
 
 def _network_size(manifest: Manifest, image: tuple[int, int]) -> tuple[int, int]:
@@ -254,7 +254,6 @@ def _network_size(manifest: Manifest, image: tuple[int, int]) -> tuple[int, int]
 def _front(
     bundle: Bundle,
     options: Options,
-    python_class: str,
     parameters: dict[str, str],
     artifacts: tuple[str, ...] = (),
     **fields: Any,
@@ -286,7 +285,7 @@ def _front(
     return Served(
         config,
         files={
-            "model.py": _model_py(python_class),
+            "model.py": _model_py("SegmenterModel"),
             f"{python_models.BUNDLE}/{MANIFEST}": replace(manifest, artifacts=kept).to_json().encode(),
         },
         labels="".join(" ".join(name.split()) + "\n" for name in manifest.classes),
