@@ -71,17 +71,12 @@ def worst_images(
     dataset: Dataset, evaluation: Measurement, segmenter: Segmenter, fp32: Segmenter | None, count: int = 6
 ) -> list[WorstImage]:
     """Run the images again that differ most from FP32 or, without it, have the lowest pixel accuracy."""
-    return [_image(dataset, index, segmenter, fp32) for index in _worst(evaluation)[:count]]
-
-
-def _worst(evaluation: Measurement) -> list[int]:
     share = evaluation.image_agreement
     if share is None:
         right, union = (evaluation.counts[name].sum(axis=1) for name in ("intersect", "union"))
         labelled = (union + right) // 2  # the unions count a labelled pixel once, and one predicted wrong twice
         share = np.where(labelled, right / np.maximum(labelled, 1), np.inf)
-    order: list[int] = np.argsort(share, kind="stable").tolist()
-    return order
+    return [_image(dataset, index, segmenter, fp32) for index in np.argsort(share, kind="stable")[:count].tolist()]
 
 
 def _image(dataset: Dataset, index: int, segmenter: Segmenter, fp32: Segmenter | None) -> WorstImage:

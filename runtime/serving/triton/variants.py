@@ -14,12 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from denseport.runtime.bundle.artifact import FOR_TENSORRT
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord
-from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.errors import InputError
-from denseport.runtime.pipeline.preprocess import resized_size
+from denseport.runtime.pipeline.network_input import network_inputs
 from denseport.runtime.selection import refuse_masks, why_no_logits
 from denseport.runtime.serving.triton import CLASSES, ENCODED, IMAGE, INSTANCES, LOGITS, MASK, python_models
 from denseport.runtime.serving.triton.config import ANY, Config, batching, model_config, tensor, version_policy, zeros
@@ -127,7 +129,11 @@ def _onnxruntime(bundle: Bundle, options: Options) -> list[Served]:
         raise InputError(f"{name} is an {artifact.kind}, not an ONNX model", "Give --backend python or tensorrt_plan.")
     # The back end opens model.onnx; external data keeps the name that the model knows.
     files: dict[str, bytes | Path] = {(ONNX if f == artifact.main else f): path.with_name(f) for f in artifact.files}
-    warmup = zeros(IMAGE, "TYPE_FP32", 3, *_network_size(bundle.manifest, options.warmup)) if options.warmup else []
+    warmup = []
+    if options.warmup:
+        blank, protocol = np.zeros((*options.warmup, 3), np.uint8), parse_protocol("reference", bundle.manifest)
+        shown = next(network_inputs(blank, protocol, bundle.manifest.patch_size))
+        warmup = zeros(IMAGE, "TYPE_FP32", *shown.shape[1:])
     return _with_network(
         bundle,
         options,
@@ -242,13 +248,6 @@ def _with_network(
         **fields,
     )
     return [Served(config, files), _front(bundle, options, {"network": config.name})]
-
-
-def _network_size(manifest: Manifest, image: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the network's (first) input for an image of this height and width."""
-    height, width = resized_size(image, manifest.preprocess)
-    crop = manifest.inference.crop if manifest.inference.mode == "slide" else None
-    return (min(height, crop[0]), min(width, crop[1])) if crop else (height, width)
 
 
 def _front(
