@@ -158,7 +158,7 @@ def test_the_nodes_are_what_the_plugin_registers(exported: Callable[[str], Bundl
         fuse(model)
         for node in (node for node in model.graph if node.domain == DOMAIN):
             arguments = signatures[node.op_type]
-            tensors = [name for name, kind in arguments if kind == "trtp.TensorDesc"]
+            tensors = [name for name, kind in arguments if kind == "Tensor"]
             own = {name for name, kind in arguments if kind == "int"}
             function = model.functions[DOMAIN, node.op_type, ""]
             assert [value.name for value in function.inputs] == tensors and len(node.inputs) == len(tensors)
