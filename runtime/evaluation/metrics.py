@@ -40,11 +40,7 @@ class ConfusionMatrix:
         self.outside: NDArray[np.int64] = np.zeros(n_classes, np.int64)
 
     def update(self, truth: LabelMap, pred: LabelMap) -> None:
-        """Count one image.
-
-        Args:
-            truth: (H, W) uint8 or uint16; the type's largest value (255, 65535) is ignored.
-            pred: (H, W) uint8 or uint16; values from C on are errors.
+        """Count one image; predictions from C on are errors.
 
         Raises:
             DatasetError: the shapes differ, or the truth holds labels that are no class.

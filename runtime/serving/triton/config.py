@@ -21,13 +21,7 @@ Message = dict[str, Any]  # of another of its message types, by field
 
 
 def batching(delay_us: int, queue: int, timeout_us: int) -> Message:
-    """The field ``dynamic_batching``.
-
-    Args:
-        delay_us: how long the first request of a batch waits for others.
-        queue: requests that may wait; beyond, UNAVAILABLE at once. 0: no limit.
-        timeout_us: how long one may wait, unless it brings a limit of its own. 0: no limit.
-    """
+    """The field ``dynamic_batching``; arguments as of `denseport.runtime.serving.triton.variants.Options`."""
     policy = {
         "timeout_action": "REJECT",
         "allow_timeout_override": True,

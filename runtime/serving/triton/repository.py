@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
-from importlib.resources import files as resources
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -164,5 +163,5 @@ def _readme(repository: Path) -> str:
         if record is not None:
             versions = ", ".join(map(str, sorted(_versions(model))))
             rows.append(f"| `{model.name}` | {versions} | {record['backend']} | {record['bundle']} |")
-    template = resources("denseport.runtime.serving.triton").joinpath("repository.md").read_text(encoding="utf-8")
+    template = Path(__file__).with_name("repository.md").read_text(encoding="utf-8")
     return Template(template).substitute(models="\n".join(rows), denseport=package_version("denseport"))

@@ -47,8 +47,8 @@ class Options:
     threads: int = 1  # of each instance
     max_batch: int = 8
     delay_us: int = 0  # how long the first request of a batch waits for others
-    queue: int = 128  # requests that may wait; 0: no limit
-    timeout_us: int = 0  # how long one may wait; 0: no limit
+    queue: int = 128  # requests that may wait; beyond, UNAVAILABLE at once. 0: no limit
+    timeout_us: int = 0  # how long one may wait, unless it brings a limit of its own. 0: no limit
     max_pixels: int = DEFAULT_PIXELS
     gpu: bool = False  # back end onnxruntime: the network runs on GPUs
     warmup: tuple[int, int] | None = None  # height and width of an image that each instance answers first
