@@ -75,8 +75,12 @@ def connect(url: str, model: str, version: str) -> Connection:
         raise InputError(f"{url!r} is not a server's URL", URLS)
     tls = parts.scheme.endswith("s")
     if parts.scheme.startswith("grpc"):
-        return _Grpc(parts.netloc, model, version, tls=tls)
-    return _Http(parts.netloc + parts.path, model, version, tls=tls)
+        library = load_library("grpc")
+        client = library.InferenceServerClient(parts.netloc, ssl=tls, channel_args=CHANNEL)
+        return _Grpc(library, client, model, version)
+    library = load_library("http")
+    more = {"ssl": True, "ssl_context_factory": _tls_context} if tls else {}
+    return _Http(library, library.InferenceServerClient(parts.netloc + parts.path, **more), model, version)
 
 
 def end_thread() -> None:
@@ -174,11 +178,6 @@ class Connection(ABC):
 
 
 class _Grpc(Connection):
-    def __init__(self, address: str, model: str, version: str, *, tls: bool) -> None:
-        library = load_library("grpc")
-        client = library.InferenceServerClient(address, ssl=tls, channel_args=CHANNEL)
-        super().__init__(library, client, model, version)
-
     def options(self, left: float) -> dict[str, Any]:
         return {"client_timeout": left}
 
@@ -197,11 +196,6 @@ class _Grpc(Connection):
 
 
 class _Http(Connection):
-    def __init__(self, address: str, model: str, version: str, *, tls: bool) -> None:
-        library = load_library("http")
-        more = {"ssl": True, "ssl_context_factory": _tls_context} if tls else {}
-        super().__init__(library, library.InferenceServerClient(address, **more), model, version)
-
     @contextmanager
     def failures(self, left: float) -> Iterator[None]:
         import gevent
