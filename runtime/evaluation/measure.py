@@ -40,31 +40,13 @@ class _Item:
     failure: DenseportError | None = None
 
 
-@dataclass
 class _Stages:
-    """What is done to an image, in this order, each in its own threads."""
+    """What is done to an image, in this order, each in its own threads; of segmenters the artifact's, then FP32's."""
 
-    dataset: Dataset
-    segmenters: list[Segmenter]  # the artifact's and FP32's
-    collect: bool  # note what is wrong with an image and go on; else it ends the run
-    seconds: list[float] = field(init=False)  # in each segmenter
-
-    def __post_init__(self) -> None:
-        self.classes = len(self.segmenters[0].manifest.classes)
-        self.seconds = [0.0 for _ in self.segmenters]
-
-    def trying(self, work: Callable[[_Item], None]) -> Callable[[_Item], _Item]:
-        def stage(item: _Item) -> _Item:
-            try:
-                if item.failure is None:
-                    work(item)
-            except DenseportError as err:
-                if not self.collect:
-                    raise
-                item.failure = err
-            return item
-
-        return stage
+    def __init__(self, dataset: Dataset, segmenters: Sequence[Segmenter]) -> None:
+        self.dataset, self.segmenters = dataset, segmenters
+        self.classes = len(segmenters[0].manifest.classes)
+        self.seconds = [0.0 for _ in segmenters]  # in each segmenter
 
     def decode(self, item: _Item) -> None:
         sample = self.dataset.samples[item.index]
@@ -88,6 +70,18 @@ class _Stages:
         item.views.clear()  # logits are large
         item.counts = Measurement("", 1, self.classes, with_fp32=len(masks) == 2)
         item.counts.add(0, item.truth, masks[0], masks[-1], finite=finite)
+
+
+def _noting_failures(work: Callable[[_Item], None]) -> Callable[[_Item], _Item]:
+    def stage(item: _Item) -> _Item:
+        try:
+            if item.failure is None:
+                work(item)
+        except DenseportError as err:
+            item.failure = err
+        return item
+
+    return stage
 
 
 def measure_dataset(
@@ -129,17 +123,19 @@ def measure_images(
         DatasetError: an image and its mask do not fit, or labels outside the classes.
         ImageError: a file cannot be read.
     """
-    stages = _Stages(dataset, [segmenter] if fp32 is None else [segmenter, fp32], failures is not None)
+    stages = _Stages(dataset, [segmenter] if fp32 is None else [segmenter, fp32])
     waiting = [i for i in (range(len(dataset)) if images is None else images) if not found.done[i]]
     start = time.perf_counter()
-    work = {each.__name__: stages.trying(each) for each in (stages.decode, stages.predict, stages.count)}
+    work = {each.__name__: _noting_failures(each) for each in (stages.decode, stages.predict, stages.count)}
     threads = {"decode": workers, "count": workers}
     try:
         with closing(pipelined(map(_Item, waiting), work, 0, threads)) as items:
             for item in items:
                 if item.failure is None:
                     found.merge(item.counts, np.array([item.index]))
-                elif failures is not None:
+                elif failures is None:
+                    raise item.failure
+                else:
                     failures[item.index] = str(item.failure)
                 progress(int(found.done.sum()), len(dataset), f"mIoU {found.mean_iou():.2f}")
                 found.save(every=SAVE_SECONDS)
