@@ -74,7 +74,7 @@ def evaluate(
     progress, run, report = progress or Silent(), run or LongRun(), None if report is None else Path(report)
     if report is not None:
         refuse_unwritable(report)
-    if not run.merge:
+    if run.state is not None and not run.merge:
         refuse_state(run.state, resume=run.resume)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     if record:

@@ -179,15 +179,13 @@ def evaluate_shard(
     return Shard(part, len(indices), len(dataset), state)
 
 
-def refuse_state(state: Path | None, *, resume: bool) -> None:
+def refuse_state(state: Path, *, resume: bool) -> None:
     """Refuse a file that exists: the run would replace it, and remove it at its end.
 
     Raises:
         InputError: it exists, and ``resume`` was not asked for; or it is not a file.
         OutputError: it cannot be written.
     """
-    if state is None:
-        return
     refuse_unwritable(state.parent)
     with writing(state):  # of a name that is too long
         if not state.exists():
