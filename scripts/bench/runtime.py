@@ -105,7 +105,10 @@ class Timed(Session):
 
     def __init__(self, session: Any) -> None:
         self._session, self.seconds, self.cpu = session, 0.0, 0.0
-        self.description = session.description
+
+    @property
+    def description(self) -> str:
+        return str(self._session.description)
 
     def run(self, image: Any) -> Any:
         start = time.perf_counter(), time.process_time()
