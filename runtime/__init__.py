@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from denseport.runtime.bundle.bundle import Bundle as Bundle
     from denseport.runtime.errors import DenseportError as DenseportError
-    from denseport.runtime.evaluation.comparison import Gate as Gate
     from denseport.runtime.evaluation.evaluate import evaluate as evaluate
+    from denseport.runtime.evaluation.gate import Gate as Gate
     from denseport.runtime.evaluation.result import Evaluation as Evaluation
     from denseport.runtime.pipeline.results import Segmentation as Segmentation
     from denseport.runtime.pipeline.results import Timings as Timings
@@ -22,7 +22,7 @@ _HOMES = {
     "Bundle": "bundle.bundle",
     "DenseportError": "errors",
     "Evaluation": "evaluation.evaluate",
-    "Gate": "evaluation.comparison",
+    "Gate": "evaluation.gate",
     "Segmentation": "pipeline.results",
     "Segmenter": "segmenter",
     "Timings": "pipeline.results",

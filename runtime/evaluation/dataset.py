@@ -153,7 +153,18 @@ def _paired(images: Path, masks: Path) -> list[Sample]:
     for folder, found, kind in ((images, image_of, "images"), (masks, mask_of, "PNG masks")):
         if not found:
             raise DatasetError(f"{folder}: there are no {kind}", "Check the path; sub-folders are not searched.")
-    _require_pairs(images, masks, image_of, mask_of)
+    alone = []
+    for words, files, partners in (
+        ("images have no mask", image_of, mask_of),
+        ("masks have no image", mask_of, image_of),
+    ):
+        if names := files.keys() - partners.keys():
+            alone.append(f"{len(names)} of {len(files)} {words} (such as {_some(sorted(names))})")
+    if alone:
+        raise DatasetError(
+            f"{images} and {masks}: {'; '.join(alone)}",
+            "Give each image a PNG mask of the same name, or list the pairs in a file.",
+        )
     return [Sample(stem, image_of[stem], mask_of[stem]) for stem in sorted(image_of)]
 
 
@@ -210,21 +221,6 @@ def _by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
             )
         found[file.stem] = file
     return found
-
-
-def _require_pairs(images: Path, masks: Path, image_of: Mapping[str, Path], mask_of: Mapping[str, Path]) -> None:
-    alone = []
-    for words, files, partners in (
-        ("images have no mask", image_of, mask_of),
-        ("masks have no image", mask_of, image_of),
-    ):
-        if names := files.keys() - partners.keys():
-            alone.append(f"{len(names)} of {len(files)} {words} (such as {_some(sorted(names))})")
-    if alone:
-        raise DatasetError(
-            f"{images} and {masks}: {'; '.join(alone)}",
-            "Give each image a PNG mask of the same name, or list the pairs in a file.",
-        )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:

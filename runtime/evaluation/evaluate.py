@@ -13,11 +13,10 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.comparison import proof_here
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import InputError, MachineError
-from denseport.runtime.evaluation.comparison import Gate, published_miou
 from denseport.runtime.evaluation.dataset import Dataset, open_dataset
-from denseport.runtime.evaluation.failures import worst_images
+from denseport.runtime.evaluation.gate import Gate, published_miou
 from denseport.runtime.evaluation.metrics import Scores
-from denseport.runtime.evaluation.report import write_report
+from denseport.runtime.evaluation.report import worst_images, write_report
 from denseport.runtime.evaluation.result import Evaluation
 from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.evaluation.task import LongRun, Task, open_task, refuse_state
@@ -80,7 +79,8 @@ def evaluate(
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     if record:
         refuse_unwritable(bundle.path)
-    data = open_data(bundle, data, masks, list_file, split, reduce_zero_label, ignore_index, limit)
+    options = {"masks": masks, "list_file": list_file, "split": split, "ignore_index": ignore_index}
+    data = open_data(bundle, data, limit=limit, reduce_zero_label=reduce_zero_label, **options)
     with open_task(bundle, data, artifact or bundle.manifest.source, protocol, gate, threads, workers) as task:
         found = _judged(task, *task.measure(run, progress))
         found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
@@ -90,29 +90,13 @@ def evaluate(
     return found
 
 
-def open_data(
-    bundle: Bundle,
-    data: Path | str | Dataset,
-    masks: Path | str | None,
-    list_file: Path | str | None,
-    split: str,
-    reduce_zero_label: bool | None,
-    ignore_index: int,
-    limit: int | None,
-) -> Dataset:
-    """The images that are measured; arguments and errors as of `evaluate`."""
+def open_data(bundle: Bundle, data: Path | str | Dataset, *, limit: int | None, **options: Any) -> Dataset:
+    """The images that are measured; errors as of `evaluate`, ``options`` as of `open_dataset`."""
     if not isinstance(data, Dataset):
-        if reduce_zero_label is None:
-            reduce_zero_label = bundle.manifest.reduce_zero_label
-        data = open_dataset(
-            data,
-            masks=masks,
-            list_file=list_file,
-            split=split,
-            reduce_zero_label=reduce_zero_label,
-            ignore_index=ignore_index,
-        )
-    elif masks is not None or list_file is not None or reduce_zero_label is not None:
+        if options["reduce_zero_label"] is None:
+            options["reduce_zero_label"] = bundle.manifest.reduce_zero_label
+        data = open_dataset(data, **options)
+    elif any(options[name] is not None for name in ("masks", "list_file", "reduce_zero_label")):
         raise InputError(
             "masks, list_file and reduce_zero_label belong to a path, and the data set is open already",
             "Give them to open_dataset.",

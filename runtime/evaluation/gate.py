@@ -1,16 +1,17 @@
 """The accuracy gate: does an artifact lose more mIoU than its precision may?
 
-Two comparisons: with the published mIoU, when the whole data set was measured with the protocol that the
-number belongs to; and with the FP32 artifact on the same images, where a paired bootstrap over images
-(Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13) says how sure the difference
-is. Collapse detectors fail either. Everything here is arithmetic on counts; nothing is read or printed.
+The comparison is chosen, or refused, before the work, and judged after it. It is with the published mIoU, when the
+whole data set was measured with the protocol that the number belongs to; or with the FP32 artifact on the same images,
+where a paired bootstrap over images (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13)
+says how sure the difference is. Collapse detectors fail either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +20,22 @@ from denseport.runtime.evaluation.metrics import json_number, mean_iou
 from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.system.text import count
 
-__all__ = ["AGREEMENTS", "BUDGETS", "Verdict", "against_fp32", "against_published", "check_collapse", "threshold"]
+if TYPE_CHECKING:
+    from denseport.runtime.segmenter import Segmenter
+
+__all__ = [
+    "AGREEMENTS",
+    "BUDGETS",
+    "Comparison",
+    "Gate",
+    "Verdict",
+    "against_fp32",
+    "against_miou",
+    "check_collapse",
+    "choose_comparison",
+    "published_miou",
+    "threshold",
+]
 
 # Points of mIoU that a precision may lose. BF16 has 3 bits of mantissa less than FP16.
 BUDGETS = {"fp32": 0.05, "fp16": 0.1, "bf16": 0.2, "int8": 0.5, "fp8": 0.5}
@@ -27,6 +43,7 @@ BUDGETS = {"fp32": 0.05, "fp16": 0.1, "bf16": 0.2, "int8": 0.5, "fp8": 0.5}
 # Share of pixels that must have the class FP32 gives them.
 AGREEMENTS = {"fp32": 0.999, "fp16": 0.99, "bf16": 0.98, "int8": 0.9, "fp8": 0.9}
 
+ADE20K_VALIDATION_IMAGES = 2000
 _COVERS_ALL = 0.999  # a class with more of all pixels than this has swallowed the others
 _SEEN = 0.01  # FP32 sees a class when it has more of all pixels than this
 _RESAMPLES = 1000
@@ -47,15 +64,111 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """The form for JSON: a delta that does not exist (NaN) is null."""
-        return {
-            "passed": self.passed,
-            "reasons": list(self.reasons),
-            "compared_with": self.compared_with,
-            "delta": json_number(self.delta),
-            "budget": self.budget,
-            "interval": None if self.interval is None else list(self.interval),
-            "notes": list(self.notes),
-        }
+        return {**asdict(self), "delta": json_number(self.delta)}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What an artifact must keep to pass.
+
+    Raises:
+        InputError: a number out of range.
+    """
+
+    against: str | float = "reference"  # the published mIoU; or an artifact ("model.onnx"), or a mIoU in percent
+    budget: float | None = None  # points of mIoU that may be lost; None: the manifest's, else by precision (`BUDGETS`)
+    agreement: float | None = None  # least share of pixels with FP32's class, 0..1; None: by precision (`AGREEMENTS`)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.against, str) and not 0 <= self.against <= 100:
+            raise InputError(f"Gate(against={self.against}): is not a mIoU in percent", "Give a number from 0 to 100.")
+        for name, most in (("budget", 100), ("agreement", 1)):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= most:
+                raise InputError(f"Gate({name}={value}): is not from 0 to {most}", "Leave it out for the default.")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison that can be made, and how much may be lost in it."""
+
+    budget: float  # points of mIoU
+    agreement: float  # least share of pixels with FP32's class, 0..1
+    yardstick: tuple[str, float] | None = None  # what it is, and the mIoU in percent; None: FP32 on the same images
+    notes: tuple[str, ...] = ()
+
+    def judge(self, measurement: Measurement, classes: tuple[str, ...]) -> Verdict:
+        """The verdict on what was measured, of FP32 beside the artifact too where it is the yardstick."""
+        if self.yardstick is not None:
+            name, miou = self.yardstick
+            verdict = against_miou(measurement.scores(classes).mIoU, miou, self.budget, name)
+        else:
+            verdict = against_fp32(measurement, self.budget, notes=self.notes)
+        return check_collapse(verdict, measurement, self.agreement, classes)
+
+
+def choose_comparison(gate: Gate, segmenter: Segmenter, images: int) -> Comparison:
+    """The comparison that a gate asks for.
+
+    Args:
+        segmenter: of the artifact that is judged.
+        images: images that will be measured.
+
+    Raises:
+        InputError: nothing to compare with, or no budget for the artifact's precision.
+        BundleError: the gate names an artifact that the bundle does not have.
+    """
+    bundle, source = segmenter.bundle, segmenter.manifest.source
+    precision = bundle.artifact(segmenter.artifact).precision
+    budget = segmenter.manifest.budgets.get(precision) if gate.budget is None else float(gate.budget)
+    found = Comparison(threshold(BUDGETS, precision, budget), threshold(AGREEMENTS, precision, gate.agreement))
+    with suppress(ValueError):
+        if 0 <= (miou := float(gate.against)) <= 100:
+            return replace(found, yardstick=("the given mIoU", miou))
+    if gate.against == "reference":
+        return _with_published(found, segmenter, images)
+    bundle.artifact(str(gate.against))  # raises where there is none
+    if gate.against == segmenter.artifact:
+        raise InputError(
+            f"--gate {gate.against}: an artifact cannot be compared with itself", "Name another --artifact."
+        )
+    if gate.against != source:
+        raise InputError(
+            f"--gate {gate.against}: artifacts are compared with the FP32 artifact only, {source}",
+            f"Give --gate {source}.",
+        )
+    return found
+
+
+def _with_published(comparison: Comparison, segmenter: Segmenter, images: int) -> Comparison:
+    """With the published mIoU or, where this measurement is not comparable with it, with FP32."""
+    bundle, reference, published = segmenter.bundle, segmenter.manifest.reference, published_miou(segmenter)
+    if reference is None:
+        raise InputError(
+            f"{bundle.path}: has no published mIoU to compare with: it is not recognised as a published model",
+            f"Give the mIoU itself (--gate 41.92), or compare with FP32 (--gate {segmenter.manifest.source}).",
+        )
+    if published is None:
+        obstacle = f"no mIoU was published for protocol {segmenter.protocol.name}"
+    elif images != ADE20K_VALIDATION_IMAGES:
+        obstacle = f"the published mIoU is of {ADE20K_VALIDATION_IMAGES} images; {images} were measured"
+    else:
+        return replace(comparison, yardstick=(f"published mIoU of {reference.preset}", published))
+    if segmenter.artifact == segmenter.manifest.source:
+        raise InputError(
+            f"--gate reference: {obstacle}", "Measure all images with that protocol, or give the mIoU (--gate 41.92)."
+        )
+    return replace(comparison, notes=(f"compared with FP32 instead: {obstacle}",))
+
+
+def published_miou(segmenter: Segmenter) -> float | None:
+    """The published mIoU that belongs to the protocol, percent; None where none does."""
+    reference = segmenter.manifest.reference
+    if reference is None:
+        return None
+    if segmenter.protocol.name in ("ms-flip", "ms-flip:0.x"):
+        return reference.mIoU_ms_flip
+    return reference.mIoU if segmenter.protocol.name == "reference" else None
 
 
 def threshold(table: dict[str, float], precision: str, override: float | None = None) -> float:
@@ -76,13 +189,20 @@ def threshold(table: dict[str, float], precision: str, override: float | None = 
     return table[precision]
 
 
-def against_published(measured: float, published: float, budget: float, name: str) -> Verdict:
-    """Compare with a published mIoU, both in percent.
+def against_miou(measured: float, other: float, budget: float, name: str) -> Verdict:
+    """Compare two mIoU in percent.
 
     Args:
-        name: what the number is, such as ``published mIoU of vit-b16_dpt``.
+        name: what the other is, such as ``published mIoU of vit-b16_dpt``.
     """
-    return _verdict(measured, published, budget, f"{name}, {published:.2f}")
+    delta, compared_with = measured - other, f"{name}, {other:.2f}"
+    if np.isnan(delta):
+        reasons: tuple[str, ...] = ("there is no mIoU: the masks label no pixel",)
+    elif -delta > budget:
+        reasons = (f"mIoU {measured:.2f} is {-delta:.3f} points below {compared_with}; the budget is {budget:g}",)
+    else:
+        reasons = ()
+    return Verdict(not reasons, reasons, compared_with, delta, budget)
 
 
 def against_fp32(found: Measurement, budget: float, *, seed: int = 0, notes: tuple[str, ...] = ()) -> Verdict:
@@ -94,9 +214,8 @@ def against_fp32(found: Measurement, budget: float, *, seed: int = 0, notes: tup
     Args:
         notes: why this comparison was made, such as the obstacle to the published one.
     """
-    own, fp32 = found.mean_iou(), found.mean_iou("fp32_")
-    interval = _paired_bootstrap(found, seed)
-    verdict = _verdict(own, fp32, budget, f"FP32 on the same {count(found.images, 'image')}, {fp32:.2f}")
+    name, interval = f"FP32 on the same {count(found.images, 'image')}", _paired_bootstrap(found, seed)
+    verdict = against_miou(found.mean_iou(), found.mean_iou("fp32_"), budget, name)
     if interval is None:
         notes += ("no confidence interval: it takes at least two images with labels",)
     elif verdict.passed and interval[0] < -budget:
@@ -134,17 +253,6 @@ def check_collapse(verdict: Verdict, found: Measurement, least_agreement: float,
                 f"at least {100 * least_agreement:g} % must"
             )
     return replace(verdict, passed=not reasons, reasons=tuple(reasons), notes=notes)
-
-
-def _verdict(measured: float, compared: float, budget: float, compared_with: str) -> Verdict:
-    delta = measured - compared
-    if np.isnan(delta):
-        reasons: tuple[str, ...] = ("there is no mIoU: the masks label no pixel",)
-    elif -delta > budget:
-        reasons = (f"mIoU {measured:.2f} is {-delta:.3f} points below {compared_with}; the budget is {budget:g}",)
-    else:
-        reasons = ()
-    return Verdict(not reasons, reasons, compared_with, delta, budget)
 
 
 def _paired_bootstrap(found: Measurement, seed: int) -> tuple[float, float] | None:

@@ -132,11 +132,7 @@ def measure_images(
     stages = _Stages(dataset, [segmenter] if fp32 is None else [segmenter, fp32], failures is not None)
     waiting = [i for i in (range(len(dataset)) if images is None else images) if not found.done[i]]
     start = time.perf_counter()
-    work = {
-        "decode": stages.trying(stages.decode),
-        "predict": stages.trying(stages.predict),
-        "count": stages.trying(stages.count),
-    }
+    work = {each.__name__: stages.trying(each) for each in (stages.decode, stages.predict, stages.count)}
     threads = {"decode": workers, "count": workers}
     try:
         with closing(pipelined(map(_Item, waiting), work, 0, threads)) as items:

@@ -90,14 +90,9 @@ class ConfusionMatrix:
         return np.asarray(self.matrix.sum(axis=1) + self.outside)
 
     @property
-    def pred(self) -> NDArray[np.int64]:
-        """(C,) pixels of each class in the prediction, the ignored ones left out."""
-        return np.asarray(self.matrix.sum(axis=0))
-
-    @property
     def union(self) -> NDArray[np.int64]:
         """(C,) pixels of each class in the truth or the prediction."""
-        return self.label + self.pred - self.intersect
+        return np.asarray(self.label + self.matrix.sum(axis=0) - self.intersect)
 
     def scores(self, classes: Sequence[str]) -> Scores:
         """mIoU, mAcc and aAcc, and those of each class; ``classes`` are the C names."""

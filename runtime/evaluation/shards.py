@@ -16,18 +16,16 @@ import os
 import pickle
 import socket
 import time
-import typing
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import DatasetError, DenseportError, MachineError
 from denseport.runtime.evaluation.dataset import Dataset, Sample
 from denseport.runtime.evaluation.measure import measure_images
@@ -48,11 +46,8 @@ KNOCK_SECONDS = 10.0  # for a cluster's machine to answer
 MOST_FAILURES = 100  # images; beyond it something else is wrong
 
 
-class Work(typing.Protocol):
-    """What actors do; it travels to them pickled."""
-
-    def open(self, threads: int) -> Callable[[Sequence[Any]], Any]:
-        """What an actor holds, such as a session of so many threads, as a function of a batch of items."""
+Work: TypeAlias = Callable[[int], Callable[[Sequence[Any]], Any]]
+"""Opens what an actor holds, such as a session of so many threads: a function of a batch. It travels pickled."""
 
 
 @dataclass(frozen=True)
@@ -191,8 +186,7 @@ class _Actor:
     """What Ray runs on a device: opened at the first batch, so that an error comes back as a result."""
 
     def __init__(self, work: Work, threads: int) -> None:
-        self._work = work
-        self._threads = threads
+        self._work, self._threads = work, threads
         self._handle: Callable[[Sequence[Any]], Any] | None = None
 
     def __call__(self, table: Any) -> Any:
@@ -200,7 +194,7 @@ class _Actor:
 
         (task,) = table.column("task").to_pylist()
         try:
-            self._handle = self._handle or self._work.open(self._threads)
+            self._handle = self._handle or self._work(self._threads)
             result = self._handle(_unpack(task))
         except DenseportError as err:
             result = err
@@ -215,8 +209,7 @@ def _unpack(data: bytes) -> Any:
     return pickle.loads(zlib.decompress(data))
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """What an actor measured of one batch."""
 
     numbers: tuple[int, ...]  # of the images in the data set
@@ -225,32 +218,22 @@ class _Part:
     session: str
 
 
-@dataclass(frozen=True)
-class _Measuring:
+def _open_measuring(
+    segmenters: Sequence[partial[Segmenter]], dataset: partial[Dataset], workers: int, threads: int
+) -> Callable[[Sequence[tuple[int, Sample]]], _Part]:
     """Measures images; an item is an image's number in the data set and its files."""
+    segmenter, *fp32 = [each(threads=threads) for each in segmenters]
 
-    bundle: Path
-    artifact: str
-    protocol: Protocol
-    with_fp32: bool
-    workers: int
-    settings: dict[str, Any]  # of the data set
+    def handle(items: Sequence[tuple[int, Sample]]) -> _Part:
+        numbers, samples = zip(*items, strict=True)
+        counts = Measurement("", len(items), len(segmenter.manifest.classes), with_fp32=bool(fp32))
+        failures: dict[int, str] = {}
+        measure_images(
+            dataset(samples), segmenter, counts, fp32=fp32[0] if fp32 else None, workers=workers, failures=failures
+        )
+        return _Part(numbers, counts, {numbers[i]: text for i, text in failures.items()}, segmenter.description)
 
-    def open(self, threads: int) -> Callable[[Sequence[tuple[int, Sample]]], _Part]:
-        segmenter = Segmenter(self.bundle, artifact=self.artifact, protocol=self.protocol, threads=threads)
-        fp32 = None
-        if self.with_fp32:
-            fp32 = Segmenter(self.bundle, artifact=segmenter.manifest.source, protocol=self.protocol, threads=threads)
-
-        def handle(items: Sequence[tuple[int, Sample]]) -> _Part:
-            numbers, samples = zip(*items, strict=True)
-            counts = Measurement("", len(items), len(segmenter.manifest.classes), with_fp32=self.with_fp32)
-            failures: dict[int, str] = {}
-            dataset = Dataset(samples, **self.settings)
-            measure_images(dataset, segmenter, counts, fp32=fp32, workers=self.workers, failures=failures)
-            return _Part(numbers, counts, {numbers[i]: text for i, text in failures.items()}, segmenter.description)
-
-        return handle
+    return handle
 
 
 def measure_on_ray(
@@ -279,10 +262,15 @@ def measure_on_ray(
         DatasetError: images failed; the counts of the others are saved.
         MachineError: as of `connect` and `Cluster.map`.
     """
-    settings = {"reduce_zero_label": dataset.reduce_zero_label, "ignore_index": dataset.ignore_index}
-    bundle, with_fp32 = segmenter.bundle.path.absolute(), found.fp32_confusion is not None
-    work = _Measuring(bundle, segmenter.artifact, segmenter.protocol, with_fp32, workers, settings)
-    items = [(number, _absolute(sample)) for number, sample in enumerate(dataset.samples) if not found.done[number]]
+    there = partial(Segmenter, segmenter.bundle.path.absolute(), protocol=segmenter.protocol)
+    artifacts = [segmenter.artifact] + ([] if found.fp32_confusion is None else [segmenter.manifest.source])
+    labels = partial(Dataset, reduce_zero_label=dataset.reduce_zero_label, ignore_index=dataset.ignore_index)
+    work = partial(_open_measuring, [partial(there, artifact=name) for name in artifacts], labels, workers)
+    items = [
+        (number, replace(sample, image=sample.image.absolute(), mask=sample.mask.absolute()))
+        for number, sample in enumerate(dataset.samples)
+        if not found.done[number]
+    ]
     failures, sessions = dict[int, str](), set[str]()
     with connect(address, threads) as cluster:
         start = time.perf_counter()
@@ -314,7 +302,3 @@ def _failed(failures: Mapping[int, str], images: int) -> DatasetError:
         f"{len(texts)} of {count(images, 'image')} failed{stopped}\n  " + "\n  ".join(texts),
         "The counts of the others are kept. Repair these files and add --resume.",
     )
-
-
-def _absolute(sample: Sample) -> Sample:
-    return replace(sample, image=sample.image.absolute(), mask=sample.mask.absolute())

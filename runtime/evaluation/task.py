@@ -14,8 +14,8 @@ from typing import Any
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import InputError
-from denseport.runtime.evaluation.comparison import Comparison, Gate, choose_comparison
 from denseport.runtime.evaluation.dataset import Dataset
+from denseport.runtime.evaluation.gate import Comparison, Gate, choose_comparison
 from denseport.runtime.evaluation.measure import measure_images
 from denseport.runtime.evaluation.state import Measurement, load_state, merge_states
 from denseport.runtime.media.images import reading

@@ -111,8 +111,12 @@ def overlay(
         return blended
     names = [name.strip() for name in classes]  # mmsegmentation's ADE20K has "bed "
     layout = _layout(*labels.shape, tuple(names))
-    lines = _lines(class_shares(mask, len(classes)), names, palette, layout.rows * layout.columns)
-    return _with_legend(blended, layout, lines)
+    canvas = np.full((*layout.size, 3), _PANEL, np.uint8)
+    canvas[: image.shape[0], : image.shape[1]] = blended
+    lines = _lines(class_shares(mask, len(classes)), names, palette, len(layout.places))
+    for line, place in zip(lines, layout.places, strict=False):
+        _draw_line(canvas, line, place, layout.text)
+    return canvas
 
 
 def _check(
@@ -171,15 +175,9 @@ def _outline(image: NDArray[np.uint8], labels: NDArray[Any]) -> None:
 class _Layout:
     """Where the lines of a legend go, in pixels."""
 
-    height: int  # of the panel
-    width: int
+    size: tuple[int, int]  # (height, width) of the image and the legend together
     text: int  # size of the text, and the margin; all distances are multiples of it
-    line_height: int
-    column: int  # width of a column, with the gap after it
-    gap: int
-    rows: int
-    columns: int
-    below: bool  # the image, instead of to its right
+    places: list[tuple[int, int, int]]  # left end, baseline and right end of each line
 
 
 @dataclass(frozen=True)
@@ -195,21 +193,24 @@ def _layout(height: int, width: int, names: tuple[str, ...]) -> _Layout:
     short, long = sorted((height, width))
     text = max(13, round(0.028 * math.sqrt(short * min(long, 2 * short))))
     line_height = round(1.75 * text)
-    below = width > 2 * height
-    gap = 3 * text if below else text
     texts = (*names, "ignored", f"{len(names)} others")
     longest = max(_text_width(name, 32) for name in texts) / 32  # in units of the text size
     # 1.6 for the swatch, 4.2 for the share
-    column = round(text * (1.6 + min(longest, 11.0) + 4.2)) + gap
-    columns = max(1, width // column) if below else 1
-    if below:
-        column = max(column, (width + gap - 2 * text) // columns)
+    line_width = round(text * (1.6 + min(longest, 11.0) + 4.2))
+    if below := width > 2 * height:
+        gap = 3 * text
+        columns = max(1, width // (line_width + gap))
+        line_width = max(line_width, (width + gap - 2 * text) // columns - gap)
         rows = math.ceil(min(len(names) + 1, _MOST_LINES) / columns)
     else:
-        rows = max(6, (height - 2 * text) // line_height)
-    high, wide = rows * line_height + 2 * text, columns * column - gap + 2 * text
-    size = (high, max(width, wide)) if below else (max(height, high), wide)
-    return _Layout(*size, text, line_height, column, gap, rows, columns, below)
+        gap, columns, rows = 0, 1, max(6, (height - 2 * text) // line_height)
+    high, wide = rows * line_height + 2 * text, columns * (line_width + gap) - gap + 2 * text
+    size = (height + high, max(width, wide)) if below else (max(height, high), width + wide)
+    top, left = (height, 0) if below else (0, width)
+    lefts = [left + text + column * (line_width + gap) for column in range(columns)]
+    # A capital is 0.70 of the text high.
+    baselines = [top + text + row * line_height + (line_height + round(0.70 * text)) // 2 for row in range(rows)]
+    return _Layout(size, text, [(x, y, x + line_width) for x in lefts for y in baselines])
 
 
 def _lines(
@@ -229,23 +230,8 @@ def _lines(
     return lines + tail
 
 
-def _with_legend(image: NDArray[np.uint8], layout: _Layout, lines: Sequence[_Line]) -> NDArray[np.uint8]:
-    """The image with the legend below it or to its right; what is left has the legend's colour."""
-    height, width = image.shape[:2]
-    top, left = (height, 0) if layout.below else (0, width)
-    canvas = np.full((top + layout.height, left + layout.width, 3), _PANEL, np.uint8)
-    canvas[:height, :width] = image
-    for number, line in enumerate(lines):
-        column, row = divmod(number, layout.rows)
-        x, y = left + column * layout.column, top + row * layout.line_height
-        _draw_line(canvas, line, layout, layout.text + x, layout.text + y)
-    return canvas
-
-
-def _draw_line(canvas: NDArray[np.uint8], line: _Line, layout: _Layout, left: int, top: int) -> None:
-    text = layout.text
-    baseline = top + (layout.line_height + round(0.70 * text)) // 2  # 0.70: height of a capital
-    right = left + layout.column - layout.gap
+def _draw_line(canvas: NDArray[np.uint8], line: _Line, place: tuple[int, int, int], text: int) -> None:
+    left, baseline, right = place
     colour = _TEXT if line.colour else _FAINT
     if line.colour:  # a square, with a rim that keeps a dark one apart from the panel
         top, rim = baseline - round(0.85 * text), max(1, text // 14)

@@ -95,8 +95,8 @@ def _part(text: str) -> tuple[int, int]:
 
 def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.bundle.bundle import Bundle
-    from denseport.runtime.evaluation.comparison import Gate
     from denseport.runtime.evaluation.evaluate import evaluate, open_data
+    from denseport.runtime.evaluation.gate import Gate
     from denseport.runtime.evaluation.task import LongRun, evaluate_shard, refuse_state
     from denseport.runtime.system.progress import Terminal
 

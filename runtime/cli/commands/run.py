@@ -7,7 +7,8 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,26 +160,21 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"artifact": arguments.artifact, "protocol": arguments.protocol, "providers": arguments.provider}
 
 
-@dataclass(frozen=True)
-class _OnRay:
+def _open_actor(
+    bundle: Path, settings: dict[str, Any], job: Predictions, threads: int
+) -> Callable[[Sequence[Input]], Predictions]:
     """The work of an actor of ``--ray``: a batch of inputs to results and failures."""
+    from denseport.runtime.segmenter import Segmenter
 
-    bundle: Path
-    settings: dict[str, Any]
-    job: Predictions
+    segmenter = Segmenter(bundle, **settings, threads=threads)
 
-    def open(self, threads: int) -> Callable[[Sequence[Input]], Predictions]:
-        from denseport.runtime.segmenter import Segmenter
+    def handle(items: Sequence[Input]) -> Predictions:
+        done = replace(job, results=[], failures=[])
+        for item in items:
+            done.add(segmenter, item)
+        return done
 
-        segmenter = Segmenter(self.bundle, **self.settings, threads=threads)
-
-        def handle(items: Sequence[Input]) -> Predictions:
-            done = replace(self.job, results=[], failures=[])
-            for item in items:
-                done.add(segmenter, item)
-            return done
-
-        return handle
+    return handle
 
 
 def _run_on_ray(arguments: argparse.Namespace, inputs: list[Input], job: Predictions, bar: Any) -> None:
@@ -189,7 +185,8 @@ def _run_on_ray(arguments: argparse.Namespace, inputs: list[Input], job: Predict
     bundle = Bundle(arguments.bundle)  # a missing one is refused before a cluster starts
     # Whole paths: the actors work in folders of their own.
     items = [replace(item, path=item.path.absolute()) for item in inputs]
-    work = _OnRay(bundle.path.absolute(), _settings(arguments), replace(job, folder=job.folder.absolute()))
+    job_there = replace(job, folder=job.folder.absolute())
+    work = partial(_open_actor, bundle.path.absolute(), _settings(arguments), job_there)
     with connect(arguments.ray, arguments.threads) as cluster:
         print(count(cluster.count, "Ray actor"), file=sys.stderr)
         for done in cluster.map(work, items):

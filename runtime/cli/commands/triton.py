@@ -86,23 +86,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _options(arguments: argparse.Namespace, manifest: Manifest) -> Options:
     from denseport.runtime.serving.triton.variants import DEFAULT_PIXELS, Options
 
+    same = ("backend", "name", "instances", "network_instances", "threads", "max_batch", "queue", "gpu", "cache")
     return Options(
-        backend=arguments.backend,
-        name=arguments.name,
+        **{name: getattr(arguments, name) for name in (*same, "versions", "ensemble")},
         artifacts=tuple(arguments.artifact),
-        instances=arguments.instances,
-        network_instances=arguments.network_instances,
-        threads=arguments.threads,
-        max_batch=arguments.max_batch,
         delay_us=arguments.delay,
-        queue=arguments.queue,
         timeout_us=round(arguments.timeout * 1e6),
         max_pixels=DEFAULT_PIXELS if arguments.max_pixels is None else arguments.max_pixels,
-        gpu=arguments.gpu,
         warmup=_warmup(arguments.warmup, manifest),
-        cache=arguments.cache,
-        versions=arguments.versions,
-        ensemble=arguments.ensemble,
     )
 
 

@@ -10,7 +10,7 @@ import importlib
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -115,9 +115,19 @@ class Connection(ABC):
         self.library, self.client = library, client
         self._model, self._version = model, version
 
-    @abstractmethod
-    def failures(self, left: float) -> AbstractContextManager[None]:
+    @contextmanager
+    def failures(self, left: float) -> Iterator[None]:
         """Turns what tritonclient raises into `Failure`."""
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            yield
+        except InferenceServerException as err:
+            message = str(err.message())
+            remedy = None
+            if "Stub process" in message:
+                remedy = "A process of the Python back end died: load the model again, or restart the server."
+            raise Failure(message, KINDS.get(str(err.status()), "failed"), remedy) from err
 
     @abstractmethod
     def options(self, left: float) -> dict[str, Any]:
@@ -169,9 +179,6 @@ class _Grpc(Connection):
         client = library.InferenceServerClient(address, ssl=tls, channel_args=CHANNEL)
         super().__init__(library, client, model, version)
 
-    def failures(self, left: float) -> AbstractContextManager[None]:
-        return _refusals()
-
     def options(self, left: float) -> dict[str, Any]:
         return {"client_timeout": left}
 
@@ -202,7 +209,7 @@ class _Http(Connection):
 
         timeout = gevent.Timeout(left)  # tritonclient has no limit for one call
         try:
-            with timeout, _refusals():
+            with timeout, super().failures(left):
                 yield
         except gevent.Timeout as err:
             if err is not timeout:
@@ -232,17 +239,3 @@ def _tls_context() -> Any:
     import gevent.ssl
 
     return gevent.ssl.create_default_context()
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    from tritonclient.utils import InferenceServerException
-
-    try:
-        yield
-    except InferenceServerException as err:
-        message = str(err.message())
-        remedy = None
-        if "Stub process" in message:
-            remedy = "A process of the Python back end died: load the model again, or restart the server."
-        raise Failure(message, KINDS.get(str(err.status()), "failed"), remedy) from err

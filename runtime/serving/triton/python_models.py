@@ -15,7 +15,7 @@ import traceback
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,7 @@ from denseport.runtime.backends.session import Session
 from denseport.runtime.errors import ImageError, InputError, MachineError, ServerError
 from denseport.runtime.serving.triton import ENCODED, IMAGE, LOGITS, MASK
 
-if TYPE_CHECKING:
-    from denseport.runtime.bundle.bundle import Bundle
-    from denseport.runtime.segmenter import Segmenter
-
-__all__ = ["BUNDLE", "Decoder", "NetworkModel", "NetworkSession", "SegmenterModel", "check_images"]
+__all__ = ["BUNDLE", "Decoder", "NetworkSession", "SegmenterModel", "check_images"]
 
 BUNDLE = "bundle"  # folder of a version that holds the bundle
 
@@ -58,9 +54,12 @@ def check_images(images: NDArray[Any], max_pixels: int) -> None:
 class _Model(ABC):
     """What Triton's Python back end calls."""
 
+    input = IMAGE  # the tensors' names
+    output = MASK
+
     @abstractmethod
-    def respond(self, request: Any) -> Any:
-        """The output tensor for a request; errors are turned into Triton's by `execute`."""
+    def respond(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The output for the input of one request; errors are turned into Triton's by `execute`."""
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order; a request that fails does not touch the others."""
@@ -73,7 +72,8 @@ class _Model(ABC):
             error = pb.TritonError("the client gave up", pb.TritonError.CANCELLED)
             return pb.InferenceResponse(error=error)
         try:
-            return pb.InferenceResponse([self.respond(request)])
+            output = self.respond(_array(pb.get_input_tensor_by_name(request, self.input)))
+            return pb.InferenceResponse([_tensor(self.output, output)])
         except InputError as err:
             code, text = pb.TritonError.INVALID_ARG, str(err)
         except ServerError as err:
@@ -85,7 +85,11 @@ class _Model(ABC):
 
 
 class SegmenterModel(_Model):
-    """``--backend python``: images in, masks out, through the `denseport.runtime.Segmenter` of the version's bundle."""
+    """Images in, masks out, through the `denseport.runtime.Segmenter` of the version's bundle.
+
+    With the back ends onnxruntime and tensorrt_plan the network is another model of this server, of this version.
+    Pre-processing, windows and post-processing are the runtime's own code all the same.
+    """
 
     def initialize(self, arguments: dict[str, str]) -> None:
         """Open the bundle.
@@ -95,40 +99,22 @@ class SegmenterModel(_Model):
         """
         import cv2
 
-        from denseport.runtime.bundle.bundle import Bundle
+        from denseport.runtime.segmenter import Segmenter
 
         parameters, version = _parameters(arguments), arguments["model_version"]
         self._max_pixels = int(parameters["max_pixels"])
-        cv2.setNumThreads(int(parameters["threads"]))
-        bundle = Bundle(Path(arguments["model_repository"]) / version / BUNDLE)
-        self._segmenter = self._open(bundle, int(version), parameters)
+        network, threads = parameters.get("network"), int(parameters["threads"])
+        cv2.setNumThreads(threads)
+        self._segmenter = Segmenter(
+            Path(arguments["model_repository"]) / version / BUNDLE,
+            artifact=network or parameters["artifact"],
+            threads=threads,
+            session=NetworkSession(network, int(version)) if network else None,
+        )
 
-    def _open(self, bundle: Bundle, version: int, parameters: dict[str, str]) -> Segmenter:
-        from denseport.runtime.segmenter import Segmenter
-
-        return Segmenter(bundle, artifact=parameters["artifact"], threads=int(parameters["threads"]))
-
-    def respond(self, request: Any) -> Any:
-        import triton_python_backend_utils as pb
-
-        images = _array(pb.get_input_tensor_by_name(request, IMAGE))
-        check_images(images, self._max_pixels)
-        return _tensor(MASK, np.stack([self._segmenter(image).mask for image in images]))
-
-
-class NetworkModel(SegmenterModel):
-    """``--backend onnxruntime`` and ``tensorrt_plan``: the network is another model of this server, of this version.
-
-    Pre-processing, windows and post-processing are the runtime's own code, so masks are those of a Segmenter.
-    """
-
-    def _open(self, bundle: Bundle, version: int, parameters: dict[str, str]) -> Segmenter:
-        from denseport.runtime.bundle.protocol import parse_protocol
-        from denseport.runtime.segmenter import Segmenter
-
-        network, threads = parameters["network"], int(parameters["threads"])
-        protocol, session = parse_protocol("reference", bundle.manifest), NetworkSession(network, version)
-        return Segmenter(bundle, artifact=network, protocol=protocol, session=session, threads=threads)
+    def respond(self, array: NDArray[Any]) -> NDArray[Any]:
+        check_images(array, self._max_pixels)
+        return np.stack([self._segmenter(image).mask for image in array])
 
 
 @dataclass(frozen=True)
@@ -184,18 +170,18 @@ class NetworkSession(Session):
 class Decoder(_Model):
     """First step of the ensemble: an image file's bytes to (1, H, W, 3) uint8 BGR."""
 
+    input = ENCODED
+    output = IMAGE
+
     def initialize(self, arguments: dict[str, str]) -> None:
         """Set the limit before OpenCV, which reads it once, is loaded: a small file can hold a huge image."""
         os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = _parameters(arguments)["max_pixels"]
         os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
 
-    def respond(self, request: Any) -> Any:
-        import triton_python_backend_utils as pb
-
+    def respond(self, array: NDArray[Any]) -> NDArray[Any]:
         from denseport.runtime.media.images import decode_image
 
-        data = _array(pb.get_input_tensor_by_name(request, ENCODED))
-        return _tensor(IMAGE, decode_image(data.tobytes(), ENCODED)[None])
+        return decode_image(array.tobytes(), ENCODED)[None]
 
 
 def _parameters(arguments: dict[str, str]) -> dict[str, str]:

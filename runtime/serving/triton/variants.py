@@ -1,7 +1,7 @@
 """Which models a repository holds for a bundle and a back end, with their configurations and files.
 
 The network's own back ends get a Python model in front of them, which runs the runtime's code and asks the network for
-logits (`denseport.runtime.serving.triton.python_models.NetworkModel`). One graph with everything inside would give
+logits (`denseport.runtime.serving.triton.python_models.SegmenterModel`). One graph with everything inside would give
 other masks: OpenCV resizes in fixed point, which no ONNX operator repeats. A Triton ensemble cannot move windows over
 an image, and takes each of its steps' latest version, so that two versions meet while one replaces the other.
 """
@@ -14,12 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from denseport.runtime.bundle.artifact import FOR_TENSORRT
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord
-from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.errors import InputError
-from denseport.runtime.pipeline.preprocess import resized_size
+from denseport.runtime.pipeline.network_input import network_inputs
 from denseport.runtime.selection import refuse_masks, why_no_logits
 from denseport.runtime.serving.triton import CLASSES, ENCODED, IMAGE, INSTANCES, LOGITS, MASK, python_models
 from denseport.runtime.serving.triton.config import ANY, Config, batching, model_config, tensor, version_policy, zeros
@@ -113,10 +115,11 @@ def served_models(bundle: Bundle, options: Options) -> list[Served]:
 def _python(bundle: Bundle, options: Options) -> list[Served]:
     name = _one_artifact(bundle, options)
     path = bundle.verified(name)
-    files = {f"{python_models.BUNDLE}/{file}": path.with_name(file) for file in bundle.artifact(name).files}
     warmup = zeros(IMAGE, "TYPE_UINT8", *options.warmup, 3) if options.warmup else []
-    front = _front(bundle, options, "SegmenterModel", {"artifact": name}, artifacts=(name,), model_warmup=warmup)
-    return [replace(front, files={**front.files, **files})]
+    front = _front(bundle, options, {"artifact": name}, artifacts=(name,), model_warmup=warmup)
+    for file in bundle.artifact(name).files:
+        front.files[f"{python_models.BUNDLE}/{file}"] = path.with_name(file)
+    return [front]
 
 
 def _onnxruntime(bundle: Bundle, options: Options) -> list[Served]:
@@ -126,7 +129,11 @@ def _onnxruntime(bundle: Bundle, options: Options) -> list[Served]:
         raise InputError(f"{name} is an {artifact.kind}, not an ONNX model", "Give --backend python or tensorrt_plan.")
     # The back end opens model.onnx; external data keeps the name that the model knows.
     files: dict[str, bytes | Path] = {(ONNX if f == artifact.main else f): path.with_name(f) for f in artifact.files}
-    size = _network_size(bundle.manifest, options.warmup) if options.warmup else None
+    warmup = []
+    if options.warmup:
+        blank, protocol = np.zeros((*options.warmup, 3), np.uint8), parse_protocol("reference", bundle.manifest)
+        shown = next(network_inputs(blank, protocol, bundle.manifest.patch_size))
+        warmup = zeros(IMAGE, "TYPE_FP32", *shown.shape[1:])
     return _with_network(
         bundle,
         options,
@@ -134,7 +141,7 @@ def _onnxruntime(bundle: Bundle, options: Options) -> list[Served]:
         "onnxruntime",
         options.max_batch,
         instance_group=[{"kind": "KIND_GPU" if options.gpu else "KIND_CPU", "count": options.network_instances}],
-        model_warmup=zeros(IMAGE, "TYPE_FP32", 3, *size) if size else [],
+        model_warmup=warmup,
         parameters={} if options.gpu else {"intra_op_thread_count": str(options.threads)},
     )
 
@@ -240,20 +247,12 @@ def _with_network(
         dynamic_batching=batching(options.delay_us, options.queue, options.timeout_us) if max_batch else None,
         **fields,
     )
-    return [Served(config, files), _front(bundle, options, "NetworkModel", {"network": config.name})]
-
-
-def _network_size(manifest: Manifest, image: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the network's (first) input for an image of this height and width."""
-    height, width = resized_size(image, manifest.preprocess)
-    crop = manifest.inference.crop if manifest.inference.mode == "slide" else None
-    return (min(height, crop[0]), min(width, crop[1])) if crop else (height, width)
+    return [Served(config, files), _front(bundle, options, {"network": config.name})]
 
 
 def _front(
     bundle: Bundle,
     options: Options,
-    python_class: str,
     parameters: dict[str, str],
     artifacts: tuple[str, ...] = (),
     **fields: Any,
@@ -285,7 +284,7 @@ def _front(
     return Served(
         config,
         files={
-            "model.py": _model_py(python_class),
+            "model.py": _model_py("SegmenterModel"),
             f"{python_models.BUNDLE}/{MANIFEST}": replace(manifest, artifacts=kept).to_json().encode(),
         },
         labels="".join(" ".join(name.split()) + "\n" for name in manifest.classes),
@@ -323,18 +322,8 @@ def _ensemble(front: Served, options: Options) -> list[Served]:
         # The newest version of each model; the maps go from its tensors to the ensemble's.
         ensemble_scheduling={
             "step": [
-                {
-                    "model_name": decoder.name,
-                    "model_version": -1,
-                    "input_map": {ENCODED: ENCODED},
-                    "output_map": {IMAGE: IMAGE},
-                },
-                {
-                    "model_name": asked.name,
-                    "model_version": -1,
-                    "input_map": {IMAGE: IMAGE},
-                    "output_map": {MASK: MASK},
-                },
+                {"model_name": name, "model_version": -1, "input_map": {given: given}, "output_map": {made: made}}
+                for name, given, made in ((decoder.name, ENCODED, IMAGE), (asked.name, IMAGE, MASK))
             ]
         },
         parameters={key: asked.parameters[key].string_value for key in (INSTANCES, CLASSES)},

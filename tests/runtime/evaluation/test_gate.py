@@ -11,14 +11,15 @@ from support import measurement_of
 
 from denseport.runtime.bundle.manifest import Reference
 from denseport.runtime.errors import InputError
-from denseport.runtime.evaluation.comparison import Gate, choose_comparison
 from denseport.runtime.evaluation.gate import (
     AGREEMENTS,
     BUDGETS,
+    Gate,
     Verdict,
     against_fp32,
-    against_published,
+    against_miou,
     check_collapse,
+    choose_comparison,
     threshold,
 )
 from denseport.runtime.evaluation.metrics import ConfusionMatrix, mean_iou
@@ -63,7 +64,7 @@ def test_the_published_number_is_only_for_its_images(images: int, note: str) -> 
 
 @pytest.mark.parametrize(("measured", "passed"), [(47.0, True), (46.0, True), (45.5, True), (45.25, False)])
 def test_a_loss_up_to_the_budget_passes(measured: float, passed: bool) -> None:
-    verdict = against_published(measured, 46.0, 0.5, "published mIoU")
+    verdict = against_miou(measured, 46.0, 0.5, "published mIoU")
     assert verdict.passed is passed
     assert verdict.delta == measured - 46.0
     assert verdict.compared_with == "published mIoU, 46.00"
@@ -73,7 +74,7 @@ def test_a_loss_up_to_the_budget_passes(measured: float, passed: bool) -> None:
 
 
 def test_nothing_measured_fails() -> None:
-    verdict = against_published(float("nan"), 46.0, 0.5, "published mIoU")
+    verdict = against_miou(float("nan"), 46.0, 0.5, "published mIoU")
     assert not verdict.passed
     assert json.loads(json.dumps(verdict.to_dict(), allow_nan=False))["delta"] is None
 
@@ -240,7 +241,7 @@ def test_low_agreement_with_fp32_fails() -> None:
 
 
 def test_every_reason_is_given_and_earlier_ones_are_kept() -> None:
-    failed = against_published(40.0, 46.0, 0.5, "published mIoU")
+    failed = against_miou(40.0, 46.0, 0.5, "published mIoU")
     verdict = check_collapse(failed, predictions([0, 10, 0], [5, 4, 1], 0.4, non_finite=1), 0.9, CLASSES)
     assert len(verdict.reasons) == 4
     assert verdict.reasons[0] == failed.reasons[0]

@@ -21,11 +21,10 @@ from support import ASSETS
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Inference, Manifest, NetworkInput, Reference
 from denseport.runtime.evaluation.dataset import open_dataset
-from denseport.runtime.evaluation.failures import WorstImage, worst_images
 from denseport.runtime.evaluation.gate import Verdict
 from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.evaluation.metrics import ConfusionMatrix
-from denseport.runtime.evaluation.report import write_report
+from denseport.runtime.evaluation.report import WorstImage, worst_images, write_report
 from denseport.runtime.evaluation.result import Evaluation
 from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.segmenter import Segmenter

@@ -214,7 +214,7 @@ class OwnProcess:
     count = 2
 
     def map(self, work: Any, items: Sequence[Any]) -> Iterator[Any]:
-        handle = pickle.loads(pickle.dumps(work)).open(1)
+        handle = pickle.loads(pickle.dumps(work))(1)
         for start in range(0, len(items), 2):
             yield pickle.loads(pickle.dumps(handle(items[start : start + 2])))
 
