@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from denseport.export.artifacts import build_engine_artifact, build_typed, build_variant, graph_of
 from denseport.export.audit import Audit
-from denseport.export.engine.build import EngineOptions, check_builder
+from denseport.export.engine.build import BuilderOptions, EngineOptions, check_builder
 from denseport.export.engine.profile import named_profiles, profile_of
 from denseport.export.graph.precision import PrecisionRecord
 from denseport.runtime.bundle.bundle import Bundle
@@ -34,17 +34,11 @@ CHOICES = {
 
 
 @dataclass(frozen=True)
-class EngineSettings:
+class EngineSettings(BuilderOptions):
     """How an engine is built; `denseport.export.engine.build.EngineOptions` refuses what a flavour does not have."""
 
     # Or "fixed:WxH"; or the least, usual and largest input, each (N, 3, H, W).
     profile: str | tuple[Shape, Shape, Shape] = "reference"
-    targets: tuple[str, ...] = ()  # RTX: "sm_86", …
-    optimization_level: int = 3  # 0 to 5
-    workspace: int | None = None  # bytes of scratch memory for a layer; None: no limit
-    timing_cache: Path | None = None  # TensorRT: None: one for each GPU
-    version_compatible: bool = False  # TensorRT: opens in later releases too
-    hardware_compatibility: str = "none"  # TensorRT: or "same_compute_capability", "ampere_plus"
     verbose: bool = False  # tell every line of TensorRT's log
 
 
@@ -182,18 +176,8 @@ def _engine_options(bundle: Bundle, order: _Order, settings: EngineSettings) -> 
         profiles = named_profiles(settings.profile, order.engine, protocol)
     else:
         profiles = (profile_of(*settings.profile),)
-    return EngineOptions(
-        order.engine,
-        profiles,
-        targets=settings.targets,
-        optimization_level=settings.optimization_level,
-        workspace=settings.workspace,
-        version_compatible=settings.version_compatible,
-        hardware_compatibility=settings.hardware_compatibility,
-        timing_cache=settings.timing_cache,
-        mask=order.output == "mask",
-        plugin=order.plugin == "on",
-    )
+    shared = {each.name: getattr(settings, each.name) for each in fields(BuilderOptions)}
+    return EngineOptions(order.engine, profiles, order.output == "mask", order.plugin == "on", **shared)
 
 
 def _images(patterns: Sequence[Path | str], limit: int) -> list[Path]:

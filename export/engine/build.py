@@ -35,16 +35,28 @@ from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.system.files import cache_folder, sha256_of, write_atomic
 from denseport.runtime.system.progress import StepCallback, no_steps
 
-__all__ = ["NO_PLUGINS", "EngineOptions", "build_engine", "check_builder", "default_timing_cache"]
+__all__ = ["NO_PLUGINS", "BuilderOptions", "EngineOptions", "build_engine", "check_builder", "default_timing_cache"]
 
 HARDWARE = ("none", "same_compute_capability", "ampere_plus")
 NO_PLUGINS = "TensorRT-RTX takes no plugins"
 NO_CACHE = "TensorRT-RTX has none"  # "Timing cache operations are no-ops" since 1.2
 
 
+@dataclass(frozen=True, kw_only=True)
+class BuilderOptions:
+    """How an engine is built, whatever it gives."""
+
+    targets: tuple[str, ...] = ()  # RTX: "sm_86", …; empty: `PORTABLE_RTX`
+    optimization_level: int = 3  # 0 to 5: how long TensorRT looks for faster kernels
+    workspace: int | None = None  # bytes of scratch memory for a layer; None: all the GPU has
+    version_compatible: bool = False  # TensorRT: opens in later releases too, at some cost of speed
+    hardware_compatibility: str = "none"  # TensorRT: one of HARDWARE
+    timing_cache: Path | None = None  # TensorRT: default: one for each GPU and release in the user's cache folder
+
+
 @dataclass(frozen=True)
-class EngineOptions:
-    """How an engine is built.
+class EngineOptions(BuilderOptions):
+    """What is built, and how.
 
     Raises:
         InputError: an option that the flavour does not have.
@@ -52,12 +64,6 @@ class EngineOptions:
 
     flavour: str  # "tensorrt" or "tensorrt_rtx"
     profiles: tuple[Profile, ...]  # `denseport.export.engine.profile.named_profiles`
-    targets: tuple[str, ...] = ()  # RTX: "sm_86", …; empty: `PORTABLE_RTX`
-    optimization_level: int = 3  # 0 to 5: how long TensorRT looks for faster kernels
-    workspace: int | None = None  # bytes of scratch memory for a layer; None: all the GPU has
-    version_compatible: bool = False  # TensorRT: opens in later releases too, at some cost of speed
-    hardware_compatibility: str = "none"  # TensorRT: one of HARDWARE
-    timing_cache: Path | None = None  # TensorRT: default: one for each GPU and release in the user's cache folder
     mask: bool = False  # the engine gives class masks (`denseport.export.graph.mask`) instead of logits
     plugin: bool = False  # TensorRT: fuse what the project's plugin computes (`denseport.export.graph.fusion`)
 
