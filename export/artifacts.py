@@ -21,7 +21,7 @@ from denseport.export.graph.fusion import FusionRecord, fuse
 from denseport.export.graph.mask import append_mask
 from denseport.export.graph.model import LOGITS, MASK, read_model, save_model
 from denseport.export.graph.precision import PrecisionRecord, set_types
-from denseport.export.graph.ranges import observe
+from denseport.export.graph.probe import observe
 from denseport.runtime.backends.tensorrt import why_not
 from denseport.runtime.bundle.artifact import ANY, FLOATS, FOR_TENSORRT
 from denseport.runtime.bundle.bundle import Bundle
@@ -137,7 +137,6 @@ def build_engine_artifact(
     *,
     float_precision: str = "fp32",
     try_plugin: bool = False,
-    verbose: bool = False,
     progress: Progress,
 ) -> tuple[str, BuildRecord, Audit | str]:
     """Build an engine of a bundle's ``model.onnx`` or typed graph, and enter it, ``fp16.rtx.sm_86.engine`` say.
@@ -145,7 +144,6 @@ def build_engine_artifact(
     Args:
         float_precision: what the float part of an INT8 or FP8 graph computes in: "fp32" or "fp16".
         try_plugin: TensorRT: build with the plugin too, time both, and keep the faster.
-        verbose: tell every line of TensorRT's log.
 
     Returns:
         Instead of an audit the reason why there is none.
@@ -157,7 +155,8 @@ def build_engine_artifact(
         def build(options: EngineOptions) -> Candidate:
             path = folder / ("fused.engine" if options.plugin else "native.engine")
             with progress.phase(f"building {precision}" + " with the plugin" * options.plugin) as told:
-                record = build_engine(model, path, options, progress=told, verbose=progress.say if verbose else None)
+                verbose = progress.say if options.verbose else None
+                record = build_engine(model, path, options, progress=told, verbose=verbose)
             return path, record
 
         output, record, times = _faster(build, options) if try_plugin else (*build(options), {})

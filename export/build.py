@@ -39,7 +39,6 @@ class EngineSettings(BuilderOptions):
 
     # Or "fixed:WxH"; or the least, usual and largest input, each (N, 3, H, W).
     profile: str | tuple[Shape, Shape, Shape] = "reference"
-    verbose: bool = False  # tell every line of TensorRT's log
 
 
 @dataclass
@@ -118,7 +117,7 @@ def build(
         name, fusion, audit = build_variant(bundle, precision, shown, mask=mask, fused=fused, progress=progress)
         built.add("variant", name, audit, fusion=None if fusion is None else asdict(fusion))
     if options is not None and built.passed:
-        _engine(bundle, order, options, settings, shown, built, progress)
+        _engine(bundle, order, options, shown, built, progress)
     return built
 
 
@@ -204,7 +203,6 @@ def _engine(
     bundle: Bundle,
     order: _Order,
     options: EngineOptions,
-    settings: EngineSettings,
     images: list[Path],
     built: Build,
     progress: Progress,
@@ -216,7 +214,6 @@ def _engine(
         images,
         float_precision=order.float_precision,
         try_plugin=order.plugin == "auto",
-        verbose=settings.verbose,
         progress=progress,
     )
     why = too_narrow(record.profiles, parse_protocol("reference", bundle.manifest))

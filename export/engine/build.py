@@ -52,6 +52,7 @@ class BuilderOptions:
     version_compatible: bool = False  # TensorRT: opens in later releases too, at some cost of speed
     hardware_compatibility: str = "none"  # TensorRT: one of HARDWARE
     timing_cache: Path | None = None  # TensorRT: default: one for each GPU and release in the user's cache folder
+    verbose: bool = False  # tell every line of TensorRT's log
 
 
 @dataclass(frozen=True)
