@@ -105,6 +105,6 @@ def spec_of(data: dict[str, Any]) -> ModelSpec:
         BundleError: a setting is missing, unknown or mistyped.
     """
     head = DPTHeadSpec if "readout" in data["head"] else UPerHeadSpec
-    parts: dict[str, type] = {"backbone": ViTSpec, "head": head} | ({} if data["neck"] is None else {"neck": NeckSpec})
+    parts: dict[str, Any] = {"backbone": ViTSpec, "head": head} | ({} if data["neck"] is None else {"neck": NeckSpec})
     specs = {part: decode_dataclass(kind, data[part], "the manifest", f"spec.{part}") for part, kind in parts.items()}
     return ModelSpec(**data | specs)
