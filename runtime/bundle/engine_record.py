@@ -45,7 +45,10 @@ class Profile:
     def __post_init__(self) -> None:
         for low, best, high in zip(self.minimum, self.optimum, self.maximum, strict=True):
             if not 1 <= low <= best <= high:
-                raise ValueError(f"profile {self}: sizes must grow from the minimum over the optimum to the maximum")
+                raise ValueError(
+                    f"profile {self}: each size must be positive, and grow from the minimum over the optimum to the "
+                    "maximum"
+                )
 
     @property
     def fixed(self) -> bool:

@@ -259,7 +259,7 @@ GRAPHS: dict[str, tuple[Callable[[], ModelProto], type[DenseportError], str]] = 
             helper.make_node("Cast", ["image"], ["logits"], to=TensorProto.STRING), output=TensorProto.STRING
         ),
         BundleError,
-        "no segmentation network",
+        "not a segmentation network",
     ),
     "NaN": (
         lambda: graph(
