@@ -90,12 +90,7 @@ def speed_ratio(fp32: Sequence[float], taken: Sequence[float]) -> float:
 
 
 def measure_accuracy(
-    bundle: Bundle,
-    name: str,
-    dataset: Dataset,
-    *,
-    threads: int | None,
-    progress: StepCallback,
+    bundle: Bundle, name: str, dataset: Dataset, *, threads: int | None, progress: StepCallback
 ) -> Accuracy:
     """mIoU of an artifact and of FP32, as `denseport eval` measures it."""
     with (

@@ -57,7 +57,7 @@ def build_typed(
         raise ExportError(f"{name}: no node computes in {precision}", "Look at --explain-precision.")
     what: dict[str, Any] = {"precision": quantized or precision, "float_precision": precision}
     what |= {"target": FOR_TENSORRT if quantized else ANY, "record": {"precision": dataclasses.asdict(record)}}
-    return name, record, _write_graph(bundle, model, name, source, images, progress, what)
+    return name, record, _write_graph(bundle, model, name, source, images, progress, **what)
 
 
 def build_variant(
@@ -73,27 +73,21 @@ def build_variant(
     fusion = fuse(model) if fused else None
     record = {"fusion": dataclasses.asdict(fusion)} if fusion is not None else {}
     what = {"precision": precision, "output": MASK if mask else LOGITS, "fused": fused, "record": record}
-    return name, fusion, _write_graph(bundle, model, name, source, images, progress, what)
+    return name, fusion, _write_graph(bundle, model, name, source, images, progress, **what)
 
 
 def _write_graph(
-    bundle: Bundle,
-    model: ir.Model,
-    name: str,
-    source: str,
-    images: Sequence[Path],
-    progress: Progress,
-    what: dict[str, Any],
+    bundle: Bundle, model: ir.Model, name: str, source: str, images: Sequence[Path], progress: Progress, **what: Any
 ) -> Audit | None:
     with work_folder(bundle.path) as folder:
         output = folder / name
         save_model(model, output)
         audit = audit_graph(bundle, output, what["precision"], images, progress) if images else None
-        _enter(bundle, output, source, audit, what)
+        _enter(bundle, output, source, audit, **what)
     return audit
 
 
-def _enter(bundle: Bundle, main: Path, source: str, audit: Audit | None, what: dict[str, Any]) -> None:
+def _enter(bundle: Bundle, main: Path, source: str, audit: Audit | None, **what: Any) -> None:
     """Move what was made of an artifact into the bundle, with its external data, unless its audit failed.
 
     Args:
@@ -167,7 +161,7 @@ def build_engine_artifact(
         audit = None if unaudited else audit_engine(bundle, output, record, precision, images)
         what = {"kind": "engine", "target": record.flavour, "output": record.output, "fused": bool(record.fused)}
         what |= {"record": record.to_dict() | ({"milliseconds": times} if times else {})}
-        _enter(bundle, output.rename(output.with_name(name)), source, audit, what)
+        _enter(bundle, output.rename(output.with_name(name)), source, audit, **what)
     return name, record, audit or unaudited
 
 

@@ -200,12 +200,7 @@ def _typed(bundle: Bundle, order: _Order, images: list[Path], built: Build, prog
 
 
 def _engine(
-    bundle: Bundle,
-    order: _Order,
-    options: EngineOptions,
-    images: list[Path],
-    built: Build,
-    progress: Progress,
+    bundle: Bundle, order: _Order, options: EngineOptions, images: list[Path], built: Build, progress: Progress
 ) -> None:
     name, record, audit = build_engine_artifact(
         bundle,
