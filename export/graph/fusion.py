@@ -34,6 +34,7 @@ DOMAIN = "denseport"  # of the functions, and the plugin's namespace
 CALL: dict[str, int | str] = {"plugin_namespace": DOMAIN, "plugin_version": "1", "aot": 1}
 OPERATORS = ("UpsampleAdd", "UpsampleArgmax", "ResizeArgmax")
 GRIDS = ("half_pixel", "pytorch_half_pixel", "align_corners")  # the first two differ for an output of one pixel only
+EXTRAS = {"antialias": 0, "exclude_outside": 0, "keep_aspect_ratio_policy": "stretch"}  # defaults of a Resize
 ROUNDINGS = ("Cast", "QuantizeLinear", "DequantizeLinear")
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 Sizes = tuple[int | None, ...]  # None: any
@@ -169,15 +170,10 @@ def _behind(node: ir.Node) -> str:
 
 def _grid(resize: ir.Node) -> str | None:
     """How a bilinear Resize lays its grid, if it is one of `GRIDS` without extras."""
-    attributes = resize.attributes
-    plain = (
-        attributes.get_string("mode", "nearest") == "linear"
-        and not attributes.get_int("antialias", 0)
-        and not attributes.get_int("exclude_outside", 0)
-        and attributes.get_string("keep_aspect_ratio_policy", "stretch") == "stretch"
-        and "axes" not in attributes
-    )
-    grid = attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    given = {name: attribute.value for name, attribute in resize.attributes.items()}
+    plain = given.get("mode") == "linear" and "axes" not in given
+    plain = plain and all(given.get(name, default) == default for name, default in EXTRAS.items())
+    grid = given.get("coordinate_transformation_mode", "half_pixel")
     return grid if plain and grid in GRIDS else None
 
 
