@@ -193,7 +193,7 @@ def _peak_memory() -> Iterator[Callable[[], int | None]]:
 
 @contextlib.contextmanager
 def _prepared(model: Path, options: EngineOptions) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The file to parse, which is ``model`` itself if nothing is to be changed, and what the record says of the graph."""
+    """The file to parse, ``model`` itself if nothing is to be changed, and what the record says of the graph."""
     graph = read_model(model)
     fixed = len(options.profiles) == 1 and options.profiles[0].fixed
     changed = options.mask or fixed or options.plugin
