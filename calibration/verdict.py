@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,18 +70,15 @@ def race(
         Seconds of each round, by session.
     """
 
-    def turn(session: Session) -> Callable[[int], float]:
-        def taken(number: int) -> float:
-            start = clock()
-            session.run(images[number % len(images)])
-            return clock() - start
-
-        return taken
+    def taken(session: Session, number: int) -> float:
+        start = clock()
+        session.run(images[number % len(images)])
+        return clock() - start
 
     for session in sessions.values():
         session.run(images[0])
     least, most = ROUNDS
-    work = {name: turn(session) for name, session in sessions.items()}
+    work = {name: partial(taken, session) for name, session in sessions.items()}
     return in_turns(work, most, least=least, seconds=seconds, clock=clock)
 
 

@@ -63,17 +63,6 @@ class Quantization:
         """Share of the multiply-adds in 8 bits, 0..1."""
         return self.narrow_macs / max(1, self.macs)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values, for the record."""
-        return {
-            "precision": self.kind,
-            "narrow_multiply_adds": self.narrow_macs,
-            "multiply_adds": self.macs,
-            "share": self.share,
-            "narrow": [group.name for group in self.narrow],
-            "float": {group.name: reason for group, reason in self.floats},
-        }
-
 
 def quantize(
     model: ir.Model,

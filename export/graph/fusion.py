@@ -111,7 +111,9 @@ def fuse(model: ir.Model) -> FusionRecord:
             # ONNX finds a function by its name, so there is one body of each in a model.
             found = f"the model's {found.operator} has another grid or scale"
         if isinstance(found, _Match):
-            _replace(graph, found)
+            last, attributes = found.nodes[-1], {**found.attributes, **CALL}
+            call = ir.node(found.operator, found.inputs, attributes, domain=DOMAIN, name=last.name)
+            ir.convenience.replace_nodes_and_values(graph, last, found.nodes, [call], last.outputs, call.outputs)
         elif found is not None:
             left[str(resize.name)] = found
     for operator, body in bodies.items():
@@ -284,12 +286,6 @@ def _side(graph: ir.Graph, before: ir.Node, image: ir.Value, axis: int) -> ir.Va
     flat = new_node("Reshape", [*line.outputs, length], name=f"mask/{side}/Reshape", dtype=FLOAT)
     graph.insert_before(before, [line, flat])
     return flat.outputs[0]
-
-
-def _replace(graph: ir.Graph, match: _Match) -> None:
-    last = match.nodes[-1]
-    call = ir.node(match.operator, match.inputs, {**match.attributes, **CALL}, domain=DOMAIN, name=last.name)
-    ir.convenience.replace_nodes_and_values(graph, last, match.nodes, [call], last.outputs, call.outputs)
 
 
 def _add_function(model: ir.Model, operator: str, body: str) -> None:
