@@ -60,14 +60,13 @@ def race(
     seconds: float = SECONDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Time sessions in turns: in each round all run the same image. A run of each that plans its memory comes first.
+    """Seconds that each session takes, round by round: in turns, all on the same image.
+
+    A run of each that plans its memory comes first.
 
     Args:
         images: normalised (N, 3, H, W); one a round, in turn.
         seconds: after which no further round begins.
-
-    Returns:
-        Seconds of each round, by session.
     """
 
     def taken(session: Session, number: int) -> float:

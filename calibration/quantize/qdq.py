@@ -30,12 +30,6 @@ class Kind:
     dtype: ir.DataType
     largest: float  # number that a threshold becomes
 
-    def rounded(self, values: NDArray[np.float32]) -> NDArray[Any]:
-        """The numbers of the type that are nearest to ``values``."""
-        clipped = values.clip(-self.largest, self.largest)
-        rounded: NDArray[Any] = (np.rint(clipped) if self.dtype.is_integer() else clipped).astype(self.dtype.numpy())
-        return rounded
-
 
 KINDS = {"int8": Kind(ir.DataType.INT8, LEVELS), "fp8": Kind(ir.DataType.FLOAT8E4M3FN, 448.0)}
 
@@ -155,8 +149,10 @@ class _Writer:
         name = str(value.name)
         scales = weight_scales(weight, axis, self.kind.largest)
         shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-        rounded = self.kind.rounded((weight / scales.reshape(shape)).astype(np.float32))
-        stored = new_constant(self.graph, f"{name}.{self.kind.dtype.name.lower()}", rounded)
+        dtype, largest = self.kind.dtype, self.kind.largest
+        clipped = (weight / scales.reshape(shape)).astype(np.float32).clip(-largest, largest)
+        rounded = (np.rint(clipped) if dtype.is_integer() else clipped).astype(dtype.numpy())
+        stored = new_constant(self.graph, f"{name}.{dtype.name.lower()}", rounded)
         scale = new_constant(self.graph, f"{name}.scale", scales)
         zero = new_constant(self.graph, f"{name}.zero_point", np.zeros(len(scales), rounded.dtype))
         inputs = [stored, scale, zero]
