@@ -17,18 +17,19 @@ from typing import Any
 import onnx_ir as ir
 
 from denseport.calibration.errors import CalibrationError
-from denseport.calibration.observe.images import check_images, contents_sha256, identity_of, labels_of
+from denseport.calibration.observe.collect import collect, collection_key
+from denseport.calibration.observe.images import ImageStatistics, check_images, contents_sha256, identity_of, labels_of
+from denseport.calibration.observe.observers import ChannelMaximum, Histogram, Observer, RowSample, threshold
 from denseport.calibration.options import EFFORTS, CalibrationOptions, Effort
 from denseport.calibration.quantize.cpu import lower_for_cpu
-from denseport.calibration.quantize.placement import Group, find_groups
-from denseport.calibration.quantize.smoothing import Smoothing, SmoothingRecord
-from denseport.calibration.quantize.statistics import Thresholds, find_thresholds, smooth_norms
-from denseport.calibration.search.loss_file import LossFile
+from denseport.calibration.quantize.placement import Group, activations, find_groups
+from denseport.calibration.quantize.smoothing import Smoothing, find_norms, smooth
 from denseport.calibration.search.search import Budget, Search, Step, search
-from denseport.calibration.search.sensitivity import Loss, Reference, sensitivities
+from denseport.calibration.search.sensitivity import Loss, LossFile, Reference, sensitivities
 from denseport.export.graph.model import LOGITS, output_of, read_model, serialise
 from denseport.export.graph.probe import Probe
 from denseport.export.graph.unpack import unpack_projections
+from denseport.runtime.backends.onnxruntime import INPUT
 from denseport.runtime.bundle.artifact import ANY, FOR_CPU, FOR_TENSORRT
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.evaluation.dataset import Dataset
@@ -40,6 +41,8 @@ from denseport.runtime.system.progress import Progress
 from denseport.runtime.system.text import count
 
 __all__ = ["CalibrationRecord", "Variant", "quantize_bundle"]
+
+_ROWS = 1024  # of each LayerNorm's output, all images together
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,8 @@ def quantize_bundle(
     progress.say(_estimate(model, images, groups, len(test[0]), options))
     with writing(work):
         work.mkdir(parents=True, exist_ok=True)
-    smoothing, thresholds = _observe(model, images, default, options, work, progress)
-    found, variants = _search(model, thresholds, groups, options, budget, test, work, progress)
+    observed = _observe(model, images, default, options, work, progress)
+    found, variants = _search(model, observed, groups, options, budget, test, work, progress)
     record = CalibrationRecord(
         losses={variant.name: variant.loss for variant in variants},
         options=options,
@@ -125,8 +128,8 @@ def quantize_bundle(
         images=len(images),
         images_sha256=contents_sha256(images),
         labelled=len(test[0]) if labelled is not None else 0,
-        warnings=thresholds.warnings,
-        smoothing=smoothing.norms,
+        warnings=observed.warnings,
+        smoothing=observed.smoothing,
         search=found,
         seconds=time.monotonic() - start,
         versions=inspect_machine(look_for_gpus=False).summary()["packages"],
@@ -210,6 +213,16 @@ def _estimate(
     )
 
 
+@dataclass(frozen=True)
+class _Observed:
+    """What the calibration images showed."""
+
+    smoothing: tuple[Smoothing, ...]
+    limits: dict[str, float]  # by tensor: the magnitude that becomes the largest number
+    warnings: tuple[str, ...]  # what speaks against the images, with figures
+    key: str  # a hash of the model, the images and the tensors
+
+
 def _observe(
     model: ir.Model,
     images: NetworkInputs,
@@ -217,28 +230,45 @@ def _observe(
     options: CalibrationOptions,
     work: Path,
     progress: Progress,
-) -> tuple[SmoothingRecord, Thresholds]:
+) -> _Observed:
     """Smooth the model in place, and find the thresholds of its tensors.
+
+    Each collection has a state file in ``work``. An interrupted collection goes on there. A finished one is not
+    repeated for another method or budget.
 
     Args:
         groups: the default ones, whatever the options say of layers, so that a further run with other options finds
             the statistics.
     """
-    smoothing, threads = SmoothingRecord(()), options.threads
-    if options.smoothquant:
-        with progress.phase("observing LayerNorms") as told:
-            smoothing = smooth_norms(model, images, work / "norms.npz", threads=threads, progress=told)
-    chosen, file = [group for group in groups if group.is_candidate], work / "tensors.npz"
-    with progress.phase("observing tensors") as told:
-        thresholds = find_thresholds(model, chosen, images, file, options.method, threads=threads, progress=told)
-    for warning in thresholds.warnings:
+    identity, smoothing = identity_of(images), tuple[Smoothing, ...]()
+
+    def show(what: str, observers: Mapping[str, list[Observer]], file: Path) -> str:
+        key = collection_key(model, identity, observers)
+        with progress.phase(f"observing {what}") as told:
+            collect(model, images, observers, threads=options.threads, state_file=file, key=key, progress=told)
+        return key
+
+    norms = find_norms(model) if options.smoothquant else {}
+    if norms:
+        maxima = {name: ChannelMaximum() for name in norms}
+        rows = {name: RowSample(per_image=max(1, _ROWS // len(images)), capacity=_ROWS) for name in norms}
+        show("LayerNorms", {name: [maxima[name], rows[name]] for name in norms}, work / "norms.npz")
+        smoothing = smooth(model, maxima, rows).norms
+    chosen, statistics = [group for group in groups if group.is_candidate], ImageStatistics()
+    histograms = {name: Histogram() for name in activations(model, chosen, outputs=True)}
+    observers: dict[str, list[Observer]] = {name: [histogram] for name, histogram in histograms.items()}
+    observers.setdefault(INPUT, []).append(statistics)
+    key = show("tensors", observers, work / "tensors.npz")
+    warnings = tuple(statistics.warnings())
+    for warning in warnings:
         progress.say(f"warning: {warning}")
-    return smoothing, thresholds
+    limits = {name: threshold(histogram, options.method) for name, histogram in histograms.items()}
+    return _Observed(smoothing, limits, warnings, key)
 
 
 def _search(
     model: ir.Model,
-    thresholds: Thresholds,
+    observed: _Observed,
     groups: Sequence[Group],
     options: CalibrationOptions,
     budget: Budget,
@@ -247,10 +277,10 @@ def _search(
     progress: Progress,
 ) -> tuple[Search, list[Variant]]:
     """The layers to quantize, and the graphs that follow; none if nothing keeps the budget."""
-    effort, kind, limits, (images, labels) = EFFORTS[options.effort], options.precision, thresholds.limits, test
+    effort, kind, limits, (images, labels) = EFFORTS[options.effort], options.precision, observed.limits, test
     with progress.phase("measuring each layer") as told:
         single = Reference(model, evenly_spaced(images, effort.single), threads=options.threads)
-        what = (thresholds.key, options.method, identity_of(images), str(effort.single), kind)
+        what = (observed.key, options.method, identity_of(images), str(effort.single), kind)
         losses = LossFile(work / "losses.npz", *what)
         if losses.damaged:
             progress.say(f"{losses.path}: is damaged; its losses are measured again")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,28 +60,24 @@ def race(
     seconds: float = SECONDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Time sessions in turns: in each round all run the same image. A run of each that plans its memory comes first.
+    """Seconds that each session takes, round by round: in turns, all on the same image.
+
+    A run of each that plans its memory comes first.
 
     Args:
         images: normalised (N, 3, H, W); one a round, in turn.
         seconds: after which no further round begins.
-
-    Returns:
-        Seconds of each round, by session.
     """
 
-    def turn(session: Session) -> Callable[[int], float]:
-        def taken(number: int) -> float:
-            start = clock()
-            session.run(images[number % len(images)])
-            return clock() - start
-
-        return taken
+    def taken(session: Session, number: int) -> float:
+        start = clock()
+        session.run(images[number % len(images)])
+        return clock() - start
 
     for session in sessions.values():
         session.run(images[0])
     least, most = ROUNDS
-    work = {name: turn(session) for name, session in sessions.items()}
+    work = {name: partial(taken, session) for name, session in sessions.items()}
     return in_turns(work, most, least=least, seconds=seconds, clock=clock)
 
 
@@ -90,12 +87,7 @@ def speed_ratio(fp32: Sequence[float], taken: Sequence[float]) -> float:
 
 
 def measure_accuracy(
-    bundle: Bundle,
-    name: str,
-    dataset: Dataset,
-    *,
-    threads: int | None,
-    progress: StepCallback,
+    bundle: Bundle, name: str, dataset: Dataset, *, threads: int | None, progress: StepCallback
 ) -> Accuracy:
     """mIoU of an artifact and of FP32, as `denseport eval` measures it."""
     with (

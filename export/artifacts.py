@@ -21,7 +21,7 @@ from denseport.export.graph.fusion import FusionRecord, fuse
 from denseport.export.graph.mask import append_mask
 from denseport.export.graph.model import LOGITS, MASK, read_model, save_model
 from denseport.export.graph.precision import PrecisionRecord, set_types
-from denseport.export.graph.ranges import observe
+from denseport.export.graph.probe import observe
 from denseport.runtime.backends.tensorrt import why_not
 from denseport.runtime.bundle.artifact import ANY, FLOATS, FOR_TENSORRT
 from denseport.runtime.bundle.bundle import Bundle
@@ -57,7 +57,7 @@ def build_typed(
         raise ExportError(f"{name}: no node computes in {precision}", "Look at --explain-precision.")
     what: dict[str, Any] = {"precision": quantized or precision, "float_precision": precision}
     what |= {"target": FOR_TENSORRT if quantized else ANY, "record": {"precision": dataclasses.asdict(record)}}
-    return name, record, _write_graph(bundle, model, name, source, images, progress, what)
+    return name, record, _write_graph(bundle, model, name, source, images, progress, **what)
 
 
 def build_variant(
@@ -73,27 +73,21 @@ def build_variant(
     fusion = fuse(model) if fused else None
     record = {"fusion": dataclasses.asdict(fusion)} if fusion is not None else {}
     what = {"precision": precision, "output": MASK if mask else LOGITS, "fused": fused, "record": record}
-    return name, fusion, _write_graph(bundle, model, name, source, images, progress, what)
+    return name, fusion, _write_graph(bundle, model, name, source, images, progress, **what)
 
 
 def _write_graph(
-    bundle: Bundle,
-    model: ir.Model,
-    name: str,
-    source: str,
-    images: Sequence[Path],
-    progress: Progress,
-    what: dict[str, Any],
+    bundle: Bundle, model: ir.Model, name: str, source: str, images: Sequence[Path], progress: Progress, **what: Any
 ) -> Audit | None:
     with work_folder(bundle.path) as folder:
         output = folder / name
         save_model(model, output)
         audit = audit_graph(bundle, output, what["precision"], images, progress) if images else None
-        _enter(bundle, output, source, audit, what)
+        _enter(bundle, output, source, audit, **what)
     return audit
 
 
-def _enter(bundle: Bundle, main: Path, source: str, audit: Audit | None, what: dict[str, Any]) -> None:
+def _enter(bundle: Bundle, main: Path, source: str, audit: Audit | None, **what: Any) -> None:
     """Move what was made of an artifact into the bundle, with its external data, unless its audit failed.
 
     Args:
@@ -137,7 +131,6 @@ def build_engine_artifact(
     *,
     float_precision: str = "fp32",
     try_plugin: bool = False,
-    verbose: bool = False,
     progress: Progress,
 ) -> tuple[str, BuildRecord, Audit | str]:
     """Build an engine of a bundle's ``model.onnx`` or typed graph, and enter it, ``fp16.rtx.sm_86.engine`` say.
@@ -145,7 +138,6 @@ def build_engine_artifact(
     Args:
         float_precision: what the float part of an INT8 or FP8 graph computes in: "fp32" or "fp16".
         try_plugin: TensorRT: build with the plugin too, time both, and keep the faster.
-        verbose: tell every line of TensorRT's log.
 
     Returns:
         Instead of an audit the reason why there is none.
@@ -157,7 +149,8 @@ def build_engine_artifact(
         def build(options: EngineOptions) -> Candidate:
             path = folder / ("fused.engine" if options.plugin else "native.engine")
             with progress.phase(f"building {precision}" + " with the plugin" * options.plugin) as told:
-                record = build_engine(model, path, options, progress=told, verbose=progress.say if verbose else None)
+                verbose = progress.say if options.verbose else None
+                record = build_engine(model, path, options, progress=told, verbose=verbose)
             return path, record
 
         output, record, times = _faster(build, options) if try_plugin else (*build(options), {})
@@ -168,7 +161,7 @@ def build_engine_artifact(
         audit = None if unaudited else audit_engine(bundle, output, record, precision, images)
         what = {"kind": "engine", "target": record.flavour, "output": record.output, "fused": bool(record.fused)}
         what |= {"record": record.to_dict() | ({"milliseconds": times} if times else {})}
-        _enter(bundle, output.rename(output.with_name(name)), source, audit, what)
+        _enter(bundle, output.rename(output.with_name(name)), source, audit, **what)
     return name, record, audit or unaudited
 
 

@@ -57,7 +57,6 @@ def audit_graph(bundle: Bundle, typed: Path, precision: str, images: Sequence[Pa
 
     Args:
         images: at least one.
-        progress: told what is being done.
 
     Raises:
         BundleError: the bundle's FP32 model is altered or missing.

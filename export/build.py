@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from denseport.export.artifacts import build_engine_artifact, build_typed, build_variant, graph_of
 from denseport.export.audit import Audit
-from denseport.export.engine.build import EngineOptions, check_builder
+from denseport.export.engine.build import BuilderOptions, EngineOptions, check_builder
 from denseport.export.engine.profile import named_profiles, profile_of
 from denseport.export.graph.precision import PrecisionRecord
 from denseport.runtime.bundle.bundle import Bundle
@@ -34,18 +34,11 @@ CHOICES = {
 
 
 @dataclass(frozen=True)
-class EngineSettings:
+class EngineSettings(BuilderOptions):
     """How an engine is built; `denseport.export.engine.build.EngineOptions` refuses what a flavour does not have."""
 
     # Or "fixed:WxH"; or the least, usual and largest input, each (N, 3, H, W).
     profile: str | tuple[Shape, Shape, Shape] = "reference"
-    targets: tuple[str, ...] = ()  # RTX: "sm_86", …
-    optimization_level: int = 3  # 0 to 5
-    workspace: int | None = None  # bytes of scratch memory for a layer; None: no limit
-    timing_cache: Path | None = None  # TensorRT: None: one for each GPU
-    version_compatible: bool = False  # TensorRT: opens in later releases too
-    hardware_compatibility: str = "none"  # TensorRT: or "same_compute_capability", "ampere_plus"
-    verbose: bool = False  # tell every line of TensorRT's log
 
 
 @dataclass
@@ -124,7 +117,7 @@ def build(
         name, fusion, audit = build_variant(bundle, precision, shown, mask=mask, fused=fused, progress=progress)
         built.add("variant", name, audit, fusion=None if fusion is None else asdict(fusion))
     if options is not None and built.passed:
-        _engine(bundle, order, options, settings, shown, built, progress)
+        _engine(bundle, order, options, shown, built, progress)
     return built
 
 
@@ -182,18 +175,8 @@ def _engine_options(bundle: Bundle, order: _Order, settings: EngineSettings) -> 
         profiles = named_profiles(settings.profile, order.engine, protocol)
     else:
         profiles = (profile_of(*settings.profile),)
-    return EngineOptions(
-        order.engine,
-        profiles,
-        targets=settings.targets,
-        optimization_level=settings.optimization_level,
-        workspace=settings.workspace,
-        version_compatible=settings.version_compatible,
-        hardware_compatibility=settings.hardware_compatibility,
-        timing_cache=settings.timing_cache,
-        mask=order.output == "mask",
-        plugin=order.plugin == "on",
-    )
+    shared = {each.name: getattr(settings, each.name) for each in fields(BuilderOptions)}
+    return EngineOptions(order.engine, profiles, order.output == "mask", order.plugin == "on", **shared)
 
 
 def _images(patterns: Sequence[Path | str], limit: int) -> list[Path]:
@@ -217,13 +200,7 @@ def _typed(bundle: Bundle, order: _Order, images: list[Path], built: Build, prog
 
 
 def _engine(
-    bundle: Bundle,
-    order: _Order,
-    options: EngineOptions,
-    settings: EngineSettings,
-    images: list[Path],
-    built: Build,
-    progress: Progress,
+    bundle: Bundle, order: _Order, options: EngineOptions, images: list[Path], built: Build, progress: Progress
 ) -> None:
     name, record, audit = build_engine_artifact(
         bundle,
@@ -232,7 +209,6 @@ def _engine(
         images,
         float_precision=order.float_precision,
         try_plugin=order.plugin == "auto",
-        verbose=settings.verbose,
         progress=progress,
     )
     why = too_narrow(record.profiles, parse_protocol("reference", bundle.manifest))

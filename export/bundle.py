@@ -48,7 +48,6 @@ def export_bundle(
         scale: limits of the longer and the shorter side, pixels; default: the checkpoint's own.
         rewrite: apply the exact rewrites of `denseport.export.models.dpt`.
         replace: replace an existing bundle.
-        progress: told each step.
 
     Raises:
         CheckpointError: the file, its network or its settings cannot be used; the message says which.

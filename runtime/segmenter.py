@@ -33,7 +33,7 @@ __all__ = ["Segmenter"]
 
 # Images of `submit` at a time: one in the network, one before or behind it.
 SUBMITTED = 2
-BATCH = 4  # images: of 150 classes at 512 x 683, their logits take 215 MB
+BATCH = 4  # images: of 150 classes at 683 x 512, their logits take 215 MB
 
 
 class Segmenter:

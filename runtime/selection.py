@@ -47,11 +47,6 @@ class Selection:
     others: dict[str, str]  # name and reason of each artifact that was passed over
     caution: str = ""  # what nobody has shown of it yet, and the command that does
 
-    @property
-    def on_gpu(self) -> bool:
-        """An engine, or ONNX Runtime with CUDA."""
-        return not self.providers or CUDA in self.providers
-
 
 def select_artifact(bundle: Bundle, wanted: str | None = None, protocol: Protocol | None = None) -> Selection:
     """The best artifact for this machine: an engine that fits, else ONNX on CUDA, else FP32 on the CPU.

@@ -77,18 +77,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.measure is not None:
         return _measure(arguments)
+    same = ("precision", "budget", "agreement", "method", "effort", "work", "resume", "threads")
     options = CalibrationOptions(
-        precision=arguments.precision,
-        budget=arguments.budget,
-        agreement=arguments.agreement,
-        method=arguments.method,
-        effort=arguments.effort,
+        **{name: getattr(arguments, name) for name in same},
         smoothquant=arguments.smoothquant == "auto",
         float_layers=tuple(arguments.keep_float),
         attention_float=arguments.attention == "float",
-        work=arguments.work,
-        resume=arguments.resume,
-        threads=arguments.threads,
     )
     found = calibrate(
         arguments.bundle, arguments.images, options, **_data(arguments), report=arguments.report, progress=Terminal()

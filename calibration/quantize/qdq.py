@@ -30,12 +30,6 @@ class Kind:
     dtype: ir.DataType
     largest: float  # number that a threshold becomes
 
-    def rounded(self, values: NDArray[np.float32]) -> NDArray[Any]:
-        """The numbers of the type that are nearest to ``values``."""
-        clipped = values.clip(-self.largest, self.largest)
-        rounded: NDArray[Any] = (np.rint(clipped) if self.dtype.is_integer() else clipped).astype(self.dtype.numpy())
-        return rounded
-
 
 KINDS = {"int8": Kind(ir.DataType.INT8, LEVELS), "fp8": Kind(ir.DataType.FLOAT8E4M3FN, 448.0)}
 
@@ -62,17 +56,6 @@ class Quantization:
     def share(self) -> float:
         """Share of the multiply-adds in 8 bits, 0..1."""
         return self.narrow_macs / max(1, self.macs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values, for the record."""
-        return {
-            "precision": self.kind,
-            "narrow_multiply_adds": self.narrow_macs,
-            "multiply_adds": self.macs,
-            "share": self.share,
-            "narrow": [group.name for group in self.narrow],
-            "float": {group.name: reason for group, reason in self.floats},
-        }
 
 
 def quantize(
@@ -166,8 +149,10 @@ class _Writer:
         name = str(value.name)
         scales = weight_scales(weight, axis, self.kind.largest)
         shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-        rounded = self.kind.rounded((weight / scales.reshape(shape)).astype(np.float32))
-        stored = new_constant(self.graph, f"{name}.{self.kind.dtype.name.lower()}", rounded)
+        dtype, largest = self.kind.dtype, self.kind.largest
+        clipped = (weight / scales.reshape(shape)).astype(np.float32).clip(-largest, largest)
+        rounded = (np.rint(clipped) if dtype.is_integer() else clipped).astype(dtype.numpy())
+        stored = new_constant(self.graph, f"{name}.{dtype.name.lower()}", rounded)
         scale = new_constant(self.graph, f"{name}.scale", scales)
         zero = new_constant(self.graph, f"{name}.zero_point", np.zeros(len(scales), rounded.dtype))
         inputs = [stored, scale, zero]

@@ -91,8 +91,14 @@ class Search:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, for the record."""
+        quantization = self.quantization
         return {
-            **self.quantization.to_dict(),
+            "precision": quantization.kind,
+            "narrow_multiply_adds": quantization.narrow_macs,
+            "multiply_adds": quantization.macs,
+            "share": quantization.share,
+            "narrow": [group.name for group in quantization.narrow],
+            "float": {group.name: reason for group, reason in quantization.floats},
             "loss": asdict(self.loss),
             "within_budget": self.within,
             "steps": [asdict(step) for step in self.steps],

@@ -17,41 +17,30 @@ if TYPE_CHECKING:
 HELP = "build FP16 graphs and TensorRT engines, audited against FP32"
 NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # looked for first, since the work takes a while
 
+# The first choice is the default.
+CHOICES = (
+    ("--precision", ("fp16", "fp32", "bf16", "int8", "fp8"), "int8 and fp8 take what denseport calibrate wrote"),
+    ("--float-precision", ("fp32", "fp16"), "what the float part of int8 and fp8 computes in"),
+    ("--engine", ("onnx", "tensorrt", "tensorrt_rtx"), "onnx writes the typed graph alone"),
+    (
+        "--output",
+        ("logits", "mask"),
+        "what the graph gives: logits, which the runtime resizes to the image, or a class for each pixel of the "
+        "network's input",
+    ),
+    (
+        "--plugin",
+        ("auto", "on", "off"),
+        "fused upsampling kernels; auto: TensorRT builds with and without them and keeps the faster, the others "
+        "build without",
+    ),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "fp16", "bf16", "int8", "fp8"),
-        default="fp16",
-        help="int8 and fp8 take what denseport calibrate wrote; default: %(default)s",
-    )
-    parser.add_argument(
-        "--float-precision",
-        choices=("fp32", "fp16"),
-        default="fp32",
-        help="what the float part of int8 and fp8 computes in; default: %(default)s",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=("onnx", "tensorrt", "tensorrt_rtx"),
-        default="onnx",
-        help="onnx writes the typed graph alone; default: %(default)s",
-    )
-    parser.add_argument(
-        "--output",
-        choices=("logits", "mask"),
-        default="logits",
-        help="what the graph gives: logits, which the runtime resizes to the image, or a class for each pixel of the "
-        "network's input; default: %(default)s",
-    )
-    parser.add_argument(
-        "--plugin",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="fused upsampling kernels; auto: TensorRT builds with and without them and keeps the faster, the others "
-        "build without; default: %(default)s",
-    )
+    for option, choices, words in CHOICES:
+        parser.add_argument(option, choices=choices, default=choices[0], help=f"{words}; default: %(default)s")
     _add_precision(parser.add_argument_group("precision"))
     _add_engine(parser.add_argument_group("engine"))
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -106,15 +95,10 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.export.graph.precision import precision_table
     from denseport.runtime.system.progress import Terminal
 
+    taken = ("precision", "float_precision", "engine", "output", "plugin", "images", "limit")
     built = build(
         arguments.bundle,
-        precision=arguments.precision,
-        float_precision=arguments.float_precision,
-        engine=arguments.engine,
-        output=arguments.output,
-        plugin=arguments.plugin,
-        images=arguments.images,
-        limit=arguments.limit,
+        **{name: getattr(arguments, name) for name in taken},
         settings=_settings(arguments),
         progress=Terminal(),
     )

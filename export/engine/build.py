@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 
 from denseport.export.engine.errors import builder_error, parser_error
 from denseport.export.engine.progress import STEPS, monitor
@@ -26,7 +25,7 @@ from denseport.export.errors import BuildError
 from denseport.export.graph.fold import fold
 from denseport.export.graph.fusion import fuse, fused_nodes
 from denseport.export.graph.mask import append_mask
-from denseport.export.graph.model import PROTOBUF_LIMIT, weight_bytes
+from denseport.export.graph.model import PROTOBUF_LIMIT, read_model, weight_bytes
 from denseport.export.plugin.compile import compile_ptx
 from denseport.runtime.backends.cuda.driver import Device, open_cuda
 from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_library
@@ -35,16 +34,29 @@ from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.system.files import cache_folder, sha256_of, write_atomic
 from denseport.runtime.system.progress import StepCallback, no_steps
 
-__all__ = ["NO_PLUGINS", "EngineOptions", "build_engine", "check_builder", "default_timing_cache"]
+__all__ = ["NO_PLUGINS", "BuilderOptions", "EngineOptions", "build_engine", "check_builder", "default_timing_cache"]
 
 HARDWARE = ("none", "same_compute_capability", "ampere_plus")
 NO_PLUGINS = "TensorRT-RTX takes no plugins"
 NO_CACHE = "TensorRT-RTX has none"  # "Timing cache operations are no-ops" since 1.2
 
 
+@dataclass(frozen=True, kw_only=True)
+class BuilderOptions:
+    """How an engine is built, whatever it gives."""
+
+    targets: tuple[str, ...] = ()  # RTX: "sm_86", …; empty: `PORTABLE_RTX`
+    optimization_level: int = 3  # 0 to 5: how long TensorRT looks for faster kernels
+    workspace: int | None = None  # bytes of scratch memory for a layer; None: all the GPU has
+    version_compatible: bool = False  # TensorRT: opens in later releases too, at some cost of speed
+    hardware_compatibility: str = "none"  # TensorRT: one of HARDWARE
+    timing_cache: Path | None = None  # TensorRT: default: one for each GPU and release in the user's cache folder
+    verbose: bool = False  # tell every line of TensorRT's log
+
+
 @dataclass(frozen=True)
-class EngineOptions:
-    """How an engine is built.
+class EngineOptions(BuilderOptions):
+    """What is built, and how.
 
     Raises:
         InputError: an option that the flavour does not have.
@@ -52,12 +64,6 @@ class EngineOptions:
 
     flavour: str  # "tensorrt" or "tensorrt_rtx"
     profiles: tuple[Profile, ...]  # `denseport.export.engine.profile.named_profiles`
-    targets: tuple[str, ...] = ()  # RTX: "sm_86", …; empty: `PORTABLE_RTX`
-    optimization_level: int = 3  # 0 to 5: how long TensorRT looks for faster kernels
-    workspace: int | None = None  # bytes of scratch memory for a layer; None: all the GPU has
-    version_compatible: bool = False  # TensorRT: opens in later releases too, at some cost of speed
-    hardware_compatibility: str = "none"  # TensorRT: one of HARDWARE
-    timing_cache: Path | None = None  # TensorRT: default: one for each GPU and release in the user's cache folder
     mask: bool = False  # the engine gives class masks (`denseport.export.graph.mask`) instead of logits
     plugin: bool = False  # TensorRT: fuse what the project's plugin computes (`denseport.export.graph.fusion`)
 
@@ -122,7 +128,7 @@ def build_engine(
 
     Raises:
         BuildError: TensorRT cannot read the graph or make an engine of it, or the profile does not fit it.
-        ExportError: there is nothing to fuse, or a mask is asked of a graph that ends in one.
+        ExportError: there is no ONNX model, nothing to fuse, or a mask is asked of a graph that ends in one.
         InputError: a target that this TensorRT does not know.
         MachineError: TensorRT or the GPU that it builds on is missing, or memory ran out.
         OutputError: ``engine`` cannot be written.
@@ -132,9 +138,9 @@ def build_engine(
     started = time.monotonic()
     digest = sha256_of(model)
     with library.log.collect(verbose) as lines, _peak_memory() as peak:
-        with _prepared(model, options) as source:
-            plugin = _register_plugin(library) if source.fused else "off"
-            plan, cache = _build(library, source.path, model.name, options, device, progress, lines)
+        with _prepared(model, options) as (source, about):
+            plugin = _register_plugin(library) if about["fused"] else "off"
+            plan, cache = _build(library, source, model.name, options, device, progress, lines)
         write_atomic(engine, plan)
         built, note = _types_built(library, plan, device, options)
     return BuildRecord(
@@ -148,11 +154,9 @@ def build_engine(
         version_compatible=options.version_compatible,
         hardware_compatibility=options.hardware_compatibility,
         profiles=options.profiles,
-        folded=source.folded,
         optimization_level=options.optimization_level,
         workspace=options.workspace,
         timing_cache=cache,
-        types_asked=source.types,
         types_built=built,
         types_built_note=note,
         onnx_sha256=digest,
@@ -160,9 +164,8 @@ def build_engine(
         seconds=round(time.monotonic() - started, 2),
         peak_host_bytes=peak(),
         log=tuple(dict.fromkeys(str(line) for line in lines)),
-        output=source.output,
         plugin=plugin,
-        fused=source.fused,
+        **about,
     )
 
 
@@ -188,41 +191,26 @@ def _peak_memory() -> Iterator[Callable[[], int | None]]:
     )
 
 
-@dataclass(frozen=True)
-class _Source:
-    """The file to parse."""
-
-    path: Path
-    output: str  # the name of what it gives
-    types: dict[str, int]  # `onnx_types`
-    folded: bool  # for the one size that is wanted
-    fused: dict[str, int]  # `fused_nodes`
-
-
 @contextlib.contextmanager
-def _prepared(model: Path, options: EngineOptions) -> Iterator[_Source]:
-    """The graph as TensorRT is to read it: ``model`` itself if nothing is to be changed in it."""
-    try:
-        graph = ir.load(model)
-    except DecodeError as err:
-        raise BuildError(f"{model}: no ONNX model: {err}", "Export the checkpoint again.") from err
+def _prepared(model: Path, options: EngineOptions) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The file to parse, ``model`` itself if nothing is to be changed, and what the record says of the graph."""
+    graph = read_model(model)
     fixed = len(options.profiles) == 1 and options.profiles[0].fixed
     changed = options.mask or fixed or options.plugin
-    if changed:
-        ir.external_data.load_to_model(graph)  # it is written elsewhere than beside its external data
     if options.mask:
         append_mask(graph)
     if fixed:
         fold(graph, options.profiles[0].optimum)
     if options.plugin:
         fuse(graph)
-    types, fused, output = onnx_types(graph), fused_nodes(graph), str(graph.graph.outputs[0].name)
+    about: dict[str, Any] = {"types_asked": onnx_types(graph), "fused": fused_nodes(graph)}
+    about |= {"output": str(graph.graph.outputs[0].name), "folded": fixed}
     with tempfile.TemporaryDirectory(prefix="denseport-") as folder:
         path = Path(folder) / model.name if changed else model
         if changed:
             ir.save(graph, path, external_data=f"{model.name}.data" if weight_bytes(graph) > PROTOBUF_LIMIT else None)
         del graph  # its weights need not stay in memory during the build
-        yield _Source(path, output, types, fixed, fused)
+        yield path, about
 
 
 def _register_plugin(library: Library) -> str:

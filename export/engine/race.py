@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,14 +57,11 @@ def race(
         source = DeviceArray(memory.address, shape, np.float32, lambda: None)  # the block gives its memory back
         results = {name: session.run_device(source) for name, session in sessions.items()}
 
-        def turn(name: str) -> Callable[[int], float]:
-            def seconds(number: int) -> float:
-                started = time.perf_counter()
-                for _ in range(runs):
-                    sessions[name].run_device(source, results[name])
-                return (time.perf_counter() - started) / runs
+        def seconds(name: str, number: int) -> float:
+            started = time.perf_counter()
+            for _ in range(runs):
+                sessions[name].run_device(source, results[name])
+            return (time.perf_counter() - started) / runs
 
-            return seconds
-
-        times = in_turns({name: turn(name) for name in engines}, rounds + 1)
+        times = in_turns({name: partial(seconds, name) for name in engines}, rounds + 1)
     return {name: round(1000 * statistics.median(each[1:]), 4) for name, each in times.items()}

@@ -29,6 +29,7 @@ class TorchSession(Session):
 
     def __init__(self, model: torch.nn.Module, *, device: str | None = None, weights: str = "") -> None:
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.on_gpu = self._device.type != "cpu"
         self._model = model.eval().to(self._device)
         self._weights = weights
 

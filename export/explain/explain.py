@@ -69,7 +69,6 @@ def explain(
             settings are taken for right.
         protocol: of the examined measurement.
         limit: images to measure, spread over the data set; each is run about five times.
-        progress: told what is being measured.
 
     Raises:
         BundleError: no such artifact, or a file is altered.

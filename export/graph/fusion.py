@@ -34,6 +34,7 @@ DOMAIN = "denseport"  # of the functions, and the plugin's namespace
 CALL: dict[str, int | str] = {"plugin_namespace": DOMAIN, "plugin_version": "1", "aot": 1}
 OPERATORS = ("UpsampleAdd", "UpsampleArgmax", "ResizeArgmax")
 GRIDS = ("half_pixel", "pytorch_half_pixel", "align_corners")  # the first two differ for an output of one pixel only
+EXTRAS = {"antialias": 0, "exclude_outside": 0, "keep_aspect_ratio_policy": "stretch"}  # defaults of a Resize
 ROUNDINGS = ("Cast", "QuantizeLinear", "DequantizeLinear")
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 Sizes = tuple[int | None, ...]  # None: any
@@ -110,7 +111,9 @@ def fuse(model: ir.Model) -> FusionRecord:
             # ONNX finds a function by its name, so there is one body of each in a model.
             found = f"the model's {found.operator} has another grid or scale"
         if isinstance(found, _Match):
-            _replace(graph, found)
+            last, attributes = found.nodes[-1], {**found.attributes, **CALL}
+            call = ir.node(found.operator, found.inputs, attributes, domain=DOMAIN, name=last.name)
+            ir.convenience.replace_nodes_and_values(graph, last, found.nodes, [call], last.outputs, call.outputs)
         elif found is not None:
             left[str(resize.name)] = found
     for operator, body in bodies.items():
@@ -169,15 +172,10 @@ def _behind(node: ir.Node) -> str:
 
 def _grid(resize: ir.Node) -> str | None:
     """How a bilinear Resize lays its grid, if it is one of `GRIDS` without extras."""
-    attributes = resize.attributes
-    plain = (
-        attributes.get_string("mode", "nearest") == "linear"
-        and not attributes.get_int("antialias", 0)
-        and not attributes.get_int("exclude_outside", 0)
-        and attributes.get_string("keep_aspect_ratio_policy", "stretch") == "stretch"
-        and "axes" not in attributes
-    )
-    grid = attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    given = {name: attribute.value for name, attribute in resize.attributes.items()}
+    plain = given.get("mode") == "linear" and "axes" not in given
+    plain = plain and all(given.get(name, default) == default for name, default in EXTRAS.items())
+    grid = given.get("coordinate_transformation_mode", "half_pixel")
     return grid if plain and grid in GRIDS else None
 
 
@@ -288,12 +286,6 @@ def _side(graph: ir.Graph, before: ir.Node, image: ir.Value, axis: int) -> ir.Va
     flat = new_node("Reshape", [*line.outputs, length], name=f"mask/{side}/Reshape", dtype=FLOAT)
     graph.insert_before(before, [line, flat])
     return flat.outputs[0]
-
-
-def _replace(graph: ir.Graph, match: _Match) -> None:
-    last = match.nodes[-1]
-    call = ir.node(match.operator, match.inputs, {**match.attributes, **CALL}, domain=DOMAIN, name=last.name)
-    ir.convenience.replace_nodes_and_values(graph, last, match.nodes, [call], last.outputs, call.outputs)
 
 
 def _add_function(model: ir.Model, operator: str, body: str) -> None:

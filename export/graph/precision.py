@@ -30,7 +30,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferenc
 
 from denseport.export.errors import ExportError
 from denseport.export.graph.casts import Caster, fewest_casts
-from denseport.export.graph.ranges import Ranges
+from denseport.export.graph.probe import Ranges
 from denseport.runtime.errors import InputError
 
 __all__ = ["FORMATS", "POLICY", "Format", "Group", "Island", "PrecisionRecord", "Rule", "precision_table", "set_types"]

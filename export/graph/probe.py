@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from onnx.helper import make_node
 
 from denseport.export.errors import ExportError
 from denseport.export.graph.model import LOGITS, serialise
-from denseport.runtime.errors import MachineError
+from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.system.cpus import usable_cpus
 
-__all__ = ["Probe", "in_groups", "open_session"]
+__all__ = ["Probe", "Ranges", "in_groups", "observe", "open_session"]
 
 SHAPE, LARGEST = "::shape", "::largest"  # end the names of outputs that hold a tensor's shape, its largest magnitude
 
@@ -90,6 +91,38 @@ class Probe:
             return list(self._session.run(self.outputs, {self._input: image}))
         except Exception as err:  # ONNX Runtime raises a class of its own for every status code
             raise ExportError(f"ONNX Runtime cannot run {self._name} on an image of {image.shape}: {err}") from err
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Largest magnitudes by tensor name; nothing where no image was observed."""
+
+    largest: dict[str, float] = field(default_factory=dict)  # inf or NaN where FP32 itself overflowed
+    images: int = 0
+
+
+def observe(path: Path, images: Iterable[NDArray[np.float32]], *, threads: int | None = None) -> Ranges:
+    """Run a model on images and note the largest magnitude of every floating-point tensor.
+
+    Args:
+        path: an FP32 ONNX file with one input.
+        images: normalised batches (N, 3, H, W) float32, read one at a time.
+
+    Raises:
+        MachineError, ExportError: see `Probe`.
+        InputError: there is not one image.
+    """
+    model = ir.load(path)
+    values = (*model.graph.inputs, *(value for node in model.graph for value in node.outputs))
+    tensors = [str(value.name) for value in values if value.dtype == ir.DataType.FLOAT]
+    probe = Probe(model, (), largest=tensors, threads=threads, name=str(path))
+    largest, count = np.zeros(len(tensors)), 0
+    for image in images:
+        largest = np.maximum(largest, np.array(probe.run(image), np.float64))  # keeps a NaN
+        count += len(image)
+    if not count:
+        raise InputError(f"{path}: no calibration image was given", "Name a folder with images, or leave it out.")
+    return Ranges(dict(zip(tensors, largest.tolist(), strict=True)), count)
 
 
 def in_groups(

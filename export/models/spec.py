@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from denseport.runtime.bundle.decode import decode_dataclass
+
 __all__ = ["DPTHeadSpec", "ModelSpec", "NeckSpec", "UPerHeadSpec", "ViTSpec", "quarters", "spec_of"]
 
 READOUTS = ("project", "add", "ignore")
@@ -97,15 +99,12 @@ class ModelSpec:
 
 
 def spec_of(data: dict[str, Any]) -> ModelSpec:
-    """The spec that a manifest holds, as JSON gives it back: the inverse of `dataclasses.asdict`."""
+    """The spec that a manifest holds, as JSON gives it back: the inverse of `dataclasses.asdict`.
 
-    def tuples(fields: dict[str, Any]) -> dict[str, Any]:
-        return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-
-    head = data["head"]
-    return ModelSpec(
-        backbone=ViTSpec(**tuples(data["backbone"])),
-        neck=NeckSpec(**tuples(data["neck"])) if data["neck"] is not None else None,
-        head=DPTHeadSpec(**tuples(head)) if "readout" in head else UPerHeadSpec(**tuples(head)),
-        num_classes=data["num_classes"],
-    )
+    Raises:
+        BundleError: a setting is missing, unknown or mistyped.
+    """
+    head = DPTHeadSpec if "readout" in data["head"] else UPerHeadSpec
+    parts: dict[str, Any] = {"backbone": ViTSpec, "head": head} | ({} if data["neck"] is None else {"neck": NeckSpec})
+    specs = {part: decode_dataclass(kind, data[part], "the manifest", f"spec.{part}") for part, kind in parts.items()}
+    return ModelSpec(**data | specs)

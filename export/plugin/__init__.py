@@ -7,8 +7,5 @@ Three operators (N batch, C channels or classes):
 ``denseport::ResizeArgmax``     logits (N, C, h, w) -> int32 (N, H, W): mmsegmentation's two resizes, to the
                                 network's input size and then to the image's, and argmax.
 
-    kernels.cu            CUDA C++, joined with what denseport.runtime.backends.cuda.kernels shares
-    compile.py            its PTX, and one kernel alone
-    launch.py             which kernel, how many threads, which numbers
-    tensorrt_plugin.py    registers the operators with TensorRT when imported
+kernels.cu is joined with what denseport.runtime.backends.cuda.kernels shares.
 """

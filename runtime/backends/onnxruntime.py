@@ -92,7 +92,8 @@ class OnnxRuntimeSession(Session):
                     "Run another artifact, such as model.onnx, or this one where a GPU is.",
                 ) from err
             raise BundleError(f"{path}: ONNX Runtime cannot load it: {err}", "Export the checkpoint again.") from err
-        self._on_gpu = self._session.get_providers()[0] == "CUDAExecutionProvider"
+        first = self._session.get_providers()[0]
+        self.on_gpu, self._on_cuda = first != "CPUExecutionProvider", first == "CUDAExecutionProvider"
         self._path = path
         self._refuse_other_interfaces()
         threads = options.intra_op_num_threads
@@ -133,7 +134,7 @@ class OnnxRuntimeSession(Session):
             )
 
     def device_network(self) -> DeviceNetwork:
-        if not self._on_gpu:
+        if not self._on_cuda:
             return super().device_network()
         from denseport.runtime.backends.cuda.device import DeviceNetwork
         from denseport.runtime.backends.cuda.driver import open_cuda

@@ -19,6 +19,8 @@ __all__ = ["Session"]
 class Session(ABC):
     """An opened artifact, arrays in, arrays out. Safe to call from several threads."""
 
+    on_gpu: bool = False  # a GPU computes; else the CPU does
+
     @abstractmethod
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, C, h, w) of a normalised image batch (N, 3, H, W), both float32 and in host memory."""

@@ -20,6 +20,7 @@ class SharedSession(Session):
 
     def __init__(self, session: Session) -> None:
         self._session, self._users, self._running = session, 1, 0
+        self.on_gpu = session.on_gpu
         self._idle = threading.Condition()
 
     def share(self) -> SharedSession:

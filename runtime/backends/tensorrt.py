@@ -70,6 +70,8 @@ class TensorRTSession(Session):
         BundleError: the engine cannot be opened although it should fit.
     """
 
+    on_gpu = True
+
     def __init__(
         self,
         path: Path,

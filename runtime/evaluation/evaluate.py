@@ -166,7 +166,7 @@ def _write_report(folder: Path, task: Task, found: Evaluation) -> Path:
 def _keep(segmenter: Segmenter, found: Evaluation) -> None:
     bundle, source, result = segmenter.bundle, segmenter.manifest.source, found.to_dict()
     kept = {key: result[key] for key in ("mIoU", "mAcc", "aAcc", "images", "protocol", "agreement", "gate")}
-    floats, on_gpu = bundle.artifact(found.artifact).float_precision, segmenter.selection.on_gpu
+    floats, on_gpu = bundle.artifact(found.artifact).float_precision, segmenter.session.on_gpu
     proof = proof_here("labels", "accuracy", floats, on_gpu=on_gpu)
     kept["date"] = proof.date
     bundle.note(found.artifact, {"accuracy": kept}, proof)

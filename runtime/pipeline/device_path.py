@@ -59,6 +59,8 @@ class DevicePath(Session):
         MachineError: the driver refuses the kernels.
     """
 
+    on_gpu = True
+
     def __init__(self, session: Session, network: DeviceNetwork, preprocess: Preprocessing, ptx: bytes) -> None:
         self._session, self._network, self._preprocess = session, network, preprocess
         with network.cuda.current():

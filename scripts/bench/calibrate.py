@@ -36,7 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", help="denseport models lists them")
     parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--size", default="512x512", help="height x width of the images; default: %(default)s")
+    parser.add_argument("--size", default="512x512", help="width x height of the images; default: %(default)s")
     parser.add_argument("--effort", default="low", choices=("low", "medium", "high"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
@@ -44,7 +44,7 @@ def main() -> int:
     )
     parser.add_argument("--bundle", type=Path, help="take this one instead of exporting the preset")
     arguments = parser.parse_args()
-    height, _, width = arguments.size.partition("x")
+    width, _, height = arguments.size.partition("x")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = arguments.bundle or random_bundle(arguments.preset, folder / "bundle")

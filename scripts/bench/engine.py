@@ -84,7 +84,7 @@ def build(model: Path, engine: Path, arguments: argparse.Namespace) -> None:
     from denseport.runtime.system.progress import Terminal
 
     options = EngineOptions(
-        arguments.engine, named_profiles(arguments.profile, arguments.engine), tuple(arguments.target)
+        arguments.engine, named_profiles(arguments.profile, arguments.engine), targets=tuple(arguments.target)
     )
     with Terminal().phase(arguments.preset) as progress:
         record = build_engine(model, engine, options, progress=progress)

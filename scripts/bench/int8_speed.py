@@ -33,13 +33,13 @@ from denseport.export.graph.unpack import unpack_projections
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="FP32 model.onnx")
-    parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--attention", action="store_true", help="INT8 for attention's products too")
     parser.add_argument("--all-layers", action="store_true", help="and for the last convolutions")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    image = np.random.default_rng(0).standard_normal((1, 3, *arguments.size)).astype(np.float32)
+    image = np.random.default_rng(0).standard_normal((1, 3, *arguments.size[::-1])).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
         portable, cpu = Path(folder) / "int8.onnx", Path(folder) / "int8.cpu.onnx"
         write(arguments, image, portable, cpu)
@@ -57,7 +57,7 @@ def main() -> None:
 def write(arguments: argparse.Namespace, image: Any, portable: Path, cpu: Path) -> None:
     model = read_model(arguments.model)
     unpack_projections(model)
-    groups = find_groups(model, tuple(arguments.size))
+    groups = find_groups(model, tuple(arguments.size[::-1]))
     attention = arguments.attention
     chosen = [g for g in groups if g.possible and (g.kind != "attention" or attention)]
     chosen = [g for g in chosen if g.float_reason is None or (arguments.all_layers and "last" in g.float_reason)]

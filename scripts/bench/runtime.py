@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from denseport.runtime.backends.session import Session
 from denseport.runtime.system.cpus import usable_cpus
 
 Row = dict[str, Any]  # name, value, unit; goal ("<= 1.5" or "") and passed where there is one
@@ -99,12 +100,15 @@ def row(name: str, value: float, unit: str = "", goal: str = "") -> Row:
     return {"name": name, "value": value, "unit": unit, "goal": goal, "passed": passed}
 
 
-class Timed:
+class Timed(Session):
     """A session that adds up the wall time and the processor time of its runs."""
 
     def __init__(self, session: Any) -> None:
         self._session, self.seconds, self.cpu = session, 0.0, 0.0
-        self.description = session.description
+
+    @property
+    def description(self) -> str:
+        return str(self._session.description)
 
     def run(self, image: Any) -> Any:
         start = time.perf_counter(), time.process_time()

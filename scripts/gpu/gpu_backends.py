@@ -201,7 +201,7 @@ def engine_options(subject: Subject, flavour: str) -> EngineOptions:
     from denseport.runtime.bundle.engine_record import sm_name
 
     targets = (sm_name(open_cuda().device.capability),) if flavour == "tensorrt_rtx" else ()
-    options = EngineOptions(flavour, (profile_of(*[subject.shape] * 3),), targets)
+    options = EngineOptions(flavour, (profile_of(*[subject.shape] * 3),), targets=targets)
     check_builder(options)
     return options
 

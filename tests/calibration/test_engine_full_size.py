@@ -36,7 +36,7 @@ export_onnx(build(PRESETS[sys.argv[1]].spec).eval(), Path(sys.argv[2]))
 
 def build(model: Path) -> Path:
     engine = model.with_suffix(".engine")
-    options = EngineOptions("tensorrt_rtx", named_profiles("fixed:512x512", "tensorrt_rtx"), TARGETS)
+    options = EngineOptions("tensorrt_rtx", named_profiles("fixed:512x512", "tensorrt_rtx"), targets=TARGETS)
     build_engine(model, engine, options)
     return engine
 

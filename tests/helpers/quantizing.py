@@ -12,8 +12,7 @@ from denseport.calibration.quantize.placement import activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
 from denseport.export.graph.model import PROTOBUF_LIMIT, read_model, save_model, serialise
 from denseport.export.graph.precision import PrecisionRecord, set_types
-from denseport.export.graph.probe import Probe
-from denseport.export.graph.ranges import observe
+from denseport.export.graph.probe import Probe, observe
 from denseport.export.graph.unpack import unpack_projections
 
 

@@ -19,6 +19,7 @@ import postprocess
 import pytest
 from support import ASSETS, assert_same_classes
 
+from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.preprocessing import normalisation, resized_to
@@ -52,7 +53,7 @@ def images() -> list[np.ndarray]:
     return parts[:7] + [np.rot90(part).copy() for part in parts[7:]]
 
 
-class Slow:
+class Slow(Session):
     """A session of 7 classes that can be held up, for what a real one does too fast to be seen."""
 
     description = "slow"

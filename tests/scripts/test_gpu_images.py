@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundles import steps
 from cpu_kernels import Kernels
 from fake_cuda import FakeCuda
 from support import REPO
@@ -94,7 +95,7 @@ class Identity:
 def test_masks_that_disagree_show(images: ModuleType, image_kernels: Kernels, wrong: bool) -> None:
     cuda = FakeCuda(image_kernels)
     protocol = images.protocol()
-    fixed = images.Protocol("fixed", images.steps(size=(43, 32), keep_ratio=False), protocol.inference)
+    fixed = images.Protocol("fixed", steps(size=(43, 32), keep_ratio=False), protocol.inference)
     rows = list(images.measure_path("fake", lambda: Doubling(cuda, wrong), fixed, SIZES))
     assert {row.correct for row in rows} == {not wrong} and len(rows) == 2
     assert all(row.device_ms is not None and row.host_ms is not None for row in rows)

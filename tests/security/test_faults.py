@@ -23,8 +23,7 @@ from bundles import onnx_artifact
 from hostile import tiny_bundle
 from support import REPO
 
-from denseport.calibration.search.loss_file import LossFile
-from denseport.calibration.search.sensitivity import Loss
+from denseport.calibration.search.sensitivity import Loss, LossFile
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.errors import BundleError
 from denseport.runtime.evaluation.state import Measurement, load_state

@@ -67,7 +67,9 @@ def test_tensorrt_rtx_computes_what_was_asked(sample: Bundle, tmp_path: Path, ki
     layers = write_quantized(sample.verified("model.onnx"), plain, IMAGE, kind)
     write_typed(plain, mixed, "fp16")
     targets = ("sm_86", "sm_89", "sm_120") if kind == "int8" else ("sm_89", "sm_120")
-    build_engine(mixed, engine, EngineOptions("tensorrt_rtx", named_profiles("fixed:96x64", "tensorrt_rtx"), targets))
+    build_engine(
+        mixed, engine, EngineOptions("tensorrt_rtx", named_profiles("fixed:96x64", "tensorrt_rtx"), targets=targets)
+    )
     if kind == "int8":
         asked = {(op, "int8", "int8") for op in ("fully_connected", "corrltn")}
         found = products(engine)

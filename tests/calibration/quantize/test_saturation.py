@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from denseport.calibration.quantize.saturation import unsaturated
+from denseport.calibration.quantize.cpu import unsaturated
 
 RNG = np.random.default_rng(3)
 

@@ -25,7 +25,7 @@ from support import ORACLE_MODELS
 from denseport.export.bundle import export_bundle
 from denseport.export.errors import ExportError
 from denseport.export.graph.precision import FORMATS, PrecisionRecord, precision_table, set_types
-from denseport.export.graph.ranges import Ranges, observe
+from denseport.export.graph.probe import Ranges, observe
 from denseport.export.graph.rounding import emulate_rounding
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from support import ASSETS
 
+from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.errors import BundleError, ImageError, InputError
@@ -191,7 +192,7 @@ def test_a_source_may_fill_one_buffer_with_frame_after_frame(sample: Bundle) -> 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.6])
 def test_logits_that_are_not_finite_make_no_mask(sample: Bundle, smoothing: float) -> None:
-    class Spoilt:
+    class Spoilt(Session):
         description = "spoilt"
 
         def run(self, image: np.ndarray) -> np.ndarray:

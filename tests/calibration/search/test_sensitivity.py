@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from denseport.calibration.search.loss_file import LossFile
-from denseport.calibration.search.sensitivity import Loss
+from denseport.calibration.search.sensitivity import Loss, LossFile
 
 LOSSES = {"a/b": Loss(0.1, 1 / 3), "ü": Loss(0.0, 1.0, -0.25)}
 
