@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from denseport.runtime.errors import DenseportError as DenseportError
     from denseport.runtime.evaluation.evaluate import evaluate as evaluate
     from denseport.runtime.evaluation.gate import Gate as Gate
-    from denseport.runtime.evaluation.result import Evaluation as Evaluation
+    from denseport.runtime.evaluation.report import Evaluation as Evaluation
     from denseport.runtime.pipeline.results import Segmentation as Segmentation
     from denseport.runtime.pipeline.results import Timings as Timings
     from denseport.runtime.segmenter import Segmenter as Segmenter

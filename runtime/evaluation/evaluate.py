@@ -16,8 +16,7 @@ from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.evaluation.dataset import Dataset, open_dataset
 from denseport.runtime.evaluation.gate import Gate, published_miou
 from denseport.runtime.evaluation.metrics import Scores
-from denseport.runtime.evaluation.report import worst_images, write_report
-from denseport.runtime.evaluation.result import Evaluation
+from denseport.runtime.evaluation.report import Evaluation, worst_images, write_report
 from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.evaluation.task import LongRun, Task, open_task, refuse_state
 from denseport.runtime.segmenter import Segmenter

@@ -1,4 +1,4 @@
-"""The report of ``denseport eval``: what ``report.html`` shows, worked out of an evaluation.
+"""What ``denseport eval`` found: as data, and as a page, ``report.html``.
 
 The images that the artifact gets most wrong are run again for it, and scaled down.
 """
@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.gate import Verdict
 from denseport.runtime.evaluation.metrics import ClassScore, ConfusionMatrix, LabelMap, Scores
-from denseport.runtime.evaluation.result import Evaluation
 from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.media.images import read_image
 from denseport.runtime.media.overlay import class_shares, palette_image
@@ -29,7 +29,7 @@ from denseport.runtime.media.page import render
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.files import write_atomic
 
-__all__ = ["WorstImage", "worst_images", "write_report"]
+__all__ = ["Evaluation", "WorstImage", "worst_images", "write_report"]
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _PAIRS = 12
@@ -37,6 +37,42 @@ _NAMED = 3  # classes that the text for an image names
 _THUMBNAIL = 320  # px, of the longer side
 # Of the map of differences, BGR; report.html has the same.
 _LOST, _GAINED, _CHANGED = (30, 56, 217), (214, 131, 43), (0, 168, 224)
+
+
+@dataclass(frozen=True)
+class Evaluation(Scores):
+    """What `evaluate` found: mIoU, mAcc, aAcc in percent and ``per_class``, as `Scores` has them, and the verdict."""
+
+    artifact: str
+    session: str  # what ran it, in words
+    protocol: Protocol
+    reduce_zero_label: bool  # masks count classes from 1, and 0 is ignored
+    measurement: Measurement  # the counts, image by image
+    agreement: float | None  # share of pixels with FP32's class, 0..1; None: FP32 was not run beside it
+    gate: Verdict | None  # `passed`, `reasons`; None: nothing was to be judged
+    warnings: tuple[str, ...]  # what a reader must know to trust the figures
+    explanation: dict[str, Any] | None = None  # which step lost what, and as ``lines`` of text; None: not asked for
+    report: Path | None = None  # the page; None: not asked for
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``denseport eval --json`` prints."""
+        found, seconds = self.measurement, max(self.measurement.seconds, 1e-9)  # 0: nothing was left to measure
+        result = {
+            "artifact": self.artifact,
+            "session": self.session,
+            "protocol": {"name": self.protocol.name, "description": self.protocol.description},
+            "images": found.images,
+            "reduce_zero_label": self.reduce_zero_label,
+            **super().to_dict(),
+            "agreement": self.agreement,
+            "gate": self.gate.to_dict() if self.gate is not None else None,
+            "warnings": list(self.warnings),
+            "seconds": round(found.seconds, 3),
+            "images_per_second": round(found.measured / seconds, 3),
+            "session_share": round(found.session_seconds / seconds, 4),
+        }
+        result |= {} if self.explanation is None else {"explanation": self.explanation}
+        return result | ({} if self.report is None else {"report": str(self.report)})
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
     from denseport.runtime.evaluation.gate import Verdict
-    from denseport.runtime.evaluation.result import Evaluation
+    from denseport.runtime.evaluation.report import Evaluation
 
 HELP = "measure accuracy on labelled images, and pass or fail the artifact"
 

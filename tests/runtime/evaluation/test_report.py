@@ -24,8 +24,7 @@ from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.gate import Verdict
 from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.evaluation.metrics import ConfusionMatrix
-from denseport.runtime.evaluation.report import WorstImage, worst_images, write_report
-from denseport.runtime.evaluation.result import Evaluation
+from denseport.runtime.evaluation.report import Evaluation, WorstImage, worst_images, write_report
 from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.segmenter import Segmenter
 
