@@ -6,6 +6,7 @@ Three layouts: mmsegmentation 1.x (``meta.cfg``, ``meta.dataset_meta``), 0.x (``
 
 from __future__ import annotations
 
+import ast
 import re
 import warnings
 import zipfile
@@ -18,13 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denseport.export.checkpoint.config import parse_config
 from denseport.export.errors import CheckpointError
 from denseport.runtime.errors import MachineError
 from denseport.runtime.system.files import sha256_of
 from denseport.runtime.system.terminal import CONTROLS
 
-__all__ = ["Checkpoint", "read_checkpoint"]
+__all__ = ["CORRECT", "Checkpoint", "look_up", "parse_config", "read_checkpoint"]
+
+# The remedy for a setting that the weights or Denseport contradict.
+CORRECT = "Correct the configuration that the file carries (meta), and save it again with torch.save."
 
 
 @dataclass(frozen=True)
@@ -223,3 +226,51 @@ def _palette(path: Path, palette: Any) -> tuple[tuple[int, int, int], ...] | Non
     except (TypeError, ValueError, OverflowError):
         pass
     raise CheckpointError(f"{path}: its palette is not a list of RGB triples in 0..255", CORRECT_META)
+
+
+def parse_config(text: str) -> dict[str, Any]:
+    """Top-level assignments of a configuration text, read as data; empty where the text is not Python.
+
+    mmcv and mmengine store the resolved configuration as Python source made of assignments of literals and
+    ``dict(...)`` calls. It is never executed; an assignment that is anything else is left out.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # a path such as 'C:\\data' is an unknown escape
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    config: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            try:
+                config[node.targets[0].id] = _evaluate(node.value)
+            except (TypeError, ValueError, RecursionError, MemoryError):
+                continue
+    return config
+
+
+def _evaluate(node: ast.expr) -> Any:
+    """The value of a literal or of ``dict(key=literal, …)``."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+        return {keyword.arg: _evaluate(keyword.value) for keyword in node.keywords if keyword.arg is not None}
+    if isinstance(node, ast.Dict):
+        return {
+            ast.literal_eval(key): _evaluate(value)
+            for key, value in zip(node.keys, node.values, strict=True)
+            if key is not None
+        }
+    if isinstance(node, ast.List):
+        return [_evaluate(item) for item in node.elts]
+    if isinstance(node, ast.Tuple):
+        return tuple(_evaluate(item) for item in node.elts)
+    return ast.literal_eval(node)
+
+
+def look_up(config: Mapping[str, Any], *path: str, default: Any = None) -> Any:
+    """``config[path[0]][path[1]]…``, or ``default`` where a step is missing or no dict."""
+    value: Any = config
+    for key in path:
+        if not isinstance(value, Mapping) or key not in value:
+            return default
+        value = value[key]
+    return value

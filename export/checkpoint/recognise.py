@@ -13,8 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from denseport.export.checkpoint.config import CORRECT, look_up
-from denseport.export.checkpoint.file import Checkpoint
+from denseport.export.checkpoint.file import CORRECT, Checkpoint, look_up
 from denseport.export.errors import CheckpointError
 from denseport.export.models import presets
 from denseport.export.models.presets import Preset

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from google.protobuf.message import DecodeError
 
 from denseport.export.engine.errors import builder_error, parser_error
 from denseport.export.engine.progress import STEPS, monitor
@@ -25,7 +26,7 @@ from denseport.export.errors import BuildError
 from denseport.export.graph.fold import fold
 from denseport.export.graph.fusion import fuse, fused_nodes
 from denseport.export.graph.mask import append_mask
-from denseport.export.graph.model import PROTOBUF_LIMIT, read_model, weight_bytes
+from denseport.export.graph.model import PROTOBUF_LIMIT, weight_bytes
 from denseport.export.plugin.compile import compile_ptx
 from denseport.runtime.backends.cuda.driver import Device, open_cuda
 from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_library
@@ -128,7 +129,7 @@ def build_engine(
 
     Raises:
         BuildError: TensorRT cannot read the graph or make an engine of it, or the profile does not fit it.
-        ExportError: there is no ONNX model, nothing to fuse, or a mask is asked of a graph that ends in one.
+        ExportError: there is nothing to fuse, or a mask is asked of a graph that ends in one.
         InputError: a target that this TensorRT does not know.
         MachineError: TensorRT or the GPU that it builds on is missing, or memory ran out.
         OutputError: ``engine`` cannot be written.
@@ -194,9 +195,14 @@ def _peak_memory() -> Iterator[Callable[[], int | None]]:
 @contextlib.contextmanager
 def _prepared(model: Path, options: EngineOptions) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The file to parse, ``model`` itself if nothing is to be changed, and what the record says of the graph."""
-    graph = read_model(model)
+    try:
+        graph = ir.load(model)
+    except DecodeError as err:
+        raise BuildError(f"{model}: no ONNX model: {err}", "Export the checkpoint again.") from err
     fixed = len(options.profiles) == 1 and options.profiles[0].fixed
     changed = options.mask or fixed or options.plugin
+    if changed:
+        ir.external_data.load_to_model(graph)  # it is written elsewhere than beside its external data
     if options.mask:
         append_mask(graph)
     if fixed:

@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import save_file
 from support import ASSETS
 
-from denseport.export.checkpoint.config import look_up, parse_config
-from denseport.export.checkpoint.file import read_checkpoint
+from denseport.export.checkpoint.file import look_up, parse_config, read_checkpoint
 from denseport.export.checkpoint.recognise import recognise
 from denseport.export.checkpoint.weights import load_model
 from denseport.export.errors import CheckpointError
