@@ -8,7 +8,6 @@ largest image was seen.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from contextlib import ExitStack
 from typing import Any
 
@@ -62,13 +61,10 @@ class DevicePath(Session):
     on_gpu = True
 
     def __init__(self, session: Session, network: DeviceNetwork, preprocess: Preprocessing, ptx: bytes) -> None:
-        self._session, self._network, self._preprocess = session, network, preprocess
+        self._session, self._network = session, network
         with network.cuda.current():
             self._module = network.cuda.load(ptx)
-        self._pool: Pool[_Pipeline] = Pool(self._pipeline, network.slots)
-
-    def _pipeline(self, key: Hashable) -> _Pipeline:
-        return _Pipeline(self._network, self._module, self._preprocess)
+        self._pool: Pool[_Pipeline] = Pool(lambda key: _Pipeline(network, self._module, preprocess), network.slots)
 
     @staticmethod
     def takes(image: Size, resized: Size) -> bool:

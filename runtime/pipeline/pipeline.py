@@ -263,22 +263,17 @@ def _checked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _cut(image: NDArray[np.uint8], region: Region | None) -> NDArray[np.uint8]:
     if region is None:
         return image
+    try:
+        # As Python's integers: the sum of two of numpy's small ones, as detectors give them, may overflow.
+        x, y, w, h = map(index, region)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"the region {region!r} is not x, y, width, height in whole pixels", "Give four integers."
+        ) from None
     height, width = image.shape[:2]
-    x, y, w, h = _whole_numbers(region)
     if min(x, y) < 0 or min(w, h) < 1 or x + w > width or y + h > height:
         raise InputError(
             f"the region {region} (x, y, width, height) does not lie inside the image of {width} x {height}",
             "Cut the region to the image first.",
         )
     return image[y : y + h, x : x + w]
-
-
-def _whole_numbers(region: Region) -> tuple[int, ...]:
-    """As Python's integers: the sum of two of numpy's small ones, as detectors give them, may overflow."""
-    try:
-        values = tuple(index(value) for value in region)
-    except TypeError:
-        values = ()
-    if len(values) != 4:
-        raise InputError(f"the region {region!r} is not x, y, width, height in whole pixels", "Give four integers.")
-    return values

@@ -85,27 +85,32 @@ def slide(
         spans: of the windows, as `denseport.runtime.pipeline.views.windows` gives them.
         size: (height, width) of the result.
     """
-    return _Slide(spans, size, requested).run(logits, threads)
+    sliding, painting = _Sliding(spans, size, requested), 0.0
+    places = [(r, c) for r in range(len(spans[0])) for c in range(len(spans[1]))]
+    with tile_workers(threads) as run:
+        for (r, c), found in zip(places, logits, strict=True):
+            start = time.perf_counter()
+            sliding.take(r, c, found, run)
+            painting += time.perf_counter() - start
+    return Slid(sliding.canvas, painting)
 
 
-class _Slide:
+class _Sliding:
     def __init__(self, spans: Spans, size: tuple[int, int], requested: RequestedOutputs) -> None:
         self._spans, self._size, self._requested = spans, size, requested
         self._kept: dict[tuple[int, int], _Kept] = {}  # by row and column of windows
 
-    def run(self, logits: Iterable[NDArray[np.float32]], threads: int | None) -> Slid:
-        places = [(r, c) for r in range(len(self._spans[0])) for c in range(len(self._spans[1]))]
-        painting = 0.0
-        with tile_workers(threads) as run:
-            for (r, c), found in zip(places, logits, strict=True):
-                start = time.perf_counter()
-                if (r, c) == (0, 0):
-                    self._begin(found)
-                self._kept[r, c] = _Kept(found, 0)
-                self._paint(r, c, run)
-                self._forget(r, c)
-                painting += time.perf_counter() - start
-        return Slid(self._canvas, painting)
+    def take(self, r: int, c: int, logits: NDArray[np.float32], run: Run) -> None:
+        """Paint the tiles for which this window was the last, and drop what no later tile needs."""
+        if (r, c) == (0, 0):
+            self._begin(logits)
+        self._kept[r, c] = _Kept(logits, 0)
+        rows, cols = self._rows.ready(r), self._cols.ready(c)
+        if rows and cols:
+            self.canvas.paint(rows, cols, self._strips, run)
+        for column in self._cols.ending(c):  # with this window all tiles of these columns of windows are decided
+            for row in [row for row, other in self._kept if other == column]:
+                self._trim(row, column, r)
 
     def _begin(self, logits: NDArray[np.float32]) -> None:
         """All windows are of one size, and so are their logits: the first tells what is to come."""
@@ -114,13 +119,7 @@ class _Slide:
         resized = rows[-1][1], cols[-1][1]  # the last windows end with the resized image
         matrices = slide_matrices((low[0], low[1]), rows, cols, resized, self._size)
         self._rows, self._cols = _Side(matrices[0]), _Side(matrices[1])
-        self._canvas = Canvas((classes, *self._size), self._requested, averaged=False)
-
-    def _paint(self, r: int, c: int, run: Run) -> None:
-        """The tiles for which the window (r, c) was the last."""
-        rows, cols = self._rows.ready(r), self._cols.ready(c)
-        if rows and cols:
-            self._canvas.paint(rows, cols, self._strips, run)
+        self.canvas = Canvas((classes, *self._size), self._requested, averaged=False)
 
     def _strips(self, i: int, tiles: Sequence[int]) -> list[list[Strip]]:
         strips = []
@@ -131,12 +130,6 @@ class _Slide:
                 taps = kept.logits[:, y.start - kept.top : y.stop - kept.top]
                 strips.append(Strip(taps, rows, [self._cols.axes[c].blocks[j] for j in tiles]))
         return [strips]
-
-    def _forget(self, r: int, c: int) -> None:
-        """Drop what no later tile needs of the columns of windows that end with this one."""
-        for column in self._cols.ending(c):
-            for row in [row for row, other in self._kept if other == column]:
-                self._trim(row, column, r)
 
     def _trim(self, row: int, column: int, seen: int) -> None:
         first = self._rows.needed_from(row, seen)

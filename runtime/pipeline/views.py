@@ -19,7 +19,6 @@ from denseport.runtime.pipeline.preprocess import rescaled_size, resize, resized
 
 __all__ = [
     "RATIOS",
-    "TTA_CONVENTIONS",
     "Span",
     "View",
     "input_sizes",
@@ -32,7 +31,6 @@ __all__ = [
 ]
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of multi-scale testing, in every published configuration
-TTA_CONVENTIONS = ("0.x", "1.x")
 Span = tuple[int, int]  # start, stop; pixels
 IMAGE = (1536, 2048)  # height, width: what most cameras take, and larger than any window
 
@@ -68,8 +66,6 @@ def tta_views(size: tuple[int, int], preprocess: Preprocessing, convention: str)
         convention: "0.x" applies the ratios to the test scale, as the published figures did; "1.x" applies
             them to the image itself, as ``tta_pipeline`` does.
     """
-    if convention not in TTA_CONVENTIONS:
-        raise ValueError(f"convention {convention!r} is none of {', '.join(TTA_CONVENTIONS)}")
     resize = resizing(preprocess) or Resize((size[1], size[0]), keep_ratio=False)
     views = []
     for ratio in RATIOS:
