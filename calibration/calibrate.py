@@ -24,6 +24,7 @@ from denseport.runtime.bundle.quantization import QuantizationVerdict
 from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.dataset import Dataset, open_dataset
 from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced, sample_evenly
+from denseport.runtime.system.arguments import several
 from denseport.runtime.system.files import cache_folder, refuse_unwritable, writing
 from denseport.runtime.system.progress import Progress, Silent
 
@@ -150,8 +151,7 @@ def _open(
 
 
 def _network_inputs(bundle: Bundle, images: Images, limit: int) -> NetworkInputs:
-    patterns = [images] if isinstance(images, Path | str) else images
-    return NetworkInputs.of_bundle(sample_evenly([str(pattern) for pattern in patterns], limit), bundle.manifest)
+    return NetworkInputs.of_bundle(sample_evenly([str(pattern) for pattern in several(images)], limit), bundle.manifest)
 
 
 def _check_report(report: Path) -> Path:

@@ -11,6 +11,7 @@ from denseport.calibration.quantize.qdq import KINDS
 from denseport.calibration.search.search import Budget
 from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.gate import AGREEMENTS, BUDGETS
+from denseport.runtime.system.arguments import optional_path, several
 
 __all__ = ["AGREEMENT", "EFFORTS", "CalibrationOptions", "Effort", "EffortName", "budget_of"]
 
@@ -54,6 +55,8 @@ class CalibrationOptions:
     threads: int | None = None  # default: the CPUs this process may use
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "float_layers", several(self.float_layers))
+        object.__setattr__(self, "work", optional_path("work", self.work))
         for name, known in (("precision", KINDS), ("method", METHODS), ("effort", EFFORTS)):
             if getattr(self, name) not in known:
                 raise InputError(f"no {name} {getattr(self, name)!r}", f"Choose one of {', '.join(known)}.")

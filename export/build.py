@@ -18,6 +18,7 @@ from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline.network_input import sample_evenly
 from denseport.runtime.selection import too_narrow
+from denseport.runtime.system.arguments import several
 from denseport.runtime.system.files import refuse_unwritable
 from denseport.runtime.system.progress import Progress, Silent
 
@@ -76,7 +77,7 @@ def build(
     engine: str = "onnx",
     output: str = "logits",
     plugin: str = "auto",
-    images: Sequence[Path | str] = (),
+    images: Path | str | Sequence[Path | str] = (),
     limit: int = 16,
     settings: EngineSettings | None = None,
     progress: Progress | None = None,
@@ -109,7 +110,7 @@ def build(
     options = _engine_options(bundle, order, settings) if engine != "onnx" else None
     if options is not None:
         check_builder(options)
-    shown, built = _images(images, limit), Build(bundle.path)
+    shown, built = _images(several(images), limit), Build(bundle.path)
     if order.typed:
         _typed(bundle, order, shown, built, progress)
     if order.variant and built.passed:

@@ -23,6 +23,7 @@ from denseport.runtime.pipeline.pipeline import Image, Job, Pipeline, Region
 from denseport.runtime.pipeline.reduce import decide
 from denseport.runtime.pipeline.resample import LogitMap
 from denseport.runtime.pipeline.results import RequestedOutputs, Segmentation
+from denseport.runtime.system.arguments import several, whole
 from denseport.runtime.system.cpus import check_threads
 
 if TYPE_CHECKING:
@@ -71,14 +72,13 @@ class Segmenter:
         artifact: str | None = None,
         protocol: str | Protocol = "reference",
         threads: int | None = None,
-        providers: Sequence[str] | None = None,
+        providers: str | Sequence[str] | None = None,
         device_path: bool = False,
         session: Session | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
         self.protocol = protocol if isinstance(protocol, Protocol) else parse_protocol(protocol, self.bundle.manifest)
-        check_threads(threads)
-        self._threads = threads
+        self._threads = threads = check_threads(threads)
         from denseport.runtime.selection import Selection, select_artifact  # reads installed packages: slow to import
 
         if session is not None:
@@ -165,7 +165,7 @@ class Segmenter:
         """
         self._refuse_closed()
         _refuse_one_image(images)
-        _check_count(size, "a batch of {!r} images")
+        size = whole("size", size, 1)
         results: dict[int, Segmentation] = {}
         waiting: dict[tuple[int, ...], dict[int, Job]] = {}  # by the shape of the network's input
         for i, image in enumerate(images):
@@ -223,7 +223,7 @@ class Segmenter:
 
         self._refuse_closed()
         _refuse_one_image(images)
-        _check_count(depth, "a stream of depth {!r}")
+        depth = whole("depth", depth, 1)  # a stream of depth NaN would wait for ever
         requested = RequestedOutputs(scores, top_k)
         requested.check(len(self.manifest.classes))
         smoother = Smoother(smoothing)
@@ -344,18 +344,12 @@ def _refuse_one_image(images: Iterable[Image]) -> None:
         raise InputError(f"{str(images)!r} is one image, where several were expected", "Give a list: [image].")
 
 
-def _check_count(value: int, words: str) -> None:
-    # NaN is not below 1 either, and a stream of that depth would wait for ever.
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise InputError(words.format(value), "Give a whole number, at least 1.")
-
-
 def _open(bundle: Bundle, selection: Selection, threads: int | None, providers: Sequence[str] | None) -> Session:
     path, artifact = bundle.verified(selection.name), bundle.artifact(selection.name)
     if artifact.kind == "onnx":
         from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 
-        providers = providers or selection.providers
+        providers = several(providers) or selection.providers
         return OnnxRuntimeSession(path, target=artifact.target, threads=threads, providers=providers)
     from denseport.runtime.backends.tensorrt import TensorRTSession
     from denseport.runtime.bundle.engine_record import BuildRecord

@@ -35,7 +35,7 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.preprocessing import Resize
 from denseport.runtime.bundle.preprocessing import Step as ImageStep
 from denseport.runtime.bundle.protocol import Protocol
-from denseport.runtime.errors import DenseportError, InputError
+from denseport.runtime.errors import DenseportError
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.gate import AGREEMENTS, BUDGETS, threshold
 from denseport.runtime.evaluation.metrics import ConfusionMatrix, mean_iou
@@ -76,8 +76,6 @@ def explain(
         DatasetError, ImageError: an image or mask that cannot be used.
         InputError: ``limit`` is below 1.
     """
-    if limit < 1:
-        raise InputError(f"--explain needs at least one image, not {limit}")
     images = replace(dataset, samples=tuple(evenly_spaced(dataset.samples, limit)))
     chain = _Chain(bundle, artifact, checkpoint, images, protocol, progress or Silent())
     steps = (chain.protocol(), chain.export(), chain.precision(), chain.engine())

@@ -67,9 +67,8 @@ class OnnxRuntimeSession(Session):
             raise BundleError(
                 f"{path}: ONNX Runtime opens no path that is not UTF-8", "Rename the folder, or move the bundle."
             ) from err
-        check_threads(threads)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or usable_cpus()
+        options.intra_op_num_threads = check_threads(threads) or usable_cpus()
         options.log_severity_level = 3  # its warnings are about fusions
         if target != FOR_CPU:
             # x86 without VNNI adds INT8 products in 16 bits; this keeps them from saturating, and costs speed. The

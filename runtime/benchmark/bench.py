@@ -13,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.benchmark.load import LoadMonitor
-from denseport.runtime.benchmark.report import as_dict, write_report
+from denseport.runtime.benchmark.report import as_dict, recorded_miou, write_report
 from denseport.runtime.benchmark.speed import Plan, Result, run_bench, speed_warnings, synthetic_image
 from denseport.runtime.benchmark.startup import measure_startup
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.errors import DenseportError, InputError, MachineError, OutputError
 from denseport.runtime.media.images import read_image
 from denseport.runtime.pipeline.network_input import network_inputs
+from denseport.runtime.pipeline.pipeline import checked_image
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.system.arguments import optional_path, several
 from denseport.runtime.system.files import refuse_unwritable
 from denseport.runtime.system.progress import Progress, Silent
 
@@ -46,7 +48,7 @@ class Bench:
 
 def bench(
     bundle: Path | str | Bundle,
-    artifacts: Sequence[str] = (),
+    artifacts: str | Sequence[str] = (),
     *,
     image: Path | str | Image | None = None,
     plan: Plan | None = None,
@@ -76,11 +78,11 @@ def bench(
         MachineError: nothing runs here, or the baseline is not installed.
         OutputError: the report or the manifest cannot be written.
     """
-    progress, plan = progress or Silent(), plan or Plan()
+    progress, plan, report = progress or Silent(), plan or Plan(), optional_path("report", report)
     bundle = _check(bundle, report, checkpoint, baseline, record=record)
     shown = _read(image)
     with ExitStack() as stack:
-        segmenters, skipped = _open(bundle, artifacts, threads, stack, progress)
+        segmenters, skipped = _open(bundle, several(artifacts), threads, stack, progress)
         first, contenders = segmenters[0], list(segmenters)
         if baseline is not None:
             contenders.append(stack.enter_context(_baseline(baseline, first, checkpoint, threads)))
@@ -96,13 +98,13 @@ def bench(
     details = as_dict(bundle, results, starts, shown, tensor, conditions, warnings, skipped)
     if record:
         _keep(bundle, details)
-    page = None if report is None else write_report(Path(report), details)
+    page = None if report is None else write_report(report, details)
     return Bench(tuple(results), skipped, tuple(warnings), details, page)
 
 
 def _check(
     bundle: Path | str | Bundle,
-    report: Path | str | None,
+    report: Path | None,
     checkpoint: Path | str | None,
     baseline: str | None,
     *,
@@ -110,7 +112,7 @@ def _check(
 ) -> Bundle:
     """The bundle, opened, once it is known that what is asked for fits together and can be written."""
     if report is not None:
-        refuse_unwritable(Path(report))
+        refuse_unwritable(report)
     if checkpoint is not None and baseline is None:
         raise InputError("--checkpoint is used by --baseline only", "Add --baseline torch.")
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
@@ -125,7 +127,7 @@ def _check(
 def _read(image: Path | str | Image | None) -> Image:
     if image is None:
         return synthetic_image(512, 512)
-    return image if isinstance(image, np.ndarray) else read_image(Path(image))
+    return checked_image(image) if isinstance(image, np.ndarray) else read_image(Path(image))
 
 
 def _open(
@@ -136,6 +138,7 @@ def _open(
     for name in artifacts or bundle.manifest.artifacts:
         progress.say(f"opening {name}")
         try:
+            recorded_miou(bundle, name)  # a damaged record, before hours of work
             opened.append(stack.enter_context(Segmenter(bundle, artifact=name, threads=threads)))
         except DenseportError as err:
             if artifacts or (name == bundle.manifest.source and not isinstance(err, MachineError)):

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from denseport.runtime.benchmark.load import Conditions
 from denseport.runtime.benchmark.speed import Latency, Result
 from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.decode import reading_record
 from denseport.runtime.media.page import render
 from denseport.runtime.media.plot import Axis, Series, chart
 from denseport.runtime.system.files import write_atomic
 from denseport.runtime.system.machine import inspect_machine
 
-__all__ = ["as_dict", "table", "write_report"]
+__all__ = ["as_dict", "recorded_miou", "table", "write_report"]
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _LEAST_POINTS = 2.0  # of mIoU on the plot's axis, so that a hundredth of a point looks as little as it is
@@ -57,9 +58,7 @@ def as_dict(
 def _row(
     bundle: Bundle, result: Result, sessions: Mapping[str, Latency], start: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    artifact = bundle.manifest.artifacts.get(result.name)
     ratios = {name: result.session.times_as_fast_as(other) for name, other in sessions.items() if name != result.name}
-    accuracy = artifact.record.get("accuracy", {}) if artifact else {}
     return {
         "artifact": result.name,
         "session": result.description,
@@ -71,8 +70,16 @@ def _row(
         "images_per_second": {str(callers): round(rate, 3) for callers, rate in result.throughput.items()},
         "batch_images_per_second": {str(size): round(rate, 3) for size, rate in result.batches.items()},
         "start": {key: round(value, 1) for key, value in start.items()} if start else None,
-        "mIoU": accuracy.get("mIoU"),
+        "mIoU": recorded_miou(bundle, result.name),
     }
+
+
+def recorded_miou(bundle: Bundle, name: str) -> float | None:
+    """Of an artifact, percent; None where it was not measured. Raises BundleError for a damaged record."""
+    artifact = bundle.manifest.artifacts.get(name)
+    with reading_record(f"{bundle.path}: {name}"):
+        miou = artifact.record.get("accuracy", {}).get("mIoU") if artifact else None
+        return None if miou is None else float(miou)
 
 
 def _percentiles(latency: Latency) -> dict[str, float | None]:

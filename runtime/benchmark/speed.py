@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.benchmark.turns import in_turns
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.system.arguments import real, whole
 from denseport.runtime.system.progress import Progress, Silent
 from denseport.runtime.system.text import count
 
@@ -40,12 +41,11 @@ class Plan:
     batches: tuple[int, ...] = (1, 2, 4)  # images in one run of the session
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "seconds"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} {getattr(self, name)} is not above 0")
+        whole("rounds", self.rounds, 1)
+        real("seconds", self.seconds, 0.001)
         for name in ("concurrency", "batches"):
-            if any(number < 1 for number in getattr(self, name)):
-                raise ValueError(f"{name} {getattr(self, name)} holds a number below 1")
+            for number in getattr(self, name):
+                whole(name, number, 1)
 
 
 @dataclass(frozen=True)

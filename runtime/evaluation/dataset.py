@@ -24,6 +24,7 @@ from denseport.runtime.errors import DatasetError, ImageError
 from denseport.runtime.evaluation.metrics import LabelMap
 from denseport.runtime.media.images import PNG_SIGNATURE, is_cut_short, reading
 from denseport.runtime.media.inputs import IMAGE_SUFFIXES
+from denseport.runtime.system.arguments import whole
 
 __all__ = ["Dataset", "Sample", "open_dataset"]
 
@@ -55,11 +56,10 @@ class Dataset:
     def __post_init__(self) -> None:
         if not self.samples:
             raise DatasetError("the data set is empty", "Name a folder or a list that holds images with masks.")
-        if not 0 <= self.ignore_index <= 65535:
-            raise DatasetError(
-                f"the ignored label {self.ignore_index} is not in 0..65535",
-                "Give --ignore-index a value of the mask files, most often 255.",
-            )
+        object.__setattr__(self, "ignore_index", whole("ignore_index", self.ignore_index, 0, 65535))
+        if self.reduce_zero_label not in (False, True):
+            raise DatasetError(f"reduce_zero_label cannot be {self.reduce_zero_label!r}", "Give True or False.")
+        object.__setattr__(self, "reduce_zero_label", bool(self.reduce_zero_label))  # numpy's too
 
     def __len__(self) -> int:
         return len(self.samples)

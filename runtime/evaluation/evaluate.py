@@ -20,6 +20,7 @@ from denseport.runtime.evaluation.report import Evaluation, worst_images, write_
 from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.evaluation.task import LongRun, Task, open_task, refuse_state
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.system.arguments import optional_path, whole
 from denseport.runtime.system.files import refuse_unwritable
 from denseport.runtime.system.machine import inspect_machine
 from denseport.runtime.system.progress import Progress, Silent
@@ -33,7 +34,7 @@ def evaluate(
     *,
     artifact: str | None = None,
     protocol: str | Protocol = "reference",
-    gate: Gate | None = None,
+    gate: Gate | str | float | None = None,
     masks: Path | str | None = None,
     list_file: Path | str | None = None,
     split: str = "validation",
@@ -53,6 +54,7 @@ def evaluate(
     Args:
         data: a path as of `open_dataset`, or a data set that is open already.
         artifact: default: the FP32 model.
+        gate: or what it compares with alone, as of `Gate`.
         protocol: how images reach the network, by name (docs/evaluation.md).
         masks, list_file, split, ignore_index: as of `open_dataset`, where ``data`` is a path.
         reduce_zero_label: the same; default: as in the bundle's data set.
@@ -70,7 +72,7 @@ def evaluate(
         InputError: what cannot be compared or resumed, or no such protocol.
         OutputError: the report, the state or the manifest cannot be written.
     """
-    progress, run, report = progress or Silent(), run or LongRun(), None if report is None else Path(report)
+    progress, run, report = progress or Silent(), run or LongRun(), optional_path("report", report)
     if report is not None:
         refuse_unwritable(report)
     if run.state is not None and not run.merge:
@@ -80,7 +82,7 @@ def evaluate(
         refuse_unwritable(bundle.path)
     options = {"masks": masks, "list_file": list_file, "split": split, "ignore_index": ignore_index}
     data = open_data(bundle, data, limit=limit, reduce_zero_label=reduce_zero_label, **options)
-    with open_task(bundle, data, artifact or bundle.manifest.source, protocol, gate, threads, workers) as task:
+    with open_task(bundle, data, artifact, protocol, gate, threads, workers) as task:
         found = _judged(task, *task.measure(run, progress))
         found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
         found = found if report is None else replace(found, report=_write_report(report, task, found))
@@ -100,9 +102,7 @@ def open_data(bundle: Bundle, data: Path | str | Dataset, *, limit: int | None, 
             "masks, list_file and reduce_zero_label belong to a path, and the data set is open already",
             "Give them to open_dataset.",
         )
-    if limit is not None and limit < 1:
-        raise InputError(f"the first {limit} images cannot be measured", "Give a limit of 1 or more.")
-    return replace(data, samples=data.samples[:limit])
+    return replace(data, samples=data.samples[: None if limit is None else whole("limit", limit, 1)])
 
 
 def _judged(task: Task, measurement: Measurement, session: str) -> Evaluation:

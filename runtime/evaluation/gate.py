@@ -18,6 +18,7 @@ import numpy as np
 from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.metrics import json_number, mean_iou
 from denseport.runtime.evaluation.state import Measurement
+from denseport.runtime.system.arguments import real
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
@@ -80,12 +81,11 @@ class Gate:
     agreement: float | None = None  # least share of pixels with FP32's class, 0..1; None: by precision (`AGREEMENTS`)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.against, str) and not 0 <= self.against <= 100:
-            raise InputError(f"Gate(against={self.against}): is not a mIoU in percent", "Give a number from 0 to 100.")
+        with suppress(ValueError, TypeError):  # an artifact's name is no number
+            object.__setattr__(self, "against", real("the gate's mIoU in percent", float(self.against), 0, 100))
         for name, most in (("budget", 100), ("agreement", 1)):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= most:
-                raise InputError(f"Gate({name}={value}): is not from 0 to {most}", "Leave it out for the default.")
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, real(f"the gate's {name}", getattr(self, name), 0, most))
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,10 @@ def choose_comparison(gate: Gate, segmenter: Segmenter, images: int) -> Comparis
     """
     bundle, source = segmenter.bundle, segmenter.manifest.source
     precision = bundle.artifact(segmenter.artifact).precision
-    budget = segmenter.manifest.budgets.get(precision) if gate.budget is None else float(gate.budget)
+    budget = segmenter.manifest.budgets.get(precision) if gate.budget is None else gate.budget
     found = Comparison(threshold(BUDGETS, precision, budget), threshold(AGREEMENTS, precision, gate.agreement))
-    with suppress(ValueError):
-        if 0 <= (miou := float(gate.against)) <= 100:
-            return replace(found, yardstick=("the given mIoU", miou))
+    if isinstance(gate.against, float):
+        return replace(found, yardstick=("the given mIoU", gate.against))
     if gate.against == "reference":
         return _with_published(found, segmenter, images)
     bundle.artifact(str(gate.against))  # raises where there is none

@@ -20,6 +20,8 @@ from denseport.runtime.evaluation.measure import measure_images
 from denseport.runtime.evaluation.state import Measurement, load_state, merge_states
 from denseport.runtime.media.images import reading
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.system.arguments import optional_path, several, whole
+from denseport.runtime.system.cpus import MOST_THREADS
 from denseport.runtime.system.files import cache_folder, refuse_unwritable, writing
 from denseport.runtime.system.progress import Progress, Silent
 from denseport.runtime.system.text import count
@@ -29,12 +31,16 @@ __all__ = ["LongRun", "Shard", "Task", "evaluate_shard", "open_task", "refuse_st
 
 @dataclass(frozen=True)
 class LongRun:
-    """How a long measurement is kept, resumed and divided."""
+    """How a long measurement is kept, resumed and divided; a path may be given as text."""
 
     state: Path | None = None  # file with the counts of a run under way; None: one in the user's cache
     resume: bool = False  # go on with an interrupted run of the same measurement
     merge: tuple[Path, ...] = ()  # states of shards (`evaluate_shard`) to add up: nothing is measured
     ray: str | None = None  # address of a Ray cluster to spread over, or "local" for one on this machine
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state", optional_path("state", self.state))
+        object.__setattr__(self, "merge", tuple(map(Path, several(self.merge))))
 
 
 @dataclass(frozen=True)
@@ -111,9 +117,9 @@ class Task:
 def open_task(
     bundle: Bundle,
     dataset: Dataset,
-    artifact: str,
+    artifact: str | None,
     protocol: str | Protocol,
-    gate: Gate | None,
+    gate: Gate | str | float | None,
     threads: int | None,
     workers: int,
 ) -> Iterator[Task]:
@@ -122,11 +128,13 @@ def open_task(
     Raises:
         BundleError, InputError, MachineError: as of `Segmenter` and `choose_comparison`.
     """
+    workers, source = whole("workers", workers, 1, MOST_THREADS), bundle.manifest.source
+    artifact = source if artifact is None else artifact
+    gate = gate if gate is None or isinstance(gate, Gate) else Gate(gate)
     with ExitStack() as stack:
         segmenter = stack.enter_context(Segmenter(bundle, artifact=artifact, protocol=protocol, threads=threads))
         comparison = None if gate is None else choose_comparison(gate, segmenter, len(dataset))
         fp32 = None
-        source = bundle.manifest.source
         if gate is not None and artifact != source:
             fp32 = stack.enter_context(Segmenter(bundle, artifact=source, protocol=segmenter.protocol, threads=threads))
         yield Task(dataset, segmenter, fp32, comparison, threads, workers)
@@ -136,11 +144,11 @@ def evaluate_shard(
     bundle: Path | str | Bundle,
     dataset: Dataset,
     part: tuple[int, int],
-    state: Path,
+    state: Path | str,
     *,
     artifact: str | None = None,
     protocol: str | Protocol = "reference",
-    gate: Gate | None = None,
+    gate: Gate | str | float | None = None,
     threads: int | None = None,
     workers: int = 2,
     resume: bool = False,
@@ -159,7 +167,7 @@ def evaluate_shard(
         InputError: a shard without an image, or a state of another one.
         OutputError: ``state`` cannot be written.
     """
-    first, step = part
+    (first, step), state = part, Path(state)
     indices = range(first - 1, len(dataset), step)
     if not indices:
         raise InputError(
@@ -167,7 +175,7 @@ def evaluate_shard(
         )
     refuse_state(state, resume=resume)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-    with open_task(bundle, dataset, artifact or bundle.manifest.source, protocol, gate, threads, workers) as task:
+    with open_task(bundle, dataset, artifact, protocol, gate, threads, workers) as task:
         found = task.open_state(state, resume=resume)
         if found.done.sum() > found.done[indices].sum():
             raise InputError(f"{state}: holds another shard", "Name another file with --state.")

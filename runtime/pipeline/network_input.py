@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
-from denseport.runtime.errors import InputError
 from denseport.runtime.media.images import read_image
 from denseport.runtime.pipeline.preprocess import normalise
 from denseport.runtime.pipeline.views import View, protocol_views, show, windows
+from denseport.runtime.system.arguments import whole
 
 __all__ = ["NetworkInputs", "evenly_spaced", "network_inputs", "sample_evenly", "view_inputs"]
 
@@ -109,8 +109,7 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
     Raises:
         InputError: ``count`` is below 1.
     """
-    if count < 1:
-        raise InputError(f"{count} items cannot be taken", "Give a limit of 1 or more.")
+    count = whole("limit", count, 1)
     if len(items) <= count:
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]

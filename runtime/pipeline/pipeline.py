@@ -31,7 +31,7 @@ from denseport.runtime.pipeline.views import View, protocol_views, windows
 if TYPE_CHECKING:
     from denseport.runtime.pipeline.device_path import DevicePath
 
-__all__ = ["Image", "Job", "Pipeline", "Region"]
+__all__ = ["Image", "Job", "Pipeline", "Region", "checked_image"]
 
 Image = NDArray[np.uint8] | Path | str  # (H, W, 3) uint8 BGR, or a file
 Region = tuple[int, int, int, int]  # x, y, width, height; pixels from the image's upper left corner
@@ -104,7 +104,7 @@ class Pipeline:
         if isinstance(image, str | Path):
             image = read_image(Path(image))
             decoded = time.perf_counter()
-        image = _cut(_checked(image), region)
+        image = _cut(checked_image(image), region)
         job = Job(image, requested, protocol_views(image.shape[:2], self.protocol, self.manifest.patch_size))
         job.timings = Timings(decode=_ms(decoded - begin))
         job.on_device = not keep_logits and self._fits_device(job)
@@ -244,7 +244,8 @@ def _ms(seconds: float) -> float:
     return 1000 * seconds
 
 
-def _checked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def checked_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image; raises ImageError for an array, or anything else, that is none."""
     if image is None:
         raise ImageError(
             "the image is None: cv2.imread could not read the file",

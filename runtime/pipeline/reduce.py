@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline.resample import TILE, LogitMap
 from denseport.runtime.pipeline.results import MASK_ONLY, RequestedOutputs
-from denseport.runtime.system.cpus import usable_cpus
+from denseport.runtime.system.cpus import check_threads, usable_cpus
 
 __all__ = [
     "Canvas",
@@ -197,10 +197,7 @@ def tile_workers(threads: int | None) -> Iterator[Run]:
     Raises:
         InputError: fewer than one.
     """
-    if threads is None:
-        threads = usable_cpus()
-    if threads < 1:
-        raise InputError(f"threads must be at least 1, found {threads}", "Give 1 or more, or None for all.")
+    threads = check_threads(threads) or usable_cpus()
     if threads == 1:
         yield map
         return

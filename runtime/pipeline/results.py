@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.errors import InputError
+from denseport.runtime.system.arguments import whole
 
 __all__ = ["MASK_ONLY", "RequestedOutputs", "Segmentation", "Timings"]
 
@@ -22,9 +22,7 @@ class RequestedOutputs:
 
     def check(self, classes: int) -> None:
         """Raises InputError for more classes than there are, or no number of them."""
-        whole = isinstance(self.top_k, int | np.integer) and not isinstance(self.top_k, bool)
-        if not whole or not 0 <= self.top_k <= classes:
-            raise InputError(f"top_k {self.top_k} of {classes} classes", f"Give 0 to {classes}.")
+        whole("top_k", self.top_k, 0, classes)
 
 
 MASK_ONLY = RequestedOutputs()

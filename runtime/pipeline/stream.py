@@ -8,6 +8,8 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any
 
+from denseport.runtime.system.arguments import whole
+
 __all__ = ["pipelined"]
 
 _END = object()  # takes the place of a result after the last one
@@ -35,7 +37,7 @@ def pipelined(
     chain: list[_Stage] = []
     threads = []
     for name, work in stages.items():
-        count = (workers or {}).get(name, 1)
+        count = whole("workers", (workers or {}).get(name, 1), 1)  # with none, nothing would ever come out
         chain.append(_Stage(iter(chain[-1] if chain else source), work, depth + count))
         for _ in range(count):
             # A daemon, lest a source that blocks should keep the interpreter from ending.

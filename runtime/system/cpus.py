@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from denseport.runtime.errors import InputError
+from denseport.runtime.system.arguments import whole
 
 __all__ = ["MOST_THREADS", "check_threads", "usable_cpus"]
 
@@ -35,10 +35,9 @@ def usable_cpus(membership: Path = MEMBERSHIP, groups: Path = GROUPS) -> int:
     return max(1, min([found, *quotas]))
 
 
-def check_threads(threads: int | None) -> None:
-    """Raises InputError for a number of threads that nobody means; None is the default."""
-    if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS):
-        raise InputError(f"threads must be a whole number from 1 to {MOST_THREADS}, found {threads!r}")
+def check_threads(threads: int | None) -> int | None:
+    """The number, or None for the default; raises InputError for one that nobody means."""
+    return None if threads is None else whole("threads", threads, 1, MOST_THREADS)
 
 
 def _folders(membership: Path, groups: Path) -> Iterator[Path]:

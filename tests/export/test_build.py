@@ -89,5 +89,5 @@ def test_a_choice_that_is_none_is_refused(sample: Bundle, name: str) -> None:
 
 
 def test_a_limit_below_one_is_refused(sample_copy: Bundle) -> None:
-    with pytest.raises(InputError, match="-1 items cannot be taken"):
-        build(sample_copy, images=[IMAGES], limit=-1)
+    with pytest.raises(InputError, match="limit cannot be -1"):
+        build(sample_copy, images=IMAGES, limit=-1)

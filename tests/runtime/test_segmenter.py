@@ -24,7 +24,7 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.preprocessing import normalisation, resized_to
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
-from denseport.runtime.errors import BundleError, ImageError, InputError
+from denseport.runtime.errors import BundleError, ImageError, InputError, MachineError
 from denseport.runtime.media.images import read_image
 from denseport.runtime.segmenter import Segmenter
 
@@ -153,7 +153,7 @@ def test_scores_of_multi_scale_testing_are_the_mean_probabilities(sample: Bundle
 
 def test_more_classes_than_there_are_cannot_be_asked_for(segment: Segmenter, images: list[np.ndarray]) -> None:
     for top_k in (151, 1.5, True, "2"):
-        with pytest.raises(InputError, match=f"top_k {top_k} of 150"):
+        with pytest.raises(InputError, match=f"top_k cannot be {top_k!r}\n  Give a whole number from 0 to 150"):
             segment(images[0], top_k=top_k)  # type: ignore[arg-type]
     assert segment(images[0][:20, :20], top_k=150).top_classes.shape == (150, 20, 20)  # type: ignore[union-attr]
 
@@ -203,13 +203,13 @@ def test_a_batch_of_many_sizes_equals_single_calls_in_order(segment: Segmenter, 
     assert segment.batch([]) == []
 
 
-@pytest.mark.parametrize("number", [0, 1.5, float("nan"), "2", None])
+@pytest.mark.parametrize("number", [0, 1.5, float("nan"), "2", None, True])
 def test_a_number_of_images_is_a_whole_one(sample: Bundle, number: object) -> None:
     """A batch of NaN images would take all there are; a stream of that depth would never end."""
     with Segmenter(sample, threads=1) as segment:
-        with pytest.raises(InputError, match="whole number, at least 1"):
+        with pytest.raises(InputError, match="Give a whole number from 1 up"):
             segment.batch([IMAGE], size=number)  # type: ignore[arg-type]
-        with pytest.raises(InputError, match="whole number, at least 1"):
+        with pytest.raises(InputError, match="Give a whole number from 1 up"):
             segment.stream([IMAGE], depth=number)  # type: ignore[arg-type]
 
 
@@ -251,10 +251,19 @@ def test_warming_up_runs_each_size(sample: Bundle) -> None:
     assert session.runs == 2
 
 
-@pytest.mark.parametrize("threads", [0, 1.5, 100_000])
+@pytest.mark.parametrize("threads", [0, 1.5, 100_000, True])
 def test_a_number_of_threads_that_nobody_means_is_refused(sample: Bundle, threads: Any) -> None:
-    with pytest.raises(InputError, match="threads must be a whole number from 1 to 1024"):
+    with pytest.raises(InputError, match=r"threads cannot be .*\n  Give a whole number from 1 to 1024"):
         Segmenter(sample, threads=threads)
+    Segmenter(sample, threads=np.int64(1)).close()  # type: ignore[arg-type]
+
+
+def test_a_provider_alone_is_one(sample: Bundle) -> None:
+    """And not its letters."""
+    with Segmenter(sample, threads=1, providers="CPUExecutionProvider") as segment:
+        assert "CPUExecutionProvider" in segment.description
+    with pytest.raises(MachineError, match="has no CUDO"):
+        Segmenter(sample, providers="CUDO")
 
 
 def test_a_bundle_whose_path_is_not_utf8_is_refused_for_that(sample: Bundle, tmp_path: Path) -> None:

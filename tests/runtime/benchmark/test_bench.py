@@ -33,7 +33,7 @@ from denseport.runtime.benchmark.speed import (
 from denseport.runtime.benchmark.startup import measure_startup
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
-from denseport.runtime.errors import DenseportError
+from denseport.runtime.errors import BundleError, DenseportError, InputError
 
 
 @dataclass
@@ -65,6 +65,34 @@ def test_known_durations_are_found_and_compared() -> None:
     assert quick.session.samples > slow.session.samples >= 3
     assert quick.batches[2] <= 1 / 0.005 and slow.batches[2] <= 1 / 0.02
     assert quick.whole.median >= 10 and slow.whole.median >= 40 and slow.throughput[1] <= 1 / 0.04
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rounds", 0),
+        ("rounds", 1.5),
+        ("seconds", float("nan")),
+        ("seconds", float("inf")),
+        ("seconds", 0),
+        ("seconds", "4"),
+    ],
+)
+def test_a_plan_of_what_is_no_number_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"{name} cannot be {value!r}\n  Give a"):
+        Plan(**{name: value})
+    with pytest.raises(InputError, match="batches cannot be 0"):
+        Plan(batches=(1, 0))
+
+
+@pytest.mark.parametrize("accuracy", [5, [25.8], {"mIoU": "high"}])
+def test_a_damaged_record_is_refused_before_anything_is_measured(
+    sample_copy: Bundle, monkeypatch: pytest.MonkeyPatch, accuracy: Any
+) -> None:
+    sample_copy.note("model.onnx", {"accuracy": accuracy})
+    monkeypatch.setattr(bench_module, "run_bench", None)
+    with pytest.raises(BundleError, match=r"model\.onnx: its record is damaged"):
+        bench(sample_copy)
 
 
 def test_a_percentile_needs_enough_samples() -> None:
@@ -237,7 +265,11 @@ def test_the_function_measures_an_array_and_writes_nothing_unasked(
         ({"artifacts": ["int9.onnx"]}, "no artifact 'int9.onnx'"),
         ({"checkpoint": "x.pth"}, "--checkpoint is used by --baseline only"),
         ({"image": "none.jpg"}, "none.jpg"),
+        ({"image": np.zeros((8, 8), np.uint8)}, "expected an image of shape"),
+        ({"image": np.zeros((8, 8, 3))}, "expected an image of shape"),
+        ({"artifacts": "int9.onnx"}, "no artifact 'int9.onnx'"),
         ({"report": __file__}, "cannot be written"),
+        ({"report": ""}, "report cannot be ''"),
     ],
 )
 def test_the_function_raises_what_the_command_prints(sample: Bundle, arguments: dict[str, Any], words: str) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from progress_told import Told
 from support import ASSETS
@@ -84,6 +86,10 @@ def test_shards_add_up_to_the_whole(sample: Bundle, tmp_path: Path) -> None:
 
 BAD: list[tuple[list[str], Callable[[Bundle], Evaluation]]] = [
     (["--gate", "model.onnx"], lambda bundle: evaluate(bundle, STREET, gate=Gate("model.onnx"))),
+    (["--gate", "101"], lambda bundle: evaluate(bundle, STREET, gate=101)),
+    (["--gate", "nan"], lambda bundle: evaluate(bundle, STREET, gate="nan")),
+    (["--gate=-5"], lambda bundle: evaluate(bundle, STREET, gate=-5.0)),
+    (["--gate", "20", "--artifact", ""], lambda bundle: evaluate(bundle, STREET, gate=20, artifact="")),
     (["--gate", "reference"], lambda bundle: evaluate(bundle, STREET, gate=Gate())),
     (["--gate", "fp16.onnx"], lambda bundle: evaluate(bundle, STREET, gate=Gate("fp16.onnx"))),
     (["--artifact", "fp16.onnx"], lambda bundle: evaluate(bundle, STREET, artifact="fp16.onnx")),
@@ -111,10 +117,12 @@ def test_bad_arguments_raise_what_the_command_prints(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"against": 101.0}, "against=101.0"),
-        ({"against": float("nan")}, "against=nan"),
-        ({"budget": -1}, "budget=-1"),
-        ({"agreement": 98}, "agreement=98"),
+        ({"against": 101.0}, "mIoU in percent cannot be 101.0"),
+        ({"against": float("nan")}, "mIoU in percent cannot be nan"),
+        ({"against": "101"}, "mIoU in percent cannot be 101.0"),
+        ({"budget": -1}, "budget cannot be -1"),
+        ({"budget": "1"}, "budget cannot be '1'"),
+        ({"agreement": 98}, "agreement cannot be 98"),
     ],
 )
 def test_a_gate_refuses_what_is_out_of_range(arguments: dict[str, Any], words: str) -> None:
@@ -123,10 +131,37 @@ def test_a_gate_refuses_what_is_out_of_range(arguments: dict[str, Any], words: s
 
 
 @pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *(("workers", value) for value in (0, -1, None, "2", 1.5)),
+        *(("limit", value) for value in ("1", 1.5, True)),
+        *(("ignore_index", value) for value in (2.5, None, "255")),
+        ("reduce_zero_label", "yes"),
+        ("report", ""),
+    ],
+)
+def test_an_argument_that_is_none_is_refused_by_name(sample: Bundle, argument: str, value: Any) -> None:
+    """Without workers nothing would ever come out; an empty path is the current folder's."""
+    with pytest.raises(InputError, match=re.escape(f"{argument} cannot be {value!r}\n  ")):
+        evaluate(sample, STREET, **{argument: value})
+
+
+def test_numbers_of_numpy_and_paths_as_text_are_taken(sample: Bundle, tmp_path: Path) -> None:
+    numbers = {"limit": np.int64(2), "ignore_index": np.int64(255), "reduce_zero_label": np.False_}
+    numbers |= {"workers": np.uint8(1), "threads": np.int32(1)}
+    plain = evaluate(sample, STREET, limit=2, gate=Gate(20), reduce_zero_label=False)
+    found = evaluate(sample, STREET, gate=np.float32(20), run=LongRun(state=str(tmp_path / "a")), **numbers)  # type: ignore[arg-type]
+    assert lasting(found.to_dict()).items() >= {**lasting(plain.to_dict()), "session": found.session}.items()
+    evaluate_shard(sample, open_dataset(STREET), (1, 1), str(tmp_path / "b"))
+    merged = evaluate(sample, STREET, run=LongRun(merge=str(tmp_path / "b")))  # type: ignore[arg-type]
+    assert merged.measurement.images == len(open_dataset(STREET))
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"limit": 0}, "the first 0 images"),
-        ({"limit": -1}, "the first -1 images"),
+        ({"limit": 0}, "limit cannot be 0"),
+        ({"limit": -1}, "limit cannot be -1"),
         ({"masks": "masks"}, "the data set is open already"),
         ({"reduce_zero_label": False}, "the data set is open already"),
     ],

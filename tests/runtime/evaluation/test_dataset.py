@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from denseport.runtime.errors import DatasetError, ImageError
+from denseport.runtime.errors import DatasetError, ImageError, InputError
 from denseport.runtime.evaluation.dataset import Dataset, Sample, open_dataset
 from denseport.runtime.evaluation.metrics import ConfusionMatrix
 from denseport.runtime.media.images import encode_palette_png
@@ -106,7 +106,7 @@ def test_a_dataset_needs_samples_and_a_possible_ignored_label(tmp_path: Path) ->
     with pytest.raises(DatasetError, match="empty"):
         Dataset(())
     for label in (-1, 65536):
-        with pytest.raises(DatasetError, match=f"label {label} is not in 0..65535"):
+        with pytest.raises(InputError, match=f"ignore_index cannot be {label}\n  Give a whole number from 0 to 65535"):
             mask_of(tmp_path, ignore_index=label)
     assert [mask_of(tmp_path, ignore_index=label)[0].ignore_index for label in (0, 65535)] == [0, 65535]
 
