@@ -53,8 +53,7 @@ def evaluate(
 
     Args:
         data: a path as of `open_dataset`, or a data set that is open already.
-        artifact: default: the FP32 model.
-        gate: or what it compares with alone, as of `Gate`.
+        artifact, gate: default: the FP32 model, and none. A gate may be given as what it compares with.
         protocol: how images reach the network, by name (docs/evaluation.md).
         masks, list_file, split, ignore_index: as of `open_dataset`, where ``data`` is a path.
         reduce_zero_label: the same; default: as in the bundle's data set.
