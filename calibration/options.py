@@ -71,7 +71,7 @@ def budget_of(options: CalibrationOptions, *, labelled: bool) -> Budget:
     if points is not None and not labelled:
         raise InputError(
             f"a budget of {points:g} points of mIoU needs labelled images",
-            "Name them with --data, or give a least share of pixels that keep FP32's class: --agreement 0.98.",
+            "Name them with --data, or give a budget that needs none: --agreement 0.98.",
         )
     if not labelled:
         return Budget(agreement=AGREEMENT if agreement is None else agreement)

@@ -292,7 +292,8 @@ def _search(
         verdict = "within" if step.within else "over"
         progress.say(
             f"{100 * step.share:.1f} % of the multiply-adds in {kind.upper()}: {lost}{100 * step.loss.agreement:.2f} % "
-            f"of the pixels keep FP32's class, logits differ by {100 * step.loss.error:.2g} %: {verdict} budget"
+            f"of the pixels get the class that FP32 gives, logits differ by {100 * step.loss.error:.2g} %: {verdict} "
+            "budget"
         )
 
     progress.say(f"measuring sets of layers on {count(len(images), 'image')}")

@@ -61,7 +61,7 @@ def _add_quantization(how: argparse._ArgumentGroup) -> None:
         how.add_argument(option, choices=choices, default=choices[0], help=f"{words}; default: %(default)s")
     words = "points of mIoU that may be lost; needs --data; default with it: 0.5"
     how.add_argument("--budget", type=real(0, 100), metavar="POINTS", help=words)
-    words = "least share of pixels that keep FP32's class; default: 0.98, with --data 0.9"
+    words = "smallest share of pixels that get the class that FP32 gives; default: 0.98, with --data 0.9"
     how.add_argument("--agreement", type=real(0, 1), metavar="SHARE", help=words)
     words = "layers, with all below them, that stay float"
     how.add_argument("--keep-float", metavar="LAYER", nargs="+", default=[], help=words)
@@ -141,7 +141,7 @@ def _verdict_lines(name: str, verdict: QuantizationVerdict) -> list[str]:
         lines.append(
             f"mIoU {verdict.miou:.2f}, FP32 {verdict.fp32_miou:.2f}, on {count(verdict.labelled, 'labelled image')}"
         )
-    lines.append(f"{100 * verdict.agreement:.2f} % of the pixels keep FP32's class")
+    lines.append(f"{100 * verdict.agreement:.2f} % of the pixels get the class that FP32 gives")
     used = "used" if verdict.accepted else "not used"
     lines.append(f"{used} by itself on {verdict.machine}: {verdict.reason}")
     if not verdict.accepted:

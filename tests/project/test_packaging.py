@@ -76,6 +76,15 @@ def test_importing_the_runtime_is_light() -> None:
     assert not {"torch", "onnx", "onnxruntime", "cv2", "numpy"} & set(run_python(code).split())
 
 
+def test_a_segmenter_on_a_cpu_loads_nothing_for_gpus() -> None:
+    code = """import sys
+from denseport.runtime import Segmenter
+print(*[name for name in sys.modules if name.startswith("denseport.")])"""
+    loaded = run_python(code).split()
+    assert len(loaded) <= 30, "import what only some calls need where they need it"
+    assert not [name for name in loaded if "cuda" in name or "tensorrt" in name or "device" in name]
+
+
 @pytest.mark.parametrize("name", modules())
 def test_what_a_module_promises_exists(name: str) -> None:
     if name == NEEDS_TENSORRT:

@@ -89,7 +89,7 @@ def _of_artifact(bundle: Bundle, name: str) -> Iterator[str]:
     yield f"made of {artifact.made_of or 'the checkpoint'}, target {artifact.target}"
     for proof in artifact.proof:
         how = f"computed in {proof.arithmetic}, {proof.machine}, {proof.date[:10]}"
-        yield f"compared with {proof.against} ({how}): {proof.figures}"
+        yield f"compared with {proof.against} ({how})"
     difference = artifact.record.get("max_difference")
     if difference is not None:
         sizes = count(len(artifact.record["checks"]), "size")
@@ -122,7 +122,7 @@ def _calibrated(name: str, artifact: Artifact) -> Iterator[str]:
             images = count(verdict.labelled, "image")
             accuracy += f", mIoU {verdict.miou:.2f} (FP32 {verdict.fp32_miou:.2f}) on {images}"
         yield accuracy
-        yield f"{'accepted' if verdict.accepted else 'refused'} on {verdict.machine}: {verdict.reason}"
+        yield f"{'used' if verdict.accepted else 'not used by itself'} on {verdict.machine}: {verdict.reason}"
 
 
 def _measured(record: dict[str, Any]) -> Iterator[str]:

@@ -254,7 +254,7 @@ def test_without_gate_or_fp32(tmp_path: Path) -> None:
     assert "Not judged" in page.text and "FP32" not in page.text and "Worst images" not in page.text
     assert [row[0] for row in page.rows[1:3]] == ["sky", "wall"]  # the lowest IoU first
     assert page.rows[1] == ["sky", "50.00", "66.67", "42.86 %"]
-    assert "Left out, as in no truth and no prediction: 3 classes." in page.text
+    assert "3 classes in neither masks nor predictions: left out." in page.text
 
 
 def test_a_measurement_without_a_labelled_pixel(tmp_path: Path) -> None:
