@@ -31,6 +31,7 @@ from denseport.runtime.system.progress import Progress, Silent
 __all__ = ["Calibration", "calibrate", "judge_again"]
 
 Images = Path | str | Sequence[Path | str]
+DATA_LIMIT = 64  # labelled images
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def calibrate(
     limit: int = 32,
     data: Path | str | Dataset | None = None,
     masks: Path | str | None = None,
-    split: str = "training",
-    data_limit: int = 64,
+    split: str | None = None,
+    data_limit: int = DATA_LIMIT,
     report: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
@@ -107,8 +108,8 @@ def judge_again(
     limit: int = 32,
     data: Path | str | Dataset | None = None,
     masks: Path | str | None = None,
-    split: str = "training",
-    data_limit: int = 64,
+    split: str | None = None,
+    data_limit: int = DATA_LIMIT,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> QuantizationVerdict:
@@ -136,16 +137,23 @@ def judge_again(
 
 
 def _open(
-    bundle: Path | str | Bundle, data: Path | str | Dataset | None, masks: Path | str | None, split: str, limit: int
+    bundle: Path | str | Bundle,
+    data: Path | str | Dataset | None,
+    masks: Path | str | None,
+    split: str | None,
+    limit: int,
 ) -> tuple[Bundle, Dataset | None]:
     """The bundle, found to be writable, and the labelled images."""
-    if masks is not None and data is None:
-        raise InputError("--masks belongs to --data", "Name the folder of their images with --data.")
+    given = {"masks": masks is not None, "split": split is not None, "data-limit": limit != DATA_LIMIT}
+    if data is None and any(given.values()):
+        name = next(name for name, is_given in given.items() if is_given)
+        raise InputError(f"--{name} belongs to --data", "Name the folder of labelled images with --data.")
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     refuse_unwritable(bundle.path)
     if data is None:
         return bundle, None
     if not isinstance(data, Dataset):
+        split = split or ("training" if masks is None else None)
         data = open_dataset(data, masks=masks, split=split, reduce_zero_label=bundle.manifest.reduce_zero_label)
     return bundle, replace(data, samples=tuple(evenly_spaced(data.samples, limit)))
 

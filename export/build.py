@@ -25,6 +25,7 @@ from denseport.runtime.system.progress import Progress, Silent
 __all__ = ["Build", "EngineSettings", "build"]
 
 QUANTIZED = ("int8", "fp8")
+LIMIT = 16  # images
 CHOICES = {
     "precision": ("fp32", "fp16", "bf16", *QUANTIZED),
     "float_precision": ("fp32", "fp16"),
@@ -78,7 +79,7 @@ def build(
     output: str = "logits",
     plugin: str = "auto",
     images: Path | str | Sequence[Path | str] = (),
-    limit: int = 16,
+    limit: int = LIMIT,
     settings: EngineSettings | None = None,
     progress: Progress | None = None,
 ) -> Build:
@@ -107,7 +108,7 @@ def build(
     refuse_unwritable(bundle.path)
     order.check(bundle)
     settings = settings or EngineSettings()
-    options = _engine_options(bundle, order, settings) if engine != "onnx" else None
+    options = _engine_options(bundle, order, settings)
     if options is not None:
         check_builder(options)
     shown, built = _images(several(images), limit), Build(bundle.path)
@@ -170,7 +171,14 @@ class _Order:
             )
 
 
-def _engine_options(bundle: Bundle, order: _Order, settings: EngineSettings) -> EngineOptions:
+def _engine_options(bundle: Bundle, order: _Order, settings: EngineSettings) -> EngineOptions | None:
+    if order.engine == "onnx":
+        for each in fields(settings):
+            value = getattr(settings, each.name)
+            if value != each.default and each.name != "verbose":  # which changes no result
+                what = f"{each.name.replace('_', ' ')} {value!r} is a setting of engines, and none is built"
+                raise InputError(what, "Name an --engine, or leave it out.")
+        return None
     if isinstance(settings.profile, str):
         protocol = parse_protocol("reference", bundle.manifest)
         profiles = named_profiles(settings.profile, order.engine, protocol)
@@ -181,6 +189,8 @@ def _engine_options(bundle: Bundle, order: _Order, settings: EngineSettings) -> 
 
 
 def _images(patterns: Sequence[Path | str], limit: int) -> list[Path]:
+    if not patterns and limit != LIMIT:
+        raise InputError(f"--limit {limit} is of --images", "Give --images, or leave it out.")
     images = sample_evenly([str(pattern) for pattern in patterns], limit) if patterns else []
     if patterns and not images:  # videos alone; without images nothing is audited
         raise InputError(f"--images {' '.join(map(str, patterns))}: found no image", "Name images, not videos.")

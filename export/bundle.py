@@ -6,11 +6,12 @@ import dataclasses
 import os
 from datetime import UTC, datetime
 from importlib.metadata import version
+from operator import index
 from pathlib import Path
 from typing import Any
 
 from denseport.export.checkpoint import settings
-from denseport.export.checkpoint.file import Checkpoint, read_checkpoint
+from denseport.export.checkpoint.file import CORRECT, Checkpoint, read_checkpoint
 from denseport.export.checkpoint.recognise import Recognised, recognise
 from denseport.export.checkpoint.weights import load_model
 from denseport.export.errors import CheckpointError
@@ -82,7 +83,9 @@ def export_bundle(
         rewritten = rewrite and manifest.architecture == "DPT"
         artifact = _artifact(files, check_export(model, folder / MODEL), rewritten)
         manifest = dataclasses.replace(manifest, artifacts={MODEL: artifact})
-        write_atomic(folder / MANIFEST, manifest.to_json().encode())
+        text = manifest.to_json()
+        Manifest.from_json(text, str(output / MANIFEST))  # what cannot be read back takes no bundle's place
+        write_atomic(folder / MANIFEST, text.encode())
     return Bundle(output)
 
 
@@ -91,9 +94,12 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
     preprocess, pipeline_warnings = settings.preprocess_of(source)
     if scale is not None:
         try:
-            preprocess = resized_to(preprocess, scale, keep_ratio=True)
-        except ValueError as err:
-            raise CheckpointError(f"--scale: {err}", "Give two sides in pixels, for example --scale 2048 512.") from err
+            longer, shorter = map(index, scale)  # numpy's integers as Python's; no floats
+            preprocess = resized_to(preprocess, (longer, shorter), keep_ratio=True)
+        except (TypeError, ValueError) as err:
+            raise CheckpointError(
+                f"--scale {scale}: {err}", "Give two sides in pixels, for example --scale 2048 512."
+            ) from err
     resize = resizing(preprocess)
     if resize is not None and min(resize.size) < spec.backbone.patch_size:
         raise CheckpointError(
@@ -107,24 +113,27 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
         reference = Reference(preset.name, "ADE20K validation", PUBLISHED_PROTOCOL, *figures, recognised.recognised_by)
     classes, class_warnings = settings.class_names(source, spec.num_classes)
     warnings = [*recognised.warnings, *pipeline_warnings, *class_warnings]
-    return Manifest(
-        name=preset.name if preset else Path(source.name).stem,
-        architecture=spec.architecture,
-        parameters=parameters,
-        patch_size=spec.backbone.patch_size,
-        stride=spec.stride,
-        classes=classes,
-        palette=settings.palette_of(source, len(classes)),
-        reduce_zero_label=settings.reduces_zero_label(source),
-        preprocess=preprocess,
-        inference=settings.inference_of(source),
-        reference=reference,
-        provenance=_provenance(source, warnings),
-        spec=dataclasses.asdict(spec),
-        source=MODEL,
-        task="segmentation",
-        input=NetworkInput(),
-    )
+    try:
+        return Manifest(
+            name=preset.name if preset else Path(source.name).stem,
+            architecture=spec.architecture,
+            parameters=parameters,
+            patch_size=spec.backbone.patch_size,
+            stride=spec.stride,
+            classes=classes,
+            palette=settings.palette_of(source, len(classes)),
+            reduce_zero_label=settings.reduces_zero_label(source),
+            preprocess=preprocess,
+            inference=settings.inference_of(source),
+            reference=reference,
+            provenance=_provenance(source, warnings),
+            spec=dataclasses.asdict(spec),
+            source=MODEL,
+            task="segmentation",
+            input=NetworkInput(),
+        )
+    except ValueError as err:
+        raise CheckpointError(f"{source.path}: {err}", CORRECT) from err
 
 
 def _provenance(source: Checkpoint, warnings: list[str]) -> dict[str, Any]:

@@ -174,7 +174,8 @@ class Segmenter:
             most = 1
             if job.single is not None:
                 key = job.single.shape
-                most = min(size, self._session.largest_batch(*job.single.shape[2:]) or size)
+                limits = self._session.largest_batch(*job.single.shape[2:]), self.manifest.input.shape[0]
+                most = min(size, *filter(None, limits))
             group = waiting.setdefault(key, {})
             group[i] = job
             if len(group) >= most:

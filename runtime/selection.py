@@ -70,7 +70,8 @@ def select_artifact(bundle: Bundle, wanted: str | None = None, protocol: Protoco
     if wanted is not None:
         artifact = bundle.artifact(wanted)
         refuse_masks(wanted, artifact)
-        return Selection(wanted, _providers(artifact, on_gpu), "asked for", {}, _caution(wanted, bundle.manifest))
+        with reading_record(str(bundle.path)):
+            return Selection(wanted, _providers(artifact, on_gpu), "asked for", {}, _caution(wanted, bundle.manifest))
     reasons = _reasons(bundle, machine, on_gpu, protocol or parse_protocol("reference", bundle.manifest))
     fitting = [name for name, a in artifacts.items() if not reasons[name] and a.precision in ORDER]
     source = bundle.manifest.source
@@ -146,15 +147,14 @@ def _caution(name: str, manifest: Manifest) -> str:
 
 
 def _why_not_accurate(artifact: Artifact) -> str:
-    gate = artifact.record.get("accuracy", {}).get("gate")
     is_fp32 = artifact.kind == "onnx" and artifact.precision == "fp32"  # nothing is closer to the checkpoint
-    if gate is None or gate["passed"] or is_fp32:
-        return ""
-    return f"failed its gate: {'; '.join(gate['reasons'])}"
+    with reading_record(artifact.main):
+        gate = artifact.record.get("accuracy", {}).get("gate")
+        return "" if gate is None or gate["passed"] or is_fp32 else f"failed its gate: {'; '.join(gate['reasons'])}"
 
 
 def _record_of(engine: Artifact) -> BuildRecord:
-    return BuildRecord.from_dict(engine.record, "the engine's record")
+    return BuildRecord.from_dict(engine.record, engine.main)
 
 
 def too_narrow(profiles: Sequence[Profile], protocol: Protocol) -> str:

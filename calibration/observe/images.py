@@ -44,7 +44,7 @@ def check_images(images: NetworkInputs) -> list[tuple[int, int]]:
             image = read_image(path)
             _, (rows, columns) = images.window(index, (image.shape[0], image.shape[1]))
         except ImageError as err:
-            bad.append(err.message if str(path) in err.message else f"{path}: {err.message}")
+            bad.append(err.message)
             continue
         sizes.append((rows.stop - rows.start, columns.stop - columns.start))
     if bad:

@@ -93,7 +93,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         if not path.is_file():
-            reason = "this is a folder" if path.is_dir() else "no such file"
+            reason = "no ordinary file" if path.exists() else "no such file"
+            reason = "this is a folder" if path.is_dir() else reason
             raise CheckpointError(f"{path}: {reason}", "Give the .pth or .safetensors file.")
         sha256 = sha256_of(path)
     except OSError as err:

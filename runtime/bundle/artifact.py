@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
-__all__ = ["ANY", "FLOATS", "FOR_CPU", "FOR_TENSORRT", "TARGETS", "Artifact", "Proof"]
+__all__ = ["ANY", "FLOATS", "FOR_CPU", "FOR_TENSORRT", "QUANTIZED", "TARGETS", "Artifact", "Proof"]
 
 FLOATS = ("fp32", "fp16", "bf16")
 QUANTIZED = ("int8", "fp8")
@@ -27,6 +28,7 @@ class Proof:
     def __post_init__(self) -> None:
         _one_of("against", self.against, ("torch", "fp32", "labels"))
         _one_of("arithmetic", self.arithmetic, FLOATS)
+        datetime.fromisoformat(self.date)  # its ValueError names the text
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Artifact:
         _one_of("output", self.output, ("logits", "mask"))
         _one_of("float_precision", self.float_precision, (self.precision,) if self.precision in FLOATS else FLOATS)
         _one_of("main", self.main, tuple(self.files))
+        for proof in self.proof:
+            _one_of("proof's figures", proof.figures, tuple(self.record))
 
     @property
     def is_compared(self) -> bool:

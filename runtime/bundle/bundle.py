@@ -24,7 +24,7 @@ from denseport.runtime.system.files import (
     writing,
 )
 
-__all__ = ["MANIFEST", "Bundle", "new_bundle"]
+__all__ = ["MANIFEST", "Bundle", "has_manifest", "new_bundle"]
 
 MANIFEST = "manifest.json"
 LOCK = ".denseport-lock"  # there while a process writes the bundle; no file of any artifact
@@ -220,7 +220,7 @@ def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def _refuse_existing(path: Path, replace: bool) -> None:
-    is_bundle = _has_manifest(path)
+    is_bundle = has_manifest(path)
     if not (path.exists() or path.is_symlink()) or (replace and is_bundle):
         return
     what = "is a bundle" if is_bundle else "is not a bundle"
@@ -228,7 +228,7 @@ def _refuse_existing(path: Path, replace: bool) -> None:
     raise OutputError(f"{path}: exists already and {what}", remedy)
 
 
-def _has_manifest(path: Path) -> bool:
+def has_manifest(path: Path) -> bool:
     """Whether a folder's manifest is of a bundle, even a damaged one; other programs have files of that name."""
     file = path / MANIFEST
     if not file.is_file() or file.stat().st_size > LARGEST_MANIFEST:

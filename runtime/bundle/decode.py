@@ -99,5 +99,7 @@ def reading_record(where: str) -> Iterator[None]:
     """Turns what goes wrong with a record, whose fields are not checked, into a BundleError about ``where``."""
     try:
         yield
+    except BundleError as err:
+        raise err if err.message.startswith(where) else BundleError(f"{where}: {err.message}", err.remedy) from err
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
         raise BundleError(f"{where}: its record is damaged: {err!r}", "Build or measure the artifact again.") from err

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from denseport.runtime.bundle.artifact import ANY, FLOATS, FOR_TENSORRT, Artifact
+from denseport.runtime.bundle.artifact import ANY, FLOATS, FOR_TENSORRT, QUANTIZED, Artifact
 from denseport.runtime.bundle.decode import decode_dataclass
 from denseport.runtime.bundle.preprocessing import LARGEST_SIDE, Preprocessing, check_steps
 from denseport.runtime.errors import BundleError
@@ -42,6 +42,8 @@ class Inference:
             value = getattr(self, name)
             if value is not None and not 1 <= min(value) <= max(value) <= LARGEST_SIDE:
                 raise ValueError(f"{name} {value} has a side that is not in 1..{LARGEST_SIDE} pixels")
+        if self.crop and self.stride and (self.stride[0] > self.crop[0] or self.stride[1] > self.crop[1]):
+            raise ValueError(f"stride {self.stride} is above the crop {self.crop} and leaves gaps")
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,11 @@ class Manifest:
         for name in ("parameters", "patch_size", "stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is below 1")
+        if self.inference.crop and min(self.inference.crop) < self.patch_size:
+            raise ValueError(f"crop {self.inference.crop} is below one patch of {self.patch_size} pixels")
+        for precision, points in self.budgets.items():
+            if precision not in FLOATS + QUANTIZED or not 0 <= points <= 100:
+                raise ValueError(f"budget {precision!r}: {points} is not 0..100 points of a known precision")
         if not self.classes:
             raise ValueError("a model has at least one class")
         if not all(0 <= level <= 255 for colour in self.palette for level in colour):
@@ -143,7 +150,7 @@ class Manifest:
         """Read the manifest of the file ``where``.
 
         Raises:
-            BundleError: no JSON, another format version, or a field that is missing, unknown or mistyped.
+            BundleError: no JSON, another format version, a field that is missing, unknown or mistyped, or no source.
         """
         try:
             data = json.loads(text)
@@ -156,4 +163,9 @@ class Manifest:
                 f"{where}: format version {version!r}; this Denseport reads version {FORMAT_VERSION}",
                 "Export the checkpoint again, or use the Denseport that wrote the bundle.",
             )
-        return decode_dataclass(cls, data, where, "manifest")
+        manifest = decode_dataclass(cls, data, where, "manifest")
+        a = manifest.artifacts.get(manifest.source)
+        if a is None or (a.kind, a.precision, a.output, a.made_of) != ("onnx", "fp32", "logits", None):
+            what = "is no artifact of kind onnx and precision fp32 that gives logits and is made of no other"
+            raise BundleError(f"{where}: manifest.source: {manifest.source!r} {what}", "Export the checkpoint again.")
+        return manifest

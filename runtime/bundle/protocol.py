@@ -7,9 +7,9 @@ fixed 512 x 512 input does not reproduce them.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from denseport.runtime.bundle.manifest import Inference, Manifest
+from denseport.runtime.bundle.manifest import Inference, Manifest, NetworkInput
 from denseport.runtime.bundle.preprocessing import LARGEST_SIDE, Preprocessing, described, resized_to, without_resize
 from denseport.runtime.errors import InputError
 
@@ -26,6 +26,7 @@ class Protocol:
     preprocess: Preprocessing
     inference: Inference
     tta: str | None = None  # "0.x" or "1.x": multi-scale and flip in that convention
+    input: NetworkInput = field(default=NetworkInput(), repr=False, compare=False)  # what the network takes
 
     @property
     def description(self) -> str:
@@ -47,7 +48,7 @@ def parse_protocol(text: str, manifest: Manifest) -> Protocol:
     Raises:
         InputError: none of these.
     """
-    base = Protocol(text, manifest.preprocess, manifest.inference)
+    base = Protocol(text, manifest.preprocess, manifest.inference, input=manifest.input)
     if text == "reference":
         return base
     if text in ("ms-flip", "ms-flip:0.x", "ms-flip:1.x"):

@@ -79,7 +79,8 @@ class Predictions:
         except (OutputError, ServerError):
             raise
         except DenseportError as err:
-            self.failures.append({"input": str(item.path), "error": err.message, "remedy": err.remedy})
+            error = err.message if str(item.path) in err.message else f"{item.path}: {err.message}"
+            self.failures.append({"input": str(item.path), "error": error, "remedy": err.remedy})
 
     def refuse_overwriting(self, items: Sequence[Input]) -> None:
         """Check before the work that no result replaces one of the inputs.

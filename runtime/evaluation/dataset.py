@@ -111,7 +111,7 @@ def open_dataset(
     *,
     masks: Path | str | None = None,
     list_file: Path | str | None = None,
-    split: str = "validation",
+    split: str | None = None,
     reduce_zero_label: bool | None = None,
     ignore_index: int = 255,
 ) -> Dataset:
@@ -124,7 +124,7 @@ def open_dataset(
         list_file: text, ``#`` starts a comment. Each line is a file name without its suffix, looked up in every split
             of the ADEChallengeData2016 layout; or each is an image and its mask, two paths parted by a tab or blanks,
             relative to ``data`` or to the list's own folder. The samples keep its order.
-        split: of the ADEChallengeData2016 layout.
+        split: of the ADEChallengeData2016 layout; default: validation.
         reduce_zero_label: None is what the form implies: True for the ADE20K layout, also through a list
             of its names, and False for a folder pair or a list of pairs.
 
@@ -134,6 +134,9 @@ def open_dataset(
     data = Path(data)
     if masks is not None and list_file is not None:
         raise DatasetError("a folder of masks and a list file exclude each other", "Give one of the two.")
+    if split is not None and (masks is not None or list_file is not None):
+        raise DatasetError(f"--split {split} is of the ADE20K layout, without --masks or --list", "Leave it out.")
+    split = split or "validation"
     try:
         if list_file is not None:
             samples, is_ade = _listed(Path(list_file), data)

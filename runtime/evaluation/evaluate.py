@@ -37,7 +37,7 @@ def evaluate(
     gate: Gate | str | float | None = None,
     masks: Path | str | None = None,
     list_file: Path | str | None = None,
-    split: str = "validation",
+    split: str | None = None,
     reduce_zero_label: bool | None = None,
     ignore_index: int = 255,
     limit: int | None = None,
@@ -96,9 +96,9 @@ def open_data(bundle: Bundle, data: Path | str | Dataset, *, limit: int | None, 
         if options["reduce_zero_label"] is None:
             options["reduce_zero_label"] = bundle.manifest.reduce_zero_label
         data = open_dataset(data, **options)
-    elif any(options[name] is not None for name in ("masks", "list_file", "reduce_zero_label")):
+    elif any(options[name] is not None for name in ("masks", "list_file", "split", "reduce_zero_label")):
         raise InputError(
-            "masks, list_file and reduce_zero_label belong to a path, and the data set is open already",
+            "masks, list_file, split and reduce_zero_label belong to a path, and the data set is open already",
             "Give them to open_dataset.",
         )
     return replace(data, samples=data.samples[: None if limit is None else whole("limit", limit, 1)])

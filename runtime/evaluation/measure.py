@@ -19,7 +19,7 @@ from denseport.runtime.errors import DatasetError, DenseportError
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.metrics import LabelMap
 from denseport.runtime.evaluation.state import SAVE_SECONDS, Measurement
-from denseport.runtime.media.images import read_image
+from denseport.runtime.media.images import read_image, reading
 from denseport.runtime.pipeline.resample import LogitMap
 from denseport.runtime.pipeline.stream import pipelined
 from denseport.runtime.segmenter import Segmenter
@@ -61,7 +61,8 @@ class _Stages:
     def predict(self, item: _Item) -> None:
         for number, segmenter in enumerate(self.segmenters):
             start = time.perf_counter()
-            item.views.append(segmenter.predict(item.image))
+            with reading(self.dataset.samples[item.index].image):
+                item.views.append(segmenter.predict(item.image))
             self.seconds[number] += time.perf_counter() - start
 
     def count(self, item: _Item) -> None:

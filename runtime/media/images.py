@@ -53,10 +53,14 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turns an OSError, or a name that no file can have, into an ImageError about ``path``."""
+def reading(path: Path | str) -> Iterator[None]:
+    """Turns an OSError, an ImageError that names no file, or a name that no file can have, into one about ``path``."""
     try:
         yield
+    except ImageError as err:
+        if str(path) in err.message:
+            raise
+        raise ImageError(f"{path}: {err.message}", err.remedy) from err
     except FileNotFoundError as err:
         raise ImageError(f"{path}: there is no such file", "Check the path.") from err
     except IsADirectoryError as err:

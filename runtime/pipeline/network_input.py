@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
-from denseport.runtime.media.images import read_image
+from denseport.runtime.media.images import read_image, reading
 from denseport.runtime.pipeline.preprocess import normalise
 from denseport.runtime.pipeline.views import View, protocol_views, show, windows
 from denseport.runtime.system.arguments import whole
@@ -86,7 +86,8 @@ class NetworkInputs(Sequence[NDArray[np.float32]]):
 
     def window(self, index: int, size: tuple[int, int]) -> tuple[View, tuple[slice, slice]]:
         """The view of image ``index``, of ``size`` (height, width), and the rows and columns that are its input."""
-        view = protocol_views(size, self.protocol, self.patch_size)[0]
+        with reading(self.paths[index]):
+            view = protocol_views(size, self.protocol, self.patch_size)[0]
         rows, cols = windows(view.size, self.protocol.inference)
         row, col = divmod(index % (len(rows) * len(cols)), len(cols))
         return view, (slice(*rows[row]), slice(*cols[col]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from operator import index
@@ -21,7 +22,7 @@ from denseport.runtime.backends.shared import SharedSession
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import BundleError, ImageError, InputError
-from denseport.runtime.media.images import read_image
+from denseport.runtime.media.images import read_image, reading
 from denseport.runtime.pipeline.network_input import view_inputs
 from denseport.runtime.pipeline.reduce import Canvas, decide
 from denseport.runtime.pipeline.resample import LogitMap, slide_maps
@@ -101,11 +102,12 @@ class Pipeline:
         """
         requested.check(len(self.manifest.classes))
         begin = decoded = time.perf_counter()
-        if isinstance(image, str | Path):
-            image = read_image(Path(image))
-            decoded = time.perf_counter()
-        image = _cut(checked_image(image), region)
-        job = Job(image, requested, protocol_views(image.shape[:2], self.protocol, self.manifest.patch_size))
+        with reading(image) if isinstance(image, str | Path) else nullcontext():
+            if isinstance(image, str | Path):
+                image = read_image(Path(image))
+                decoded = time.perf_counter()
+            image = _cut(checked_image(image), region)
+            job = Job(image, requested, protocol_views(image.shape[:2], self.protocol, self.manifest.patch_size))
         job.timings = Timings(decode=_ms(decoded - begin))
         job.on_device = not keep_logits and self._fits_device(job)
         if not job.on_device:

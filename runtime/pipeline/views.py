@@ -6,12 +6,12 @@ Sources: ``mmseg/models/segmentors/encoder_decoder.py`` (whole_inference, slide_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.bundle.manifest import Inference
+from denseport.runtime.bundle.manifest import Inference, NetworkInput
 from denseport.runtime.bundle.preprocessing import LARGEST_SIDE, Preprocessing, Resize, resized_to, resizing
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import ImageError
@@ -84,15 +84,26 @@ def protocol_views(size: tuple[int, int], protocol: Protocol, patch_size: int) -
     """The views of an image of ``size`` (height, width) under a protocol.
 
     Raises:
-        ImageError: as `single_view`.
+        ImageError: as `single_view`, or the network does not take that size.
     """
     if protocol.tta is not None:
-        return tta_views(size, protocol.preprocess, protocol.tta)
-    return [single_view(size, protocol.preprocess, patch_size)]
+        views = tta_views(size, protocol.preprocess, protocol.tta)
+    else:
+        views = [single_view(size, protocol.preprocess, patch_size)]
+    allowed = protocol.input.shape
+    for view in views:
+        shape = (1, 3, *(spans[0][1] - spans[0][0] for spans in windows(view.size, protocol.inference)))
+        if any(side not in (None, found) for side, found in zip(allowed, shape, strict=True)):
+            raise ImageError(
+                f"an image of {size[1]} x {size[0]} pixels reaches the network as {shape}; it takes {allowed}",
+                f"Give such a size: --protocol fixed:{allowed[3] or 'WIDTH'}x{allowed[2] or 'HEIGHT'}",
+            )
+    return views
 
 
 def input_sizes(protocol: Protocol) -> tuple[tuple[int, int], ...]:
     """(height, width) of what the network is shown of images of 4:3 and of 3:4 under a protocol, each once."""
+    protocol = replace(protocol, input=NetworkInput())  # nothing is refused here
     views = protocol_views(IMAGE, protocol, 1) + protocol_views(IMAGE[::-1], protocol, 1)
     crop = protocol.inference.crop if protocol.inference.mode == "slide" else None
     height, width = crop or (LARGEST_SIDE, LARGEST_SIDE)

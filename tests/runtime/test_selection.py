@@ -118,7 +118,7 @@ def test_what_nothing_compares_with_fp32_is_chosen_with_a_caution(
         and not selection.select_artifact(bundle, "model.onnx").caution
     )
     plain = artifacts["fp16.engine"]
-    artifacts["fp16.engine"] = dataclasses.replace(plain, proof=(proof("fp16"),))
+    artifacts["fp16.engine"] = dataclasses.replace(plain, proof=(proof("fp16"),), record=plain.record | {"audit": {}})
     assert not selection.select_artifact(bundle).caution
     gate = {"passed": False, "reasons": ["3 points below"]}
     artifacts["fp16.engine"] = dataclasses.replace(plain, record=plain.record | {"accuracy": {"gate": gate}})
@@ -146,7 +146,7 @@ def with_verdict(bundle: Bundle, **values: Any) -> None:
     )
     record = json.loads(json.dumps({"verdict": dataclasses.asdict(dataclasses.replace(verdict, **values))}))
     artifacts = dict(bundle.manifest.artifacts)
-    artifacts["int8.onnx"] = dataclasses.replace(artifacts["int8.onnx"], record=record)
+    artifacts["int8.onnx"] = dataclasses.replace(artifacts["int8.onnx"], record=artifacts["int8.onnx"].record | record)
     bundle.manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)
 
 

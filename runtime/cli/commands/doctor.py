@@ -89,7 +89,11 @@ def _abilities(machine: Machine) -> list[Ability]:
 
 def _artifacts(bundle: Path, machine: Machine) -> list[Ability]:
     from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.bundle.decode import reading_record
     from denseport.runtime.selection import why_unsupported
 
     artifacts = Bundle(bundle).manifest.artifacts
-    return [Ability(f"{name} ({a.kind}, {a.precision})", *why_unsupported(a, machine)) for name, a in artifacts.items()]
+    with reading_record(str(bundle)):
+        return [
+            Ability(f"{name} ({a.kind}, {a.precision})", *why_unsupported(a, machine)) for name, a in artifacts.items()
+        ]

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=path,
         help="text file: per line a name or 'image mask'",
     )
-    data.add_argument("--split", default="validation", help="split of the ADE20K layout; default: %(default)s")
+    data.add_argument("--split", metavar="NAME", help="split of the ADE20K layout; default: validation")
     data.add_argument(
         "--reduce-zero-label",
         action=argparse.BooleanOptionalAction,

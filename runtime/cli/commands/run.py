@@ -78,6 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     inputs = find_inputs(arguments.inputs)
     masks, overlays, smoothing = not arguments.no_mask, not arguments.no_overlay, arguments.temporal_smoothing
+    if smoothing and not any(item.kind == "video" for item in inputs):
+        raise InputError("--temporal-smoothing is for videos, and no input is one", "Leave it out.")
     job = Predictions(arguments.output, arguments.opacity, masks, overlays, arguments.grey, smoothing)
     job.refuse_overwriting(inputs)
     bar = tqdm(total=len(inputs), unit="file", disable=len(inputs) < 2 or not sys.stderr.isatty())

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.decode import reading_record
 from denseport.runtime.errors import DenseportError, ImageError
 from denseport.runtime.pipeline.results import Segmentation
 from denseport.runtime.segmenter import Segmenter
@@ -174,7 +175,8 @@ def _lap(times: dict[str, float], stage: str, since: float) -> float:
 def _why_unsupported(bundle: Bundle) -> dict[str, str]:
     artifacts = bundle.manifest.artifacts
     machine = inspect_machine(look_for_gpus=any(each.kind == "engine" for each in artifacts.values()) or None)
-    return {name: why_unsupported(each, machine)[0] for name, each in artifacts.items()}
+    with reading_record(str(bundle.path)):
+        return {name: why_unsupported(each, machine)[0] for name, each in artifacts.items()}
 
 
 def _gradient() -> NDArray[np.uint8]:

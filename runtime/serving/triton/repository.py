@@ -15,7 +15,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.bundle import Bundle, has_manifest
 from denseport.runtime.errors import OutputError
 from denseport.runtime.serving.triton.config import Config, to_pbtxt
 from denseport.runtime.serving.triton.variants import LABELS, Options, Served, model_name, served_models
@@ -24,6 +24,7 @@ from denseport.runtime.system.files import folders_above, sha256_of, work_folder
 __all__ = ["Exported", "export_repository"]
 
 CONFIG = "config.pbtxt"
+README = "README.md"
 RECORD = "denseport.json"  # in each version: what it was made of
 
 
@@ -70,7 +71,7 @@ def export_repository(bundle: Bundle, repository: Path, options: Options) -> Exp
         for model, folder in zip(models, staged, strict=True):
             _keep_old_plans(model.config, repository)
             _place(repository / model.config.name, folder, model)
-    write_atomic(repository / "README.md", _readme(repository).encode())
+    write_atomic(repository / README, _readme(repository).encode())
     return Exported(repository, name, version, tuple(model.config.name for model in models))
 
 
@@ -82,6 +83,14 @@ def _versions(model: Path) -> list[int]:
 
 def _refuse_other(repository: Path, models: list[Served], record: dict[str, Any]) -> None:
     """A version for another back end, or with other classes, would change the older versions."""
+    readme = repository / README
+    with writing(readme):
+        if has_manifest(repository):
+            raise OutputError(f"{repository}: is a bundle, no model repository", "Choose another folder with -o.")
+        if readme.exists() and b"Written by Denseport" not in readme.read_bytes():
+            raise OutputError(
+                f"{readme}: exists already, and Denseport did not write it", "Choose another folder with -o."
+            )
     for model in models:
         folder = repository / model.config.name
         with writing(folder):

@@ -69,6 +69,8 @@ class Options:
             raise InputError(
                 f"a warm-up image of {size} is not within 1 to {self.max_pixels} pixels", "Lower --warmup."
             )
+        if self.network_instances != 1 and self.backend == "python":
+            raise InputError("--network-instances does not go with --backend python", "Give --instances.")
         if self.gpu and self.backend != "onnxruntime":
             raise InputError(
                 f"--gpu does not go with --backend {self.backend}",
@@ -259,7 +261,7 @@ def _front(
 ) -> Served:
     """The model that clients ask: images in, masks out."""
     manifest = bundle.manifest
-    kept = {name: manifest.artifacts[name] for name in artifacts}
+    kept = {name: manifest.artifacts[name] for name in (manifest.source, *artifacts)}  # no manifest is without a source
     instances = options.instances or usable_cpus()
     mask_type = "TYPE_UINT8" if len(manifest.classes) <= 256 else "TYPE_UINT16"
     config = model_config(

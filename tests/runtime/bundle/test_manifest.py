@@ -38,7 +38,9 @@ def manifest(**changes: Any) -> Manifest:
         "task": "segmentation",
         "input": NetworkInput(),
         "artifacts": {
-            "model.onnx": onnx_artifact({"model.onnx": "0" * 64}, proof=(proof(),), record={"checks": [1.5]})
+            "model.onnx": onnx_artifact(
+                {"model.onnx": "0" * 64}, proof=(proof(figures="checks"),), record={"checks": [1.5]}
+            )
         },
     }
     return Manifest(**{**fields, **changes})
@@ -55,8 +57,11 @@ def changed(change: Callable[[dict[str, Any]], object]) -> str:
     return json.dumps(data)
 
 
+LEAST = {"model.onnx": onnx_artifact({"model.onnx": "0" * 64})}
+
+
 @pytest.mark.parametrize(
-    "original", [manifest(), manifest(reference=None, inference=Inference(), artifacts={})], ids=["full", "least"]
+    "original", [manifest(), manifest(reference=None, inference=Inference(), artifacts=LEAST)], ids=["full", "least"]
 )
 def test_what_is_written_comes_back(original: Manifest) -> None:
     text = original.to_json()
@@ -73,10 +78,11 @@ def test_whole_numbers_stand_for_floats() -> None:
 @pytest.mark.parametrize("name", json.loads(manifest().to_json()))
 def test_every_field_without_a_default_is_needed(name: str) -> None:
     text = changed(lambda data: data.pop(name))
-    if name in ("artifacts", "budgets"):
-        assert getattr(Manifest.from_json(text, "m.json"), name) == {}
+    if name == "budgets":
+        assert Manifest.from_json(text, "m.json").budgets == {}
         return
-    with pytest.raises(BundleError, match=f"missing {name}" if name != "format_version" else "format version None"):
+    words = {"format_version": "format version None", "artifacts": "manifest.source: 'model.onnx' is no artifact"}
+    with pytest.raises(BundleError, match=words.get(name, f"missing {name}")):
         Manifest.from_json(text, "m.json")
 
 
@@ -89,6 +95,19 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         (lambda data: data["inference"].update(crop=None), "manifest.inference: mode 'slide' needs crop and stride"),
         (lambda data: data["inference"].update(mode="tiles"), "mode 'tiles' is neither"),
         (lambda data: data["inference"].update(stride=[0, 1]), "manifest.inference: stride (0, 1)"),
+        (lambda data: data["inference"].update(stride=[42, 65]), "stride (42, 65) is above the crop (64, 64)"),
+        (lambda data: data["inference"].update(crop=[64, 15], stride=[9, 9]), "crop (64, 15) is below one patch of 16"),
+        (lambda data: data.update(source="nope"), "manifest.source: 'nope' is no artifact of kind onnx"),
+        (lambda data: data.update(artifacts={}), "manifest.source: 'model.onnx' is no artifact"),
+        (lambda data: artifact_of(data).update(kind="engine"), "manifest.source: 'model.onnx' is no"),
+        (lambda data: artifact_of(data).update(precision="int8"), "manifest.source: 'model.onnx' is no"),
+        (lambda data: artifact_of(data).update(output="mask"), "manifest.source: 'model.onnx' is no"),
+        (lambda data: artifact_of(data).update(made_of="model.onnx"), "manifest.source: 'model.onnx' is no"),
+        (lambda data: data.update(budgets={"int8": 1e9}), "budget 'int8': 1000000000.0 is not 0..100 points"),
+        (lambda data: data.update(budgets={"int8": -5}), "budget 'int8': -5.0 is not"),
+        (lambda data: data.update(budgets={"int4": 1}), "budget 'int4': 1.0 is not 0..100 points of a known precision"),
+        (lambda data: artifact_of(data)["proof"][0].update(date="yesterday"), "isoformat string: 'yesterday'"),
+        (lambda data: artifact_of(data)["proof"][0].update(figures="audit"), "figures 'audit' is none of checks"),
         (lambda data: data.update(parameters="many"), 'manifest.parameters: expected int, found "many"'),
         (lambda data: data.update(parameters=1.5), "manifest.parameters: expected int, found 1.5"),
         (lambda data: data.update(parameters=True), "manifest.parameters: expected int, found true"),
@@ -174,8 +193,8 @@ def test_the_largest_values_are_read() -> None:
     text = changed(lambda data: (data["preprocess"][0].update(size=[1, 2**15]), data.update(parameters=2**63 - 1)))
     read = Manifest.from_json(text, "m.json")
     assert read.preprocess[0].size == (1, 2**15) and read.parameters == 2**63 - 1
-    text = changed(lambda data: data["inference"].update(crop=[1, 2**15], stride=[2**15, 1]))
-    assert Manifest.from_json(text, "m.json").inference == Inference("slide", (1, 2**15), (2**15, 1))
+    text = changed(lambda data: data["inference"].update(crop=[16, 2**15], stride=[1, 2**15]))
+    assert Manifest.from_json(text, "m.json").inference == Inference("slide", (16, 2**15), (1, 2**15))
 
 
 def test_the_graph_of_a_precision_is_found_by_what_it_is_and_not_by_its_name() -> None:
@@ -211,7 +230,7 @@ def test_the_graph_of_a_precision_is_found_by_what_it_is_and_not_by_its_name() -
 )
 def test_a_proof_is_of_an_arithmetic(precision: str, floats: str, arithmetic: list[str], compared: bool) -> None:
     proofs = tuple(map(proof, arithmetic))
-    artifact = onnx_artifact({"a": ""}, precision, float_precision=floats, proof=proofs)
+    artifact = onnx_artifact({"a": ""}, precision, float_precision=floats, proof=proofs, record={"audit": {}})
     assert artifact.is_compared == compared
 
 

@@ -1,0 +1,125 @@
+"""What a bundle or a command line cannot mean is refused by name, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from support import ASSETS
+
+from denseport.export.bundle import export_bundle
+from denseport.export.checkpoint.file import read_checkpoint
+from denseport.export.errors import CheckpointError
+from denseport.runtime.bundle.artifact import Artifact
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.manifest import NetworkInput
+from denseport.runtime.cli.main import main
+from denseport.runtime.errors import BundleError, ImageError
+from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.selection import select_artifact
+
+STREET = sorted((ASSETS / "street").rglob("*.jpg"))[0]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_scale_of_floats_leaves_the_old_bundle(sample_copy: Bundle) -> None:
+    before = contents(sample_copy.path)
+    with pytest.raises(CheckpointError, match=r"--scale \(1024.5, 160.5\)"):
+        scale: Any = (1024.5, 160.5)
+        export_bundle(ASSETS / "dpt_tiny_street.pth", sample_copy.path, scale=scale, replace=True)
+    assert contents(sample_copy.path) == before
+
+
+def test_a_device_is_no_checkpoint() -> None:
+    with pytest.raises(CheckpointError, match="/dev/null: no ordinary file"):
+        read_checkpoint(Path("/dev/null"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["build", "B", "--profile", "nonsense"], "profile 'nonsense'"),
+        (["build", "B", "--target", "sm_86"], "targets ('sm_86',)"),
+        (["build", "B", "--workspace", "1"], "workspace 1048576"),
+        (["build", "B", "--level", "5"], "optimization level 5"),
+        (["build", "B", "--timing-cache", "t"], "timing cache"),
+        (["build", "B", "--version-compatible"], "version compatible"),
+        (["build", "B", "--limit", "3"], "--limit 3"),
+        (["calibrate", "B", "--images", str(STREET), "--split", "x"], "--split"),
+        (["calibrate", "B", "--images", str(STREET), "--data-limit", "3"], "--data-limit"),
+        (["eval", "B", "--data", str(STREET.parent), "--masks", str(STREET.parent), "--split", "x"], "--split x"),
+        (["triton", "B", "-o", "REPO", "--network-instances", "2"], "--network-instances"),
+        (["run", "B", str(STREET), "-o", "REPO", "--temporal-smoothing", "0.5"], "--temporal-smoothing"),
+        (["triton", "B", "-o", "B"], "is a bundle"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_setting_without_effect_is_refused(
+    sample_copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    before = contents(tmp_path)
+    places = {"B": str(sample_copy.path), "REPO": str(tmp_path / "new")}
+    assert main([places.get(option, option) for option in options]) == 2
+    assert words in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_the_readme_of_another_is_kept(sample: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "README.md").write_text("# Mine\n")
+    assert main(["triton", str(sample.path), "-o", str(tmp_path)]) == 2
+    assert "README.md: exists already" in capsys.readouterr().err
+    assert contents(tmp_path) == {"README.md": b"# Mine\n"}
+
+
+def test_an_input_that_the_manifest_does_not_allow_is_refused(sample_copy: Bundle) -> None:
+    file = sample_copy.path / "manifest.json"
+    manifest = dataclasses.replace(sample_copy.manifest, input=NetworkInput(shape=(1, 3, 64, 96)))
+    file.write_text(manifest.to_json())
+    image = np.zeros((64, 96, 3), np.uint8)
+    with Segmenter(sample_copy.path) as segmenter, pytest.raises(ImageError, match="it takes") as caught:
+        segmenter(image)
+    assert "--protocol fixed:96x64" in str(caught.value)
+    with Segmenter(sample_copy.path, protocol="fixed:96x64") as segmenter:
+        assert [found.mask.shape for found in segmenter.batch([image, image])] == [(64, 96)] * 2  # one by one
+
+
+@pytest.mark.parametrize("command", [["run", "B", "IMAGE", "-o", "OUT"], ["build", "B", "--images", "IMAGE"]])
+def test_an_image_that_is_too_narrow_is_named(
+    sample_copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    image = tmp_path / "w.png"
+    cv2.imwrite(str(image), np.zeros((1, 20000, 3), np.uint8))
+    places = {"B": str(sample_copy.path), "IMAGE": str(image), "OUT": str(tmp_path / "out")}
+    assert main([places.get(word, word) for word in command]) == 2
+    assert f"{image}: an image of 20000 x 1 pixels" in capsys.readouterr().err
+
+
+def test_a_damaged_record_names_bundle_and_artifact(sample_copy: Bundle) -> None:
+    file = sample_copy.path / "manifest.json"
+    data = json.loads(file.read_text())
+    source: dict[str, Any] = data["artifacts"]["model.onnx"]
+    changed = {"kind": "engine", "precision": "fp16", "float_precision": "fp16", "target": "tensorrt", "proof": []}
+    assert changed.keys() < {each.name for each in dataclasses.fields(Artifact)}
+    engine = {
+        **source,
+        **changed,
+        "made_of": "model.onnx",
+        "main": "x.engine",
+        "files": {"x.engine": "0"},
+        "record": {},
+    }
+    for name, record in (("x.engine", {}), ("int8.onnx", {"verdict": {"machine": 3}})):
+        kind = {} if name == "x.engine" else {"kind": "onnx", "precision": "int8", "float_precision": "fp32"}
+        entry = {**engine, **kind, "target": "any" if kind else "tensorrt", "record": record}
+        file.write_text(json.dumps({**data, "artifacts": {"model.onnx": source, name: entry}}))
+        with pytest.raises(BundleError) as caught:
+            select_artifact(Bundle(sample_copy.path))
+        assert str(sample_copy.path) in caught.value.message and name in caught.value.message
