@@ -19,7 +19,7 @@ from denseport.runtime.bundle.engine_record import Profile
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.bundle.quantization import QuantizationVerdict
 from denseport.runtime.cli.main import main
-from denseport.runtime.errors import MachineError
+from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.system.machine import DISTRIBUTIONS, Gpu, Machine, inspect_machine
 
 H200 = Gpu("NVIDIA H200", "9.0", 143771, "580.0")
@@ -202,6 +202,13 @@ def test_int8_that_failed_its_gate_is_passed_over(bundle: Bundle, monkeypatch: p
 def test_what_was_asked_for_is_taken(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "inspect_machine", lambda **_: machine())
     assert selection.select_artifact(bundle, "fp16.onnx").name == "fp16.onnx"
+
+
+def test_an_artifact_that_gives_masks_is_refused_by_name(sample_copy: Bundle) -> None:
+    sample_copy.add("fp16.mask.onnx", onnx_artifact({"absent": "0" * 64}, "fp16", output="mask"))
+    with pytest.raises(InputError, match="fp16.mask.onnx gives masks of the network's input") as caught:
+        selection.select_artifact(sample_copy, "fp16.mask.onnx")
+    assert "an artifact that gives logits" in str(caught.value.remedy)
 
 
 def test_doctor_says_which_artifacts_no_segmenter_can_run(
