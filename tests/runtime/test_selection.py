@@ -206,7 +206,7 @@ def test_what_was_asked_for_is_taken(bundle: Bundle, monkeypatch: pytest.MonkeyP
 
 def test_an_artifact_that_gives_masks_is_refused_by_name(sample_copy: Bundle) -> None:
     sample_copy.add("fp16.mask.onnx", onnx_artifact({"absent": "0" * 64}, "fp16", output="mask"))
-    with pytest.raises(InputError, match="fp16.mask.onnx gives masks of the network's input") as caught:
+    with pytest.raises(InputError, match=r"fp16.mask.onnx gives masks of the network's input") as caught:
         selection.select_artifact(sample_copy, "fp16.mask.onnx")
     assert "an artifact that gives logits" in str(caught.value.remedy)
 
