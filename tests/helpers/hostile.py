@@ -68,6 +68,7 @@ def tiny_manifest() -> Manifest:
         source="model.onnx",
         task="segmentation",
         input=NetworkInput(),
+        artifacts={"model.onnx": onnx_artifact({"model.onnx": "0" * 64})},
     )
 
 
