@@ -175,7 +175,7 @@ class Segmenter:
             if job.single is not None:
                 key = job.single.shape
                 limits = self._session.largest_batch(*job.single.shape[2:]), self.manifest.input.shape[0]
-                most = min(size, *filter(None, limits))
+                most = min([size, *filter(None, limits)])
             group = waiting.setdefault(key, {})
             group[i] = job
             if len(group) >= most:

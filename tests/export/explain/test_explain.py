@@ -191,7 +191,7 @@ def test_few_images_are_spread_over_the_data_set(bundle: Bundle, images: Dataset
     told = Told()
     found = explain(bundle, "model.onnx", None, images, protocol, limit=2, progress=told)
     assert (found.images, found.available) == (2, 4) and told.lines
-    with pytest.raises(InputError, match="at least one image"):
+    with pytest.raises(InputError, match="limit cannot be 0"):
         explain(bundle, "model.onnx", None, images, protocol, limit=0)
 
 
