@@ -122,8 +122,8 @@ class Client:
     def probe(self, *, timeout: float = 10.0) -> float:
         """Make sure that the model answers, by real inferences; the seconds of the slowest.
 
-        Triton never restarts a process of its Python back end that died, and stays "ready". There are twice as many
-        inferences at once as the model has instances, so that each gets one. The images are noise, new each time, so
+        Triton never restarts a process of its Python back end that died, and stays "ready". There are four times as
+        many inferences at once as the model has instances, so that each gets one. The images are noise, new each time, so
         that no cache answers for the model. A refused request is not repeated.
 
         Args:
@@ -135,7 +135,7 @@ class Client:
         with self._healthy():
             said = self._connection.parameters(timeout).get(INSTANCES, "1")
         instances = int(said) if re.fullmatch(r"[1-9]\d{0,8}", said) else 1
-        times = min(2 * instances, MOST_AT_ONCE) if instances > 1 else 1
+        times = min(4 * instances, MOST_AT_ONCE) if instances > 1 else 1
         together = Barrier(times)
         with ThreadPoolExecutor(times) as pool:
             return max(pool.map(lambda _: self._inference(timeout, together), range(times)))

@@ -100,7 +100,7 @@ def test_the_probe_repeats_nothing_and_asks_every_instance(scripted: Callable[..
     assert script.calls == 1
     script = Script(instances=5)
     assert scripted(script).probe() >= 0
-    assert script.calls == 10
+    assert script.calls == 20
 
 
 def test_the_probe_begins_once_all_its_connections_are_there(
@@ -123,7 +123,7 @@ def test_the_probe_begins_once_all_its_connections_are_there(
 
     monkeypatch.setattr(client_module, "connect", slowly)
     client.probe()
-    assert seen == [6] * 6
+    assert seen == [12] * 12
 
 
 @pytest.mark.parametrize(
