@@ -123,8 +123,8 @@ class Client:
         """Make sure that the model answers, by real inferences; the seconds of the slowest.
 
         Triton never restarts a process of its Python back end that died, and stays "ready". There are four times as
-        many inferences at once as the model has instances, so that each gets one. The images are noise, new each time, so
-        that no cache answers for the model. A refused request is not repeated.
+        many inferences at once as the model has instances, so that each gets one. The images are noise, new each time,
+        so that no cache answers for the model. A refused request is not repeated.
 
         Args:
             timeout: seconds for each inference.
