@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ class ResampleMatrix:
     weights: Floats  # (n_out, taps), never negative
 
     @classmethod
+    @lru_cache(maxsize=64)  # images of a stream have few sizes
     def linear(cls, n_in: int, n_out: int) -> ResampleMatrix:
         """Bilinear resize, half-pixel centres, no antialias: torch's ``align_corners=False``."""
         if n_in < 1 or n_out < 1:

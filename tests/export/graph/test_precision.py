@@ -414,6 +414,13 @@ def test_casts_of_a_chain() -> None:
     assert model.graph.initializers["w"].dtype == FLOAT16
 
 
+def test_a_move_between_input_and_output_keeps_their_type() -> None:
+    """Whoever gives the image and reads the logits has FP32: in FP16 the move would cost two casts."""
+    _, record = typed("""<ir_version: 10, opset_import: ["" : 20]>
+    moves (float[N, 4] image) => (float[4, N] logits) { [flip] logits = Transpose(image) }""")
+    assert (record.nodes, record.casts) == ({"fp32": 1}, 0)
+
+
 def test_readers_share_one_cast_and_a_constant_gets_a_second_type() -> None:
     """The norm's output goes down once, before the moves, and s goes up once; scale is needed in both types."""
     model, record = typed(SHARED_READERS)
