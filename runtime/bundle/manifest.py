@@ -92,6 +92,10 @@ class Manifest:
     source: str  # the artifact that all others are made of and compared with: the checkpoint's network in FP32
     task: str  # "segmentation"
     input: NetworkInput
+    align_corners: bool = False  # the logits are resized to the image with their corners on its corners
+    threshold: float | None = None  # two classes of one output: the probability above which a pixel is of the second
+    label_map: dict[str, int] = field(default_factory=dict)  # a label in the data set's masks to its class
+    ignore_index: int = 255  # the label in the masks that is not counted
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     budgets: dict[str, float] = field(default_factory=dict)  # mIoU points a precision may lose; default: the gate's own
     format_version: int = FORMAT_VERSION
@@ -108,6 +112,12 @@ class Manifest:
         for precision, points in self.budgets.items():
             if precision not in FLOATS + QUANTIZED or not 0 <= points <= 100:
                 raise ValueError(f"budget {precision!r}: {points} is not 0..100 points of a known precision")
+        if self.threshold is not None and not (len(self.classes) == 2 and 0 < self.threshold < 1):
+            raise ValueError(f"threshold {self.threshold} is not a probability that divides two classes")
+        if not 0 <= self.ignore_index <= 255:
+            raise ValueError(f"ignore_index {self.ignore_index} is not in 0..255")
+        if not all(key.isdecimal() and int(key) <= 255 and 0 <= new <= 255 for key, new in self.label_map.items()):
+            raise ValueError(f"label_map {self.label_map} does not map labels in 0..255 to such")
         if not self.classes:
             raise ValueError("a model has at least one class")
         if not all(0 <= level <= 255 for colour in self.palette for level in colour):
