@@ -69,7 +69,7 @@ def build_variant(
     model = read_model(bundle.verified(source))
     progress.say(f"writing {name}")
     if mask:
-        append_mask(model)
+        append_mask(model, align_corners=bundle.manifest.align_corners)
     fusion = fuse(model) if fused else None
     record = {"fusion": dataclasses.asdict(fusion)} if fusion is not None else {}
     what = {"precision": precision, "output": MASK if mask else LOGITS, "fused": fused, "record": record}

@@ -71,7 +71,7 @@ def audit_graph(bundle: Bundle, typed: Path, precision: str, images: Sequence[Pa
         emulate_rounding(graph)
         output = output_of(graph)
         ir.save(graph, emulated, external_data=f"{emulated.name}.data")  # in FP32 it is larger than a protobuf may be
-        reference = _reference(trusted, output, folder)
+        reference = _reference(trusted, output, folder, bundle.manifest.align_corners)
         inputs = NetworkInputs.of_bundle(chosen, bundle.manifest)
         result = _compare(reference, OnnxRuntimeSession(emulated), inputs, precision)
         worst = find_divergence(trusted, emulated, inputs[0], NOTED)
@@ -89,16 +89,17 @@ def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: s
     protocol = parse_protocol("reference" if is_window else f"fixed:{width}x{height}", manifest)
     inputs = NetworkInputs(evenly_spaced(images, AUDITED), protocol, manifest.patch_size)
     with work_folder(bundle.path) as folder, TensorRTSession(engine, record) as session:
-        reference = _reference(bundle.verified(manifest.source), record.output, folder)
+        trusted = bundle.verified(manifest.source)
+        reference = _reference(trusted, record.output, folder, manifest.align_corners)
         return _compare(reference, session, inputs, precision)
 
 
-def _reference(fp32: Path, output: str, folder: Path) -> Session:
+def _reference(fp32: Path, output: str, folder: Path, align_corners: bool) -> Session:
     """FP32, ending in logits or masks as what is compared with it."""
     if output == LOGITS:
         return OnnxRuntimeSession(fp32)
     model, path = read_model(fp32), folder / "reference.onnx"
-    append_mask(model)
+    append_mask(model, align_corners=align_corners)
     save_model(model, path)
     return OnnxRuntimeSession(path)
 

@@ -185,7 +185,8 @@ def _engine_options(bundle: Bundle, order: _Order, settings: EngineSettings) -> 
     else:
         profiles = (profile_of(*settings.profile),)
     shared = {each.name: getattr(settings, each.name) for each in fields(BuilderOptions)}
-    return EngineOptions(order.engine, profiles, order.output == "mask", order.plugin == "on", **shared)
+    mask, corners, plugin = order.output == "mask", bundle.manifest.align_corners, order.plugin == "on"
+    return EngineOptions(order.engine, profiles, mask, corners, plugin, **shared)
 
 
 def _images(patterns: Sequence[Path | str], limit: int) -> list[Path]:

@@ -13,7 +13,7 @@ from typing import Any
 from denseport.export.checkpoint import settings
 from denseport.export.checkpoint.file import CORRECT, Checkpoint, read_checkpoint
 from denseport.export.checkpoint.recognise import Recognised, recognise
-from denseport.export.checkpoint.weights import load_model
+from denseport.export.checkpoint.weights import choose_weights, load_model
 from denseport.export.errors import CheckpointError
 from denseport.export.models.presets import PRESETS, Preset
 from denseport.export.torch_to_onnx import OPSET, TOLERANCE, Check, check_export, export_onnx
@@ -39,6 +39,7 @@ def export_bundle(
     preset: Preset | str | None = None,
     scale: tuple[int, int] | None = None,
     rewrite: bool = True,
+    ema: bool | None = None,
     replace: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -48,6 +49,8 @@ def export_bundle(
         preset: the published model that the checkpoint is, or its name; default: recognised, or none.
         scale: limits of the longer and the shorter side, pixels; default: the checkpoint's own.
         rewrite: apply the exact rewrites of `denseport.export.models.dpt`.
+        ema: of two sets of weights, those that were averaged over the training, or the others; default: the plain
+            state_dict, which mmsegmentation tests.
         replace: replace an existing bundle.
 
     Raises:
@@ -71,7 +74,9 @@ def export_bundle(
         progress.say(f"reading {checkpoint}")
         source = read_checkpoint(checkpoint)
         recognised = recognise(source, preset)
-        model = load_model(source, recognised.spec, rewrite=rewrite)
+        model = load_model(source, recognised.spec, rewrite=rewrite, ema=ema)
+        about_weights = choose_weights(source, ema)[1]
+        recognised = dataclasses.replace(recognised, warnings=(*recognised.warnings, *about_weights))
         manifest = _manifest(source, recognised, scale, sum(value.numel() for value in model.parameters()))
         size = f"{manifest.parameters / 1e6:,.1f} M parameters"
         progress.say(f"exporting {manifest.name} ({manifest.architecture}, {size})")
@@ -81,7 +86,7 @@ def export_bundle(
             files = export_onnx(model, folder / MODEL)
         progress.say("comparing ONNX Runtime with torch")
         rewritten = rewrite and manifest.architecture == "DPT"
-        artifact = _artifact(files, check_export(model, folder / MODEL), rewritten)
+        artifact = _artifact(files, check_export(model, folder / MODEL), rewritten, ema)
         manifest = dataclasses.replace(manifest, artifacts={MODEL: artifact})
         text = manifest.to_json()
         Manifest.from_json(text, str(output / MANIFEST))  # what cannot be read back takes no bundle's place
@@ -111,7 +116,8 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
     if preset is not None:
         figures = preset.mIoU, preset.mIoU_ms_flip
         reference = Reference(preset.name, "ADE20K validation", PUBLISHED_PROTOCOL, *figures, recognised.recognised_by)
-    classes, class_warnings = settings.class_names(source, spec.num_classes)
+    threshold = spec.head.threshold
+    classes, class_warnings = settings.class_names(source, spec.num_classes, is_binary=threshold is not None)
     warnings = [*recognised.warnings, *pipeline_warnings, *class_warnings]
     try:
         return Manifest(
@@ -130,7 +136,9 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
             spec=dataclasses.asdict(spec),
             source=MODEL,
             task="segmentation",
-            input=NetworkInput(),
+            input=NetworkInput(shape=(None, spec.backbone.in_channels, None, None)),
+            align_corners=spec.head.align_corners,
+            threshold=threshold,
         )
     except ValueError as err:
         raise CheckpointError(f"{source.path}: {err}", CORRECT) from err
@@ -151,7 +159,7 @@ def _provenance(source: Checkpoint, warnings: list[str]) -> dict[str, Any]:
     }
 
 
-def _artifact(files: list[Path], checks: list[Check], rewritten: bool) -> Artifact:
+def _artifact(files: list[Path], checks: list[Check], rewritten: bool, ema: bool | None) -> Artifact:
     return Artifact(
         kind="onnx",
         precision="fp32",
@@ -166,6 +174,7 @@ def _artifact(files: list[Path], checks: list[Check], rewritten: bool) -> Artifa
         record={
             "opset": OPSET,
             "rewrite": rewritten,
+            "ema": ema,
             "tolerance": TOLERANCE,
             "max_difference": max(check.max_difference for check in checks),
             "checks": [dataclasses.asdict(check) for check in checks],

@@ -44,9 +44,9 @@ def export_onnx(model: Segmentor, path: Path) -> list[Path]:
     Raises:
         ExportError: torch could not export the network, or specialised a size that must stay dynamic.
     """
-    patch = model.spec.backbone.patch_size
+    patch, channels = model.spec.backbone.patch_size, model.spec.backbone.in_channels
     # Height and width differ and are no multiples of the patch, so that the exporter does not take two sizes for one.
-    example = torch.zeros(2, 3, 5 * patch + 3, 6 * patch + 7)
+    example = torch.zeros(2, channels, 5 * patch + 3, 6 * patch + 7)
     dynamic = dict.fromkeys(DYNAMIC, torch.export.Dim.DYNAMIC)
     try:
         with _quiet_exporter():
@@ -91,13 +91,13 @@ def check_export(
     """Compare ONNX Runtime on ``path`` with torch on random images.
 
     Args:
-        shapes: of the inputs (N, 3, H, W); default: three that differ in batch, aspect, padding and odd token grids.
+        shapes: of the inputs (N, C, H, W); default: three that differ in batch, aspect, padding and odd token grids.
 
     Raises:
         ExportError: the logits differ by more than `TOLERANCE` times the largest of them (where that exceeds 1).
     """
-    p = model.spec.backbone.patch_size
-    shapes = shapes or [(1, 3, 8 * p, 8 * p), (2, 3, 5 * p, 7 * p), (1, 3, 6 * p + 5, 4 * p + 9)]
+    p, c = model.spec.backbone.patch_size, model.spec.backbone.in_channels
+    shapes = shapes or [(1, c, 8 * p, 8 * p), (2, c, 5 * p, 7 * p), (1, c, 6 * p + 5, 4 * p + 9)]
     session = OnnxRuntimeSession(path)
     generator = torch.Generator().manual_seed(0)
     checks = []

@@ -38,6 +38,7 @@ class Checkpoint:
     sha256: str
     layout: str  # "mmseg 1.x", "mmseg 0.x" or "weights only"
     state_dict: dict[str, Tensor]
+    ema_state_dict: dict[str, Tensor] = field(default_factory=dict)  # what mmengine's EMAHook put beside it
     config: dict[str, Any] = field(default_factory=dict)  # the configuration text, parsed
     classes: tuple[str, ...] | None = None
     palette: tuple[tuple[int, int, int], ...] | None = None  # RGB
@@ -107,8 +108,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     state_dict = _state_dict(path, data)
     meta = data.get("meta") if "state_dict" in data else None
+    ema = data.get("ema_state_dict") if "state_dict" in data else None
+    ema_state_dict = _state_dict(path, {"state_dict": ema}) if isinstance(ema, Mapping) and ema else {}
     if not isinstance(meta, Mapping):
-        return Checkpoint(path, sha256, "weights only", state_dict)
+        return Checkpoint(path, sha256, "weights only", state_dict, ema_state_dict)
     layout, about = "mmseg 1.x", meta.get("dataset_meta")
     if not isinstance(about, Mapping):
         layout, about = "mmseg 0.x", {"classes": meta.get("CLASSES"), "palette": meta.get("PALETTE")}
@@ -120,6 +123,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         sha256=sha256,
         layout=layout,
         state_dict=state_dict,
+        ema_state_dict=ema_state_dict,
         config=parse_config(text) if isinstance(text, str) else {},
         classes=_class_names(path, about.get("classes")),
         palette=_palette(path, about.get("palette")),

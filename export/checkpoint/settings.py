@@ -134,8 +134,13 @@ def inference_of(checkpoint: Checkpoint) -> Inference:
         raise CheckpointError(f"{checkpoint.path}: model.test_cfg {test!r} cannot be used: {err}", CORRECT) from err
 
 
-def class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[tuple[str, ...], list[str]]:
+def class_names(
+    checkpoint: Checkpoint, num_classes: int, *, is_binary: bool = False
+) -> tuple[tuple[str, ...], list[str]]:
     """Class names, and a warning where the file has none.
+
+    Args:
+        is_binary: the two classes are what one output and a threshold tell apart; a single name is of the second.
 
     Raises:
         CheckpointError: the file names another number of classes than its last layer has.
@@ -144,6 +149,9 @@ def class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[tuple[str, ..
     if names is None:
         warning = "The file names no classes: they are called class 0, class 1, …"
         return tuple(f"class {i}" for i in range(num_classes)), [warning]
+    if is_binary and len(names) == 1:
+        warning = f"The file names one class, {names[0]!r}: what is not above the threshold is called background."
+        return ("background", *names), [warning]
     if len(names) != num_classes:
         raise CheckpointError(
             f"{checkpoint.path}: names {len(names)} classes, but decode_head.conv_seg has {num_classes} outputs",
@@ -153,10 +161,12 @@ def class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[tuple[str, ..
 
 
 def palette_of(checkpoint: Checkpoint, num_classes: int) -> tuple[tuple[int, int, int], ...]:
-    """The file's colours; the default palette where it has none or another number of them."""
-    if checkpoint.palette is not None and len(checkpoint.palette) == num_classes:
-        return checkpoint.palette
-    return tuple(default_palette(num_classes))
+    """The file's colours, with black for the background of a single class; a default where their number differs."""
+    background = ((0, 0, 0),) if num_classes == 2 and len(checkpoint.classes or ()) == 1 else ()
+    named = num_classes - len(background)
+    if checkpoint.palette is not None and len(checkpoint.palette) == named:
+        return (*background, *checkpoint.palette)
+    return (*background, *default_palette(named))
 
 
 def reduces_zero_label(checkpoint: Checkpoint) -> bool:

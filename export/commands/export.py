@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="limits of the longer and the shorter side, pixels; default: the checkpoint's, else 2048 512",
     )
     parser.add_argument("--no-rewrite", action="store_true", help="keep upstream's order of operations (slower)")
+    parser.add_argument(
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        help="of two sets of weights in the file, take the averaged (EMA), or the others; default: the plain "
+        "state_dict, which mmsegmentation tests",
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle, once the new one is whole")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -41,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         preset=arguments.preset,
         scale=tuple(arguments.scale) if arguments.scale else None,
         rewrite=not arguments.no_rewrite,
+        ema=arguments.ema,
         replace=arguments.force,
         progress=Terminal(),
     )

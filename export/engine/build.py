@@ -66,6 +66,7 @@ class EngineOptions(BuilderOptions):
     flavour: str  # "tensorrt" or "tensorrt_rtx"
     profiles: tuple[Profile, ...]  # `denseport.export.engine.profile.named_profiles`
     mask: bool = False  # the engine gives class masks (`denseport.export.graph.mask`) instead of logits
+    align_corners: bool = False  # of the mask's resize (the manifest's)
     plugin: bool = False  # TensorRT: fuse what the project's plugin computes (`denseport.export.graph.fusion`)
 
     def __post_init__(self) -> None:
@@ -204,7 +205,7 @@ def _prepared(model: Path, options: EngineOptions) -> Iterator[tuple[Path, dict[
     if changed:
         ir.external_data.load_to_model(graph)  # it is written elsewhere than beside its external data
     if options.mask:
-        append_mask(graph)
+        append_mask(graph, align_corners=options.align_corners)
     if fixed:
         fold(graph, options.profiles[0].optimum)
     if options.plugin:

@@ -62,5 +62,6 @@ def torch_baseline(manifest: Manifest, checkpoint: Path | None, threads: int | N
     if checkpoint is None:
         torch.manual_seed(0)
         return TorchSession(build(spec, rewrite=False), weights="random weights")
-    model = load_model(read_checkpoint(checkpoint), spec, rewrite=False)
+    ema = manifest.artifacts[manifest.source].record.get("ema")
+    model = load_model(read_checkpoint(checkpoint), spec, rewrite=False, ema=ema)
     return TorchSession(model, weights=checkpoint.name)

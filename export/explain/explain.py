@@ -117,7 +117,9 @@ class _Chain:
             reference, record = bundle.manifest.reference, bundle.artifact(self.source).record
             preset = PRESETS.get(reference.preset) if reference is not None else None
             spec = recognise(self.checkpoint, preset).spec
-            self.model = load_model(self.checkpoint, spec, rewrite=bool(record.get("rewrite", True)))
+            self.model = load_model(
+                self.checkpoint, spec, rewrite=bool(record.get("rewrite", True)), ema=record.get("ema")
+            )
         self.torch = TorchSession(self.model, device="cpu") if self.model is not None else None
         self._measured: dict[tuple[str, Protocol], _Measured] = {}
 

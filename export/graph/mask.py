@@ -27,11 +27,14 @@ class MaskRecord:
     nodes: tuple[str, ...]  # names, in order; the last one gives the mask
 
 
-def append_mask(model: ir.Model) -> MaskRecord:
-    """Put a bilinear resize (half-pixel centres, to the input's height and width) and an argmax behind the logits.
+def append_mask(model: ir.Model, *, align_corners: bool = False) -> MaskRecord:
+    """Put a bilinear resize to the input's height and width, and an argmax, behind the logits.
 
     The output becomes ``mask`` (N, H, W), int32: the index of the highest logit's class, of equals the first, as
     mmsegmentation has it for an image of the input's size.
+
+    Args:
+        align_corners: of the resize, as the manifest says; else it has half-pixel centres.
 
     Raises:
         ExportError: the graph does not end in logits.
@@ -43,7 +46,8 @@ def append_mask(model: ir.Model) -> MaskRecord:
     size = new_node("Shape", [image], {"start": 2}, name="mask/Shape", dtype=INT64)
     kept = new_node("Shape", [logits], {"end": 2}, name="mask/Shape_2", dtype=INT64)
     sizes = new_node("Concat", [*kept.outputs, *size.outputs], {"axis": 0}, name="mask/Concat", dtype=INT64)
-    grid = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+    rule = "align_corners" if align_corners else "half_pixel"
+    grid = {"mode": "linear", "coordinate_transformation_mode": rule}
     resized = new_node("Resize", [logits, None, None, *sizes.outputs], grid, name="mask/Resize", dtype=FLOAT)
     axis = {"axis": 1, "keepdims": 0}
     winner = new_node("ArgMax", resized.outputs, axis, name="mask/ArgMax", dtype=INT64)

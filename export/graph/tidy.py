@@ -94,7 +94,7 @@ def _name_sizes(graph: ir.Graph) -> None:
             raise ExportError(f"the exported graph's input has a fixed {name}")
     if logits is None or isinstance(logits[2], int) or isinstance(logits[3], int):
         raise ExportError("the exported graph's logits have a fixed size")
-    graph.inputs[0].shape = ir.Shape(["batch", 3, "height", "width"])
+    graph.inputs[0].shape = ir.Shape(["batch", image[1], "height", "width"])
     graph.outputs[0].shape = ir.Shape(["batch", logits[1], "rows", "columns"])
 
 

@@ -23,9 +23,9 @@ class ConvModule(nn.Module):
         return self.relu(self.bn(self.conv(x)))
 
 
-def resize(x: Tensor, like: Tensor) -> Tensor:
-    """Resize (B, C, h, w) bilinearly, half-pixel centres, to the height and width of ``like``.
+def resize(x: Tensor, like: Tensor, align_corners: bool = False) -> Tensor:
+    """Resize (B, C, h, w) bilinearly, by default with half-pixel centres, to the height and width of ``like``.
 
     Equal sizes are resized too, which changes no bit: a comparison of sizes would tie the graph to one input size.
     """
-    return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
+    return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=align_corners)

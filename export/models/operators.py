@@ -21,32 +21,32 @@ CUBIC_COEFF = -0.75  # torch's bicubic kernel (Keys, 1981)
 
 
 @torch.library.custom_op("denseport::resize_pos_embed", mutates_args=())
-def resize_pos_embed(grid: Tensor, height: int, width: int) -> Tensor:
+def resize_pos_embed(grid: Tensor, height: int, width: int, mode: str = "bicubic") -> Tensor:
     """Position embedding (1, D, gh, gw) to tokens (1, height * width, D).
 
-    Bicubic, half-pixel centres, no antialias. As upstream (``mmseg/models/backbones/vit.py``, ``_pos_embeding``), the
-    grid is not resized when the *number* of tokens is equal: 2 x 8 tokens take a 4 x 4 grid's in reading order.
+    Bicubic or bilinear, half-pixel centres, no antialias. As upstream (``mmseg/models/backbones/vit.py``,
+    ``_pos_embeding``), the grid is not resized when the *number* of tokens is equal: 2 x 8 tokens take a 4 x 4 grid's
+    in reading order.
     """
     if height * width != grid.shape[2] * grid.shape[3]:
-        grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
+        grid = F.interpolate(grid, size=(height, width), mode=mode, align_corners=False)
     return grid.flatten(2).transpose(1, 2).clone()  # an operator may not return a view
 
 
 @resize_pos_embed.register_fake
-def _(grid: Tensor, height: int, width: int) -> Tensor:
+def _(grid: Tensor, height: int, width: int, mode: str = "bicubic") -> Tensor:
     return grid.new_empty(1, height * width, grid.shape[1])
 
 
-def _resize_pos_embed_onnx(grid: Any, height: Any, width: Any) -> Any:
+def _resize_pos_embed_onnx(grid: Any, height: Any, width: Any, mode: str = "bicubic") -> Any:
     _, dims, rows, columns = (int(n) for n in grid.shape)
     one: Any = op.Constant(value_ints=[1])
     size = op.Concat(op.Reshape(height, one), op.Reshape(width, one), axis=0)
     keep = op.Equal(op.ReduceProd(size, keepdims=0), op.Constant(value_int=rows * columns))
     size = op.Where(keep, op.Constant(value_ints=[rows, columns]), size)
     size = op.Concat(op.Constant(value_ints=[1, dims]), size, axis=0)
-    resized = op.Resize(
-        grid, None, None, size, mode="cubic", cubic_coeff_a=CUBIC_COEFF, coordinate_transformation_mode="half_pixel"
-    )
+    rule: dict[str, Any] = {"mode": "cubic", "cubic_coeff_a": CUBIC_COEFF} if mode == "bicubic" else {"mode": "linear"}
+    resized = op.Resize(grid, None, None, size, coordinate_transformation_mode="half_pixel", **rule)
     shape: Any = op.Constant(value_ints=[1, dims, -1])
     return op.Transpose(op.Reshape(resized, shape), perm=[0, 2, 1])
 

@@ -18,7 +18,7 @@ __all__ = ["MultiLevelNeck", "UPerHead"]
 
 
 class MultiLevelNeck(nn.Module):
-    """Four maps of one size (B, D, h, w) to a pyramid: level i resized by ``scales[i]``."""
+    """Maps of one size (B, D, h, w) to a pyramid: level i resized by ``scales[i]``; of one map, all levels."""
 
     def __init__(self, dims: int, levels: int, spec: NeckSpec) -> None:
         super().__init__()
@@ -30,19 +30,21 @@ class MultiLevelNeck(nn.Module):
         self.convs = nn.ModuleList(ConvModule(c, c, 3, norm=False, relu=False, bias=True) for _ in self.scales)
 
     def forward(self, inputs: list[Tensor]) -> list[Tensor]:
-        levels = zip(inputs, self.scales, self.lateral_convs, self.convs, strict=True)
+        maps = [lateral(x) for x, lateral in zip(inputs, self.lateral_convs, strict=True)]
+        maps = maps * len(self.scales) if len(maps) == 1 else maps
         return [
-            conv(F.interpolate(lateral(x), scale_factor=scale, mode="bilinear", align_corners=False))
-            for x, scale, lateral, conv in levels
+            conv(F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False))
+            for x, scale, conv in zip(maps, self.scales, self.convs, strict=True)
         ]
 
 
 class UPerHead(nn.Module):
     """Feature pyramid, finest first, to logits (B, classes, h0, w0) at the size of the finest map."""
 
-    def __init__(self, dims: int, levels: int, spec: UPerHeadSpec, num_classes: int) -> None:
+    def __init__(self, dims: int, spec: UPerHeadSpec, num_classes: int) -> None:
         super().__init__()
-        c = spec.channels
+        c, levels = spec.channels, len(spec.in_index)
+        self.align_corners = spec.align_corners
         self.pool_scales = spec.pool_scales
         # The pooling itself is in `pyramid_pooling`; index 0 stands for upstream's AdaptiveAvgPool2d.
         self.psp_modules = nn.ModuleList(nn.Sequential(nn.Identity(), ConvModule(dims, c, 1)) for _ in spec.pool_scales)
@@ -61,7 +63,7 @@ class UPerHead(nn.Module):
         maps, at = [x], 0
         for scale, module in zip(self.pool_scales, self.psp_modules, strict=True):
             block = pooled[:, :, at : at + scale, at : at + scale]
-            maps.append(resize(module(block), like=x))
+            maps.append(resize(module(block), x, self.align_corners))
             at += scale
         return self.bottleneck(torch.cat(maps, dim=1))
 
@@ -69,7 +71,7 @@ class UPerHead(nn.Module):
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, inputs[:-1], strict=True)]
         laterals.append(self.pyramid_pooling(inputs[-1]))
         for i in range(len(laterals) - 1, 0, -1):
-            laterals[i - 1] = laterals[i - 1] + resize(laterals[i], like=laterals[i - 1])
+            laterals[i - 1] = laterals[i - 1] + resize(laterals[i], laterals[i - 1], self.align_corners)
         finest, *coarser = [conv(x) for conv, x in zip(self.fpn_convs, laterals[:-1], strict=True)]
-        maps = [finest, *(resize(x, like=finest) for x in (*coarser, laterals[-1]))]
+        maps = [finest, *(resize(x, finest, self.align_corners) for x in (*coarser, laterals[-1]))]
         return self.conv_seg(self.fpn_bottleneck(torch.cat(maps, dim=1)))

@@ -1,7 +1,7 @@
 """Vision Transformer backbone.
 
 Follows ``mmseg/models/backbones/vit.py`` (mmsegmentation 0.17 to 1.2) in arithmetic and in parameter names.
-Shapes: B batch, D embed_dims, h x w token grid, N = h*w, T = N + 1 tokens with the class token.
+Shapes: B batch, C channels, D embed_dims, h x w token grid, N = h*w, T = N + 1 tokens with the class token.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__()
         self.patch_size = p = spec.patch_size
-        self.projection = nn.Conv2d(3, spec.embed_dims, p, stride=p, bias=spec.patch_bias)
+        self.projection = nn.Conv2d(spec.in_channels, spec.embed_dims, p, stride=p, bias=spec.patch_bias)
 
     def forward(self, image: Tensor) -> Tensor:
         p = self.patch_size
@@ -70,9 +70,9 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Image (B, 3, H, W), normalised RGB, to one (features, class token) pair for each of ``out_indices``.
+    """Image (B, C, H, W), normalised, to one (features, class token) pair for each of ``out_indices``.
 
-    features: (B, D, ceil(H / patch), ceil(W / patch)); class token: (B, D).
+    features: (B, D, ceil(H / patch), ceil(W / patch)); class token: (B, D), any patch's without one.
     """
 
     def __init__(self, spec: ViTSpec) -> None:
@@ -90,9 +90,12 @@ class VisionTransformer(nn.Module):
         patches = self.patch_embed(image)  # (B, D, h, w)
         b, d, h, w = patches.shape
         grid = self.pos_embed[:, 1:].reshape(1, *self.spec.pos_grid, d).permute(0, 3, 1, 2)  # (1, D, gh, gw)
-        tokens = patches.flatten(2).transpose(1, 2) + resize_pos_embed(grid, h, w)  # (B, N, D)
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(b, -1, -1)  # (B, 1, D)
-        x = torch.cat([cls, tokens], dim=1)  # (B, T, D)
+        places = resize_pos_embed(grid, h, w, self.spec.interpolate_mode)
+        x = patches.flatten(2).transpose(1, 2) + places  # (B, N, D)
+        first = int(self.spec.with_cls_token)  # the index of the first patch
+        if first:
+            cls = (self.cls_token + self.pos_embed[:, :1]).expand(b, -1, -1)  # (B, 1, D)
+            x = torch.cat([cls, x], dim=1)  # (B, T, D)
 
         last = self.spec.num_layers - 1
         outputs = []
@@ -101,5 +104,5 @@ class VisionTransformer(nn.Module):
             if i == last and self.spec.final_norm:
                 x = self.ln1(x)
             if i in self.spec.out_indices:
-                outputs.append((x[:, 1:].transpose(1, 2).reshape(b, d, h, w), x[:, 0]))
+                outputs.append((x[:, first:].transpose(1, 2).reshape(b, d, h, w), x[:, 0]))
         return outputs

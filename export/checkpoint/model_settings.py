@@ -1,0 +1,160 @@
+"""Every key that ``model`` of a configuration may hold, of mmsegmentation 0.30 and 1.2, and what becomes of it.
+
+A key or a value that is not here is refused by name: it may change the mask. docs/export.md quotes this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["CARRIED", "MODEL", "SHOWN", "TRAINING", "Only", "last_part", "unsupported"]
+
+# Remedies.
+OTHER = "No other value gives this network's masks: run it with mmsegmentation, or train with the supported value."
+UNKNOWN = "Remove it from the configuration if only your own code knows it and it changes no prediction."
+
+SHOWN = "the weights show it"
+CARRIED = "carried out"
+TRAINING = "changes no prediction"
+
+
+@dataclass(frozen=True)
+class Only:
+    """A setting that has one meaning here: the values that mean it. Other values are refused."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A nested dict such as ``norm_cfg``: its keys, and whether it may be None."""
+
+    keys: Mapping[str, Any]
+    optional: bool = False
+
+
+Rule = str | Only | Config
+
+CONV = Config({"type": Only(("Conv2d", "Conv"))}, optional=True)
+RELU = Config({"type": Only(("ReLU",)), "inplace": TRAINING})
+GELU = Config({"type": Only(("GELU",)), "approximate": Only(("none",))})
+_NORM: dict[str, Rule] = {"requires_grad": TRAINING, "eps": CARRIED}
+LAYER_NORM = Config({"type": Only(("LN", "LayerNorm")), **_NORM, "elementwise_affine": Only((True,))})
+BATCH_NORM = Config(
+    {
+        "type": Only(("BN", "BN2d", "SyncBN", "MMSyncBN", "BatchNorm2d", "SyncBatchNorm")),
+        **_NORM,
+        "momentum": TRAINING,
+        "affine": Only((True,)),
+        "track_running_stats": Only((True,)),
+    }
+)
+_HEAD: dict[str, Rule] = {
+    "in_channels": SHOWN,
+    "channels": SHOWN,
+    "num_classes": SHOWN,
+    "out_channels": SHOWN,
+    "threshold": CARRIED,
+    "dropout_ratio": TRAINING,
+    "conv_cfg": CONV,
+    "norm_cfg": BATCH_NORM,
+    "act_cfg": RELU,
+    "in_index": CARRIED,
+    "input_transform": Only(("multiple_select",)),
+    "loss_decode": TRAINING,
+    "ignore_index": TRAINING,
+    "sampler": TRAINING,
+    "align_corners": CARRIED,
+    "init_cfg": TRAINING,
+}
+_HEADS: dict[str, dict[str, Rule]] = {
+    "DPTHead": {
+        **_HEAD,
+        "embed_dims": SHOWN,
+        "post_process_channels": SHOWN,
+        "readout_type": CARRIED,
+        "patch_size": TRAINING,  # upstream does not read it
+        "expand_channels": Only((False,)),
+    },
+    "UPerHead": {**_HEAD, "pool_scales": CARRIED},
+}
+_BACKBONE: dict[str, Rule] = {
+    "img_size": CARRIED,
+    "patch_size": SHOWN,
+    "patch_pad": Only(("corner",)),
+    "patch_bias": SHOWN,
+    "patch_norm": Only((False,)),
+    "in_channels": SHOWN,
+    "embed_dims": SHOWN,
+    "num_layers": SHOWN,
+    "num_heads": CARRIED,
+    "mlp_ratio": SHOWN,
+    "num_fcs": Only((2,)),
+    "qkv_bias": SHOWN,
+    "out_origin": Only((False,)),
+    "out_indices": CARRIED,
+    "with_cls_token": CARRIED,
+    "output_cls_token": SHOWN,  # DPT has it, UPerNet cannot
+    "norm_cfg": LAYER_NORM,
+    "act_cfg": GELU,
+    "pre_norm": Only((False,)),
+    "final_norm": SHOWN,
+    "interpolate_mode": CARRIED,
+    **dict.fromkeys(("drop_rate", "attn_drop_rate", "drop_path_rate"), TRAINING),
+    **dict.fromkeys(("norm_eval", "with_cp", "frozen_exclude", "pretrained", "init_cfg"), TRAINING),
+    "frozen_stages": TRAINING,  # of forks, after upstream's other backbones
+}
+_NECK: dict[str, Rule] = {
+    "in_channels": SHOWN,
+    "out_channels": SHOWN,
+    "scales": CARRIED,
+    "norm_cfg": Only((None,)),
+    "act_cfg": Only((None,)),
+}
+_SEGMENTOR: dict[str, Rule] = {
+    "backbone": CARRIED,
+    "neck": CARRIED,
+    "decode_head": CARRIED,
+    "auxiliary_head": TRAINING,
+    "data_preprocessor": CARRIED,
+    "test_cfg": CARRIED,
+    **dict.fromkeys(("train_cfg", "pretrained", "init_cfg"), TRAINING),
+}
+# Part of the network, "" for the whole: the types that there are, and the keys of each.
+MODEL: dict[str, dict[str, dict[str, Rule]]] = {
+    "": {"EncoderDecoder": _SEGMENTOR},
+    "backbone": {"VisionTransformer": _BACKBONE},
+    "neck": {"MultiLevelNeck": _NECK},
+    "decode_head": _HEADS,
+}
+
+
+def last_part(kind: Any) -> Any:
+    """The name of a type without its scope or path: ``mmseg.models.backbones.vit.VisionTransformer``."""
+    return kind.rpartition(".")[2] if isinstance(kind, str) else kind
+
+
+def unsupported(part: str, settings: Mapping[str, Any], kind: str) -> Iterator[tuple[str, str]]:
+    """What is not supported among the settings of a part of the network of a known type, and the remedy, in words."""
+    keys: dict[str, Rule] = {"type": SHOWN, "_scope_": TRAINING, **MODEL[part][kind]}
+    yield from _unsupported(f"model.{part}".rstrip("."), settings, keys, kind)
+
+
+def _unsupported(
+    name: str, settings: Mapping[str, Any], keys: Mapping[str, Rule], kind: str
+) -> Iterator[tuple[str, str]]:
+    for key, value in settings.items():
+        rule, at = keys.get(key), f"{name}.{key}"
+        if rule is None:
+            yield f"{at} is {value!r}: mmsegmentation's {kind} has no such setting, and it may change the mask", UNKNOWN
+        elif isinstance(rule, Config):
+            if isinstance(value, Mapping):
+                yield from _unsupported(at, value, rule.keys, key)
+            elif value is not None or not rule.optional:
+                yield f"{at} is {value!r}; only type={rule.keys['type'].values[0]!r} is supported", OTHER
+        elif isinstance(rule, Only):
+            value = last_part(value) if key == "type" else value
+            if not any(type(value) is type(allowed) and value == allowed for allowed in rule.values):
+                yield f"{at} is {value!r}; only {rule.values[0]!r} is supported", OTHER
