@@ -89,9 +89,9 @@ def _name_tensors(graph: ir.Graph) -> None:
 def _name_sizes(graph: ir.Graph) -> None:
     """Name the free dimensions of input and output, once it is sure that they are free."""
     image, logits = graph.inputs[0].shape, graph.outputs[0].shape
-    for i, name in DYNAMIC.items():
-        if image is None or isinstance(image[i], int):
-            raise ExportError(f"the exported graph's input has a fixed {name}")
+    fixed = [name for i, name in DYNAMIC.items() if image is None or isinstance(image[i], int)]
+    if image is None or fixed:
+        raise ExportError(f"the exported graph's input has a fixed {fixed[0]}")
     if logits is None or isinstance(logits[2], int) or isinstance(logits[3], int):
         raise ExportError("the exported graph's logits have a fixed size")
     graph.inputs[0].shape = ir.Shape(["batch", image[1], "height", "width"])

@@ -72,6 +72,6 @@ class UPerHead(nn.Module):
         laterals.append(self.pyramid_pooling(inputs[-1]))
         for i in range(len(laterals) - 1, 0, -1):
             laterals[i - 1] = laterals[i - 1] + resize(laterals[i], laterals[i - 1], self.align_corners)
-        finest, *coarser = [conv(x) for conv, x in zip(self.fpn_convs, laterals[:-1], strict=True)]
-        maps = [finest, *(resize(x, finest, self.align_corners) for x in (*coarser, laterals[-1]))]
+        maps = [*(conv(x) for conv, x in zip(self.fpn_convs, laterals[:-1], strict=True)), laterals[-1]]
+        maps[1:] = [resize(x, maps[0], self.align_corners) for x in maps[1:]]
         return self.conv_seg(self.fpn_bottleneck(torch.cat(maps, dim=1)))

@@ -98,18 +98,26 @@ def test_without_a_configuration_each_assumption_is_a_warning(oracle: Path, name
     assumed = {"num_heads": 1, "out_indices": wanted.out_indices, "norm_eps": wanted.norm_eps}
     assert found == dataclasses.replace(wanted, **assumed)
     warnings = "\n".join(recognised.warnings)
-    for words in ("attention heads cannot be seen", "Which layers feed the head", "LayerNorm's eps", "--preset"):
+    assert ("neck.scales" in warnings) == (truth.neck is not None)
+    for words in (
+        "no configuration of",
+        "decode_head.align_corners",
+        "attention heads cannot be seen",
+        "Which layers feed the head",
+        "LayerNorm's eps",
+        "--preset",
+    ):
         assert words in warnings
     hidden_readout = isinstance(truth.head, DPTHeadSpec) and truth.head.readout != "project"
     assert ("class token" in warnings) == hidden_readout
-    assert len(recognised.warnings) == (4 if hidden_readout else 3)
+    assert len(recognised.warnings) == (5 if hidden_readout else 4)
 
 
 def test_what_a_configuration_leaves_out_has_upstreams_default() -> None:
     """12 heads and torch's eps, although the published model of these sizes has 6 and 1e-6."""
     preset = PRESETS["upernet_deit-s16_160k"]
     backbone = {"out_indices": (-10, -7, -4, -1), "img_size": (256, 1024)}  # height, width
-    recognised = recognise(of_preset(preset, config={"model": {"backbone": backbone}}))
+    recognised = recognise(of_preset(preset, config={"model": {"backbone": backbone, "decode_head": {}}}))
     expected = dataclasses.replace(preset.spec.backbone, num_heads=12, norm_eps=1e-5, pos_grid=(16, 64))
     assert recognised.spec.backbone == expected and recognised.warnings == ()
 
@@ -196,13 +204,17 @@ def test_another_architecture_is_refused_with_what_it_has(sample_checkpoint: Che
 @pytest.mark.parametrize(
     ("part", "settings"),
     [
-        ("decode_head", {"align_corners": True}),
         ("decode_head", {"expand_channels": True}),
         ("decode_head", {"act_cfg": {"type": "GELU"}}),
-        ("decode_head", {"norm_cfg": {"type": "BN", "eps": 1e-3}}),
-        ("decode_head", {"in_index": [3, 2, 1, 0]}),
-        ("backbone", {"interpolate_mode": "bilinear"}),
-        ("backbone", {"with_cls_token": False}),
+        ("decode_head", {"norm_cfg": {"type": "GN", "num_groups": 4}}),
+        ("decode_head", {"norm_cfg": {"type": "BN", "track_running_stats": False}}),
+        ("decode_head", {"norm_cfg": None}),
+        ("decode_head", {"conv_cfg": {"type": "DCN"}}),
+        ("decode_head", {"input_transform": "resize_concat"}),
+        ("backbone", {"patch_pad": "same"}),
+        ("backbone", {"patch_norm": True}),
+        ("backbone", {"num_fcs": 3}),
+        ("backbone", {"act_cfg": {"type": "GELU", "approximate": "tanh"}}),
         ("backbone", {"pre_norm": True}),
         ("backbone", {"out_origin": True}),
         ("backbone", {"act_cfg": {"type": "ReLU"}}),
@@ -224,12 +236,22 @@ def test_an_option_that_changes_the_arithmetic_is_refused(
         ("backbone", {"num_heads": "many"}, "cannot be used"),
         ("backbone", {"num_heads": None}, "cannot be used"),
         ("backbone", {"num_heads": 0}, "num_heads 0 does not divide"),
-        ("backbone", {"out_indices": (0, 1)}, "four layers"),
-        ("backbone", {"out_indices": (3, 2, 1, 0)}, "(3, 2, 1, 0) are not four layers, in ascending order, of 4"),
-        ("backbone", {"out_indices": (0, 1, 2, 99)}, "(0, 1, 2, 99) are not four layers"),
+        ("backbone", {"num_heads": 2.0}, "model.backbone.num_heads 2.0 is no whole number"),
+        ("backbone", {"out_indices": (0, 1)}, "does not go with 2 levels"),
+        ("backbone", {"out_indices": (0, 1, 2, 99)}, "(0, 1, 2, 99) are not layers"),
+        ("backbone", {"out_indices": 3.5}, "model.backbone.out_indices 3.5 is no list of numbers"),
         ("backbone", {"out_indices": None}, "cannot be used"),
         ("backbone", {"norm_cfg": {"eps": "small"}}, "cannot be used"),
-        ("backbone", {"img_size": "large"}, "cannot be used"),
+        ("backbone", {"img_size": "large"}, "model.backbone.img_size 'large' is no list of numbers"),
+        ("backbone", {"interpolate_mode": "nearest"}, "interpolate_mode 'nearest' is none of bicubic, bilinear"),
+        ("backbone", {"with_cls_token": False}, "does not go with DPT"),
+        ("backbone", {"with_cls_token": 1}, "model.backbone.with_cls_token 1 is neither True nor False"),
+        ("decode_head", {"align_corners": None}, "model.decode_head.align_corners None is neither True nor False"),
+        ("decode_head", {"in_index": [0, 1, 2, 4]}, "does not go with 4 levels"),
+        ("decode_head", {"in_index": 3}, "are not the four levels that DPT fuses"),
+        ("decode_head", {"norm_cfg": {"type": "BN", "eps": "small"}}, "norm_cfg.eps 'small' is no number"),
+        ("decode_head", {"num_classes": 2}, "and the configuration asks for 2 (num_classes 2)"),
+        ("decode_head", {"out_channels": 1}, "and the configuration asks for 1"),
     ],
     ids=str,
 )
@@ -244,10 +266,11 @@ def test_an_unknown_readout_is_refused(oracle: Path) -> None:
     assert "readout 'sum' is none of" in refusal(lambda: recognise(checkpoint))
 
 
-@pytest.mark.parametrize("scales", [[4, 2, 1], [4, 2, 1, 0], [4, 2, 1, -1], 3, ["a"] * 4], ids=str)
+@pytest.mark.parametrize("scales", [[4, 2, 1], [4, 2, 1, 0], [4, 2, 1, -1], 3, ["a"] * 4, None, []], ids=str)
 def test_a_neck_with_other_scales_is_refused(oracle: Path, scales: Any) -> None:
     checkpoint = with_model(read_checkpoint(oracle / "tiny_upernet_mln.pth"), "neck", scales=scales)
-    assert "cannot be used" in refusal(lambda: recognise(checkpoint))
+    message = refusal(lambda: recognise(checkpoint))
+    assert "cannot be used" in message and "neck.scales" in message
 
 
 def test_a_pyramid_with_other_scales_is_refused(oracle: Path) -> None:

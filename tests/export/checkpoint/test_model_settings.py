@@ -1,0 +1,117 @@
+"""Every key of upstream's classes is known, and every other is refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from denseport.export.checkpoint.file import read_checkpoint
+from denseport.export.checkpoint.model_settings import CARRIED, MODEL, SHOWN, TRAINING, Config, Only, unsupported
+from denseport.export.checkpoint.recognise import recognise
+from denseport.export.errors import CheckpointError
+
+# Arguments and defaults of the constructors of mmsegmentation 1.2.2; 0.30 has fewer (no patch_pad, patch_bias,
+# pre_norm, out_origin, frozen_exclude, data_preprocessor).
+HEAD: dict[str, Any] = {
+    "in_channels": [8] * 4, "channels": 8, "num_classes": 7, "out_channels": None, "threshold": None,
+    "dropout_ratio": 0.1, "conv_cfg": None, "act_cfg": {"type": "ReLU"}, "in_index": -1,
+    "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0}, "ignore_index": 255,
+    "sampler": None, "align_corners": False, "init_cfg": {"type": "Normal"},
+}  # fmt: skip
+UPSTREAM: dict[tuple[str, str], dict[str, Any]] = {
+    ("", "EncoderDecoder"): {
+        "backbone": {}, "decode_head": {}, "neck": None, "auxiliary_head": None, "train_cfg": None, "test_cfg": None,
+        "data_preprocessor": None, "pretrained": None, "init_cfg": None,
+    },
+    ("backbone", "VisionTransformer"): {
+        "img_size": 224, "patch_size": 16, "patch_pad": "corner", "in_channels": 3, "embed_dims": 768,
+        "num_layers": 12, "num_heads": 12, "mlp_ratio": 4, "out_origin": False, "out_indices": -1, "qkv_bias": True,
+        "drop_rate": 0.0, "attn_drop_rate": 0.0, "drop_path_rate": 0.0, "with_cls_token": True,
+        "output_cls_token": False, "norm_cfg": {"type": "LN"}, "act_cfg": {"type": "GELU"}, "patch_norm": False,
+        "patch_bias": False, "pre_norm": False, "final_norm": False, "interpolate_mode": "bicubic", "num_fcs": 2,
+        "norm_eval": False, "with_cp": False, "frozen_exclude": ["all"], "pretrained": None, "init_cfg": None,
+    },
+    ("neck", "MultiLevelNeck"): {
+        "in_channels": [8] * 4, "out_channels": 8, "scales": [0.5, 1, 2, 4], "norm_cfg": None, "act_cfg": None,
+    },
+    ("decode_head", "UPerHead"): {**HEAD, "pool_scales": (1, 2, 3, 6), "norm_cfg": {"type": "SyncBN"}},
+    ("decode_head", "DPTHead"): {
+        **HEAD, "input_transform": "multiple_select", "embed_dims": 768, "post_process_channels": [96, 192, 384, 768],
+        "readout_type": "ignore", "patch_size": 16, "expand_channels": False, "norm_cfg": {"type": "BN"},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("part", "kind"), UPSTREAM)
+def test_upstreams_arguments_are_known_and_their_defaults_supported(part: str, kind: str) -> None:
+    assert list(unsupported(part, {**UPSTREAM[part, kind], "type": f"mmseg.{kind}"}, kind)) == []
+
+
+@pytest.mark.parametrize(("part", "kind"), UPSTREAM)
+def test_the_table_has_no_other_argument(part: str, kind: str) -> None:
+    extra = {"backbone": {"frozen_stages"}, "decode_head": {"input_transform"}}.get(part, set())
+    assert MODEL[part][kind].keys() == UPSTREAM[part, kind].keys() | extra
+
+
+@pytest.mark.parametrize(("part", "kind"), UPSTREAM)
+def test_an_unknown_key_is_refused_by_name(part: str, kind: str) -> None:
+    ((problem, remedy),) = unsupported(part, {"window_size": 7}, kind)
+    name = "model.window_size" if part == "" else f"model.{part}.window_size"
+    assert problem.startswith(f"{name} is 7: mmsegmentation's {kind} has no such setting") and "Remove it" in remedy
+    if part != "neck" and part:
+        ((problem, _),) = unsupported(part, {"norm_cfg": {"bias": 0}}, kind)
+        assert problem.startswith(f"model.{part}.norm_cfg.bias is 0: ")
+
+
+@pytest.mark.parametrize(
+    ("part", "kind", "settings", "words"),
+    [
+        (
+            "backbone",
+            "VisionTransformer",
+            {"norm_cfg": {"type": "BN"}},
+            "model.backbone.norm_cfg.type is 'BN'; only 'LN'",
+        ),
+        (
+            "backbone",
+            "VisionTransformer",
+            {"patch_pad": 0},
+            "model.backbone.patch_pad is 0; only 'corner' is supported",
+        ),
+        ("backbone", "VisionTransformer", {"pre_norm": 1}, "model.backbone.pre_norm is 1; only False is supported"),
+        ("decode_head", "UPerHead", {"norm_cfg": None}, "model.decode_head.norm_cfg is None; only type='BN'"),
+        ("neck", "MultiLevelNeck", {"norm_cfg": {"type": "BN"}}, "only None is supported"),
+    ],
+)
+def test_a_value_is_refused_by_name(part: str, kind: str, settings: dict[str, Any], words: str) -> None:
+    ((problem, remedy),) = unsupported(part, settings, kind)
+    assert words in problem and "run it with mmsegmentation" in remedy
+
+
+def test_types_that_compute_the_same_are_supported() -> None:
+    for kind in ("BN", "SyncBN", "torch.nn.modules.batchnorm.SyncBatchNorm", "mmcv.MMSyncBN"):
+        norm = {"type": kind, "requires_grad": False, "momentum": 0.01, "eps": 1e-3}
+        assert list(unsupported("decode_head", {"norm_cfg": norm, "_scope_": "mmseg"}, "DPTHead")) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [("", "CascadeEncoderDecoder"), ("backbone", "MAE"), ("decode_head", "UPerHead"), ("neck", "Feature2Pyramid")],
+)
+def test_another_type_is_refused_by_name(shared: Path, part: str, kind: str) -> None:
+    checkpoint = read_checkpoint(shared / "cases/mmseg/scoped_type_names.pth")
+    assert recognise(checkpoint).warnings == ()
+    model = dict(checkpoint.config["model"])
+    changed = {**model, "type": kind} if part == "" else {**model, part: {**(model.get(part) or {}), "type": kind}}
+    with pytest.raises(CheckpointError) as caught:
+        recognise(dataclasses.replace(checkpoint, config={"model": changed}))
+    name = "model.type" if part == "" else f"model.{part}.type"
+    assert f"{name} is {kind!r}" in str(caught.value)
+
+
+def test_each_rule_says_what_becomes_of_a_setting() -> None:
+    rules = [rule for kinds in MODEL.values() for keys in kinds.values() for rule in keys.values()]
+    assert all(rule in (SHOWN, CARRIED, TRAINING) or isinstance(rule, (Only, Config)) for rule in rules)

@@ -1,0 +1,58 @@
+"""Networks with settings that no published model has, against what the real mmsegmentation 1.2.2 computed of them.
+
+``assets/upstream_networks.pth`` was made by ``MODELS.build(config)`` with random weights and BatchNorm statistics, both
+rounded to FP16, and ``_forward`` on a random image.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import ASSETS
+
+from denseport.export.checkpoint.file import Checkpoint, parse_config
+from denseport.export.checkpoint.recognise import recognise
+from denseport.export.checkpoint.weights import load_model
+from denseport.export.torch_to_onnx import check_export, export_onnx
+
+NAMES = ("no_qkv_bias", "bilinear", "no_cls_token", "levels_exchanged", "one_layer", "dpt_aligned", "grey")
+
+
+@cache
+def networks() -> dict[str, Any]:
+    return torch.load(ASSETS / "upstream_networks.pth", weights_only=True)
+
+
+def checkpoint(name: str) -> Checkpoint:
+    given = networks()[name]
+    config = parse_config(f"model = {given['config']}")
+    return Checkpoint(Path(f"{name}.pth"), "", "mmseg 1.x", given["state_dict"], config=config)
+
+
+@pytest.mark.parametrize("rewrite", [True, False], ids=["rewritten", "upstream-order"])
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_equal_upstreams(name: str, rewrite: bool) -> None:
+    source, given = checkpoint(name), networks()[name]
+    recognised = recognise(source)
+    assert recognised.warnings == ()
+    logits = load_model(source, recognised.spec, rewrite=rewrite)(given["image"].float())
+    largest = float(given["logits"].abs().max())
+    np.testing.assert_allclose(logits.numpy(), given["logits"].numpy(), atol=5e-6 * largest, rtol=0)
+
+
+def test_every_network_is_compared() -> None:
+    assert tuple(networks()) == NAMES
+
+
+@pytest.mark.parametrize("name", ["bilinear", "no_cls_token", "one_layer", "grey"])
+def test_the_export_computes_the_same(tmp_path: Path, name: str) -> None:
+    """The rest of them need no rule of their own in ONNX."""
+    source = checkpoint(name)
+    model = load_model(source, recognise(source).spec)
+    export_onnx(model, tmp_path / "model.onnx")
+    assert len(check_export(model, tmp_path / "model.onnx")) == 3
