@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.observe.observers import LEVELS, ChannelMaximum, RowSample
 from denseport.calibration.quantize.qdq import weight_scales
-from denseport.export.graph.edit import drop_unread, new_constant, weight_of
+from denseport.export.graph.edit import new_constant, weight_of
 
 __all__ = ["STRENGTHS", "Smoothing", "SmoothingRecord", "find_norms", "smooth"]
 
@@ -90,6 +91,7 @@ def smooth(
         if best:
             _migrate(model, norm, linears, _factors(largest, weight, best))
         done.append(Smoothing(str(norm.name), best, errors[0.0], errors[best]))
+    RemoveUnusedNodesPass()(model)
     return SmoothingRecord(tuple(done))
 
 
@@ -145,4 +147,3 @@ def _replace(model: ir.Model, node: ir.Node, index: int, change: Callable[[Array
     assert value is not None and array is not None  # find_norms saw it
     name = f"{value.name}.smoothed" if len(value.uses()) == 1 else f"{node.name}.smoothed{index}"
     node.replace_input_with(index, new_constant(model.graph, name, change(array).astype(array.dtype)))
-    drop_unread(model.graph, [value])
