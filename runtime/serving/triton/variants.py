@@ -25,6 +25,7 @@ from denseport.runtime.pipeline.network_input import network_inputs
 from denseport.runtime.selection import refuse_masks, why_no_logits
 from denseport.runtime.serving.triton import CLASSES, ENCODED, IMAGE, INSTANCES, LOGITS, MASK, python_models
 from denseport.runtime.serving.triton.config import ANY, Config, batching, model_config, tensor, version_policy, zeros
+from denseport.runtime.system.arguments import whole
 from denseport.runtime.system.cpus import usable_cpus
 
 __all__ = ["DEFAULT_PIXELS", "LABELS", "Options", "Served", "model_name", "served_models"]
@@ -61,9 +62,8 @@ class Options:
             raise InputError(f"no back end {self.backend!r}", f"Give one of {', '.join(_MAKERS)}.")
         least = {"instances": 1, "network_instances": 1, "threads": 1, "max_batch": 1, "max_pixels": 1}
         for name, lowest in (least | {"delay_us": 0, "queue": 0, "timeout_us": 0}).items():
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise InputError(f"{name} {value} is below {lowest}", f"Give {lowest} or more.")
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), lowest)
         if self.warmup is not None and not 1 <= min(self.warmup) * max(self.warmup) <= self.max_pixels:
             size = "{1} x {0}".format(*self.warmup)
             raise InputError(
