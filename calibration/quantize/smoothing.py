@@ -61,13 +61,7 @@ def find_norms(model: ir.Model) -> dict[str, tuple[ir.Node, list[ir.Node]]]:
     return found
 
 
-def smooth(
-    model: ir.Model,
-    maxima: Mapping[str, ChannelMaximum],
-    rows: Mapping[str, RowSample],
-    *,
-    strengths: Iterable[float] = STRENGTHS,
-) -> SmoothingRecord:
+def smooth(model: ir.Model, maxima: Mapping[str, ChannelMaximum], rows: Mapping[str, RowSample]) -> SmoothingRecord:
     """Migrate every LayerNorm of `find_norms` at its best strength.
 
     Args:
@@ -84,7 +78,7 @@ def smooth(
         largest, sample = maxima[name].maximum, rows[name].rows
         weight = np.concatenate([_linear_weight(node) for node in linears], axis=1)
         errors = {0.0: quantized_error(sample, largest, weight)}
-        for strength in strengths:
+        for strength in STRENGTHS:
             factors = _factors(largest, weight, strength)
             errors[strength] = quantized_error(sample / factors, largest / factors, weight * factors[:, None])
         best = min(errors, key=lambda strength: errors[strength])
