@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--delay", whole(0), 0, "MICROSECONDS", "longest wait for a fuller batch; default: 0"),
         ("--queue", whole(0), 128, "N", "most requests that wait, 0: no limit; default: 128"),
         ("--timeout", real(0), 0, "SECONDS", "longest wait in the queue; default: no limit"),
-        ("--max-pixels", whole(1), None, "N", "most pixels of an image; default: 4096 x 4096"),
+        ("--max-pixels", whole(1), 4096 * 4096, "N", "most pixels of an image; default: 4096 x 4096"),
     )
     queue.add_argument("--cache", action="store_true", help="keep answers; the server needs --cache-config too")
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
@@ -74,15 +74,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace, manifest: Manifest) -> Options:
-    from denseport.runtime.serving.triton.variants import DEFAULT_PIXELS, Options
+    from denseport.runtime.serving.triton.variants import Options
 
-    same = ("backend", "name", "instances", "network_instances", "threads", "max_batch", "queue", "gpu", "cache")
+    same = ("backend", "name", "instances", "network_instances", "threads", "max_batch", "max_pixels", "queue", "gpu")
     return Options(
-        **{name: getattr(arguments, name) for name in (*same, "versions", "ensemble")},
+        **{name: getattr(arguments, name) for name in (*same, "cache", "versions", "ensemble")},
         artifacts=tuple(arguments.artifact),
         delay_us=arguments.delay,
         timeout_us=round(arguments.timeout * 1e6),
-        max_pixels=DEFAULT_PIXELS if arguments.max_pixels is None else arguments.max_pixels,
         warmup=_warmup(arguments.warmup, manifest),
     )
 

@@ -28,10 +28,9 @@ from denseport.runtime.serving.triton.config import ANY, Config, batching, model
 from denseport.runtime.system.arguments import whole
 from denseport.runtime.system.cpus import usable_cpus
 
-__all__ = ["DEFAULT_PIXELS", "LABELS", "Options", "Served", "model_name", "served_models"]
+__all__ = ["LABELS", "Options", "Served", "model_name", "served_models"]
 
 LABELS = "labels.txt"
-DEFAULT_PIXELS = 4096 * 4096  # 48 MiB of uint8; Triton's HTTP port takes 64 MB a request
 ONNX = "model.onnx"  # the ONNX Runtime back end's default
 PLAN = "model.plan"  # the TensorRT back end's default
 
@@ -50,7 +49,7 @@ class Options:
     delay_us: int = 0  # how long the first request of a batch waits for others
     queue: int = 128  # requests that may wait; beyond, UNAVAILABLE at once. 0: no limit
     timeout_us: int = 0  # how long one may wait, unless it brings a limit of its own. 0: no limit
-    max_pixels: int = DEFAULT_PIXELS
+    max_pixels: int = 4096 * 4096  # 48 MiB of uint8; Triton's HTTP port takes 64 MB a request
     gpu: bool = False  # back end onnxruntime: the network runs on GPUs
     warmup: tuple[int, int] | None = None  # height and width of an image that each instance answers first
     cache: bool = False
