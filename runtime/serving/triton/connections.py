@@ -60,10 +60,6 @@ def connect(url: str, model: str, version: str) -> Connection:
 
     Args:
         version: of the model; empty: the latest that is served.
-
-    Raises:
-        InputError: a URL of another form.
-        MachineError: tritonclient is not installed.
     """
     parts = urlsplit(url)
     try:

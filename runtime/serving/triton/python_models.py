@@ -93,11 +93,7 @@ class SegmenterModel(_Model):
     """
 
     def initialize(self, arguments: dict[str, str]) -> None:
-        """Open the bundle.
-
-        Raises:
-            DenseportError: it cannot be opened; Triton then reports the model as failed.
-        """
+        """Open the bundle; where that fails, Triton reports the model as failed."""
         import cv2
 
         from denseport.runtime.segmenter import Segmenter
