@@ -14,7 +14,8 @@ from typing import Any
 
 from denseport.runtime.bundle.artifact import ANY, FLOATS, FOR_TENSORRT, QUANTIZED, Artifact
 from denseport.runtime.bundle.decode import decode_dataclass
-from denseport.runtime.bundle.preprocessing import LARGEST_SIDE, Preprocessing, check_steps
+from denseport.runtime.bundle.preprocessing import Preprocessing, check_steps, normalisation
+from denseport.runtime.bundle.steps import LARGEST_SIDE, Augmentation
 from denseport.runtime.errors import BundleError
 from denseport.runtime.system.terminal import CONTROLS
 
@@ -66,8 +67,10 @@ class NetworkInput:
     shape: tuple[int | None, int, int | None, int | None] = (None, 3, None, None)  # N, channels, H, W; None: any
 
     def __post_init__(self) -> None:
-        if (self.name, self.shape[1]) != ("image", 3):  # what sessions hand over
-            raise ValueError(f"the network's input {self.name!r} has shape {self.shape}, not 'image' with 3 channels")
+        if self.name != "image" or self.shape[1] not in (1, 3):  # what sessions hand over
+            raise ValueError(
+                f"the network's input {self.name!r} has shape {self.shape}, not 'image' with 3 or 1 channels"
+            )
         if any(size is not None and not 1 <= size <= LARGEST_SIDE for size in self.shape):
             raise ValueError(f"shape {self.shape} has a size that is not in 1..{LARGEST_SIDE}")
 
@@ -92,6 +95,11 @@ class Manifest:
     source: str  # the artifact that all others are made of and compared with: the checkpoint's network in FP32
     task: str  # "segmentation"
     input: NetworkInput
+    augmentation: Augmentation | None = None  # of the checkpoint's own test; None: an image is seen once
+    align_corners: bool = False  # the logits are resized to the image with their corners on its corners
+    threshold: float | None = None  # two classes of one output: the probability above which a pixel is of the second
+    label_map: dict[str, int] = field(default_factory=dict)  # a label in the data set's masks to its class
+    ignore_index: int = 255  # the label in the masks that is not counted
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     budgets: dict[str, float] = field(default_factory=dict)  # mIoU points a precision may lose; default: the gate's own
     format_version: int = FORMAT_VERSION
@@ -100,6 +108,8 @@ class Manifest:
         if self.task != "segmentation":
             raise ValueError(f"task {self.task!r} is not 'segmentation', the only one so far")
         check_steps(self.preprocess)
+        if (channels := len(normalisation(self.preprocess).mean)) != self.input.shape[1]:
+            raise ValueError(f"mean and std are of {channels} channels, the network takes {self.input.shape[1]}")
         for name in ("parameters", "patch_size", "stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is below 1")
@@ -108,6 +118,12 @@ class Manifest:
         for precision, points in self.budgets.items():
             if precision not in FLOATS + QUANTIZED or not 0 <= points <= 100:
                 raise ValueError(f"budget {precision!r}: {points} is not 0..100 points of a known precision")
+        if self.threshold is not None and not (len(self.classes) == 2 and 0 < self.threshold < 1):
+            raise ValueError(f"threshold {self.threshold} is not a probability that divides two classes")
+        if not 0 <= self.ignore_index <= 255:
+            raise ValueError(f"ignore_index {self.ignore_index} is not in 0..255")
+        if not all(key.isdecimal() and int(key) <= 255 and 0 <= new <= 255 for key, new in self.label_map.items()):
+            raise ValueError(f"label_map {self.label_map} does not map labels in 0..255 to such")
         if not self.classes:
             raise ValueError("a model has at least one class")
         if not all(0 <= level <= 255 for colour in self.palette for level in colour):

@@ -15,7 +15,7 @@ from support import REPO
 
 from denseport.runtime.bundle.artifact import TARGETS, Artifact
 from denseport.runtime.bundle.manifest import Inference, Manifest, NetworkInput, Reference
-from denseport.runtime.bundle.preprocessing import Normalise, Resize
+from denseport.runtime.bundle.steps import Normalise, Resize
 from denseport.runtime.errors import BundleError
 
 
@@ -78,8 +78,9 @@ def test_whole_numbers_stand_for_floats() -> None:
 @pytest.mark.parametrize("name", json.loads(manifest().to_json()))
 def test_every_field_without_a_default_is_needed(name: str) -> None:
     text = changed(lambda data: data.pop(name))
-    if name == "budgets":
-        assert Manifest.from_json(text, "m.json").budgets == {}
+    defaults = {"budgets": {}, "align_corners": False, "threshold": None, "label_map": {}, "ignore_index": 255}
+    if name in defaults:
+        assert getattr(Manifest.from_json(text, "m.json"), name) == defaults[name]
         return
     words = {"format_version": "format version None", "artifacts": "manifest.source: 'model.onnx' is no artifact"}
     with pytest.raises(BundleError, match=words.get(name, f"missing {name}")):
