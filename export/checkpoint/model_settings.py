@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["CARRIED", "MODEL", "SHOWN", "TRAINING", "Only", "last_part", "unsupported"]
+__all__ = ["CARRIED", "MODEL", "SHOWN", "TRAINING", "Config", "Only", "last_part", "unsupported"]
 
 # Remedies.
 OTHER = "No other value gives this network's masks: run it with mmsegmentation, or train with the supported value."

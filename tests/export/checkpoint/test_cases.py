@@ -1,94 +1,76 @@
-"""Checkpoints as users have them: the network's half of what the real mmsegmentation 1.2.2 computed of each.
-
-Pre-processing is done here as upstream does it, without this project's; `runtime` has tests of the whole way.
-"""
+"""Checkpoints as users have them, against what the real mmsegmentation 1.2.2 makes of them (shared/cases)."""
 
 from __future__ import annotations
 
-from functools import cache
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+import postprocess
 import pytest
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 
+from denseport.export import bundle as export_module
 from denseport.export.bundle import export_bundle
-from denseport.export.checkpoint.file import read_checkpoint
-from denseport.export.checkpoint.recognise import recognise
-from denseport.export.checkpoint.weights import load_model
-from denseport.export.graph.mask import append_mask
-from denseport.export.graph.model import read_model, save_model
-from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.export.models.segmentor import Segmentor
+from denseport.runtime.segmenter import Segmenter
 
-MEAN, STD = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
-CASES = (
-    "plain", "align_corners", "neck_default", "ema_keys", "no_num_batches", "loss_buffer", "binary", "binary_one_name",
-    "full_type_names", "scoped_type_names", "one_channel",
-)  # fmt: skip
+CASES = Path("cases/mmseg")
 
 
-@cache
-def golden(folder: Path) -> dict[str, NDArray[Any]]:
-    return dict(np.load(folder / "cases.npz"))
+@pytest.fixture(scope="module")
+def facts(shared: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((shared / CASES / "cases.json").read_text())
+    return found
 
 
-def network_input(folder: Path, grey: bool) -> tuple[torch.Tensor, tuple[int, int]]:
-    """The image, resized to fit 256 x 128 and normalised, and its own height and width."""
-    image = cv2.imread(str(folder / "image.png"), cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR)
-    assert image is not None
-    height, width = image.shape[:2]
-    scale = min(256 / max(height, width), 128 / min(height, width))
-    resized = cv2.resize(image, (int(width * scale + 0.5), int(height * scale + 0.5)), interpolation=cv2.INTER_LINEAR)
-    x = (resized[None] - np.float32(120)) / np.float32(60) if grey else ((resized[..., ::-1] - MEAN) / STD)
-    x = x if grey else x.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(x, np.float32))[None], (height, width)
+@pytest.fixture(scope="module", autouse=True)
+def _networks_exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Most cases differ in their configuration alone: the same network is exported, and compared with torch, once."""
+    shelf, export = tmp_path_factory.mktemp("networks"), export_module.export_onnx
+
+    def export_once(model: Segmentor, path: Path, *more: Any, **options: Any) -> list[Path]:
+        digest = hashlib.sha256(repr((model.spec, more, options)).encode())
+        for value in model.state_dict().values():
+            digest.update(value.numpy().tobytes())
+        kept = shelf / f"{digest.hexdigest()}.onnx"
+        if not kept.exists():
+            export(model, kept, *more, **options)
+        shutil.copy(kept, path)
+        return [path]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_module, "export_onnx", export_once)
+        yield
 
 
-def check(folder: Path, name: str, logits: torch.Tensor, sizes: list[tuple[int, int]], align_corners: bool) -> None:
-    """Both of upstream's resizes, then its logits and its mask."""
-    for size in sizes:
-        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
-    found, wanted = logits[0].numpy(), golden(folder)[f"{name}_logits"]
-    # Of a head of one output, mmsegmentation keeps the probability; the other class is ours.
-    shown = 1 / (1 + np.exp(-found[1:])) if len(wanted) == 1 else found
-    np.testing.assert_allclose(shown[:, ::6, ::6], wanted, atol=1e-4, rtol=0)
-    sure = golden(folder)[f"{name}_sure"]
-    assert sure.mean() > 0.99
-    np.testing.assert_array_equal(found.argmax(0)[sure], golden(folder)[f"{name}_mask"][sure])
+NAMES = (
+    *("plain", "pipeline_inline", "pipeline_conflict", "no_resize", "no_resize_slide", "scale_factor", "to_multiple"),
+    *("pad", "preprocessor_pad", "shortest_edge", "not_keep_ratio", "scale_int", "bicubic", "pillow_resize"),
+    *("to_float32", "ignore_orientation", "turned", "binary", "binary_one_name", "neck_default", "full_type_names"),
+    *("scoped_type_names", "ema_keys", "no_num_batches", "loss_buffer", "no_mean", "bgr", "align_corners"),
+    "one_channel",
+)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_network_computes_what_mmsegmentation_does(shared: Path, name: str) -> None:
-    folder = shared / "cases/mmseg"
-    checkpoint = read_checkpoint(folder / f"{name}.pth")
-    spec = recognise(checkpoint).spec
-    x, size = network_input(folder, name == "one_channel")
-    with torch.inference_mode():
-        logits = load_model(checkpoint, spec)(x)
-    check(folder, name, logits, [tuple(x.shape[2:]), size], spec.head.align_corners)  # type: ignore[list-item]
+def test_every_case_is_tried(facts: dict[str, Any]) -> None:
+    assert {*NAMES, "label_map"} == set(facts)  # label_map has its test in tests/runtime/evaluation
 
 
-@pytest.mark.parametrize("name", ["align_corners", "neck_default", "binary_one_name"])
-def test_so_does_the_export(shared: Path, tmp_path: Path, name: str) -> None:
-    folder, path = shared / "cases/mmseg", tmp_path / "bundle"
-    manifest = export_bundle(folder / f"{name}.pth", path).manifest
-    is_binary, align_corners = name == "binary_one_name", name == "align_corners"
-    assert (manifest.align_corners, manifest.threshold) == (align_corners, 0.3 if is_binary else None)
-    x, size = network_input(folder, False)
-    logits = torch.from_numpy(OnnxRuntimeSession(path / "model.onnx").run(x.numpy()))
-    check(folder, name, logits, [tuple(x.shape[2:]), size], align_corners)  # type: ignore[list-item]
-    if is_binary:
-        assert (manifest.classes, manifest.palette) == (("background", "crack"), ((0, 0, 0), (255, 0, 0)))
-        assert any("'crack'" in warning for warning in manifest.provenance["warnings"])
-    model = read_model(path / "model.onnx")
-    append_mask(model, align_corners=align_corners)
-    save_model(model, tmp_path / "mask.onnx")
-    mask = OnnxRuntimeSession(tmp_path / "mask.onnx").run(x.numpy())
-    resized = F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=align_corners)
-    assert (mask == resized.argmax(1).numpy()).mean() > 0.9999
-    other = F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=not align_corners)
-    assert (mask == other.argmax(1).numpy()).mean() < 0.999 or name == "neck_default"  # which finds one class
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_gives_mmsegmentations_mask(
+    shared: Path, facts: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    folder, golden = shared / CASES, np.load(shared / CASES / "cases.npz")
+    bundle = export_bundle(folder / f"{name}.pth", tmp_path / name)
+    image = folder / facts[name]["image"]
+    with Segmenter(bundle, threads=2) as segmenter:
+        mask = segmenter(image).mask
+        (maps,) = segmenter.predict(segmenter.read(image))
+    sure, expected = golden[f"{name}_sure"], golden[f"{name}_logits"]
+    np.testing.assert_array_equal(mask[sure], golden[f"{name}_mask"][sure])
+    logits = postprocess.logits(maps)[-len(expected) :, ::6, ::6]  # of a binary head the second is upstream's
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import REPO
 
 from denseport.export.checkpoint.file import read_checkpoint
 from denseport.export.checkpoint.model_settings import CARRIED, MODEL, SHOWN, TRAINING, Config, Only, unsupported
@@ -115,3 +116,9 @@ def test_another_type_is_refused_by_name(shared: Path, part: str, kind: str) -> 
 def test_each_rule_says_what_becomes_of_a_setting() -> None:
     rules = [rule for kinds in MODEL.values() for keys in kinds.values() for rule in keys.values()]
     assert all(rule in (SHOWN, CARRIED, TRAINING) or isinstance(rule, (Only, Config)) for rule in rules)
+
+
+def test_the_document_has_every_key() -> None:
+    section = (REPO / "docs/export.md").read_text(encoding="utf-8").split("## Model settings")[1].split("\n## ")[0]
+    keys = {key for kinds in MODEL.values() for settings in kinds.values() for key in settings}
+    assert [key for key in sorted(keys) if f"`{key}`" not in section] == []

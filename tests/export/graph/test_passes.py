@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
+import torch
+import torch.nn.functional as F
 from graphs import tiny_model
 
 from denseport.calibration.observe.observers import ChannelMaximum, RowSample
@@ -69,7 +72,7 @@ def test_one_after_the_other_on_one_graph() -> None:
         observer.update(np.random.default_rng(0).standard_normal((1, 60, 8)).astype(np.float32))
     (norm,) = smooth(model, {"normed": channels}, {"normed": rows}).norms
     assert norm.norm == "block.ln/LayerNormalization"
-    source, limits = model.clone(), dict.fromkeys(activations(model, chosen, outputs=True), 1.0)
+    source, limits = model.clone(), dict.fromkeys(activations(model, chosen), 1.0)
     names = [group.name for group in chosen]
     record = quantize(model, limits, groups, names)
     assert [group.name for group in record.narrow] == names
@@ -82,6 +85,25 @@ def test_one_after_the_other_on_one_graph() -> None:
     assert fold(source, (1, 3, *SIZE)) == FoldRecord((1, 3, *SIZE), before - source.graph.num_nodes())
     assert fuse(source).fused == {"ResizeArgmax": 1}
     valid(source)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_a_mask_resizes_as_the_manifest_says(align_corners: bool) -> None:
+    """Checked by torch; the other rule gives other masks."""
+    image = np.random.default_rng(3).standard_normal((1, 3, 24, 40), np.float32)
+    logits, mask = tiny_model(), tiny_model()
+    append_mask(mask, align_corners=align_corners)
+    found, classes = (torch.from_numpy(computed(model, image)) for model in (logits, mask))
+    shares = [
+        float((F.interpolate(found, (24, 40), mode="bilinear", align_corners=rule).argmax(1) == classes).float().mean())
+        for rule in (align_corners, not align_corners)
+    ]
+    assert shares[0] > 0.999 and shares[1] < 0.99
+
+
+def computed(model: ir.Model, image: np.ndarray) -> np.ndarray:
+    result: np.ndarray = onnxruntime.InferenceSession(serialise(model)).run(None, {"image": image})[0]
+    return result
 
 
 def test_typing_and_the_emulation_of_its_rounding() -> None:
