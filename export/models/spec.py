@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from denseport.runtime.bundle.decode import decode_dataclass
+from denseport.runtime.errors import BundleError
 
 __all__ = ["DPTHeadSpec", "HeadSpec", "ModelSpec", "NeckSpec", "UPerHeadSpec", "ViTSpec", "quarters", "spec_of"]
 
@@ -141,9 +142,12 @@ def spec_of(data: dict[str, Any]) -> ModelSpec:
     """The spec that a manifest holds, as JSON gives it back: the inverse of `dataclasses.asdict`.
 
     Raises:
-        BundleError: a setting is missing, unknown or mistyped.
+        BundleError: a setting is missing, unknown or mistyped, or does not go with the others.
     """
     head = DPTHeadSpec if "readout" in data["head"] else UPerHeadSpec
     parts: dict[str, Any] = {"backbone": ViTSpec, "head": head} | ({} if data["neck"] is None else {"neck": NeckSpec})
     specs = {part: decode_dataclass(kind, data[part], "the manifest", f"spec.{part}") for part, kind in parts.items()}
-    return ModelSpec(**data | specs)
+    try:
+        return ModelSpec(**data | specs)
+    except ValueError as err:  # parts that do not go together
+        raise BundleError(f"the manifest: spec: {err}", "Export the checkpoint again.") from err

@@ -10,12 +10,22 @@ import pytest
 
 from denseport.export.models.presets import PRESETS
 from denseport.export.models.spec import DPTHeadSpec, ModelSpec, NeckSpec, UPerHeadSpec, ViTSpec, spec_of
+from denseport.runtime.errors import BundleError
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_a_spec_survives_the_manifest(name: str) -> None:
     spec = PRESETS[name].spec
     assert spec_of(json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
+
+
+def test_a_manifest_whose_parts_do_not_go_together_is_refused() -> None:
+    data = json.loads(json.dumps(dataclasses.asdict(PRESETS["upernet_deit-s16_160k"].spec)))
+    data["head"]["in_index"] = [0, 4]
+    with pytest.raises(
+        BundleError, match=r"the manifest: spec: decode_head.in_index \(0, 4\) does not go with 4 levels"
+    ):
+        spec_of(data)
 
 
 VIT = ViTSpec(32, 4, 4, 128, (0, 1, 2, 3), (4, 4), norm_eps=1e-6)

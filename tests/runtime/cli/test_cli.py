@@ -63,6 +63,8 @@ def test_a_bad_checkpoint_leaves_nothing(
         (["--preset", "dpt"], ["no preset 'dpt'", "denseport models"]),
         (["--preset", "dpt_vit-b16_160k"], ["is not dpt_vit-b16_160k", "embed_dims is 96, published 768"]),
         (["--scale", "64", "8"], ["below one patch of 16 pixels", "--scale 2048 512"]),
+        (["--ema"], ["has one set of weights", "Leave the option out"]),
+        (["--no-ema"], ["has one set of weights", "Leave the option out"]),
     ],
 )
 def test_bad_options_of_export_leave_nothing(
