@@ -27,7 +27,7 @@ ARROWS = {
     "runtime/errors": [],
     "runtime/system": ["runtime/errors"],
     "runtime/bundle": LOW,
-    "runtime/media": LOW,
+    "runtime/media": FORMAT,
     "runtime/backends": FORMAT,
     "runtime/pipeline": [*FORMAT, "runtime/media", "runtime/backends"],
     "runtime/selection": BELOW_SEGMENTER,
