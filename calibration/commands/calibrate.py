@@ -43,10 +43,10 @@ def _add_limit(group: argparse._ArgumentGroup, name: str, default: int) -> None:
 
 
 def _add_data(data: argparse._ArgumentGroup) -> None:
-    words = "ADE20K folder, or folder of images, to measure mIoU on; never the set that the artifact is gated with"
+    words = "data set, or folder of images, to measure mIoU on; never the set that the artifact is gated with"
     data.add_argument("--data", metavar="ROOT", type=path, help=words)
     data.add_argument("--masks", metavar="DIR", type=path, help="folder of masks; --data is then the images' folder")
-    data.add_argument("--split", metavar="NAME", help="of the ADE20K layout; default: training")
+    data.add_argument("--split", metavar="NAME", help="of the layout; default: training or train")
     _add_limit(data, "--data-limit", 64)
 
 

@@ -100,6 +100,12 @@ class Measurement:
         return len(self.done)
 
     @property
+    def ignored(self) -> float:
+        """Share of all pixels whose label is ignored, 0..1."""
+        pixels = int(self.counts["compared"].sum())
+        return (pixels - int(self.confusion.label.sum())) / pixels if pixels else 0.0
+
+    @property
     def image_agreement(self) -> NDArray[np.float64] | None:
         """(n,) share of each image's pixels with FP32's class; None where FP32 was not run."""
         if self.fp32_confusion is None:
