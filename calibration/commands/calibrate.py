@@ -142,8 +142,7 @@ def _verdict_lines(name: str, verdict: QuantizationVerdict) -> list[str]:
             f"mIoU {verdict.miou:.2f}, FP32 {verdict.fp32_miou:.2f}, on {count(verdict.labelled, 'labelled image')}"
         )
     lines.append(f"{100 * verdict.agreement:.2f} % of the pixels get the class that FP32 gives")
-    used = "used" if verdict.accepted else "not used"
-    lines.append(f"{used} by itself on {verdict.machine}: {verdict.reason}")
+    lines.append(f"{name}: {verdict.words}")
     if not verdict.accepted:
-        lines.append(f"  it runs here only with --artifact {name}")
+        lines.append(f"  it runs here with --artifact {name}")
     return lines

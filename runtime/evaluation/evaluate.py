@@ -88,11 +88,14 @@ def evaluate(
     data = open_data(bundle, data, limit=limit, ignore_index=ignore_index, **options)
     with open_task(bundle, data, artifact, protocol, gate, threads, workers) as task:
         progress.say(data.found)
-        found = _judged(task, *task.measure(run, progress))
+        measurement, session = task.measure(run, progress)
+        found = _judged(task, measurement, session)
         found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
         found = found if report is None else replace(found, report=_write_report(report, task, found))
         if record:
-            _keep(task.segmenter, found)
+            elsewhere = run.ray is not None or measurement.measured < measurement.images
+            if why_not := _keep(task.segmenter, found, elsewhere=elsewhere):
+                found = replace(found, warnings=(*found.warnings, why_not))
     return found
 
 
@@ -119,14 +122,14 @@ def _judged(task: Task, measurement: Measurement, session: str) -> Evaluation:
         measurement=measurement,
         agreement=measurement.agreement,
         gate=task.comparison.judge(measurement, classes) if task.comparison is not None else None,
-        warnings=(*_warnings(segmenter, scores), *_label_warnings(segmenter, task.dataset, measurement)),
+        warnings=(*_warnings(segmenter, scores, measurement), *_label_warnings(segmenter, task.dataset, measurement)),
         data=task.dataset.found,
         label_map=dict(task.dataset.label_map),
         ignore_index=task.dataset.ignore_index,
     )
 
 
-def _warnings(segmenter: Segmenter, scores: Scores) -> list[str]:
+def _warnings(segmenter: Segmenter, scores: Scores, found: Measurement) -> list[str]:
     reference = segmenter.manifest.reference
     warnings = []
     if reference is not None and published_miou(segmenter) is None:
@@ -136,11 +139,12 @@ def _warnings(segmenter: Segmenter, scores: Scores) -> list[str]:
         )
     if scores.mIoU != scores.mIoU:
         warnings.append("there is no mIoU: every pixel of the masks is ignored")
-    precision = segmenter.bundle.artifact(segmenter.artifact).precision
-    if precision in ("fp16", "bf16") and "CPUExecutionProvider" in segmenter.description:
+    floats = segmenter.bundle.artifact(segmenter.artifact).float_precision
+    if floats != "fp32" and not found.on_gpu:
         warnings.append(
-            f"ONNX Runtime computes {precision} in FP32 on a CPU and skips most of its rounding: this is not the "
-            "accuracy of an engine. denseport build audits with the rounding emulated"
+            f"ONNX Runtime computes {floats} in FP32 on a CPU and skips most of its rounding: this is not the "
+            f"accuracy of an engine, and no comparison in {floats.upper()}. denseport build audits with the rounding "
+            "emulated"
         )
     return warnings
 
@@ -192,11 +196,18 @@ def _write_report(folder: Path, task: Task, found: Evaluation) -> Path:
     return write_report(folder, found, segmenter.manifest, images, environment, command)
 
 
-def _keep(segmenter: Segmenter, found: Evaluation) -> None:
+def _keep(segmenter: Segmenter, found: Evaluation, *, elsewhere: bool) -> str:
+    """Record the result; else why not: the record has one in the artifact's own arithmetic, and this is in another."""
     bundle, source, result = segmenter.bundle, segmenter.manifest.source, found.to_dict()
     kept = {key: result[key] for key in ("mIoU", "mAcc", "aAcc", "images", "protocol", "agreement", "gate")}
-    floats, on_gpu = bundle.artifact(found.artifact).float_precision, segmenter.session.on_gpu
-    proof = proof_here("labels", "accuracy", floats, on_gpu=on_gpu)
+    artifact, on_gpu = bundle.artifact(found.artifact), found.measurement.on_gpu
+    proof = proof_here("labels", "accuracy", artifact.float_precision, on_gpu=on_gpu, elsewhere=elsewhere)
+    accuracies = [each for each in artifact.proof if each.figures == "accuracy"]
+    if any(each.arithmetic == artifact.float_precision != proof.arithmetic for each in accuracies):
+        return (
+            f"not recorded: the accuracy in the record was measured in {artifact.float_precision.upper()} on "
+            f"{accuracies[0].machine}; what {proof.arithmetic.upper()} gives does not replace it"
+        )
     kept["date"] = proof.date
     bundle.note(found.artifact, {"accuracy": kept}, proof)
     fp32 = found.measurement.fp32_confusion
@@ -204,3 +215,4 @@ def _keep(segmenter: Segmenter, found: Evaluation) -> None:
         scores = fp32.scores(bundle.manifest.classes).to_dict()
         kept |= {name: scores[name] for name in ("mIoU", "mAcc", "aAcc")} | {"agreement": None, "gate": None}
         bundle.note(source, {"accuracy": kept}, replace(proof, arithmetic="fp32"))
+    return ""
