@@ -76,6 +76,20 @@ def evaluate(
         OutputError: the report, the state or the manifest cannot be written.
     """
     progress, run, report = progress or Silent(), run or LongRun(), optional_path("report", report)
+    bundle = _checked(bundle, run, report, record=record)
+    options: dict[str, Any] = {"masks": masks, "list_file": list_file, "split": split, "image_suffix": image_suffix}
+    options |= {"mask_suffix": mask_suffix, "reduce_zero_label": reduce_zero_label, "label_map": label_map}
+    data = open_data(bundle, data, limit=limit, ignore_index=ignore_index, **options)
+    with open_task(bundle, data, artifact, protocol, gate, threads, workers) as task:
+        progress.say(data.found)
+        found = _judged(task, *task.measure(run, progress))
+        found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
+        found = found if report is None else replace(found, report=_write_report(report, task, found))
+        return _recorded(task.segmenter, found, run) if record else found
+
+
+def _checked(bundle: Path | str | Bundle, run: LongRun, report: Path | None, *, record: bool) -> Bundle:
+    """The bundle, once the places that will be written are found to be writable."""
     if report is not None:
         refuse_unwritable(report)
     if run.state is not None and not run.merge:
@@ -83,20 +97,7 @@ def evaluate(
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     if record:
         refuse_unwritable(bundle.path)
-    options: dict[str, Any] = {"masks": masks, "list_file": list_file, "split": split, "image_suffix": image_suffix}
-    options |= {"mask_suffix": mask_suffix, "reduce_zero_label": reduce_zero_label, "label_map": label_map}
-    data = open_data(bundle, data, limit=limit, ignore_index=ignore_index, **options)
-    with open_task(bundle, data, artifact, protocol, gate, threads, workers) as task:
-        progress.say(data.found)
-        measurement, session = task.measure(run, progress)
-        found = _judged(task, measurement, session)
-        found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
-        found = found if report is None else replace(found, report=_write_report(report, task, found))
-        if record:
-            elsewhere = run.ray is not None or measurement.measured < measurement.images
-            if why_not := _keep(task.segmenter, found, elsewhere=elsewhere):
-                found = replace(found, warnings=(*found.warnings, why_not))
-    return found
+    return bundle
 
 
 def open_data(bundle: Bundle, data: Path | str | Dataset, *, limit: int | None, **options: Any) -> Dataset:
@@ -196,18 +197,20 @@ def _write_report(folder: Path, task: Task, found: Evaluation) -> Path:
     return write_report(folder, found, segmenter.manifest, images, environment, command)
 
 
-def _keep(segmenter: Segmenter, found: Evaluation, *, elsewhere: bool) -> str:
-    """Record the result; else why not: the record has one in the artifact's own arithmetic, and this is in another."""
+def _recorded(segmenter: Segmenter, found: Evaluation, run: LongRun) -> Evaluation:
+    """Record the result, unless there is one in the artifact's own arithmetic and this is in another: a warning says so."""
     bundle, source, result = segmenter.bundle, segmenter.manifest.source, found.to_dict()
     kept = {key: result[key] for key in ("mIoU", "mAcc", "aAcc", "images", "protocol", "agreement", "gate")}
     artifact, on_gpu = bundle.artifact(found.artifact), found.measurement.on_gpu
+    elsewhere = run.ray is not None or found.measurement.measured < found.measurement.images
     proof = proof_here("labels", "accuracy", artifact.float_precision, on_gpu=on_gpu, elsewhere=elsewhere)
     accuracies = [each for each in artifact.proof if each.figures == "accuracy"]
     if any(each.arithmetic == artifact.float_precision != proof.arithmetic for each in accuracies):
-        return (
+        why_not = (
             f"not recorded: the accuracy in the record was measured in {artifact.float_precision.upper()} on "
             f"{accuracies[0].machine}; what {proof.arithmetic.upper()} gives does not replace it"
         )
+        return replace(found, warnings=(*found.warnings, why_not))
     kept["date"] = proof.date
     bundle.note(found.artifact, {"accuracy": kept}, proof)
     fp32 = found.measurement.fp32_confusion
@@ -215,4 +218,4 @@ def _keep(segmenter: Segmenter, found: Evaluation, *, elsewhere: bool) -> str:
         scores = fp32.scores(bundle.manifest.classes).to_dict()
         kept |= {name: scores[name] for name in ("mIoU", "mAcc", "aAcc")} | {"agreement": None, "gate": None}
         bundle.note(source, {"accuracy": kept}, replace(proof, arithmetic="fp32"))
-    return ""
+    return found

@@ -162,7 +162,7 @@ def test_inspect_and_report_show_it(calibrated: Path, capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     record = Bundle(calibrated / "bundle").artifact("int8.onnx").record["calibration"]
     assert f"calibrated on 3 images by minmax, {count(len(record['smoothing']), 'LayerNorm')} smoothed" in out
-    assert "times as fast as FP32 here" in out and "only 3 images" in out
+    assert "times as fast as FP32" in out and "only 3 images" in out
     page = (calibrated / "int8.html").read_text()
     narrow, _, floats = page.partition("layers in float, with the reasons</summary>")
     assert floats.count("float: ") == len(record["float"]) and "<details>" in narrow
