@@ -104,9 +104,10 @@ def _warmup_size(text: str) -> tuple[int, int] | str:
 def _warmup(given: tuple[int, int] | str | None, manifest: Manifest) -> tuple[int, int] | None:
     """Height and width of the warm-up image: a landscape of 4 x 3 that is not resized, unless told otherwise."""
     from denseport.runtime.bundle.preprocessing import resizing
+    from denseport.runtime.bundle.steps import Resize
 
     if given is None:
         resize = resizing(manifest.preprocess)
-        height = min(resize.size) if resize else WARMUP_HEIGHT
+        height = min(resize.size) if isinstance(resize, Resize) else WARMUP_HEIGHT
         return height, height * 4 // 3
     return given if isinstance(given, tuple) else None

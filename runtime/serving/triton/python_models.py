@@ -175,13 +175,16 @@ class Decoder(_Model):
 
     def initialize(self, arguments: dict[str, str]) -> None:
         """Set the limit before OpenCV, which reads it once, is loaded: a small file can hold a huge image."""
-        os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = _parameters(arguments)["max_pixels"]
+        parameters = _parameters(arguments)
+        self._load = json.loads(parameters["load"])
+        os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = parameters["max_pixels"]
         os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
 
     def respond(self, array: NDArray[Any]) -> NDArray[Any]:
+        from denseport.runtime.bundle.steps import Load
         from denseport.runtime.media.images import decode_image
 
-        return decode_image(array.tobytes(), ENCODED)[None]
+        return decode_image(array.tobytes(), ENCODED, Load(**self._load))[None]
 
 
 def _parameters(arguments: dict[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ import numpy as np
 from denseport.runtime.bundle.artifact import FOR_TENSORRT
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord
+from denseport.runtime.bundle.preprocessing import loading
 from denseport.runtime.bundle.protocol import parse_protocol
+from denseport.runtime.bundle.steps import Load
 from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline.network_input import network_inputs
 from denseport.runtime.selection import refuse_masks, why_no_logits
@@ -111,7 +113,7 @@ def served_models(bundle: Bundle, options: Options) -> list[Served]:
         InputError: the back end cannot serve the artifact.
     """
     models = _MAKERS[options.backend](bundle, options)
-    return models + (_ensemble(models[-1], options) if options.ensemble else [])
+    return models + (_ensemble(models[-1], options, loading(bundle.manifest.preprocess)) if options.ensemble else [])
 
 
 def _python(bundle: Bundle, options: Options) -> list[Served]:
@@ -300,7 +302,7 @@ def _model_py(python_class: str) -> bytes:
     ).encode()
 
 
-def _ensemble(front: Served, options: Options) -> list[Served]:
+def _ensemble(front: Served, options: Options, load: Load) -> list[Served]:
     """An image file in, mask out: decoding in front of the model."""
     encoded, asked = tensor(ENCODED, "TYPE_UINT8", ANY), front.config
     decoder = model_config(
@@ -312,7 +314,10 @@ def _ensemble(front: Served, options: Options) -> list[Served]:
         version_policy=version_policy("latest:1"),
         instance_group=asked.instance_group,
         dynamic_batching=asked.dynamic_batching,
-        parameters={"max_pixels": str(options.max_pixels)},
+        parameters={
+            "max_pixels": str(options.max_pixels),
+            "load": json.dumps({f.name: getattr(load, f.name) for f in fields(load) if f.init}),
+        },
     )
     ensemble = model_config(
         f"{asked.name}_encoded",
