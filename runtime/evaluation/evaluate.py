@@ -198,7 +198,7 @@ def _write_report(folder: Path, task: Task, found: Evaluation) -> Path:
 
 
 def _recorded(segmenter: Segmenter, found: Evaluation, run: LongRun) -> Evaluation:
-    """Record the result, unless there is one in the artifact's own arithmetic and this is in another: a warning says so."""
+    """Record the result, unless the record has one in the artifact's arithmetic and this is in another: a warning."""
     bundle, source, result = segmenter.bundle, segmenter.manifest.source, found.to_dict()
     kept = {key: result[key] for key in ("mIoU", "mAcc", "aAcc", "images", "protocol", "agreement", "gate")}
     artifact, on_gpu = bundle.artifact(found.artifact), found.measurement.on_gpu
