@@ -42,7 +42,7 @@ def proof_here(
 def proved(artifact: Artifact) -> str:
     """What an artifact was compared with, in words that say what goes with it; empty: nothing."""
     return "; ".join(
-        f"{each.figures} against {each.against} in {each.arithmetic.upper()} on {each.machine}, {each.date[:10]}"
+        f"{each.figures} against {each.against} in {each.arithmetic.upper()} ({each.machine}), {each.date[:10]}"
         for each in artifact.proof
     )
 

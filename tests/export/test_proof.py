@@ -59,7 +59,7 @@ def test_an_audited_artifact_is_not_replaced_by_one_that_is_not(
         capsys.readouterr()
         assert main(["build", path, *more]) == 2
         text = capsys.readouterr().err
-        assert f"{name}: was compared already" in text and "audit against fp32 in FP16 on emulated" in text
+        assert f"{name}: was compared already" in text and "audit against fp32 in FP16 (emulated)" in text
         assert "or --force, to lose it" in text
         assert (Bundle(path).artifact(name), sorted(bundle.path.iterdir())) == (before, files)
         assert main(["build", path, *more, *images]) == 0, "the new one is audited too"

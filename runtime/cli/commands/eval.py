@@ -188,9 +188,9 @@ def _table(found: Evaluation) -> str:
         lines.append("masks: classes count from 1, 0 is ignored")
     if found.label_map:
         lines.append(f"masks: label map {words_of_map(found.label_map)}")
-    lines.append(
-        f"ignored: {100 * found.ignored:.2f} % of the labels" + f" ({found.ignore_index})" * bool(found.ignored)
-    )
+    as_stored = not (found.reduce_zero_label or found.label_map) and found.ignored
+    label = f", which are {found.ignore_index}" if as_stored else ""
+    lines.append(f"ignored: {100 * found.ignored:.2f} % of the labels{label}")
     for words, names in (("in the masks", found.never_in_masks), ("predicted", found.never_predicted)):
         if names:
             lines.append(f"never {words}: {len(names)} of {count(len(found.per_class), 'class', 'es')} ({some(names)})")

@@ -123,7 +123,7 @@ def test_the_manifests_labels_are_carried_out_and_overridden(
     assert opened.mIoU == 100.0 and opened.label_map == found.label_map
     assert main(["eval", str(bundle.path), "--data", str(data), "--label-map", "9:1", "4:255"]) == 0
     text = capsys.readouterr()
-    assert "masks: label map 9:1 4:255" in text.out and "ignored: 50.00 % of the labels (255)" in text.out
+    assert "masks: label map 9:1 4:255" in text.out and "ignored: 50.00 % of the labels\n" in text.out
     assert "the labels were read with label_map {9: 1, 4: 255}; the bundle's data set has {9: 0, 4: 1}" in text.out
     assert f"data: 1 image of {data / 'images'} with masks of {data / 'masks'}" in text.out
     assert text.err.startswith(f"1 image of {data / 'images'}")
@@ -152,6 +152,7 @@ def test_masks_of_0_and_255_are_told_loudly(tmp_path: Path, capsys: pytest.Captu
     assert [main([*options, *more]) for more in ([], ["--strict"])] == [0, 1]
     text = capsys.readouterr().out
     assert text.count(f"warning: {warning}") == 2 and "never in the masks: 1 of 2 classes (leaf)" in text
+    assert "ignored: 50.00 % of the labels, which are 255\n" in text
     whole = evaluate(bundle, data, label_map={255: 1}, gate=Gate(100.0, strict=True))
     assert whole.gate is not None and whole.gate.passed and whole.ignored == 0
     assert main(["eval", str(bundle.path), "--data", str(data), "--strict"]) == 2, "without a gate nothing fails"
