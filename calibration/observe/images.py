@@ -58,10 +58,7 @@ def check_images(images: NetworkInputs) -> list[tuple[int, int]]:
 
 def contents_sha256(images: NetworkInputs) -> str:
     """A hash of the SHA-256 of each image file, in order."""
-    digest = hashlib.sha256()
-    for path in images.paths:
-        digest.update(sha256_of(path).encode())
-    return digest.hexdigest()
+    return hashlib.sha256("".join(map(sha256_of, images.paths)).encode()).hexdigest()
 
 
 def identity_of(images: NetworkInputs) -> str:

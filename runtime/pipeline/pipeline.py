@@ -165,7 +165,7 @@ class Pipeline:
     def _placement(self, view: View, job: Job) -> Placement:
         """Where the image lies in what the network sees."""
         resized = view.stretched if self.protocol.inference.mode == "whole" else view.size
-        return Placement(resized, job.size, view.content, view.flip, self.manifest.align_corners)
+        return Placement(resized, job.size, view.cut, view.flip, self.manifest.align_corners)
 
     @property
     def decision(self) -> Decision:

@@ -159,7 +159,7 @@ class Placement:
 
     resized: Size  # of what the network sees, to which the logits are resized first
     size: Size  # of the image
-    content: Size | None = None  # the part of ``resized``, from the upper left, that is the image; None: all of it
+    cut: Size = (0, 0)  # of it, pixels at the bottom and at the right that are not of the image
     flip: bool = False  # the network saw the image mirrored left to right; the result is mirrored back
     align_corners: bool = False  # how logits are resized
 
@@ -201,8 +201,8 @@ def slide_matrices(
     """The way of each row and of each column of windows, ``low`` logits large, to the image; as `slide_maps`."""
     found = []
     for axis, spans in enumerate((row_windows, col_windows)):
-        total, content = place.resized[axis], (place.content or place.resized)[axis]
-        to_image = ResampleMatrix.linear(content, place.size[axis], place.align_corners)
+        total = place.resized[axis]
+        to_image = ResampleMatrix.linear(total - place.cut[axis], place.size[axis], place.align_corners)
         if place.flip and axis == 1:
             to_image = to_image.flipped()
         to_image = to_image.widened(total)

@@ -49,8 +49,8 @@ class View:
 
     steps: Preprocessing
     size: Size  # of what the network sees
-    content: Size  # of it, from the upper left: the rest was added, and its logits are cut off
-    stretched: Size  # to which the logits of the whole are resized first: its size, but for an oddity of upstream
+    stretched: Size  # to which the logits of the whole are resized first: ``size``, but for an oddity of upstream
+    cut: Size  # pixels at the bottom and at the right that were added, and whose logits are cut off
     flip: bool = False
 
 
@@ -63,15 +63,13 @@ def view_of(size: Size, steps: Preprocessing, *, flip: bool = False) -> View:
     Raises:
         ImageError: a step makes it too large.
     """
-    at = content = size
-    stretched = None
+    at, stretched, cut = size, None, (0, 0)
     for step in (*size_steps(steps), *paddings(steps)):
-        at = output_size(at, step)
-        if not (isinstance(step, Pad) and step.crop):
-            content = at
+        before, at = at, output_size(at, step)
+        cut = (at[0] - before[0], at[1] - before[1]) if isinstance(step, Pad) and step.crop else (0, 0)
         if isinstance(step, Pad | ResizeToMultiple):
             stretched = at
-    return View(steps, at, content, stretched or at, flip)
+    return View(steps, at, stretched or at, cut, flip)
 
 
 def protocol_views(size: Size, protocol: Protocol, patch_size: int) -> list[View]:

@@ -39,8 +39,7 @@ class Service:
         artifact: the default one; None: the best for this machine.
         threads: CPU threads of each artifact's network and post-processing.
 
-    Raises:
-        BundleError, MachineError: as `Segmenter`.
+    Errors are those of `Segmenter`.
     """
 
     def __init__(
