@@ -244,8 +244,10 @@ class Augmentation:
     @property
     def words(self) -> str:
         """What is averaged, for people."""
-        scales = "; ".join(scale.words for scale in self.scales)
-        return f"mean of the scales {scales}{', each also mirrored' if self.flip else ''}"
+        several = len(self.scales) > 1
+        kind = " + ".join(["ms"] * several + ["flip"] * self.flip)
+        scales = [f"{len(self.scales)} scales", f"{self.scales[0].words} to {self.scales[-1].words}"]
+        return f"{kind} ({', '.join(scales if several else [self.scales[0].words])})"
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

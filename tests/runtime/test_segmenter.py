@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,8 @@ from support import ASSETS, assert_same_classes
 
 from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.preprocessing import normalisation, resized_to
-from denseport.runtime.bundle.protocol import Protocol, parse_protocol
+from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.errors import BundleError, ImageError, InputError
 from denseport.runtime.media.images import read_image
 from denseport.runtime.segmenter import Segmenter
@@ -143,7 +143,8 @@ def segmenter_logits(bundle: Bundle, image: np.ndarray) -> np.ndarray:
 
 def test_scores_of_multi_scale_testing_are_the_mean_probabilities(sample: Bundle, images: list[np.ndarray]) -> None:
     preprocess = resized_to(sample.manifest.preprocess, (128, 64), keep_ratio=True)
-    with Segmenter(sample, protocol=Protocol("ms-flip", preprocess, Inference(), "0.x"), threads=2) as segmenter:
+    protocol = parse_protocol("ms-flip", replace(sample.manifest, preprocess=preprocess))
+    with Segmenter(sample, protocol=protocol, threads=2) as segmenter:
         result = segmenter(images[0][:60, :60], scores=True)
         chances = postprocess.probabilities(segmenter.predict(images[0][:60, :60]))
     assert result.scores is not None

@@ -272,8 +272,8 @@ def test_a_link_to_nothing_is_named(sample: Bundle, tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("protocol", "words"),
     [
-        ("ms-flip", "ms + flip (0.x)"),
-        ("ms-flip:1.x", "ms + flip (1.x)"),
+        ("ms-flip", "ms + flip (6 scales, keep-ratio 512 x 80 to keep-ratio 1792 x 280)"),
+        ("ms-flip:1.x", "ms + flip (6 scales, by 0.5 to by 1.75)"),
         ("slide:96:64", "crop 96 x 96, stride 64 x 64"),
         ("fixed:128x96", "fixed 128 x 96"),
     ],
