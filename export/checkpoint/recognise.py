@@ -13,7 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from denseport.export.checkpoint.file import CORRECT, Checkpoint, look_up
+from denseport.export.checkpoint.config import CORRECT, look_up
+from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.errors import CheckpointError
 from denseport.export.models import presets
 from denseport.export.models.presets import Preset
@@ -112,7 +113,7 @@ class _Reader:
     """
 
     def __init__(self, checkpoint: Checkpoint, published: ModelSpec | None) -> None:
-        self.path, self.published = checkpoint.path, published
+        self.path, self.published, self.complete = checkpoint.path, published, checkpoint.complete
         self.shapes = {key: tuple(value.shape) for key, value in checkpoint.state_dict.items()}
         self.model: dict[str, Any] = look_up(checkpoint.config, "model", default={})
         self.warnings: list[str] = []
@@ -193,8 +194,9 @@ class _Reader:
     def _hidden(self, name: str, default: Any, published: Any, assumed: Any) -> Any:
         """A setting that no weight shows: the configuration's (or upstream's default), the published, or an assumed."""
         part, *path = name.split(".")
-        if part in self.model:
-            return look_up(self.model[part], *path, default=default)
+        said = look_up(self.model, part, *path)
+        if said is not None or (part in self.model and self.complete):
+            return default if said is None else said
         if published is not None:
             return published
         self.warnings.append(

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from denseport.export.checkpoint.file import CORRECT, Checkpoint, look_up
+from denseport.export.checkpoint.config import CORRECT, look_up
+from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.preprocessing import USUAL_NORMALISE, USUAL_RESIZE, Preprocessing
