@@ -143,7 +143,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: nested too deeply", DUMPED) from err
 
 
-def parse_config(text: str, where: str) -> dict[str, Any]:
+def parse_config(text: str, where: str = "the configuration") -> dict[str, Any]:
     """The assignments of a whole configuration, by name; ``where`` is how messages call the text.
 
     Raises:

@@ -37,7 +37,7 @@ OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 # These calls change none of their arguments. Others may, and what they are given is unknown afterwards.
 PURE = {"abs", "bool", "dict", "float", "int", "len", "list", "max", "min", "range", "round", "str", "sum", "tuple"}
 # With these, any name may get any value.
-BOUNDLESS = {"__import__", "delattr", "eval", "exec", "globals", "locals", "read_base", "setattr", "vars"}
+BOUNDLESS = {"delattr", "eval", "exec", "globals", "locals", "read_base", "setattr", "vars"}
 OF_FILES = re.compile(r"\{\{\s*(fileDirname|fileBasename|fileBasenameNoExtension|fileExtname)\s*\}\}")
 
 
@@ -111,7 +111,7 @@ class Assignments:
                 self.names |= dict.fromkeys(names, value)
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
             self.names[node.target.id] = self._value(node.value)
-        elif not isinstance(node, ast.Pass) and not isinstance(getattr(node, "value", None), ast.Constant):
+        elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):  # but for texts and ...
             self._code(node)
 
     def _code(self, node: ast.AST) -> None:

@@ -194,9 +194,8 @@ class _Reader:
     def _hidden(self, name: str, default: Any, published: Any, assumed: Any) -> Any:
         """A setting that no weight shows: the configuration's (or upstream's default), the published, or an assumed."""
         part, *path = name.split(".")
-        said = look_up(self.model, part, *path)
-        if said is not None or (part in self.model and self.complete):
-            return default if said is None else said
+        if part in self.model and (self.complete or look_up(self.model[part], *path) is not None):
+            return look_up(self.model[part], *path, default=default)
         if published is not None:
             return published
         self.warnings.append(
