@@ -204,6 +204,7 @@ def _provenance(source: Checkpoint, warnings: list[str]) -> dict[str, Any]:
         "checkpoint": source.name,
         "sha256": source.sha256,
         "layout": source.layout,
+        "config": source.config_file,
         "experiment": source.experiment,
         "iterations": source.iterations,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -37,6 +37,7 @@ class Checkpoint:
     layout: str  # "mmseg 1.x", "mmseg 0.x" or "weights only"
     state_dict: dict[str, Tensor]
     config: dict[str, Any] = field(default_factory=dict)  # the configuration, parsed
+    config_file: str = ""  # the file that it is from; "" where the checkpoint holds it
     complete: bool = True  # what the configuration does not say has upstream's default; otherwise it is not known
     classes: tuple[str, ...] | None = None
     palette: Colours | None = None
@@ -76,9 +77,9 @@ class _Stub:
     def array(self) -> list[Any] | None:
         """The numbers of a pickled numpy array; None where it is anything else."""
         match self.state:
-            case (_, tuple(shape), _Stub(arguments=(str(kind), *_)), False, _Stub(arguments=(str(data), "latin1"))):
+            case (_, tuple(shape), _Stub(arguments=(str(kind), *_)), False, bytes(data)):
                 try:
-                    numbers: list[Any] = np.frombuffer(data.encode("latin1"), _NUMBERS[kind]).reshape(shape).tolist()
+                    numbers: list[Any] = np.frombuffer(data, _NUMBERS[kind]).reshape(shape).tolist()
                 except (KeyError, TypeError, ValueError):
                     return None
                 return numbers
@@ -138,7 +139,7 @@ def read_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
         layout = layout if layout == "weights only" else "mmseg 0.x"
         about = {"classes": meta.get("CLASSES"), "palette": meta.get("PALETTE")}
     if isinstance(about.get("palette"), _Stub):
-        about = {**about, "palette": about["palette"].array() or ()}
+        about = {**about, "palette": about["palette"].array() or about["palette"]}
     settings, complete, warnings = _configuration(path, meta, config)
     labels = labels_of(path, about, settings, first="config" if config else "meta")
     labels["warnings"] = (*warnings, *labels["warnings"])
@@ -149,6 +150,7 @@ def read_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
         layout=layout,
         state_dict=state_dict,
         config=settings,
+        config_file=plain_text(config.name) if config else "",
         complete=complete,
         experiment=plain_text(next((name for name in names if isinstance(name, str) and name), "")),
         iterations=iterations if isinstance(iterations, int) else None,

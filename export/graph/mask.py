@@ -34,10 +34,13 @@ def append_mask(model: ir.Model) -> MaskRecord:
     mmsegmentation has it for an image of the input's size.
 
     Raises:
-        ExportError: the graph does not end in logits.
+        ExportError: the graph does not end in logits, or is of an opset before 15.
     """
     if output_of(model) != LOGITS:
         raise ExportError(f"the graph ends in {MASK} already", "Start from the graph that ends in logits.")
+    if model.opset_imports[""] < 15:  # Shape has no start and end before
+        what = f"a mask needs opset 15 or newer; this graph is of {model.opset_imports['']}"
+        raise ExportError(what, "Export the checkpoint again with --opset 15 or newer.")
     graph = model.graph
     image, logits = graph.inputs[0], graph.outputs[0]
     size = new_node("Shape", [image], {"start": 2}, name="mask/Shape", dtype=INT64)

@@ -82,7 +82,9 @@ def _normalise_in_steps(graph: ir.Graph, node: ir.Node) -> None:
     """LayerNormalization over the last axis: (x - mean) / sqrt(variance + epsilon) * scale + bias."""
     x, scale, bias = (*node.inputs, None)[:3]
     if node.attributes.get_int("axis", -1) != -1 or len(node.outputs) != 1:
-        raise ExportError(f"{node.name}: only LayerNormalization over the last axis has an older form")
+        raise ExportError(
+            f"{node.name}: only LayerNormalization over the last axis is written in steps", "Give --opset 17."
+        )
     epsilon = new_constant(
         graph, f"{node.name}.epsilon", np.array(node.attributes.get_float("epsilon", 1e-5), np.float32)
     )
