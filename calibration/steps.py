@@ -255,7 +255,7 @@ def _observe(
         show("LayerNorms", {name: [maxima[name], rows[name]] for name in norms}, work / "norms.npz")
         smoothing = smooth(model, maxima, rows).norms
     chosen, statistics = [group for group in groups if group.is_candidate], ImageStatistics()
-    histograms = {name: Histogram() for name in activations(model, chosen, outputs=True)}
+    histograms = {name: Histogram() for name in activations(model, chosen)}
     observers: dict[str, list[Observer]] = {name: [histogram] for name, histogram in histograms.items()}
     observers.setdefault(INPUT, []).append(statistics)
     key = show("tensors", observers, work / "tensors.npz")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -53,32 +53,25 @@ class Accuracy:
         return Loss(0.0, self.agreement, self.fp32_miou - self.miou)
 
 
-def race(
-    sessions: Mapping[str, Session],
-    images: Sequence[NDArray[np.float32]],
-    *,
-    seconds: float = SECONDS,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
+def race(sessions: Mapping[str, Session], images: Sequence[NDArray[np.float32]]) -> dict[str, list[float]]:
     """Seconds that each session takes, round by round: in turns, all on the same image.
 
     A run of each that plans its memory comes first.
 
     Args:
         images: normalised (N, 3, H, W); one a round, in turn.
-        seconds: after which no further round begins.
     """
 
     def taken(session: Session, number: int) -> float:
-        start = clock()
+        start = time.perf_counter()
         session.run(images[number % len(images)])
-        return clock() - start
+        return time.perf_counter() - start
 
     for session in sessions.values():
         session.run(images[0])
     least, most = ROUNDS
     work = {name: partial(taken, session) for name, session in sessions.items()}
-    return in_turns(work, most, least=least, seconds=seconds, clock=clock)
+    return in_turns(work, most, least=least, seconds=SECONDS)
 
 
 def speed_ratio(fp32: Sequence[float], taken: Sequence[float]) -> float:

@@ -16,6 +16,7 @@ from denseport.export.checkpoint import settings
 from denseport.export.checkpoint.config import CORRECT
 from denseport.export.checkpoint.file import Checkpoint, read_checkpoint
 from denseport.export.checkpoint.labels import check_count, colours_of
+from denseport.export.checkpoint.pipeline import image_steps
 from denseport.export.checkpoint.recognise import Recognised, recognise
 from denseport.export.checkpoint.weights import load_model
 from denseport.export.errors import CheckpointError
@@ -26,6 +27,7 @@ from denseport.runtime.bundle.bundle import MANIFEST, Bundle, new_bundle
 from denseport.runtime.bundle.comparison import proof_here
 from denseport.runtime.bundle.manifest import Manifest, NetworkInput, Reference
 from denseport.runtime.bundle.preprocessing import resized_to, resizing
+from denseport.runtime.bundle.steps import Resize
 from denseport.runtime.errors import InputError, OutputError
 from denseport.runtime.system.files import sha256_of, write_atomic, writing
 from denseport.runtime.system.progress import Progress, Silent
@@ -152,7 +154,8 @@ def _renamed(manifest: Manifest, name: str | None, progress: Progress) -> Manife
 
 def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int] | None, parameters: int) -> Manifest:
     spec, preset = recognised.spec, recognised.preset
-    preprocess, pipeline_warnings = settings.preprocess_of(source)
+    path = image_steps(source)
+    preprocess = path.preprocess
     if scale is not None:
         try:
             longer, shorter = map(index, scale)  # numpy's integers as Python's; no floats
@@ -162,7 +165,7 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
                 f"--scale {scale}: {err}", "Give two sides in pixels, for example --scale 2048 512."
             ) from err
     resize = resizing(preprocess)
-    if resize is not None and min(resize.size) < spec.backbone.patch_size:
+    if isinstance(resize, Resize) and min(resize.size) < spec.backbone.patch_size:
         raise CheckpointError(
             f"{source.path}: its test scale {resize.size[0]} x {resize.size[1]} is below one patch of "
             f"{spec.backbone.patch_size} pixels",
@@ -173,7 +176,7 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
         figures = preset.mIoU, preset.mIoU_ms_flip
         reference = Reference(preset.name, "ADE20K validation", PUBLISHED_PROTOCOL, *figures, recognised.recognised_by)
     classes, class_warnings = settings.class_names(source, spec.num_classes)
-    warnings = [*source.warnings, *recognised.warnings, *pipeline_warnings, *class_warnings]
+    warnings = [*source.warnings, *recognised.warnings, *path.warnings, *class_warnings]
     try:
         return Manifest(
             name=preset.name if preset else Path(source.name).stem,
@@ -185,6 +188,7 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
             palette=settings.palette_of(source, len(classes)),
             reduce_zero_label=settings.reduces_zero_label(source),
             preprocess=preprocess,
+            augmentation=path.augmentation,
             inference=settings.inference_of(source),
             label_map=source.label_map,
             ignore_index=source.ignore_index,

@@ -1,14 +1,5 @@
 """The errors that a user can meet, and the exit code each one carries.
 
-    DenseportError
-    ├── InputError          exit 2   something that the user gave is wrong
-    │   ├── ImageError               an image, a video or a mask that cannot be read
-    │   ├── BundleError              a bundle that is incomplete, altered or of another format
-    │   ├── DatasetError             images and masks that do not belong together
-    │   └── OutputError              a place that cannot be written
-    └── MachineError        exit 3   this machine lacks something: a package, a device, memory
-        └── ServerError              a server that does not answer, or not in time
-
 Each message says what is wrong and where; ``remedy`` says how to mend it. The accuracy gate is not an
 error: a failed gate is a result, reported with exit code 1.
 """

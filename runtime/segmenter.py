@@ -17,8 +17,10 @@ from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.shared import SharedSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.bundle.preprocessing import loading
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.errors import InputError, MachineError
+from denseport.runtime.media.images import read_image
 from denseport.runtime.pipeline.pipeline import Image, Job, Pipeline, Region
 from denseport.runtime.pipeline.reduce import decide
 from denseport.runtime.pipeline.resample import LogitMap
@@ -99,7 +101,7 @@ class Segmenter:
         from denseport.runtime.pipeline.device_path import open_device_path
 
         try:
-            device = open_device_path(session, self.protocol)
+            device = open_device_path(session, self.protocol, align_corners=self.manifest.align_corners)
         except MachineError as err:
             self._images_on = f"; images on the CPU: {' '.join(filter(None, (err.message, err.remedy)))}"
             return None
@@ -127,6 +129,14 @@ class Segmenter:
     def description(self) -> str:
         """Which artifact runs on what, for people; and where images are resized, if the GPU was asked to."""
         return f"{self.artifact} on {self._session.description}{self._images_on}"
+
+    def read(self, path: Path | str) -> NDArray[np.uint8]:
+        """An image file, (H, W, 3) uint8 BGR, as the checkpoint's test loads it.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return read_image(Path(path), loading(self.protocol.preprocess))
 
     def __call__(
         self, image: Image, *, scores: bool = False, top_k: int = 0, roi: Region | None = None
@@ -311,8 +321,7 @@ class Segmenter:
 
     def decide(self, views: list[list[LogitMap]], threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
         """The rest of a call: the mask (H, W) from the logits of `predict`, resized and compared tile by tile."""
-        averaged = self.protocol.tta is not None
-        return decide(views, averaged=averaged, threads=threads or self._threads).mask
+        return decide(views, decision=self._pipeline.decision, threads=threads or self._threads).mask
 
     def close(self) -> None:
         """Let go of the artifact; what waits in `submit` is given up, what is under way there is waited for.

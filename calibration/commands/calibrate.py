@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.cli.arguments import path, real, whole
+from denseport.runtime.cli.arguments import add_values, path, real, whole
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # missing ones are reported before the long work
 HELP = "quantize to INT8 or FP8 within a budget, and measure whether that is worth it here"
+_DATA = "ADE20K folder, or folder of images, to measure mIoU on; never the set that the artifact is gated with"
+_LIMIT = "images to take, spread evenly; default: %(default)s"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,32 +24,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     images = parser.add_argument_group("images")
     words = "images like the application's, without labels: folders, files or globs"
     images.add_argument("--images", metavar="DIR", nargs="+", required=True, help=words)
-    _add_limit(images, "--limit", 32)
-    _add_data(parser.add_argument_group("labelled images"))
+    add_values(images, ("--limit", whole(1), 32, "N", _LIMIT))
+    add_values(
+        parser.add_argument_group("labelled images"),
+        ("--data", path, None, "ROOT", _DATA),
+        ("--masks", path, None, "DIR", "folder of masks; --data is then the images' folder"),
+        ("--split", str, None, "NAME", "of the ADE20K layout; default: training"),
+        ("--data-limit", whole(1), 64, "N", _LIMIT),
+    )
     _add_quantization(parser.add_argument_group("quantization"))
     work = parser.add_argument_group("running")
-    work.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads of the network; default: all")
     words = "keep statistics there for further runs; default: the user's cache, until the run is done"
-    work.add_argument("--work", metavar="DIR", type=path, help=words)
+    add_values(
+        work,
+        ("--threads", whole(1), None, "N", "CPU threads of the network; default: all"),
+        ("--work", path, None, "DIR", words),
+        ("--measure", str, None, "NAME", "only measure this artifact here, for a verdict on another machine"),
+    )
     work.add_argument("--resume", action="store_true", help="go on with an interrupted run on the same images")
-    words = "only measure this artifact here, for a verdict on another machine"
-    work.add_argument("--measure", metavar="NAME", help=words)
     result = parser.add_argument_group("result")
     result.add_argument("--report", metavar="FILE", type=path, help="write a self-contained HTML page")
     result.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def _add_limit(group: argparse._ArgumentGroup, name: str, default: int) -> None:
-    words = "images to take, spread evenly; default: %(default)s"
-    group.add_argument(name, type=whole(1), default=default, metavar="N", help=words)
-
-
-def _add_data(data: argparse._ArgumentGroup) -> None:
-    words = "ADE20K folder, or folder of images, to measure mIoU on; never the set that the artifact is gated with"
-    data.add_argument("--data", metavar="ROOT", type=path, help=words)
-    data.add_argument("--masks", metavar="DIR", type=path, help="folder of masks; --data is then the images' folder")
-    data.add_argument("--split", metavar="NAME", help="of the ADE20K layout; default: training")
-    _add_limit(data, "--data-limit", 64)
 
 
 def _add_quantization(how: argparse._ArgumentGroup) -> None:
@@ -59,10 +56,13 @@ def _add_quantization(how: argparse._ArgumentGroup) -> None:
         ("--smoothquant", ("auto", "off"), "whether outliers of LayerNorms are migrated into the next weights"),
     ):
         how.add_argument(option, choices=choices, default=choices[0], help=f"{words}; default: %(default)s")
-    words = "points of mIoU that may be lost; needs --data; default with it: 0.5"
-    how.add_argument("--budget", type=real(0, 100), metavar="POINTS", help=words)
-    words = "smallest share of pixels that get the class that FP32 gives; default: 0.98, with --data 0.9"
-    how.add_argument("--agreement", type=real(0, 1), metavar="SHARE", help=words)
+    share = "smallest share of pixels that get the class that FP32 gives; default: 0.98, with --data 0.9"
+    points = "points of mIoU that may be lost; needs --data; default with it: 0.5"
+    add_values(
+        how,
+        ("--budget", real(0, 100), None, "POINTS", points),
+        ("--agreement", real(0, 1), None, "SHARE", share),
+    )
     words = "layers, with all below them, that stay float"
     how.add_argument("--keep-float", metavar="LAYER", nargs="+", default=[], help=words)
 

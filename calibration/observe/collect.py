@@ -1,7 +1,6 @@
 """Run the FP32 model on calibration images and show its tensors to observers.
 
-Tensors are fetched in groups that fit a memory limit. Each group is one pass over the images. A file keeps what was
-seen so far, so that an interrupted collection goes on from there.
+Tensors are fetched in groups that fit a memory limit. Each group is one pass over the images.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def collect(
         images: normalised, (N, 3, H, W) float32; asked for again in every pass.
         observers: by tensor name; "image" is the input.
         limit: bytes of tensors fetched at a time, measured on the first image.
-        state_file: keeps what was seen; a file that was written under the same ``key`` is continued.
+        state_file: keeps what was seen; an interrupted collection of the same ``key`` goes on from there.
         key: what is collected, as `collection_key` gives it.
         progress: is given steps done and in all; a step is one image of one pass.
 

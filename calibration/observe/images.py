@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.observe.observers import Observer
+from denseport.runtime.bundle.preprocessing import loading
 from denseport.runtime.errors import ImageError
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.metrics import LabelMap
 from denseport.runtime.media.images import read_image
 from denseport.runtime.pipeline.network_input import NetworkInputs
+from denseport.runtime.pipeline.preprocess import fit_labels
 from denseport.runtime.system.files import sha256_of
 from denseport.runtime.system.text import count
 
@@ -41,12 +41,12 @@ def check_images(images: NetworkInputs) -> list[tuple[int, int]]:
     sizes, bad = [], []
     for index, path in enumerate(images.paths):
         try:
-            image = read_image(path)
+            image = read_image(path, loading(images.protocol.preprocess))
             _, (rows, columns) = images.window(index, (image.shape[0], image.shape[1]))
         except ImageError as err:
             bad.append(err.message)
             continue
-        sizes.append((rows.stop - rows.start, columns.stop - columns.start))
+        sizes.append((rows[1] - rows[0], columns[1] - columns[0]))
     if bad:
         more = [f"and {len(bad) - _NAMED} more"] if len(bad) > _NAMED else []
         raise CalibrationError(
@@ -58,10 +58,7 @@ def check_images(images: NetworkInputs) -> list[tuple[int, int]]:
 
 def contents_sha256(images: NetworkInputs) -> str:
     """A hash of the SHA-256 of each image file, in order."""
-    digest = hashlib.sha256()
-    for path in images.paths:
-        digest.update(sha256_of(path).encode())
-    return digest.hexdigest()
+    return hashlib.sha256("".join(map(sha256_of, images.paths)).encode()).hexdigest()
 
 
 def identity_of(images: NetworkInputs) -> str:
@@ -78,9 +75,9 @@ def labels_of(images: NetworkInputs, dataset: Dataset, n_classes: int) -> list[L
     found = []
     for index, sample in enumerate(dataset.samples):
         truth = dataset.read_mask(sample, n_classes)
-        view, window = images.window(index, (truth.shape[0], truth.shape[1]))
-        resized: Any = cv2.resize(truth, view.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        found.append(np.ascontiguousarray(resized[window]))
+        view, (row, col) = images.window(index, (truth.shape[0], truth.shape[1]))
+        fitted = fit_labels(truth, view.steps)
+        found.append(np.ascontiguousarray(fitted[slice(*row), slice(*col)]))
     return found
 
 

@@ -169,13 +169,9 @@ def _mse(histogram: Histogram) -> float:
     used = np.flatnonzero(histogram.counts)
     values, counts = (used + 0.5) * histogram.width, histogram.counts[used].astype(np.float64)
     thresholds = histogram.maximum * _MSE_STEP ** np.arange(_MSE_CANDIDATES)
-    errors = [_squared_error(values, counts, t / LEVELS) for t in thresholds]
+    rounded = (np.minimum(np.rint(values / scale), LEVELS) * scale for scale in thresholds / LEVELS)
+    errors = [counts @ (values - each) ** 2 for each in rounded]
     return float(thresholds[int(np.argmin(errors))])
-
-
-def _squared_error(values: NDArray[Any], counts: NDArray[Any], scale: float) -> float:
-    rounded = np.minimum(np.rint(values / scale), LEVELS) * scale
-    return float(counts @ (values - rounded) ** 2)
 
 
 def _entropy(histogram: Histogram) -> float:

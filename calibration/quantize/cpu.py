@@ -53,8 +53,8 @@ def lower_for_cpu(model: ir.Model, source: ir.Model, thresholds: Mapping[str, fl
 
     Args:
         source: the float model that was quantized, for its weights.
-        thresholds: by tensor: the magnitude that becomes 127, for the outputs of convolutions too
-            (`placement.activations` with ``outputs``); one that has none computes in float, on the integers' values.
+        thresholds: by tensor: the magnitude that becomes 127, for all of `placement.activations`; a convolution whose
+            output has none computes in float, on the integers' values.
     """
     model.opset_imports.setdefault(_MICROSOFT, 1)
     weights = {f"{name}/DequantizeLinear": weight_of(value) for name, value in source.graph.initializers.items()}
@@ -108,8 +108,8 @@ class _Writer:
         scale, zero = quantizer.inputs[1:3] if quantizer is not None else self.output_scale(last)
         constants = [self.constant(node, *pair) for pair in self.integers(node, given, factor).items()]
         inputs = [*given.inputs, *constants[:3], scale, zero, constants[3]]
-        made = ir.Node("", "QLinearConv", inputs, node.attributes.values(), name=node.name)
-        made.outputs[0].name, made.outputs[0].dtype = f"{node.name}.uint8", ir.DataType.UINT8
+        outputs = [ir.val(f"{node.name}.uint8", ir.DataType.UINT8)]
+        made = ir.Node("", "QLinearConv", inputs, node.attributes.values(), outputs=outputs, name=node.name)
         name, inputs = f"{node.name}/DequantizeLinear", [made.outputs[0], scale, zero]
         back = new_node("DequantizeLinear", inputs, name=name, dtype=ir.DataType.FLOAT)
         self.graph.insert_after(last, (made, back))

@@ -81,20 +81,18 @@ def find_groups(model: ir.Model, size: tuple[int, int]) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def activations(model: ir.Model, groups: Iterable[Group], *, outputs: bool = False) -> tuple[str, ...]:
+def activations(model: ir.Model, groups: Iterable[Group]) -> tuple[str, ...]:
     """Names of the tensors that need a threshold when ``groups`` are quantized, each once, in the graph's order.
 
-    Args:
-        outputs: also those that `cpu.lower_for_cpu` needs.
+    Behind the layers' inputs come the outputs of convolutions, which `cpu.lower_for_cpu` needs.
     """
     wanted = {name for group in groups for name in group.nodes}
     names = []
     for node in model.graph:
         if node.name in wanted:
             names += [str(value.name) for value in node.inputs[:2] if value is not None and weight_of(value) is None]
-    if outputs:
-        convolutions = (node for node in model.graph if node.op_type == "Conv" and node.name in wanted)
-        names += [str(with_relu(node).outputs[0].name) for node in convolutions]
+    convolutions = (node for node in model.graph if node.op_type == "Conv" and node.name in wanted)
+    names += [str(with_relu(node).outputs[0].name) for node in convolutions]
     return tuple(dict.fromkeys(names))
 
 

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.observe.observers import LEVELS
 from denseport.calibration.quantize.placement import Group
-from denseport.export.graph.edit import drop_unread, insert_behind, new_constant, new_node, weight_of
+from denseport.export.graph.edit import insert_behind, new_constant, new_node, weight_of
 
 __all__ = ["KINDS", "Kind", "Quantization", "quantize", "weight_scales"]
 
@@ -94,7 +95,7 @@ def quantize(
     for name in (name for group in wanted for name in group.nodes):
         writer.quantize_input(nodes[name], 0)
         writer.quantize_input(nodes[name], 1)
-    drop_unread(model.graph, writer.replaced)
+    RemoveUnusedNodesPass()(model)
     given = reasons or {}
     floats = tuple((g, given.get(g.name) or g.float_reason or "not chosen") for g in groups if g not in wanted)
     return Quantization(kind, wanted, floats)
@@ -115,7 +116,6 @@ class _Writer:
         self.kind = kind
         self.thresholds = thresholds
         self.made: dict[tuple[str, int | None], ir.Value] = {}
-        self.replaced: list[ir.Value] = []  # float weights
 
     def quantize_input(self, node: ir.Node, index: int) -> None:
         value = node.inputs[index]
@@ -158,7 +158,6 @@ class _Writer:
         inputs = [stored, scale, zero]
         back = new_node("DequantizeLinear", inputs, {"axis": axis}, name=f"{name}/DequantizeLinear")
         self.graph.insert_before(node, back)
-        self.replaced.append(value)
         return back.outputs[0]
 
 

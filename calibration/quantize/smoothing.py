@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.observe.observers import LEVELS, ChannelMaximum, RowSample
 from denseport.calibration.quantize.qdq import weight_scales
-from denseport.export.graph.edit import drop_unread, new_constant, weight_of
+from denseport.export.graph.edit import new_constant, weight_of
 
 __all__ = ["STRENGTHS", "Smoothing", "SmoothingRecord", "find_norms", "smooth"]
 
@@ -60,13 +61,7 @@ def find_norms(model: ir.Model) -> dict[str, tuple[ir.Node, list[ir.Node]]]:
     return found
 
 
-def smooth(
-    model: ir.Model,
-    maxima: Mapping[str, ChannelMaximum],
-    rows: Mapping[str, RowSample],
-    *,
-    strengths: Iterable[float] = STRENGTHS,
-) -> SmoothingRecord:
+def smooth(model: ir.Model, maxima: Mapping[str, ChannelMaximum], rows: Mapping[str, RowSample]) -> SmoothingRecord:
     """Migrate every LayerNorm of `find_norms` at its best strength.
 
     Args:
@@ -83,13 +78,14 @@ def smooth(
         largest, sample = maxima[name].maximum, rows[name].rows
         weight = np.concatenate([_linear_weight(node) for node in linears], axis=1)
         errors = {0.0: quantized_error(sample, largest, weight)}
-        for strength in strengths:
+        for strength in STRENGTHS:
             factors = _factors(largest, weight, strength)
             errors[strength] = quantized_error(sample / factors, largest / factors, weight * factors[:, None])
         best = min(errors, key=lambda strength: errors[strength])
         if best:
             _migrate(model, norm, linears, _factors(largest, weight, best))
         done.append(Smoothing(str(norm.name), best, errors[0.0], errors[best]))
+    RemoveUnusedNodesPass()(model)
     return SmoothingRecord(tuple(done))
 
 
@@ -145,4 +141,3 @@ def _replace(model: ir.Model, node: ir.Node, index: int, change: Callable[[Array
     assert value is not None and array is not None  # find_norms saw it
     name = f"{value.name}.smoothed" if len(value.uses()) == 1 else f"{node.name}.smoothed{index}"
     node.replace_input_with(index, new_constant(model.graph, name, change(array).astype(array.dtype)))
-    drop_unread(model.graph, [value])

@@ -118,17 +118,13 @@ def search(
     batch: float = 0.02,
     told: Callable[[Step], None] = lambda step: None,
 ) -> tuple[ir.Model, Search]:
-    """Quantize as many multiply-adds as the budget allows.
+    """Quantize as many multiply-adds as the budget allows; the model, and how it was found.
 
     Args:
         losses: of each candidate alone, as `sensitivities` gives them.
         kind: of `qdq.KINDS`.
         batch: largest share of the multiply-adds that goes back to float between two measurements; always one group.
         told: is given each set as soon as it is measured.
-
-    Returns:
-        The quantized model and the search. If nothing keeps the budget, this is the model with the least in 8 bits that
-        was tried, and `Search.within` is False.
     """
     candidates = [group for group in groups if group.is_candidate]
     total = max(1, sum(group.macs for group in groups))

@@ -54,11 +54,7 @@ class LossFile(dict[str, Loss]):
                 super().__setitem__(name, Loss(error, agreement, None if np.isnan(miou) else miou))
 
     def __setitem__(self, name: str, loss: Loss) -> None:
-        """Enter a loss and write all of them.
-
-        Raises:
-            OutputError: the place cannot be written.
-        """
+        """Enter a loss and write all of them; errors as of `write_arrays`."""
         super().__setitem__(name, loss)
         columns = {name: [getattr(each, name) for each in self.values()] for name in ("error", "agreement", "miou")}
         arrays = {name: np.array(column, np.float64) for name, column in columns.items()}  # None becomes NaN

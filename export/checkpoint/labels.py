@@ -67,11 +67,21 @@ def labels_of(path: Path, meta: Mapping[str, Any], config: Mapping[str, Any], *,
 def _test_dataset(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The data set that mmsegmentation tests on: classes, palette and reduce_zero_label in 1.x's and 0.x's places."""
     for place in (("test_dataloader", "dataset"), ("data", "test")):
-        dataset = look_up(config, *place)
+        dataset = _innermost(look_up(config, *place))
         if isinstance(dataset, Mapping):
             about = look_up(dataset, "metainfo")
             return {**dataset, **(about if isinstance(about, Mapping) else {})}
     return {}
+
+
+def _innermost(dataset: Any) -> Any:
+    """The data set that others wrap; of several, the first."""
+    if isinstance(dataset, (list, tuple)):
+        return _innermost(dataset[0]) if dataset else None
+    for key in ("dataset", "datasets") if isinstance(dataset, Mapping) else ():
+        if look_up(dataset, key) is not None:
+            return _innermost(dataset[key])
+    return dataset
 
 
 def _stated(about: Mapping[str, Any], unusable: Callable[[CheckpointError], None]) -> dict[str, Any]:

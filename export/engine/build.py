@@ -33,6 +33,7 @@ from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_l
 from denseport.runtime.bundle.engine_record import PORTABLE_RTX, TITLES, BuildRecord, Profile, sm_name
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.system.files import cache_folder, sha256_of, write_atomic
+from denseport.runtime.system.machine import proc_values
 from denseport.runtime.system.progress import StepCallback, no_steps
 
 __all__ = ["NO_PLUGINS", "BuilderOptions", "EngineOptions", "build_engine", "check_builder", "default_timing_cache"]
@@ -181,15 +182,12 @@ def _device() -> Device | None:
 @contextlib.contextmanager
 def _peak_memory() -> Iterator[Callable[[], int | None]]:
     """Afterwards: the largest resident size of this process in the block, where Linux tells it."""
-    status = Path("/proc/self/status")
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM (man 5 proc)
     except OSError:
         yield lambda: None
         return
-    yield lambda: next(
-        (int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM")), None
-    )
+    yield lambda: next((int(value.split()[0]) * 1024 for value in proc_values("self/status", "VmHWM")), None)
 
 
 @contextlib.contextmanager
@@ -220,11 +218,7 @@ def _prepared(model: Path, options: EngineOptions) -> Iterator[tuple[Path, dict[
 
 
 def _register_plugin(library: Library) -> str:
-    """Register the kernels of a fused graph with TensorRT; returns the record's ``plugin``.
-
-    Raises:
-        MachineError: this TensorRT, or NVRTC, which compiles the kernels, is not up to it.
-    """
+    """Register the kernels of a fused graph with TensorRT; returns the record's ``plugin``."""
     if library.flavour == "tensorrt_rtx":
         return f"inlined: {NO_PLUGINS}"
     compile_ptx()  # TensorRT would call it, and swallow the reason of a failure

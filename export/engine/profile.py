@@ -6,8 +6,9 @@ import re
 
 from denseport.runtime.bundle.engine_record import Profile, Shape
 from denseport.runtime.bundle.manifest import Inference
-from denseport.runtime.bundle.preprocessing import USUAL_NORMALISE, USUAL_RESIZE, resizing
+from denseport.runtime.bundle.preprocessing import USUAL_NORMALISE, USUAL_RESIZE, paddings, resizing, size_steps
 from denseport.runtime.bundle.protocol import Protocol
+from denseport.runtime.bundle.steps import Resize
 from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline.views import input_sizes
 
@@ -34,10 +35,12 @@ def named_profiles(name: str, flavour: str, protocol: Protocol = PUBLISHED) -> t
         InputError: no such name.
     """
     if name == "reference":
-        sizes, resize = input_sizes(protocol), resizing(protocol.preprocess)
+        sizes, steps = input_sizes(protocol), protocol.preprocess
         if len(sizes) > 1:
-            if resize is None:
-                raise InputError("the bundle's images keep their own sizes: no profile takes all of them", REMEDY)
+            resize = resizing(steps)
+            if not isinstance(resize, Resize) or len(size_steps(steps) + paddings(steps)) > 1 or protocol.augmentation:
+                what = f"the bundle's images reach the network in many sizes ({protocol.description})"
+                raise InputError(f"{what}: no profile is known to take all of them", REMEDY)
             return _keeping_ratio(resize.size, sizes[0], flavour)
         height, width = sizes[0]
     elif found := re.fullmatch(r"fixed:(\d{1,9})x(\d{1,9})", name):

@@ -23,12 +23,7 @@ ROUNDS, RUNS = 9, 20  # a round times each engine once, by so many runs
 
 
 def race(
-    engines: Mapping[str, tuple[Path, BuildRecord]],
-    shape: Shape,
-    *,
-    rounds: int = ROUNDS,
-    runs: int = RUNS,
-    cuda: Cuda | None = None,
+    engines: Mapping[str, tuple[Path, BuildRecord]], shape: Shape, *, cuda: Cuda | None = None
 ) -> dict[str, float]:
     """Milliseconds of an inference of each engine, its median over interleaved rounds.
 
@@ -59,9 +54,9 @@ def race(
 
         def seconds(name: str, number: int) -> float:
             started = time.perf_counter()
-            for _ in range(runs):
+            for _ in range(RUNS):
                 sessions[name].run_device(source, results[name])
-            return (time.perf_counter() - started) / runs
+            return (time.perf_counter() - started) / RUNS
 
-        times = in_turns({name: partial(seconds, name) for name in engines}, rounds + 1)
+        times = in_turns({name: partial(seconds, name) for name in engines}, ROUNDS + 1)
     return {name: round(1000 * statistics.median(each[1:]), 4) for name, each in times.items()}

@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.export.checkpoint.file import read_checkpoint
+from denseport.export.checkpoint.pipeline import image_steps
 from denseport.export.checkpoint.recognise import recognise
-from denseport.export.checkpoint.settings import inference_of, preprocess_of
+from denseport.export.checkpoint.settings import inference_of
 from denseport.export.checkpoint.weights import load_model
 from denseport.export.explain.baseline import TorchSession
 from denseport.export.explain.explanation import Culprit, Explanation, Step
@@ -33,9 +34,9 @@ from denseport.export.models.spec import spec_of
 from denseport.export.torch_to_onnx import IR_VERSION, OPSET, TOLERANCE, export_onnx
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.preprocessing import Resize
-from denseport.runtime.bundle.preprocessing import Step as ImageStep
+from denseport.runtime.bundle.preprocessing import Preprocessing, loading, normalisation, paddings, size_steps
 from denseport.runtime.bundle.protocol import Protocol
+from denseport.runtime.bundle.steps import Resize
 from denseport.runtime.errors import DenseportError
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.gate import AGREEMENTS, BUDGETS, threshold
@@ -108,7 +109,8 @@ class _Chain:
         self.images, self.used, self.tell = images, protocol, progress.say
         self.source = bundle.manifest.source
         self.checkpoint = read_checkpoint(checkpoint) if checkpoint is not None else None
-        self.bundled = Protocol(protocol.name, bundle.manifest.preprocess, bundle.manifest.inference)
+        manifest = bundle.manifest
+        self.bundled = Protocol(protocol.name, manifest.preprocess, manifest.inference, manifest.augmentation)
         self.own, self.own_warnings = self.bundled, ["no checkpoint was given: compared with the bundle's settings"]
         self.model: Segmentor | None = None
         if self.checkpoint is not None:
@@ -116,8 +118,9 @@ class _Chain:
             if given:
                 self.own_warnings = [f"exported with --config {given}: the bundle's settings are taken for right"]
             else:
-                preprocess, self.own_warnings = preprocess_of(self.checkpoint)
-                self.own = Protocol(protocol.name, preprocess, inference_of(self.checkpoint))
+                path = image_steps(self.checkpoint)
+                self.own_warnings = list(path.warnings)
+                self.own = Protocol(protocol.name, path.preprocess, inference_of(self.checkpoint), path.augmentation)
             # The network as it was exported: of the same preset, with the same rewrites.
             reference, record = bundle.manifest.reference, bundle.artifact(self.source).record
             preset = PRESETS.get(reference.preset) if reference is not None else None
@@ -248,14 +251,14 @@ class _Chain:
 
     def _network_input(self, index: int) -> NDArray[np.float32]:
         """The first network input of an image: the whole of it, or its first window."""
-        image = read_image(self.images.samples[index].image)
+        image = read_image(self.images.samples[index].image, loading(self.used.preprocess))
         return next(network_inputs(image, self.used, self.bundle.manifest.patch_size))
 
 
 def _run(segmenter: Segmenter, images: Dataset) -> _Measured:
     total, masks, non_finite = ConfusionMatrix(len(segmenter.manifest.classes)), [], 0
     for sample in images.samples:
-        views = segmenter.predict(read_image(sample.image))
+        views = segmenter.predict(segmenter.read(sample.image))
         finite = all(np.isfinite(part.logits.sum(dtype=np.float64)) for view in views for part in view)
         non_finite += not finite
         masks.append(segmenter.decide(views))
@@ -265,31 +268,36 @@ def _run(segmenter: Segmenter, images: Dataset) -> _Measured:
 
 def _corrections(wrong: Protocol, right: Protocol) -> Iterator[tuple[str, Protocol]]:
     """Each setting in which two protocols differ, such as "normalise.std", and ``wrong`` with that one corrected."""
-    found, wanted = ({step.kind: step for step in protocol.preprocess} for protocol in (wrong, right))
-    order = list(dict.fromkeys([*wanted, *found]))
-    for kind in order:
-        for name, step in _corrected_steps(kind, found.get(kind), wanted.get(kind)):
-            steps = {**found, kind: step}
-            yield name, replace(wrong, preprocess=tuple(each for each in map(steps.get, order) if each is not None))
+    found, wanted = _parts(wrong.preprocess), _parts(right.preprocess)
+    for kind in found:
+        for name, steps in _corrected_steps(kind, found[kind], wanted[kind]):
+            parts = {**found, kind: steps}
+            yield name, replace(wrong, preprocess=tuple(step for each in parts.values() for step in each))
     if wrong.inference != right.inference:
         yield "inference", replace(wrong, inference=right.inference)
-    if wrong.tta != right.tta:
-        yield "tta", replace(wrong, tta=right.tta)
+    if wrong.augmentation != right.augmentation:
+        yield "augmentation", replace(wrong, augmentation=right.augmentation)
 
 
-def _corrected_steps(
-    kind: str, found: ImageStep | None, wanted: ImageStep | None
-) -> Iterator[tuple[str, ImageStep | None]]:
-    """The same of one step of pre-processing; None: a protocol has no such step."""
-    if found is None or wanted is None:
+def _parts(steps: Preprocessing) -> dict[str, Preprocessing]:
+    """The steps in four groups, in their order."""
+    groups = [(loading(steps),), size_steps(steps), (normalisation(steps),), paddings(steps)]
+    return dict(zip(("load", "resize", "normalise", "pad"), groups, strict=True))
+
+
+def _corrected_steps(kind: str, found: Preprocessing, wanted: Preprocessing) -> Iterator[tuple[str, Preprocessing]]:
+    """The same of one group of steps: setting by setting, where both are one step of the same kind."""
+    if found == wanted:
+        return
+    if len(found) != 1 or len(wanted) != 1 or found[0].kind != wanted[0].kind:
         yield kind, wanted
         return
-    differing = [f.name for f in fields(found) if getattr(found, f.name) != getattr(wanted, f.name)]
+    (old,), (new,) = found, wanted
+    differing = [f.name for f in fields(old) if getattr(old, f.name) != getattr(new, f.name)]
     # Settings of a resize go together: the limits of one kind of resizing mean nothing to another.
-    groups = [differing] if isinstance(found, Resize) else [[name] for name in differing]
-    for names in filter(None, groups):
-        values = {name: getattr(wanted, name) for name in names}
-        yield ", ".join(f"{kind}.{name}" for name in names), replace(found, **values)
+    for names in [differing] if isinstance(old, Resize) else [[name] for name in differing]:
+        values = {name: getattr(new, name) for name in names}
+        yield ", ".join(f"{kind}.{name}" for name in names), (replace(old, **values),)
 
 
 def _value(protocol: Protocol, setting: str) -> str:
@@ -297,8 +305,15 @@ def _value(protocol: Protocol, setting: str) -> str:
     if setting == "inference":
         how = protocol.inference
         return how.mode if how.crop is None else f"{how.mode} (crop {how.crop}, stride {how.stride})"
-    if setting == "tta":
-        return protocol.tta or "a single view"
-    steps = {step.kind: step for step in protocol.preprocess}
+    if setting == "augmentation":
+        return protocol.augmentation.words if protocol.augmentation else "a single view"
+    parts = _parts(protocol.preprocess)
     settings = [name.partition(".")[::2] for name in setting.split(", ")]
-    return ", ".join(str(getattr(steps[kind], name) if name else steps.get(kind)) for kind, name in settings)
+    return ", ".join(_setting(parts[kind], name) for kind, name in settings)
+
+
+def _setting(steps: Preprocessing, name: str) -> str:
+    """A setting of one step; the steps in words where there is no such."""
+    if name and len(steps) == 1 and hasattr(steps[0], name):
+        return str(getattr(steps[0], name))
+    return ", ".join(getattr(step, "words", str(step)) for step in steps) or "none"

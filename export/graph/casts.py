@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import onnx_ir as ir
 
-from denseport.export.graph.edit import drop_unread, insert_behind, new_constant, new_node, weight_of
+from denseport.export.graph.edit import insert_behind, new_constant, new_node, weight_of
 
 __all__ = ["Caster", "fewest_casts"]
 
@@ -85,7 +85,7 @@ class Caster:
                 self._graph.outputs[i] = output
         for value, copy in self._made.items():
             if value.is_initializer() and not value.uses():
-                drop_unread(self._graph, [value])
+                del self._graph.initializers[str(value.name)]
                 copy.name = value.name
 
     def _make(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:

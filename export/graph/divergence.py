@@ -83,9 +83,7 @@ def difference(expected: NDArray[Any], found: NDArray[Any]) -> Difference:
     return Difference(error, float(a @ b) / norms, overflow)
 
 
-def find_divergence(
-    trusted: Path, suspect: Path, image: NDArray[np.float32], limit: float, *, group_bytes: int = GROUP_BYTES
-) -> Divergence | None:
+def find_divergence(trusted: Path, suspect: Path, image: NDArray[np.float32], limit: float) -> Divergence | None:
     """The first tensor of ``suspect`` that differs from the tensor of that name in ``trusted``.
 
     Args:
@@ -93,7 +91,6 @@ def find_divergence(
         suspect: the same network, altered, typed or quantized; it may have more tensors, or fewer.
         image: (N, 3, H, W) float32, the input of both.
         limit: of the relative error, and of what the cosine lacks to 1.
-        group_bytes: of inner tensors that are kept at a time, for each graph.
 
     Returns:
         Where none exceeds the limit, the tensor that differs most; None if nothing that both have differs.
@@ -101,7 +98,7 @@ def find_divergence(
     worst: tuple[str, Difference] | None = None
     with tempfile.TemporaryDirectory(prefix="denseport-") as folder:
         graphs = _Graph(trusted, Path(folder), "trusted"), _Graph(suspect, Path(folder), "suspect")
-        for name, expected, found in _common_tensors(*graphs, image, group_bytes):
+        for name, expected, found in _common_tensors(*graphs, image):
             if (expected.dtype.kind in "iu") != (found.dtype.kind in "iu"):
                 continue  # integers that stand for real numbers: what they stand for is compared behind them
             now = difference(expected, found)
@@ -133,11 +130,11 @@ class _Graph:
 
 
 def _common_tensors(
-    trusted: _Graph, suspect: _Graph, image: NDArray[np.float32], group_bytes: int
+    trusted: _Graph, suspect: _Graph, image: NDArray[np.float32]
 ) -> Iterator[tuple[str, NDArray[Any], NDArray[Any]]]:
     """The tensors that both compute, in the trusted graph's order."""
     names = [name for name in trusted.tensors if name in suspect.tensors]
-    for group in in_groups(trusted.model, image, names, group_bytes, as_written=True):
+    for group in in_groups(trusted.model, image, names, GROUP_BYTES, as_written=True):
         expected, found = (Probe(each.model, group, as_written=True).run(image) for each in (trusted, suspect))
         yield from zip(group, expected, found, strict=True)
 

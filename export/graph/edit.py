@@ -1,14 +1,14 @@
-"""What several passes do to a graph: read constants, make constants and nodes, insert and remove them."""
+"""What several passes do to a graph: read constants, make constants and nodes, insert them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["drop_unread", "insert_behind", "new_constant", "new_node", "weight_of"]
+__all__ = ["insert_behind", "new_constant", "new_node", "weight_of"]
 
 
 def weight_of(value: ir.Value | None) -> NDArray[Any] | None:
@@ -20,9 +20,7 @@ def weight_of(value: ir.Value | None) -> NDArray[Any] | None:
 
 def new_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     """A new initializer of a graph."""
-    tensor = ir.tensor(array, name=name)
-    shape = ir.Shape(array.shape)
-    value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.val(name, const_value=ir.tensor(array, name=name))
     graph.register_initializer(value)
     return value
 
@@ -36,11 +34,7 @@ def new_node(
     dtype: ir.DataType | None = None,
 ) -> ir.Node:
     """A node, not yet in a graph, whose one output has its name."""
-    node = ir.node(operator, inputs, attributes, name=name)
-    node.outputs[0].name = name
-    if dtype is not None:
-        node.outputs[0].dtype = dtype
-    return node
+    return ir.node(operator, inputs, attributes, outputs=[ir.val(name, dtype)], name=name)
 
 
 def insert_behind(graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node]) -> None:
@@ -50,10 +44,3 @@ def insert_behind(graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node]) ->
         graph.insert_before(graph[0], nodes)
     else:
         graph.insert_after(producer, nodes)
-
-
-def drop_unread(graph: ir.Graph, values: Iterable[ir.Value | None]) -> None:
-    """Remove those of the values that are constants which no node reads."""
-    for value in values:
-        if value is not None and value.is_initializer() and not value.uses():
-            graph.initializers.pop(str(value.name), None)

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from denseport.export.errors import ExportError
-from denseport.export.graph.edit import drop_unread, new_constant, new_node, weight_of
+from denseport.export.graph.edit import new_constant, new_node, weight_of
 
 __all__ = ["OpsetRecord", "lower_opset"]
 
@@ -40,6 +41,7 @@ def lower_opset(model: ir.Model, opset: int) -> OpsetRecord:
         for node in list(model.graph):
             changed += _lower(model.graph, node, newest, opset)
         model.graph.opset_imports[""] = opset
+        RemoveUnusedNodesPass()(model)  # and constants that nothing reads
     return OpsetRecord(opset, changed)
 
 
@@ -58,9 +60,7 @@ def _lower(graph: ir.Graph, node: ir.Node, newest: int, opset: int) -> bool:
     axes = weight_of(node.inputs[1]) if node.op_type.startswith("Reduce") and len(node.inputs) == 2 else None
     if axes is not None and old.max_input == 1:  # they are an input since opset 18
         node.attributes["axes"] = ir.AttrInt64s("axes", axes.tolist())
-        given = node.inputs[1]
         node.resize_inputs(1)
-        drop_unread(graph, [given])
     if node.op_type == "Shape" and "end" not in old.attributes:
         _cut_shape(graph, node)
         return True

@@ -136,8 +136,7 @@ def in_groups(
 ) -> list[list[str]]:
     """Tensors, in their order, in groups that take at most ``limit`` bytes as float32 for an image, or hold only one.
 
-    Raises:
-        MachineError, ExportError: see `Probe`.
+    Errors are those of `Probe`.
     """
     if not names:
         return []

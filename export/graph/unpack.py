@@ -12,8 +12,9 @@ from itertools import accumulate
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from denseport.export.graph.edit import drop_unread, new_constant, new_node, weight_of
+from denseport.export.graph.edit import new_constant, new_node, weight_of
 
 __all__ = ["UnpackRecord", "unpack_projections"]
 
@@ -30,6 +31,7 @@ class UnpackRecord:
 def unpack_projections(model: ir.Model) -> UnpackRecord:
     """Make MatMul (and Add of a bias) before a Split along the last axis one layer for each part."""
     names = [_unpack(model.graph, node) for node in list(model.graph) if node.op_type == "Split"]
+    RemoveUnusedNodesPass()(model)
     return UnpackRecord(tuple(name for name in names if name is not None))
 
 
@@ -60,9 +62,6 @@ def _unpack(graph: ir.Graph, split: ir.Node) -> str | None:
             nodes.append(new_node("Add", [nodes[0].outputs[0], own], name=f"{add.name}.{name}"))
         graph.insert_before(split, nodes)
         output.replace_all_uses_with(nodes[-1].outputs[0])
-    read = [value for node in chain for value in node.inputs]
-    graph.remove(chain, safe=True)
-    drop_unread(graph, read)
     return str(matmul.name)
 
 

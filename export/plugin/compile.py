@@ -14,11 +14,7 @@ SOURCES = (COMMON, RESIZE_ARGMAX, Path(__file__).with_name("kernels.cu"))
 
 
 def compile_ptx() -> bytes:
-    """The PTX of every kernel of the plugin; compiled once.
-
-    Raises:
-        MachineError: NVRTC 13.0 is not installed.
-    """
+    """The PTX of every kernel of the plugin; compiled once, errors as of the runtime's `compile_ptx`."""
     return nvrtc.compile_ptx(SOURCES)
 
 

@@ -63,11 +63,8 @@ def upsample_add(
     """UpsampleAdd of an input (batch, channels, height, width) and a residual of twice its height and width.
 
     Args:
-        layout: "hwc8" (FP16 only) holds the channels last, padded to whole groups of eight.
+        layout: "hwc8" (FP16 only, else a ValueError) holds the channels last, padded to whole groups of eight.
         block: threads, at most 256.
-
-    Raises:
-        ValueError: hwc8 in FP32.
     """
     grid_name = "corners" if align_corners else "centres"
     if layout == "hwc8":
@@ -87,11 +84,8 @@ def upsample_argmax(
     """UpsampleArgmax of logits (batch, classes, height, width) by ``scale``.
 
     Args:
-        scale: one of `SCALES`.
+        scale: one of `SCALES`, else a ValueError.
         strip: how many outputs a thread has.
-
-    Raises:
-        ValueError: another scale.
     """
     if scale not in SCALES:
         raise ValueError(f"scale must be one of {SCALES}, not {scale}")

@@ -16,7 +16,10 @@ __all__ = ["SharedSession"]
 
 
 class SharedSession(Session):
-    """Counts the users of a session, and closes it after the last of them and its last run."""
+    """Counts the users of a session, and closes it after the last of them and its last run.
+
+    A closed one raises InputError for whoever uses or shares it.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session, self._users, self._running = session, 1, 0
@@ -24,32 +27,20 @@ class SharedSession(Session):
         self._idle = threading.Condition()
 
     def share(self) -> SharedSession:
-        """The same, for one more user.
-
-        Raises:
-            InputError: it is closed.
-        """
+        """The same, for one more user."""
         with self._idle:
             self._refuse_closed()
             self._users += 1
         return self
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """As `Session.run`.
-
-        Raises:
-            InputError: it is closed.
-        """
+        """As `Session.run`."""
         with self.in_use():
             return self._session.run(image)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keeps the session open for a block.
-
-        Raises:
-            InputError: it is closed.
-        """
+        """Keeps the session open for a block."""
         with self._idle:
             self._refuse_closed()
             self._running += 1

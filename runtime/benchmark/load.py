@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from denseport.runtime.system.machine import proc_values
+
 __all__ = ["Conditions", "LoadMonitor"]
 
 BUSY = 0.10  # of the processors, taken by others, before a measurement is doubted
@@ -74,11 +76,7 @@ def _own_seconds() -> float:
 
 
 def _clock_mhz() -> float | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    clocks = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    clocks = [float(value) for value in proc_values("cpuinfo", "cpu MHz")]
     return sum(clocks) / len(clocks) if clocks else None
 
 

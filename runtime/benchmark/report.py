@@ -20,6 +20,7 @@ from denseport.runtime.media.page import render
 from denseport.runtime.media.plot import Axis, Series, chart
 from denseport.runtime.system.files import write_atomic
 from denseport.runtime.system.machine import inspect_machine
+from denseport.runtime.system.text import number
 
 __all__ = ["as_dict", "recorded_miou", "table", "write_report"]
 
@@ -125,20 +126,15 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     session, whole, start = row["session_ms"], row["whole_ms"], row["start"]
     return (
         row["artifact"],
-        *map(_number, session.values()),
-        *map(_number, whole.values()),
-        _number(start and sum(start[name] for name in ("import_ms", "open_ms", "first_ms")), 0),
-        _number(start and start.get("peak_mib"), 0),
-        _number(row["mIoU"], 2),
+        *(number(value, 1) for value in (*session.values(), *whole.values())),
+        number(start and sum(start[name] for name in ("import_ms", "open_ms", "first_ms")), 0),
+        number(start and start.get("peak_mib"), 0),
+        number(row["mIoU"]),
     )
 
 
 def _rates(words: str, rates: Mapping[str, float]) -> list[str]:
     return [f"  {words} " + ", ".join(f"{n}: {rate:.2f}" for n, rate in rates.items())] if rates else []
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> Path:

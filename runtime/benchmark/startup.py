@@ -58,11 +58,9 @@ def _main(bundle: str, artifact: str, height: str, width: str, threads: str) -> 
 
 def _peak_mib() -> float | None:
     """None where there is no /proc. Not from getrusage: a child starts there with its parent's peak."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+    from denseport.runtime.system.machine import proc_values
+
+    return next((int(value.split()[0]) / 1024 for value in proc_values("self/status", "VmHWM")), None)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,7 @@ T = TypeVar("T")
 
 
 def in_turns(
-    work: Mapping[str, Callable[[int], T]],
-    rounds: int,
-    *,
-    least: int = 1,
-    seconds: float = math.inf,
-    clock: Callable[[], float] = time.perf_counter,
+    work: Mapping[str, Callable[[int], T]], rounds: int, *, least: int = 1, seconds: float = math.inf
 ) -> dict[str, list[T]]:
     """What each piece of work measured of itself, round by round. Each has a turn in every round; the order rotates.
 
@@ -28,10 +23,10 @@ def in_turns(
         least: so many at least, however long they take.
         seconds: after which no further round begins.
     """
-    names, begin = list(work), clock()
+    names, begin = list(work), time.perf_counter()
     found: dict[str, list[T]] = {name: [] for name in names}
     for turn in range(rounds):
-        if turn >= least and clock() - begin > seconds:
+        if turn >= least and time.perf_counter() - begin > seconds:
             break
         first = turn % max(1, len(names))
         for name in names[first:] + names[:first]:

@@ -14,7 +14,8 @@ from typing import Any
 
 from denseport.runtime.bundle.artifact import ANY, FLOATS, FOR_TENSORRT, QUANTIZED, Artifact
 from denseport.runtime.bundle.decode import decode_dataclass
-from denseport.runtime.bundle.preprocessing import LARGEST_SIDE, Preprocessing, check_steps
+from denseport.runtime.bundle.preprocessing import Preprocessing, check_steps, normalisation
+from denseport.runtime.bundle.steps import LARGEST_SIDE, Augmentation
 from denseport.runtime.errors import BundleError
 from denseport.runtime.system.terminal import CONTROLS
 
@@ -66,8 +67,10 @@ class NetworkInput:
     shape: tuple[int | None, int, int | None, int | None] = (None, 3, None, None)  # N, channels, H, W; None: any
 
     def __post_init__(self) -> None:
-        if (self.name, self.shape[1]) != ("image", 3):  # what sessions hand over
-            raise ValueError(f"the network's input {self.name!r} has shape {self.shape}, not 'image' with 3 channels")
+        if self.name != "image" or self.shape[1] not in (1, 3):  # what sessions hand over
+            raise ValueError(
+                f"the network's input {self.name!r} has shape {self.shape}, not 'image' with 3 or 1 channels"
+            )
         if any(size is not None and not 1 <= size <= LARGEST_SIDE for size in self.shape):
             raise ValueError(f"shape {self.shape} has a size that is not in 1..{LARGEST_SIDE}")
 
@@ -92,6 +95,7 @@ class Manifest:
     source: str  # the artifact that all others are made of and compared with: the checkpoint's network in FP32
     task: str  # "segmentation"
     input: NetworkInput
+    augmentation: Augmentation | None = None  # of the checkpoint's own test; None: an image is seen once
     align_corners: bool = False  # the logits are resized to the image with their corners on its corners
     threshold: float | None = None  # two classes of one output: the probability above which a pixel is of the second
     label_map: dict[str, int] = field(default_factory=dict)  # a label in the data set's masks to its class
@@ -104,6 +108,8 @@ class Manifest:
         if self.task != "segmentation":
             raise ValueError(f"task {self.task!r} is not 'segmentation', the only one so far")
         check_steps(self.preprocess)
+        if (channels := len(normalisation(self.preprocess).mean)) != self.input.shape[1]:
+            raise ValueError(f"mean and std are of {channels} channels, the network takes {self.input.shape[1]}")
         for name in ("parameters", "patch_size", "stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is below 1")

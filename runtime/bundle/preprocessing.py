@@ -1,83 +1,61 @@
-"""What is done to an image before the network sees it: a list of steps, each one of a closed set.
-
-Each step is a frozen dataclass whose ``kind`` tells it in JSON. `denseport.runtime.pipeline.preprocess` carries the
-steps out; a new kind needs its dataclass here, its place in `Step`, and what it does there.
-"""
+"""What is done to an image before the network sees it: a list of steps (`denseport.runtime.bundle.steps`)."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
+from denseport.runtime.bundle.steps import (
+    LARGEST_SIDE,
+    Load,
+    Normalise,
+    Pad,
+    Resize,
+    ResizeStep,
+    Scale,
+    SizeStep,
+    Step,
+)
+from denseport.runtime.errors import ImageError
 
 __all__ = [
-    "LARGEST_SIDE",
     "USUAL_NORMALISE",
     "USUAL_RESIZE",
-    "Normalise",
     "Preprocessing",
-    "Resize",
-    "Step",
     "check_steps",
     "described",
+    "is_usual",
+    "loading",
     "normalisation",
+    "output_size",
+    "paddings",
     "resized_to",
     "resizing",
+    "size_steps",
+    "with_resize",
+    "without_pads",
     "without_resize",
 ]
 
-LARGEST_SIDE = 2**15  # pixels that an image may be resized to; a hostile manifest must not ask for all the memory
-
-
-@dataclass(frozen=True)
-class Resize:
-    """Resize to a size, or as large as fits into it."""
-
-    size: tuple[int, int]  # width, height in pixels; with keep_ratio: limits of the longer and the shorter side
-    keep_ratio: bool
-    interpolation: str = "bilinear"
-    library: str = "opencv"  # whose rounding of sizes and grey levels it has
-    kind: str = field(default="resize", init=False)
-
-    def __post_init__(self) -> None:
-        if not 1 <= min(self.size) <= max(self.size) <= LARGEST_SIDE:
-            raise ValueError(f"size {self.size} has a side that is not in 1..{LARGEST_SIDE} pixels")
-        for name, known in (("interpolation", "bilinear"), ("library", "opencv")):
-            if getattr(self, name) != known:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not {known!r}, the only one so far")
-
-
-@dataclass(frozen=True)
-class Normalise:
-    """Grey levels to (level - mean) / std, float32, in the network's order of channels."""
-
-    mean: tuple[float, float, float]  # grey levels, in the network's order of channels
-    std: tuple[float, float, float]
-    bgr_to_rgb: bool  # the network wants RGB (False: BGR)
-    kind: str = field(default="normalise", init=False)
-
-    def __post_init__(self) -> None:
-        if len(self.mean) != 3 or not all(map(math.isfinite, self.mean)):
-            raise ValueError(f"mean {self.mean} is not three numbers")
-        if len(self.std) != 3 or not all(0 < value < math.inf for value in self.std):
-            raise ValueError(f"std {self.std} is not three positive numbers")
-
-
-Step = Resize | Normalise
+Size = tuple[int, int]  # height, width
 Preprocessing = tuple[Step, ...]  # in the order in which they are done
+SAMPLING = ("bilinear", "opencv")  # of a resize, unless it says otherwise
 # What the published models were tested with, and what is assumed of a checkpoint that does not say.
 USUAL_RESIZE = Resize((2048, 512), keep_ratio=True)
 USUAL_NORMALISE = Normalise((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), bgr_to_rgb=True)
 
 
 def check_steps(steps: Preprocessing) -> None:
-    """Raises ValueError unless the steps are at most one `Resize`, then one `Normalise`."""
-    if [step.kind for step in steps] not in (["resize", "normalise"], ["normalise"]):
-        raise ValueError("preprocess needs at most one resize, then one normalise")
+    """Raises ValueError unless the steps are in an order that can be carried out."""
+    kinds = [step.kind for step in steps]
+    if kinds.count("normalise") != 1 or kinds.count("load") > 1 or "load" in kinds[1:]:
+        raise ValueError("preprocess needs at most one load, which is first, and one normalise")
+    if not all(isinstance(step, Pad) and step.mode == "constant" for step in paddings(steps)):
+        raise ValueError("preprocess: after normalise comes nothing but pads of mode constant")
+    if loading(steps).float32 and any(getattr(step, "library", "") == "pillow" for step in size_steps(steps)):
+        raise ValueError("preprocess: Pillow does not resize images of float32")
 
 
-def resizing(steps: Preprocessing) -> Resize | None:
-    """The step that resizes; None where the image keeps its own size."""
-    return next((step for step in steps if isinstance(step, Resize)), None)
+def loading(steps: Preprocessing) -> Load:
+    """How a file becomes an image."""
+    return next((step for step in steps if isinstance(step, Load)), Load())
 
 
 def normalisation(steps: Preprocessing) -> Normalise:
@@ -85,19 +63,73 @@ def normalisation(steps: Preprocessing) -> Normalise:
     return next(step for step in steps if isinstance(step, Normalise))
 
 
+def size_steps(steps: Preprocessing) -> tuple[SizeStep, ...]:
+    """The steps that change the size of an image, before it is normalised."""
+    kinds = [step.kind for step in steps]
+    return tuple(step for step in steps[: kinds.index("normalise")] if not isinstance(step, Load | Normalise))
+
+
+def paddings(steps: Preprocessing) -> tuple[SizeStep, ...]:
+    """The steps after it is normalised: `check_steps` lets pads alone be there."""
+    kinds = [step.kind for step in steps]
+    return tuple(step for step in steps[kinds.index("normalise") :] if not isinstance(step, Load | Normalise))
+
+
+def output_size(size: Size, step: SizeStep) -> Size:
+    """(height, width) after a step.
+
+    Raises:
+        ImageError: a side beyond `LARGEST_SIDE`.
+    """
+    new = step.output(size)
+    if max(new) > max(LARGEST_SIDE, *size):
+        raise ImageError(
+            f"an image of {size[1]} x {size[0]} would become {new[1]} x {new[0]} ({step.words}); at most "
+            f"{LARGEST_SIDE} pixels a side are allowed",
+            "Scale it down, or export with another --scale.",
+        )
+    return new
+
+
+def resizing(steps: Preprocessing) -> Scale | None:
+    """The step that chooses the size; None where the image keeps its own."""
+    return next((step for step in steps if isinstance(step, Scale)), None)
+
+
+def with_resize(steps: Preprocessing, resize: Scale) -> Preprocessing:
+    """The steps with ``resize`` in the place of the step that chooses the size."""
+    old = resizing(steps)
+    if old is not None:
+        return tuple(resize if step is old else step for step in steps)
+    first = sum(isinstance(step, Load) for step in steps)
+    return (*steps[:first], resize, *steps[first:])
+
+
 def resized_to(steps: Preprocessing, size: tuple[int, int], *, keep_ratio: bool) -> Preprocessing:
-    """The steps, with the image's resize to ``size`` (width, height)."""
-    resize = replace(resizing(steps) or USUAL_RESIZE, size=size, keep_ratio=keep_ratio)
-    return (resize, *without_resize(steps))
+    """The steps, with the image's resize to ``size`` (width, height), sampled as before."""
+    old = resizing(steps) or USUAL_RESIZE
+    return with_resize(steps, Resize(size, keep_ratio, old.interpolation, old.library))
 
 
 def without_resize(steps: Preprocessing) -> Preprocessing:
     """The steps for an image that keeps its own size."""
-    return tuple(step for step in steps if not isinstance(step, Resize))
+    return tuple(step for step in steps if not isinstance(step, ResizeStep))
+
+
+def without_pads(steps: Preprocessing) -> Preprocessing:
+    """The steps without those that add pixels."""
+    return tuple(step for step in steps if not isinstance(step, Pad))
+
+
+def is_usual(steps: Preprocessing) -> bool:
+    """Whether all that is done is OpenCV's bilinear resize of grey levels, if any, and normalising three channels."""
+    load, sizes = loading(steps), size_steps(steps)
+    usual = [isinstance(step, ResizeStep) and (step.interpolation, step.library) == SAMPLING for step in sizes]
+    plain = not (load.grey or load.float32) and len(normalisation(steps).mean) == 3
+    return plain and all(usual) and len(usual) <= 1 and not paddings(steps)
 
 
 def described(steps: Preprocessing) -> str:
-    """How the image is resized, in words."""
-    resize = resizing(steps)
-    words = "keep-ratio" if resize and resize.keep_ratio else "fixed"
-    return f"{words} {resize.size[0]} x {resize.size[1]}" if resize else "own size"
+    """How the image is resized and padded, in words."""
+    words = [] if resizing(steps) else ["own size"]
+    return ", ".join(words + [step.words for step in (*size_steps(steps), *paddings(steps))])

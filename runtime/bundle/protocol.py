@@ -10,12 +10,21 @@ import re
 from dataclasses import dataclass, field, replace
 
 from denseport.runtime.bundle.manifest import Inference, Manifest, NetworkInput
-from denseport.runtime.bundle.preprocessing import LARGEST_SIDE, Preprocessing, described, resized_to, without_resize
+from denseport.runtime.bundle.preprocessing import (
+    Preprocessing,
+    described,
+    resized_to,
+    resizing,
+    without_pads,
+    without_resize,
+)
+from denseport.runtime.bundle.steps import LARGEST_SIDE, Augmentation, ResizeBy
 from denseport.runtime.errors import InputError
 
 __all__ = ["Protocol", "parse_protocol"]
 
 SLIDE_CROP, SLIDE_STRIDE = (512, 512), (341, 341)  # upstream's configurations for this crop size
+RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of multi-scale testing, in every published configuration
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,7 @@ class Protocol:
     name: str
     preprocess: Preprocessing
     inference: Inference
-    tta: str | None = None  # "0.x" or "1.x": multi-scale and flip in that convention
+    augmentation: Augmentation | None = None  # of test time: several views; None: one
     input: NetworkInput = field(default=NetworkInput(), repr=False, compare=False)  # what the network takes
 
     @property
@@ -35,7 +44,7 @@ class Protocol:
         if self.inference.crop and self.inference.stride:
             (height, width), (down, right) = self.inference.crop, self.inference.stride
             text += f", crop {width} x {height}, stride {right} x {down}"
-        return text + (f", ms + flip ({self.tta})" if self.tta else "")
+        return text + (f", {self.augmentation.words}" if self.augmentation else "")
 
 
 def parse_protocol(text: str, manifest: Manifest) -> Protocol:
@@ -50,9 +59,13 @@ def parse_protocol(text: str, manifest: Manifest) -> Protocol:
     """
     base = Protocol(text, manifest.preprocess, manifest.inference, input=manifest.input)
     if text == "reference":
-        return base
+        return replace(base, augmentation=manifest.augmentation)
     if text in ("ms-flip", "ms-flip:0.x", "ms-flip:1.x"):
-        return replace(base, tta=text.partition(":")[2] or "0.x")
+        # 0.x applies the ratios to the test scale, as the published figures did; 1.x to the image, as its tta_pipeline.
+        own = resizing(base.preprocess) or ResizeBy((1.0, 1.0), round_down=True)
+        if text.endswith("1.x"):
+            own = ResizeBy((1.0, 1.0), keep_ratio=True, interpolation=own.interpolation, library=own.library)
+        return replace(base, augmentation=Augmentation(tuple(own.scaled(ratio) for ratio in RATIOS), flip=True))
     if text == "slide":
         return replace(base, inference=_slide(manifest.inference))
     if text == "native":
@@ -66,7 +79,7 @@ def parse_protocol(text: str, manifest: Manifest) -> Protocol:
     if match := re.fullmatch(r"fixed:(\d{1,5})x(\d{1,5})", text):
         size = (int(match[1]), int(match[2]))
         if manifest.patch_size <= min(size) <= max(size) <= LARGEST_SIDE:
-            steps = resized_to(manifest.preprocess, size, keep_ratio=False)
+            steps = resized_to(without_resize(without_pads(manifest.preprocess)), size, keep_ratio=False)
             return replace(base, preprocess=steps, inference=Inference())
     raise InputError(
         f"no protocol {text!r} for a network with patches of {manifest.patch_size} pixels",

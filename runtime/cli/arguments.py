@@ -11,11 +11,11 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from denseport.runtime.errors import InputError
 
-__all__ = ["Parser", "path", "real", "size", "whole"]
+__all__ = ["Parser", "add_values", "path", "real", "size", "whole"]
 
 _CHOICE = re.compile(r"invalid choice: '?(?P<given>[^']*)'? \(choose from (?P<choices>.*)\)", re.DOTALL)
 _UNKNOWN = re.compile(r"(?<=unrecognized arguments: )--[\w-]+")
@@ -38,6 +38,12 @@ class Parser(argparse.ArgumentParser):
             return ""
         near = difflib.get_close_matches(given, known, 1)
         return f"Did you mean {near[0]}? " if near else ""
+
+
+def add_values(parser: argparse._ActionsContainer, *rows: tuple[str, Callable[[str], Any], Any, str, str]) -> None:
+    """Options that take one value; a row is the option, its type, the default, the value's name, and the help."""
+    for option, kind, default, metavar, words in rows:
+        parser.add_argument(option, type=kind, default=default, metavar=metavar, help=words)
 
 
 def path(text: str) -> Path:

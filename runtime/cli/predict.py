@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.bundle.preprocessing import loading
 from denseport.runtime.errors import DenseportError, OutputError, ServerError
 from denseport.runtime.media.images import read_image, write_image, write_mask
 from denseport.runtime.media.inputs import Input
@@ -108,7 +109,7 @@ class Predictions:
         return [item.output(self.folder, suffix) for suffix in [mask] * self.masks + [overlay] * self.overlays]
 
     def _image(self, model: Model, item: Input) -> dict[str, Any]:
-        image = read_image(item.path)
+        image = read_image(item.path, loading(model.manifest.preprocess))
         mask = model(image).mask
         written = self._results(item)
         if self.masks:

@@ -19,7 +19,7 @@ from denseport.runtime.errors import DatasetError, DenseportError
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.metrics import LabelMap
 from denseport.runtime.evaluation.state import SAVE_SECONDS, Measurement
-from denseport.runtime.media.images import read_image, reading
+from denseport.runtime.media.images import reading
 from denseport.runtime.pipeline.resample import LogitMap
 from denseport.runtime.pipeline.stream import pipelined
 from denseport.runtime.segmenter import Segmenter
@@ -50,7 +50,7 @@ class _Stages:
 
     def decode(self, item: _Item) -> None:
         sample = self.dataset.samples[item.index]
-        item.image, item.truth = read_image(sample.image), self.dataset.read_mask(sample, self.classes)
+        item.image, item.truth = self.segmenters[0].read(sample.image), self.dataset.read_mask(sample, self.classes)
         if item.image.shape[:2] != item.truth.shape:
             raise DatasetError(
                 f"{sample.mask}: is {item.truth.shape[1]} x {item.truth.shape[0]}, its image {sample.image} is "

@@ -144,8 +144,7 @@ def mean_iou(intersect: NDArray[Any], union: NDArray[Any]) -> NDArray[np.float64
     """Mean over the last axis of 100 * intersect / union where the union is not empty.
 
     Args:
-        intersect: (..., C) pixels.
-        union: (..., C) pixels.
+        intersect, union: (..., C) pixels.
 
     Returns:
         (...) float64 percent, NaN where every union is empty.

@@ -23,7 +23,6 @@ from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.gate import Verdict
 from denseport.runtime.evaluation.metrics import ClassScore, ConfusionMatrix, LabelMap, Scores
 from denseport.runtime.evaluation.state import Measurement
-from denseport.runtime.media.images import read_image
 from denseport.runtime.media.overlay import class_shares, palette_image
 from denseport.runtime.media.page import render
 from denseport.runtime.segmenter import Segmenter
@@ -117,7 +116,7 @@ def worst_images(
 
 def _image(dataset: Dataset, index: int, segmenter: Segmenter, fp32: Segmenter | None) -> WorstImage:
     sample = dataset.samples[index]
-    image, truth = read_image(sample.image), dataset.read_mask(sample, len(segmenter.manifest.classes))
+    image, truth = segmenter.read(sample.image), dataset.read_mask(sample, len(segmenter.manifest.classes))
     mask = segmenter(image).mask
     fp32_mask = None if fp32 is None else fp32(image).mask
     return WorstImage(

@@ -125,8 +125,7 @@ def open_task(
 ) -> Iterator[Task]:
     """Open the artifact, and FP32 beside it where the gate needs it, for a block.
 
-    Raises:
-        BundleError, InputError, MachineError: as of `Segmenter` and `choose_comparison`.
+    Errors are those of `Segmenter` and `choose_comparison`.
     """
     workers, source = whole("workers", workers, 1, MOST_THREADS), bundle.manifest.source
     artifact = source if artifact is None else artifact

@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from denseport.runtime.bundle.steps import Load
 from denseport.runtime.errors import ImageError, MachineError, OutputError, is_out_of_memory
 from denseport.runtime.system.files import write_atomic
+from denseport.runtime.system.machine import require
 
 __all__ = [
+    "LOAD",
     "PNG_SIGNATURE",
     "decode_image",
     "encode_palette_png",
@@ -30,16 +34,21 @@ __all__ = [
     "write_mask",
 ]
 
+LOAD = Load()  # as upstream loads images unless told otherwise
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # For masks: run lengths of the differences from the row above. 19 and 32 are IMWRITE_PNG_FILTER and its value UP, which
 # OpenCV has names for since 4.12 and ignores before.
 _RUNS = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, 19, 32)
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read an image as mmsegmentation's LoadImageFromFile does (OpenCV, IMREAD_COLOR).
+def read_image(path: Path, load: Load = LOAD) -> NDArray[np.uint8]:
+    """Read an image as mmsegmentation's LoadImageFromFile does.
 
-    The EXIF orientation is applied, grey replicated, alpha dropped, 16 bits become 8, a palette is expanded.
+    By default with OpenCV's IMREAD_COLOR: the EXIF orientation is applied, grey replicated, alpha dropped, 16 bits
+    become 8, a palette is expanded.
+
+    Args:
+        load: of the bundle's steps.
 
     Returns:
         (H, W, 3) BGR uint8, [0, 255].
@@ -49,7 +58,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     with reading(path):
         data = path.read_bytes()
-    return decode_image(data, str(path))
+    return decode_image(data, str(path), load)
 
 
 @contextmanager
@@ -71,19 +80,20 @@ def reading(path: Path | str) -> Iterator[None]:
         raise ImageError(f"{str(path)!r}: cannot be the name of a file: {err}", "Check the path.") from err
 
 
-def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
+def decode_image(data: bytes, name: str, load: Load = LOAD) -> NDArray[np.uint8]:
     """Decode an image held in memory, like `read_image`.
 
     Args:
         data: the bytes of the file.
         name: what to call the image in an error message.
+        load: as for `read_image`.
 
     Returns:
-        (H, W, 3) BGR uint8, [0, 255].
+        (H, W, 3) BGR uint8, [0, 255]; three equal channels where ``load`` wants grey.
 
     Raises:
-        ImageError: the data is empty, cut short, too large or in no format that OpenCV decodes.
-        MachineError: memory ran out.
+        ImageError: the data is empty, cut short, too large or in no format that the library decodes.
+        MachineError: memory ran out, or Pillow is wanted and not installed.
     """
     if not data:
         raise ImageError(f"{name}: the file is empty", "Copy or download it again.")
@@ -91,8 +101,12 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
     if is_cut_short(data):
         what = "cut short, or has no pixels" if data.startswith(PNG_SIGNATURE) else "cut short"
         raise ImageError(f"{name}: the image is {what}", "Copy or download it again.")
+    if load.library == "pillow":
+        return _decode_with_pillow(data, name, load)
+    flags = cv2.IMREAD_GRAYSCALE if load.grey else cv2.IMREAD_COLOR
+    flags |= 0 if load.orientation else cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as err:
         if "CV_IO_MAX_IMAGE" in str(err):
             raise ImageError(
@@ -105,7 +119,30 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
     if image is None:
         message = f"{name}: damaged, or not an image that OpenCV {cv2.__version__} can decode"
         raise ImageError(message, "Convert it to PNG or JPEG.")
-    return np.asarray(image, np.uint8)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if load.grey else image, np.uint8)
+
+
+def _decode_with_pillow(data: bytes, name: str, load: Load) -> NDArray[np.uint8]:
+    """As mmcv's back end "pillow" (``mmcv/image/io.py``): grey with transparency lies on a canvas of one colour."""
+    require(("PIL",), "pillow")
+    from PIL import Image, ImageOps
+
+    try:
+        image: Image.Image = Image.open(BytesIO(data))
+        if load.orientation:
+            image = ImageOps.exif_transpose(image)
+        if image.mode == "LA":
+            canvas, clear = Image.new("RGB", image.size, (124, 117, 104)), image.convert("RGBA")
+            canvas.paste(clear, mask=clear.split()[3])
+            image = canvas
+        image = image.convert("RGB")
+        if load.grey:
+            image = image.convert("L").convert("RGB")
+        return np.ascontiguousarray(np.asarray(image)[:, :, ::-1])
+    except Exception as err:  # hostile bytes make Pillow's plugins fail in any way they can
+        if isinstance(err, MemoryError):
+            raise MachineError(f"{name}: memory ran out when it was decoded", "Scale it down, or free some.") from err
+        raise ImageError(f"{name}: Pillow cannot decode it: {err}", "Convert it to PNG or JPEG.") from err
 
 
 def is_cut_short(data: bytes) -> bool:

@@ -23,7 +23,7 @@ from denseport.runtime.backends.cuda.module import Module
 from denseport.runtime.backends.cuda.zero_copy import View
 from denseport.runtime.backends.pool import Pool
 from denseport.runtime.backends.session import Session
-from denseport.runtime.bundle.preprocessing import Preprocessing, normalisation
+from denseport.runtime.bundle.preprocessing import Preprocessing, is_usual, normalisation
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import BundleError, MachineError
 from denseport.runtime.pipeline.preprocess import levels
@@ -35,14 +35,19 @@ Mask = NDArray[np.unsignedinteger[Any]]
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
 
 
-def open_device_path(session: Session, protocol: Protocol) -> DevicePath:
+def open_device_path(session: Session, protocol: Protocol, *, align_corners: bool = False) -> DevicePath:
     """The session's images on the GPU: where its tensors are there, and the network sees whole images once.
+
+    Args:
+        align_corners: of the manifest.
 
     Raises:
         MachineError: the images stay on the CPU, and why.
     """
-    if protocol.tta is not None or protocol.inference.mode != "whole":
+    if protocol.augmentation is not None or protocol.inference.mode != "whole" or not is_usual(protocol.preprocess):
         raise MachineError(f"the protocol is {protocol.description}")
+    if align_corners:
+        raise MachineError("the logits are resized with aligned corners, which the GPU's kernel does not do")
     return DevicePath(session, session.device_network(), protocol.preprocess, image_ptx())
 
 

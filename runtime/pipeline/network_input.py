@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.bundle.preprocessing import loading
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.media.images import read_image, reading
-from denseport.runtime.pipeline.preprocess import normalise
-from denseport.runtime.pipeline.views import View, protocol_views, show, windows
+from denseport.runtime.pipeline.views import Span, View, protocol_views, show, window_input, windows
 from denseport.runtime.system.arguments import whole
 
 __all__ = ["NetworkInputs", "evenly_spaced", "network_inputs", "sample_evenly", "view_inputs"]
@@ -30,11 +30,11 @@ def view_inputs(image: NDArray[np.uint8], view: View, protocol: Protocol) -> Ite
         image: (H, W, 3) uint8 BGR.
 
     Returns:
-        Arrays (1, 3, h, w) float32, normalised, in the network's channel order.
+        Arrays (1, C, h, w) float32, normalised, in the network's channel order; C: 3, or 1 of grey images.
     """
     shown = show(image, view)
     rows, cols = windows(view.size, protocol.inference)
-    return (normalise(shown[slice(*row), slice(*col)], protocol.preprocess) for row in rows for col in cols)
+    return (window_input(shown, view, row, col) for row in rows for col in cols)
 
 
 def network_inputs(image: NDArray[np.uint8], protocol: Protocol, patch_size: int) -> Iterator[NDArray[np.float32]]:
@@ -48,7 +48,7 @@ def network_inputs(image: NDArray[np.uint8], protocol: Protocol, patch_size: int
 
 
 class NetworkInputs(Sequence[NDArray[np.float32]]):
-    """One network input of each image, (1, 3, H, W) float32, read and made when it is asked for.
+    """One network input of each image, (1, C, H, W) float32, read and made when it is asked for.
 
     Of an image with several inputs (sliding windows) image ``i`` gives number ``i`` modulo their number, so that many
     images show all parts of an image. Of several scales the first view counts.
@@ -80,17 +80,17 @@ class NetworkInputs(Sequence[NDArray[np.float32]]):
     def __getitem__(self, index: int | slice) -> NDArray[np.float32] | NetworkInputs:
         if isinstance(index, slice):
             return type(self)(self.paths[index], self.protocol, self.patch_size)
-        image = read_image(self.paths[index])
-        view, (rows, cols) = self.window(index, (image.shape[0], image.shape[1]))
-        return normalise(show(image, view)[rows, cols], self.protocol.preprocess)
+        image = read_image(self.paths[index], loading(self.protocol.preprocess))
+        view, (row, col) = self.window(index, (image.shape[0], image.shape[1]))
+        return window_input(show(image, view), view, row, col)
 
-    def window(self, index: int, size: tuple[int, int]) -> tuple[View, tuple[slice, slice]]:
+    def window(self, index: int, size: tuple[int, int]) -> tuple[View, tuple[Span, Span]]:
         """The view of image ``index``, of ``size`` (height, width), and the rows and columns that are its input."""
         with reading(self.paths[index]):
             view = protocol_views(size, self.protocol, self.patch_size)[0]
         rows, cols = windows(view.size, self.protocol.inference)
         row, col = divmod(index % (len(rows) * len(cols)), len(cols))
-        return view, (slice(*rows[row]), slice(*cols[col]))
+        return view, (rows[row], cols[col])
 
 
 def sample_evenly(patterns: Sequence[str], count: int) -> list[Path]:

@@ -1,7 +1,7 @@
 """The way of an image to its segmentation, in three steps that run one after another or side by side.
 
 `prepare` decodes, resizes and normalises; `infer` runs the network; `finish` turns its logits into classes. Images are
-(H, W, 3) uint8 BGR, [0, 255]; network inputs (1, 3, h, w) float32; logits (C, h / stride, w / stride) float32.
+(H, W, 3) uint8 BGR, [0, 255]; network inputs (1, C, h, w) float32; logits (C, h / stride, w / stride) float32.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 from denseport.runtime.backends.shared import SharedSession
 from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.bundle.preprocessing import loading
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import BundleError, ImageError, InputError
 from denseport.runtime.media.images import read_image, reading
 from denseport.runtime.pipeline.network_input import view_inputs
-from denseport.runtime.pipeline.reduce import Canvas, decide
-from denseport.runtime.pipeline.resample import LogitMap, slide_maps
+from denseport.runtime.pipeline.reduce import Canvas, Decision, decide
+from denseport.runtime.pipeline.resample import LogitMap, Placement, slide_maps
 from denseport.runtime.pipeline.results import MASK_ONLY, RequestedOutputs, Segmentation, Timings
 from denseport.runtime.pipeline.views import View, protocol_views, windows
 
@@ -104,7 +105,7 @@ class Pipeline:
         begin = decoded = time.perf_counter()
         with reading(image) if isinstance(image, str | Path) else nullcontext():
             if isinstance(image, str | Path):
-                image = read_image(Path(image))
+                image = read_image(Path(image), loading(self.protocol.preprocess))
                 decoded = time.perf_counter()
             image = _cut(checked_image(image), region)
             job = Job(image, requested, protocol_views(image.shape[:2], self.protocol, self.manifest.patch_size))
@@ -157,12 +158,23 @@ class Pipeline:
 
     def _maps(self, job: Job, view: View, logits: Sequence[Logits]) -> list[LogitMap]:
         """The logits of a view's windows, or of the one whole, and their way to the image's pixels."""
-        rows, cols = windows(view.size, self.protocol.inference)
-        return slide_maps(logits, rows, cols, view.size, job.size, flip=view.flip)
+        place = self._placement(view, job)
+        rows, cols = windows(place.resized, self.protocol.inference)
+        return slide_maps(logits, rows, cols, place)
+
+    def _placement(self, view: View, job: Job) -> Placement:
+        """Where the image lies in what the network sees."""
+        resized = view.stretched if self.protocol.inference.mode == "whole" else view.size
+        return Placement(resized, job.size, view.cut, view.flip, self.manifest.align_corners)
+
+    @property
+    def decision(self) -> Decision:
+        """How a pixel's class follows from its logits."""
+        return Decision(self.protocol.augmentation is not None, self.manifest.threshold)
 
     def _paint(self, job: Job) -> None:
         assert self.device is not None  # _fits_device
-        job.canvas = Canvas((len(self.manifest.classes), *job.size), job.requested, averaged=False)
+        job.canvas = Canvas((len(self.manifest.classes), *job.size), job.requested, self.decision)
         with self.session.in_use():
             found = self.device.paint(job.image, job.views[0].size, job.canvas.mask)
         self._check_classes(found)
@@ -186,8 +198,9 @@ class Pipeline:
                 self._check_finite(found)
                 yield found
 
-        spans = windows(job.views[0].size, self.protocol.inference)
-        slid = slide(logits(), spans, job.size, job.requested, self.threads)
+        (view,) = job.views
+        spans, place = windows(view.size, self.protocol.inference), self._placement(view, job)
+        slid = slide(logits(), spans, place, job.requested, self.decision, self.threads)
         job.canvas, job.inputs = slid.canvas, []
         seconds = time.perf_counter() - begin - normalising - slid.seconds_painting
         job.timings = replace(
@@ -229,7 +242,7 @@ class Pipeline:
         canvas = job.canvas
         if canvas is None:
             assert job.maps is not None  # infer fills in one of the two
-            canvas = decide(job.maps, job.requested, averaged=self.protocol.tta is not None, threads=self.threads)
+            canvas = decide(job.maps, job.requested, self.decision, threads=self.threads)
         spent = job.timings.postprocess + _ms(time.perf_counter() - begin)
         return Segmentation(
             mask=canvas.mask,

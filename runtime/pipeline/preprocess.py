@@ -1,64 +1,120 @@
 """From an image to the network's input, pixel for pixel what mmsegmentation computes: a bundle's steps, carried out.
 
-Sources: ``mmcv/image/geometric.py`` (imrescale, _scale_size), ``mmseg``'s Resize and SegDataPreProcessor.
+Images are (H, W, 3) BGR, uint8 [0, 255], or float32 where the bundle resizes without rounding. Sources:
+``mmcv/image/{geometric,photometric}.py`` (imresize, impad) and ``mmseg``'s SegDataPreProcessor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.bundle.preprocessing import Preprocessing, normalisation, resizing
+from denseport.runtime.bundle.preprocessing import Preprocessing, loading, normalisation, size_steps
+from denseport.runtime.bundle.steps import Pad
+from denseport.runtime.system.machine import require
 
-__all__ = ["levels", "normalise", "rescaled_size", "resize", "resized_size"]
+__all__ = ["fit_image", "fit_labels", "levels", "normalise"]
+
+LabelMap = NDArray[np.uint8] | NDArray[np.uint16]  # the type's largest value: not counted
+CV2 = {
+    "nearest": cv2.INTER_NEAREST,
+    "bilinear": cv2.INTER_LINEAR,
+    "bicubic": cv2.INTER_CUBIC,
+    "area": cv2.INTER_AREA,
+    "lanczos": cv2.INTER_LANCZOS4,
+}
+BORDERS = {
+    "constant": cv2.BORDER_CONSTANT,
+    "edge": cv2.BORDER_REPLICATE,
+    "reflect": cv2.BORDER_REFLECT_101,
+    "symmetric": cv2.BORDER_REFLECT,
+}
 
 
-def rescaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
-    """(height, width) times a factor, rounded half up as mmcv does, at least one pixel each."""
-    height, width = size
-    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+def fit_image(image: NDArray[np.uint8], steps: Preprocessing, *, flip: bool = False) -> NDArray[Any]:
+    """The image resized and padded as the steps before normalising say; not a copy where nothing changes.
 
+    Args:
+        image: (H, W, 3) uint8 BGR.
+        flip: mirror it left to right, before the first padding.
 
-def resized_size(size: tuple[int, int], preprocess: Preprocessing) -> tuple[int, int]:
-    """(height, width) of the network's input for an image of ``size`` (height, width).
+    Returns:
+        (h, w, 3) uint8 BGR, or float32.
 
-    With ``keep_ratio`` the image becomes as large as fits the step's size: its longer side into the larger number,
-    its shorter side into the smaller one.
+    Raises:
+        MachineError: a step needs Pillow, and it is not installed.
     """
-    step = resizing(preprocess)
-    if step is None:
-        return size
-    if not step.keep_ratio:
-        width, height = step.size
-        return height, width
-    return rescaled_size(size, min(max(step.size) / max(size), min(step.size) / min(size)))
+    load, shown = loading(steps), image
+    if load.grey or len(normalisation(steps).mean) == 1:  # changes nothing where a grey file was read
+        shown = cv2.cvtColor(cv2.cvtColor(shown, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)  # type: ignore[assignment]
+    fitted: NDArray[Any] = shown.astype(np.float32) if load.float32 else shown
+    for step in size_steps(steps):
+        if isinstance(step, Pad):
+            if flip:
+                fitted, flip = np.ascontiguousarray(fitted[:, ::-1]), False
+            fitted = _pad(fitted, step.output(_size(fitted)), step.mode, step.value)
+        else:
+            fitted = _resize(fitted, step.output(_size(fitted)), step.interpolation, step.library)
+    return np.ascontiguousarray(fitted[:, ::-1]) if flip else fitted
 
 
-def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """HWC uint8 to ``size`` (height, width), bilinear on grey levels; unchanged where it has that size."""
+def fit_labels(labels: LabelMap, steps: Preprocessing) -> NDArray[Any]:
+    """Labels (H, W) as `fit_image` fits their image: each pixel's nearest one, the largest where pixels are added."""
+    for step in size_steps(steps):
+        size = step.output(_size(labels))
+        if isinstance(step, Pad):
+            labels = _pad(labels, size, "constant", (np.iinfo(labels.dtype).max,) * 3)
+        else:
+            labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)  # type: ignore[assignment]
+    return labels
+
+
+def _size(image: NDArray[Any]) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]
+
+
+def _resize(image: NDArray[Any], size: tuple[int, int], interpolation: str, library: str) -> NDArray[Any]:
     if image.shape[:2] == size:
         return image
-    resized: NDArray[np.uint8] = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
-    return resized
+    if library == "opencv":
+        return cv2.resize(image, size[::-1], interpolation=CV2[interpolation])
+    require(("PIL",), "pillow")
+    from PIL import Image
+
+    resampling = Image.Resampling[interpolation.upper()]
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size[::-1], resampling))
 
 
-def normalise(image: NDArray[np.uint8], preprocess: Preprocessing) -> NDArray[np.float32]:
-    """HWC uint8 BGR to (1, 3, H, W) float32: channel order, (x - mean) / std.
+def _pad(image: NDArray[Any], size: tuple[int, int], mode: str, value: Sequence[float]) -> NDArray[Any]:
+    below, right = size[0] - image.shape[0], size[1] - image.shape[1]
+    if not below and not right:
+        return image
+    return cv2.copyMakeBorder(image, 0, below, 0, right, BORDERS[mode], value=tuple(value))
+
+
+def normalise(image: NDArray[Any], preprocess: Preprocessing) -> NDArray[np.float32]:
+    """(H, W, 3) BGR to (1, C, H, W) float32: channel order, (x - mean) / std; C: 3, or 1 of grey images.
 
     A table of the 256 grey levels gives the same bits as the arithmetic, and writes each channel once.
     """
-    out = np.empty((1, 3, *image.shape[:2]), np.float32)
-    order: Sequence[int] = (2, 1, 0) if normalisation(preprocess).bgr_to_rgb else (0, 1, 2)
-    for c, table in enumerate(levels(preprocess)):
-        cv2.LUT(cv2.extractChannel(image, order[c]), table, dst=out[0, c])
+    step = normalisation(preprocess)
+    out = np.empty((1, len(step.mean), *image.shape[:2]), np.float32)
+    order: Sequence[int] = (2, 1, 0) if step.bgr_to_rgb else (0, 1, 2)
+    for c, (table, mean, std) in enumerate(zip(levels(preprocess), step.mean, step.std, strict=True)):
+        channel = cv2.extractChannel(image, order[c])
+        if image.dtype == np.uint8:
+            cv2.LUT(channel, table, dst=out[0, c])
+        else:
+            np.divide(channel - np.float32(mean), np.float32(std), out=out[0, c])
     return out
 
 
 def levels(preprocess: Preprocessing) -> NDArray[np.float32]:
-    """What each grey level becomes in each channel of the network's input: (3, 256) float32, (level - mean) / std."""
+    """What each grey level becomes in each channel of the network's input: (C, 256) float32, (level - mean) / std."""
     step = normalisation(preprocess)
     mean, std = (np.asarray(values, np.float32)[:, None] for values in (step.mean, step.std))
     return (np.arange(256, dtype=np.float32) - mean) / std

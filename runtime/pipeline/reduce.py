@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial, reduce
 from math import ceil, isfinite
 from typing import Any, NamedTuple
@@ -24,7 +25,9 @@ from denseport.runtime.pipeline.results import MASK_ONLY, RequestedOutputs
 from denseport.runtime.system.cpus import check_threads, usable_cpus
 
 __all__ = [
+    "LOGITS",
     "Canvas",
+    "Decision",
     "Patch",
     "Reduce",
     "Run",
@@ -72,15 +75,39 @@ Strips = Callable[[int, Sequence[int]], Sequence[Sequence[Strip]]]  # of each vi
 Reduce = Callable[[list[list[Patch]]], Sequence[NDArray[Any]]]  # a tile of each output, of each view's patches
 
 
+@dataclass(frozen=True)
+class Decision:
+    """How the class of a pixel follows from its logits."""
+
+    averaged: bool = False  # several views are averaged as probabilities; else the one view's logits decide
+    # The probability above which a pixel is of the second of two classes. The first's logit is then a constant,
+    # log(threshold / (1 - threshold)): the larger logit decides the same, and the probability is the second's sigmoid.
+    threshold: float | None = None
+
+    def probabilities(self, values: Floats) -> Floats:
+        """Softmax over the last axis, (th, tw, C), in place."""
+        if self.threshold is not None:
+            values[..., 0] = 0
+        return _softmax(values)
+
+    def best(self, chances: Floats) -> NDArray[np.intp]:
+        """The class of each pixel, (th, tw), from the probabilities of all classes."""
+        if self.threshold is not None:
+            return np.asarray(chances[..., 1] > self.threshold).astype(np.intp)
+        return np.asarray(np.argmax(chances, -1))
+
+
+LOGITS = Decision()  # of the one view, the largest decides
+
+
 class Canvas:
     """The arrays of a result, painted tile by tile.
 
     Args:
         shape: classes, height, width.
-        averaged: several views are averaged as probabilities (multi-scale and flip); else the one view's logits decide.
     """
 
-    def __init__(self, shape: tuple[int, int, int], requested: RequestedOutputs, *, averaged: bool) -> None:
+    def __init__(self, shape: tuple[int, int, int], requested: RequestedOutputs, decision: Decision) -> None:
         classes, *size = shape
         requested.check(classes)
         kind, k = np.min_scalar_type(classes - 1), requested.top_k
@@ -91,9 +118,9 @@ class Canvas:
         tops = [np.moveaxis(top, 0, -1) for top in (self.top_classes, self.top_scores) if top is not None]
         self._outs = [self.mask, *([self.scores] if self.scores is not None else []), *tops]  # each (H, W, ...)
         if requested != MASK_ONLY:
-            self._reduce: Reduce = partial(_ranked, requested=requested, averaged=averaged)
+            self._reduce: Reduce = partial(_ranked, requested=requested, decision=decision)
         else:
-            self._reduce = _likeliest if averaged else _winners
+            self._reduce = partial(_likeliest, decision=decision) if decision.averaged else _winners
 
     def paint(self, rows: Iterable[int], cols: Sequence[int], strips: Strips, run: Run) -> None:
         """Fill the tiles in ``rows`` x ``cols``; arguments as of `_paint`."""
@@ -103,8 +130,8 @@ class Canvas:
 def decide(
     views: Sequence[Sequence[LogitMap]],
     requested: RequestedOutputs = MASK_ONLY,
+    decision: Decision = LOGITS,
     *,
-    averaged: bool = False,
     threads: int | None = None,
 ) -> Canvas:
     """The result of a whole image from its views' logits; arguments as for `Canvas` and `tile_workers`.
@@ -114,7 +141,7 @@ def decide(
     not finite count as in ``numpy.argmax`` of the resized logits (NaN wins), except that a tap of weight zero counts
     for nothing, where torch would make 0 * inf a NaN.
     """
-    canvas = Canvas(_common_shape(views), requested, averaged=averaged)
+    canvas = Canvas(_common_shape(views), requested, decision)
     reduce_maps(canvas._outs, views, canvas._reduce, threads)
     return canvas
 
@@ -220,20 +247,20 @@ def _winners(views: list[list[Patch]]) -> Sequence[NDArray[Any]]:
     return [classes]
 
 
-def _likeliest(views: list[list[Patch]]) -> Sequence[NDArray[Any]]:
+def _likeliest(views: list[list[Patch]], *, decision: Decision) -> Sequence[NDArray[Any]]:
     """The class of the highest mean probability of each pixel, (th, tw)."""
-    return [np.argmax(mean_softmax(views), -1)]
+    return [decision.best(mean_softmax(views, decision))]
 
 
-def _ranked(views: list[list[Patch]], requested: RequestedOutputs, *, averaged: bool) -> Sequence[NDArray[Any]]:
+def _ranked(views: list[list[Patch]], requested: RequestedOutputs, *, decision: Decision) -> Sequence[NDArray[Any]]:
     """The class of each pixel, and what else was requested, by probability: the mean softmax of the views."""
-    if averaged:
-        chances = mean_softmax(views)
+    if decision.averaged or decision.threshold is not None:
+        chances = mean_softmax(views, decision)
         classes = np.arange(chances.shape[-1])
     else:
         classes, values = _undecided(views[0], requested.top_k)
         chances = _softmax(values)
-    best = np.argmax(chances, -1)[..., None]
+    best = decision.best(chances)[..., None]
     tile: list[NDArray[Any]] = [classes[best[..., 0]]]
     if requested.scores:
         tile.append(np.take_along_axis(chances, best, -1)[..., 0])
@@ -291,9 +318,9 @@ def _resample_any(patch: Patch) -> Floats:
     return values
 
 
-def mean_softmax(views: list[list[Patch]]) -> Floats:
-    """The mean softmax of a tile's views, (th, tw, C)."""
-    mean: Floats = reduce(np.add, (_softmax(dense(patches)) for patches in views))
+def mean_softmax(views: list[list[Patch]], decision: Decision = LOGITS) -> Floats:
+    """The mean of the probabilities of a tile's views, (th, tw, C)."""
+    mean: Floats = reduce(np.add, (decision.probabilities(dense(patches)) for patches in views))
     mean /= len(views)
     return mean
 

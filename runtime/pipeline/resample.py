@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.errors import InputError
 
-__all__ = ["TILE", "LogitMap", "ResampleMatrix", "slide_maps", "slide_matrices", "whole_map"]
+__all__ = ["TILE", "LogitMap", "Placement", "ResampleMatrix", "slide_maps", "slide_matrices", "whole_map"]
 
 Size = tuple[int, int]
 Floats = NDArray[np.float32]
@@ -50,14 +50,18 @@ class ResampleMatrix:
 
     @classmethod
     @lru_cache(maxsize=64)  # images of a stream have few sizes
-    def linear(cls, n_in: int, n_out: int) -> ResampleMatrix:
-        """Bilinear resize, half-pixel centres, no antialias: torch's ``align_corners=False``."""
+    def linear(cls, n_in: int, n_out: int, align_corners: bool = False) -> ResampleMatrix:
+        """Bilinear resize without antialias, as torch has it; half-pixel centres unless ``align_corners``."""
         if n_in < 1 or n_out < 1:
             raise InputError(f"cannot resize {n_in} samples to {n_out}: both must be positive")
         # torch computes the source in float32 with one rounding (a fused multiply-add), and so do we: the
         # rounding of a coordinate near 1000 moves a weight by 6e-5.
-        scale = np.float64(np.float32(n_in) / np.float32(n_out))
-        source = (scale * (np.arange(n_out) + 0.5) - 0.5).astype(np.float32).clip(min=0)
+        at = np.arange(n_out)
+        if align_corners:
+            source = np.float32(n_in - 1) / np.float32(max(n_out - 1, 1)) * at.astype(np.float32)
+        else:
+            scale = np.float64(np.float32(n_in) / np.float32(n_out))
+            source = (scale * (at + 0.5) - 0.5).astype(np.float32).clip(min=0)
         below = np.minimum(source.astype(np.intp), n_in - 1)
         fraction = source - below
         above = np.minimum(below + 1, n_in - 1)
@@ -94,6 +98,10 @@ class ResampleMatrix:
         """The same map of the input read backwards."""
         start = self.n_in - self.start - self.weights.shape[1]
         return ResampleMatrix(self.n_in, start, self.weights[:, ::-1])
+
+    def widened(self, n_in: int) -> ResampleMatrix:
+        """The same map of an input that goes on beyond its own; what lies there counts for nothing."""
+        return ResampleMatrix(n_in, self.start, self.weights)
 
     def window(self, begin: int, counts: NDArray[np.intp]) -> ResampleMatrix:
         """The map onto a longer axis, zero outside of the window that starts at ``begin``.
@@ -145,14 +153,20 @@ class LogitMap:
             )
 
 
-def whole_map(logits: Floats, resized: Size, size: Size, *, flip: bool = False) -> LogitMap:
-    """Whole-image inference: logits -> ``resized`` (the network's input size) -> ``size`` (the image's).
+@dataclass(frozen=True)
+class Placement:
+    """Where an image lies in what the network sees. Sizes are (height, width)."""
 
-    Args:
-        logits: (C, h, w) float32, the network's output for one image.
-        flip: the network saw the image mirrored left to right; the result is mirrored back.
-    """
-    (field,) = slide_maps([logits], [(0, resized[0])], [(0, resized[1])], resized, size, flip=flip)
+    resized: Size  # of what the network sees, to which the logits are resized first
+    size: Size  # of the image
+    cut: Size = (0, 0)  # of it, pixels at the bottom and at the right that are not of the image
+    flip: bool = False  # the network saw the image mirrored left to right; the result is mirrored back
+    align_corners: bool = False  # how logits are resized
+
+
+def whole_map(logits: Floats, place: Placement) -> LogitMap:
+    """Whole-image inference: logits (C, h, w) float32 -> ``place.resized`` -> ``place.size``."""
+    (field,) = slide_maps([logits], [(0, place.resized[0])], [(0, place.resized[1])], place)
     return field
 
 
@@ -160,24 +174,20 @@ def slide_maps(
     window_logits: Sequence[Floats],
     row_windows: Sequence[tuple[int, int]],
     col_windows: Sequence[tuple[int, int]],
-    resized: Size,
-    size: Size,
-    *,
-    flip: bool = False,
+    place: Placement,
 ) -> list[LogitMap]:
-    """Sliding windows: each window's logits -> its own size, averaged where windows overlap, -> ``size``.
+    """Sliding windows: each window's logits -> its own size, averaged where windows overlap, -> the image's size.
 
     Args:
         window_logits: one (C, h, w) float32 array a window, row by row; all of one shape.
         row_windows, col_windows: (start, stop) of the windows along each axis of the ``resized`` image.
-        flip: as for `whole_map`.
     """
     if len(window_logits) != len(row_windows) * len(col_windows) or not len(window_logits):
         raise InputError(
             f"expected logits for {len(row_windows)} x {len(col_windows)} windows, found {len(window_logits)}"
         )
     _, h, w = window_logits[0].shape
-    rows, cols = slide_matrices((h, w), row_windows, col_windows, resized, size, flip=flip)
+    rows, cols = slide_matrices((h, w), row_windows, col_windows, place)
     axes = [(row, col) for row in rows for col in cols]
     return [LogitMap(logits, row, col) for logits, (row, col) in zip(window_logits, axes, strict=True)]
 
@@ -186,21 +196,23 @@ def slide_matrices(
     low: Size,
     row_windows: Sequence[tuple[int, int]],
     col_windows: Sequence[tuple[int, int]],
-    resized: Size,
-    size: Size,
-    *,
-    flip: bool = False,
+    place: Placement,
 ) -> tuple[list[ResampleMatrix], list[ResampleMatrix]]:
     """The way of each row and of each column of windows, ``low`` logits large, to the image; as `slide_maps`."""
-    to_rows, to_cols = (ResampleMatrix.linear(n_in, n_out) for n_in, n_out in zip(resized, size, strict=True))
-    if flip:
-        to_cols = to_cols.flipped()
-    rows = [to_rows.after(axis) for axis in _window_matrices(low[0], row_windows, resized[0])]
-    cols = [to_cols.after(axis) for axis in _window_matrices(low[1], col_windows, resized[1])]
-    return rows, cols
+    found = []
+    for axis, spans in enumerate((row_windows, col_windows)):
+        total = place.resized[axis]
+        to_image = ResampleMatrix.linear(total - place.cut[axis], place.size[axis], place.align_corners)
+        if place.flip and axis == 1:
+            to_image = to_image.flipped()
+        to_image = to_image.widened(total)
+        found.append([to_image.after(each) for each in _window_matrices(low[axis], spans, total, place.align_corners)])
+    return found[0], found[1]
 
 
-def _window_matrices(n_in: int, windows: Sequence[tuple[int, int]], total: int) -> list[ResampleMatrix]:
+def _window_matrices(
+    n_in: int, windows: Sequence[tuple[int, int]], total: int, align_corners: bool
+) -> list[ResampleMatrix]:
     """One axis for each window of ``n_in`` logits, divided by the number of windows over each output."""
     counts = np.zeros(total, np.intp)
     for start, stop in windows:
@@ -209,4 +221,4 @@ def _window_matrices(n_in: int, windows: Sequence[tuple[int, int]], total: int) 
         counts[start:stop] += 1
     if not counts.all():
         raise InputError(f"pixel {counts.argmin()} of {total} lies in no window: {list(windows)}")
-    return [ResampleMatrix.linear(n_in, stop - start).window(start, counts) for start, stop in windows]
+    return [ResampleMatrix.linear(n_in, stop - start, align_corners).window(start, counts) for start, stop in windows]

@@ -9,14 +9,15 @@ in the same order as `denseport.runtime.pipeline.resample.slide_maps`: the resul
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.pipeline.reduce import Canvas, Run, Strip, tile_workers
-from denseport.runtime.pipeline.resample import ResampleMatrix, slide_matrices
+from denseport.runtime.pipeline.reduce import Canvas, Decision, Run, Strip, tile_workers
+from denseport.runtime.pipeline.resample import Placement, ResampleMatrix, slide_matrices
 from denseport.runtime.pipeline.results import RequestedOutputs
 from denseport.runtime.pipeline.views import Span
 
@@ -74,8 +75,9 @@ class _Side:
 def slide(
     logits: Iterable[NDArray[np.float32]],
     spans: Spans,
-    size: tuple[int, int],
+    place: Placement,
     requested: RequestedOutputs,
+    decision: Decision,
     threads: int | None,
 ) -> Slid:
     """Decide each pixel of an image from the logits of its windows, one after another.
@@ -83,9 +85,9 @@ def slide(
     Args:
         logits: (C, h, w) of each window, row by row; the next is asked for when the last one was used up.
         spans: of the windows, as `denseport.runtime.pipeline.views.windows` gives them.
-        size: (height, width) of the result.
+        place: where the image lies in what the windows show.
     """
-    sliding, painting = _Sliding(spans, size, requested), 0.0
+    sliding, painting = _Sliding(spans, place, partial(Canvas, requested=requested, decision=decision)), 0.0
     places = [(r, c) for r in range(len(spans[0])) for c in range(len(spans[1]))]
     with tile_workers(threads) as run:
         for (r, c), found in zip(places, logits, strict=True):
@@ -96,8 +98,8 @@ def slide(
 
 
 class _Sliding:
-    def __init__(self, spans: Spans, size: tuple[int, int], requested: RequestedOutputs) -> None:
-        self._spans, self._size, self._requested = spans, size, requested
+    def __init__(self, spans: Spans, place: Placement, new_canvas: Callable[[tuple[int, int, int]], Canvas]) -> None:
+        self._spans, self._place, self._new_canvas = spans, place, new_canvas
         self._kept: dict[tuple[int, int], _Kept] = {}  # by row and column of windows
 
     def take(self, r: int, c: int, logits: NDArray[np.float32], run: Run) -> None:
@@ -115,11 +117,9 @@ class _Sliding:
     def _begin(self, logits: NDArray[np.float32]) -> None:
         """All windows are of one size, and so are their logits: the first tells what is to come."""
         classes, *low = logits.shape
-        rows, cols = self._spans
-        resized = rows[-1][1], cols[-1][1]  # the last windows end with the resized image
-        matrices = slide_matrices((low[0], low[1]), rows, cols, resized, self._size)
+        matrices = slide_matrices((low[0], low[1]), *self._spans, self._place)
         self._rows, self._cols = _Side(matrices[0]), _Side(matrices[1])
-        self.canvas = Canvas((classes, *self._size), self._requested, averaged=False)
+        self.canvas = self._new_canvas((classes, *self._place.size))
 
     def _strips(self, i: int, tiles: Sequence[int]) -> list[list[Strip]]:
         strips = []

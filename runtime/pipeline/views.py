@@ -1,98 +1,99 @@
 """How an image is shown to the network: its views, whole or in sliding windows, at one scale or at several.
 
-Sources: ``mmseg/models/segmentors/encoder_decoder.py`` (whole_inference, slide_inference) and
-``mmseg/models/segmentors/seg_tta.py``.
+Sources: ``mmseg/models/segmentors/{base,encoder_decoder,seg_tta}.py`` (1.2.2: whole_inference, slide_inference,
+postprocess_result) and ``mmseg/models/decode_heads/decode_head.py`` (predict_by_feat).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.bundle.manifest import Inference, NetworkInput
-from denseport.runtime.bundle.preprocessing import LARGEST_SIDE, Preprocessing, Resize, resized_to, resizing
+from denseport.runtime.bundle.preprocessing import (
+    Preprocessing,
+    normalisation,
+    output_size,
+    paddings,
+    size_steps,
+    with_resize,
+)
 from denseport.runtime.bundle.protocol import Protocol
+from denseport.runtime.bundle.steps import LARGEST_SIDE, Pad, ResizeToMultiple
 from denseport.runtime.errors import ImageError
-from denseport.runtime.pipeline.preprocess import rescaled_size, resize, resized_size
+from denseport.runtime.pipeline.preprocess import fit_image, normalise
 
 __all__ = [
-    "RATIOS",
     "Span",
     "View",
     "input_sizes",
     "protocol_views",
     "show",
-    "single_view",
-    "tta_views",
+    "view_of",
+    "window_input",
     "window_starts",
     "windows",
 ]
 
-RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of multi-scale testing, in every published configuration
+Size = tuple[int, int]  # height, width
 Span = tuple[int, int]  # start, stop; pixels
 IMAGE = (1536, 2048)  # height, width: what most cameras take, and larger than any window
 
 
 @dataclass(frozen=True)
 class View:
-    """One way to show an image to the network: its size there (height, width), mirrored or not."""
+    """One way to show an image to the network. Sizes are (height, width) in pixels."""
 
-    size: tuple[int, int]
+    steps: Preprocessing
+    size: Size  # of what the network sees
+    stretched: Size  # to which the logits of the whole are resized first: ``size``, but for an oddity of upstream
+    cut: Size  # pixels at the bottom and at the right that were added, and whose logits are cut off
     flip: bool = False
 
 
-def single_view(size: tuple[int, int], preprocess: Preprocessing, patch_size: int) -> View:
-    """The view of ordinary inference for an image of ``size`` (height, width).
+def view_of(size: Size, steps: Preprocessing, *, flip: bool = False) -> View:
+    """How an image of ``size`` (height, width) is seen after some steps.
+
+    mmsegmentation 1.x resizes the logits of a whole image to the size that the last pad or resize to a multiple left,
+    even if another resize came behind it.
 
     Raises:
-        ImageError: the image would reach the network with a side below one patch.
+        ImageError: a step makes it too large.
     """
-    resized = resized_size(size, preprocess)
-    if min(resized) < patch_size:
-        raise ImageError(
-            f"an image of {size[1]} x {size[0]} pixels reaches the network as {resized[1]} x {resized[0]}, "
-            f"less than one patch of {patch_size} x {patch_size}",
-            "Crop or tile such a narrow image, or export with a larger --scale.",
-        )
-    return View(resized)
+    at, stretched, cut = size, None, (0, 0)
+    for step in (*size_steps(steps), *paddings(steps)):
+        before, at = at, output_size(at, step)
+        cut = (at[0] - before[0], at[1] - before[1]) if isinstance(step, Pad) and step.crop else (0, 0)
+        if isinstance(step, Pad | ResizeToMultiple):
+            stretched = at
+    return View(steps, at, stretched or at, cut, flip)
 
 
-def tta_views(size: tuple[int, int], preprocess: Preprocessing, convention: str) -> list[View]:
-    """The twelve views of multi-scale and flip testing for an image of ``size`` (height, width).
-
-    Args:
-        convention: "0.x" applies the ratios to the test scale, as the published figures did; "1.x" applies
-            them to the image itself, as ``tta_pipeline`` does.
-    """
-    resize = resizing(preprocess) or Resize((size[1], size[0]), keep_ratio=False)
-    views = []
-    for ratio in RATIOS:
-        if convention == "1.x":
-            # mmcv rounds the scaled size, takes it for a scale, and fits the image into that again.
-            scale, keep_ratio = rescaled_size(size, ratio), True
-        else:
-            longer, shorter = resize.size
-            scale, keep_ratio = (int(longer * ratio), int(shorter * ratio)), resize.keep_ratio
-        resized = resized_size(size, resized_to(preprocess, scale, keep_ratio=keep_ratio))
-        views += [View(resized), View(resized, flip=True)]
-    return views
-
-
-def protocol_views(size: tuple[int, int], protocol: Protocol, patch_size: int) -> list[View]:
+def protocol_views(size: Size, protocol: Protocol, patch_size: int) -> list[View]:
     """The views of an image of ``size`` (height, width) under a protocol.
 
     Raises:
-        ImageError: as `single_view`, or the network does not take that size.
+        ImageError: the image would reach the network with a side below one patch, or in a size it does not take.
     """
-    if protocol.tta is not None:
-        views = tta_views(size, protocol.preprocess, protocol.tta)
+    steps, augmentation = protocol.preprocess, protocol.augmentation
+    if augmentation is None:
+        views = [view_of(size, steps)]
     else:
-        views = [single_view(size, protocol.preprocess, patch_size)]
+        flips = (False, True) if augmentation.flip else (False,)
+        all_steps = [with_resize(steps, scale) for scale in augmentation.scales]
+        views = [view_of(size, each, flip=flip) for each in all_steps for flip in flips]
     allowed = protocol.input.shape
     for view in views:
-        shape = (1, 3, *(spans[0][1] - spans[0][0] for spans in windows(view.size, protocol.inference)))
+        if augmentation is None and min(view.size) < patch_size:
+            raise ImageError(
+                f"an image of {size[1]} x {size[0]} pixels reaches the network as {view.size[1]} x {view.size[0]}, "
+                f"less than one patch of {patch_size} x {patch_size}",
+                "Crop or tile such a narrow image, or export with a larger --scale.",
+            )
+        shape = (1, allowed[1], *(spans[0][1] - spans[0][0] for spans in windows(view.size, protocol.inference)))
         if any(side not in (None, found) for side, found in zip(allowed, shape, strict=True)):
             raise ImageError(
                 f"an image of {size[1]} x {size[0]} pixels reaches the network as {shape}; it takes {allowed}",
@@ -101,7 +102,7 @@ def protocol_views(size: tuple[int, int], protocol: Protocol, patch_size: int) -
     return views
 
 
-def input_sizes(protocol: Protocol) -> tuple[tuple[int, int], ...]:
+def input_sizes(protocol: Protocol) -> tuple[Size, ...]:
     """(height, width) of what the network is shown of images of 4:3 and of 3:4 under a protocol, each once."""
     protocol = replace(protocol, input=NetworkInput())  # nothing is refused here
     views = protocol_views(IMAGE, protocol, 1) + protocol_views(IMAGE[::-1], protocol, 1)
@@ -117,15 +118,39 @@ def window_starts(length: int, crop: int, stride: int) -> list[Span]:
     return [(max(stop - crop, 0), stop) for stop in stops]
 
 
-def windows(size: tuple[int, int], inference: Inference) -> tuple[list[Span], list[Span]]:
-    """(start, stop) of the windows along the rows and along the columns of a view; whole: one that is all of it."""
+def windows(size: Size, inference: Inference) -> tuple[list[Span], list[Span]]:
+    """(start, stop) of the windows along the rows and along the columns of a size; whole: one that is all of it."""
     if inference.crop is None or inference.stride is None:
         return [(0, size[0])], [(0, size[1])]
     rows, cols = (window_starts(*sides) for sides in zip(size, inference.crop, inference.stride, strict=True))
     return rows, cols
 
 
-def show(image: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
-    """The image, HWC uint8 BGR, as ``view`` shows it to the network; not a copy where nothing changes."""
-    resized = resize(image, view.size)
-    return np.ascontiguousarray(resized[:, ::-1]) if view.flip else resized
+def show(image: NDArray[np.uint8], view: View) -> NDArray[Any]:
+    """The image, HWC uint8 BGR, as ``view`` shows it before it is normalised; not a copy where nothing changes."""
+    return fit_image(image, view.steps, flip=view.flip)
+
+
+def window_input(shown: NDArray[Any], view: View, row: Span, col: Span) -> NDArray[np.float32]:
+    """The network's input (1, C, h, w) float32 of the rows and columns of a view.
+
+    Args:
+        shown: of `show`; what is padded after normalising lies beyond it.
+    """
+    part = shown[slice(*row), slice(*col)]
+    height, width = row[1] - row[0], col[1] - col[0]
+    if part.shape[:2] == (height, width):
+        return normalise(part, view.steps)
+    # From the outermost pad inwards, each with its value.
+    at, pads = (shown.shape[0], shown.shape[1]), []
+    for step in paddings(view.steps):
+        at = step.output(at)
+        assert isinstance(step, Pad)  # check_steps
+        pads.append((at, step.value))
+    channels = len(normalisation(view.steps).mean)
+    out = np.empty((1, channels, height, width), np.float32)
+    for (bottom, right), value in reversed(pads):
+        out[..., : max(0, bottom - row[0]), : max(0, right - col[0])] = np.reshape(value[:channels], (-1, 1, 1))
+    if part.size:
+        out[..., : part.shape[0], : part.shape[1]] = normalise(part, view.steps)
+    return out

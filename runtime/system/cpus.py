@@ -18,19 +18,15 @@ from denseport.runtime.system.arguments import whole
 __all__ = ["MOST_THREADS", "check_threads", "usable_cpus"]
 
 MOST_THREADS = 1024  # libraries start them all at once, each with a stack: minutes, where there are few processors
-MEMBERSHIP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+MEMBERSHIP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # which groups, and where they are mounted
 
 
-def usable_cpus(membership: Path = MEMBERSHIP, groups: Path = GROUPS) -> int:
+def usable_cpus() -> int:
     """The processors of the affinity mask, or fewer where a control group's quota (rounded up) allows fewer.
 
     Systems without affinity masks (macOS, Windows) have no control groups either: all processors.
-
-    Args:
-        membership: the kernel's list of this process's control groups.
-        groups: where control groups are mounted.
     """
-    quotas = [math.ceil(quota) for folder in _folders(membership, groups) if (quota := _quota(folder)) is not None]
+    quotas = [math.ceil(quota) for folder in _folders() if (quota := _quota(folder)) is not None]
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([found, *quotas]))
 
@@ -40,18 +36,18 @@ def check_threads(threads: int | None) -> int | None:
     return None if threads is None else whole("threads", threads, 1, MOST_THREADS)
 
 
-def _folders(membership: Path, groups: Path) -> Iterator[Path]:
+def _folders() -> Iterator[Path]:
     """Each folder of this process's groups, up to the root: a parent's limit binds its children."""
     try:
-        lines = membership.read_text().splitlines()
+        lines = MEMBERSHIP.read_text().splitlines()
     except OSError:
         return
     for line in lines:
         number, controllers, path = line.split(":", 2)
         if number == "0":
-            bases = [groups, groups / "unified"]
+            bases = [GROUPS, GROUPS / "unified"]
         elif "cpu" in controllers.split(","):
-            bases = [groups / controllers]
+            bases = [GROUPS / controllers]
         else:
             continue
         # In a container the path may be the host's; what is mounted at the root is then the container's own group.

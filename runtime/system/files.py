@@ -1,4 +1,7 @@
-"""How files are written, so that a reader never sees half of one."""
+"""How files are written, so that a reader never sees half of one.
+
+A place that cannot be made or written is an OutputError in all that is here.
+"""
 
 from __future__ import annotations
 
@@ -112,11 +115,7 @@ def refuse_unwritable(folder: Path) -> None:
 
 @contextmanager
 def folders_above(path: Path) -> Iterator[None]:
-    """Makes the folders above ``path``; after an error those that it made are removed again, if empty.
-
-    Raises:
-        OutputError: they cannot be made.
-    """
+    """Makes the folders above ``path``; after an error those that it made are removed again, if empty."""
     with writing(path):
         made = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,11 +130,7 @@ def folders_above(path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, renamed to it at the end, or removed after an error.
-
-    Raises:
-        OutputError: the folder cannot be made or written.
-    """
+    """A temporary name beside ``path``, renamed to it at the end, or removed after an error."""
     # The suffix stays, since OpenCV chooses a format by it.
     temporary = path.with_name(f".{secrets.token_hex(6)}{path.suffix}")
     with folders_above(path):
@@ -153,9 +148,6 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside ``path``, whose files are moved to ``path`` at the end, or removed after an error.
 
     Files that are at ``path`` already stay, unless a new one has their name.
-
-    Raises:
-        OutputError: the folder cannot be made or written.
     """
     with folders_above(path), work_folder(path.parent) as temporary:
         yield temporary
@@ -166,11 +158,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Write a whole file or nothing; makes the folders above it.
-
-    Raises:
-        OutputError: the place cannot be written.
-    """
+    """Write a whole file or nothing; makes the folders above it."""
     with new_file(path) as temporary, writing(path):
         temporary.write_bytes(data)
 
@@ -202,9 +190,6 @@ def work_folder(parent: Path) -> Iterator[Path]:
     """A folder in ``parent`` for what is not whole yet; it vanishes at the end of the block, with all that is in it.
 
     Folders that killed processes left there are removed first: the lock beside a folder tells if its process lives.
-
-    Raises:
-        OutputError: ``parent`` cannot be written.
     """
     folder = parent / f"{WORK}{secrets.token_hex(6)}"
     with ExitStack() as stack:

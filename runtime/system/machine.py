@@ -17,7 +17,7 @@ from pathlib import Path
 from denseport.runtime.errors import MachineError
 from denseport.runtime.system.cpus import usable_cpus
 
-__all__ = ["Gpu", "Machine", "inspect_machine", "install_command", "require"]
+__all__ = ["Gpu", "Machine", "inspect_machine", "install_command", "proc_values", "require"]
 
 # Distributions that hold one thing under several names, the usual one first.
 DISTRIBUTIONS = {
@@ -117,13 +117,18 @@ def require(modules: Sequence[str], extra: str) -> None:
         raise MachineError(f"not installed: {', '.join(missing)}", install_command(extra))
 
 
-def _processor() -> str:
+def proc_values(file: str, field: str) -> list[str]:
+    """What a file of /proc says of a field, line by line; nothing where there is no such file."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc", file).read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine() or "unknown"
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        return []
+    return [line.partition(":")[2].strip() for line in lines if line.startswith(field)]
+
+
+def _processor() -> str:
+    names = proc_values("cpuinfo", "model name")
+    return names[0] if names else platform.processor() or platform.machine() or "unknown"
 
 
 def _memory_gib() -> float | None:

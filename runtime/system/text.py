@@ -7,9 +7,9 @@ import math
 __all__ = ["count", "number", "signed"]
 
 
-def number(value: float, digits: int = 2) -> str:
-    """A dash for what does not exist (NaN)."""
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+def number(value: float | None, digits: int = 2) -> str:
+    """A dash for what does not exist (None, NaN)."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def signed(value: float, digits: int = 2) -> str:

@@ -27,7 +27,7 @@ from random_bundle import random_bundle
 from denseport.runtime.evaluation.dataset import Dataset, open_dataset
 from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.media.images import read_image
-from denseport.runtime.pipeline.preprocess import normalise, resize, resized_size
+from denseport.runtime.pipeline.preprocess import fit_image, normalise
 from denseport.runtime.segmenter import Segmenter
 
 
@@ -42,7 +42,7 @@ def bare(segmenter: Segmenter, dataset: Dataset) -> float:
     preprocess = segmenter.protocol.preprocess
     for sample in dataset.samples:
         image = read_image(sample.image)
-        tensor = normalise(resize(image, resized_size((image.shape[0], image.shape[1]), preprocess)), preprocess)
+        tensor = normalise(fit_image(image, preprocess), preprocess)
         start = time.perf_counter()
         segmenter.session.run(tensor)
         seconds += time.perf_counter() - start

@@ -61,7 +61,7 @@ def write(arguments: argparse.Namespace, image: Any, portable: Path, cpu: Path) 
     attention = arguments.attention
     chosen = [g for g in groups if g.possible and (g.kind != "attention" or attention)]
     chosen = [g for g in chosen if g.float_reason is None or (arguments.all_layers and "last" in g.float_reason)]
-    histograms = {name: Histogram() for name in activations(model, chosen, outputs=True)}
+    histograms = {name: Histogram() for name in activations(model, chosen)}
     collect(model, [image], {name: [each] for name, each in histograms.items()}, threads=arguments.threads)
     limits = {name: threshold(each, "minmax") for name, each in histograms.items()}
     quantized = model.clone()

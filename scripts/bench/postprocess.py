@@ -60,7 +60,7 @@ def load_method(name: str, threads: int) -> Method:
     from torch.nn.functional import interpolate
 
     from denseport.runtime.pipeline.reduce import decide
-    from denseport.runtime.pipeline.resample import whole_map
+    from denseport.runtime.pipeline.resample import Placement, whole_map
 
     torch.set_num_threads(threads)
 
@@ -73,7 +73,7 @@ def load_method(name: str, threads: int) -> Method:
 
     if name == "torch":
         return torch_argmax
-    return lambda logits, resized, size: decide([[whole_map(logits, resized, size)]], threads=threads).mask
+    return lambda logits, resized, size: decide([[whole_map(logits, Placement(resized, size))]], threads=threads).mask
 
 
 def measure_time(kind: str, threads: int, rounds: int) -> dict[str, Any]:

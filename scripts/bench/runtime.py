@@ -60,7 +60,7 @@ SCALED = """
 import json, sys, time, cv2, numpy as np
 from denseport.runtime import Segmenter
 from denseport.runtime.pipeline.reduce import decide
-from denseport.runtime.pipeline.resample import whole_map
+from denseport.runtime.pipeline.resample import Placement, whole_map
 bundle, kind, amount, threads = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
 def peak():  # of this program alone: ru_maxrss begins at the parent's
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
@@ -70,8 +70,8 @@ def synthetic(h, w):
     return cv2.resize(coarse, (w, h), interpolation=cv2.INTER_NEAREST)  # no larger peak than the image itself
 if kind == "classes":
     low = np.repeat(np.repeat(rng.standard_normal((int(amount), 16, 16), np.float32), 8, 1), 8, 2)
-    work = lambda: decide([[whole_map(low, (512, 512), (1000, 1000))]], threads=threads).mask
-    decide([[whole_map(low[:, :16, :16].copy(), (64, 64), (100, 100))]], threads=threads)
+    work = lambda: decide([[whole_map(low, Placement((512, 512), (1000, 1000)))]], threads=threads).mask
+    decide([[whole_map(low[:, :16, :16].copy(), Placement((64, 64), (100, 100)))]], threads=threads)
 else:
     segment = Segmenter(bundle, threads=threads, protocol="native:512:448" if kind == "megapixels" else "fixed:256x256")
     if kind == "megapixels":

@@ -30,7 +30,7 @@ import cv2
 from random_bundle import random_bundle
 
 from denseport.runtime.media.images import decode_image
-from denseport.runtime.pipeline.preprocess import normalise, resize, resized_size
+from denseport.runtime.pipeline.preprocess import fit_image, normalise
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.serving.http.limits import Limits
 from denseport.runtime.system.machine import inspect_machine
@@ -50,7 +50,7 @@ def sample_jpeg() -> bytes:
 def bare(segmenter: Segmenter, data: bytes, seconds: float) -> float:
     """Inferences a second of the session alone."""
     preprocess, image = segmenter.protocol.preprocess, decode_image(data, "the sample")
-    tensor = normalise(resize(image, resized_size((image.shape[0], image.shape[1]), preprocess)), preprocess)
+    tensor = normalise(fit_image(image, preprocess), preprocess)
     segmenter.session.run(tensor)
     count, start = 0, time.perf_counter()
     while (now := time.perf_counter()) - start < seconds:

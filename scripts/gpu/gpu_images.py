@@ -27,13 +27,15 @@ from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.engine_record import BuildRecord
 from denseport.runtime.bundle.manifest import Inference
-from denseport.runtime.bundle.preprocessing import USUAL_NORMALISE, USUAL_RESIZE, Normalise
+from denseport.runtime.bundle.preprocessing import USUAL_NORMALISE, USUAL_RESIZE
 from denseport.runtime.bundle.protocol import Protocol
+from denseport.runtime.bundle.steps import Normalise, Resize
 from denseport.runtime.errors import DenseportError, MachineError
 from denseport.runtime.pipeline import preprocess
 from denseport.runtime.pipeline.device_path import DevicePath, open_device_path
 from denseport.runtime.pipeline.reduce import decide
-from denseport.runtime.pipeline.resample import LogitMap, ResampleMatrix, whole_map
+from denseport.runtime.pipeline.resample import LogitMap, Placement, ResampleMatrix, whole_map
+from denseport.runtime.pipeline.views import view_of
 
 Size = tuple[int, int]  # height, width
 
@@ -46,7 +48,7 @@ ROUNDS = 20
 AGREEMENT = 0.999  # of the masks: ties may go either way
 MARGIN = 1e-4  # of logits of about 1: nearer than that, the roundings of two coordinates may choose either class
 # Grey levels as they are, in the network's order.
-LEVELS = (Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr_to_rgb=True),)
+LEVELS = (Resize(NETWORK[::-1], keep_ratio=False), Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr_to_rgb=True))
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def measure_kernels(cuda: Cuda, ptx: bytes, images: Sequence[Size] = IMAGES) -> 
 
             plan = image_mask(logits.shape, NETWORK, size, np.float32, np.uint8)
             mask, milliseconds = launcher.run(plan, [logits], size, np.uint8)
-            logit_map = whole_map(logits, NETWORK, size)
+            logit_map = whole_map(logits, Placement(NETWORK, size))
             host, expected = _timed(partial(_mask, logit_map))
             wrong = _wrong(mask, expected, logits, size)
             result = f"{(mask != expected).mean():.3%} differ, {wrong} wrong"
@@ -90,7 +92,7 @@ def measure_kernels(cuda: Cuda, ptx: bytes, images: Sequence[Size] = IMAGES) -> 
 
 
 def _host_input(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return preprocess.normalise(preprocess.resize(image, NETWORK), LEVELS)
+    return preprocess.normalise(preprocess.fit_image(image, LEVELS), LEVELS)
 
 
 def _wrong(mask: NDArray[Any], expected: NDArray[Any], logits: NDArray[np.float32], size: Size) -> int:
@@ -172,11 +174,13 @@ def measure_path(
 
 def _path_row(name: str, path: DevicePath, protocol: Protocol, size: Size) -> ImageRow:
     image, mask = image_of(size), np.empty(size, np.uint8)
-    resized = preprocess.resized_size(size, protocol.preprocess)
+    resized = view_of(size, protocol.preprocess).size
 
     def on_host() -> NDArray[Any]:
-        logits = path.run(preprocess.normalise(preprocess.resize(image, resized), protocol.preprocess))[0]
-        return decide([[whole_map(logits, resized, size)]]).mask
+        logits = path.run(preprocess.normalise(preprocess.fit_image(image, protocol.preprocess), protocol.preprocess))[
+            0
+        ]
+        return decide([[whole_map(logits, Placement(resized, size))]]).mask
 
     def on_device() -> NDArray[Any]:
         path.paint(image, resized, mask)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from denseport.calibration import verdict
 from denseport.calibration.search.search import Budget
 from denseport.calibration.search.sensitivity import Loss
 from denseport.calibration.verdict import Accuracy, race, speed_ratio
+from denseport.runtime.benchmark import turns
 
 
 class Clock:
@@ -39,11 +43,14 @@ class Runner:
         return self.name
 
 
-def test_rounds_are_interleaved_so_that_throttling_hits_all() -> None:
+def test_rounds_are_interleaved_so_that_throttling_hits_all(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
+    for module in (verdict, turns):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(verdict, "SECONDS", 10.0)
     sessions = {"model.onnx": Runner("model.onnx", 1.0, clock), "int8.onnx": Runner("int8.onnx", 0.5, clock)}
     image = np.zeros((1, 3, 2, 2), np.float32)
-    times = race(sessions, [image], seconds=10.0, clock=clock)
+    times = race(sessions, [image])
     assert clock.order[:6] == ["model.onnx", "int8.onnx", "model.onnx", "int8.onnx", "int8.onnx", "model.onnx"]
     assert speed_ratio(times["model.onnx"], times["int8.onnx"]) == pytest.approx(2, rel=0.02)
     assert 7 <= len(times["model.onnx"]) == len(times["int8.onnx"]) < 12, (

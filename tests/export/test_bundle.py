@@ -28,7 +28,7 @@ from denseport.export.torch_to_onnx import OPSET
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Manifest
-from denseport.runtime.bundle.preprocessing import Resize
+from denseport.runtime.bundle.steps import Resize
 from denseport.runtime.errors import BundleError, InputError, OutputError
 from denseport.runtime.system.progress import Terminal
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from denseport.runtime.bundle.artifact import FLOATS, Artifact, Proof
 from denseport.runtime.bundle.engine_record import BuildRecord
-from denseport.runtime.bundle.preprocessing import USUAL_NORMALISE, Preprocessing, Resize
+from denseport.runtime.bundle.preprocessing import USUAL_NORMALISE, Preprocessing
+from denseport.runtime.bundle.steps import Resize
 
 __all__ = ["engine_artifact", "onnx_artifact", "proof", "steps"]
 

@@ -55,18 +55,18 @@ class FakeCuda(Cuda):
         assert not self.capturing
         self.allocated.append(np.zeros(size, np.uint8))
         self.alive += 1
-        return DeviceMemory(self.allocated[-1].ctypes.data, size, self._release)
+        return DeviceMemory(self._release, self.allocated[-1].ctypes.data, size)
 
     def pinned(self, size: int) -> PinnedMemory:
         self._need_context()
         self.alive += 1
         self.pinned_count += 1
-        return PinnedMemory(np.zeros(size, np.uint8), self._release)
+        return PinnedMemory(self._release, np.zeros(size, np.uint8))
 
     def stream(self) -> Stream:
         self._need_context()
         self.alive += 1
-        return Stream(id(object()), None, self._release)
+        return Stream(self._release, id(object()), None)
 
     def copy_to_device(self, target: int, source: np.ndarray[Any, Any], stream: Stream) -> None:
         if not self.capturing:
@@ -91,7 +91,7 @@ class FakeCuda(Cuda):
             work()
 
         self.alive += 1
-        return Graph(launch, self._release)
+        return Graph(self._release, launch)
 
     def load(self, ptx: bytes) -> FakeModule:
         self._need_context()

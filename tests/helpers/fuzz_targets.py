@@ -108,12 +108,12 @@ def corpus(*suffixes: str) -> list[Path]:
 def checkpoint(data: bytes, suffix: str = ".pth") -> None:
     """Reading a checkpoint, and all that is concluded from it before there is a network."""
     from denseport.export.checkpoint.file import read_checkpoint
+    from denseport.export.checkpoint.pipeline import image_steps
     from denseport.export.checkpoint.recognise import recognise
     from denseport.export.checkpoint.settings import (
         class_names,
         inference_of,
         palette_of,
-        preprocess_of,
         reduces_zero_label,
     )
 
@@ -122,7 +122,7 @@ def checkpoint(data: bytes, suffix: str = ".pth") -> None:
         file.write_bytes(data)
         with contextlib.suppress(DenseportError):
             found = read_checkpoint(file)
-            for conclude in (recognise, preprocess_of, inference_of, reduces_zero_label):
+            for conclude in (recognise, image_steps, inference_of, reduces_zero_label):
                 with contextlib.suppress(DenseportError):
                     conclude(found)
             with contextlib.suppress(DenseportError):

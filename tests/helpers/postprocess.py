@@ -8,10 +8,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from denseport.runtime.pipeline import resample
 from denseport.runtime.pipeline.reduce import decide, dense, mean_softmax, reduce_maps
-from denseport.runtime.pipeline.resample import LogitMap, ResampleMatrix, slide_maps, whole_map
+from denseport.runtime.pipeline.resample import LogitMap, Placement, ResampleMatrix
 
 __all__ = ["ResampleMatrix", "argmax", "logits", "probabilities", "slide_maps", "whole_map"]
+
+
+Size = tuple[int, int]  # height, width
+Spans = Sequence[tuple[int, int]]
+
+
+def whole_map(logits: NDArray[np.float32], resized: Size, size: Size, **more: Any) -> LogitMap:
+    """Of a `Placement` of these sizes."""
+    return resample.whole_map(logits, Placement(resized, size, **more))
+
+
+def slide_maps(
+    logits: Sequence[NDArray[np.float32]], rows: Spans, cols: Spans, resized: Size, size: Size, **more: Any
+) -> list[LogitMap]:
+    """Of a `Placement` of these sizes."""
+    return resample.slide_maps(logits, rows, cols, Placement(resized, size, **more))
 
 
 def argmax(maps: Sequence[LogitMap], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:

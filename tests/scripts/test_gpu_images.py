@@ -117,6 +117,6 @@ def test_what_is_not_there_is_named_and_what_fails_is_wrong(images: ModuleType) 
 
 
 def test_the_protocol_shows_its_images_at_the_networks_size(images: ModuleType) -> None:
-    from denseport.runtime.pipeline.preprocess import resized_size
+    from denseport.runtime.pipeline.views import view_of
 
-    assert {resized_size(size, images.protocol().preprocess) for size in images.IMAGES} == {(512, 683)}
+    assert {view_of(size, images.protocol().preprocess).size for size in images.IMAGES} == {(512, 683)}

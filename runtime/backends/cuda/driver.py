@@ -37,6 +37,7 @@ class Device:
     driver: str  # the newest CUDA version that the driver knows, "13.0"
 
 
+@dataclass
 class Closing:
     """Something of the GPU that is given back once: at the end of a ``with`` block or by ``close``."""
 
@@ -44,7 +45,7 @@ class Closing:
 
     def close(self) -> None:
         """Give it back; a second call does nothing."""
-        release, self.release = self.release, _nothing
+        release, self.release = self.release, lambda: None
         release()
 
     def __enter__(self) -> Self:
@@ -60,7 +61,6 @@ class DeviceMemory(Closing):
 
     address: int
     size: int
-    release: Callable[[], None]
 
 
 @dataclass
@@ -68,7 +68,6 @@ class PinnedMemory(Closing):
     """Bytes of the host that the GPU copies from and to directly."""
 
     data: NDArray[np.uint8]
-    release: Callable[[], None]
 
     @property
     def size(self) -> int:
@@ -81,7 +80,6 @@ class Stream(Closing):
 
     handle: int  # CUstream as a number, as TensorRT takes it
     owner: Any  # the implementation's object
-    release: Callable[[], None]
 
 
 @dataclass
@@ -89,7 +87,6 @@ class Graph(Closing):
     """Recorded work; ``launch`` repeats it."""
 
     launch: Callable[[], None]
-    release: Callable[[], None]
 
 
 class Cuda(ABC):
@@ -147,7 +144,7 @@ class Cuda(ABC):
                 stack.callback(_call, "cuGraphDestroy", graph)
             executable = _call("cuGraphInstantiate", graph, 0)
         return Graph(
-            lambda: _call("cuGraphLaunch", executable, handle), lambda: _call("cuGraphExecDestroy", executable)
+            lambda: _call("cuGraphExecDestroy", executable), lambda: _call("cuGraphLaunch", executable, handle)
         )
 
     def load(self, ptx: bytes) -> Module:
@@ -210,16 +207,16 @@ class _CudaBindings(Cuda):
 
     def allocate(self, size: int) -> DeviceMemory:
         pointer = _call("cuMemAlloc", size)
-        return DeviceMemory(int(pointer), size, lambda: _call("cuMemFree", pointer))
+        return DeviceMemory(lambda: _call("cuMemFree", pointer), int(pointer), size)
 
     def pinned(self, size: int) -> PinnedMemory:
         pointer = _call("cuMemHostAlloc", size, 0)
         data = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(pointer)))
-        return PinnedMemory(data, lambda: _call("cuMemFreeHost", pointer))
+        return PinnedMemory(lambda: _call("cuMemFreeHost", pointer), data)
 
     def stream(self) -> Stream:
         stream = _call("cuStreamCreate", 0)  # 0: ordered with the default stream
-        return Stream(int(stream), stream, lambda: _call("cuStreamDestroy", stream))
+        return Stream(lambda: _call("cuStreamDestroy", stream), int(stream), stream)
 
     def copy_to_device(self, target: int, source: NDArray[Any], stream: Stream) -> None:
         _call("cuMemcpyHtoDAsync", target, source.ctypes.data, source.nbytes, stream.owner)
@@ -271,15 +268,15 @@ class _PyCuda(Cuda):
 
     def allocate(self, size: int) -> DeviceMemory:
         memory = self._call(self._driver.mem_alloc, size)
-        return DeviceMemory(int(memory), size, memory.free)
+        return DeviceMemory(memory.free, int(memory), size)
 
     def pinned(self, size: int) -> PinnedMemory:
         data = self._call(self._driver.pagelocked_empty, size, np.uint8)
-        return PinnedMemory(data, data.base.free)
+        return PinnedMemory(data.base.free, data)
 
     def stream(self) -> Stream:
         stream = self._call(self._driver.Stream)
-        return Stream(int(stream.handle), stream, lambda: None)  # pycuda destroys it with the object
+        return Stream(lambda: None, int(stream.handle), stream)  # pycuda destroys it with the object
 
     def copy_to_device(self, target: int, source: NDArray[Any], stream: Stream) -> None:
         self._call(self._driver.memcpy_htod_async, target, source, stream.owner)
@@ -307,10 +304,6 @@ def _call(function: str, *arguments: Any) -> Any:
     if status != code.CUDA_SUCCESS:
         raise MachineError(f"{function}: {status.name}")
     return values[0] if len(values) == 1 else values
-
-
-def _nothing() -> None:
-    pass
 
 
 def _check_index(index: int, count: int) -> None:

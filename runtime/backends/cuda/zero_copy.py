@@ -99,14 +99,10 @@ class _Managed(ctypes.Structure):
     _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Callback))
 
 
-_new_capsule = ctypes.pythonapi.PyCapsule_New
-_new_capsule.restype = ctypes.py_object
-_new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, _Callback)
-_is_capsule = ctypes.pythonapi.PyCapsule_IsValid
-_is_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
-_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_pointer.restype = ctypes.c_void_p
-_pointer.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
+_CAPSULE = (ctypes.c_void_p, ctypes.c_char_p)  # by its address, and its name
+_new_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, *_CAPSULE, _Callback)(("PyCapsule_New", ctypes.pythonapi))
+_is_capsule = ctypes.PYFUNCTYPE(ctypes.c_int, *_CAPSULE)(("PyCapsule_IsValid", ctypes.pythonapi))
+_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, *_CAPSULE)(("PyCapsule_GetPointer", ctypes.pythonapi))
 _NAME = b"dltensor"  # of a capsule that nobody has taken over; kept alive here, since capsules only point at it
 
 

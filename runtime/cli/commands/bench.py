@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from denseport.runtime.cli.arguments import path, real, size, whole
+from denseport.runtime.cli.arguments import add_values, path, real, size, whole
 
 HELP = "measure speed, memory and start-up of each artifact on this machine, side by side"
 
@@ -15,27 +15,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--artifact", metavar="NAME", nargs="+", default=[], help="default: all that run on this machine"
     )
-    image = parser.add_mutually_exclusive_group()
-    image.add_argument(
-        "--size", type=size(20_000), metavar="WxH", default="512x512", help="of a made-up image; default: %(default)s"
+    add_values(
+        parser.add_mutually_exclusive_group(),
+        ("--size", size(20_000), "512x512", "WxH", "of a made-up image; default: %(default)s"),
+        ("--image", path, None, "IMAGE", "an image of the application instead"),
     )
-    image.add_argument("--image", metavar="IMAGE", type=path, help="an image of the application instead")
     parser.add_argument("--baseline", choices=("torch",), help="compare with the network in PyTorch")
-    parser.add_argument("--checkpoint", metavar="FILE", type=path, help="weights of the baseline; default: random")
-    parser.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads; default: all this process may use")
-    parser.add_argument("--rounds", type=whole(1), default=5, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--seconds",
-        type=real(above=0),
-        default=4.0,
-        metavar="S",
-        help="duration of each measurement in a round; default: %(default)s",
+    add_values(
+        parser,
+        ("--checkpoint", path, None, "FILE", "weights of the baseline; default: random"),
+        ("--threads", whole(1), None, "N", "CPU threads; default: all this process may use"),
+        ("--rounds", whole(1), 5, "N", "default: %(default)s"),
+        ("--seconds", real(above=0), 4.0, "S", "duration of each measurement in a round; default: %(default)s"),
+        ("--report", path, None, "DIR", "write bench.html and bench.json there"),
     )
-    parser.add_argument(
-        "--concurrency", type=whole(1), nargs="*", default=[1, 2, 4], metavar="N", help="numbers of callers at once"
-    )
-    parser.add_argument("--batches", type=whole(1), nargs="*", default=[1, 2, 4], metavar="N", help="sizes of batches")
-    parser.add_argument("--report", metavar="DIR", type=path, help="write bench.html and bench.json there")
+    for option, words in (("--concurrency", "numbers of callers at once"), ("--batches", "sizes of batches")):
+        parser.add_argument(option, type=whole(1), nargs="*", default=[1, 2, 4], metavar="N", help=words)
     parser.add_argument("--no-record", action="store_true", help="do not write the figures into the bundle's manifest")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

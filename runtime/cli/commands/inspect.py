@@ -51,7 +51,7 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "checkpoint", f"{source.get('checkpoint')} ({source.get('layout')}), sha256 {str(source.get('sha256'))[:16]}…"
     yield "exported", f"{source.get('created')} by Denseport {source.get('denseport')}, torch {source.get('torch')}"
     yield "task", manifest.task
-    order = "RGB" if normalise.bgr_to_rgb else "BGR"
+    order = "grey" if len(normalise.mean) == 1 else "RGB" if normalise.bgr_to_rgb else "BGR"
     shape = ", ".join("any" if size is None else str(size) for size in manifest.input.shape)
     yield "input", f"{manifest.input.name} ({shape}), {order}; mean {normalise.mean}, std {normalise.std}"
     yield "resized", described(manifest.preprocess)

@@ -5,46 +5,24 @@ from __future__ import annotations
 import argparse
 import sys
 
-from denseport.runtime.cli.arguments import path, real, whole
+from denseport.runtime.cli.arguments import add_values, path, real, whole
 
 HELP = "serve a bundle over HTTP, with a page to drop images on"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        metavar="ADDRESS",
-        help="address to listen on; default: %(default)s, this machine",
-    )
-    parser.add_argument(
-        "--port", type=whole(0, 65_535), default=8000, metavar="N", help="0 takes a free one; default: %(default)s"
-    )
-    parser.add_argument("--artifact", metavar="NAME", help="the default artifact; default: the best for this machine")
-    parser.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads; default: all this process may use")
-    parser.add_argument(
-        "--concurrency", type=whole(1), default=2, metavar="N", help="images segmented at once; default: %(default)s"
-    )
-    parser.add_argument(
-        "--queue", type=whole(0), default=16, metavar="N", help="most requests that wait; default: %(default)s"
-    )
-    parser.add_argument(
-        "--max-bytes", type=whole(1), default=32 << 20, metavar="N", help="largest request; default: 32 MiB"
-    )
-    parser.add_argument(
-        "--max-pixels",
-        type=whole(1),
-        default=40_000_000,
-        metavar="N",
-        help="most pixels of an image; default: 40 million",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=real(above=0),
-        default=60.0,
-        metavar="SECONDS",
-        help="longest time for an answer; default: %(default)g",
+    add_values(
+        parser,
+        ("--host", str, "127.0.0.1", "ADDRESS", "address to listen on; default: %(default)s, this machine"),
+        ("--port", whole(0, 65_535), 8000, "N", "0 takes a free one; default: %(default)s"),
+        ("--artifact", str, None, "NAME", "the default artifact; default: the best for this machine"),
+        ("--threads", whole(1), None, "N", "CPU threads; default: all this process may use"),
+        ("--concurrency", whole(1), 2, "N", "images segmented at once; default: %(default)s"),
+        ("--queue", whole(0), 16, "N", "most requests that wait; default: %(default)s"),
+        ("--max-bytes", whole(1), 32 << 20, "N", "largest request; default: 32 MiB"),
+        ("--max-pixels", whole(1), 40_000_000, "N", "most pixels of an image; default: 40 million"),
+        ("--timeout", real(above=0), 60.0, "SECONDS", "longest time for an answer; default: %(default)g"),
     )
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from denseport.runtime.cli.arguments import path, real, size, whole
+from denseport.runtime.cli.arguments import add_values, path, real, size, whole
 
 if TYPE_CHECKING:
     from denseport.runtime.bundle.manifest import Manifest
@@ -36,34 +36,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ensemble", action="store_true", help="add NAME_encoded: an image file in, mask out")
     work = parser.add_argument_group("running")
-    work.add_argument(
-        "--instances", type=whole(1), metavar="N", help="processes that run the model; default: the CPUs here"
-    )
-    work.add_argument(
-        "--threads", type=whole(1), default=1, metavar="N", help="CPU threads of each instance; default: 1"
-    )
-    work.add_argument(
-        "--network-instances", type=whole(1), default=1, metavar="N", help="onnxruntime, tensorrt_plan; default: 1"
+    add_values(
+        work,
+        ("--instances", whole(1), None, "N", "processes that run the model; default: the CPUs here"),
+        ("--threads", whole(1), 1, "N", "CPU threads of each instance; default: 1"),
+        ("--network-instances", whole(1), 1, "N", "onnxruntime, tensorrt_plan; default: 1"),
+        ("--warmup", _warmup_size, None, "WxH|none", "size of the warm-up image; default: by the bundle"),
+        ("--versions", str, "latest:1", "WHICH", "to serve: latest:N, all, or 1,3; default: %(default)s"),
     )
     work.add_argument("--gpu", action="store_true", help="onnxruntime: the network runs on GPUs")
-    work.add_argument(
-        "--warmup", type=_warmup_size, metavar="WxH|none", help="size of the warm-up image; default: by the bundle"
-    )
-    work.add_argument(
-        "--versions", default="latest:1", metavar="WHICH", help="to serve: latest:N, all, or 1,3; default: %(default)s"
-    )
     queue = parser.add_argument_group("requests")
-    queue.add_argument("--max-batch", type=whole(1), default=8, metavar="N", help="images in a batch; default: 8")
-    queue.add_argument(
-        "--delay", type=whole(0), default=0, metavar="MICROSECONDS", help="longest wait for a fuller batch; default: 0"
+    add_values(
+        queue,
+        ("--max-batch", whole(1), 8, "N", "images in a batch; default: 8"),
+        ("--delay", whole(0), 0, "MICROSECONDS", "longest wait for a fuller batch; default: 0"),
+        ("--queue", whole(0), 128, "N", "most requests that wait, 0: no limit; default: 128"),
+        ("--timeout", real(0), 0, "SECONDS", "longest wait in the queue; default: no limit"),
+        ("--max-pixels", whole(1), 4096 * 4096, "N", "most pixels of an image; default: 4096 x 4096"),
     )
-    queue.add_argument(
-        "--queue", type=whole(0), default=128, metavar="N", help="most requests that wait, 0: no limit; default: 128"
-    )
-    queue.add_argument(
-        "--timeout", type=real(0), default=0, metavar="SECONDS", help="longest wait in the queue; default: no limit"
-    )
-    queue.add_argument("--max-pixels", type=whole(1), metavar="N", help="most pixels of an image; default: 4096 x 4096")
     queue.add_argument("--cache", action="store_true", help="keep answers; the server needs --cache-config too")
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
 
@@ -84,15 +74,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace, manifest: Manifest) -> Options:
-    from denseport.runtime.serving.triton.variants import DEFAULT_PIXELS, Options
+    from denseport.runtime.serving.triton.variants import Options
 
-    same = ("backend", "name", "instances", "network_instances", "threads", "max_batch", "queue", "gpu", "cache")
+    same = ("backend", "name", "instances", "network_instances", "threads", "max_batch", "max_pixels", "queue", "gpu")
     return Options(
-        **{name: getattr(arguments, name) for name in (*same, "versions", "ensemble")},
+        **{name: getattr(arguments, name) for name in (*same, "cache", "versions", "ensemble")},
         artifacts=tuple(arguments.artifact),
         delay_us=arguments.delay,
         timeout_us=round(arguments.timeout * 1e6),
-        max_pixels=DEFAULT_PIXELS if arguments.max_pixels is None else arguments.max_pixels,
         warmup=_warmup(arguments.warmup, manifest),
     )
 
@@ -104,9 +93,10 @@ def _warmup_size(text: str) -> tuple[int, int] | str:
 def _warmup(given: tuple[int, int] | str | None, manifest: Manifest) -> tuple[int, int] | None:
     """Height and width of the warm-up image: a landscape of 4 x 3 that is not resized, unless told otherwise."""
     from denseport.runtime.bundle.preprocessing import resizing
+    from denseport.runtime.bundle.steps import Resize
 
     if given is None:
         resize = resizing(manifest.preprocess)
-        height = min(resize.size) if resize else WARMUP_HEIGHT
+        height = min(resize.size) if isinstance(resize, Resize) else WARMUP_HEIGHT
         return height, height * 4 // 3
     return given if isinstance(given, tuple) else None

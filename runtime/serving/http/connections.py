@@ -38,11 +38,7 @@ _RELIED_ON = {
 
 
 def http_protocol() -> type[H11Protocol]:
-    """Uvicorn's protocol on h11, which is strict and always there: at most `MAX_CONNECTIONS`, and errors as JSON.
-
-    Raises:
-        MachineError: the extra ``serve`` is not installed, or its release of uvicorn is not a known one.
-    """
+    """Uvicorn's protocol on h11, which is strict and always there: at most `MAX_CONNECTIONS`, and errors as JSON."""
     try:
         import h11
         from uvicorn.protocols.http.h11_impl import H11Protocol

@@ -8,8 +8,9 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
+from denseport.runtime.bundle.steps import Load
 from denseport.runtime.errors import ImageError
-from denseport.runtime.media.images import PNG_SIGNATURE, decode_image
+from denseport.runtime.media.images import LOAD, PNG_SIGNATURE, decode_image
 from denseport.runtime.serving.http.limits import MAX_SIDE, Limits, Refusal
 
 __all__ = ["decode_upload", "image_size"]
@@ -25,8 +26,11 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 MAX_SCANS = 100
 
 
-def decode_upload(data: bytes, limits: Limits) -> NDArray[np.uint8]:
+def decode_upload(data: bytes, limits: Limits, load: Load = LOAD) -> NDArray[np.uint8]:
     """Decode an image that a client sent, if its header is within the limits.
+
+    Args:
+        load: of the bundle's steps.
 
     Returns:
         (H, W, 3) BGR uint8.
@@ -44,7 +48,7 @@ def decode_upload(data: bytes, limits: Limits) -> NDArray[np.uint8]:
     if data.startswith(b"\xff\xd8\xff") and _has_more_scans(data):
         raise Refusal(413, f"{NAME} has more than {MAX_SCANS} scans", "Save it again, as a baseline JPEG.")
     try:
-        image = decode_image(data, NAME)
+        image = decode_image(data, NAME, load)
     except ImageError as err:
         raise Refusal(400, err.message, err.remedy) from err
     if image.shape[0] * image.shape[1] != width * height:  # EXIF may have turned it
@@ -57,9 +61,6 @@ def image_size(data: bytes) -> tuple[int, int]:
 
     Other formats are refused, because their headers are not checked here. OpenCV gives no size without decoding.
     Pillow 12 does, in 15 µs where this takes 1, but it would add 22 MB to a server, and counts no scans.
-
-    Raises:
-        Refusal: 400 damaged, 415 another format.
     """
     try:
         if data.startswith(b"\xff\xd8\xff"):

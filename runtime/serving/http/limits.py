@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from denseport.runtime.errors import InputError
+from denseport.runtime.system.arguments import whole
 
 __all__ = ["MAX_SIDE", "Limits", "Refusal"]
 
@@ -23,10 +24,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, least in (("max_bytes", 1), ("max_pixels", 1), ("concurrency", 1), ("queue", 0)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} is below {least}", f"Give {least} or more."
-                )
+            whole(f"--{name.replace('_', '-')}", getattr(self, name), least)
         if not 0 < self.timeout < float("inf"):
             raise InputError(f"--timeout {self.timeout} is not a positive number of seconds", "Give seconds above 0.")
 

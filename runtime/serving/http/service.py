@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.decode import reading_record
+from denseport.runtime.bundle.preprocessing import loading
 from denseport.runtime.errors import DenseportError, ImageError
 from denseport.runtime.pipeline.results import Segmentation
 from denseport.runtime.segmenter import Segmenter
@@ -38,8 +39,7 @@ class Service:
         artifact: the default one; None: the best for this machine.
         threads: CPU threads of each artifact's network and post-processing.
 
-    Raises:
-        BundleError, MachineError: as `Segmenter`.
+    Errors are those of `Segmenter`.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Service:
     ) -> tuple[Segmentation, dict[str, float], Answer]:
         times: dict[str, float] = {}
         last = _lap(times, "queue", queued)
-        image = decode_upload(data, self.limits)
+        image = decode_upload(data, self.limits, loading(self.manifest.preprocess))
         last = _lap(times, "decode", last)
         segmenter = self._open.get(options.artifact)
         if segmenter is None:

@@ -13,9 +13,9 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from threading import Barrier, BrokenBarrierError
 from typing import Any, TypeVar
 
@@ -105,8 +105,7 @@ class Client:
         """The names of the classes, by index.
 
         Raises:
-            InputError: the server has no such model, or one that Denseport did not export.
-            ServerError: as for `segment`.
+            InputError, ServerError: as `segment`; the first also for a model that Denseport did not export.
         """
         text = self._persist(self._connection.parameters).get(CLASSES, "")
         try:
@@ -132,13 +131,15 @@ class Client:
         Raises:
             ServerError: one of them failed.
         """
-        with self._healthy():
+        try:
             said = self._connection.parameters(timeout).get(INSTANCES, "1")
-        instances = int(said) if re.fullmatch(r"[1-9]\d{0,8}", said) else 1
-        times = min(4 * instances, MOST_AT_ONCE) if instances > 1 else 1
-        together = Barrier(times)
-        with ThreadPoolExecutor(times) as pool:
-            return max(pool.map(lambda _: self._inference(timeout, together), range(times)))
+            instances = int(said) if re.fullmatch(r"[1-9]\d{0,8}", said) else 1
+            times = min(4 * instances, MOST_AT_ONCE) if instances > 1 else 1
+            together = Barrier(times)
+            with ThreadPoolExecutor(times) as pool:
+                return max(pool.map(lambda _: self._inference(timeout, together), range(times)))
+        except Failure as err:
+            raise ServerError(f"{self.url}: {self.model} is not healthy: {err}", err.remedy) from err
 
     def _inference(self, timeout: float, together: Barrier) -> float:
         """One inference of the probe, in a thread and on a connection of its own; the seconds that it took."""
@@ -148,20 +149,11 @@ class Client:
             together.wait(timeout)
         started = time.monotonic()
         try:
-            with self._healthy():
-                self._checked(connection.infer(image, timeout), image)
+            self._checked(connection.infer(image, timeout), image)
         finally:
             connection.close()
             end_thread()
         return time.monotonic() - started
-
-    @contextmanager
-    def _healthy(self) -> Iterator[None]:
-        """Turns a failure into the error that the probe raises."""
-        try:
-            yield
-        except Failure as err:
-            raise ServerError(f"{self.url}: {self.model} is not healthy: {err}", err.remedy) from err
 
     def _persist(self, ask: Callable[[float], T]) -> T:
         """Call ``ask`` with the seconds that are left, again and again while its failure is temporary."""

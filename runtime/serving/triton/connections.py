@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -61,10 +60,6 @@ def connect(url: str, model: str, version: str) -> Connection:
 
     Args:
         version: of the model; empty: the latest that is served.
-
-    Raises:
-        InputError: a URL of another form.
-        MachineError: tritonclient is not installed.
     """
     parts = urlsplit(url)
     try:
@@ -112,8 +107,10 @@ def load_library(protocol: str) -> Any:
         ) from err
 
 
-class Connection(ABC):
+class Connection:
     """One model of one server. Calls raise `Failure`; ``left`` is the seconds that one may take."""
+
+    plain: ClassVar[dict[str, Any]] = {}  # arguments with which tritonclient gives dictionaries
 
     def __init__(self, library: Any, client: Any, model: str, version: str) -> None:
         self.library, self.client = library, client
@@ -133,21 +130,27 @@ class Connection(ABC):
                 remedy = "A process of the Python back end died: load the model again, or restart the server."
             raise Failure(message, KINDS.get(str(err.status()), "failed"), remedy) from err
 
-    @abstractmethod
     def options(self, left: float) -> dict[str, Any]:
         """Arguments for each call that limit its time."""
+        return {}
 
-    @abstractmethod
     def describe(self, result: Any) -> tuple[str, tuple[int, ...]]:
         """Type and shape of the masks of a result, wherever their data is."""
+        (masks,) = (tensor for tensor in result.get_response(**self.plain)["outputs"] if tensor["name"] == MASK)
+        return masks["datatype"], tuple(map(int, masks["shape"]))
 
-    @abstractmethod
     def parameters(self, left: float) -> dict[str, str]:
         """Of the model's configuration."""
+        with self.failures(left), understood():
+            answer = self.client.get_model_config(self._model, self._version, **self.plain, **self.options(left))
+            parameters = answer.get("config", answer).get("parameters", {})  # gRPC's is a message around it
+            return {key: str(value.get("string_value", "")) for key, value in parameters.items()}
 
-    @abstractmethod
     def models(self, left: float) -> set[str]:
         """Names of the models in the server's repository, loaded or not."""
+        with self.failures(left), understood():
+            index = self.client.get_model_repository_index(**self.plain, **self.options(left))
+            return {entry["name"] for entry in (index.get("models", ()) if isinstance(index, dict) else index)}
 
     def infer(self, images: NDArray[np.uint8], left: float) -> NDArray[Any]:
         """The masks that the model gives for images (N, H, W, 3)."""
@@ -178,21 +181,10 @@ class Connection(ABC):
 
 
 class _Grpc(Connection):
+    plain: ClassVar[dict[str, Any]] = {"as_json": True}
+
     def options(self, left: float) -> dict[str, Any]:
         return {"client_timeout": left}
-
-    def describe(self, result: Any) -> tuple[str, tuple[int, ...]]:
-        tensor = result.get_output(MASK)
-        return tensor.datatype, tuple(tensor.shape)
-
-    def parameters(self, left: float) -> dict[str, str]:
-        with self.failures(left):
-            config = self.client.get_model_config(self._model, self._version, **self.options(left)).config
-        return {key: value.string_value for key, value in config.parameters.items()}
-
-    def models(self, left: float) -> set[str]:
-        with self.failures(left):
-            return {entry.name for entry in self.client.get_model_repository_index(**self.options(left)).models}
 
 
 class _Http(Connection):
@@ -211,22 +203,6 @@ class _Http(Connection):
             raise Failure(f"no answer within {left:.3g} s", "late") from err
         except (OSError, HTTPParseError) as err:  # refused, reset, or closed in the middle of an answer
             raise Failure(f"cannot be reached: {err or type(err).__name__}", "unavailable", URLS) from err
-
-    def options(self, left: float) -> dict[str, Any]:
-        return {}
-
-    def describe(self, result: Any) -> tuple[str, tuple[int, ...]]:
-        tensor = result.get_output(MASK)
-        return tensor["datatype"], tuple(tensor["shape"])
-
-    def parameters(self, left: float) -> dict[str, str]:
-        with self.failures(left), understood():
-            config = self.client.get_model_config(self._model, self._version)
-            return {key: str(value["string_value"]) for key, value in config.get("parameters", {}).items()}
-
-    def models(self, left: float) -> set[str]:
-        with self.failures(left), understood():
-            return {entry["name"] for entry in self.client.get_model_repository_index()}
 
 
 def _tls_context() -> Any:

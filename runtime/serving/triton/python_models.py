@@ -2,7 +2,8 @@
 
 A repository's ``model.py`` is one import of a class below; the environment of the server must have Denseport. Triton
 calls ``initialize`` once for each instance (a process), then ``execute`` with the requests of a batch. The module
-``triton_python_backend_utils`` exists in those processes only, hence the late imports.
+``triton_python_backend_utils`` exists in those processes only, hence the late imports. Arrays pass through DLPack:
+stubs built for NumPy 1 read arrays of NumPy 2 as empty ("known issues" of release 2.51).
 Source: README.md of triton-inference-server/python_backend (2.51).
 """
 
@@ -72,8 +73,8 @@ class _Model(ABC):
             error = pb.TritonError("the client gave up", pb.TritonError.CANCELLED)
             return pb.InferenceResponse(error=error)
         try:
-            output = self.respond(_array(pb.get_input_tensor_by_name(request, self.input)))
-            return pb.InferenceResponse([_tensor(self.output, output)])
+            output = self.respond(np.from_dlpack(pb.get_input_tensor_by_name(request, self.input)))
+            return pb.InferenceResponse([pb.Tensor.from_dlpack(self.output, output)])
         except InputError as err:
             code, text = pb.TritonError.INVALID_ARG, str(err)
         except ServerError as err:
@@ -92,11 +93,7 @@ class SegmenterModel(_Model):
     """
 
     def initialize(self, arguments: dict[str, str]) -> None:
-        """Open the bundle.
-
-        Raises:
-            DenseportError: it cannot be opened; Triton then reports the model as failed.
-        """
+        """Open the bundle; where that fails, Triton reports the model as failed."""
         import cv2
 
         from denseport.runtime.segmenter import Segmenter
@@ -152,14 +149,14 @@ class NetworkSession(Session):
             request = pb.InferenceRequest(
                 model_name=self.model,
                 model_version=self.version,
-                inputs=[_tensor(IMAGE, image)],
+                inputs=[pb.Tensor.from_dlpack(IMAGE, image)],
                 requested_output_names=[LOGITS],
                 preferred_memory=pb.PreferredMemory(pb.TRITONSERVER_MEMORY_CPU, 0),
             )
             response = request.exec()
             if not response.has_error():
                 # A copy: the response's memory is the server's again when it goes.
-                return _array(pb.get_output_tensor_by_name(response, LOGITS)).copy()
+                return np.array(np.from_dlpack(pb.get_output_tensor_by_name(response, LOGITS)), np.float32)
             error = response.error()
             kind = refusals.get(error.code(), MachineError)
             if kind is not ServerError or time.monotonic() > give_up:
@@ -175,32 +172,19 @@ class Decoder(_Model):
 
     def initialize(self, arguments: dict[str, str]) -> None:
         """Set the limit before OpenCV, which reads it once, is loaded: a small file can hold a huge image."""
-        os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = _parameters(arguments)["max_pixels"]
+        parameters = _parameters(arguments)
+        self._load = json.loads(parameters["load"])
+        os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = parameters["max_pixels"]
         os.environ["OPENCV_LOG_LEVEL"] = "SILENT"
 
     def respond(self, array: NDArray[Any]) -> NDArray[Any]:
+        from denseport.runtime.bundle.steps import Load
         from denseport.runtime.media.images import decode_image
 
-        return decode_image(array.tobytes(), ENCODED)[None]
+        return decode_image(array.tobytes(), ENCODED, Load(**self._load))[None]
 
 
 def _parameters(arguments: dict[str, str]) -> dict[str, str]:
     """What the export gave the model, from what Triton hands to ``initialize``."""
     config = json.loads(arguments["model_config"])
     return {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-
-
-def _tensor(name: str, array: NDArray[Any]) -> Any:
-    """An array as Triton has it.
-
-    Through DLPack, as in `_array`: stubs built for NumPy 1 read arrays of NumPy 2 as empty ("known issues" of release
-    2.51).
-    """
-    import triton_python_backend_utils as pb
-
-    return pb.Tensor.from_dlpack(name, array)
-
-
-def _array(tensor: Any) -> NDArray[Any]:
-    """A tensor of Triton's as an array on the same memory."""
-    return np.from_dlpack(tensor)

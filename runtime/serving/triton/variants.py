@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,20 @@ import numpy as np
 from denseport.runtime.bundle.artifact import FOR_TENSORRT
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord
+from denseport.runtime.bundle.preprocessing import loading
 from denseport.runtime.bundle.protocol import parse_protocol
+from denseport.runtime.bundle.steps import Load
 from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline.network_input import network_inputs
 from denseport.runtime.selection import refuse_masks, why_no_logits
 from denseport.runtime.serving.triton import CLASSES, ENCODED, IMAGE, INSTANCES, LOGITS, MASK, python_models
 from denseport.runtime.serving.triton.config import ANY, Config, batching, model_config, tensor, version_policy, zeros
+from denseport.runtime.system.arguments import whole
 from denseport.runtime.system.cpus import usable_cpus
 
-__all__ = ["DEFAULT_PIXELS", "LABELS", "Options", "Served", "model_name", "served_models"]
+__all__ = ["LABELS", "Options", "Served", "model_name", "served_models"]
 
 LABELS = "labels.txt"
-DEFAULT_PIXELS = 4096 * 4096  # 48 MiB of uint8; Triton's HTTP port takes 64 MB a request
 ONNX = "model.onnx"  # the ONNX Runtime back end's default
 PLAN = "model.plan"  # the TensorRT back end's default
 
@@ -49,7 +51,7 @@ class Options:
     delay_us: int = 0  # how long the first request of a batch waits for others
     queue: int = 128  # requests that may wait; beyond, UNAVAILABLE at once. 0: no limit
     timeout_us: int = 0  # how long one may wait, unless it brings a limit of its own. 0: no limit
-    max_pixels: int = DEFAULT_PIXELS
+    max_pixels: int = 4096 * 4096  # 48 MiB of uint8; Triton's HTTP port takes 64 MB a request
     gpu: bool = False  # back end onnxruntime: the network runs on GPUs
     warmup: tuple[int, int] | None = None  # height and width of an image that each instance answers first
     cache: bool = False
@@ -61,9 +63,8 @@ class Options:
             raise InputError(f"no back end {self.backend!r}", f"Give one of {', '.join(_MAKERS)}.")
         least = {"instances": 1, "network_instances": 1, "threads": 1, "max_batch": 1, "max_pixels": 1}
         for name, lowest in (least | {"delay_us": 0, "queue": 0, "timeout_us": 0}).items():
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise InputError(f"{name} {value} is below {lowest}", f"Give {lowest} or more.")
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), lowest)
         if self.warmup is not None and not 1 <= min(self.warmup) * max(self.warmup) <= self.max_pixels:
             size = "{1} x {0}".format(*self.warmup)
             raise InputError(
@@ -111,7 +112,7 @@ def served_models(bundle: Bundle, options: Options) -> list[Served]:
         InputError: the back end cannot serve the artifact.
     """
     models = _MAKERS[options.backend](bundle, options)
-    return models + (_ensemble(models[-1], options) if options.ensemble else [])
+    return models + (_ensemble(models[-1], options, loading(bundle.manifest.preprocess)) if options.ensemble else [])
 
 
 def _python(bundle: Bundle, options: Options) -> list[Served]:
@@ -300,7 +301,7 @@ def _model_py(python_class: str) -> bytes:
     ).encode()
 
 
-def _ensemble(front: Served, options: Options) -> list[Served]:
+def _ensemble(front: Served, options: Options, load: Load) -> list[Served]:
     """An image file in, mask out: decoding in front of the model."""
     encoded, asked = tensor(ENCODED, "TYPE_UINT8", ANY), front.config
     decoder = model_config(
@@ -312,7 +313,10 @@ def _ensemble(front: Served, options: Options) -> list[Served]:
         version_policy=version_policy("latest:1"),
         instance_group=asked.instance_group,
         dynamic_batching=asked.dynamic_batching,
-        parameters={"max_pixels": str(options.max_pixels)},
+        parameters={
+            "max_pixels": str(options.max_pixels),
+            "load": json.dumps({f.name: getattr(load, f.name) for f in fields(load) if f.init}),
+        },
     )
     ensemble = model_config(
         f"{asked.name}_encoded",

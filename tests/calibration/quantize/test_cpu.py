@@ -28,12 +28,12 @@ def forms(model: ir.Model, image: np.ndarray = IMAGE, outputs: bool = True) -> t
     """Portable and CPU form with thresholds from one image."""
     groups = find_groups(model, image.shape[2:])
     chosen = [group for group in groups if group.float_reason is None]
-    names = activations(model, chosen, outputs=True)
+    names = activations(model, chosen)
     found = Probe(model, names).run(image)
     limits = {name: float(np.abs(value).max()) for name, value in zip(names, found, strict=True)}
     portable = model.clone()
     quantize(portable, limits, groups, [group.name for group in chosen])
-    kept = limits if outputs else {name: limits[name] for name in activations(model, chosen)}
+    kept = limits if outputs else {name: limit for name, limit in limits.items() if name not in ("left", "right")}
     before = serialise(portable)
     found_form = portable.clone()
     record = lower_for_cpu(found_form, model, kept)

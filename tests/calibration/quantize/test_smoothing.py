@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from unittest.mock import patch
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -12,7 +15,8 @@ from onnx.parser import parse_model
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.observe.collect import collect
 from denseport.calibration.observe.observers import ChannelMaximum, RowSample
-from denseport.calibration.quantize.smoothing import find_norms, smooth
+from denseport.calibration.quantize import smoothing
+from denseport.calibration.quantize.smoothing import STRENGTHS, find_norms, smooth
 from denseport.export.graph.edit import weight_of
 from denseport.export.graph.model import read_model
 from denseport.export.graph.probe import Probe
@@ -30,10 +34,11 @@ def smoothed(model: ir.Model, **options: object):  # type: ignore[no-untyped-def
     return copied(model, maxima, rows, **options)
 
 
-def copied(model: ir.Model, *statistics: object, **options: object):  # type: ignore[no-untyped-def]
+def copied(model: ir.Model, *statistics: object, strengths: Sequence[float] = STRENGTHS):  # type: ignore[no-untyped-def]
     """A smoothed copy, and what was done at each LayerNorm."""
     result = model.clone()
-    return result, smooth(result, *statistics, **options).norms  # type: ignore[arg-type]
+    with patch.object(smoothing, "STRENGTHS", strengths):
+        return result, smooth(result, *statistics).norms  # type: ignore[arg-type]
 
 
 def with_outliers(model: ir.Model) -> ir.Model:

@@ -24,7 +24,7 @@ from denseport.runtime.bundle.engine_record import BuildRecord, Profile
 from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import InputError, MachineError, OutputError
-from denseport.runtime.pipeline.preprocess import resized_size
+from denseport.runtime.pipeline.views import view_of
 from denseport.runtime.system.files import sha256_of
 
 EVERY_RUN = {
@@ -249,7 +249,7 @@ def test_the_reference_profile_takes_what_images_become(scale: tuple[int, int], 
     profiles = named_profiles("reference", flavour, Protocol("reference", preprocess, Inference()))
     for longer in (600, 700, 800, 1000, 1200):  # up to 2:1
         for size in ((600, longer), (longer, 600)):
-            height, width = resized_size(size, preprocess)
+            height, width = view_of(size, preprocess).size
             assert any((1, 3, height, width) in profile for profile in profiles), (size, height, width)
 
 

@@ -60,7 +60,9 @@ def test_rounds_are_interleaved_and_the_faster_is_seen(
     for name in ("off", "on"):
         (tmp_path / name).write_bytes(name.encode())
     candidates: Any = {name: (tmp_path / name, RECORD) for name in ("off", "on")}
-    times = race(candidates, SHAPE, rounds=4, runs=2, cuda=machine.cuda)  # type: ignore[arg-type]
+    monkeypatch.setattr(race_module, "ROUNDS", 4)
+    monkeypatch.setattr(race_module, "RUNS", 2)
+    times = race(candidates, SHAPE, cuda=machine.cuda)  # type: ignore[arg-type]
     assert times == {"off": 2.0, "on": 6.0}  # milliseconds
     rounds = diary[2:]  # the first run of each makes room for its result
     assert rounds[:4] == ["off", "off", "on", "on"] and rounds[4:8] == ["on", "on", "off", "off"]

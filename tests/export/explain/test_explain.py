@@ -18,6 +18,7 @@ from support import ASSETS
 
 from denseport.export.explain.explain import explain
 from denseport.export.explain.explanation import Explanation
+from denseport.export.graph import divergence
 from denseport.export.graph.divergence import Difference, difference, find_divergence
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.protocol import parse_protocol
@@ -231,13 +232,16 @@ def two_matrices(cast: bool, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("group_bytes", [1, 2**28])
-def test_an_overflow_between_two_casts_is_found_with_its_magnitude(tmp_path: Path, group_bytes: int) -> None:
+def test_an_overflow_between_two_casts_is_found_with_its_magnitude(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_bytes: int
+) -> None:
+    monkeypatch.setattr(divergence, "GROUP_BYTES", group_bytes)
     paths = two_matrices(False, tmp_path / "fp32.onnx"), two_matrices(True, tmp_path / "fp16.onnx")
     image = np.linspace(-1, 2, 48, dtype=np.float32).reshape(1, 3, 4, 4)
-    assert find_divergence(paths[0], paths[0], image, 1e-4, group_bytes=group_bytes) is None
-    found = find_divergence(*paths, image, 0.05, group_bytes=group_bytes)
+    assert find_divergence(paths[0], paths[0], image, 1e-4) is None
+    found = find_divergence(*paths, image, 0.05)
     assert found is not None and found.first
     assert (found.tensor, found.node, found.causes) == ("a/Mul", "a/Mul", ())
     assert found.difference.overflow == pytest.approx(2e5)
-    small = find_divergence(*paths, image / 8, 0.05, group_bytes=group_bytes)
+    small = find_divergence(*paths, image / 8, 0.05)
     assert small is not None and not small.first and small.difference.relative_error < 1e-3

@@ -33,7 +33,7 @@ from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.measure import measure_dataset
-from denseport.runtime.pipeline.preprocess import normalise, resize, resized_size
+from denseport.runtime.pipeline.preprocess import fit_image, normalise
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.files import sha256_of
 
@@ -50,7 +50,7 @@ def prepared(paths: list[Path], manifest: Manifest) -> Iterator[Image]:
     for path in paths:
         image = cv2.imread(str(path))
         assert image is not None
-        yield normalise(resize(image, resized_size(image.shape[:2], manifest.preprocess)), manifest.preprocess)
+        yield normalise(fit_image(image, manifest.preprocess), manifest.preprocess)
 
 
 def emulated(path: Path) -> OnnxRuntimeSession:

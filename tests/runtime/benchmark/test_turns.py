@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
+
+from denseport.runtime.benchmark import turns
 from denseport.runtime.benchmark.turns import in_turns
 
 
@@ -13,10 +18,11 @@ def test_everybody_is_first_once_in_as_many_rounds() -> None:
     assert found == {name: [None] * 4 for name in "abc"}
 
 
-def test_no_round_begins_late_once_there_are_enough() -> None:
+def test_no_round_begins_late_once_there_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 10)).__next__  # ten seconds pass from look to look
+    monkeypatch.setattr(turns, "time", SimpleNamespace(perf_counter=clock))
     work = {"a": lambda turn: turn, "b": lambda turn: -turn}
-    assert in_turns(work, 100, seconds=25, clock=clock) == {"a": [0, 1, 2], "b": [0, -1, -2]}
-    assert len(in_turns(work, 100, least=7, seconds=5, clock=clock)["a"]) == 7
-    assert len(in_turns(work, 2, least=7, clock=clock)["a"]) == 2
+    assert in_turns(work, 100, seconds=25) == {"a": [0, 1, 2], "b": [0, -1, -2]}
+    assert len(in_turns(work, 100, least=7, seconds=5)["a"]) == 7
+    assert len(in_turns(work, 2, least=7)["a"]) == 2
     assert in_turns({}, 3) == {}

@@ -15,7 +15,7 @@ from support import REPO
 
 from denseport.runtime.bundle.artifact import TARGETS, Artifact
 from denseport.runtime.bundle.manifest import Inference, Manifest, NetworkInput, Reference
-from denseport.runtime.bundle.preprocessing import Normalise, Resize
+from denseport.runtime.bundle.steps import Normalise, Resize
 from denseport.runtime.errors import BundleError
 
 

@@ -32,7 +32,7 @@ from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.errors import BundleError, InputError, MachineError
 from denseport.runtime.pipeline import device_path
 from denseport.runtime.pipeline.device_path import DevicePath, open_device_path
-from denseport.runtime.pipeline.preprocess import normalise, resize
+from denseport.runtime.pipeline.preprocess import fit_image, normalise
 from denseport.runtime.segmenter import Segmenter
 
 SIZES = [(96, 128), (128, 96), (61, 90), (48, 64), (150, 77)]  # images; fixed:64x48 shows them larger and smaller
@@ -288,7 +288,7 @@ def whole(size: tuple[int, int]) -> Protocol:
 
 
 def engine_mask(image: np.ndarray[Any, Any], protocol: Protocol, resized: tuple[int, int]) -> np.ndarray[Any, Any]:
-    logits = 2 * normalise(resize(image, resized), protocol.preprocess)[0, :, ::2, ::2]
+    logits = 2 * normalise(fit_image(image, protocol.preprocess), protocol.preprocess)[0, :, ::2, ::2]
     return postprocess.argmax([postprocess.whole_map(np.ascontiguousarray(logits), resized, image.shape[:2])])
 
 

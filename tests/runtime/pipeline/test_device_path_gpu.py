@@ -24,6 +24,7 @@ from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.tensorrt import TensorRTSession, why_not
 from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.preprocessing import resized_to
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.errors import DenseportError, MachineError
 from denseport.runtime.pipeline import preprocess
@@ -70,7 +71,8 @@ def image_of(size: tuple[int, int], seed: int = 0) -> np.ndarray[Any, np.dtype[n
 def test_pixels_are_opencvs(cuda: Cuda, size: tuple[int, int]) -> None:
     image, found = image_of(size), np.full((1, 3, *NETWORK), np.nan, np.float32)
     launched(cuda, resize_normalise(size, NETWORK, bgr_to_rgb=True), [image, preprocess.levels(LEVELS)], found)
-    apart = np.abs(found - preprocess.normalise(preprocess.resize(image, NETWORK), LEVELS))
+    shown = preprocess.fit_image(image, resized_to(LEVELS, NETWORK[::-1], keep_ratio=False))
+    apart = np.abs(found - preprocess.normalise(shown, LEVELS))
     assert apart.max() <= 1 and (apart > 0).mean() < 0.005
 
 

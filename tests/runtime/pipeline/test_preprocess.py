@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from denseport.runtime.bundle.preprocessing import normalisation
-from denseport.runtime.pipeline.preprocess import normalise, rescaled_size, resize, resized_size
+from denseport.runtime.bundle.steps import rescaled_size
+from denseport.runtime.pipeline.preprocess import fit_image, normalise
+from denseport.runtime.pipeline.views import view_of
 
 ADE20K = steps()
 
@@ -27,9 +29,9 @@ def sha256(array: np.ndarray) -> str:
 def test_every_bit_is_upstreams(oracle: Path, name: str) -> None:
     golden = json.loads((oracle / "preprocess.json").read_text())["info"][name]
     image = np.load(oracle / "preprocess.npz")[f"{name}_img_bgr"]
-    size = resized_size(image.shape[:2], ADE20K)
+    size = view_of(image.shape[:2], ADE20K).size
     assert size == tuple(golden["metainfo"]["img_shape"])
-    resized = resize(image, size)
+    resized = fit_image(image, ADE20K)
     assert sha256(resized.transpose(2, 0, 1)) == golden["resized_sha256"]
     tensor = normalise(resized, ADE20K)
     assert (tensor.dtype, list(tensor.shape)) == (np.float32, golden["tensor_shape"])
@@ -66,17 +68,17 @@ def test_normalisation_takes_views() -> None:
     ],
 )
 def test_sizes_that_keep_the_ratio(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    assert resized_size(size, ADE20K) == expected
-    assert resized_size(size, steps((512, 2048))) == expected
+    assert view_of(size, ADE20K).size == expected
+    assert view_of(size, steps((512, 2048))).size == expected
 
 
 def test_a_fixed_size_is_width_by_height() -> None:
-    assert resized_size((480, 640), steps((300, 200), keep_ratio=False)) == (200, 300)
+    assert view_of((480, 640), steps((300, 200), keep_ratio=False)).size == (200, 300)
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(16, 2048), st.integers(16, 2048))
 def test_sizes_fit_the_limits(height: int, width: int, longer: int, shorter: int) -> None:
-    new_height, new_width = resized_size((height, width), steps((longer, shorter)))
+    new_height, new_width = view_of((height, width), steps((longer, shorter))).size
     longer, shorter = max(longer, shorter), min(longer, shorter)
     assert 1 <= min(new_height, new_width) <= shorter and max(new_height, new_width) <= longer
     assert min(new_height, new_width) == shorter or max(new_height, new_width) == longer
@@ -87,13 +89,6 @@ def test_sizes_round_half_up() -> None:
     assert rescaled_size((1, 1), 0.1) == (1, 1)
 
 
-def test_an_image_of_that_size_is_left_alone() -> None:
-    image = np.zeros((4, 6, 3), np.uint8)
-    assert resize(image, (4, 6)) is image
-    assert resize(image, (8, 3)).shape == (8, 3, 3)
-    assert resize(np.full((4, 6, 3), 77, np.uint8), (9, 11)).min() == 77
-
-
 def test_sizes_are_rounded_half_up_and_never_0() -> None:
     assert rescaled_size((5, 7), 0.5) == (3, 4)
     assert rescaled_size((10, 1), 0.1) == (1, 1) == rescaled_size((1, 10), 0.1)
@@ -101,4 +96,6 @@ def test_sizes_are_rounded_half_up_and_never_0() -> None:
 
 def test_an_image_of_the_right_size_is_not_copied() -> None:
     image = np.zeros((4, 6, 3), np.uint8)
-    assert resize(image, (4, 6)) is image and resize(image, (6, 4)).shape == (6, 4, 3)
+    assert fit_image(image, steps((6, 4), keep_ratio=False)) is image
+    assert fit_image(image, steps((3, 8), keep_ratio=False)).shape == (8, 3, 3)
+    assert fit_image(np.full((4, 6, 3), 77, np.uint8), steps((11, 9), keep_ratio=False)).min() == 77

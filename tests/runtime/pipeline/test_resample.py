@@ -12,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from postprocess import slide_maps, whole_map
 from torch.nn import functional as F
 
 from denseport.runtime.errors import InputError
-from denseport.runtime.pipeline.reduce import decide
-from denseport.runtime.pipeline.resample import LogitMap, ResampleMatrix, slide_maps, whole_map
+from denseport.runtime.pipeline.reduce import Decision, decide
+from denseport.runtime.pipeline.resample import LogitMap, ResampleMatrix
 from denseport.runtime.pipeline.results import RequestedOutputs
 
 Floats = NDArray[np.float32]
@@ -118,7 +119,7 @@ def test_mean_softmax_of_scales_flip_and_windows() -> None:
     softmax = [torch.from_numpy(torch_resize(score, image)).softmax(0) for score in scores]
     expected = torch.stack(softmax).mean(0).numpy()
     np.testing.assert_allclose(postprocess.probabilities(views), expected, rtol=0, atol=1e-5)
-    assert_argmax_of(decide(views, averaged=True).mask, expected)
+    assert_argmax_of(decide(views, decision=Decision(averaged=True)).mask, expected)
 
 
 @pytest.mark.parametrize("classes", [2, 5, 150])
@@ -152,7 +153,7 @@ def test_one_value_that_is_not_finite_spoils_no_pixel_beside_it(special: float) 
     expected = torch_resize(given_logits, (40, 52))  # no pixel's centre falls on a logit's, as above
     maps = [whole_map(given_logits, (40, 52), (40, 52))]
     np.testing.assert_array_equal(postprocess.argmax(maps), expected.argmax(0))
-    mask = decide([maps], RequestedOutputs(scores=True), averaged=False, threads=1).mask
+    mask = decide([maps], RequestedOutputs(scores=True), threads=1).mask
     np.testing.assert_array_equal(mask[:12], expected.argmax(0)[:12], "rows that the value does not reach")
 
 
@@ -163,7 +164,7 @@ def test_logits_whose_exponential_overflows_have_probabilities(offset: float) ->
     chances = 1 / (1 + np.e ** np.float64([1, -1]))  # of two classes one apart; the third's is 0
     maps = [whole_map(given_logits, (1, 1), (1, 1))]
     np.testing.assert_allclose(postprocess.probabilities([maps]).ravel(), [0, *chances], atol=1e-6)
-    canvas = decide([maps], RequestedOutputs(scores=True, top_k=3), averaged=False, threads=1)
+    canvas = decide([maps], RequestedOutputs(scores=True, top_k=3), threads=1)
     assert canvas.scores is not None and canvas.top_classes is not None and canvas.top_scores is not None
     np.testing.assert_allclose(canvas.scores.ravel(), chances[1], atol=1e-6)
     np.testing.assert_allclose(canvas.top_scores.ravel(), [*chances[::-1], 0], atol=1e-6)
@@ -252,7 +253,7 @@ def test_a_block_of_outputs_that_nothing_reaches_is_empty() -> None:
 def test_averaged_views_rank_all_classes_where_there_are_more_than_pixels() -> None:
     views = [[whole_map(noise(60, (2, 3), seed), (2, 3), (2, 3))] for seed in range(2)]
     mean = sum(torch.from_numpy(noise(60, (2, 3), seed)).softmax(0) for seed in range(2)).numpy() / 2  # type: ignore[union-attr]
-    canvas = decide(views, RequestedOutputs(scores=True, top_k=60), averaged=True, threads=1)
+    canvas = decide(views, RequestedOutputs(scores=True, top_k=60), decision=Decision(averaged=True), threads=1)
     order = np.argsort(-mean, axis=0, kind="stable")
     np.testing.assert_array_equal(canvas.mask, order[0])
     np.testing.assert_array_equal(canvas.top_classes, order)

@@ -18,6 +18,8 @@ from support import assert_same_classes
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
+from denseport.runtime.pipeline.reduce import LOGITS
+from denseport.runtime.pipeline.resample import Placement
 from denseport.runtime.pipeline.results import RequestedOutputs
 from denseport.runtime.pipeline.sliding import slide
 from denseport.runtime.pipeline.views import window_starts
@@ -78,11 +80,13 @@ def test_window_by_window_is_all_windows_at_once_to_the_last_bit(
     begun = time.perf_counter()
     windows = [network(image[t:b, left:right]) for t, b in spans[0] for left, right in spans[1]]
     maps = postprocess.slide_maps(windows, *spans, shown, size)
-    slid = slide(windows, (spans[0], spans[1]), size, RequestedOutputs(scores=True), 2)
+    place, both = Placement(shown, size), (spans[0], spans[1])
+    slid = slide(windows, both, place, RequestedOutputs(scores=True), LOGITS, 2)
     assert 0 < slid.seconds_painting < time.perf_counter() - begun
     canvas = slid.canvas
     np.testing.assert_array_equal(
-        slide(windows, (spans[0], spans[1]), size, RequestedOutputs(), 2).canvas.mask, postprocess.argmax(maps)
+        slide(windows, both, place, RequestedOutputs(), LOGITS, 2).canvas.mask,
+        postprocess.argmax(maps),
     )
     chances = postprocess.probabilities([maps])
     np.testing.assert_allclose(canvas.scores, chances.max(0), atol=1e-6)
@@ -123,6 +127,8 @@ def test_windows_have_the_height_the_width_and_the_strides_of_the_protocol(sampl
 
 MEMORY = """
 import sys, numpy as np
+from denseport.runtime.pipeline.reduce import LOGITS
+from denseport.runtime.pipeline.resample import Placement
 from denseport.runtime.pipeline.results import RequestedOutputs
 from denseport.runtime.pipeline.sliding import slide
 from denseport.runtime.pipeline.views import windows
@@ -138,7 +144,7 @@ def peak():  # of this program alone: ru_maxrss begins at the parent's
 def decided(image):
     rows, cols = windows(image.shape[:2], Inference("slide", (512, 512), (341, 341)))
     made = (network(image[a:b, c:d]) for a, b in rows for c, d in cols)
-    slide(made, (rows, cols), image.shape[:2], RequestedOutputs(), 1)
+    slide(made, (rows, cols), Placement(image.shape[:2], image.shape[:2]), RequestedOutputs(), LOGITS, 1)
 decided(image[:600, :600])
 before = peak()
 decided(image)

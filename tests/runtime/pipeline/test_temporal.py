@@ -9,7 +9,7 @@ import pytest
 
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.errors import InputError
-from denseport.runtime.pipeline.resample import LogitMap, whole_map
+from denseport.runtime.pipeline.resample import LogitMap, Placement, whole_map
 from denseport.runtime.pipeline.temporal import Smoother
 from denseport.runtime.segmenter import Segmenter
 
@@ -17,7 +17,7 @@ FRAME = np.full((60, 80, 3), 100, np.uint8)
 
 
 def view(value: float, size: tuple[int, int] = (60, 80)) -> list[list[LogitMap]]:
-    return [[whole_map(np.full((3, 4, 5), value, np.float32), (32, 40), size)]]
+    return [[whole_map(np.full((3, 4, 5), value, np.float32), Placement((32, 40), size))]]
 
 
 def values(smoother: Smoother, *frames: tuple[float, np.ndarray]) -> list[float]:

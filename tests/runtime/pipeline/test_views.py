@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ from support import ASSETS, LOGITS_TOLERANCE, assert_same_classes
 
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import Inference
+from denseport.runtime.bundle.manifest import Inference, Manifest
 from denseport.runtime.bundle.preprocessing import Preprocessing
-from denseport.runtime.bundle.protocol import Protocol
+from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.errors import ImageError
 from denseport.runtime.media.images import read_image
 from denseport.runtime.pipeline.network_input import view_inputs
-from denseport.runtime.pipeline.reduce import decide
-from denseport.runtime.pipeline.resample import LogitMap, slide_maps
-from denseport.runtime.pipeline.views import View, single_view, tta_views, window_starts, windows
+from denseport.runtime.pipeline.reduce import Decision, decide
+from denseport.runtime.pipeline.resample import LogitMap, Placement, slide_maps
+from denseport.runtime.pipeline.views import View, protocol_views, window_starts, windows
 from denseport.runtime.segmenter import Segmenter
 
 
@@ -70,7 +71,13 @@ def predict_view(
     """The logits of one view, whole or in windows."""
     inputs = view_inputs(image, view, Protocol("as described", preprocess, inference))
     logits = [session.run(each)[0] for each in inputs]
-    return slide_maps(logits, *windows(view.size, inference), view.size, image.shape[:2], flip=view.flip)
+    place = Placement(view.size, (image.shape[0], image.shape[1]), flip=view.flip)
+    return slide_maps(logits, *windows(view.size, inference), place)
+
+
+def ms_flip_views(image: np.ndarray, manifest: Manifest, convention: str) -> list[View]:
+    protocol = parse_protocol(f"ms-flip:{convention}", manifest)
+    return protocol_views(image.shape[:2], protocol, 16)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +88,7 @@ def test_single_scale_equals_the_oracle(
 ) -> None:
     image, facts = golden["img_bgr"], described[name]
     preprocess = steps(tuple(facts["scale"]))
-    view = single_view(image.shape[:2], preprocess, 16)
+    (view,) = protocol_views(image.shape[:2], Protocol("as described", preprocess, Inference()), 16)
     assert view.size == tuple(facts["metainfo"]["img_shape"])
     recorder = Recorder(session)
     maps = predict_view(recorder, image, view, preprocess, inference_of(facts["test_cfg"]))
@@ -102,6 +109,7 @@ def test_single_scale_equals_the_oracle(
     ],
 )
 def test_multi_scale_and_flip_equals_the_oracle(
+    exported: Callable[[str], Bundle],
     session: OnnxRuntimeSession,
     golden: dict[str, np.ndarray],
     described: dict[str, Any],
@@ -111,13 +119,14 @@ def test_multi_scale_and_flip_equals_the_oracle(
     step: int,
 ) -> None:
     image, facts, preprocess = golden["img_bgr"], described[name], steps((256, 64))
-    views = tta_views(image.shape[:2], preprocess, convention)
+    manifest = replace(exported("tiny_dpt_project").manifest, preprocess=preprocess)
+    views = ms_flip_views(image, manifest, convention)
     assert [[3, *view.size] for view in views] == facts["inputs"]
     assert [view.flip for view in views] == facts["flips"]
     maps = [predict_view(session, image, view, preprocess, inference) for view in views]
     scores = postprocess.probabilities(maps)
     np.testing.assert_allclose(scores[:, ::step, ::step], golden[f"{name}_probs"], atol=LOGITS_TOLERANCE, rtol=0)
-    assert_same_classes(decide(maps, averaged=True).mask, golden[f"{name}_argmax"], scores)
+    assert_same_classes(decide(maps, decision=Decision(averaged=True)).mask, golden[f"{name}_argmax"], scores)
 
 
 @pytest.mark.parametrize("name", ["camvid_0001TP_008550", "ADE_val_00000003"])
@@ -200,7 +209,7 @@ def test_arrays_that_are_no_images_are_refused(sample: Bundle, image: np.ndarray
 def test_the_flipped_view_of_a_mirrored_image_is_the_mirror_of_the_view(sample: Bundle) -> None:
     image = read_image(next((ASSETS / "street").rglob("*.jpg")))
     session, manifest = OnnxRuntimeSession(sample.verified("model.onnx")), sample.manifest
-    plain, flipped = tta_views(image.shape[:2], manifest.preprocess, "0.x")[4:6]
+    plain, flipped = ms_flip_views(image, manifest, "0.x")[4:6]
 
     def scores(image: np.ndarray, view: Any) -> np.ndarray:
         maps: list[LogitMap] = predict_view(session, image, view, manifest.preprocess, manifest.inference)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from denseport.runtime.system import cpus
 from denseport.runtime.system.cpus import usable_cpus
 
 
@@ -42,9 +43,12 @@ def test_the_tightest_quota_counts(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     write(tmp_path / "groups", files)
     (tmp_path / "self").write_text(membership + "\n")
-    assert usable_cpus(tmp_path / "self", tmp_path / "groups") == expected
+    monkeypatch.setattr(cpus, "MEMBERSHIP", tmp_path / "self")
+    monkeypatch.setattr(cpus, "GROUPS", tmp_path / "groups")
+    assert usable_cpus() == expected
 
 
 def test_affinity_counts_where_there_is_no_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7})
-    assert usable_cpus(tmp_path / "none", tmp_path / "none") == 3
+    monkeypatch.setattr(cpus, "MEMBERSHIP", tmp_path / "none")
+    assert usable_cpus() == 3

@@ -3,6 +3,4 @@
 common.cu           FP16, the loop over a grid's work
 resize_argmax.cu    the argmax of logits that are resized twice; the plugin's too
 image.cu            an image to the network's input; logits to the image's mask
-compile.py          sources -> PTX, with NVRTC, kept in the user's cache
-launch.py           which kernel, how many threads, which numbers
 """

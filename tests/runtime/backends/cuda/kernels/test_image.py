@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from denseport.runtime.backends.cuda.kernels import launch
-from denseport.runtime.bundle.preprocessing import Preprocessing, normalisation
+from denseport.runtime.bundle.preprocessing import Preprocessing, normalisation, resized_to
 from denseport.runtime.pipeline import preprocess
 
 OFTEN = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -38,7 +38,8 @@ def image_of(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 def differing(kernels: Kernels, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Where the kernel's grey levels are not OpenCV's; fails where they are more than one apart."""
-    expected = preprocess.normalise(preprocess.resize(image, size), LEVELS)
+    shown = preprocess.fit_image(image, resized_to(LEVELS, size[::-1], keep_ratio=False))
+    expected = preprocess.normalise(shown, LEVELS)
     apart = np.abs(prepared(kernels, image, size, LEVELS) - expected)
     assert apart.max() <= 1
     return apart > 0

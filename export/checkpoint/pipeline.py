@@ -1,0 +1,129 @@
+"""How a checkpoint's own evaluation makes the network's input of an image: the test path of its configuration.
+
+mmsegmentation's ``tools/test.py`` runs the pipeline of the test data set, then the model's data pre-processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from denseport.export.checkpoint.config import CORRECT, look_up
+from denseport.export.checkpoint.file import Checkpoint
+from denseport.export.checkpoint.pipeline_steps import Reader, type_name
+from denseport.export.errors import CheckpointError
+from denseport.runtime.bundle.preprocessing import (
+    USUAL_NORMALISE,
+    USUAL_RESIZE,
+    Preprocessing,
+    check_steps,
+    with_resize,
+)
+from denseport.runtime.bundle.steps import (
+    Augmentation,
+    Normalise,
+    Pad,
+)
+
+__all__ = ["ImageSteps", "evaluated_pipeline", "image_steps"]
+
+Settings = Mapping[str, Any]
+OLD_STEPS = {"MultiScaleFlipAug", "ImageToTensor", "DefaultFormatBundle", "Collect"}  # 1.x has none of them
+
+
+@dataclass(frozen=True)
+class ImageSteps:
+    """What a checkpoint's evaluation does to an image."""
+
+    preprocess: Preprocessing
+    augmentation: Augmentation | None
+    warnings: tuple[str, ...]
+
+
+def image_steps(checkpoint: Checkpoint) -> ImageSteps:
+    """The test path of a checkpoint; what it does not say is assumed, and each assumption is a warning.
+
+    Raises:
+        CheckpointError: it holds a step or a key that is not supported, or settings that cannot be used.
+    """
+    try:
+        return _image_steps(checkpoint)
+    except (AttributeError, KeyError, IndexError, OverflowError, TypeError, ValueError) as err:
+        raise CheckpointError(f"{checkpoint.path}: its test pipeline cannot be used: {err!r}", CORRECT) from err
+    except CheckpointError as err:
+        where = "" if err.message.startswith(f"{checkpoint.path}: ") else f"{checkpoint.path}: "
+        raise CheckpointError(f"{where}{err.message}", err.remedy) from err
+
+
+def _image_steps(checkpoint: Checkpoint) -> ImageSteps:
+    pipeline, warnings = evaluated_pipeline(checkpoint.config)
+    old = checkpoint.layout == "mmseg 0.x" or any(type_name(step) in OLD_STEPS for step in pipeline or ())
+    reader = Reader(old=old, channels=_channels(checkpoint))
+    for step in pipeline or ():
+        reader.read(step)
+    preprocessor = look_up(
+        checkpoint.config, "model", "data_preprocessor", default=checkpoint.config.get("data_preprocessor")
+    )
+    if preprocessor is not None:
+        reader.read_preprocessor(preprocessor)
+    steps = reader.steps
+    if pipeline is None:
+        steps = with_resize(steps, USUAL_RESIZE)
+        warnings.append(
+            "The file does not say how images are resized: assumed keep-ratio 2048 x 512. Change it with --scale."
+        )
+    if not any(isinstance(step, Normalise) for step in steps):
+        position = len(steps) - sum(isinstance(step, Pad) and step.crop for step in steps)
+        steps = (*steps[:position], USUAL_NORMALISE, *steps[position:])
+        assumed = f"mean {USUAL_NORMALISE.mean}, std {USUAL_NORMALISE.std}"
+        warnings.append(f"The file does not say how images are normalised: assumed {assumed}.")
+    check_steps(steps)
+    return ImageSteps(steps, reader.augmentation, tuple(warnings))
+
+
+def _channels(checkpoint: Checkpoint) -> int:
+    weight = checkpoint.state_dict.get("backbone.patch_embed.projection.weight")
+    return weight.shape[1] if weight is not None and weight.dim() == 4 else 3
+
+
+def evaluated_pipeline(config: Settings) -> tuple[list[Settings] | None, list[str]]:
+    """The steps that the evaluation runs, and warnings; None where the configuration has no such pipeline.
+
+    Raises:
+        CheckpointError: several data sets are tested, with pipelines that differ.
+    """
+    validation = ("val_dataloader", "dataset"), ("data", "val")
+    for path in (("test_dataloader", "dataset"), ("data", "test"), ("test_pipeline",), *validation):
+        found = look_up(config, *path)
+        pipelines = [found] if path == ("test_pipeline",) and found is not None else list(_pipelines(found))
+        if not pipelines:
+            continue
+        if any(each != pipelines[0] for each in pipelines):
+            raise CheckpointError(
+                f"{'.'.join(path)} holds several data sets whose pipelines differ",
+                "Keep one of them in the configuration, and export a bundle for each.",
+            )
+        warnings = []
+        if path in validation:
+            warnings.append(f"The file has no test pipeline: took that of {'.'.join(path)}.")
+        other = config.get("test_pipeline")
+        if other is not None and list(other) != list(pipelines[0]):
+            where = ".".join(path)
+            warnings.append(
+                f"test_pipeline differs from the pipeline of {where}, which the evaluation runs: took the latter."
+            )
+        return list(pipelines[0]), warnings
+    return None, []
+
+
+def _pipelines(dataset: Any) -> Iterator[Any]:
+    """Of a data set, and of those that it wraps: ``dataset`` and ``datasets``."""
+    if isinstance(dataset, (list, tuple)):
+        for each in dataset:
+            yield from _pipelines(each)
+    elif isinstance(dataset, Mapping):
+        if look_up(dataset, "pipeline") is not None:
+            yield dataset["pipeline"]
+        for key in ("dataset", "datasets"):
+            yield from _pipelines(look_up(dataset, key))

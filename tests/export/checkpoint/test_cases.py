@@ -1,0 +1,76 @@
+"""Checkpoints as users have them, against what the real mmsegmentation 1.2.2 makes of them (shared/cases)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import postprocess
+import pytest
+
+from denseport.export import bundle as export_module
+from denseport.export.bundle import export_bundle
+from denseport.export.models.segmentor import Segmentor
+from denseport.runtime.segmenter import Segmenter
+
+CASES = Path("cases/mmseg")
+
+
+@pytest.fixture(scope="module")
+def facts(shared: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((shared / CASES / "cases.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _networks_exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Most cases differ in their configuration alone: the same network is exported, and compared with torch, once."""
+    shelf, export = tmp_path_factory.mktemp("networks"), export_module.export_onnx
+
+    def export_once(model: Segmentor, path: Path, *more: Any, **options: Any) -> list[Path]:
+        digest = hashlib.sha256(repr((model.spec, more, options)).encode())
+        for value in model.state_dict().values():
+            digest.update(value.numpy().tobytes())
+        kept = shelf / f"{digest.hexdigest()}.onnx"
+        if not kept.exists():
+            export(model, kept, *more, **options)
+        shutil.copy(kept, path)
+        return [path]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_module, "export_onnx", export_once)
+        yield
+
+
+NAMES = (
+    *("plain", "pipeline_inline", "pipeline_conflict", "no_resize", "no_resize_slide", "scale_factor", "to_multiple"),
+    *("pad", "preprocessor_pad", "shortest_edge", "not_keep_ratio", "scale_int", "bicubic", "pillow_resize"),
+    *("to_float32", "ignore_orientation", "turned", "binary", "binary_one_name", "neck_default", "full_type_names"),
+    *("scoped_type_names", "ema_keys", "no_num_batches", "loss_buffer", "no_mean", "bgr", "align_corners"),
+    "one_channel",
+)
+
+
+def test_every_case_is_tried(facts: dict[str, Any]) -> None:
+    assert {*NAMES, "label_map"} == set(facts)  # label_map has its test in tests/runtime/evaluation
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_gives_mmsegmentations_mask(
+    shared: Path, facts: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    folder, golden = shared / CASES, np.load(shared / CASES / "cases.npz")
+    bundle = export_bundle(folder / f"{name}.pth", tmp_path / name)
+    image = folder / facts[name]["image"]
+    with Segmenter(bundle, threads=2) as segmenter:
+        mask = segmenter(image).mask
+        (maps,) = segmenter.predict(segmenter.read(image))
+    sure, expected = golden[f"{name}_sure"], golden[f"{name}_logits"]
+    np.testing.assert_array_equal(mask[sure], golden[f"{name}_mask"][sure])
+    logits = postprocess.logits(maps)[-len(expected) :, ::6, ::6]  # of a binary head the second is upstream's
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3)
