@@ -21,7 +21,15 @@ from denseport.export.checkpoint.recognise import Recognised, recognise
 from denseport.export.checkpoint.weights import load_model
 from denseport.export.errors import CheckpointError
 from denseport.export.models.presets import PRESETS, Preset
-from denseport.export.torch_to_onnx import IR_VERSION, OPSET, TOLERANCE, check_export, check_versions, export_onnx
+from denseport.export.torch_to_onnx import (
+    IR_VERSION,
+    OPSET,
+    TOLERANCE,
+    Check,
+    check_export,
+    check_versions,
+    export_onnx,
+)
 from denseport.runtime.bundle.artifact import ANY, Artifact
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle, new_bundle
 from denseport.runtime.bundle.comparison import proof_here
@@ -72,52 +80,48 @@ def export_bundle(
     Raises:
         CheckpointError: the file, its network or its settings cannot be used; the message says which.
         ExportError: the graph differs from torch; nothing is written.
-        InputError: no preset of that name; another number of names or colours than the network has classes; an opset
-            or IR version that cannot be written.
-        OutputError: ``output`` exists, cannot be written, or is to be replaced and holds the checkpoint.
+        InputError: no such preset; another number of names or colours than of classes; no such opset or IR version.
+        OutputError: ``output`` exists, cannot be written, or is to be replaced and holds a file that is read.
     """
     progress, checkpoint, output = progress or Silent(), Path(checkpoint), Path(output)
-    if isinstance(preset, str):
-        if preset not in PRESETS:
-            raise InputError(f"no preset {preset!r}", "See denseport models for their names.")
-        preset = PRESETS[preset]
+    preset = _preset(preset)
     check_versions(opset, ir_version)
-    # Not Path.resolve(), which raises an error of its own about links that lead in a circle.
-    if replace and Path(os.path.realpath(checkpoint)).is_relative_to(os.path.realpath(output)):
-        raise OutputError(
-            f"{output}: holds the checkpoint {checkpoint.name}, which would be deleted with the old bundle",
-            "Move the checkpoint to another folder.",
-        )
+    config = None if config is None else Path(config)
+    _refuse_inside(output, (checkpoint, config), replace)
     with new_bundle(output, replace=replace) as folder:
         progress.say(f"reading {checkpoint}")
-        source = read_checkpoint(checkpoint, Path(config) if config is not None else None)
+        source = read_checkpoint(checkpoint, config)
         recognised = recognise(source, preset)
         source = _named(source, recognised.spec.num_classes, classes, palette)
         model = load_model(source, recognised.spec, rewrite=rewrite)
         manifest = _manifest(source, recognised, scale, sum(value.numel() for value in model.parameters()))
         manifest = _renamed(manifest, name, progress)
-        size = f"{manifest.parameters / 1e6:,.1f} M parameters"
-        progress.say(f"exporting {manifest.name} ({manifest.architecture}, {size})")
-        for warning in manifest.provenance["warnings"]:
-            progress.say(f"warning: {warning}")
+        _announce(manifest, progress)
         with writing(output):
             files = export_onnx(model, folder / MODEL, opset, ir_version)
         progress.say("comparing ONNX Runtime with torch")
-        checks = check_export(model, folder / MODEL)
-        record = {
-            "opset": opset,
-            "ir_version": ir_version,
-            "rewrite": rewrite and manifest.architecture == "DPT",
-            "tolerance": TOLERANCE,
-            "max_difference": max(check.max_difference for check in checks),
-            "checks": [dataclasses.asdict(check) for check in checks],
-        }
-        artifact = _artifact(files, record)
+        checks, rewritten = check_export(model, folder / MODEL), rewrite and manifest.architecture == "DPT"
+        artifact = _artifact(files, checks, opset=opset, ir_version=ir_version, rewrite=rewritten)
         manifest = dataclasses.replace(manifest, artifacts={MODEL: artifact})
         text = manifest.to_json()
         Manifest.from_json(text, str(output / MANIFEST))  # what cannot be read back takes no bundle's place
         write_atomic(folder / MANIFEST, text.encode())
     return Bundle(output)
+
+
+def _preset(preset: Preset | str | None) -> Preset | None:
+    if isinstance(preset, str) and preset not in PRESETS:
+        raise InputError(f"no preset {preset!r}", "See denseport models for their names.")
+    return PRESETS[preset] if isinstance(preset, str) else preset
+
+
+def _refuse_inside(output: Path, files: Sequence[Path | None], replace: bool) -> None:
+    """Refuse to replace a folder that holds a file which the export reads."""
+    for file in files:
+        # Not Path.resolve(), which raises an error of its own about links that lead in a circle.
+        if replace and file is not None and Path(os.path.realpath(file)).is_relative_to(os.path.realpath(output)):
+            what = f"{output}: holds {file.name}, which would be deleted with the old bundle"
+            raise OutputError(what, "Move it to another folder.")
 
 
 def _named(
@@ -150,6 +154,13 @@ def _renamed(manifest: Manifest, name: str | None, progress: Progress) -> Manife
     if name is None and NAMED_BY_TRAINING.match(manifest.name):
         progress.say(f"the model is called {manifest.name}, as its file; --name gives it another name")
     return manifest
+
+
+def _announce(manifest: Manifest, progress: Progress) -> None:
+    size = f"{manifest.parameters / 1e6:,.1f} M parameters"
+    progress.say(f"exporting {manifest.name} ({manifest.architecture}, {size})")
+    for warning in manifest.provenance["warnings"]:
+        progress.say(f"warning: {warning}")
 
 
 def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int] | None, parameters: int) -> Manifest:
@@ -219,7 +230,7 @@ def _provenance(source: Checkpoint, warnings: list[str]) -> dict[str, Any]:
     }
 
 
-def _artifact(files: list[Path], record: dict[str, Any]) -> Artifact:
+def _artifact(files: list[Path], checks: list[Check], **options: int) -> Artifact:
     return Artifact(
         kind="onnx",
         precision="fp32",
@@ -231,5 +242,10 @@ def _artifact(files: list[Path], record: dict[str, Any]) -> Artifact:
         main=files[0].name,
         files={file.name: sha256_of(file) for file in files},
         proof=(proof_here("torch", "checks", "fp32"),),
-        record=record,
+        record={
+            **options,
+            "tolerance": TOLERANCE,
+            "max_difference": max(check.max_difference for check in checks),
+            "checks": [dataclasses.asdict(check) for check in checks],
+        },
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -168,9 +169,14 @@ def test_a_project_with_a_manifest_of_its_own_is_no_bundle(tmp_path: Path) -> No
 
 def test_a_checkpoint_is_not_replaced_with_the_bundle_that_holds_it(sample_copy: Bundle) -> None:
     inside = Path(shutil.copy(SAMPLE, sample_copy.path))
-    with pytest.raises(OutputError, match="holds the checkpoint"):
+    with pytest.raises(OutputError, match=r"holds dpt_tiny_street\.pth, which would be deleted"):
         export_bundle(inside, sample_copy.path, replace=True)
     assert inside.exists()
+    inside.unlink()
+    (config := sample_copy.path / "config.py").touch()
+    with pytest.raises(OutputError, match=r"holds config\.py, which would be deleted"):
+        export_bundle(SAMPLE, sample_copy.path, replace=True, config=config)
+    assert config.exists()
 
 
 def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
@@ -260,12 +266,13 @@ def test_bare_weights_and_a_configuration_are_the_whole_checkpoint(sample: Bundl
 @pytest.mark.usefixtures("ready_made")
 def test_a_configuration_wins_over_the_checkpoints_and_says_so(tmp_path: Path) -> None:
     text = torch.load(SAMPLE, weights_only=True)["meta"]["cfg"]
-    assert "        1024,\n        160,\n" in text
-    (tmp_path / "config.py").write_text(text.replace("1024,\n        160,", "640, 320"))
+    changed, count = re.subn(r"1024,\s+160,", "640, 320", text)
+    assert count
+    (tmp_path / "config.py").write_text(changed)
     bundle = export_bundle(SAMPLE, tmp_path / "bundle", config=str(tmp_path / "config.py"))
     assert bundle.manifest.preprocess[0] == Resize((640, 320), keep_ratio=True)
     (warning,) = bundle.manifest.provenance["warnings"]
-    assert "test_pipeline" in warning and "--config is used" in warning
+    assert "pipeline" in warning and "--config is used" in warning
 
 
 @pytest.mark.usefixtures("ready_made")

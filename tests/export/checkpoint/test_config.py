@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support import ASSETS
 
 from denseport.export.checkpoint.config import apply_config, look_up, parse_config, read_config
+from denseport.export.checkpoint.file import Checkpoint, read_checkpoint
+from denseport.export.checkpoint.pipeline import image_steps
 from denseport.export.checkpoint.python_data import Unknown
+from denseport.export.checkpoint.recognise import recognise
+from denseport.export.checkpoint.settings import inference_of, reduces_zero_label
 from denseport.export.errors import CheckpointError
 
 DATA = json.loads((ASSETS / "configs.json").read_text())
@@ -261,3 +266,32 @@ def test_differences_in_what_is_used_are_said(tmp_path: Path) -> None:
     other = write(tmp_path, {"a.py": "model = dict(a=[1, [2, 4]], b=f())"})
     (warning,) = apply_config(other, own)[2]
     assert "model.a[1][1]" in warning and "model.b" in warning
+
+
+def test_bare_weights_and_a_configuration_say_what_a_checkpoint_says(shared: Path, tmp_path: Path) -> None:
+    """Of every case that mmsegmentation ran: the same labels, network, test path and refusals."""
+
+    def said(checkpoint: Checkpoint) -> list[Any]:
+        found = [checkpoint.classes, checkpoint.palette, checkpoint.ignore_index, reduces_zero_label(checkpoint)]
+        for read in (
+            lambda: recognise(checkpoint).spec,
+            lambda: image_steps(checkpoint),
+            lambda: inference_of(checkpoint),
+        ):
+            try:
+                found.append(read())
+            except CheckpointError as err:
+                found.append(str(err).replace(str(checkpoint.path), ""))
+        return found
+
+    cases = sorted((shared / "cases" / "mmseg").glob("*.pth"))
+    for case in cases:
+        data = torch.load(case, weights_only=True)
+        about = data["meta"]["dataset_meta"]
+        labels = {key: about[key] for key in ("classes", "palette")}
+        dataset = f"dict(metainfo={labels!r}, reduce_zero_label={about['reduce_zero_label']})"
+        write(tmp_path, {"base.py": data["meta"]["cfg"]})
+        config = write(tmp_path, {"c.py": f"_base_ = 'base.py'\ntest_dataloader = dict(dataset={dataset})"})
+        torch.save(data["state_dict"], tmp_path / "bare.pth")
+        assert said(read_checkpoint(tmp_path / "bare.pth", config)) == said(read_checkpoint(case)), case.name
+    assert len(cases) > 20
