@@ -2,3 +2,5 @@
 
 Needs onnx and ONNX Runtime, no torch. Imports the runtime and `export.graph`.
 """
+
+import denseport.runtime  # noqa: F401 - it switches ONNX Runtime's telemetry off

@@ -153,8 +153,7 @@ def _open(
     if data is None:
         return bundle, None
     if not isinstance(data, Dataset):
-        split = split or ("training" if masks is None else None)
-        data = open_dataset(data, masks=masks, split=split, reduce_zero_label=bundle.manifest.reduce_zero_label)
+        data = open_dataset(data, masks=masks, split=split, default_split="training", manifest=bundle.manifest)
     return bundle, replace(data, samples=tuple(evenly_spaced(data.samples, limit)))
 
 

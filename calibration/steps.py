@@ -32,6 +32,7 @@ from denseport.export.graph.unpack import unpack_projections
 from denseport.runtime.backends.onnxruntime import INPUT
 from denseport.runtime.bundle.artifact import ANY, FOR_CPU, FOR_TENSORRT
 from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.comparison import proof_here, proved
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.metrics import LabelMap
 from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced
@@ -135,7 +136,7 @@ def quantize_bundle(
         versions=inspect_machine(look_for_gpus=False).summary()["packages"],
     )
     for variant in variants:
-        _write(bundle, variant, record)
+        _write(bundle, variant, record, progress)
     return record
 
 
@@ -311,12 +312,14 @@ def _search(
     return found, [portable, Variant("int8.cpu.onnx", FOR_CPU, lowered, reference.measure(lowered), floats)]
 
 
-def _write(bundle: Bundle, variant: Variant, record: CalibrationRecord) -> None:
+def _write(bundle: Bundle, variant: Variant, record: CalibrationRecord, progress: Progress) -> None:
     """Enter a variant into the bundle, by a rename within the same folder."""
     with work_folder(bundle.path) as folder:
         file = folder / variant.name
         file.write_bytes(serialise(variant.model))
-        source = bundle.manifest.source
+        source, old = bundle.manifest.source, bundle.manifest.artifacts.get(variant.name)
+        if old is not None and old.proof:
+            progress.say(f"{variant.name} is replaced, and with it goes what was found about it: {proved(old)}")
         artifact = replace(
             bundle.artifact(source),
             precision=record.options.precision,
@@ -324,7 +327,7 @@ def _write(bundle: Bundle, variant: Variant, record: CalibrationRecord) -> None:
             made_of=source,
             main=variant.name,
             files={variant.name: sha256_of(file)},
-            proof=(),
+            proof=(proof_here("fp32", "variant", "fp32"),),  # the search's; the verdict follows
             record={
                 "calibration": record.to_dict(),
                 "variant": {"loss": asdict(variant.loss), "float": variant.floats},

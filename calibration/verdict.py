@@ -17,7 +17,7 @@ from denseport.calibration.search.sensitivity import Loss
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
 from denseport.runtime.benchmark.turns import in_turns
-from denseport.runtime.bundle.artifact import ANY, FOR_CPU, FOR_TENSORRT
+from denseport.runtime.bundle.artifact import MADE_FOR
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.comparison import proof_here
 from denseport.runtime.bundle.quantization import QuantizationVerdict, kind_of
@@ -35,7 +35,6 @@ TIMED = 4  # images that the networks are timed with
 FASTER = 1.02  # INT8 must be so many times as fast as FP32: less is within the noise of a quiet machine
 ROUNDS = (7, 31)  # least and most
 SECONDS = 15.0  # after which no further round starts
-_MADE_FOR = {ANY: "any ONNX tool, TensorRT included", FOR_CPU: "ONNX Runtime on CPUs", FOR_TENSORRT: "TensorRT"}
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def _decide(name: str, target: str, ratio: float, loss: Loss, budget: Budget) ->
         lost = "" if loss.miou is None else f"loses {loss.miou:.2f} points of mIoU and "
         kept = f"keeps FP32's class on {100 * loss.agreement:.2f} % of the pixels"
         return False, False, f"{name} is over its budget: it {lost}{kept}"
-    speed = f"{name} was measured {ratio:.2f} times as fast as FP32 here"
+    speed = f"{ratio:.2f} times as fast as FP32"
     if ratio < FASTER:
-        return True, False, f"{speed}, which is not faster; it is made for {_MADE_FOR[target]}"
+        return True, False, f"{speed}; made for {MADE_FOR[target]}"
     return True, True, f"{speed}, within its budget"

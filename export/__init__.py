@@ -2,3 +2,5 @@
 
 Needs torch and onnx; `graph` alone does without torch. Imports the runtime.
 """
+
+import denseport.runtime  # noqa: F401 - it switches ONNX Runtime's telemetry off

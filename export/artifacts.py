@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import onnx_ir as ir
 
 from denseport.export.audit import Audit, audit_engine, audit_graph
-from denseport.export.engine.build import NO_PLUGINS, EngineOptions, build_engine
+from denseport.export.engine.build import NO_PLUGINS, EngineOptions, build_engine, capability_here
 from denseport.export.engine.race import race
 from denseport.export.errors import BuildError, ExportError
 from denseport.export.graph.fusion import FusionRecord, fuse
@@ -25,9 +25,9 @@ from denseport.export.graph.probe import observe
 from denseport.runtime.backends.tensorrt import why_not
 from denseport.runtime.bundle.artifact import ANY, FLOATS, FOR_TENSORRT
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.comparison import proof_here
+from denseport.runtime.bundle.comparison import proof_here, proved
 from denseport.runtime.bundle.engine_record import BuildRecord
-from denseport.runtime.errors import BundleError, MachineError
+from denseport.runtime.errors import BundleError, InputError, MachineError
 from denseport.runtime.pipeline.network_input import NetworkInputs
 from denseport.runtime.system.files import sha256_of, work_folder
 from denseport.runtime.system.progress import Progress
@@ -38,16 +38,24 @@ Candidate: TypeAlias = tuple[Path, BuildRecord]
 
 
 def build_typed(
-    bundle: Bundle, precision: str, images: Sequence[Path], *, quantized: str | None = None, progress: Progress
+    bundle: Bundle,
+    precision: str,
+    images: Sequence[Path],
+    *,
+    quantized: str | None = None,
+    force: bool = False,
+    progress: Progress,
 ) -> tuple[str, PrecisionRecord, Audit | None]:
     """Write ``fp16.onnx`` or ``bf16.onnx``, or ``int8.fp16.onnx``: a quantized graph whose float part is typed.
 
     Args:
         images: on which FP16's range is checked and the result is audited; none: only weights are checked.
+        force: replace an audited artifact though there are no images; so below.
         quantized: "int8" or "fp8": type the float part of that graph of the bundle.
     """
     source = graph_of(bundle, quantized or "fp32")
     name = f"{quantized}.{precision}.onnx" if quantized else f"{precision}.onnx"
+    _say_what_is_lost(bundle, name, images, progress, force=force)
     path = bundle.verified(source)
     progress.say(f"typing {name}" + (f"; images to observe ranges on: {len(images)}" if images else ""))
     ranges = observe(path, NetworkInputs.of_bundle(images, bundle.manifest)) if images else None
@@ -61,10 +69,18 @@ def build_typed(
 
 
 def build_variant(
-    bundle: Bundle, precision: str, images: Sequence[Path], *, mask: bool, fused: bool, progress: Progress
+    bundle: Bundle,
+    precision: str,
+    images: Sequence[Path],
+    *,
+    mask: bool,
+    fused: bool,
+    force: bool = False,
+    progress: Progress,
 ) -> tuple[str, FusionRecord | None, Audit | None]:
     """Write the graph of that precision with masks as its output, or fused, or both: ``fp16.mask.fused.onnx``."""
     name = ".".join([precision, *["mask"] * mask, *["fused"] * fused, "onnx"])
+    _say_what_is_lost(bundle, name, images, progress, force=force)
     source = graph_of(bundle, precision)
     model = read_model(bundle.verified(source))
     progress.say(f"writing {name}")
@@ -105,6 +121,24 @@ def _enter(bundle: Bundle, main: Path, source: str, audit: Audit | None, **what:
     bundle.add(main.name, artifact, files)
 
 
+def _say_what_is_lost(bundle: Bundle, name: str, images: Sequence[Path], progress: Progress, *, force: bool) -> None:
+    """Refuse to replace what was compared by what is not, unless forced; in any case say what goes with it.
+
+    Raises:
+        InputError: the artifact there was compared, and the new one will not be.
+    """
+    old = bundle.manifest.artifacts.get(name)
+    if old is None or not old.proof:
+        return
+    lost = proved(old)
+    if old.is_compared and not images and not force:
+        raise InputError(
+            f"{name}: was compared already, and the new one would be compared with nothing; lost would be: {lost}",
+            "Give --images, and the new one is audited; or --force, to lose it.",
+        )
+    progress.say(f"{name} will be replaced, and with it goes what was found about it: {lost}")
+
+
 def graph_of(bundle: Bundle, precision: str, float_precision: str = "fp32") -> str:
     """The name of a bundle's graph of that precision, of which variants and engines are made.
 
@@ -131,6 +165,7 @@ def build_engine_artifact(
     *,
     float_precision: str = "fp32",
     try_plugin: bool = False,
+    force: bool = False,
     progress: Progress,
 ) -> tuple[str, BuildRecord, Audit | str]:
     """Build an engine of a bundle's ``model.onnx`` or typed graph, and enter it, ``fp16.rtx.sm_86.engine`` say.
@@ -143,6 +178,9 @@ def build_engine_artifact(
         Instead of an audit the reason why there is none.
     """
     source = graph_of(bundle, precision, float_precision)
+    floats = precision if float_precision == "fp32" else f"{precision}.{float_precision}"
+    name = _engine_name(floats, options)
+    _say_what_is_lost(bundle, name, images, progress, force=force)
     model = bundle.verified(source)
     with work_folder(bundle.path) as folder:
 
@@ -154,10 +192,9 @@ def build_engine_artifact(
             return path, record
 
         output, record, times = _faster(build, options) if try_plugin else (*build(options), {})
-        name = _engine_name(
-            precision if float_precision == "fp32" else f"{precision}.{float_precision}", options, record
-        )
         unaudited = why_not(record) or ("no images were given" if not images else "")
+        if unaudited and images:  # found out only now
+            _say_what_is_lost(bundle, name, (), progress, force=force)
         audit = None if unaudited else audit_engine(bundle, output, record, precision, images)
         what = {"kind": "engine", "target": record.flavour, "output": record.output, "fused": bool(record.fused)}
         what |= {"record": record.to_dict() | ({"milliseconds": times} if times else {})}
@@ -186,12 +223,12 @@ def _faster(
     return native, dataclasses.replace(record, plugin=f"off: {off:g} ms, {on:g} ms with it"), times
 
 
-def _engine_name(precision: str, options: EngineOptions, record: BuildRecord) -> str:
+def _engine_name(precision: str, options: EngineOptions) -> str:
     """Precision, output if it is masks, flavour, what it runs on, and the size (width x height) where it is fixed."""
     if options.flavour == "tensorrt_rtx":
         where = f"rtx.{'+'.join(options.targets) or 'any'}"
     else:
-        where = f"trt.{record.compute_capability or 'any'}"
+        where = f"trt.{capability_here() or 'any'}"
     first = options.profiles[0]
     _, _, height, width = first.optimum
     size = f".{width}x{height}" if len(options.profiles) == 1 and first.fixed else ""

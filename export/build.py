@@ -81,6 +81,7 @@ def build(
     images: Path | str | Sequence[Path | str] = (),
     limit: int = LIMIT,
     settings: EngineSettings | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Build:
     """Write artifacts of a bundle for a precision and an engine. A failed audit is a result, no exception.
@@ -95,11 +96,12 @@ def build(
             compared with FP32. None: nothing is audited.
         limit: images to take, spread evenly.
         settings: of the engine.
+        force: replace artifacts that were audited by such that are not, when there are no images.
 
     Raises:
         BuildError, ExportError: there is nothing to type or fuse, or no engine can be built.
         BundleError: the bundle, or the graph that is built on, is missing or altered.
-        InputError: no such choice, choices that do not go together, or no image.
+        InputError: no such choice, choices that do not go together, no image, or an audited artifact in the place.
         MachineError: the builder, or the GPU that it needs, is missing.
         OutputError: the bundle cannot be written.
     """
@@ -113,13 +115,13 @@ def build(
         check_builder(options)
     shown, built = _images(several(images), limit), Build(bundle.path)
     if order.typed:
-        _typed(bundle, order, shown, built, progress)
+        _typed(bundle, order, shown, built, progress, force=force)
     if order.variant and built.passed:
-        mask, fused = output == "mask", plugin == "on"
-        name, fusion, audit = build_variant(bundle, precision, shown, mask=mask, fused=fused, progress=progress)
+        what = {"mask": output == "mask", "fused": plugin == "on", "force": force}
+        name, fusion, audit = build_variant(bundle, precision, shown, **what, progress=progress)
         built.add("variant", name, audit, fusion=None if fusion is None else asdict(fusion))
     if options is not None and built.passed:
-        _engine(bundle, order, options, shown, built, progress)
+        _engine(bundle, order, options, shown, built, progress, force=force)
     return built
 
 
@@ -197,7 +199,7 @@ def _images(patterns: Sequence[Path | str], limit: int) -> list[Path]:
     return images
 
 
-def _typed(bundle: Bundle, order: _Order, images: list[Path], built: Build, progress: Progress) -> None:
+def _typed(bundle: Bundle, order: _Order, images: list[Path], built: Build, progress: Progress, *, force: bool) -> None:
     """Write the typed graph; as a means to an end, one that is there is taken unless images are given."""
     there = bundle.manifest.graph(order.precision, order.float_precision)
     if (order.variant or order.engine != "onnx") and not images and there is not None:
@@ -206,12 +208,21 @@ def _typed(bundle: Bundle, order: _Order, images: list[Path], built: Build, prog
         return
     quantized = order.precision if order.precision in QUANTIZED else None
     precision = order.float_precision if quantized else order.precision
-    name, built.precision, audit = build_typed(bundle, precision, images, quantized=quantized, progress=progress)
+    name, built.precision, audit = build_typed(
+        bundle, precision, images, quantized=quantized, force=force, progress=progress
+    )
     built.add("artifact", name, audit, precision=asdict(built.precision))
 
 
 def _engine(
-    bundle: Bundle, order: _Order, options: EngineOptions, images: list[Path], built: Build, progress: Progress
+    bundle: Bundle,
+    order: _Order,
+    options: EngineOptions,
+    images: list[Path],
+    built: Build,
+    progress: Progress,
+    *,
+    force: bool,
 ) -> None:
     name, record, audit = build_engine_artifact(
         bundle,
@@ -220,6 +231,7 @@ def _engine(
         images,
         float_precision=order.float_precision,
         try_plugin=order.plugin == "auto",
+        force=force,
         progress=progress,
     )
     why = too_narrow(record.profiles, parse_protocol("reference", bundle.manifest))

@@ -6,6 +6,7 @@ The names below are imported on first use, so that ``denseport --help`` needs ne
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from denseport.runtime.pipeline.results import Segmentation as Segmentation
     from denseport.runtime.pipeline.results import Timings as Timings
     from denseport.runtime.segmenter import Segmenter as Segmenter
+
+# ONNX Runtime's wheels write an identifier below the home folder and look for their makers' server as soon as they are
+# imported. Every part of Denseport imports this module first.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "Bundle": "bundle.bundle",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from denseport.runtime.bundle.artifact import ANY, FOR_CPU, Artifact
+from denseport.runtime.bundle.artifact import ANY, FOR_CPU, MADE_FOR, Artifact
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.comparison import comparing_command
 from denseport.runtime.bundle.decode import reading_record
@@ -86,7 +86,7 @@ def select_artifact(bundle: Bundle, wanted: str | None = None, protocol: Protoco
     name = min(fitting, key=rank, default=source)
     with reading_record(str(bundle.path)):
         verdicts = {
-            each: _verdict(each, a, name, kind_of(machine, on_gpu=on_gpu))
+            each: _verdict(each, a, name, kind_of(machine, on_gpu=on_gpu), "GPU" if on_gpu else "CPU")
             for each, a in artifacts.items()
             if not reasons[each] and a.precision not in ORDER
         }
@@ -119,7 +119,7 @@ def _reasons(bundle: Bundle, machine: Machine, on_gpu: bool, protocol: Protocol)
         }
 
 
-def _verdict(name: str, artifact: Artifact, rival: str, here: str) -> QuantizationVerdict | str:
+def _verdict(name: str, artifact: Artifact, rival: str, here: str, kind: str) -> QuantizationVerdict | str:
     """The verdict that lets a quantized artifact run instead of ``rival``, or why none does."""
     verdict = QuantizationVerdict.of(artifact, name)
     if verdict is None:
@@ -130,11 +130,12 @@ def _verdict(name: str, artifact: Artifact, rival: str, here: str) -> Quantizati
             f"{here}; denseport calibrate --measure {name} does so"
         )
     if not verdict.accepted:
-        return verdict.reason
+        return f"not used by itself on this {kind}: {verdict.reason}"
     if not {name, rival} <= verdict.seconds.keys():
         return f"was not measured beside {rival}"
     if verdict.seconds[name] >= verdict.seconds[rival]:
-        return f"{name} was measured {verdict.seconds[rival] / verdict.seconds[name]:.2f} times as fast as {rival} here"
+        ratio, made_for = verdict.seconds[rival] / verdict.seconds[name], MADE_FOR.get(artifact.target, artifact.target)
+        return f"not used by itself on this {kind}: {ratio:.2f} times as fast as {rival}; made for {made_for}"
     return verdict
 
 
@@ -196,7 +197,7 @@ def _providers(artifact: Artifact, on_gpu: bool) -> tuple[str, ...]:
 
 def _passed_over(artifact: Artifact, on_gpu: bool) -> str:
     if artifact.kind == "onnx" and artifact.precision != "fp32" and not on_gpu:
-        return f"{artifact.precision} is not faster on a CPU"
+        return "not used by itself on a CPU, where it is not faster; made for GPUs"
     return "another one is better"
 
 

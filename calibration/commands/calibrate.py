@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # missing ones are reported before the long work
 HELP = "quantize to INT8 or FP8 within a budget, and measure whether that is worth it here"
-_DATA = "ADE20K folder, or folder of images, to measure mIoU on; never the set that the artifact is gated with"
+_DATA = "data set, or folder of images, to measure mIoU on; never the set that the artifact is gated with"
 _LIMIT = "images to take, spread evenly; default: %(default)s"
 
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument_group("labelled images"),
         ("--data", path, None, "ROOT", _DATA),
         ("--masks", path, None, "DIR", "folder of masks; --data is then the images' folder"),
-        ("--split", str, None, "NAME", "of the ADE20K layout; default: training"),
+        ("--split", str, None, "NAME", "of the layout; default: training or train"),
         ("--data-limit", whole(1), 64, "N", _LIMIT),
     )
     _add_quantization(parser.add_argument_group("quantization"))
@@ -142,8 +142,7 @@ def _verdict_lines(name: str, verdict: QuantizationVerdict) -> list[str]:
             f"mIoU {verdict.miou:.2f}, FP32 {verdict.fp32_miou:.2f}, on {count(verdict.labelled, 'labelled image')}"
         )
     lines.append(f"{100 * verdict.agreement:.2f} % of the pixels get the class that FP32 gives")
-    used = "used" if verdict.accepted else "not used"
-    lines.append(f"{used} by itself on {verdict.machine}: {verdict.reason}")
+    lines.append(f"{name}: {verdict.words}")
     if not verdict.accepted:
-        lines.append(f"  it runs here only with --artifact {name}")
+        lines.append(f"  it runs here with --artifact {name}")
     return lines

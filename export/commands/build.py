@@ -43,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(option, choices=choices, default=choices[0], help=f"{words}; default: %(default)s")
     _add_precision(parser.add_argument_group("precision"))
     _add_engine(parser.add_argument_group("engine"))
+    words = "replace an audited artifact though no --images audit the new one"
+    parser.add_argument("--force", action="store_true", help=words)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -95,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.export.graph.precision import precision_table
     from denseport.runtime.system.progress import Terminal
 
-    taken = ("precision", "float_precision", "engine", "output", "plugin", "images", "limit")
+    taken = ("precision", "float_precision", "engine", "output", "plugin", "images", "limit", "force")
     built = build(
         arguments.bundle,
         **{name: getattr(arguments, name) for name in taken},

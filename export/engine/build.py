@@ -36,7 +36,15 @@ from denseport.runtime.system.files import cache_folder, sha256_of, write_atomic
 from denseport.runtime.system.machine import proc_values
 from denseport.runtime.system.progress import StepCallback, no_steps
 
-__all__ = ["NO_PLUGINS", "BuilderOptions", "EngineOptions", "build_engine", "check_builder", "default_timing_cache"]
+__all__ = [
+    "NO_PLUGINS",
+    "BuilderOptions",
+    "EngineOptions",
+    "build_engine",
+    "capability_here",
+    "check_builder",
+    "default_timing_cache",
+]
 
 HARDWARE = ("none", "same_compute_capability", "ampere_plus")
 NO_PLUGINS = "TensorRT-RTX takes no plugins"
@@ -169,6 +177,12 @@ def build_engine(
         plugin=plugin,
         **about,
     )
+
+
+def capability_here() -> str | None:
+    """Of the GPU here, such as "sm_86"; None without one."""
+    device = _device()
+    return None if device is None else sm_name(device.capability)
 
 
 def _device() -> Device | None:

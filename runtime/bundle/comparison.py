@@ -10,22 +10,41 @@ from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.quantization import kind_of
 from denseport.runtime.system.machine import inspect_machine
 
-__all__ = ["comparing_command", "proof_here"]
+__all__ = ["comparing_command", "proof_here", "proved"]
 
 
 def proof_here(
-    against: str, figures: str, float_precision: str, *, on_gpu: bool = False, emulated: bool = False
+    against: str,
+    figures: str,
+    float_precision: str,
+    *,
+    on_gpu: bool = False,
+    emulated: bool = False,
+    elsewhere: bool = False,
 ) -> Proof:
-    """The proof of a comparison that this machine has just made. ONNX Runtime computes FP16 in FP32 on a CPU.
+    """The proof of a comparison that was just made. ONNX Runtime computes FP16 in FP32 on a CPU.
 
     Args:
         against, figures: as in `Proof`.
         float_precision: of the artifact.
+        on_gpu: a GPU computed all of it.
         emulated: the CPU ran a graph that rounds as the artifact's own arithmetic does.
+        elsewhere: other runs than this one have a share in it, perhaps on other machines.
     """
-    machine = "emulated" if emulated else kind_of(inspect_machine(look_for_gpus=on_gpu), on_gpu=on_gpu)
+    if emulated or elsewhere:
+        machine = "emulated" if emulated else "several runs" + " on GPUs" * on_gpu
+    else:
+        machine = kind_of(inspect_machine(look_for_gpus=on_gpu), on_gpu=on_gpu)
     arithmetic = float_precision if on_gpu or emulated else "fp32"
     return Proof(against, arithmetic, machine, datetime.now(UTC).isoformat(timespec="seconds"), figures)
+
+
+def proved(artifact: Artifact) -> str:
+    """What an artifact was compared with, in words that say what goes with it; empty: nothing."""
+    return "; ".join(
+        f"{each.figures} against {each.against} in {each.arithmetic.upper()} ({each.machine}), {each.date[:10]}"
+        for each in artifact.proof
+    )
 
 
 def comparing_command(name: str, manifest: Manifest) -> str:

@@ -98,8 +98,8 @@ class Manifest:
     augmentation: Augmentation | None = None  # of the checkpoint's own test; None: an image is seen once
     align_corners: bool = False  # the logits are resized to the image with their corners on its corners
     threshold: float | None = None  # two classes of one output: the probability above which a pixel is of the second
-    label_map: dict[str, int] = field(default_factory=dict)  # a label in the data set's masks to its class
-    ignore_index: int = 255  # the label in the masks that is not counted
+    label_map: dict[str, int] = field(default_factory=dict)  # a label in the masks, 0 dropped, to its class
+    ignore_index: int = 255  # the label that is not counted, once mapped
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     budgets: dict[str, float] = field(default_factory=dict)  # mIoU points a precision may lose; default: the gate's own
     format_version: int = FORMAT_VERSION

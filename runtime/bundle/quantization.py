@@ -34,6 +34,11 @@ class QuantizationVerdict:
     versions: str
     date: str
 
+    @property
+    def words(self) -> str:
+        """Whether it is used without being asked for, where, and why."""
+        return f"{'' if self.accepted else 'not '}used by itself on {self.machine}: {self.reason}"
+
     @classmethod
     def of(cls, artifact: Artifact, where: str) -> QuantizationVerdict | None:
         """The verdict in an artifact's record; None where nothing was measured.

@@ -180,9 +180,9 @@ class Pad:
 
     def __post_init__(self) -> None:
         _one_of("mode", self.mode, PAD_MODES)
-        if self.size is not None and (self.divisor or self.square):
+        if self.size is not None and (self.divisor is not None or self.square):
             raise ValueError("a pad has a size, or a divisor, or is square")
-        if self.size is None and not self.divisor and not self.square:
+        if self.size is None and self.divisor is None and not self.square:
             raise ValueError("a pad needs a size or a divisor, or is square")
         if self.size is not None and not 1 <= min(self.size) <= max(self.size) <= LARGEST_SIDE:
             raise ValueError(f"size {self.size} has a side that is not in 1..{LARGEST_SIDE} pixels")

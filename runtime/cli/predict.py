@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -23,7 +24,7 @@ from denseport.runtime.media.inputs import Input
 from denseport.runtime.media.overlay import class_shares, overlay
 from denseport.runtime.media.videos import VideoReader, VideoWriter
 from denseport.runtime.pipeline.results import Segmentation
-from denseport.runtime.system.files import new_folder
+from denseport.runtime.system.files import new_folder, writing
 
 if TYPE_CHECKING:
     from denseport.runtime.segmenter import Segmenter
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "Predictions", "RemoteModel"]
 
+_NOWHERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # nothing can be written, whatever its name
 _FRAME = re.compile(r"\d{6,}\.png")  # a mask of a video
 
 
@@ -73,13 +75,18 @@ class Predictions:
         """Process one input, or keep its error, so that the next can follow.
 
         Raises:
-            OutputError, ServerError: the next input would fail alike.
+            OutputError, ServerError: the next input would fail alike: no room, a read-only place, a lost server.
         """
         try:
+            for file in self._results(item):
+                with writing(file):
+                    file.exists()  # raises where its name is too long, before the work
             self.results.append(self._video(model, item) if item.kind == "video" else self._image(model, item))
-        except (OutputError, ServerError):
+        except ServerError:
             raise
         except DenseportError as err:
+            if isinstance(err, OutputError) and getattr(err.__cause__, "errno", None) in _NOWHERE:
+                raise
             error = err.message if str(item.path) in err.message else f"{item.path}: {err.message}"
             self.failures.append({"input": str(item.path), "error": error, "remedy": err.remedy})
 

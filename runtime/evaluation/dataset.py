@@ -1,48 +1,42 @@
-"""Data sets: images with label masks, found on disk in one of three forms.
-
-- the ADEChallengeData2016 layout: ``images/<split>/*.jpg`` with ``annotations/<split>/*.png``;
-- two folders, images and masks of the same name;
-- a text file that lists names of the first form, or pairs of paths.
+"""Data sets: images with label masks, found on disk by a layout, in two folders, or by a list.
 
 A mask is a PNG of one channel, grey or indexed, whose stored values are the labels.
 """
 
 from __future__ import annotations
 
-import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
+from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.errors import DatasetError, ImageError
+from denseport.runtime.evaluation.layouts import (
+    ADE20K,
+    Layout,
+    Sample,
+    find_layout,
+    find_listed,
+    find_pairs,
+    find_split,
+    some,
+)
 from denseport.runtime.evaluation.metrics import LabelMap
 from denseport.runtime.media.images import PNG_SIGNATURE, is_cut_short, reading
-from denseport.runtime.media.inputs import IMAGE_SUFFIXES
 from denseport.runtime.system.arguments import whole
 
-__all__ = ["Dataset", "Sample", "open_dataset"]
+__all__ = ["Dataset", "Sample", "open_dataset", "words_of_map"]
 
-MASK_SUFFIXES = frozenset({".png"})
-
-_ADE_FOLDER = "ADEChallengeData2016"
 _PNG_HEADER = 33  # bytes: the signature, and IHDR with its length and checksum
 _PNG_GREY, _PNG_INDEXED = 0, 3  # colour types
-_SHOWN = 5  # names or labels that a message spells out
-
-
-@dataclass(frozen=True)
-class Sample:
-    """An image and its mask."""
-
-    name: str  # unique in its data set
-    image: Path
-    mask: Path
+_UNLABELLED = 255  # what mmsegmentation's LoadAnnotations makes of 0, and its label maps of a class that is dropped
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,9 @@ class Dataset:
 
     samples: tuple[Sample, ...]
     reduce_zero_label: bool = False  # 0 is ignored and k is class k - 1, as in ADE20K
-    ignore_index: int = 255  # the value in the mask files that marks pixels to ignore
+    ignore_index: int = 255  # the label that is not counted, once 0 is dropped and the label map applied
+    label_map: Mapping[int, int] = field(default_factory=dict)  # applied after 0 is dropped; 255: not counted
+    found: str = field(default="", compare=False)  # where the samples are, and which rule found them
 
     def __post_init__(self) -> None:
         if not self.samples:
@@ -60,6 +56,9 @@ class Dataset:
         if self.reduce_zero_label not in (False, True):
             raise DatasetError(f"reduce_zero_label cannot be {self.reduce_zero_label!r}", "Give True or False.")
         object.__setattr__(self, "reduce_zero_label", bool(self.reduce_zero_label))  # numpy's too
+        pairs = {whole("label_map's label", old, 0, 65535): new for old, new in dict(self.label_map).items()}
+        pairs = {old: whole("label_map's class", new, 0, 65535) for old, new in pairs.items()}
+        object.__setattr__(self, "label_map", pairs)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -68,9 +67,9 @@ class Dataset:
         """The truth of a sample.
 
         Returns:
-            (H, W) class indices: uint8 with 255 for pixels to ignore or, with more than 255 classes,
-            uint16 with 65535. ``reduce_zero_label`` is applied as in mmsegmentation's LoadAnnotations
-            (0 -> ignored, k -> k - 1, 255 -> ignored).
+            (H, W) class indices: uint8 with 255 for pixels to ignore or, with more than 255 classes, uint16 with
+            65535. In this order, as mmsegmentation 1.2.2 does: ``reduce_zero_label`` (0 and 255 are ignored, k becomes
+            k - 1) and ``label_map`` (LoadAnnotations), ``ignore_index`` (IoUMetric).
 
         Raises:
             ImageError: the file cannot be read.
@@ -82,12 +81,8 @@ class Dataset:
                 "Give the value that the masks use, such as --ignore-index 65535.",
             )
         stored = _read_stored_labels(sample.mask)
-        classes = np.arange(np.iinfo(stored.dtype).max + 1) - self.reduce_zero_label
+        classes, is_ignored = self._classes_of(int(np.iinfo(stored.dtype).max))
         known = (classes >= 0) & (classes < n_classes)
-        is_ignored = np.zeros_like(known)
-        is_ignored[self.ignore_index : self.ignore_index + 1] = True  # an 8-bit mask may not reach it
-        is_ignored[0] |= self.reduce_zero_label
-
         wrong = ~(known | is_ignored)[stored]
         if wrong.any():
             raise self._label_error(sample, np.unique(stored[wrong]).tolist(), n_classes)
@@ -95,15 +90,36 @@ class Dataset:
         table = np.where(is_ignored, np.iinfo(dtype).max, classes).astype(dtype)
         return cast(LabelMap, table[stored])
 
+    def _classes_of(self, largest: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """What each stored label from 0 on becomes, and whether it is ignored: both (largest + 1,)."""
+        classes, dropped = np.arange(largest + 1), max(_UNLABELLED, self.ignore_index)
+        is_ignored = np.zeros(largest + 1, bool)
+        if self.reduce_zero_label:
+            is_ignored[0] = True
+            classes = np.where((classes == 0) | (classes == dropped), dropped, classes - 1)
+        before = classes.copy()
+        for old, new in self.label_map.items():
+            classes[before == old] = new
+            is_ignored[before == old] = new == _UNLABELLED
+        return classes, is_ignored | (classes == self.ignore_index)
+
     def _label_error(self, sample: Sample, labels: list[int], n_classes: int) -> DatasetError:
         first = int(self.reduce_zero_label)
         expected = f"{first}..{n_classes - 1 + first}"
         remedy = "Use the bundle that was trained for these labels, or masks of its classes."
-        if labels == [n_classes] and not self.reduce_zero_label:
+        if self.label_map:
+            expected += f", once the label map {words_of_map(self.label_map)} is applied"
+            remedy += " Masks that need no map: --label-map none."
+        elif labels == [n_classes] and n_classes > 2 and not self.reduce_zero_label:  # of two, one would vanish
             remedy = "If 0 means unlabelled, as in ADE20K, add --reduce-zero-label."
         elif len(labels) == 1:
-            remedy = f"If {labels[0]} marks pixels to ignore, add --ignore-index {labels[0]}."
-        return DatasetError(f"{sample.mask}: labels {_some(labels)} are outside {expected}", remedy)
+            remedy = f"If {labels[0]} marks pixels to ignore, add --ignore-index {labels[0] - first}."
+        return DatasetError(f"{sample.mask}: labels {some(labels)} are outside {expected}", remedy)
+
+
+def words_of_map(label_map: Mapping[int, int]) -> str:
+    """A label map as the option says it; "none" of an empty one."""
+    return " ".join(f"{old}:{new}" for old, new in label_map.items()) or "none"
 
 
 def open_dataset(
@@ -112,167 +128,57 @@ def open_dataset(
     masks: Path | str | None = None,
     list_file: Path | str | None = None,
     split: str | None = None,
+    default_split: str = "validation",
+    image_suffix: str | None = None,
+    mask_suffix: str | None = None,
     reduce_zero_label: bool | None = None,
-    ignore_index: int = 255,
+    label_map: Mapping[int, int] | None = None,
+    ignore_index: int | None = None,
+    manifest: Manifest | None = None,
 ) -> Dataset:
-    """The data set that the options of ``denseport eval`` name.
+    """The data set that the options of ``denseport eval`` name; docs/evaluation.md has the layouts.
 
     Args:
-        data: the ADEChallengeData2016 folder or the one that holds it; with ``masks``, the folder of images; with
-            ``list_file``, what its paths are relative to.
-        masks: folder of PNG masks that have the names of the images; sub-folders of either are not searched.
-        list_file: text, ``#`` starts a comment. Each line is a file name without its suffix, looked up in every split
-            of the ADEChallengeData2016 layout; or each is an image and its mask, two paths parted by a tab or blanks,
+        data: a folder in a known layout; with ``masks``, the folder of images; with ``list_file``, what its paths are
+            relative to.
+        masks: folder of PNG masks that have the names of the images.
+        list_file: text: on each line the name of an image in the layout, without its suffix, or an image and its mask,
             relative to ``data`` or to the list's own folder. The samples keep its order.
-        split: of the ADEChallengeData2016 layout; default: validation.
-        reduce_zero_label: None is what the form implies: True for the ADE20K layout, also through a list
-            of its names, and False for a folder pair or a list of pairs.
+        split: of the layout; None: ``default_split`` where there are splits.
+        image_suffix, mask_suffix: how the names of images and masks end, such as "_mask.png"; None: as in the layout.
+        reduce_zero_label, label_map, ignore_index: as of `Dataset`; None: the manifest's. Without a manifest:
+            whether the layout is ADE20K's, no map, and 255.
+        manifest: of the model, whose data set says how labels are meant.
 
     Raises:
-        DatasetError: a file or folder that is missing, or that has no partner; of a list, with the line's number.
+        DatasetError: a file or folder that is missing, or that has no partner; of a list, with the line's number;
+            a folder that can be read in more than one way.
     """
-    data = Path(data)
+    data, suffixes = Path(data), (image_suffix, mask_suffix)
     if masks is not None and list_file is not None:
         raise DatasetError("a folder of masks and a list file exclude each other", "Give one of the two.")
     if split is not None and (masks is not None or list_file is not None):
-        raise DatasetError(f"--split {split} is of the ADE20K layout, without --masks or --list", "Leave it out.")
-    split = split or "validation"
+        raise DatasetError(f"--split {split} is of a layout, without --masks or --list", "Leave it out.")
+    layout: Layout | None = None
     try:
         if list_file is not None:
-            samples, is_ade = _listed(Path(list_file), data)
+            found, layout = find_listed(Path(list_file), data, *suffixes)
         elif masks is not None:
-            samples, is_ade = _paired(data, Path(masks)), False
+            files = Layout("", "", "", image_suffix or "", Layout.mask_suffix if mask_suffix is None else mask_suffix)
+            found = find_pairs(data, Path(masks), files, "two folders")
         else:
-            root = _ade_root(data)
-            samples, is_ade = _paired(root / "images" / split, root / "annotations" / split), True
+            root, layout = find_layout(data, *suffixes)
+            found = find_split(root, layout, split, default_split)
     except OSError as err:
         raise DatasetError(f"{err.filename}: cannot be searched: {err.strerror}", "Check its permissions.") from err
-    return Dataset(tuple(samples), is_ade if reduce_zero_label is None else reduce_zero_label, ignore_index)
-
-
-def _paired(images: Path, masks: Path) -> list[Sample]:
-    """The images of one folder and the PNG masks of the same names in another."""
-    image_of, mask_of = _by_stem(images, IMAGE_SUFFIXES), _by_stem(masks, MASK_SUFFIXES)
-    for folder, found, kind in ((images, image_of, "images"), (masks, mask_of, "PNG masks")):
-        if not found:
-            raise DatasetError(f"{folder}: there are no {kind}", "Check the path; sub-folders are not searched.")
-    alone = []
-    for words, files, partners in (
-        ("images have no mask", image_of, mask_of),
-        ("masks have no image", mask_of, image_of),
-    ):
-        if names := files.keys() - partners.keys():
-            alone.append(f"{len(names)} of {len(files)} {words} (such as {_some(sorted(names))})")
-    if alone:
-        raise DatasetError(
-            f"{images} and {masks}: {'; '.join(alone)}",
-            "Give each image a PNG mask of the same name, or list the pairs in a file.",
-        )
-    return [Sample(stem, image_of[stem], mask_of[stem]) for stem in sorted(image_of)]
-
-
-def _listed(path: Path, root: Path) -> tuple[list[Sample], bool]:
-    """The samples that a text file lists, and whether they are names of the ADEChallengeData2016 layout."""
-    lines = dict(_lines(path))
-    if not lines:
-        raise DatasetError(f"{path}: the list is empty", "Name one image a line, or an image and its mask.")
-    width = len(next(iter(lines.values())))
-    for number, fields in lines.items():
-        if len(fields) != width or width > 2:
-            raise DatasetError(
-                f"{path}, line {number}: expected one name or 'image mask', the same on all "
-                f"lines, found {len(fields)} fields",
-                "Separate paths that hold blanks by a tab.",
-            )
-    if width == 1:
-        found = _find_names(path, _ade_root(root), lines)
-    else:
-        found = _find_pairs(path, (root, path.parent), lines)
-    line_of: dict[str, int] = {}
-    for number, sample in zip(lines, found, strict=True):
-        first = line_of.setdefault(sample.name, number)
-        if first != number:
-            raise DatasetError(
-                f"{path}, line {number}: {sample.name!r} is on line {first} too", "Remove one of the two lines."
-            )
-    return found, width == 1
-
-
-def _ade_root(root: Path) -> Path:
-    for folder in (root, root / _ADE_FOLDER):
-        if (folder / "images").is_dir() and (folder / "annotations").is_dir():
-            return folder
-    if not root.is_dir():
-        raise DatasetError(f"{root}: no such folder", "Check the path.")
-    raise DatasetError(
-        f"{root}: no folders images/ and annotations/ here or in {_ADE_FOLDER}/",
-        f"Name the {_ADE_FOLDER} folder, or give the images as the data and the masks with --masks.",
-    )
-
-
-def _by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
-    """Files of a folder by name without suffix; hidden files are left out."""
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: there is no such folder", "Check the path.")
-    found: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() not in suffixes or file.name.startswith("."):
-            continue
-        if file.stem in found:
-            raise DatasetError(
-                f"{folder}: {found[file.stem].name} and {file.name} have the same name", "Keep one of the two."
-            )
-        found[file.stem] = file
-    return found
-
-
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as err:
-        raise DatasetError(
-            f"{path}: the list cannot be read: {err}", "Name a text file in UTF-8 that you may read."
-        ) from err
-    for number, line in enumerate(text.splitlines(), start=1):
-        line = line.partition("#")[0].strip()
-        if line:
-            yield number, re.split(r"\s*\t\s*" if "\t" in line else r"\s+", line)
-
-
-def _find_names(path: Path, root: Path, lines: Mapping[int, list[str]]) -> list[Sample]:
-    images, found = root / "images", []
-    of_name: dict[str, list[Path]] = {}
-    for folder in (images, *sorted(entry for entry in images.iterdir() if entry.is_dir())):
-        for stem, file in _by_stem(folder, IMAGE_SUFFIXES).items():
-            of_name.setdefault(stem, []).append(file)
-    for number, (name,) in lines.items():
-        files = of_name.get(name, [])
-        if len(files) != 1:
-            where = f"is in {_some(files)}" if files else f"is in no split of {images}"
-            raise DatasetError(
-                f"{path}, line {number}: {name!r} {where}",
-                "A line is a name without suffix, or 'image mask'.",
-            )
-        mask = root / "annotations" / files[0].parent.relative_to(images) / f"{name}.png"
-        if not mask.is_file():
-            raise DatasetError(f"{path}, line {number}: {name!r} has no mask {mask}", "Add the mask, or drop the line.")
-        found.append(Sample(name, files[0], mask))
-    return found
-
-
-def _find_pairs(path: Path, bases: tuple[Path, Path], lines: Mapping[int, list[str]]) -> list[Sample]:
-    found = []
-    for number, fields in lines.items():
-        files = [next((base / field for base in bases if (base / field).is_file()), None) for field in fields]
-        image, mask = files
-        if image is None or mask is None:
-            raise DatasetError(
-                f"{path}, line {number}: there is no file {fields[files.index(None)]!r} "
-                f"in {bases[0]} or beside the list",
-                "Give paths below --data, or relative to the list.",
-            )
-        found.append(Sample(Path(fields[0]).with_suffix("").as_posix(), image, mask))
-    return found
+    if reduce_zero_label is None:
+        is_ade = layout is not None and (layout.images, layout.masks) == (ADE20K.images, ADE20K.masks)
+        reduce_zero_label = is_ade if manifest is None else manifest.reduce_zero_label
+    if label_map is None:
+        label_map = {} if manifest is None else {int(old): new for old, new in manifest.label_map.items()}
+    if ignore_index is None:
+        ignore_index = 255 if manifest is None else manifest.ignore_index
+    return Dataset(tuple(found.samples), reduce_zero_label, ignore_index, label_map, found.words)
 
 
 def _read_stored_labels(path: Path) -> LabelMap:
@@ -316,9 +222,3 @@ def _as_grey_png(data: bytes) -> bytes:
             kept.append(data[start:end])
         start = end
     return b"".join(kept)
-
-
-def _some(items: Iterable[object]) -> str:
-    """The first few of a list, in words."""
-    named = [str(item) for item in items]
-    return ", ".join(named[:_SHOWN]) + (", …" if len(named) > _SHOWN else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -38,8 +39,11 @@ def evaluate(
     masks: Path | str | None = None,
     list_file: Path | str | None = None,
     split: str | None = None,
+    image_suffix: str | None = None,
+    mask_suffix: str | None = None,
     reduce_zero_label: bool | None = None,
-    ignore_index: int = 255,
+    label_map: Mapping[int, int] | None = None,
+    ignore_index: int | None = None,
     limit: int | None = None,
     threads: int | None = None,
     workers: int = 2,
@@ -55,8 +59,8 @@ def evaluate(
         data: a path as of `open_dataset`, or a data set that is open already.
         artifact, gate: default: the FP32 model, and none. A gate may be given as what it compares with.
         protocol: how images reach the network, by name (docs/evaluation.md).
-        masks, list_file, split, ignore_index: as of `open_dataset`, where ``data`` is a path.
-        reduce_zero_label: the same; default: as in the bundle's data set.
+        masks, list_file, split, image_suffix, mask_suffix: as of `open_dataset`, where ``data`` is a path.
+        reduce_zero_label, label_map, ignore_index: the same; default: as in the bundle's data set.
         limit: only the first images.
         threads: CPU threads of the network; default: all that this process may use.
         workers: threads beside the network, which decode and post-process; bounds the images in memory.
@@ -72,6 +76,20 @@ def evaluate(
         OutputError: the report, the state or the manifest cannot be written.
     """
     progress, run, report = progress or Silent(), run or LongRun(), optional_path("report", report)
+    bundle = _checked(bundle, run, report, record=record)
+    options: dict[str, Any] = {"masks": masks, "list_file": list_file, "split": split, "image_suffix": image_suffix}
+    options |= {"mask_suffix": mask_suffix, "reduce_zero_label": reduce_zero_label, "label_map": label_map}
+    data = open_data(bundle, data, limit=limit, ignore_index=ignore_index, **options)
+    with open_task(bundle, data, artifact, protocol, gate, threads, workers) as task:
+        progress.say(data.found)
+        found = _judged(task, *task.measure(run, progress))
+        found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
+        found = found if report is None else replace(found, report=_write_report(report, task, found))
+        return _recorded(task.segmenter, found, run) if record else found
+
+
+def _checked(bundle: Path | str | Bundle, run: LongRun, report: Path | None, *, record: bool) -> Bundle:
+    """The bundle, once the places that will be written are found to be writable."""
     if report is not None:
         refuse_unwritable(report)
     if run.state is not None and not run.merge:
@@ -79,27 +97,16 @@ def evaluate(
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     if record:
         refuse_unwritable(bundle.path)
-    options = {"masks": masks, "list_file": list_file, "split": split, "ignore_index": ignore_index}
-    data = open_data(bundle, data, limit=limit, reduce_zero_label=reduce_zero_label, **options)
-    with open_task(bundle, data, artifact, protocol, gate, threads, workers) as task:
-        found = _judged(task, *task.measure(run, progress))
-        found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
-        found = found if report is None else replace(found, report=_write_report(report, task, found))
-        if record:
-            _keep(task.segmenter, found)
-    return found
+    return bundle
 
 
 def open_data(bundle: Bundle, data: Path | str | Dataset, *, limit: int | None, **options: Any) -> Dataset:
     """The images that are measured; errors as of `evaluate`, ``options`` as of `open_dataset`."""
     if not isinstance(data, Dataset):
-        if options["reduce_zero_label"] is None:
-            options["reduce_zero_label"] = bundle.manifest.reduce_zero_label
-        data = open_dataset(data, **options)
-    elif any(options[name] is not None for name in ("masks", "list_file", "split", "reduce_zero_label")):
+        data = open_dataset(data, **options, manifest=bundle.manifest)
+    elif lost := [name for name, value in options.items() if value is not None]:
         raise InputError(
-            "masks, list_file, split and reduce_zero_label belong to a path, and the data set is open already",
-            "Give them to open_dataset.",
+            f"{' and '.join(lost)}: of a path, and the data set is open already", "Give it to open_dataset."
         )
     return replace(data, samples=data.samples[: None if limit is None else whole("limit", limit, 1)])
 
@@ -116,11 +123,14 @@ def _judged(task: Task, measurement: Measurement, session: str) -> Evaluation:
         measurement=measurement,
         agreement=measurement.agreement,
         gate=task.comparison.judge(measurement, classes) if task.comparison is not None else None,
-        warnings=tuple(_warnings(segmenter, scores)),
+        warnings=(*_warnings(segmenter, scores, measurement), *_label_warnings(segmenter, task.dataset, measurement)),
+        data=task.dataset.found,
+        label_map=dict(task.dataset.label_map),
+        ignore_index=task.dataset.ignore_index,
     )
 
 
-def _warnings(segmenter: Segmenter, scores: Scores) -> list[str]:
+def _warnings(segmenter: Segmenter, scores: Scores, found: Measurement) -> list[str]:
     reference = segmenter.manifest.reference
     warnings = []
     if reference is not None and published_miou(segmenter) is None:
@@ -130,13 +140,39 @@ def _warnings(segmenter: Segmenter, scores: Scores) -> list[str]:
         )
     if scores.mIoU != scores.mIoU:
         warnings.append("there is no mIoU: every pixel of the masks is ignored")
-    precision = segmenter.bundle.artifact(segmenter.artifact).precision
-    if precision in ("fp16", "bf16") and "CPUExecutionProvider" in segmenter.description:
+    floats = segmenter.bundle.artifact(segmenter.artifact).float_precision
+    if floats != "fp32" and not found.on_gpu:
         warnings.append(
-            f"ONNX Runtime computes {precision} in FP32 on a CPU and skips most of its rounding: this is not the "
-            "accuracy of an engine. denseport build audits with the rounding emulated"
+            f"ONNX Runtime computes {floats} in FP32 on a CPU and skips most of its rounding: this is not the "
+            f"accuracy of an engine, and no comparison in {floats.upper()}. denseport build audits with the rounding "
+            "emulated"
         )
     return warnings
+
+
+def _label_warnings(segmenter: Segmenter, dataset: Dataset, found: Measurement) -> Iterator[str]:
+    """What is to be known of how the labels were read."""
+    manifest, labelled = segmenter.manifest, found.confusion.label
+    wanted = {int(old): new for old, new in manifest.label_map.items()}
+    read = (dataset.reduce_zero_label, dataset.label_map, dataset.ignore_index)
+    for name, own, other in zip(
+        ("reduce_zero_label", "label_map", "ignore_index"),
+        read,
+        (manifest.reduce_zero_label, wanted, manifest.ignore_index),
+        strict=True,
+    ):
+        if own != other:
+            yield f"the labels were read with {name} {own or 'none'}; the bundle's data set has {other or 'none'}"
+    if dataset.ignore_index != 255 and (dataset.reduce_zero_label or 255 in dataset.label_map.values()):
+        yield (
+            f"labels that are dropped become 255 and are ignored here; mmsegmentation ignores {dataset.ignore_index} "
+            "alone and counts a prediction there as wrong"
+        )
+    if found.ignored and len(labelled) == 2 and labelled[0] and not labelled[1] and dataset.ignore_index == 255:
+        yield (
+            f"{100 * found.ignored:.1f} % of the labels are 255 and ignored, and no mask holds the class "
+            f"{manifest.classes[1]!r}: if 255 is that class, add --label-map 255:1"
+        )
 
 
 def _explain(task: Task, checkpoint: Path, progress: Progress) -> dict[str, Any]:
@@ -161,11 +197,20 @@ def _write_report(folder: Path, task: Task, found: Evaluation) -> Path:
     return write_report(folder, found, segmenter.manifest, images, environment, command)
 
 
-def _keep(segmenter: Segmenter, found: Evaluation) -> None:
+def _recorded(segmenter: Segmenter, found: Evaluation, run: LongRun) -> Evaluation:
+    """Record the result, unless the record has one in the artifact's arithmetic and this is in another: a warning."""
     bundle, source, result = segmenter.bundle, segmenter.manifest.source, found.to_dict()
     kept = {key: result[key] for key in ("mIoU", "mAcc", "aAcc", "images", "protocol", "agreement", "gate")}
-    floats, on_gpu = bundle.artifact(found.artifact).float_precision, segmenter.session.on_gpu
-    proof = proof_here("labels", "accuracy", floats, on_gpu=on_gpu)
+    artifact, on_gpu = bundle.artifact(found.artifact), found.measurement.on_gpu
+    elsewhere = run.ray is not None or found.measurement.measured < found.measurement.images
+    proof = proof_here("labels", "accuracy", artifact.float_precision, on_gpu=on_gpu, elsewhere=elsewhere)
+    accuracies = [each for each in artifact.proof if each.figures == "accuracy"]
+    if any(each.arithmetic == artifact.float_precision != proof.arithmetic for each in accuracies):
+        why_not = (
+            f"not recorded: the accuracy in the record was measured in {artifact.float_precision.upper()} on "
+            f"{accuracies[0].machine}; what {proof.arithmetic.upper()} gives does not replace it"
+        )
+        return replace(found, warnings=(*found.warnings, why_not))
     kept["date"] = proof.date
     bundle.note(found.artifact, {"accuracy": kept}, proof)
     fp32 = found.measurement.fp32_confusion
@@ -173,3 +218,4 @@ def _keep(segmenter: Segmenter, found: Evaluation) -> None:
         scores = fp32.scores(bundle.manifest.classes).to_dict()
         kept |= {name: scores[name] for name in ("mIoU", "mAcc", "aAcc")} | {"agreement": None, "gate": None}
         bundle.note(source, {"accuracy": kept}, replace(proof, arithmetic="fp32"))
+    return found

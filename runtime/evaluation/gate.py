@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from denseport.runtime.errors import InputError
+from denseport.runtime.evaluation.layouts import some
 from denseport.runtime.evaluation.metrics import json_number, mean_iou
 from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.system.arguments import real
@@ -33,6 +34,7 @@ __all__ = [
     "against_fp32",
     "against_miou",
     "check_collapse",
+    "check_labels",
     "choose_comparison",
     "published_miou",
     "threshold",
@@ -46,6 +48,7 @@ AGREEMENTS = {"fp32": 0.999, "fp16": 0.99, "bf16": 0.98, "int8": 0.9, "fp8": 0.9
 
 ADE20K_VALIDATION_IMAGES = 2000
 _COVERS_ALL = 0.999  # a class with more of all pixels than this has swallowed the others
+_MOST_IGNORED = 0.1  # of the labels: beyond it a figure says little of the images
 _SEEN = 0.01  # FP32 sees a class when it has more of all pixels than this
 _RESAMPLES = 1000
 _CONFIDENCE = 95  # percent
@@ -79,6 +82,9 @@ class Gate:
     against: str | float = "reference"  # the published mIoU; or an artifact ("model.onnx"), or a mIoU in percent
     budget: float | None = None  # points of mIoU that may be lost; None: the manifest's, else by precision (`BUDGETS`)
     agreement: float | None = None  # least share of pixels with FP32's class, 0..1; None: by precision (`AGREEMENTS`)
+    strict: bool = (
+        False  # fail, not only note, where masks lack a class of the model or most of their labels are ignored
+    )
 
     def __post_init__(self) -> None:
         with suppress(ValueError, TypeError):  # an artifact's name is no number
@@ -96,6 +102,7 @@ class Comparison:
     agreement: float  # least share of pixels with FP32's class, 0..1
     yardstick: tuple[str, float] | None = None  # what it is, and the mIoU in percent; None: FP32 on the same images
     notes: tuple[str, ...] = ()
+    strict: bool = False  # as of `Gate`
 
     def judge(self, measurement: Measurement, classes: tuple[str, ...]) -> Verdict:
         """The verdict on what was measured, of FP32 beside the artifact too where it is the yardstick."""
@@ -104,6 +111,7 @@ class Comparison:
             verdict = against_miou(measurement.scores(classes).mIoU, miou, self.budget, name)
         else:
             verdict = against_fp32(measurement, self.budget, notes=self.notes)
+        verdict = check_labels(verdict, measurement, classes, strict=self.strict)
         return check_collapse(verdict, measurement, self.agreement, classes)
 
 
@@ -121,7 +129,8 @@ def choose_comparison(gate: Gate, segmenter: Segmenter, images: int) -> Comparis
     bundle, source = segmenter.bundle, segmenter.manifest.source
     precision = bundle.artifact(segmenter.artifact).precision
     budget = segmenter.manifest.budgets.get(precision) if gate.budget is None else gate.budget
-    found = Comparison(threshold(BUDGETS, precision, budget), threshold(AGREEMENTS, precision, gate.agreement))
+    least = threshold(AGREEMENTS, precision, gate.agreement)
+    found = Comparison(threshold(BUDGETS, precision, budget), least, strict=gate.strict)
     if isinstance(gate.against, float):
         return replace(found, yardstick=("the given mIoU", gate.against))
     if gate.against == "reference":
@@ -223,6 +232,24 @@ def against_fp32(found: Measurement, budget: float, *, seed: int = 0, notes: tup
             f"{interval[0]:+.3f} to {interval[1]:+.3f} points, reaches beyond the budget of {budget:g}",
         )
     return replace(verdict, interval=interval, notes=notes)
+
+
+def check_labels(verdict: Verdict, found: Measurement, classes: Sequence[str], *, strict: bool) -> Verdict:
+    """Note, or fail the verdict with ``strict``, what the masks leave unknown.
+
+    That is: classes of the model that never occur in them; more than a tenth of the labels ignored.
+    """
+    told, absent = list[str](), [classes[i] for i in np.flatnonzero(found.confusion.label == 0).tolist()]
+    if absent:
+        told.append(
+            f"{len(absent)} of {count(len(classes), 'class', 'es')} never occurred in the masks: {some(absent)}"
+        )
+    if found.ignored > _MOST_IGNORED:
+        told.append(f"{100 * found.ignored:.1f} % of the labels were ignored")
+    if not strict:
+        return replace(verdict, notes=verdict.notes + tuple(told))
+    reasons = verdict.reasons + tuple(f"{each} (strict)" for each in told)
+    return replace(verdict, passed=not reasons, reasons=reasons)
 
 
 def check_collapse(verdict: Verdict, found: Measurement, least_agreement: float, classes: Sequence[str]) -> Verdict:

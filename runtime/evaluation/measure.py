@@ -70,7 +70,8 @@ class _Stages:
         masks = [each.decide(views, threads=1) for each, views in zip(self.segmenters, item.views, strict=True)]
         item.views.clear()  # logits are large
         item.counts = Measurement("", 1, self.classes, with_fp32=len(masks) == 2)
-        item.counts.add(0, item.truth, masks[0], masks[-1], finite=finite)
+        on_gpu = self.segmenters[0].session.on_gpu
+        item.counts.add(0, item.truth, masks[0], masks[-1], finite=finite, on_gpu=on_gpu)
 
 
 def _noting_failures(work: Callable[[_Item], None]) -> Callable[[_Item], _Item]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,25 @@ class Evaluation(Scores):
     warnings: tuple[str, ...]  # what a reader must know to trust the figures
     explanation: dict[str, Any] | None = None  # which step lost what, and as ``lines`` of text; None: not asked for
     report: Path | None = None  # the page; None: not asked for
+    data: str = ""  # what was found of the images and masks, and by which rule
+    label_map: dict[int, int] = field(default_factory=dict)  # that the labels were read with
+    ignore_index: int = 255  # the same
+
+    @property
+    def ignored(self) -> float:
+        """Share of all pixels whose label is ignored, 0..1."""
+        return self.measurement.ignored
+
+    @property
+    def never_in_masks(self) -> list[str]:
+        """The classes that occur in no mask."""
+        return [row.name for row in self.per_class if not row.pixels]
+
+    @property
+    def never_predicted(self) -> list[str]:
+        """The classes that occur in no prediction, ignored pixels included."""
+        pixels = self.measurement.counts["pixels"].sum(axis=0)
+        return [row.name for row, found in zip(self.per_class, pixels, strict=True) if not found]
 
     def to_dict(self) -> dict[str, Any]:
         """What ``denseport eval --json`` prints."""
@@ -61,7 +80,13 @@ class Evaluation(Scores):
             "session": self.session,
             "protocol": {"name": self.protocol.name, "description": self.protocol.description},
             "images": found.images,
+            "data": self.data,
             "reduce_zero_label": self.reduce_zero_label,
+            "label_map": {str(old): new for old, new in self.label_map.items()},
+            "ignore_index": self.ignore_index,
+            "ignored": self.ignored,
+            "never_in_masks": self.never_in_masks,
+            "never_predicted": self.never_predicted,
             **super().to_dict(),
             "agreement": self.agreement,
             "gate": self.gate.to_dict() if self.gate is not None else None,

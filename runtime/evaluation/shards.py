@@ -264,7 +264,8 @@ def measure_on_ray(
     """
     there = partial(Segmenter, segmenter.bundle.path.absolute(), protocol=segmenter.protocol)
     artifacts = [segmenter.artifact] + ([] if found.fp32_confusion is None else [segmenter.manifest.source])
-    labels = partial(Dataset, reduce_zero_label=dataset.reduce_zero_label, ignore_index=dataset.ignore_index)
+    meant = ("reduce_zero_label", "ignore_index", "label_map")
+    labels = partial(Dataset, **{name: getattr(dataset, name) for name in meant})
     work = partial(_open_measuring, [partial(there, artifact=name) for name in artifacts], labels, workers)
     items = [
         (number, replace(sample, image=sample.image.absolute(), mask=sample.mask.absolute()))

@@ -39,10 +39,10 @@ class Measurement:
         self.fp32_confusion = ConfusionMatrix(classes) if with_fp32 else None
         self.done: NDArray[np.bool_] = np.zeros(images, bool)
         # By image: (n, C) intersection and union with the truth, and predicted pixels, ignored ones included; (n,)
-        # pixels with FP32's class, all pixels, and 1 where the logits are not finite.
+        # pixels with FP32's class, all pixels, 1 where the logits are not finite, and 1 where a GPU computed them.
         by_class = [f"{run}{name}" for run in self._confusions() for name in ("intersect", "union", "pixels")]
         self.counts: dict[str, NDArray[np.int64]] = {name: np.zeros((images, classes), np.int64) for name in by_class}
-        self.counts |= {name: np.zeros(images, np.int64) for name in ("agreeing", "compared", "non_finite")}
+        self.counts |= {name: np.zeros(images, np.int64) for name in ("agreeing", "compared", "non_finite", "on_gpu")}
         self.seconds = 0.0  # wall time of the images of this run, without resumed ones and without FP32's sessions
         self.session_seconds = 0.0  # of it, in the artifact's session; a mean where several ran side by side
         self.measured = 0  # images of this run
@@ -52,7 +52,7 @@ class Measurement:
         """By what names in `counts` begin with."""
         return {"": self.confusion} | ({} if self.fp32_confusion is None else {"fp32_": self.fp32_confusion})
 
-    def add(self, index: int, truth: Any, mask: Any, fp32_mask: Any, *, finite: bool) -> None:
+    def add(self, index: int, truth: Any, mask: Any, fp32_mask: Any, *, finite: bool, on_gpu: bool = False) -> None:
         """Count image ``index``."""
         for (prefix, total), predicted in zip(self._confusions().items(), (mask, fp32_mask), strict=False):
             one, classes = ConfusionMatrix(total.n_classes), total.n_classes
@@ -65,6 +65,7 @@ class Measurement:
             self.counts["agreeing"][index] = np.count_nonzero(mask == fp32_mask)
         self.counts["compared"][index] = mask.size
         self.counts["non_finite"][index] = not finite
+        self.counts["on_gpu"][index] = on_gpu
         self.done[index] = True
 
     def merge(self, part: Measurement, at: NDArray[np.int64]) -> None:
@@ -98,6 +99,17 @@ class Measurement:
     def images(self) -> int:
         """All that are to be measured."""
         return len(self.done)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU computed the logits of every image."""
+        return bool(self.counts["on_gpu"].all())
+
+    @property
+    def ignored(self) -> float:
+        """Share of all pixels whose label is ignored, 0..1."""
+        pixels = int(self.counts["compared"].sum())
+        return (pixels - int(self.confusion.label.sum())) / pixels if pixels else 0.0
 
     @property
     def image_agreement(self) -> NDArray[np.float64] | None:

@@ -108,6 +108,7 @@ class Task:
             self.fp32 is not None,
             self.dataset.reduce_zero_label,
             self.dataset.ignore_index,
+            sorted(self.dataset.label_map.items()),
             [(s.name, size(s.image), size(s.mask)) for s in self.dataset.samples],
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -178,7 +179,9 @@ def evaluate_shard(
         found = task.open_state(state, resume=resume)
         if found.done.sum() > found.done[indices].sum():
             raise InputError(f"{state}: holds another shard", "Name another file with --state.")
-        with (progress or Silent()).phase(f"shard {first}/{step}") as told:
+        progress = progress or Silent()
+        progress.say(dataset.found)
+        with progress.phase(f"shard {first}/{step}") as told:
             measure_images(
                 dataset, task.segmenter, found, images=indices, fp32=task.fp32, workers=workers, progress=told
             )

@@ -39,6 +39,7 @@ _RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # linux/fs.h, linux/fcntl.h
 
 _REMEDIES = {
     errno.ENOSPC: "Free some room, or choose another place.",
+    errno.ENAMETOOLONG: "Choose a shorter name: most file systems take 255 bytes, suffix included.",
     errno.EISDIR: "A folder has this name: choose another name.",
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Choose a folder that you may write to."),
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "A file is where a folder is needed: choose another place."),

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from denseport.calibration.observe.collect import collect
 from denseport.calibration.observe.observers import Histogram, threshold
@@ -74,6 +73,8 @@ def write(arguments: argparse.Namespace, image: Any, portable: Path, cpu: Path) 
 
 
 def session(path: Path, threads: int, *, optimized: bool = True, save: Path | None = None) -> Any:
+    import onnxruntime  # after Denseport, which switches its telemetry off
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3

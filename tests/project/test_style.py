@@ -27,7 +27,7 @@ ARROWS = {
     "runtime/errors": [],
     "runtime/system": ["runtime/errors"],
     "runtime/bundle": LOW,
-    "runtime/media": LOW,
+    "runtime/media": FORMAT,
     "runtime/backends": FORMAT,
     "runtime/pipeline": [*FORMAT, "runtime/media", "runtime/backends"],
     "runtime/selection": BELOW_SEGMENTER,
@@ -67,7 +67,8 @@ UNPROMISED = {"calibration/quantize/smoothing.py": {"quantized_error"}}
 OURS = {"CheckpointError", "DatasetError", "ImageError", "InputError", "OutputError"}
 MENDABLE = (
     "export/checkpoint/file.py", "export/checkpoint/recognise.py", "export/checkpoint/settings.py",
-    "runtime/evaluation/dataset.py", "runtime/media/images.py", "runtime/media/videos.py",
+    "runtime/evaluation/dataset.py", "runtime/evaluation/layouts.py", "runtime/media/images.py",
+    "runtime/media/videos.py",
 )  # fmt: skip
 
 CODE = [path for folder in (*ROOTS, "examples", "scripts", "tests") for path in sorted((REPO / folder).rglob("*.py"))]

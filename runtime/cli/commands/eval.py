@@ -27,24 +27,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="reference (as the checkpoint was tested), ms-flip, ms-flip:1.x, slide, slide:CROP:STRIDE, fixed:WxH",
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--data", metavar="ROOT", type=path, required=True, help="ADE20K folder, or a folder of images")
+    data.add_argument("--data", metavar="ROOT", type=path, required=True, help="data set, or folder of images")
     data.add_argument("--masks", metavar="DIR", type=path, help="folder of masks; --data is then the folder of images")
     data.add_argument(
         "--list",
         dest="list_file",
         metavar="FILE",
         type=path,
-        help="text file: per line a name or 'image mask'",
+        help="text file: per line a name or 'image mask'; quote names that hold blanks",
     )
-    data.add_argument("--split", metavar="NAME", help="split of the ADE20K layout; default: validation")
+    data.add_argument("--split", metavar="NAME", help="of the layout; default: validation or val")
+    data.add_argument("--image-suffix", metavar="END", help="how names of images end, such as _leftImg8bit.png")
+    data.add_argument("--mask-suffix", metavar="END", help="how names of masks end, such as _mask.png")
     data.add_argument(
         "--reduce-zero-label",
         action=argparse.BooleanOptionalAction,
         help="masks count classes from 1 and 0 is ignored; default: as in the bundle's data set",
     )
-    data.add_argument(
-        "--ignore-index", type=whole(0), default=255, metavar="N", help="ignored label; default: %(default)s"
-    )
+    words = "labels to classes, 255: not counted, or none; default: as in the bundle's data set"
+    data.add_argument("--label-map", type=_label, nargs="+", metavar="OLD:NEW", help=words)
+    data.add_argument("--ignore-index", type=whole(0), metavar="N", help="ignored label; default: the bundle's, 255")
     data.add_argument("--limit", type=whole(1), metavar="N", help="only the first N images")
     _add_gate(parser.add_argument_group("gate"))
     work = parser.add_argument_group("running")
@@ -84,6 +86,15 @@ def _add_gate(group: argparse._ArgumentGroup) -> None:
         metavar="SHARE",
         help="share of pixels (0 to 1) that must get FP32's class",
     )
+    words = "fail where a class of the model is in no mask, or more than a tenth of the labels is ignored"
+    group.add_argument("--strict", action="store_true", help=words)
+
+
+def _label(text: str) -> tuple[int, int] | None:
+    match = re.fullmatch(r"(\d{1,5}):(\d{1,5})", text, re.ASCII)
+    if match is None and text != "none":
+        raise argparse.ArgumentTypeError(f"{text!r} is not OLD:NEW, such as 5:255, nor none")
+    return None if match is None else (int(match[1]), int(match[2]))
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -101,9 +112,13 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.system.progress import Terminal
 
     _check(arguments)
-    gate = None if arguments.gate is None else Gate(arguments.gate, arguments.budget, arguments.agreement)
-    names = ("masks", "list_file", "split", "reduce_zero_label", "ignore_index", "limit")
+    gate = None
+    if arguments.gate is not None:
+        gate = Gate(arguments.gate, arguments.budget, arguments.agreement, arguments.strict)
+    names = ("masks", "list_file", "split", "image_suffix", "mask_suffix", "reduce_zero_label", "ignore_index", "limit")
     data = {name: getattr(arguments, name) for name in names}
+    if arguments.label_map is not None:
+        data["label_map"] = dict(each for each in arguments.label_map if each is not None)
     work = {name: getattr(arguments, name) for name in ("artifact", "protocol", "threads", "workers")}
     work |= {"gate": gate, "progress": Terminal()}
     if arguments.shard is not None:
@@ -136,8 +151,11 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--explain needs the checkpoint to compare with", "Name it with --checkpoint FILE.")
     if arguments.checkpoint is not None and not arguments.explain:
         raise InputError("--checkpoint is used by --explain only", "Add --explain.")
-    for name in ("budget", "agreement"):
-        if arguments.gate is None and getattr(arguments, name) is not None:  # else exit code 0 would read as a pass
+    for name in ("budget", "agreement", "strict"):
+        if arguments.gate is None and getattr(arguments, name) not in (
+            None,
+            False,
+        ):  # else exit code 0 would read as a pass
             raise InputError(f"--{name} is used by --gate only; without a gate nothing is judged", "Add --gate.")
     if arguments.shard is None:
         return
@@ -149,6 +167,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _table(found: Evaluation) -> str:
+    from denseport.runtime.evaluation.dataset import words_of_map
+    from denseport.runtime.evaluation.layouts import some
+
     rows = [row for row in found.per_class if row.IoU == row.IoU]  # NaN: in neither map
     width = max([len(row.name) for row in rows] + [5])
     lines = [f"{'class':{width}}  {'IoU':>6}  {'Acc':>6}  {'pixels':>12}"]
@@ -161,8 +182,18 @@ def _table(found: Evaluation) -> str:
     images = count(found.measurement.images, "image")
     lines += ["", f"{found.artifact}: {found.session}"]
     lines.append(f"protocol {found.protocol.name} ({found.protocol.description}), {images}")
+    if found.data:
+        lines.append(f"data: {found.data}")
     if found.reduce_zero_label:
         lines.append("masks: classes count from 1, 0 is ignored")
+    if found.label_map:
+        lines.append(f"masks: label map {words_of_map(found.label_map)}")
+    as_stored = not (found.reduce_zero_label or found.label_map) and found.ignored
+    label = f", which are {found.ignore_index}" if as_stored else ""
+    lines.append(f"ignored: {100 * found.ignored:.2f} % of the labels{label}")
+    for words, names in (("in the masks", found.never_in_masks), ("predicted", found.never_predicted)):
+        if names:
+            lines.append(f"never {words}: {len(names)} of {count(len(found.per_class), 'class', 'es')} ({some(names)})")
     lines.append(f"mIoU {found.mIoU:.2f}   mAcc {found.mAcc:.2f}   aAcc {found.aAcc:.2f}")
     result = found.to_dict()
     if result["seconds"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from denseport.runtime.cli.arguments import path
 from denseport.runtime.system.text import count
@@ -95,7 +95,7 @@ def _of_artifact(bundle: Bundle, name: str) -> Iterator[str]:
         sizes = count(len(artifact.record["checks"]), "size")
         yield f"checked against torch on {sizes}: logits differ by {difference:.1e} at most"
     yield from _calibrated(name, artifact)
-    yield from _measured(artifact.record)
+    yield from _measured(artifact)
     if not artifact.is_compared:  # in its own arithmetic, with FP32 or labels
         how = f" in {artifact.float_precision.upper()}" if artifact.proof else ""
         yield f"not audited{how}; this does it: {comparing_command(name, bundle.manifest)}"
@@ -122,12 +122,12 @@ def _calibrated(name: str, artifact: Artifact) -> Iterator[str]:
             images = count(verdict.labelled, "image")
             accuracy += f", mIoU {verdict.miou:.2f} (FP32 {verdict.fp32_miou:.2f}) on {images}"
         yield accuracy
-        yield f"{'used' if verdict.accepted else 'not used by itself'} on {verdict.machine}: {verdict.reason}"
+        yield verdict.words
 
 
-def _measured(record: dict[str, Any]) -> Iterator[str]:
+def _measured(artifact: Artifact) -> Iterator[str]:
     """What `denseport build` and `denseport eval --record` measured."""
-    audit, accuracy = record.get("audit"), record.get("accuracy")
+    audit, accuracy = artifact.record.get("audit"), artifact.record.get("accuracy")
     if audit is not None:
         agreement = f"{100 * audit['agreement']:.3f} % of the pixels get the class that FP32 gives"
         yield f"audited on {count(audit['images'], 'image')}: {agreement}"
@@ -135,7 +135,9 @@ def _measured(record: dict[str, Any]) -> Iterator[str]:
         verdict = {None: "", True: ", passed", False: ", FAILED"}[accuracy["gate"] and accuracy["gate"]["passed"]]
         where = f"{count(accuracy['images'], 'image')}, {accuracy['protocol']['description']}, {accuracy['date'][:10]}"
         miou = "unknown: no pixel counted" if accuracy["mIoU"] is None else f"{accuracy['mIoU']:.2f}"
-        yield f"mIoU {miou} ({where}){verdict}"
+        others = [each.arithmetic for each in artifact.proof if each.figures == "accuracy"]
+        how = "".join(f", computed in {each.upper()}" for each in others if each != artifact.float_precision)
+        yield f"mIoU {miou} ({where}){verdict}{how}"
 
 
 def _built(name: str, artifact: Artifact) -> Iterator[str]:

@@ -83,15 +83,18 @@ def run(arguments: argparse.Namespace) -> int:
     job = Predictions(arguments.output, arguments.opacity, masks, overlays, arguments.grey, smoothing)
     job.refuse_overwriting(inputs)
     bar = tqdm(total=len(inputs), unit="file", disable=len(inputs) < 2 or not sys.stderr.isatty())
-    if arguments.ray is not None:
-        _run_on_ray(arguments, inputs, job, bar)
-    else:
-        with _open(arguments) as segmenter:
-            for item in inputs:
-                job.add(segmenter, item)
-                bar.update()
-    bar.close()
-    _report(job, as_json=arguments.json)
+    try:
+        if arguments.ray is not None:
+            _run_on_ray(arguments, inputs, job, bar)
+        else:
+            with _open(arguments) as segmenter:
+                for item in inputs:
+                    job.add(segmenter, item)
+                    bar.update()
+    finally:  # what was done is told, whatever ended the run
+        bar.close()
+        if job.results or job.failures:
+            _report(job, as_json=arguments.json)
     if job.failures:
         reasons = (f"  {each['error']}\n    {each['remedy'] or ''}".rstrip() for each in job.failures)
         raise InputError("\n".join([f"{len(job.failures)} of {count(len(inputs), 'input')} failed", *reasons]))

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from bundles import onnx_artifact, proof, steps
@@ -15,7 +15,7 @@ from support import REPO
 
 from denseport.runtime.bundle.artifact import TARGETS, Artifact
 from denseport.runtime.bundle.manifest import Inference, Manifest, NetworkInput, Reference
-from denseport.runtime.bundle.steps import Normalise, Resize
+from denseport.runtime.bundle.steps import Step
 from denseport.runtime.errors import BundleError
 
 
@@ -78,7 +78,14 @@ def test_whole_numbers_stand_for_floats() -> None:
 @pytest.mark.parametrize("name", json.loads(manifest().to_json()))
 def test_every_field_without_a_default_is_needed(name: str) -> None:
     text = changed(lambda data: data.pop(name))
-    defaults = {"budgets": {}, "align_corners": False, "threshold": None, "label_map": {}, "ignore_index": 255}
+    defaults = {
+        "augmentation": None,
+        "budgets": {},
+        "align_corners": False,
+        "threshold": None,
+        "label_map": {},
+        "ignore_index": 255,
+    }
     if name in defaults:
         assert getattr(Manifest.from_json(text, "m.json"), name) == defaults[name]
         return
@@ -117,19 +124,51 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         (lambda data: data.update(reduce_zero_label=1), "manifest.reduce_zero_label: expected bool, found 1"),
         (lambda data: data.update(name=None), "manifest.name: expected str, found null"),
         (lambda data: data.update(preprocess={}), "manifest.preprocess: expected tuple"),
-        (lambda data: data.update(preprocess=[]), "preprocess needs at most one resize, then one normalise"),
-        (lambda data: data["preprocess"].reverse(), "preprocess needs at most one resize, then one normalise"),
-        (lambda data: data["preprocess"].insert(0, data["preprocess"][0]), "preprocess needs at most one resize"),
-        (lambda data: data["preprocess"][0].pop("kind"), "preprocess[0].kind: expected one of resize, normalise"),
-        (lambda data: data["preprocess"][0].update(kind="Pad"), 'expected one of resize, normalise, found "Pad"'),
-        (lambda data: data["preprocess"][0].update(kind=[]), "expected one of resize, normalise, found []"),
-        (lambda data: data["preprocess"].append("flip"), "manifest.preprocess[2]: expected an object of kind resize"),
+        (
+            lambda data: data.update(preprocess=[]),
+            "preprocess needs at most one load, which is first, and one normalise",
+        ),
+        (lambda data: data["preprocess"].reverse(), "after normalise comes nothing but pads of mode constant"),
+        (lambda data: data["preprocess"].append(data["preprocess"][1]), "and one normalise"),
+        (lambda data: data["preprocess"].insert(1, {"kind": "load"}), "one load, which is first"),
+        (lambda data: data["preprocess"].insert(1, {"kind": "pad"}), "needs a size or a divisor, or is square"),
+        (
+            lambda data: data["preprocess"].append({"kind": "pad", "divisor": 8, "mode": "edge"}),
+            "pads of mode constant",
+        ),
+        (lambda data: data["preprocess"].append({"kind": "pad", "divisor": 0}), "divisor (0,) is not in 1..32768"),
+        (
+            lambda data: data["preprocess"].insert(0, {"kind": "load", "library": "gd"}),
+            "library 'gd' is none of opencv",
+        ),
+        (
+            lambda data: (
+                data.update(
+                    preprocess=[{"kind": "load", "float32": True}, data["preprocess"][0], data["preprocess"][1]]
+                )
+                or data["preprocess"][1].update(library="pillow")
+            ),
+            "Pillow does not resize images of float32",
+        ),
+        (lambda data: data["preprocess"][1].update(mean=[1], std=[1]), "mean and std are of 1 channels, the network"),
+        (lambda data: data.update(augmentation={"scales": [], "flip": True}), "at least one scale"),
+        (
+            lambda data: data.update(augmentation={"scales": [{"kind": "pad", "divisor": 8}], "flip": True}),
+            "manifest.augmentation.scales[0].kind: expected one of resize, resize_by, resize_shortest_edge",
+        ),
+        (lambda data: data["preprocess"][0].pop("kind"), "preprocess[0].kind: expected one of load, resize, "),
+        (lambda data: data["preprocess"][0].update(kind="Pad"), 'pad, normalise, found "Pad"'),
+        (lambda data: data["preprocess"][0].update(kind=[]), "pad, normalise, found []"),
+        (lambda data: data["preprocess"].append("flip"), "manifest.preprocess[2]: expected an object of kind load"),
         (lambda data: data["preprocess"][0].pop("size"), "manifest.preprocess[0]: missing size"),
-        (lambda data: data["preprocess"][0].update(interpolation="bicubic"), "interpolation 'bicubic' is not"),
-        (lambda data: data["preprocess"][0].update(library="pillow"), "library 'pillow' is not 'opencv'"),
+        (
+            lambda data: data["preprocess"][0].update(interpolation="box"),
+            "opencv's interpolation 'box' is none of nearest",
+        ),
+        (lambda data: data["preprocess"][0].update(library="gd"), "library 'gd' is none of opencv, pillow"),
         (lambda data: data.update(task="depth"), "task 'depth' is not 'segmentation'"),
         (lambda data: data.update(input=None), "manifest.input: expected NetworkInput, found null"),
-        (lambda data: data["input"].update(shape=[1, 1, None, None]), "not 'image' with 3 channels"),
+        (lambda data: data["input"].update(shape=[1, 4, None, None]), "not 'image' with 3 or 1 channels"),
         (lambda data: data["input"].update(shape=[None, 3, 0, None]), "a size that is not in 1..32768"),
         (lambda data: data.update(source="a\nb"), "holds control characters"),
         (lambda data: data.update(classes="wall"), "manifest.classes"),
@@ -146,7 +185,7 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         (lambda data: data.update(parameters=2**63), "manifest.parameters: expected a smaller number"),
         (lambda data: data.update(parameters=-(2**63)), "manifest.parameters: expected a smaller number"),
         (lambda data: data["palette"][0].__setitem__(0, -1), "the palette is not within 0..255"),
-        (lambda data: data["preprocess"][1].update(std=[1, 1, 0]), "std (1.0, 1.0, 0.0) is not three positive"),
+        (lambda data: data["preprocess"][1].update(std=[1, 1, 0]), "std (1.0, 1.0, 0.0) is not as many positive"),
         (lambda data: data["preprocess"][1].update(std=[1, 1, math.nan]), "std[2]: expected a finite number"),
         (lambda data: data["preprocess"][1].update(mean=[1, 1, math.inf]), "mean[2]: expected a finite number"),
         (lambda data: data["preprocess"][1].update(mean=[1, 1, 10**400]), "manifest.preprocess"),
@@ -237,7 +276,7 @@ def test_a_proof_is_of_an_arithmetic(precision: str, floats: str, arithmetic: li
 
 @pytest.mark.parametrize(
     ("heading", "kinds"),
-    [("## manifest.json", [Manifest]), ("### Steps", [Resize, Normalise]), ("### Artifacts", [Artifact])],
+    [("## manifest.json", [Manifest]), ("### Steps", list(get_args(Step))), ("### Artifacts", [Artifact])],
 )
 def test_the_document_has_the_fields_that_there_are(heading: str, kinds: list[Any]) -> None:
     section = (REPO / "docs/bundle.md").read_text(encoding="utf-8").partition(heading)[2].split("\n#")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -257,3 +258,44 @@ def test_a_file_name_of_any_bytes_can_be_printed(sample: Bundle, tmp_path: Path,
     assert done.returncode == 0, done.stderr
     assert rb"caf\udce9_mask.png" in done.stdout
     assert len(files(tmp_path / "out")) == 2
+
+
+def test_one_name_that_cannot_be_written_does_not_end_the_run(
+    call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path
+) -> None:
+    """A name of 252 bytes has no room for a suffix; where a result's folder should be, there is a file."""
+    long = f"{'n' * 248}.png"
+    for name in (long, "a/x.png", "z.png"):
+        (photo.parent / name).parent.mkdir(exist_ok=True)
+        shutil.copy(photo, photo.parent / name)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a").touch()
+    code, out, err = call("run", sample.path, photo.parent, "-o", tmp_path / "out", "--json")
+    found = json.loads(out)
+    assert code == 2 and "denseport: error: 2 of 4 inputs failed" in err
+    assert {Path(each["input"]).name for each in found["results"]} == {"photo.png", "z.png"}
+    reasons = {Path(each["input"]).name: each["error"] for each in found["failures"]}
+    assert "File name too long" in reasons[long] and "File exists" in reasons["x.png"]
+    assert all(each["remedy"] for each in found["failures"])
+    written = {f"{name}_{kind}.png" for name in ("photo", "z") for kind in ("mask", "overlay")}
+    assert files(tmp_path / "out") == {"a", *written}
+
+
+def test_what_was_done_is_told_though_the_place_fills_up(
+    call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from denseport.runtime.cli import predict
+
+    def full(path: Path, *rest: Any) -> None:
+        if path.name.startswith("z"):
+            with predict.writing(path):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        images.write_mask(path, *rest)
+
+    monkeypatch.setattr(predict, "write_mask", full)
+    for name in ("z.png", "zz.png"):
+        shutil.copy(photo, photo.parent / name)
+    code, out, err = call("run", sample.path, photo.parent, "-o", tmp_path / "out", "--no-overlay", "--json")
+    assert code == 2 and "No space left" in err
+    assert [Path(each["input"]).name for each in json.loads(out)["results"]] == ["photo.png"]
+    assert files(tmp_path / "out") == {"photo_mask.png"}

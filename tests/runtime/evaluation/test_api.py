@@ -135,7 +135,7 @@ def test_a_gate_refuses_what_is_out_of_range(arguments: dict[str, Any], words: s
     [
         *(("workers", value) for value in (0, -1, None, "2", 1.5)),
         *(("limit", value) for value in ("1", 1.5, True)),
-        *(("ignore_index", value) for value in (2.5, None, "255")),
+        *(("ignore_index", value) for value in (2.5, -1, "255")),
         ("reduce_zero_label", "yes"),
         ("report", ""),
     ],

@@ -91,6 +91,8 @@ from denseport.runtime.evaluation.task import LongRun
 measure.SAVE_SECONDS = 0.1
 bundle, data, state, out = sys.argv[1:]
 class Told:
+    def say(self, text):
+        pass
     def phase(self, title):
         return nullcontext(lambda done, total, note: print(done, flush=True))
 found = evaluate(bundle, data, run=LongRun(Path(state), resume=True), progress=Told()).measurement

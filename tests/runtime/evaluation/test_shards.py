@@ -66,7 +66,7 @@ def assert_same_counts(first: Measurement, second: Measurement) -> None:
     assert first.confusion == second.confusion
     assert first.fp32_confusion == second.fp32_confusion
     np.testing.assert_array_equal(first.done, second.done)
-    assert first.counts.keys() == second.counts.keys() and len(first.counts) == 9
+    assert first.counts.keys() == second.counts.keys() and len(first.counts) == 10
     for name, rows in first.counts.items():
         np.testing.assert_array_equal(rows, second.counts[name])
 
@@ -152,6 +152,17 @@ def test_shards_that_cannot_be_are_refused(
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/", "a/b", "-1/2"])
 def test_a_shard_is_one_of_n(capsys: pytest.CaptureFixture[str], text: str) -> None:
     assert "is not I/N" in refused(capsys, "eval", "bundle", "--data", "data", f"--shard={text}")
+
+
+def test_a_merge_is_of_a_gpu_only_where_every_image_was() -> None:
+    """Whichever machine adds the parts up: what a CPU computed of an FP16 artifact was computed in FP32."""
+    for on_gpu, expected in (((True, True), True), ((True, False), False), ((False, False), False)):
+        whole, label = Measurement("", 2, 2, with_fp32=False), np.zeros((2, 2), np.uint8)
+        for index, each in enumerate(on_gpu):
+            part = Measurement("", 1, 2, with_fp32=False)
+            part.add(0, label, label, None, finite=True, on_gpu=each)
+            whole.merge(part, np.array([index]))
+        assert whole.on_gpu is expected
 
 
 # Failures

@@ -14,6 +14,7 @@ import pytest
 from support import ASSETS
 
 from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.steps import Load
 from denseport.runtime.errors import ImageError, InputError, MachineError, ServerError
 from denseport.runtime.media.images import read_image
 from denseport.runtime.segmenter import Segmenter
@@ -130,7 +131,7 @@ LIMITS = ("max_pixels=200000", "threads=1")
 PARAMETERS = {
     "street": (*LIMITS, "artifact=model.onnx"),
     "composed": (*LIMITS, "network=composed_network"),
-    "street_decode": LIMITS,
+    "street_decode": (*LIMITS, 'load={"orientation": true, "grey": true}'),
 }
 
 
@@ -215,7 +216,7 @@ def test_the_decoder(pb: Any, repository: Path, monkeypatch: pytest.MonkeyPatch)
     decoder = loaded(repository, "street_decode")
     data = np.fromfile(PHOTO, np.uint8)
     good, bad = decoder.execute([Request(encoded=data[None]), Request(encoded=data[None, :1000])])
-    np.testing.assert_array_equal(good.tensors[0].array[0], read_image(PHOTO))
+    np.testing.assert_array_equal(good.tensors[0].array[0], read_image(PHOTO, Load(grey=True)))
     assert bad.error().code() == TritonError.INVALID_ARG and "cut short" in bad.error().message()
 
 
