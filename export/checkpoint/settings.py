@@ -44,7 +44,7 @@ def class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[tuple[str, ..
     if len(names) != num_classes:
         raise CheckpointError(
             f"{checkpoint.path}: names {len(names)} classes, but decode_head.conv_seg has {num_classes} outputs",
-            "The metadata belongs to another data set; give the model's classes with --classes.",
+            "The metadata belongs to another data set; correct dataset_meta (1.x) or CLASSES (0.x), or give --classes.",
         )
     return names, []
 
