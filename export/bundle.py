@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from operator import index
@@ -11,13 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from denseport.export.checkpoint import settings
-from denseport.export.checkpoint.file import CORRECT, Checkpoint, read_checkpoint
+from denseport.export.checkpoint.config import CORRECT
+from denseport.export.checkpoint.file import Checkpoint, read_checkpoint
+from denseport.export.checkpoint.labels import check_count, colours_of
 from denseport.export.checkpoint.pipeline import image_steps
 from denseport.export.checkpoint.recognise import Recognised, recognise
 from denseport.export.checkpoint.weights import choose_weights, load_model
 from denseport.export.errors import CheckpointError
 from denseport.export.models.presets import PRESETS, Preset
-from denseport.export.torch_to_onnx import OPSET, TOLERANCE, Check, check_export, export_onnx
+from denseport.export.torch_to_onnx import (
+    IR_VERSION,
+    OPSET,
+    TOLERANCE,
+    Check,
+    check_export,
+    check_versions,
+    export_onnx,
+)
 from denseport.runtime.bundle.artifact import ANY, Artifact
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle, new_bundle
 from denseport.runtime.bundle.comparison import proof_here
@@ -31,6 +43,8 @@ from denseport.runtime.system.progress import Progress, Silent
 __all__ = ["export_bundle"]
 
 MODEL = "model.onnx"  # what the export writes
+# What training tools call the files that they write: names that say nothing of the model.
+NAMED_BY_TRAINING = re.compile(r"(best|iter|epoch|latest|last|model|checkpoint|weights)([_.-]|\d|$)", re.IGNORECASE)
 PUBLISHED_PROTOCOL = "whole, keep-ratio 2048 x 512, single scale; ms + flip: ratios 0.5 to 1.75 of that scale (0.x)"
 
 
@@ -39,7 +53,13 @@ def export_bundle(
     output: Path | str,
     *,
     preset: Preset | str | None = None,
+    config: Path | str | None = None,
+    classes: Sequence[str] | None = None,
+    palette: Sequence[tuple[int, int, int]] | None = None,
+    name: str | None = None,
     scale: tuple[int, int] | None = None,
+    opset: int = OPSET,
+    ir_version: int = IR_VERSION,
     rewrite: bool = True,
     ema: bool | None = None,
     replace: bool = False,
@@ -49,7 +69,12 @@ def export_bundle(
 
     Args:
         preset: the published model that the checkpoint is, or its name; default: recognised, or none.
+        config: mmsegmentation's configuration, ``.py`` or ``.json``, or a ``.json`` of settings that weights cannot
+            show (`denseport.export.checkpoint.config.FIELDS`); it counts more than the checkpoint's own.
+        classes, palette: a name and an RGB colour (0..255) for each class; default: the checkpoint's own.
+        name: what the bundle's manifest calls the model; default: the published model's name, or the file's.
         scale: limits of the longer and the shorter side, pixels; default: the checkpoint's own.
+        opset, ir_version: of ONNX, for servers that refuse newer ones.
         rewrite: apply the exact rewrites of `denseport.export.models.dpt`.
         ema: of two sets of weights, those that were averaged over the training, or the others; default: the plain
             state_dict, which mmsegmentation tests.
@@ -58,42 +83,91 @@ def export_bundle(
     Raises:
         CheckpointError: the file, its network or its settings cannot be used; the message says which.
         ExportError: the graph differs from torch; nothing is written.
-        InputError: no preset of that name.
-        OutputError: ``output`` exists, cannot be written, or is to be replaced and holds the checkpoint.
+        InputError: no such preset; another number of names or colours than of classes; no such opset or IR version.
+        OutputError: ``output`` exists, cannot be written, or is to be replaced and holds a file that is read.
     """
     progress, checkpoint, output = progress or Silent(), Path(checkpoint), Path(output)
-    if isinstance(preset, str):
-        if preset not in PRESETS:
-            raise InputError(f"no preset {preset!r}", "See denseport models for their names.")
-        preset = PRESETS[preset]
-    # Not Path.resolve(), which raises an error of its own about links that lead in a circle.
-    if replace and Path(os.path.realpath(checkpoint)).is_relative_to(os.path.realpath(output)):
-        raise OutputError(
-            f"{output}: holds the checkpoint {checkpoint.name}, which would be deleted with the old bundle",
-            "Move the checkpoint to another folder.",
-        )
+    preset = _preset(preset)
+    check_versions(opset, ir_version)
+    config = None if config is None else Path(config)
+    _refuse_inside(output, (checkpoint, config), replace)
     with new_bundle(output, replace=replace) as folder:
         progress.say(f"reading {checkpoint}")
-        source = read_checkpoint(checkpoint)
+        source = read_checkpoint(checkpoint, config)
         recognised = recognise(source, preset)
+        source = _named(source, recognised.spec.num_classes, classes, palette)
         model = load_model(source, recognised.spec, rewrite=rewrite, ema=ema)
-        about_weights = choose_weights(source, ema)[1]
-        recognised = dataclasses.replace(recognised, warnings=(*recognised.warnings, *about_weights))
+        source = dataclasses.replace(source, warnings=(*source.warnings, *choose_weights(source, ema)[1]))
         manifest = _manifest(source, recognised, scale, sum(value.numel() for value in model.parameters()))
-        size = f"{manifest.parameters / 1e6:,.1f} M parameters"
-        progress.say(f"exporting {manifest.name} ({manifest.architecture}, {size})")
-        for warning in manifest.provenance["warnings"]:
-            progress.say(f"warning: {warning}")
+        manifest = _renamed(manifest, name, progress)
+        _announce(manifest, progress)
         with writing(output):
-            files = export_onnx(model, folder / MODEL)
+            files = export_onnx(model, folder / MODEL, opset, ir_version)
         progress.say("comparing ONNX Runtime with torch")
-        rewritten = rewrite and manifest.architecture == "DPT"
-        artifact = _artifact(files, check_export(model, folder / MODEL), rewritten, ema)
-        manifest = dataclasses.replace(manifest, artifacts={MODEL: artifact})
-        text = manifest.to_json()
-        Manifest.from_json(text, str(output / MANIFEST))  # what cannot be read back takes no bundle's place
-        write_atomic(folder / MANIFEST, text.encode())
+        checks, rewritten = check_export(model, folder / MODEL), rewrite and manifest.architecture == "DPT"
+        artifact = _artifact(files, checks, opset=opset, ir_version=ir_version, rewrite=rewritten, ema=ema)
+        _write(dataclasses.replace(manifest, artifacts={MODEL: artifact}), folder, output)
     return Bundle(output)
+
+
+def _write(manifest: Manifest, folder: Path, output: Path) -> None:
+    text = manifest.to_json()
+    Manifest.from_json(text, str(output / MANIFEST))  # what cannot be read back takes no bundle's place
+    write_atomic(folder / MANIFEST, text.encode())
+
+
+def _preset(preset: Preset | str | None) -> Preset | None:
+    if isinstance(preset, str) and preset not in PRESETS:
+        raise InputError(f"no preset {preset!r}", "See denseport models for their names.")
+    return PRESETS[preset] if isinstance(preset, str) else preset
+
+
+def _refuse_inside(output: Path, files: Sequence[Path | None], replace: bool) -> None:
+    """Refuse to replace a folder that holds a file which the export reads."""
+    for file in files:
+        # Not Path.resolve(), which raises an error of its own about links that lead in a circle.
+        if replace and file is not None and Path(os.path.realpath(file)).is_relative_to(os.path.realpath(output)):
+            what = f"{output}: holds {file.name}, which would be deleted with the old bundle"
+            raise OutputError(what, "Move it to another folder.")
+
+
+def _named(
+    source: Checkpoint,
+    num_classes: int,
+    classes: Sequence[str] | None,
+    palette: Sequence[tuple[int, int, int]] | None,
+) -> Checkpoint:
+    """The checkpoint with the names and colours that were given."""
+    # A network with one output has two classes, and one or two names.
+    check_count("--classes", classes, {num_classes, min(num_classes, source.outputs)})
+    check_count("--palette", palette, {num_classes, min(num_classes, source.outputs)})
+    if classes is not None:
+        source = dataclasses.replace(source, classes=tuple(classes))
+    if palette is not None:
+        colours = colours_of(palette)
+        if colours is None:
+            raise InputError(f"palette: {palette!r} are not RGB triples in 0..255", "Give three whole numbers a class.")
+        source = dataclasses.replace(source, palette=colours)
+    return source
+
+
+def _renamed(manifest: Manifest, name: str | None, progress: Progress) -> Manifest:
+    try:
+        if name is not None and not name.strip():
+            raise ValueError("an empty name")
+        manifest = dataclasses.replace(manifest, name=manifest.name if name is None else name.strip())
+    except ValueError as err:
+        raise InputError(f"--name {name!r}: {err}", "Give a name of letters and digits.") from err
+    if name is None and NAMED_BY_TRAINING.match(manifest.name):
+        progress.say(f"the model is called {manifest.name}, as its file; --name gives it another name")
+    return manifest
+
+
+def _announce(manifest: Manifest, progress: Progress) -> None:
+    size = f"{manifest.parameters / 1e6:,.1f} M parameters"
+    progress.say(f"exporting {manifest.name} ({manifest.architecture}, {size})")
+    for warning in manifest.provenance["warnings"]:
+        progress.say(f"warning: {warning}")
 
 
 def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int] | None, parameters: int) -> Manifest:
@@ -121,7 +195,7 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
         reference = Reference(preset.name, "ADE20K validation", PUBLISHED_PROTOCOL, *figures, recognised.recognised_by)
     threshold = spec.head.threshold
     classes, class_warnings = settings.class_names(source, spec.num_classes, is_binary=threshold is not None)
-    warnings = [*recognised.warnings, *path.warnings, *class_warnings]
+    warnings = [*source.warnings, *recognised.warnings, *path.warnings, *class_warnings]
     try:
         return Manifest(
             name=preset.name if preset else Path(source.name).stem,
@@ -135,6 +209,8 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
             preprocess=preprocess,
             augmentation=path.augmentation,
             inference=settings.inference_of(source),
+            label_map=source.label_map,
+            ignore_index=source.ignore_index,
             reference=reference,
             provenance=_provenance(source, warnings),
             spec=dataclasses.asdict(spec),
@@ -153,6 +229,7 @@ def _provenance(source: Checkpoint, warnings: list[str]) -> dict[str, Any]:
         "checkpoint": source.name,
         "sha256": source.sha256,
         "layout": source.layout,
+        "config": source.config_file,
         "experiment": source.experiment,
         "iterations": source.iterations,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -163,7 +240,7 @@ def _provenance(source: Checkpoint, warnings: list[str]) -> dict[str, Any]:
     }
 
 
-def _artifact(files: list[Path], checks: list[Check], rewritten: bool, ema: bool | None) -> Artifact:
+def _artifact(files: list[Path], checks: list[Check], **options: int | None) -> Artifact:
     return Artifact(
         kind="onnx",
         precision="fp32",
@@ -176,9 +253,7 @@ def _artifact(files: list[Path], checks: list[Check], rewritten: bool, ema: bool
         files={file.name: sha256_of(file) for file in files},
         proof=(proof_here("torch", "checks", "fp32"),),
         record={
-            "opset": OPSET,
-            "rewrite": rewritten,
-            "ema": ema,
+            **options,
             "tolerance": TOLERANCE,
             "max_difference": max(check.max_difference for check in checks),
             "checks": [dataclasses.asdict(check) for check in checks],

@@ -16,14 +16,18 @@ from numpy.typing import NDArray
 
 from denseport.export.errors import ExportError
 from denseport.export.graph.model import PROTOBUF_LIMIT
+from denseport.export.graph.opset import lower_opset
 from denseport.export.graph.tidy import DYNAMIC, tidy
 from denseport.export.models.operators import onnx_translations
 from denseport.export.models.segmentor import Segmentor
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.errors import InputError
 
-__all__ = ["OPSET", "TOLERANCE", "Check", "check_export", "export_onnx"]
+__all__ = ["IR_VERSION", "OPSET", "TOLERANCE", "Check", "check_export", "check_versions", "export_onnx"]
 
-OPSET = 20
+OPSET, IR_VERSION = 20, 10  # what is written unless older ones are asked for
+OLDEST_OPSET, OLDEST_IR_VERSION = 13, 7  # of ONNX 1.8: ONNX Runtime 1.7 and TensorRT 8.0 read them
+TRACED_OPSET = 18  # the oldest that torch writes; older graphs are made of it
 TOLERANCE = 1e-4  # on logits; float32's own noise on them is 2.5e-5
 
 
@@ -36,14 +40,34 @@ class Check:
     agreement: float  # share of logit pixels whose class is the same
 
 
-def export_onnx(model: Segmentor, path: Path) -> list[Path]:
+def check_versions(opset: int, ir_version: int) -> None:
+    """Refuse versions of ONNX that the networks cannot be written in.
+
+    Raises:
+        InputError: the version, and the oldest and newest that can be had.
+    """
+    limits = {"opset": (opset, OLDEST_OPSET, OPSET), "ir_version": (ir_version, OLDEST_IR_VERSION, IR_VERSION)}
+    for name, (given, oldest, newest) in limits.items():
+        if not oldest <= given <= newest:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{option} {given}: the oldest is {oldest}, the newest {newest}",
+                f"Give {option} {oldest} to {newest}.",
+            )
+
+
+def export_onnx(model: Segmentor, path: Path, opset: int = OPSET, ir_version: int = IR_VERSION) -> list[Path]:
     """Write ``model`` as ONNX; input ``image`` and output ``logits`` have dynamic batch, height and width.
+
+    Args:
+        opset, ir_version: of ONNX, in the limits of `check_versions`; older ones are for older servers.
 
     Returns:
         The files written, the model first; weights beyond `PROTOBUF_LIMIT` bytes are in ``path`` + ".data".
 
     Raises:
-        ExportError: torch could not export the network, or specialised a size that must stay dynamic.
+        ExportError: torch could not export the network, or specialised a size that must stay dynamic; an operator has
+            no form in ``opset``.
     """
     patch, channels = _side(model), model.spec.backbone.in_channels
     # Height and width differ and are no multiples of the patch, so that the exporter does not take two sizes for one,
@@ -59,7 +83,7 @@ def export_onnx(model: Segmentor, path: Path) -> list[Path]:
                 input_names=["image"],
                 output_names=["logits"],
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=max(opset, TRACED_OPSET),
                 custom_translation_table=onnx_translations(),
                 verbose=False,
             )
@@ -69,6 +93,8 @@ def export_onnx(model: Segmentor, path: Path) -> list[Path]:
         ) from err
     assert program is not None  # it is only in the deprecated, TorchScript form of the call
     tidy(program.model)
+    lower_opset(program.model, opset)
+    program.model.ir_version = ir_version
     is_large = sum(value.nbytes for value in model.state_dict().values()) > PROTOBUF_LIMIT
     program.save(path, external_data=is_large)
     return [path, path.with_name(path.name + ".data")] if is_large else [path]

@@ -6,7 +6,6 @@ Three layouts: mmsegmentation 1.x (``meta.cfg``, ``meta.dataset_meta``), 0.x (``
 
 from __future__ import annotations
 
-import ast
 import re
 import warnings
 import zipfile
@@ -16,18 +15,17 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from denseport.export.checkpoint.config import apply_config, parse_config
+from denseport.export.checkpoint.labels import Colours, labels_of, plain_text
 from denseport.export.errors import CheckpointError
 from denseport.runtime.errors import MachineError
 from denseport.runtime.system.files import sha256_of
-from denseport.runtime.system.terminal import CONTROLS
 
-__all__ = ["CORRECT", "Checkpoint", "look_up", "parse_config", "read_checkpoint"]
-
-# The remedy for a setting that the weights or Denseport contradict.
-CORRECT = "Correct the configuration that the file carries (meta), and save it again with torch.save."
+__all__ = ["Checkpoint", "read_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -39,22 +37,31 @@ class Checkpoint:
     layout: str  # "mmseg 1.x", "mmseg 0.x" or "weights only"
     state_dict: dict[str, Tensor]
     ema_state_dict: dict[str, Tensor] = field(default_factory=dict)  # what mmengine's EMAHook put beside it
-    config: dict[str, Any] = field(default_factory=dict)  # the configuration text, parsed
+    config: dict[str, Any] = field(default_factory=dict)  # the configuration, parsed
+    config_file: str = ""  # the file that it is from; "" where the checkpoint holds it
+    complete: bool = True  # what the configuration does not say has upstream's default; otherwise it is not known
     classes: tuple[str, ...] | None = None
-    palette: tuple[tuple[int, int, int], ...] | None = None  # RGB
+    palette: Colours | None = None
     reduce_zero_label: bool | None = None  # whether label 0 means "ignore" in the data set's masks
+    label_map: dict[str, int] = field(default_factory=dict)  # a label in the data set's masks to its class
+    ignore_index: int = 255  # the label in the masks that is not counted
+    warnings: tuple[str, ...] = ()
     experiment: str = ""
     iterations: int | None = None
 
     @property
     def name(self) -> str:
         """The file's name, as text that can be written."""
-        return _text(self.path.name)
+        return plain_text(self.path.name)
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the last layer: one for each class, or one for a class and its background."""
+        weight = self.state_dict.get("decode_head.conv_seg.weight")
+        return 0 if weight is None or weight.ndim == 0 else weight.shape[0]
 
 
-_UNPRINTABLE = re.compile(f"[\\t\\n{CONTROLS}]")
 HOLD_WEIGHTS = "Give a file that holds a state dict, as mmsegmentation writes it."
-CORRECT_META = "Correct dataset_meta (1.x), or CLASSES and PALETTE (0.x), in the file; save it again with torch.save."
 # Of weights and counters; others (8 bits, complex) are not those of a training checkpoint.
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32)
 
@@ -62,11 +69,25 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.in
 class _Stub:
     """Stands for an object of a training run (a loss history, a numpy scalar), or a call that makes one."""
 
-    def __init__(self, *_: Any) -> None:
-        pass
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments, self.state = arguments, None
 
-    def __setstate__(self, _: Any) -> None:
-        pass
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def array(self) -> list[Any] | None:
+        """The numbers of a pickled numpy array; None where it is anything else."""
+        match self.state:
+            case (_, tuple(shape), _Stub(arguments=(str(kind), *_)), False, bytes(data)):
+                try:
+                    numbers: list[Any] = np.frombuffer(data, _NUMBERS[kind]).reshape(shape).tolist()
+                except (KeyError, TypeError, ValueError):
+                    return None
+                return numbers
+        return None
+
+
+_NUMBERS = {kind: f"<{kind}" for kind in ("u1", "i1", "i2", "i4", "i8", "f4", "f8")}  # of an array, as numpy calls them
 
 
 # What mmengine's Runner pickles beside the weights. torch's weights-only unpickler resolves these names to the stub
@@ -84,12 +105,15 @@ _STUBBED = (
 )
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
     """Read a ``.pth`` / ``.pt`` / ``.safetensors`` file.
+
+    Args:
+        config: a configuration that counts more than the file's own (`apply_config`).
 
     Raises:
         CheckpointError: no such file, not a checkpoint, truncated, or a pickle that names anything but tensors,
-            containers and the training records that are known to be harmless.
+            containers and the training records that are known to be harmless; a configuration that cannot be read.
         MachineError: the file is safetensors, and that package is not installed.
     """
     try:
@@ -109,28 +133,47 @@ def read_checkpoint(path: Path) -> Checkpoint:
     state_dict = _state_dict(path, data)
     meta = data.get("meta") if "state_dict" in data else None
     ema = data.get("ema_state_dict") if "state_dict" in data else None
-    ema_state_dict = _state_dict(path, {"state_dict": ema}) if isinstance(ema, Mapping) and ema else {}
+    layout = "mmseg 1.x"
     if not isinstance(meta, Mapping):
-        return Checkpoint(path, sha256, "weights only", state_dict, ema_state_dict)
-    layout, about = "mmseg 1.x", meta.get("dataset_meta")
+        layout, meta = "weights only", {}
+    about = meta.get("dataset_meta")
     if not isinstance(about, Mapping):
-        layout, about = "mmseg 0.x", {"classes": meta.get("CLASSES"), "palette": meta.get("PALETTE")}
-    text, reduce_zero_label = meta.get("cfg", meta.get("config")), about.get("reduce_zero_label")
-    names = (meta.get("experiment_name"), meta.get("exp_name"))
-    iterations = meta.get("iter")
+        layout = layout if layout == "weights only" else "mmseg 0.x"
+        about = {"classes": meta.get("CLASSES"), "palette": meta.get("PALETTE")}
+    if isinstance(about.get("palette"), _Stub):
+        about = {**about, "palette": about["palette"].array() or about["palette"]}
+    settings, complete, warnings = _configuration(path, meta, config)
+    labels = labels_of(path, about, settings, first="config" if config else "meta")
+    labels["warnings"] = (*warnings, *labels["warnings"])
+    names, iterations = (meta.get("experiment_name"), meta.get("exp_name")), meta.get("iter")
     return Checkpoint(
         path=path,
         sha256=sha256,
         layout=layout,
         state_dict=state_dict,
-        ema_state_dict=ema_state_dict,
-        config=parse_config(text) if isinstance(text, str) else {},
-        classes=_class_names(path, about.get("classes")),
-        palette=_palette(path, about.get("palette")),
-        reduce_zero_label=reduce_zero_label if isinstance(reduce_zero_label, bool) else None,
-        experiment=_text(next((name for name in names if isinstance(name, str) and name), "")),
+        ema_state_dict=_state_dict(path, {"state_dict": ema}) if isinstance(ema, Mapping) and ema else {},
+        config=settings,
+        config_file=plain_text(config.name) if config else "",
+        complete=complete,
+        experiment=plain_text(next((name for name in names if isinstance(name, str) and name), "")),
         iterations=iterations if isinstance(iterations, int) else None,
+        **labels,
     )
+
+
+def _configuration(path: Path, meta: Mapping[str, Any], config: Path | None) -> tuple[dict[str, Any], bool, list[str]]:
+    """The configuration that counts, whether it is a whole one, and warnings."""
+    text, own, warnings = meta.get("cfg", meta.get("config")), None, []
+    try:
+        own = parse_config(text, f"{path}: its configuration") if isinstance(text, str) else None
+    except CheckpointError as err:
+        if config is None:
+            raise CheckpointError(err.message, f"Give the configuration by --config. {err.remedy}") from err
+        warnings.append(f"The checkpoint's own configuration cannot be read ({err.message}): --config is used.")
+    if config is None:
+        return own or {}, True, warnings
+    found, complete, differing = apply_config(config, own)
+    return found, complete, warnings + differing
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -205,77 +248,3 @@ def _state_dict(path: Path, data: Mapping[str, Any]) -> dict[str, Tensor]:
             raise CheckpointError(f"{path}: {key!r} holds NaN or infinity", "Take one from before training diverged.")
     # Weights saved from inside DistributedDataParallel have this prefix.
     return {key.removeprefix("module."): value for key, value in weights.items()}
-
-
-def _text(value: str) -> str:
-    """On one line and writable as UTF-8: a pickled string or the name of a file may hold anything."""
-    return _UNPRINTABLE.sub("?", value.strip()).encode("utf-8", "replace").decode()
-
-
-def _class_names(path: Path, classes: Any) -> tuple[str, ...] | None:
-    if not isinstance(classes, (list, tuple)):
-        return None
-    # Plain values only: nested lists of a few bytes can be terabytes as text.
-    if not all(isinstance(name, (str, int, float)) for name in classes):
-        raise CheckpointError(f"{path}: its class names are not all texts", CORRECT_META)
-    return tuple(_text(str(name)) for name in classes)
-
-
-def _palette(path: Path, palette: Any) -> tuple[tuple[int, int, int], ...] | None:
-    if palette is None:
-        return None
-    try:
-        colours = tuple((int(r), int(g), int(b)) for r, g, b in palette)
-        if all(0 <= v <= 255 for colour in colours for v in colour):
-            return colours
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise CheckpointError(f"{path}: its palette is not a list of RGB triples in 0..255", CORRECT_META)
-
-
-def parse_config(text: str) -> dict[str, Any]:
-    """Top-level assignments of a configuration text, read as data; empty where the text is not Python.
-
-    mmcv and mmengine store the resolved configuration as Python source made of assignments of literals and
-    ``dict(...)`` calls. It is never executed; an assignment that is anything else is left out.
-    """
-    try:
-        with warnings.catch_warnings(action="ignore"):  # a path such as 'C:\\data' is an unknown escape
-            tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {}
-    config: dict[str, Any] = {}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            try:
-                config[node.targets[0].id] = _evaluate(node.value)
-            except (TypeError, ValueError, RecursionError, MemoryError):
-                continue
-    return config
-
-
-def _evaluate(node: ast.expr) -> Any:
-    """The value of a literal or of ``dict(key=literal, …)``."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
-        return {keyword.arg: _evaluate(keyword.value) for keyword in node.keywords if keyword.arg is not None}
-    if isinstance(node, ast.Dict):
-        return {
-            ast.literal_eval(key): _evaluate(value)
-            for key, value in zip(node.keys, node.values, strict=True)
-            if key is not None
-        }
-    if isinstance(node, ast.List):
-        return [_evaluate(item) for item in node.elts]
-    if isinstance(node, ast.Tuple):
-        return tuple(_evaluate(item) for item in node.elts)
-    return ast.literal_eval(node)
-
-
-def look_up(config: Mapping[str, Any], *path: str, default: Any = None) -> Any:
-    """``config[path[0]][path[1]]…``, or ``default`` where a step is missing or no dict."""
-    value: Any = config
-    for key in path:
-        if not isinstance(value, Mapping) or key not in value:
-            return default
-        value = value[key]
-    return value

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from denseport.export.checkpoint.file import CORRECT, Checkpoint, look_up
+from denseport.export.checkpoint.config import CORRECT, look_up
+from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.pipeline_steps import Reader, type_name
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.preprocessing import (
@@ -51,7 +52,8 @@ def image_steps(checkpoint: Checkpoint) -> ImageSteps:
     except (AttributeError, KeyError, IndexError, OverflowError, TypeError, ValueError) as err:
         raise CheckpointError(f"{checkpoint.path}: its test pipeline cannot be used: {err!r}", CORRECT) from err
     except CheckpointError as err:
-        raise CheckpointError(f"{checkpoint.path}: {err.message}", err.remedy) from err
+        where = "" if err.message.startswith(f"{checkpoint.path}: ") else f"{checkpoint.path}: "
+        raise CheckpointError(f"{where}{err.message}", err.remedy) from err
 
 
 def _image_steps(checkpoint: Checkpoint) -> ImageSteps:
@@ -121,7 +123,7 @@ def _pipelines(dataset: Any) -> Iterator[Any]:
         for each in dataset:
             yield from _pipelines(each)
     elif isinstance(dataset, Mapping):
-        if dataset.get("pipeline") is not None:
+        if look_up(dataset, "pipeline") is not None:
             yield dataset["pipeline"]
         for key in ("dataset", "datasets"):
-            yield from _pipelines(dataset.get(key))
+            yield from _pipelines(look_up(dataset, key))

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from denseport.export.checkpoint.file import CORRECT
+from denseport.export.checkpoint.config import CORRECT
+from denseport.export.checkpoint.model_settings import last_part
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.preprocessing import Preprocessing, resizing, with_resize
 from denseport.runtime.bundle.steps import (
@@ -54,7 +55,7 @@ def type_name(settings: Any) -> str:
     """The last part of ``type``: pure-Python configurations write whole paths, others a scope before the name."""
     if not isinstance(settings, Mapping) or "type" not in settings:
         raise ValueError(f"{settings!r} has no type")
-    return str(settings["type"]).rpartition(".")[2]
+    return str(last_part(settings["type"]))
 
 
 class Reader:

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from denseport.export.checkpoint.file import CORRECT, Checkpoint, look_up
+from denseport.export.checkpoint.config import CORRECT, look_up
+from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.model_settings import last_part, unsupported
 from denseport.export.errors import CheckpointError
 from denseport.export.models import presets
@@ -23,6 +24,7 @@ from denseport.export.models.spec import DPTHeadSpec, ModelSpec, NeckSpec, UPerH
 
 __all__ = ["Recognised", "recognise"]
 
+MISSING: Any = object()  # a configuration may well say None
 HEAD_DIMS = 64  # channels of an attention head of every published ViT
 THRESHOLD = 0.3  # upstream's default for a head of one output
 
@@ -114,7 +116,7 @@ class _Reader:
     """
 
     def __init__(self, checkpoint: Checkpoint, published: ModelSpec | None) -> None:
-        self.path, self.published = checkpoint.path, published
+        self.path, self.published, self.complete = checkpoint.path, published, checkpoint.complete
         self.shapes = {key: tuple(value.shape) for key, value in checkpoint.state_dict.items()}
         model = look_up(checkpoint.config, "model")
         self.model: Mapping[str, Any] = model if isinstance(model, Mapping) else {}
@@ -220,7 +222,7 @@ class _Reader:
     def _hidden(self, name: str, default: Any, published: Any, assumed: Any) -> Any:
         """A setting that no weight shows: the configuration's (or upstream's default), the published, or an assumed."""
         part, *path = name.split(".")
-        if part in self.model:
+        if part in self.model and (self.complete or look_up(self.model[part], *path) is not None):
             return look_up(self.model[part], *path, default=default)
         if published is not None:
             return published
@@ -233,9 +235,10 @@ class _Reader:
     def _said(self, name: str, default: Any) -> Any:
         """A setting that no weight shows and that every published model leaves at upstream's default."""
         part, *path = name.split(".")
-        if part not in self.model:
+        value = look_up(self.model, part, *path, default=MISSING)
+        if value is MISSING and not (self.complete and part in self.model):
             self.assumed.append(name)
-        return look_up(self.model, part, *path, default=default)
+        return default if value is MISSING else value
 
     def _pos_grid(self, tokens: int, patch: int) -> tuple[int, int]:
         size = look_up(self.model, "backbone", "img_size")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from denseport.export.checkpoint.file import CORRECT, Checkpoint, look_up
+from denseport.export.checkpoint.config import CORRECT, look_up
+from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.pipeline import evaluated_pipeline
 from denseport.export.checkpoint.pipeline_steps import type_name, whole_pair
 from denseport.export.errors import CheckpointError
@@ -43,7 +44,7 @@ def class_names(
     """
     names = checkpoint.classes
     if names is None:
-        warning = "The file names no classes: they are called class 0, class 1, …"
+        warning = "The file names no classes: they are called class 0, class 1, …. Name them with --classes."
         return tuple(f"class {i}" for i in range(num_classes)), [warning]
     if is_binary and len(names) == 1:
         warning = f"The file names one class, {names[0]!r}: what is not above the threshold is called background."
@@ -51,7 +52,7 @@ def class_names(
     if len(names) != num_classes:
         raise CheckpointError(
             f"{checkpoint.path}: names {len(names)} classes, but decode_head.conv_seg has {num_classes} outputs",
-            "The metadata belongs to another data set; correct dataset_meta (1.x) or CLASSES (0.x) in the file.",
+            "The metadata belongs to another data set; correct dataset_meta (1.x) or CLASSES (0.x), or give --classes.",
         )
     return names, []
 
@@ -69,7 +70,7 @@ def reduces_zero_label(checkpoint: Checkpoint) -> bool:
     """Whether the data set's masks count classes from 1 and leave 0 for "ignore"."""
     if checkpoint.reduce_zero_label is not None:
         return checkpoint.reduce_zero_label
-    pipelines = (evaluated_pipeline(checkpoint.config)[0], checkpoint.config.get("train_pipeline"))
+    pipelines = (evaluated_pipeline(checkpoint.config)[0], look_up(checkpoint.config, "train_pipeline"))
     lists = [pipeline for pipeline in pipelines if isinstance(pipeline, (list, tuple))]
     steps = [step for pipeline in lists for step in pipeline if isinstance(step, Mapping) and "type" in step]
     return any(step.get("reduce_zero_label") for step in steps if type_name(step) == "LoadAnnotations")

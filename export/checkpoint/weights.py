@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from denseport.export.checkpoint.file import Checkpoint, look_up
+from denseport.export.checkpoint.config import look_up
+from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.model_settings import last_part
 from denseport.export.errors import CheckpointError
 from denseport.export.models.segmentor import Segmentor, build

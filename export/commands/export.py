@@ -14,6 +14,10 @@ HELP = "export a checkpoint to a bundle with a checked ONNX model"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=path, help="an mmsegmentation .pth, or .safetensors")
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=path, required=True, help="the folder to make")
+    parser.add_argument("--config", metavar="FILE", type=path, help="mmsegmentation's .py, or a .json of settings")
+    parser.add_argument("--classes", metavar="NAMES", help="names with commas between, or a file with one a line")
+    parser.add_argument("--palette", metavar="FILE", type=path, help="a colour a line: R G B, or #rrggbb")
+    parser.add_argument("--name", help="what the model is called; default: as the published one, or the file")
     parser.add_argument("--preset", metavar="NAME", help="the published model it is (see denseport models)")
     parser.add_argument(
         "--scale",
@@ -22,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole(1),
         help="limits of the longer and the shorter side, pixels; default: the checkpoint's, else 2048 512",
     )
+    parser.add_argument("--opset", metavar="N", type=whole(1), default=20, help="of ONNX, 13 to 20 (default)")
+    parser.add_argument("--ir-version", metavar="N", type=whole(1), default=10, help="of ONNX, 7 to 10 (default)")
     parser.add_argument("--no-rewrite", action="store_true", help="keep upstream's order of operations (slower)")
     parser.add_argument(
         "--ema",
@@ -38,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     require(NEEDED, "export,onnxruntime")
     from denseport.export.bundle import export_bundle
+    from denseport.export.checkpoint.labels import read_classes, read_palette
     from denseport.runtime.system.progress import Terminal
     from denseport.runtime.system.text import count
 
@@ -45,7 +52,13 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.checkpoint,
         arguments.output,
         preset=arguments.preset,
+        config=arguments.config,
+        classes=None if arguments.classes is None else read_classes(arguments.classes),
+        palette=None if arguments.palette is None else read_palette(arguments.palette),
+        name=arguments.name,
         scale=tuple(arguments.scale) if arguments.scale else None,
+        opset=arguments.opset,
+        ir_version=arguments.ir_version,
         rewrite=not arguments.no_rewrite,
         ema=arguments.ema,
         replace=arguments.force,

@@ -30,7 +30,8 @@ from denseport.export.explain.explanation import Culprit, Explanation, Step
 from denseport.export.graph.divergence import difference, find_divergence
 from denseport.export.models.presets import PRESETS
 from denseport.export.models.segmentor import Segmentor
-from denseport.export.torch_to_onnx import TOLERANCE, export_onnx
+from denseport.export.models.spec import spec_of
+from denseport.export.torch_to_onnx import IR_VERSION, OPSET, TOLERANCE, export_onnx
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.preprocessing import Preprocessing, loading, normalisation, paddings, size_steps
@@ -113,16 +114,19 @@ class _Chain:
         self.own, self.own_warnings = self.bundled, ["no checkpoint was given: compared with the bundle's settings"]
         self.model: Segmentor | None = None
         if self.checkpoint is not None:
-            path = image_steps(self.checkpoint)
-            self.own_warnings = list(path.warnings)
-            self.own = Protocol(protocol.name, path.preprocess, inference_of(self.checkpoint), path.augmentation)
+            given = bundle.manifest.provenance.get("config")
+            if given:
+                self.own_warnings = [f"exported with --config {given}: the bundle's settings are taken for right"]
+            else:
+                path = image_steps(self.checkpoint)
+                self.own_warnings = list(path.warnings)
+                self.own = Protocol(protocol.name, path.preprocess, inference_of(self.checkpoint), path.augmentation)
             # The network as it was exported: of the same preset, with the same rewrites.
             reference, record = bundle.manifest.reference, bundle.artifact(self.source).record
             preset = PRESETS.get(reference.preset) if reference is not None else None
-            spec = recognise(self.checkpoint, preset).spec
-            self.model = load_model(
-                self.checkpoint, spec, rewrite=bool(record.get("rewrite", True)), ema=record.get("ema")
-            )
+            spec = spec_of(bundle.manifest.spec) if given else recognise(self.checkpoint, preset).spec
+            rewrite = bool(record.get("rewrite", True))
+            self.model = load_model(self.checkpoint, spec, rewrite=rewrite, ema=record.get("ema"))
         self.torch = TorchSession(self.model, device="cpu") if self.model is not None else None
         self._measured: dict[tuple[str, Protocol], _Measured] = {}
 
@@ -171,7 +175,9 @@ class _Chain:
             return step
         self.tell("exporting the checkpoint afresh")
         with tempfile.TemporaryDirectory(prefix="denseport-") as folder:
-            fresh = export_onnx(self.model, Path(folder) / self.source)[0]
+            record = self.bundle.artifact(self.source).record
+            versions = record.get("opset", OPSET), record.get("ir_version", IR_VERSION)
+            fresh = export_onnx(self.model, Path(folder) / self.source, *versions)[0]
             return self._blame(step, fresh, self.source, worst, "fp32")
 
     def precision(self) -> Step:

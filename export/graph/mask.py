@@ -37,10 +37,13 @@ def append_mask(model: ir.Model, *, align_corners: bool = False) -> MaskRecord:
         align_corners: of the resize, as the manifest says; else it has half-pixel centres.
 
     Raises:
-        ExportError: the graph does not end in logits.
+        ExportError: the graph does not end in logits, or is of an opset before 15.
     """
     if output_of(model) != LOGITS:
         raise ExportError(f"the graph ends in {MASK} already", "Start from the graph that ends in logits.")
+    if model.opset_imports[""] < 15:  # Shape has no start and end before
+        what = f"a mask needs opset 15 or newer; this graph is of {model.opset_imports['']}"
+        raise ExportError(what, "Export the checkpoint again with --opset 15 or newer.")
     graph = model.graph
     image, logits = graph.inputs[0], graph.outputs[0]
     size = new_node("Shape", [image], {"start": 2}, name="mask/Shape", dtype=INT64)

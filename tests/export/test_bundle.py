@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import save_file
 from support import ASSETS, LOGITS_TOLERANCE, REPO
 
 from denseport.export import bundle as export
@@ -28,7 +30,8 @@ from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.steps import Resize
-from denseport.runtime.errors import BundleError, OutputError
+from denseport.runtime.errors import BundleError, InputError, OutputError
+from denseport.runtime.system.progress import Terminal
 
 SAMPLE = ASSETS / "dpt_tiny_street.pth"
 
@@ -37,7 +40,7 @@ SAMPLE = ASSETS / "dpt_tiny_street.pth"
 def ready_made(sample: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports take the sample's ONNX file instead of tracing the network anew."""
 
-    def copy(model: Segmentor, path: Path) -> list[Path]:
+    def copy(model: Segmentor, path: Path, *_: int) -> list[Path]:
         return [Path(shutil.copy(sample.path / "model.onnx", path))]
 
     monkeypatch.setattr(export, "export_onnx", copy)
@@ -124,7 +127,7 @@ def test_a_graph_with_other_weights_is_refused(
 ) -> None:
     """Same shapes, other readout and weights: only the comparison with torch can tell."""
     other = exported("tiny_dpt_ignore").path / "model.onnx"
-    monkeypatch.setattr(export, "export_onnx", lambda model, path: [Path(shutil.copy(other, path))])
+    monkeypatch.setattr(export, "export_onnx", lambda model, path, *_: [Path(shutil.copy(other, path))])
     with pytest.raises(ExportError, match="differ from torch's by"):
         export_bundle(oracle / "tiny_dpt_add.pth", tmp_path / "bundle")
     assert not contents(tmp_path)
@@ -166,9 +169,14 @@ def test_a_project_with_a_manifest_of_its_own_is_no_bundle(tmp_path: Path) -> No
 
 def test_a_checkpoint_is_not_replaced_with_the_bundle_that_holds_it(sample_copy: Bundle) -> None:
     inside = Path(shutil.copy(SAMPLE, sample_copy.path))
-    with pytest.raises(OutputError, match="holds the checkpoint"):
+    with pytest.raises(OutputError, match=r"holds dpt_tiny_street\.pth, which would be deleted"):
         export_bundle(inside, sample_copy.path, replace=True)
     assert inside.exists()
+    inside.unlink()
+    (config := sample_copy.path / "config.py").touch()
+    with pytest.raises(OutputError, match=r"holds config\.py, which would be deleted"):
+        export_bundle(SAMPLE, sample_copy.path, replace=True, config=config)
+    assert config.exists()
 
 
 def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
@@ -180,7 +188,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path: Path)
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(model: Segmentor, path: Path) -> list[Path]:
+    def fail(model: Segmentor, path: Path, *_: int) -> list[Path]:
         path.write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -227,3 +235,110 @@ def test_a_file_name_of_any_bytes_can_be_exported(tmp_path: Path) -> None:
     bundle = export_bundle(tmp_path / name, tmp_path / "bundle")
     assert bundle.manifest.name == "?t?"
     json.loads((tmp_path / "bundle/manifest.json").read_bytes())
+
+
+def same(bundle: Bundle, other: Bundle) -> bool:
+    """Whether two bundles say the same, but for where they come from."""
+    apart = dict.fromkeys(("provenance", "name", "artifacts"))
+    manifests = (json.loads(each.manifest.to_json()) | apart for each in (bundle, other))
+    first, second = manifests
+    return bool(first == second)
+
+
+@pytest.mark.usefixtures("ready_made")
+def test_bare_weights_and_a_configuration_are_the_whole_checkpoint(sample: Bundle, tmp_path: Path) -> None:
+    data = torch.load(SAMPLE, weights_only=True)
+    meta = data["meta"]
+    about = {key: meta["dataset_meta"][key] for key in ("classes", "palette", "reduce_zero_label")}
+    dataset = f"test_dataloader = dict(dataset=dict(type='BaseSegDataset', metainfo=dict(**{about!r})))"
+    (tmp_path / "base.py").write_text(meta["cfg"])
+    (tmp_path / "config.py").write_text(f"_base_ = 'base.py'\n{dataset}\n")
+    save_file(data["state_dict"], tmp_path / "weights.safetensors")
+    torch.save(data["state_dict"], tmp_path / "weights.pth")
+    for name in ("weights.safetensors", "weights.pth"):
+        found = export_bundle(tmp_path / name, tmp_path / f"{name}.bundle", config=tmp_path / "config.py")
+        assert same(found, sample) and found.manifest.provenance["warnings"] == []
+    assert found.manifest.provenance["config"] == "config.py"
+    with pytest.raises(CheckpointError, match="not square"):
+        export_bundle(tmp_path / "weights.pth", tmp_path / "bare")
+
+
+@pytest.mark.usefixtures("ready_made")
+def test_a_configuration_wins_over_the_checkpoints_and_says_so(tmp_path: Path) -> None:
+    text = torch.load(SAMPLE, weights_only=True)["meta"]["cfg"]
+    changed, count = re.subn(r"1024,\s+160,", "640, 320", text)
+    assert count
+    (tmp_path / "config.py").write_text(changed)
+    bundle = export_bundle(SAMPLE, tmp_path / "bundle", config=str(tmp_path / "config.py"))
+    assert bundle.manifest.preprocess[0] == Resize((640, 320), keep_ratio=True)
+    (warning,) = bundle.manifest.provenance["warnings"]
+    assert "pipeline" in warning and "--config is used" in warning
+
+
+@pytest.mark.usefixtures("ready_made")
+def test_fields_say_what_bare_weights_cannot(tmp_path: Path) -> None:
+    data = torch.load(SAMPLE, weights_only=True)
+    torch.save(data["state_dict"], tmp_path / "weights.pth")
+    spec = recognise(read_checkpoint(SAMPLE)).spec
+    fields = {"num_heads": spec.backbone.num_heads, "norm_eps": spec.backbone.norm_eps, "img_size": [160, 224]}
+    (tmp_path / "fields.json").write_text(json.dumps(fields))
+    bundle = export_bundle(tmp_path / "weights.pth", tmp_path / "bundle", config=tmp_path / "fields.json")
+    assert bundle.manifest.spec["backbone"]["num_heads"] == spec.backbone.num_heads
+    warnings = " ".join(bundle.manifest.provenance["warnings"])
+    assert (
+        "attention heads" not in warnings and "LayerNorm" not in warnings and "Which layers feed the head" in warnings
+    )
+
+
+@pytest.mark.usefixtures("ready_made")
+def test_names_and_colours_can_be_given(tmp_path: Path) -> None:
+    names, colours = [f"name {i}" for i in range(150)], [(i, 0, 255 - i) for i in range(150)]
+    bundle = export_bundle(SAMPLE, tmp_path / "a", classes=names, palette=np.array(colours), name=" street ")
+    assert bundle.manifest.classes == tuple(names) and bundle.manifest.palette == tuple(colours)
+    assert bundle.manifest.name == "street"
+    for arguments, words in (
+        ({"classes": names[:3]}, "--classes gives 3, but the network has 150 classes"),
+        ({"palette": colours[:7]}, "--palette gives 7, but the network has 150 classes"),
+        ({"palette": [(0, 0, 300)] * 150}, "not RGB triples"),
+        ({"name": " "}, "--name"),
+        ({"name": "a\nb"}, "--name"),
+        ({"opset": 12}, "--opset 12: the oldest is 13, the newest 20"),
+        ({"opset": 21}, "--opset 21"),
+        ({"ir_version": 6}, "--ir-version 6: the oldest is 7, the newest 10"),
+        ({"config": tmp_path / "none.py"}, "no such file"),
+    ):
+        with pytest.raises(InputError, match=words):
+            export_bundle(SAMPLE, tmp_path / "b", **arguments)  # type: ignore[arg-type]
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.usefixtures("ready_made")
+@pytest.mark.parametrize("stem", ["best_mIoU_iter_16000", "iter_80000", "epoch_3", "latest", "model", "last-v1"])
+def test_a_name_of_training_is_worth_a_hint(tmp_path: Path, stem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(SAMPLE, tmp_path / f"{stem}.pth")
+    bundle = export_bundle(tmp_path / f"{stem}.pth", tmp_path / "bundle", progress=Terminal())
+    assert bundle.manifest.name == stem and f"the model is called {stem}" in capsys.readouterr().err
+    export_bundle(tmp_path / f"{stem}.pth", tmp_path / "bundle", replace=True, name="mine", progress=Terminal())
+    assert "--name" not in capsys.readouterr().err
+
+
+def test_an_older_opset_and_ir_version(oracle: Path, tmp_path: Path) -> None:
+    bundle = export_bundle(oracle / "tiny_upernet_mln.pth", tmp_path / "bundle", opset=13, ir_version=7)
+    model = onnx.load(bundle.path / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert ([(e.domain, e.version) for e in model.opset_import], model.ir_version) == ([("", 13)], 7)
+    record = bundle.manifest.artifacts["model.onnx"].record
+    assert (record["opset"], record["ir_version"]) == (13, 7) and record["max_difference"] <= LOGITS_TOLERANCE
+    golden = np.load(oracle / "tiny_upernet_mln.npz")
+    logits = OnnxRuntimeSession(bundle.verified("model.onnx")).run(golden["in_64x64"])
+    np.testing.assert_allclose(logits, golden["head_64x64"], atol=LOGITS_TOLERANCE)
+
+
+@pytest.mark.usefixtures("ready_made")
+def test_label_map_and_ignore_index_reach_the_manifest(tmp_path: Path) -> None:
+    data = torch.load(SAMPLE, weights_only=True)
+    data["meta"]["dataset_meta"]["label_map"] = {0: 2, 1: -1}
+    data["meta"]["cfg"] += "\ntest_evaluator = dict(type='IoUMetric', ignore_index=254)\n"
+    torch.save(data, tmp_path / "c.pth")
+    manifest = export_bundle(tmp_path / "c.pth", tmp_path / "bundle").manifest
+    assert (manifest.label_map, manifest.ignore_index) == ({"0": 2, "1": 255}, 254)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from denseport.export.checkpoint.file import Checkpoint, parse_config
+from denseport.export.checkpoint.config import parse_config
+from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.pipeline import image_steps
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.preprocessing import Preprocessing

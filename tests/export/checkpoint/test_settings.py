@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from denseport.export.checkpoint.file import Checkpoint, parse_config
+from denseport.export.checkpoint.config import parse_config
+from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.settings import inference_of, palette_of, reduces_zero_label
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.manifest import Inference

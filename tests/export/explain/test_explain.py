@@ -155,7 +155,9 @@ def test_faults_of_three_steps_are_named_apart_and_their_losses_add_up(
     bundle: Bundle, sample: Bundle, wide_images: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The sample is such an export, and a few seconds old; the tests above make one of their own.
-    monkeypatch.setattr("denseport.export.explain.explain.export_onnx", lambda model, path: [sample.path / path.name])
+    monkeypatch.setattr(
+        "denseport.export.explain.explain.export_onnx", lambda model, path, *_: [sample.path / path.name]
+    )
     bundle = with_preprocess(bundle, bgr_to_rgb=False)
     with_graph(bundle, lambda graph: set_attribute(graph, "backbone/Resize", mode="nearest"))
     with_graph(bundle, lambda graph: overflow(graph, "backbone.layers.1.ln2.bias"), "fp16.onnx", "fp16")

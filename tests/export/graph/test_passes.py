@@ -26,6 +26,7 @@ from denseport.export.graph.fold import FoldRecord, fold
 from denseport.export.graph.fusion import fuse
 from denseport.export.graph.mask import append_mask
 from denseport.export.graph.model import serialise
+from denseport.export.graph.opset import lower_opset
 from denseport.export.graph.precision import set_types
 from denseport.export.graph.rounding import RoundingRecord, emulate_rounding
 from denseport.export.graph.tidy import TidyRecord, tidy
@@ -37,6 +38,7 @@ PASSES = (
     fold,
     fuse,
     lower_for_cpu,
+    lower_opset,
     quantize,
     set_types,
     smooth,

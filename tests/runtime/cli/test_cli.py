@@ -44,7 +44,7 @@ def wrong_classes(path: Path) -> None:
         (lambda path: None, ["no such file"]),
         (truncated, ["truncated", "fetch it again"]),
         (other_architecture, ["not a network that Denseport knows", "denseport models"]),
-        (wrong_classes, ["names 2 classes", "150 outputs", "dataset_meta"]),
+        (wrong_classes, ["names 2 classes", "150 outputs", "dataset_meta", "--classes"]),
     ],
     ids=["text", "folder", "missing", "truncated", "other", "classes"],
 )
