@@ -28,7 +28,7 @@ from denseport.runtime.bundle.steps import (
     Step,
 )
 
-__all__ = ["Reader", "type_name", "whole_pair"]
+__all__ = ["CARRIED_OUT", "HARMLESS", "Reader", "check_keys", "type_name", "whole_pair"]
 
 Settings = Mapping[str, Any]
 MEASURE = "Then measure the accuracy again."
@@ -51,6 +51,7 @@ CARRIED_OUT: dict[str, dict[str, Any]] = {
         **{"mean": None, "std": None, "bgr_to_rgb": False, "rgb_to_bgr": False, "pad_val": 0, "test_cfg": None},
     },
     "data_preprocessor.test_cfg": {"size": None, "size_divisor": None},
+    "model.test_cfg": {"mode": "whole", "crop_size": None, "stride": None},
 }
 # Keys that change no mask: paths, labels, bookkeeping, what acts in training alone.
 HARMLESS: dict[str, frozenset[str]] = {
@@ -105,7 +106,7 @@ class Reader:
         if kind in readers:
             readers[kind](step)
         elif kind in HARMLESS:
-            _check_keys(kind, step)
+            check_keys(kind, step)
         elif kind == "TestTimeAug":
             raise CheckpointError(
                 "the test pipeline is a TestTimeAug",
@@ -127,7 +128,7 @@ class Reader:
         self.steps = (*self.steps, step)
 
     def _load(self, step: Settings) -> None:
-        own = _check_keys("LoadImageFromFile", step)
+        own = check_keys("LoadImageFromFile", step)
         colours = ("color", "grayscale", "color_ignore_orientation", "grayscale_ignore_orientation")
         if own["color_type"] not in colours:
             raise _only("LoadImageFromFile", "color_type", own["color_type"], colours)
@@ -145,7 +146,7 @@ class Reader:
         self.steps = () if load == Load() else (load,)
 
     def _resize(self, step: Settings, scale: Any = None) -> None:
-        own = _check_keys("Resize", {"keep_ratio": self.old, **step})
+        own = check_keys("Resize", {"keep_ratio": self.old, **step})
         for key in ("ratio_range", "min_size"):
             if own[key] is not None:
                 raise _only("Resize", key, own[key], (None,))
@@ -163,17 +164,17 @@ class Reader:
             raise CheckpointError("Resize has neither scale nor scale_factor", CORRECT)
 
     def _shortest_edge(self, step: Settings) -> None:
-        own = _check_keys("ResizeShortestEdge", step)
+        own = check_keys("ResizeShortestEdge", step)
         scale = own["scale"]
         self._add(ResizeShortestEdge(min(_one_or_two(scale)), int(own["max_size"])))
 
     def _to_multiple(self, step: Settings) -> None:
-        own = _check_keys("ResizeToMultiple", step)
+        own = check_keys("ResizeToMultiple", step)
         own["interpolation"], own["backend"] = own["interpolation"] or "bilinear", "cv2"
         self._add(ResizeToMultiple(_one_or_two(own["size_divisor"]), *_sampling("ResizeToMultiple", own)))
 
     def _pad(self, step: Settings) -> None:
-        own = _check_keys("Pad", step)
+        own = check_keys("Pad", step)
         value = own["pad_val"]
         value = value.get("img", 0) if isinstance(value, Mapping) else value
         if isinstance(value, (list, tuple)):
@@ -203,13 +204,13 @@ class Reader:
             self.steps = (*self.steps[:at], pad, *self.steps[at:])
 
     def _normalise(self, step: Settings) -> None:
-        own = _check_keys("Normalize", step)
+        own = check_keys("Normalize", step)
         if any(isinstance(each, Normalise) for each in self.steps):
             raise CheckpointError("the test pipeline normalises twice", "Give one Normalize with both in one.")
         self._add(Normalise(self._channelwise(own["mean"]), self._channelwise(own["std"]), bool(own["to_rgb"])))
 
     def _random_flip(self, step: Settings, *, harmless: bool = False) -> None:
-        own = _check_keys("RandomFlip", step)
+        own = check_keys("RandomFlip", step)
         if any(own.values()) and not harmless:
             raise CheckpointError(
                 f"RandomFlip mirrors images at random when testing (prob={own['prob'] or own['flip_ratio']})",
@@ -218,7 +219,7 @@ class Reader:
 
     def _multi_scale(self, step: Settings) -> None:
         """0.x: the scales and the mirroring of an inner pipeline."""
-        own = _check_keys("MultiScaleFlipAug", step)
+        own = check_keys("MultiScaleFlipAug", step)
         inner = list(own["transforms"])
         kinds = [type_name(each) for each in inner]
         if own["flip"] and _names(own["flip_direction"]) != ["horizontal"]:
@@ -261,7 +262,7 @@ class Reader:
                 f"the data_preprocessor is a {kind!r}, not mmsegmentation's SegDataPreProcessor",
                 "Give a configuration with a SegDataPreProcessor that does the same, and measure the accuracy.",
             )
-        own = _check_keys("data_preprocessor", settings)
+        own = check_keys("data_preprocessor", settings)
         swap = bool(own["bgr_to_rgb"]) or bool(own["rgb_to_bgr"])  # both names exchange the first and the last channel
         given = next((step for step in self.steps if isinstance(step, Normalise)), None)
         mean, std = own["mean"], own["std"]
@@ -280,7 +281,7 @@ class Reader:
                 for step in self.steps
             )
         if own["test_cfg"]:
-            pad = _check_keys("data_preprocessor.test_cfg", own["test_cfg"])
+            pad = check_keys("data_preprocessor.test_cfg", own["test_cfg"])
             height, width = whole_pair(pad["size"]) if pad["size"] is not None else (0, 0)
             size, divisor = (width, height) if pad["size"] is not None else None, pad["size_divisor"]
             values = (float(own["pad_val"]),) * 3
@@ -292,7 +293,7 @@ class Reader:
         return numbers * self.channels if len(numbers) == 1 else numbers
 
 
-def _check_keys(kind: str, given: Settings) -> dict[str, Any]:
+def check_keys(kind: str, given: Settings) -> dict[str, Any]:
     """The values of the keys that count, or upstream's defaults; a key that upstream does not know is refused."""
     known, harmless = CARRIED_OUT.get(kind, {}), HARMLESS.get(kind, frozenset())
     for key in given:
