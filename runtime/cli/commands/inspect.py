@@ -104,9 +104,11 @@ def _of_artifact(bundle: Bundle, name: str) -> Iterator[str]:
     gives = ", fused" * artifact.fused + ", gives masks" * (artifact.output == "mask")
     yield f"{name}: {artifact.kind}, {artifact.precision}{floats}{gives}, {size}{missing}"
     yield f"made of {artifact.made_of or 'the checkpoint'}, target {artifact.target}"
-    for proof in artifact.proof:
-        how = f"computed in {proof.arithmetic}, {proof.machine}, {proof.date[:10]}"
-        yield f"compared with {proof.against} ({how})"
+    proofs = [
+        f"compared with {proof.against} (computed in {proof.arithmetic}, {proof.machine}, {proof.date[:10]})"
+        for proof in artifact.proof
+    ]
+    yield from dict.fromkeys(proofs)  # calibration and audit may have made the same comparison
     difference = artifact.record.get("max_difference")
     if difference is not None:
         sizes = count(len(artifact.record["checks"]), "size")
