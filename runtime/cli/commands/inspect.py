@@ -104,11 +104,11 @@ def _of_artifact(bundle: Bundle, name: str) -> Iterator[str]:
     gives = ", fused" * artifact.fused + ", gives masks" * (artifact.output == "mask")
     yield f"{name}: {artifact.kind}, {artifact.precision}{floats}{gives}, {size}{missing}"
     yield f"made of {artifact.made_of or 'the checkpoint'}, target {artifact.target}"
-    proofs = [
-        f"compared with {proof.against} (computed in {proof.arithmetic}, {proof.machine}, {proof.date[:10]})"
-        for proof in artifact.proof
+    hows = [
+        (each.against, f"computed in {each.arithmetic}, {each.machine}, {each.date[:10]}") for each in artifact.proof
     ]
-    yield from dict.fromkeys(proofs)  # calibration and audit may have made the same comparison
+    for against, how in dict.fromkeys(hows):  # an audit and a verdict may say the same
+        yield f"compared with {against} ({how})"
     difference = artifact.record.get("max_difference")
     if difference is not None:
         sizes = count(len(artifact.record["checks"]), "size")
