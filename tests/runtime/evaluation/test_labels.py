@@ -154,6 +154,7 @@ def test_masks_of_0_and_255_are_told_loudly(tmp_path: Path, capsys: pytest.Captu
     options = ["eval", str(bundle.path), "--data", str(data), "--gate", "100"]
     assert [main([*options, *more]) for more in ([], ["--strict"])] == [0, 1]
     text = capsys.readouterr().out
+    assert "(left out: 1 class that no counted pixel of masks or predictions has)" in text
     assert text.count(f"warning: {warning}") == 2 and "never in the masks: 1 of 2 classes (leaf)" in text
     assert "ignored: 50.00 % of the labels, which are 255\n" in text
     whole = evaluate(bundle, data, label_map={255: 1}, gate=Gate(100.0, strict=True))
