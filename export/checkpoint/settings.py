@@ -22,6 +22,8 @@ def inference_of(checkpoint: Checkpoint) -> Inference:
         CheckpointError: another mode, or windows that leave gaps.
     """
     test = look_up(checkpoint.config, "model", "test_cfg")
+    if test is None and "type" not in (outer := look_up(checkpoint.config, "test_cfg", default={})):
+        test = outer  # of early 0.x; 1.x names its loop so
     if not isinstance(test, Mapping) or test.get("mode", "whole") == "whole":
         return Inference()
     try:
