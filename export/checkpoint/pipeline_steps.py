@@ -8,12 +8,22 @@ or is refused by its name: docs/export.md has the table. Sources: ``mmcv/transfo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from denseport.export.checkpoint.config import CORRECT
-from denseport.export.checkpoint.model_settings import last_part
+from denseport.export.checkpoint.pipeline_keys import (
+    HARMLESS,
+    MEASURE,
+    check_keys,
+    factors,
+    one_or_two,
+    refused_value,
+    sampling,
+    type_name,
+    whole_pair,
+)
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.preprocessing import Preprocessing, loading, resizing
 from denseport.runtime.bundle.steps import (
@@ -30,35 +40,10 @@ from denseport.runtime.bundle.steps import (
     Step,
 )
 
-__all__ = ["Reader", "type_name", "whole_pair"]
+__all__ = ["Reader"]
 
 Settings = Mapping[str, Any]
-MEASURE = "Then measure the accuracy again."
 ONCE = f"Leave one Resize, before Pad and RandomFlip, in MultiScaleFlipAug and none before it. {MEASURE}"
-# Keys that change no mask: paths, labels, bookkeeping, what acts in training alone.
-HARMLESS: dict[str, frozenset[str]] = {
-    "LoadImageFromFile": frozenset({"file_client_args", "backend_args", "ignore_empty"}),
-    "LoadAnnotations": frozenset(
-        {"reduce_zero_label", "imdecode_backend", "file_client_args", "backend_args", "with_bbox", "with_label"}
-        | {"with_seg", "with_keypoints", "ignore_index"}
-    ),
-    "PackSegInputs": frozenset(),
-    "ImageToTensor": frozenset({"keys"}),
-    "DefaultFormatBundle": frozenset(),
-    "Collect": frozenset({"keys", "meta_keys"}),
-    "Resize": frozenset({"clip_object_border", "multiscale_mode"}),
-    "ResizeToMultiple": frozenset({"seg_pad_val"}),
-    "Pad": frozenset({"seg_pad_val"}),
-    "RandomFlip": frozenset({"direction", "swap_seg_labels"}),
-    "data_preprocessor": frozenset({"size", "size_divisor", "seg_pad_val", "batch_augments", "non_blocking"}),
-}
-
-
-def type_name(settings: Any) -> str:
-    """The last part of ``type``: pure-Python configurations write whole paths, others a scope before the name."""
-    if not isinstance(settings, Mapping) or "type" not in settings:
-        raise ValueError(f"{settings!r} has no type")
-    return str(last_part(settings["type"]))
 
 
 class Reader:
@@ -90,7 +75,7 @@ class Reader:
         if kind in readers:
             readers[kind](step)
         elif kind in HARMLESS:
-            _check_keys(kind, step)
+            check_keys(kind, step)
         elif kind == "TestTimeAug":
             raise CheckpointError(
                 "the test pipeline is a TestTimeAug",
@@ -117,7 +102,7 @@ class Reader:
         self.steps = (*self.steps, step)
 
     def _load(self, step: Settings) -> None:
-        own = _check_keys("LoadImageFromFile", step, to_float32=False, color_type="color", imdecode_backend="cv2")
+        own = check_keys("LoadImageFromFile", step)
         colours = ("color", "grayscale", "color_ignore_orientation", "grayscale_ignore_orientation")
         if own["color_type"] == "unchanged":
             same = "color" if self.channels == 3 else "grayscale"
@@ -126,10 +111,10 @@ class Reader:
                 f"Give {same}_ignore_orientation instead: files of 8 bits and as many channels load alike.",
             )
         if own["color_type"] not in colours:
-            raise _only("LoadImageFromFile", "color_type", own["color_type"], colours)
+            raise refused_value("LoadImageFromFile", "color_type", own["color_type"], colours)
         libraries = {"cv2": "opencv", None: "opencv", "pillow": "pillow"}
         if own["imdecode_backend"] not in libraries:
-            raise _only("LoadImageFromFile", "imdecode_backend", own["imdecode_backend"], ("cv2", "pillow"))
+            raise refused_value("LoadImageFromFile", "imdecode_backend", own["imdecode_backend"], ("cv2", "pillow"))
         load = Load(
             orientation="ignore" not in own["color_type"],
             grey=own["color_type"].startswith("grayscale"),
@@ -146,30 +131,24 @@ class Reader:
         if self.old and isinstance(scale, list) and len(scale) == 1:
             scale = scale[0]
         if not scale and own["scale_factor"] is not None:
-            self._add(
-                ResizeBy(_factors(own["scale_factor"]), bool(own["keep_ratio"]), False, *_sampling("Resize", own))
-            )
+            self._add(ResizeBy(factors(own["scale_factor"]), bool(own["keep_ratio"]), False, *sampling("Resize", own)))
         elif scale:
-            self._add(_resize_to(_one_or_two(scale), own))
+            self._add(_resize_to(one_or_two(scale), own))
         else:
             raise CheckpointError("Resize has neither scale nor scale_factor", CORRECT)
 
     def _shortest_edge(self, step: Settings) -> None:
-        own = _check_keys("ResizeShortestEdge", step, scale=None, max_size=None)
+        own = check_keys("ResizeShortestEdge", step)
         scale = own["scale"]
-        self._add(ResizeShortestEdge(min(_one_or_two(scale)), int(own["max_size"])))
+        self._add(ResizeShortestEdge(min(one_or_two(scale)), int(own["max_size"])))
 
     def _to_multiple(self, step: Settings) -> None:
-        own = _check_keys("ResizeToMultiple", step, size_divisor=32, interpolation=None)
+        own = check_keys("ResizeToMultiple", step)
         own["interpolation"], own["backend"] = own["interpolation"] or "bilinear", "cv2"
-        self._add(ResizeToMultiple(_one_or_two(own["size_divisor"]), *_sampling("ResizeToMultiple", own)))
+        self._add(ResizeToMultiple(one_or_two(own["size_divisor"]), *sampling("ResizeToMultiple", own)))
 
     def _pad(self, step: Settings) -> None:
-        own = _check_keys(
-            "Pad",
-            step,
-            **{"size": None, "size_divisor": None, "pad_to_square": False, "pad_val": 0, "padding_mode": "constant"},
-        )
+        own = check_keys("Pad", step)
         value = own["pad_val"]
         value = value.get("img", 0) if isinstance(value, Mapping) else value
         if isinstance(value, (list, tuple)):
@@ -179,7 +158,7 @@ class Reader:
         else:  # OpenCV takes a single number for the first channel's, and pads the others with 0
             values = (float(value), 0.0, 0.0)
         if len(values) != 3:
-            raise _only("Pad", "pad_val", value, ("a number", "three numbers"))
+            raise refused_value("Pad", "pad_val", value, ("a number", "three numbers"))
         size = own["size"]
         if size is not None:
             width, height = whole_pair(size)
@@ -200,7 +179,7 @@ class Reader:
 
     def _pack(self, step: Settings) -> None:
         """Without its pad_shape, upstream resizes logits to another size where a resize comes behind a pad."""
-        kept = _check_keys("PackSegInputs", step, meta_keys=None)["meta_keys"]
+        kept = check_keys("PackSegInputs", step)["meta_keys"]
         kinds = [isinstance(each, Pad | ResizeToMultiple) for each in self.steps if not isinstance(each, Normalise)]
         if kept is not None and "pad_shape" not in kept and any(kinds) and not kinds[-1]:
             raise CheckpointError(
@@ -209,13 +188,13 @@ class Reader:
             )
 
     def _normalise(self, step: Settings) -> None:
-        own = _check_keys("Normalize", step, mean=None, std=None, to_rgb=True)
+        own = check_keys("Normalize", step)
         if any(isinstance(each, Normalise) for each in self.steps):
             raise CheckpointError("the test pipeline normalises twice", "Give one Normalize with both in one.")
         self._add(Normalise(self._channelwise(own["mean"]), self._channelwise(own["std"]), bool(own["to_rgb"])))
 
     def _random_flip(self, step: Settings, *, harmless: bool = False) -> None:
-        own = _check_keys("RandomFlip", step, prob=None, flip_ratio=None)
+        own = check_keys("RandomFlip", step)
         if any(own.values()) and not harmless:
             raise CheckpointError(
                 f"RandomFlip mirrors images at random when testing (prob={own['prob'] or own['flip_ratio']})",
@@ -224,22 +203,12 @@ class Reader:
 
     def _multi_scale(self, step: Settings) -> None:
         """0.x: the scales and the mirroring of an inner pipeline."""
-        own = _check_keys(
-            "MultiScaleFlipAug",
-            step,
-            **{
-                "transforms": None,
-                "img_scale": None,
-                "img_ratios": None,
-                "flip": False,
-                "flip_direction": "horizontal",
-            },
-        )
+        own = check_keys("MultiScaleFlipAug", step)
         inner = list(own["transforms"])
         kinds = [type_name(each) for each in inner]
         flip, (base, scales) = bool(own["flip"]), _scales(own["img_scale"], own["img_ratios"])
         if flip and _names(own["flip_direction"]) != ["horizontal"]:
-            raise _only("MultiScaleFlipAug", "flip_direction", own["flip_direction"], ("horizontal",))
+            raise refused_value("MultiScaleFlipAug", "flip_direction", own["flip_direction"], ("horizontal",))
         if flip and "RandomFlip" not in kinds:
             raise CheckpointError(
                 "MultiScaleFlipAug has flip=True without a RandomFlip: upstream mirrors its masks alone",
@@ -274,11 +243,7 @@ class Reader:
                 f"the data_preprocessor is a {kind!r}, not mmsegmentation's SegDataPreProcessor",
                 "Give a configuration with a SegDataPreProcessor that does the same, and measure the accuracy.",
             )
-        own = _check_keys(
-            "data_preprocessor",
-            settings,
-            **{"mean": None, "std": None, "bgr_to_rgb": False, "rgb_to_bgr": False, "pad_val": 0, "test_cfg": None},
-        )
+        own = check_keys("data_preprocessor", settings)
         swap = bool(own["bgr_to_rgb"]) or bool(own["rgb_to_bgr"])  # both names exchange the first and the last channel
         given = next((step for step in self.steps if isinstance(step, Normalise)), None)
         mean, std = own["mean"], own["std"]
@@ -299,9 +264,7 @@ class Reader:
             ]
             self.steps = (*self.steps[:at], again, *pads)
         if own["test_cfg"]:
-            pad = _check_keys(
-                "data_preprocessor.test_cfg", {"type": "", **own["test_cfg"]}, size=None, size_divisor=None
-            )
+            pad = check_keys("data_preprocessor.test_cfg", own["test_cfg"])
             height, width = whole_pair(pad["size"]) if pad["size"] is not None else (0, 0)
             size, divisor = (width, height) if pad["size"] is not None else None, pad["size_divisor"]
             values = (float(own["pad_val"]),) * 3
@@ -314,14 +277,9 @@ class Reader:
 
 
 def _resize_keys(step: Settings, *, old: bool) -> dict[str, Any]:
-    own = _check_keys(
-        "Resize",
-        step,
-        **{"scale": None, "img_scale": None, "scale_factor": None, "keep_ratio": old, "backend": "cv2"},
-        **{"interpolation": "bilinear", "ratio_range": None, "min_size": None},
-    )
+    own = check_keys("Resize", {"keep_ratio": old, **step})
     if own["ratio_range"] is not None:
-        raise _only("Resize", "ratio_range", own["ratio_range"], (None,))
+        raise refused_value("Resize", "ratio_range", own["ratio_range"], (None,))
     return own
 
 
@@ -337,7 +295,7 @@ def _resize_to(scale: tuple[int, int] | ResizeBy, own: Settings) -> Scale:
         return replace(scale, keep_ratio=keep_ratio)
     if smallest is not None and keep_ratio:  # 0.x
         return ResizeShortestEdge(max(min(scale), int(smallest)), LARGEST_SIDE)
-    return Resize(scale, keep_ratio, *_sampling("Resize", own))
+    return Resize(scale, keep_ratio, *sampling("Resize", own))
 
 
 def _scales(scale: Any, ratios: Any) -> tuple[tuple[int, int] | ResizeBy, list[tuple[int, int] | ResizeBy]]:
@@ -349,7 +307,7 @@ def _scales(scale: Any, ratios: Any) -> tuple[tuple[int, int] | ResizeBy, list[t
         several = [whole_pair(each) for each in scale]  # upstream applies ratios to a single scale
         one = several[0]
     elif scale is not None:
-        one = _one_or_two(scale)
+        one = one_or_two(scale)
         several = [Resize(one, True).scaled(ratio).size for ratio in numbers] or [one]
     elif numbers:
         one = ResizeBy((1.0, 1.0), round_down=True)
@@ -359,51 +317,5 @@ def _scales(scale: Any, ratios: Any) -> tuple[tuple[int, int] | ResizeBy, list[t
     return (one if len(several) > 1 else several[0]), several
 
 
-def _check_keys(kind: str, given: Settings, **known: Any) -> dict[str, Any]:
-    """The values of the known keys, or their defaults; any other key is refused by its name."""
-    for key in given:
-        if key != "type" and key not in known and key not in HARMLESS.get(kind, ()):
-            raise CheckpointError(
-                f"{kind}: the key {key!r} is not known, and may change the masks",
-                f"Known: {', '.join(sorted({*known, *HARMLESS.get(kind, ())})) or 'none'}. Leave it out if upstream "
-                "ignores it too.",
-            )
-    return {key: given.get(key, default) for key, default in known.items()}
-
-
-def _only(kind: str, key: str, value: Any, allowed: Sequence[Any]) -> CheckpointError:
-    return CheckpointError(
-        f"the test pipeline's {kind} has {key}={value!r}, which is not supported",
-        f"Give {' or '.join(str(each) for each in allowed)} instead, in the configuration. {MEASURE}",
-    )
-
-
-def _sampling(kind: str, own: Settings) -> tuple[str, str]:
-    """Interpolation and library of a resize."""
-    libraries = {"cv2": "opencv", None: "opencv", "pillow": "pillow"}
-    if own["backend"] not in libraries:
-        raise _only(kind, "backend", own["backend"], ("cv2", "pillow"))
-    return str(own["interpolation"]), libraries[own["backend"]]
-
-
 def _names(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
-
-
-def _one_or_two(value: Any) -> tuple[int, int]:
-    """As `whole_pair`; one number stands for both."""
-    return whole_pair((value, value) if isinstance(value, int) else value)
-
-
-def whole_pair(value: Any) -> tuple[int, int]:
-    """Two whole numbers, in the order of the configuration."""
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise ValueError(f"{value!r} is not two numbers")
-    if any(isinstance(each, bool) or int(each) != each for each in value):
-        raise ValueError(f"{value!r} is not whole numbers")
-    return int(value[0]), int(value[1])
-
-
-def _factors(value: Any) -> tuple[float, float]:
-    width, height = value if isinstance(value, (list, tuple)) else (value, value)
-    return float(width), float(height)
