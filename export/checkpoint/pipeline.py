@@ -11,7 +11,8 @@ from typing import Any
 
 from denseport.export.checkpoint.config import CORRECT, look_up
 from denseport.export.checkpoint.file import Checkpoint
-from denseport.export.checkpoint.pipeline_steps import Reader, type_name
+from denseport.export.checkpoint.pipeline_keys import type_name
+from denseport.export.checkpoint.pipeline_steps import Reader
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.preprocessing import (
     USUAL_NORMALISE,

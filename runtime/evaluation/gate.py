@@ -82,9 +82,7 @@ class Gate:
     against: str | float = "reference"  # the published mIoU; or an artifact ("model.onnx"), or a mIoU in percent
     budget: float | None = None  # points of mIoU that may be lost; None: the manifest's, else by precision (`BUDGETS`)
     agreement: float | None = None  # least share of pixels with FP32's class, 0..1; None: by precision (`AGREEMENTS`)
-    strict: bool = (
-        False  # fail, not only note, where masks lack a class of the model or most of their labels are ignored
-    )
+    strict: bool = False  # fail, not only note, where masks lack a class of the model or a tenth is ignored
 
     def __post_init__(self) -> None:
         with suppress(ValueError, TypeError):  # an artifact's name is no number
