@@ -51,9 +51,11 @@ def image_steps(checkpoint: Checkpoint) -> ImageSteps:
     try:
         return _image_steps(checkpoint)
     except (AttributeError, KeyError, IndexError, OverflowError, TypeError, ValueError) as err:
-        raise CheckpointError(f"{checkpoint.path}: its test pipeline cannot be used: {err!r}", CORRECT) from err
+        raise CheckpointError(
+            f"{checkpoint.settings_from}: its test pipeline cannot be used: {err!r}", CORRECT
+        ) from err
     except CheckpointError as err:
-        where = "" if err.message.startswith(f"{checkpoint.path}: ") else f"{checkpoint.path}: "
+        where = "" if err.message.startswith(f"{checkpoint.path}") else f"{checkpoint.settings_from}: "
         raise CheckpointError(f"{where}{err.message}", err.remedy) from err
 
 

@@ -32,9 +32,11 @@ def inference_of(checkpoint: Checkpoint) -> Inference:
             return Inference()
         return Inference(own["mode"], whole_pair(own["crop_size"]), whole_pair(own["stride"]))
     except CheckpointError as err:
-        raise CheckpointError(f"{checkpoint.path}: {err.message}", err.remedy) from err
+        raise CheckpointError(f"{checkpoint.settings_from}: {err.message}", err.remedy) from err
     except (TypeError, ValueError, OverflowError) as err:
-        raise CheckpointError(f"{checkpoint.path}: model.test_cfg {test!r} cannot be used: {err}", CORRECT) from err
+        raise CheckpointError(
+            f"{checkpoint.settings_from}: model.test_cfg {test!r} cannot be used: {err}", CORRECT
+        ) from err
 
 
 def class_names(
