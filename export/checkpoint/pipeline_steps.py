@@ -44,6 +44,11 @@ __all__ = ["Reader"]
 
 Settings = Mapping[str, Any]
 ONCE = f"Leave one Resize, before Pad and RandomFlip, in MultiScaleFlipAug and none before it. {MEASURE}"
+# What else to change where cv2 takes their place.
+OTHER_DECODERS = {
+    "turbojpeg": "color_type='color_ignore_orientation', because turbojpeg turns no image",
+    "tifffile": "the opposite of bgr_to_rgb, because tifffile hands on RGB",
+}
 
 
 class Reader:
@@ -113,6 +118,12 @@ class Reader:
         if own["color_type"] not in colours:
             raise refused_value("LoadImageFromFile", "color_type", own["color_type"], colours)
         libraries = {"cv2": "opencv", None: "opencv", "pillow": "pillow"}
+        if own["imdecode_backend"] in OTHER_DECODERS:
+            raise CheckpointError(
+                f"the test pipeline's LoadImageFromFile has imdecode_backend={own['imdecode_backend']!r}, which is not "
+                "supported",
+                f"Give cv2 instead, and {OTHER_DECODERS[own['imdecode_backend']]}. {MEASURE}",
+            )
         if own["imdecode_backend"] not in libraries:
             raise refused_value("LoadImageFromFile", "imdecode_backend", own["imdecode_backend"], ("cv2", "pillow"))
         load = Load(
