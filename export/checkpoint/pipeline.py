@@ -50,7 +50,7 @@ def image_steps(checkpoint: Checkpoint) -> ImageSteps:
     try:
         return _image_steps(checkpoint)
     except (AttributeError, KeyError, IndexError, OverflowError, TypeError, ValueError) as err:
-        raise CheckpointError(f"{checkpoint.path}: its test pipeline cannot be used: {err!r}", CORRECT) from err
+        raise CheckpointError(f"{checkpoint.path}: its test pipeline cannot be used: {err}", CORRECT) from err
     except CheckpointError as err:
         where = "" if err.message.startswith(f"{checkpoint.path}: ") else f"{checkpoint.path}: "
         raise CheckpointError(f"{where}{err.message}", err.remedy) from err
@@ -99,6 +99,8 @@ def evaluated_pipeline(config: Settings) -> tuple[list[Settings] | None, list[st
         pipelines = [found] if path == ("test_pipeline",) and found is not None else list(_pipelines(found))
         if not pipelines:
             continue
+        if not all(isinstance(each, (list, tuple)) for each in pipelines):
+            raise CheckpointError(f"{'.'.join(path)}: its pipeline is no list of steps", CORRECT)
         if any(each != pipelines[0] for each in pipelines):
             raise CheckpointError(
                 f"{'.'.join(path)} holds several data sets whose pipelines differ",
@@ -108,7 +110,7 @@ def evaluated_pipeline(config: Settings) -> tuple[list[Settings] | None, list[st
         if path in validation:
             warnings.append(f"The file has no test pipeline: took that of {'.'.join(path)}.")
         other = config.get("test_pipeline")
-        if other is not None and list(other) != list(pipelines[0]):
+        if other is not None and (not isinstance(other, (list, tuple)) or list(other) != list(pipelines[0])):
             where = ".".join(path)
             warnings.append(
                 f"test_pipeline differs from the pipeline of {where}, which the evaluation runs: took the latter."

@@ -8,12 +8,14 @@ or is refused by its name: docs/export.md has the table. Sources: ``mmcv/transfo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from denseport.export.checkpoint.config import CORRECT
 from denseport.export.checkpoint.model_settings import last_part
+from denseport.export.checkpoint.values import flag, one_or_two, real, reals, whole, whole_pair
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.preprocessing import Preprocessing, resizing, with_resize
 from denseport.runtime.bundle.steps import (
@@ -25,10 +27,11 @@ from denseport.runtime.bundle.steps import (
     ResizeBy,
     ResizeShortestEdge,
     ResizeToMultiple,
+    Scale,
     Step,
 )
 
-__all__ = ["Reader", "type_name", "whole_pair"]
+__all__ = ["Reader", "check_keys", "type_name"]
 
 Settings = Mapping[str, Any]
 MEASURE = "Then measure the accuracy again."
@@ -54,7 +57,7 @@ HARMLESS: dict[str, frozenset[str]] = {
 def type_name(settings: Any) -> str:
     """The last part of ``type``: pure-Python configurations write whole paths, others a scope before the name."""
     if not isinstance(settings, Mapping) or "type" not in settings:
-        raise ValueError(f"{settings!r} has no type")
+        raise CheckpointError(f"the test path has the step {settings!r:.80}, which is no dict with a type", CORRECT)
     return str(last_part(settings["type"]))
 
 
@@ -84,9 +87,10 @@ class Reader:
             "MultiScaleFlipAug": self._multi_scale,
         }
         if kind in readers:
-            readers[kind](step)
+            with _telling(kind):
+                readers[kind](step)
         elif kind in HARMLESS:
-            _check_keys(kind, step)
+            check_keys(kind, step)
         elif kind == "TestTimeAug":
             raise CheckpointError(
                 "the test pipeline is a TestTimeAug",
@@ -108,17 +112,17 @@ class Reader:
         self.steps = (*self.steps, step)
 
     def _load(self, step: Settings) -> None:
-        own = _check_keys("LoadImageFromFile", step, to_float32=False, color_type="color", imdecode_backend="cv2")
+        own = check_keys("LoadImageFromFile", step, to_float32=False, color_type="color", imdecode_backend="cv2")
         colours = ("color", "grayscale", "color_ignore_orientation", "grayscale_ignore_orientation")
         if own["color_type"] not in colours:
             raise _only("LoadImageFromFile", "color_type", own["color_type"], colours)
         libraries = {"cv2": "opencv", "pillow": "pillow"}
-        if own["imdecode_backend"] not in libraries:
+        if own["imdecode_backend"] not in list(libraries):  # it may be of a kind that no dict finds
             raise _only("LoadImageFromFile", "imdecode_backend", own["imdecode_backend"], tuple(libraries))
         load = Load(
             orientation="ignore" not in own["color_type"],
             grey=own["color_type"].startswith("grayscale"),
-            float32=bool(own["to_float32"]),
+            float32=flag("LoadImageFromFile", own, "to_float32"),
             library=libraries[own["imdecode_backend"]],
         )
         if self.steps:
@@ -126,7 +130,7 @@ class Reader:
         self.steps = () if load == Load() else (load,)
 
     def _resize(self, step: Settings, scale: Any = None) -> None:
-        own = _check_keys(
+        own = check_keys(
             "Resize",
             step,
             **{"scale": None, "img_scale": None, "scale_factor": None, "keep_ratio": self.old, "backend": "cv2"},
@@ -135,52 +139,54 @@ class Reader:
         for key in ("ratio_range", "min_size"):
             if own[key] is not None:
                 raise _only("Resize", key, own[key], (None,))
-        scale = scale or own["scale"] or own["img_scale"]
-        keep_ratio = bool(own["keep_ratio"])
+        scale = next((each for each in (scale, own["scale"], own["img_scale"]) if each is not None), None)
+        keep_ratio = flag("Resize", own, "keep_ratio")
         if self.old and isinstance(scale, list) and len(scale) == 1:
             scale = scale[0]
         if isinstance(scale, ResizeBy):
             self._add(replace(scale, keep_ratio=keep_ratio))
-        elif scale:
-            self._add(Resize(_one_or_two(scale), keep_ratio, *_sampling("Resize", own)))
+        elif scale is not None:
+            self._add(Resize(one_or_two("Resize", {"scale": scale}, "scale"), keep_ratio, *_sampling("Resize", own)))
         elif own["scale_factor"] is not None:
-            self._add(ResizeBy(_factors(own["scale_factor"]), keep_ratio, False, *_sampling("Resize", own)))
+            factors = reals("Resize", own, "scale_factor")
+            if len(factors) not in (1, 2):
+                raise _only("Resize", "scale_factor", own["scale_factor"], ("a number", "two numbers"))
+            self._add(ResizeBy((factors[0], factors[-1]), keep_ratio, False, *_sampling("Resize", own)))
         else:
             raise CheckpointError("Resize has neither scale nor scale_factor", CORRECT)
 
     def _shortest_edge(self, step: Settings) -> None:
-        own = _check_keys("ResizeShortestEdge", step, scale=None, max_size=None)
-        scale = own["scale"]
-        self._add(ResizeShortestEdge(min(_one_or_two(scale)), int(own["max_size"])))
+        own = check_keys("ResizeShortestEdge", step, scale=None, max_size=None)
+        shortest = min(one_or_two("ResizeShortestEdge", own, "scale"))
+        self._add(ResizeShortestEdge(shortest, whole("ResizeShortestEdge", own, "max_size")))
 
     def _to_multiple(self, step: Settings) -> None:
-        own = _check_keys("ResizeToMultiple", step, size_divisor=32, interpolation=None)
+        own = check_keys("ResizeToMultiple", step, size_divisor=32, interpolation=None)
         own["interpolation"], own["backend"] = own["interpolation"] or "bilinear", "cv2"
-        self._add(ResizeToMultiple(_one_or_two(own["size_divisor"]), *_sampling("ResizeToMultiple", own)))
+        divisor = one_or_two("ResizeToMultiple", own, "size_divisor")
+        self._add(ResizeToMultiple(divisor, *_sampling("ResizeToMultiple", own)))
 
     def _pad(self, step: Settings) -> None:
-        own = _check_keys(
+        own = check_keys(
             "Pad",
             step,
             **{"size": None, "size_divisor": None, "pad_to_square": False, "pad_val": 0, "padding_mode": "constant"},
         )
         value = own["pad_val"]
         value = value.get("img", 0) if isinstance(value, Mapping) else value
-        if isinstance(value, (list, tuple)):
-            values = tuple(float(each) for each in value)
-        elif isinstance(value, int) and not self.old:
-            values = (float(value),) * 3
-        else:  # OpenCV takes a single number for the first channel's, and pads the others with 0
-            values = (float(value), 0.0, 0.0)
+        values = reals("Pad", {"pad_val": value}, "pad_val")
+        if not isinstance(value, (list, tuple)):
+            # OpenCV takes a single number for the first channel's, and pads the others with 0.
+            values = values * 3 if isinstance(value, int) and not self.old else (*values, 0.0, 0.0)
         if len(values) != 3:
             raise _only("Pad", "pad_val", value, ("a number", "three numbers"))
         size = own["size"]
         if size is not None:
-            width, height = whole_pair(size)
+            width, height = whole_pair("Pad", own, "size")
             size = (height, width) if self.old else (width, height)  # 0.x: rows first
-        divisor = own["size_divisor"]
+        divisor = None if own["size_divisor"] is None else whole("Pad", own, "size_divisor")
         # 0.x cuts the padding off the logits; 1.x cuts off what its data_preprocessor pads alone.
-        pad = Pad(size, divisor and int(divisor), bool(own["pad_to_square"]), values, own["padding_mode"], self.old)
+        pad = Pad(size, divisor, flag("Pad", own, "pad_to_square"), values, str(own["padding_mode"]), self.old)
         if pad.mode == "constant":
             self._add(pad)
         else:  # pixels that are repeated are normalised alike
@@ -193,13 +199,14 @@ class Reader:
             self.steps = (*self.steps[:at], pad, *self.steps[at:])
 
     def _normalise(self, step: Settings) -> None:
-        own = _check_keys("Normalize", step, mean=None, std=None, to_rgb=True)
+        own = check_keys("Normalize", step, mean=None, std=None, to_rgb=True)
         if any(isinstance(each, Normalise) for each in self.steps):
             raise CheckpointError("the test pipeline normalises twice", "Give one Normalize with both in one.")
-        self._add(Normalise(self._channelwise(own["mean"]), self._channelwise(own["std"]), bool(own["to_rgb"])))
+        mean, std = (self._channelwise("Normalize", own, key) for key in ("mean", "std"))
+        self._add(Normalise(mean, std, flag("Normalize", own, "to_rgb")))
 
     def _random_flip(self, step: Settings, *, harmless: bool = False) -> None:
-        own = _check_keys("RandomFlip", step, prob=None, flip_ratio=None)
+        own = check_keys("RandomFlip", step, prob=None, flip_ratio=None)
         if any(own.values()) and not harmless:
             raise CheckpointError(
                 f"RandomFlip mirrors images at random when testing (prob={own['prob'] or own['flip_ratio']})",
@@ -208,7 +215,7 @@ class Reader:
 
     def _multi_scale(self, step: Settings) -> None:
         """0.x: the scales and the mirroring of an inner pipeline."""
-        own = _check_keys(
+        own = check_keys(
             "MultiScaleFlipAug",
             step,
             **{
@@ -219,19 +226,26 @@ class Reader:
                 "flip_direction": "horizontal",
             },
         )
-        inner = list(own["transforms"])
+        inner = own["transforms"]
+        if not isinstance(inner, (list, tuple)):
+            raise _only("MultiScaleFlipAug", "transforms", inner, ("a list of steps",))
         kinds = [type_name(each) for each in inner]
-        if own["flip"] and _names(own["flip_direction"]) != ["horizontal"]:
+        flip = flag("MultiScaleFlipAug", own, "flip")
+        if flip and own["flip_direction"] not in ("horizontal", ["horizontal"], ("horizontal",)):
             raise _only("MultiScaleFlipAug", "flip_direction", own["flip_direction"], ("horizontal",))
-        ratios, scale = own["img_ratios"], own["img_scale"]
-        ratios = (
-            [float(ratio) for ratio in (ratios if isinstance(ratios, (list, tuple)) else [ratios])] if ratios else []
-        )
+        if flip and "RandomFlip" not in kinds:
+            raise CheckpointError(
+                "MultiScaleFlipAug has flip=True and no RandomFlip: mmsegmentation then mirrors the logits of an image "
+                "that was not mirrored",
+                f"Add dict(type='RandomFlip') to its transforms, or give flip=False. {MEASURE}",
+            )
+        ratios = () if own["img_ratios"] is None else reals("MultiScaleFlipAug", own, "img_ratios")
+        scale = own["img_scale"]
         if scale is None and not ratios:
             raise CheckpointError("MultiScaleFlipAug has neither img_scale nor img_ratios", CORRECT)
         several = [scale]
         if isinstance(scale, list) and scale and isinstance(scale[0], (list, tuple)):
-            several, ratios = list(scale), []  # upstream applies ratios to a single scale
+            several, ratios = list(scale), ()  # upstream applies ratios to a single scale
         for each, kind in zip(inner, kinds, strict=True):
             if kind == "Resize":
                 self._resize(each, scale=several[0] if scale is not None else ResizeBy((1.0, 1.0), round_down=True))
@@ -239,15 +253,23 @@ class Reader:
                 self._random_flip(each, harmless=True)  # the flip is MultiScaleFlipAug's
             else:
                 self.read(each)
+        self._make_views(several, ratios, flip=flip)
+
+    def _make_views(self, several: Sequence[Any], ratios: Sequence[float], *, flip: bool) -> None:
+        """One view of each scale: the list's or, of the only one, its ratios."""
         base = resizing(self.steps)
+        if (ratios or several[1:]) and sum(isinstance(step, Scale) for step in self.steps) > 1:
+            raise CheckpointError(
+                "the test pipeline resizes twice, around or in MultiScaleFlipAug", f"Leave one Resize. {MEASURE}"
+            )
         if base is None:  # the scale reaches nothing
             scales = []
-        elif scale is None or len(several) == 1:
+        elif len(several) == 1:
             scales = [base.scaled(ratio) for ratio in ratios] or [base]
         else:
             assert isinstance(base, Resize)
-            scales = [replace(base, size=whole_pair(each)) for each in several]
-        flip = bool(own["flip"]) and "RandomFlip" in kinds
+            pairs = [whole_pair("MultiScaleFlipAug", {"img_scale": each}, "img_scale") for each in several]
+            scales = [replace(base, size=pair) for pair in pairs]
         if len(scales) == 1 and not flip:
             self.steps = with_resize(self.steps, scales[0])
         elif scales or flip:
@@ -255,24 +277,31 @@ class Reader:
 
     def read_preprocessor(self, settings: Settings) -> None:
         """1.x's SegDataPreProcessor: channel order, normalisation, and padding that is cut off again."""
+        with _telling("data_preprocessor"):
+            self._read_preprocessor(settings)
+
+    def _read_preprocessor(self, settings: Settings) -> None:
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"{settings!r} is no dict")
         kind = type_name(settings) if "type" in settings else "SegDataPreProcessor"
         if kind != "SegDataPreProcessor":
             raise CheckpointError(
                 f"the data_preprocessor is a {kind!r}, not mmsegmentation's SegDataPreProcessor",
                 "Give a configuration with a SegDataPreProcessor that does the same, and measure the accuracy.",
             )
-        own = _check_keys(
+        own = check_keys(
             "data_preprocessor",
             settings,
             **{"mean": None, "std": None, "bgr_to_rgb": False, "rgb_to_bgr": False, "pad_val": 0, "test_cfg": None},
         )
-        swap = bool(own["bgr_to_rgb"]) or bool(own["rgb_to_bgr"])  # both names exchange the first and the last channel
+        # Both names exchange the first and the last channel.
+        swap = flag("data_preprocessor", own, "bgr_to_rgb") or flag("data_preprocessor", own, "rgb_to_bgr")
         given = next((step for step in self.steps if isinstance(step, Normalise)), None)
-        mean, std = own["mean"], own["std"]
         if given is None:
-            mean, std = (0.0, 1.0) if mean is None else (mean, std)  # upstream takes both or none
-            self.steps = (*self.steps, Normalise(self._channelwise(mean), self._channelwise(std), swap))
-        elif mean is not None:
+            numbers = {"mean": 0.0, "std": 1.0} if own["mean"] is None else own  # upstream takes both or none
+            mean, std = (self._channelwise("data_preprocessor", numbers, key) for key in ("mean", "std"))
+            self.steps = (*self.steps, Normalise(mean, std, swap))
+        elif own["mean"] is not None:
             raise CheckpointError(
                 "images are normalised twice: by Normalize and by data_preprocessor.mean",
                 "Give one of them: mean m1 + s1 * m2 and deviation s1 * s2 do the same.",
@@ -284,21 +313,34 @@ class Reader:
                 for step in self.steps
             )
         if own["test_cfg"]:
-            pad = _check_keys(
-                "data_preprocessor.test_cfg", {"type": "", **own["test_cfg"]}, size=None, size_divisor=None
-            )
-            height, width = whole_pair(pad["size"]) if pad["size"] is not None else (0, 0)
-            size, divisor = (width, height) if pad["size"] is not None else None, pad["size_divisor"]
-            values = (float(own["pad_val"]),) * 3
-            self.steps = (*self.steps, Pad(size, divisor and int(divisor), False, values, crop=True))
+            self._pad_batch(own)
 
-    def _channelwise(self, values: Any) -> tuple[float, ...]:
+    def _pad_batch(self, own: Settings) -> None:
+        kind = "data_preprocessor.test_cfg"
+        if not isinstance(own["test_cfg"], Mapping):
+            raise _only("data_preprocessor", "test_cfg", own["test_cfg"], ("a dict with size or size_divisor",))
+        how = check_keys(kind, own["test_cfg"], size=None, size_divisor=None)
+        size = None if how["size"] is None else whole_pair(kind, how, "size")[::-1]  # rows first
+        divisor = None if how["size_divisor"] is None else whole(kind, how, "size_divisor")
+        values = (real("data_preprocessor", own, "pad_val"),) * 3
+        self.steps = (*self.steps, Pad(size, divisor, False, values, crop=True))
+
+    def _channelwise(self, kind: str, own: Settings, key: str) -> tuple[float, ...]:
         """A number for each channel of the network; one stands for all."""
-        numbers = tuple(float(each) for each in (values if isinstance(values, (list, tuple)) else [values]))
+        numbers = reals(kind, own, key)
         return numbers * self.channels if len(numbers) == 1 else numbers
 
 
-def _check_keys(kind: str, given: Settings, **known: Any) -> dict[str, Any]:
+@contextmanager
+def _telling(kind: str) -> Iterator[None]:
+    """Names the step whose numbers `denseport.runtime.bundle.steps` refuses."""
+    try:
+        yield
+    except ValueError as err:
+        raise CheckpointError(f"the test path's {kind}: {err}", CORRECT) from err
+
+
+def check_keys(kind: str, given: Settings, **known: Any) -> dict[str, Any]:
     """The values of the known keys, or their defaults; any other key is refused by its name."""
     for key in given:
         if key != "type" and key not in known and key not in HARMLESS.get(kind, ()):
@@ -320,29 +362,6 @@ def _only(kind: str, key: str, value: Any, allowed: Sequence[Any]) -> Checkpoint
 def _sampling(kind: str, own: Settings) -> tuple[str, str]:
     """Interpolation and library of a resize."""
     libraries = {"cv2": "opencv", None: "opencv", "pillow": "pillow"}
-    if own["backend"] not in libraries:
+    if own["backend"] not in list(libraries):
         raise _only(kind, "backend", own["backend"], ("cv2", "pillow"))
     return str(own["interpolation"]), libraries[own["backend"]]
-
-
-def _names(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
-
-
-def _one_or_two(value: Any) -> tuple[int, int]:
-    """As `whole_pair`; one number stands for both."""
-    return whole_pair((value, value) if isinstance(value, int) else value)
-
-
-def whole_pair(value: Any) -> tuple[int, int]:
-    """Two whole numbers, in the order of the configuration."""
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise ValueError(f"{value!r} is not two numbers")
-    if any(isinstance(each, bool) or int(each) != each for each in value):
-        raise ValueError(f"{value!r} is not whole numbers")
-    return int(value[0]), int(value[1])
-
-
-def _factors(value: Any) -> tuple[float, float]:
-    width, height = value if isinstance(value, (list, tuple)) else (value, value)
-    return float(width), float(height)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from denseport.export.checkpoint.config import CORRECT, look_up
 from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.pipeline import evaluated_pipeline
-from denseport.export.checkpoint.pipeline_steps import type_name, whole_pair
+from denseport.export.checkpoint.pipeline_steps import check_keys, type_name
+from denseport.export.checkpoint.values import whole_pair
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.media.overlay import default_palette
@@ -16,19 +17,33 @@ __all__ = ["class_names", "inference_of", "palette_of", "reduces_zero_label"]
 
 
 def inference_of(checkpoint: Checkpoint) -> Inference:
-    """Whole or slide, as ``model.test_cfg`` says; whole where nothing does.
+    """Whole or slide, as ``model.test_cfg`` says (0.x also: ``test_cfg`` beside ``model``); whole where nothing does.
 
     Raises:
-        CheckpointError: another mode, or windows that leave gaps.
+        CheckpointError: another mode, a key that is not known, or windows that leave gaps.
     """
-    test = look_up(checkpoint.config, "model", "test_cfg")
-    if not isinstance(test, Mapping) or test.get("mode", "whole") == "whole":
-        return Inference()
+    test, name = look_up(checkpoint.config, "model", "test_cfg"), "model.test_cfg"
+    outer = look_up(checkpoint.config, "test_cfg")
+    if isinstance(outer, Mapping) and "mode" in outer:  # 1.x has the loop of the test there, without a mode
+        if test:
+            raise CheckpointError(
+                f"{checkpoint.path}: test_cfg and model.test_cfg both say how to test; mmsegmentation refuses that",
+                "Leave one of the two in the configuration.",
+            )
+        test, name = outer, "test_cfg"
     try:
-        crop, stride = whole_pair(test.get("crop_size")), whole_pair(test.get("stride"))
-        return Inference(test["mode"], crop, stride)
-    except (TypeError, ValueError, OverflowError) as err:
-        raise CheckpointError(f"{checkpoint.path}: model.test_cfg {test!r} cannot be used: {err}", CORRECT) from err
+        if not isinstance(test, Mapping | None):
+            raise ValueError("no dict")
+        own = check_keys(name, test or {}, mode="whole", crop_size=None, stride=None)
+        if own["mode"] == "whole":
+            return Inference()
+        if own["mode"] != "slide":
+            raise ValueError(f"mode {own['mode']!r} is neither 'whole' nor 'slide'")
+        return Inference("slide", whole_pair(name, own, "crop_size"), whole_pair(name, own, "stride"))
+    except ValueError as err:
+        raise CheckpointError(f"{checkpoint.path}: {name} {test!r:.200} cannot be used: {err}", CORRECT) from err
+    except CheckpointError as err:
+        raise CheckpointError(f"{checkpoint.path}: {err.message}", err.remedy) from err
 
 
 def class_names(
