@@ -94,7 +94,7 @@ class ImageStatistics(Observer):
         self.sums: NDArray[np.float64] = np.zeros((2, 3))  # of values and of squares, by channel
 
     def update(self, values: NDArray[np.float32]) -> None:
-        channels = values.transpose(1, 0, 2, 3).reshape(3, -1)
+        channels = values.transpose(1, 0, 2, 3).reshape(values.shape[1], -1)
         self.images += len(values)
         self.constant += int((values.std(axis=(2, 3)).max(axis=1) < CONSTANT).sum())
         self.pixels += channels.shape[1]

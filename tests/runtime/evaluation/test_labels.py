@@ -130,6 +130,8 @@ def test_the_manifests_labels_are_carried_out_and_overridden(
     with pytest.raises(DatasetError, match=r"labels 4, 9 are outside 0\.\.2"):
         evaluate(bundle.path, data, label_map={})
     assert main(["eval", str(bundle.path), "--data", str(data), "--label-map", "none"]) == 2
+    for odd in (["0:1", "0:2"], ["none", "0:1"]):
+        assert main(["eval", str(bundle.path), "--data", str(data), "--label-map", *odd]) == 2
     rewrite(bundle, lambda each: each.update(label_map={"9": 0}, ignore_index=4))
     assert evaluate(bundle.path, data).ignored == 0.5
     told = evaluate(bundle.path, data, label_map={9: 255, 4: 1}, ignore_index=2)
