@@ -31,10 +31,31 @@ from denseport.runtime.bundle.steps import (
     Step,
 )
 
-__all__ = ["Reader", "check_keys", "type_name"]
+__all__ = ["CARRIED_OUT", "HARMLESS", "Reader", "check_keys", "type_name"]
 
 Settings = Mapping[str, Any]
 MEASURE = "Then measure the accuracy again."
+# The keys that are carried out, or supported with some values, and upstream's defaults (1.x).
+CARRIED_OUT: dict[str, dict[str, Any]] = {
+    "LoadImageFromFile": {"to_float32": False, "color_type": "color", "imdecode_backend": "cv2"},
+    "Resize": {
+        **{"scale": None, "img_scale": None, "scale_factor": None, "keep_ratio": False, "backend": "cv2"},
+        **{"interpolation": "bilinear", "ratio_range": None, "min_size": None},
+    },
+    "ResizeShortestEdge": {"scale": None, "max_size": None},
+    "ResizeToMultiple": {"size_divisor": 32, "interpolation": None},
+    "Pad": {"size": None, "size_divisor": None, "pad_to_square": False, "pad_val": 0, "padding_mode": "constant"},
+    "Normalize": {"mean": None, "std": None, "to_rgb": True},
+    "RandomFlip": {"prob": None, "flip_ratio": None},
+    "MultiScaleFlipAug": {
+        **{"transforms": None, "img_scale": None, "img_ratios": None, "flip": False, "flip_direction": "horizontal"},
+    },
+    "data_preprocessor": {
+        **{"mean": None, "std": None, "bgr_to_rgb": False, "rgb_to_bgr": False, "pad_val": 0, "test_cfg": None},
+    },
+    "data_preprocessor.test_cfg": {"size": None, "size_divisor": None},
+    "model.test_cfg": {"mode": "whole", "crop_size": None, "stride": None},
+}
 # Keys that change no mask: paths, labels, bookkeeping, what acts in training alone.
 HARMLESS: dict[str, frozenset[str]] = {
     "LoadImageFromFile": frozenset({"file_client_args", "backend_args", "ignore_empty"}),
@@ -47,7 +68,6 @@ HARMLESS: dict[str, frozenset[str]] = {
     "DefaultFormatBundle": frozenset(),
     "Collect": frozenset({"keys", "meta_keys"}),
     "Resize": frozenset({"clip_object_border", "multiscale_mode"}),
-    "ResizeToMultiple": frozenset({"seg_pad_val"}),
     "Pad": frozenset({"seg_pad_val"}),
     "RandomFlip": frozenset({"direction", "swap_seg_labels"}),
     "data_preprocessor": frozenset({"size", "size_divisor", "seg_pad_val", "batch_augments", "non_blocking"}),
@@ -112,7 +132,7 @@ class Reader:
         self.steps = (*self.steps, step)
 
     def _load(self, step: Settings) -> None:
-        own = check_keys("LoadImageFromFile", step, to_float32=False, color_type="color", imdecode_backend="cv2")
+        own = check_keys("LoadImageFromFile", step)
         colours = ("color", "grayscale", "color_ignore_orientation", "grayscale_ignore_orientation")
         if own["color_type"] not in colours:
             raise _only("LoadImageFromFile", "color_type", own["color_type"], colours)
@@ -130,12 +150,7 @@ class Reader:
         self.steps = () if load == Load() else (load,)
 
     def _resize(self, step: Settings, scale: Any = None) -> None:
-        own = check_keys(
-            "Resize",
-            step,
-            **{"scale": None, "img_scale": None, "scale_factor": None, "keep_ratio": self.old, "backend": "cv2"},
-            **{"interpolation": "bilinear", "ratio_range": None, "min_size": None},
-        )
+        own = check_keys("Resize", {"keep_ratio": self.old, **step})
         for key in ("ratio_range", "min_size"):
             if own[key] is not None:
                 raise _only("Resize", key, own[key], (None,))
@@ -156,22 +171,18 @@ class Reader:
             raise CheckpointError("Resize has neither scale nor scale_factor", CORRECT)
 
     def _shortest_edge(self, step: Settings) -> None:
-        own = check_keys("ResizeShortestEdge", step, scale=None, max_size=None)
+        own = check_keys("ResizeShortestEdge", step)
         shortest = min(one_or_two("ResizeShortestEdge", own, "scale"))
         self._add(ResizeShortestEdge(shortest, whole("ResizeShortestEdge", own, "max_size")))
 
     def _to_multiple(self, step: Settings) -> None:
-        own = check_keys("ResizeToMultiple", step, size_divisor=32, interpolation=None)
+        own = check_keys("ResizeToMultiple", step)
         own["interpolation"], own["backend"] = own["interpolation"] or "bilinear", "cv2"
         divisor = one_or_two("ResizeToMultiple", own, "size_divisor")
         self._add(ResizeToMultiple(divisor, *_sampling("ResizeToMultiple", own)))
 
     def _pad(self, step: Settings) -> None:
-        own = check_keys(
-            "Pad",
-            step,
-            **{"size": None, "size_divisor": None, "pad_to_square": False, "pad_val": 0, "padding_mode": "constant"},
-        )
+        own = check_keys("Pad", step)
         value = own["pad_val"]
         value = value.get("img", 0) if isinstance(value, Mapping) else value
         values = reals("Pad", {"pad_val": value}, "pad_val")
@@ -199,14 +210,14 @@ class Reader:
             self.steps = (*self.steps[:at], pad, *self.steps[at:])
 
     def _normalise(self, step: Settings) -> None:
-        own = check_keys("Normalize", step, mean=None, std=None, to_rgb=True)
+        own = check_keys("Normalize", step)
         if any(isinstance(each, Normalise) for each in self.steps):
             raise CheckpointError("the test pipeline normalises twice", "Give one Normalize with both in one.")
         mean, std = (self._channelwise("Normalize", own, key) for key in ("mean", "std"))
         self._add(Normalise(mean, std, flag("Normalize", own, "to_rgb")))
 
     def _random_flip(self, step: Settings, *, harmless: bool = False) -> None:
-        own = check_keys("RandomFlip", step, prob=None, flip_ratio=None)
+        own = check_keys("RandomFlip", step)
         if any(own.values()) and not harmless:
             raise CheckpointError(
                 f"RandomFlip mirrors images at random when testing (prob={own['prob'] or own['flip_ratio']})",
@@ -215,17 +226,7 @@ class Reader:
 
     def _multi_scale(self, step: Settings) -> None:
         """0.x: the scales and the mirroring of an inner pipeline."""
-        own = check_keys(
-            "MultiScaleFlipAug",
-            step,
-            **{
-                "transforms": None,
-                "img_scale": None,
-                "img_ratios": None,
-                "flip": False,
-                "flip_direction": "horizontal",
-            },
-        )
+        own = check_keys("MultiScaleFlipAug", step)
         inner = own["transforms"]
         if not isinstance(inner, (list, tuple)):
             raise _only("MultiScaleFlipAug", "transforms", inner, ("a list of steps",))
@@ -289,11 +290,7 @@ class Reader:
                 f"the data_preprocessor is a {kind!r}, not mmsegmentation's SegDataPreProcessor",
                 "Give a configuration with a SegDataPreProcessor that does the same, and measure the accuracy.",
             )
-        own = check_keys(
-            "data_preprocessor",
-            settings,
-            **{"mean": None, "std": None, "bgr_to_rgb": False, "rgb_to_bgr": False, "pad_val": 0, "test_cfg": None},
-        )
+        own = check_keys("data_preprocessor", settings)
         # Both names exchange the first and the last channel.
         swap = flag("data_preprocessor", own, "bgr_to_rgb") or flag("data_preprocessor", own, "rgb_to_bgr")
         given = next((step for step in self.steps if isinstance(step, Normalise)), None)
@@ -319,7 +316,7 @@ class Reader:
         kind = "data_preprocessor.test_cfg"
         if not isinstance(own["test_cfg"], Mapping):
             raise _only("data_preprocessor", "test_cfg", own["test_cfg"], ("a dict with size or size_divisor",))
-        how = check_keys(kind, own["test_cfg"], size=None, size_divisor=None)
+        how = check_keys(kind, own["test_cfg"])
         size = None if how["size"] is None else whole_pair(kind, how, "size")[::-1]  # rows first
         divisor = None if how["size_divisor"] is None else whole(kind, how, "size_divisor")
         values = (real("data_preprocessor", own, "pad_val"),) * 3
@@ -340,14 +337,14 @@ def _telling(kind: str) -> Iterator[None]:
         raise CheckpointError(f"the test path's {kind}: {err}", CORRECT) from err
 
 
-def check_keys(kind: str, given: Settings, **known: Any) -> dict[str, Any]:
-    """The values of the known keys, or their defaults; any other key is refused by its name."""
+def check_keys(kind: str, given: Settings) -> dict[str, Any]:
+    """The values of the keys that count, or upstream's defaults; a key that upstream does not know is refused."""
+    known, harmless = CARRIED_OUT.get(kind, {}), HARMLESS.get(kind, frozenset())
     for key in given:
-        if key != "type" and key not in known and key not in HARMLESS.get(kind, ()):
+        if key not in {"type", "_scope_", *known, *harmless}:
             raise CheckpointError(
                 f"{kind}: the key {key!r} is not known, and may change the masks",
-                f"Known: {', '.join(sorted({*known, *HARMLESS.get(kind, ())})) or 'none'}. Leave it out if upstream "
-                "ignores it too.",
+                f"Known: {', '.join(sorted({*known, *harmless})) or 'none'}. Leave it out if upstream ignores it too.",
             )
     return {key: given.get(key, default) for key, default in known.items()}
 

@@ -34,7 +34,7 @@ def inference_of(checkpoint: Checkpoint) -> Inference:
     try:
         if not isinstance(test, Mapping | None):
             raise ValueError("no dict")
-        own = check_keys(name, test or {}, mode="whole", crop_size=None, stride=None)
+        own = check_keys("model.test_cfg", test or {})
         if own["mode"] == "whole":
             return Inference()
         if own["mode"] != "slide":

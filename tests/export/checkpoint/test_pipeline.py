@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import REPO
 
 from denseport.export.checkpoint.config import parse_config
 from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.pipeline import image_steps
+from denseport.export.checkpoint.pipeline_steps import CARRIED_OUT, HARMLESS
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.preprocessing import Preprocessing
 from denseport.runtime.bundle.steps import (
@@ -308,3 +311,17 @@ def test_a_pipeline_that_cannot_be_reproduced_is_refused(text: str, old: str, ne
     with pytest.raises(CheckpointError) as caught:
         image_steps(checkpoint(text.replace(old, new)))
     assert str(caught.value).startswith("c.pth: ") and words in str(caught.value)
+
+
+def test_the_document_has_every_step_and_key() -> None:
+    section = (REPO / "docs/export.md").read_text(encoding="utf-8").partition("## The test path")[2].split("\n## ")[0]
+    rows = [row for row in section.splitlines() if row.startswith("| ")]
+    for kind in CARRIED_OUT | HARMLESS:
+        name, _, inner = kind.partition(".")
+        (row,) = (row for row in rows if re.search(rf"\b{name}\b", row.split("|")[1]))
+        for key in {
+            *CARRIED_OUT.get(kind, ()),
+            *HARMLESS.get(kind, ()),
+            *([inner] if name == "data_preprocessor" and inner else []),
+        }:
+            assert f"`{key}`" in row, f"{kind}: {key}"

@@ -45,6 +45,7 @@ def test_inference_mode() -> None:
         "dict(mode='slide', crop_size=(512, 512), stride=(0, 341))",
         "dict(mode='slide', crop_size=(64, 64), stride=(42, 65))",
         "dict(mode='tiles', crop_size=(64, 64), stride=(42, 42))",
+        "dict(mode='whole', margin=8)",
         "dict(mode=None)",
         "dict(mode='whole', crop=3)",
         "'slide'",
