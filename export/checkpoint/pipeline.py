@@ -11,7 +11,8 @@ from typing import Any
 
 from denseport.export.checkpoint.config import CORRECT, look_up
 from denseport.export.checkpoint.file import Checkpoint
-from denseport.export.checkpoint.pipeline_steps import Reader, type_name
+from denseport.export.checkpoint.pipeline_keys import type_name
+from denseport.export.checkpoint.pipeline_steps import Reader
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.preprocessing import (
     USUAL_NORMALISE,
@@ -50,9 +51,11 @@ def image_steps(checkpoint: Checkpoint) -> ImageSteps:
     try:
         return _image_steps(checkpoint)
     except (AttributeError, KeyError, IndexError, OverflowError, TypeError, ValueError) as err:
-        raise CheckpointError(f"{checkpoint.path}: its test pipeline cannot be used: {err}", CORRECT) from err
+        raise CheckpointError(
+            f"{checkpoint.settings_from}: its test pipeline cannot be used: {err!r}", CORRECT
+        ) from err
     except CheckpointError as err:
-        where = "" if err.message.startswith(f"{checkpoint.path}: ") else f"{checkpoint.path}: "
+        where = "" if err.message.startswith(f"{checkpoint.path}") else f"{checkpoint.settings_from}: "
         raise CheckpointError(f"{where}{err.message}", err.remedy) from err
 
 
@@ -99,8 +102,6 @@ def evaluated_pipeline(config: Settings) -> tuple[list[Settings] | None, list[st
         pipelines = [found] if path == ("test_pipeline",) and found is not None else list(_pipelines(found))
         if not pipelines:
             continue
-        if not all(isinstance(each, (list, tuple)) for each in pipelines):
-            raise CheckpointError(f"{'.'.join(path)}: its pipeline is no list of steps", CORRECT)
         if any(each != pipelines[0] for each in pipelines):
             raise CheckpointError(
                 f"{'.'.join(path)} holds several data sets whose pipelines differ",
@@ -110,7 +111,7 @@ def evaluated_pipeline(config: Settings) -> tuple[list[Settings] | None, list[st
         if path in validation:
             warnings.append(f"The file has no test pipeline: took that of {'.'.join(path)}.")
         other = config.get("test_pipeline")
-        if other is not None and (not isinstance(other, (list, tuple)) or list(other) != list(pipelines[0])):
+        if other is not None and list(other) != list(pipelines[0]):
             where = ".".join(path)
             warnings.append(
                 f"test_pipeline differs from the pipeline of {where}, which the evaluation runs: took the latter."

@@ -8,17 +8,27 @@ or is refused by its name: docs/export.md has the table. Sources: ``mmcv/transfo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from denseport.export.checkpoint.config import CORRECT
-from denseport.export.checkpoint.model_settings import last_part
-from denseport.export.checkpoint.values import flag, one_or_two, real, reals, whole, whole_pair
+from denseport.export.checkpoint.pipeline_keys import (
+    HARMLESS,
+    MEASURE,
+    check_keys,
+    factors,
+    one_or_two,
+    refused_value,
+    sampling,
+    type_name,
+    whole_pair,
+)
+from denseport.export.checkpoint.values import flag, real, reals, telling, whole
 from denseport.export.errors import CheckpointError
-from denseport.runtime.bundle.preprocessing import Preprocessing, resizing, with_resize
+from denseport.runtime.bundle.preprocessing import Preprocessing, loading, resizing
 from denseport.runtime.bundle.steps import (
+    LARGEST_SIDE,
     Augmentation,
     Load,
     Normalise,
@@ -31,54 +41,10 @@ from denseport.runtime.bundle.steps import (
     Step,
 )
 
-__all__ = ["CARRIED_OUT", "HARMLESS", "Reader", "check_keys", "type_name"]
+__all__ = ["Reader"]
 
 Settings = Mapping[str, Any]
-MEASURE = "Then measure the accuracy again."
-# The keys that are carried out, or supported with some values, and upstream's defaults (1.x).
-CARRIED_OUT: dict[str, dict[str, Any]] = {
-    "LoadImageFromFile": {"to_float32": False, "color_type": "color", "imdecode_backend": "cv2"},
-    "Resize": {
-        **{"scale": None, "img_scale": None, "scale_factor": None, "keep_ratio": False, "backend": "cv2"},
-        **{"interpolation": "bilinear", "ratio_range": None, "min_size": None},
-    },
-    "ResizeShortestEdge": {"scale": None, "max_size": None},
-    "ResizeToMultiple": {"size_divisor": 32, "interpolation": None},
-    "Pad": {"size": None, "size_divisor": None, "pad_to_square": False, "pad_val": 0, "padding_mode": "constant"},
-    "Normalize": {"mean": None, "std": None, "to_rgb": True},
-    "RandomFlip": {"prob": None, "flip_ratio": None},
-    "MultiScaleFlipAug": {
-        **{"transforms": None, "img_scale": None, "img_ratios": None, "flip": False, "flip_direction": "horizontal"},
-    },
-    "data_preprocessor": {
-        **{"mean": None, "std": None, "bgr_to_rgb": False, "rgb_to_bgr": False, "pad_val": 0, "test_cfg": None},
-    },
-    "data_preprocessor.test_cfg": {"size": None, "size_divisor": None},
-    "model.test_cfg": {"mode": "whole", "crop_size": None, "stride": None},
-}
-# Keys that change no mask: paths, labels, bookkeeping, what acts in training alone.
-HARMLESS: dict[str, frozenset[str]] = {
-    "LoadImageFromFile": frozenset({"file_client_args", "backend_args", "ignore_empty"}),
-    "LoadAnnotations": frozenset(
-        {"reduce_zero_label", "imdecode_backend", "file_client_args", "backend_args", "with_bbox", "with_label"}
-        | {"with_seg", "with_keypoints", "ignore_index"}
-    ),
-    "PackSegInputs": frozenset({"meta_keys"}),
-    "ImageToTensor": frozenset({"keys"}),
-    "DefaultFormatBundle": frozenset(),
-    "Collect": frozenset({"keys", "meta_keys"}),
-    "Resize": frozenset({"clip_object_border", "multiscale_mode"}),
-    "Pad": frozenset({"seg_pad_val"}),
-    "RandomFlip": frozenset({"direction", "swap_seg_labels"}),
-    "data_preprocessor": frozenset({"size", "size_divisor", "seg_pad_val", "batch_augments", "non_blocking"}),
-}
-
-
-def type_name(settings: Any) -> str:
-    """The last part of ``type``: pure-Python configurations write whole paths, others a scope before the name."""
-    if not isinstance(settings, Mapping) or "type" not in settings:
-        raise CheckpointError(f"the test path has the step {settings!r:.80}, which is no dict with a type", CORRECT)
-    return str(last_part(settings["type"]))
+ONCE = f"Leave one Resize, before Pad and RandomFlip, in MultiScaleFlipAug and none before it. {MEASURE}"
 
 
 class Reader:
@@ -105,9 +71,10 @@ class Reader:
             "Normalize": self._normalise,
             "RandomFlip": self._random_flip,
             "MultiScaleFlipAug": self._multi_scale,
+            "PackSegInputs": self._pack,
         }
         if kind in readers:
-            with _telling(kind):
+            with telling(kind):
                 readers[kind](step)
         elif kind in HARMLESS:
             check_keys(kind, step)
@@ -127,18 +94,29 @@ class Reader:
         if any(isinstance(each, Normalise) for each in self.steps) and not isinstance(step, Pad):
             raise CheckpointError(
                 f"the test pipeline resizes ({step.kind}) after it normalises",
-                f"Put Normalize behind it; the images differ by rounding alone. {MEASURE}",
+                "Put Normalize behind it, and to_float32=True into LoadImageFromFile: images are then rounded as "
+                "little as now.",
+            )
+        if self.old and isinstance(step, Scale) and any(isinstance(each, ResizeToMultiple) for each in self.steps):
+            raise CheckpointError(
+                "the test pipeline resizes after ResizeToMultiple", f"Put ResizeToMultiple behind the others. {MEASURE}"
             )
         self.steps = (*self.steps, step)
 
     def _load(self, step: Settings) -> None:
         own = check_keys("LoadImageFromFile", step)
         colours = ("color", "grayscale", "color_ignore_orientation", "grayscale_ignore_orientation")
+        if own["color_type"] == "unchanged":
+            same = "color" if self.channels == 3 else "grayscale"
+            raise CheckpointError(
+                "the test pipeline's LoadImageFromFile has color_type='unchanged', which is not supported",
+                f"Give {same}_ignore_orientation instead: files of 8 bits and as many channels load alike.",
+            )
         if own["color_type"] not in colours:
-            raise _only("LoadImageFromFile", "color_type", own["color_type"], colours)
-        libraries = {"cv2": "opencv", "pillow": "pillow"}
-        if own["imdecode_backend"] not in list(libraries):  # it may be of a kind that no dict finds
-            raise _only("LoadImageFromFile", "imdecode_backend", own["imdecode_backend"], tuple(libraries))
+            raise refused_value("LoadImageFromFile", "color_type", own["color_type"], colours)
+        libraries = {"cv2": "opencv", None: "opencv", "pillow": "pillow"}
+        if own["imdecode_backend"] not in list(libraries):
+            raise refused_value("LoadImageFromFile", "imdecode_backend", own["imdecode_backend"], ("cv2", "pillow"))
         load = Load(
             orientation="ignore" not in own["color_type"],
             grey=own["color_type"].startswith("grayscale"),
@@ -149,54 +127,48 @@ class Reader:
             raise CheckpointError("the test pipeline loads the image twice, or late", "Leave one of the loads out.")
         self.steps = () if load == Load() else (load,)
 
-    def _resize(self, step: Settings, scale: Any = None) -> None:
-        own = check_keys("Resize", {"keep_ratio": self.old, **step})
-        for key in ("ratio_range", "min_size"):
-            if own[key] is not None:
-                raise _only("Resize", key, own[key], (None,))
-        scale = next((each for each in (scale, own["scale"], own["img_scale"]) if each is not None), None)
-        keep_ratio = flag("Resize", own, "keep_ratio")
+    def _resize(self, step: Settings) -> None:
+        own = _resize_keys(step, old=self.old)
+        scale = own["scale"] or own["img_scale"]
         if self.old and isinstance(scale, list) and len(scale) == 1:
             scale = scale[0]
-        if isinstance(scale, ResizeBy):
-            self._add(replace(scale, keep_ratio=keep_ratio))
-        elif scale is not None:
-            self._add(Resize(one_or_two("Resize", {"scale": scale}, "scale"), keep_ratio, *_sampling("Resize", own)))
-        elif own["scale_factor"] is not None:
-            factors = reals("Resize", own, "scale_factor")
-            if len(factors) not in (1, 2):
-                raise _only("Resize", "scale_factor", own["scale_factor"], ("a number", "two numbers"))
-            self._add(ResizeBy((factors[0], factors[-1]), keep_ratio, False, *_sampling("Resize", own)))
+        if not scale and own["scale_factor"] is not None:
+            keep_ratio = flag("Resize", own, "keep_ratio")
+            self._add(ResizeBy(factors(own["scale_factor"]), keep_ratio, False, *sampling("Resize", own)))
+        elif scale:
+            self._add(_resize_to(one_or_two(scale), own))
         else:
             raise CheckpointError("Resize has neither scale nor scale_factor", CORRECT)
 
     def _shortest_edge(self, step: Settings) -> None:
         own = check_keys("ResizeShortestEdge", step)
-        shortest = min(one_or_two("ResizeShortestEdge", own, "scale"))
-        self._add(ResizeShortestEdge(shortest, whole("ResizeShortestEdge", own, "max_size")))
+        scale = own["scale"]
+        self._add(ResizeShortestEdge(min(one_or_two(scale)), whole("ResizeShortestEdge", own, "max_size")))
 
     def _to_multiple(self, step: Settings) -> None:
         own = check_keys("ResizeToMultiple", step)
         own["interpolation"], own["backend"] = own["interpolation"] or "bilinear", "cv2"
-        divisor = one_or_two("ResizeToMultiple", own, "size_divisor")
-        self._add(ResizeToMultiple(divisor, *_sampling("ResizeToMultiple", own)))
+        self._add(ResizeToMultiple(one_or_two(own["size_divisor"]), *sampling("ResizeToMultiple", own)))
 
     def _pad(self, step: Settings) -> None:
         own = check_keys("Pad", step)
         value = own["pad_val"]
         value = value.get("img", 0) if isinstance(value, Mapping) else value
-        values = reals("Pad", {"pad_val": value}, "pad_val")
-        if not isinstance(value, (list, tuple)):
-            # OpenCV takes a single number for the first channel's, and pads the others with 0.
-            values = values * 3 if isinstance(value, int) and not self.old else (*values, 0.0, 0.0)
+        if isinstance(value, (list, tuple)):
+            values = reals("Pad", {"pad_val": value}, "pad_val")
+        elif loading(self.steps).grey or (isinstance(value, int) and not self.old):
+            values = (float(value),) * 3
+        else:  # OpenCV takes a single number for the first channel's, and pads the others with 0
+            values = (float(value), 0.0, 0.0)
         if len(values) != 3:
-            raise _only("Pad", "pad_val", value, ("a number", "three numbers"))
+            raise refused_value("Pad", "pad_val", value, ("a number", "three numbers"))
         size = own["size"]
         if size is not None:
-            width, height = whole_pair("Pad", own, "size")
+            width, height = whole_pair(size)
             size = (height, width) if self.old else (width, height)  # 0.x: rows first
-        divisor = None if own["size_divisor"] is None else whole("Pad", own, "size_divisor")
+        divisor = own["size_divisor"]
         # 0.x cuts the padding off the logits; 1.x cuts off what its data_preprocessor pads alone.
+        divisor = None if divisor is None else whole("Pad", own, "size_divisor")
         pad = Pad(size, divisor, flag("Pad", own, "pad_to_square"), values, str(own["padding_mode"]), self.old)
         if pad.mode == "constant":
             self._add(pad)
@@ -209,12 +181,23 @@ class Reader:
                 )
             self.steps = (*self.steps[:at], pad, *self.steps[at:])
 
+    def _pack(self, step: Settings) -> None:
+        """Without its pad_shape, upstream resizes logits to another size where a resize comes behind a pad."""
+        kept = check_keys("PackSegInputs", step)["meta_keys"]
+        kinds = [isinstance(each, Pad | ResizeToMultiple) for each in self.steps if not isinstance(each, Normalise)]
+        if kept is not None and "pad_shape" not in kept and any(kinds) and not kinds[-1]:
+            raise CheckpointError(
+                "the test pipeline resizes after Pad or ResizeToMultiple, and PackSegInputs leaves pad_shape out",
+                f"Add pad_shape to its meta_keys. {MEASURE}",
+            )
+
     def _normalise(self, step: Settings) -> None:
         own = check_keys("Normalize", step)
         if any(isinstance(each, Normalise) for each in self.steps):
             raise CheckpointError("the test pipeline normalises twice", "Give one Normalize with both in one.")
-        mean, std = (self._channelwise("Normalize", own, key) for key in ("mean", "std"))
-        self._add(Normalise(mean, std, flag("Normalize", own, "to_rgb")))
+        self._add(
+            Normalise(self._channelwise(own["mean"]), self._channelwise(own["std"]), flag("Normalize", own, "to_rgb"))
+        )
 
     def _random_flip(self, step: Settings, *, harmless: bool = False) -> None:
         own = check_keys("RandomFlip", step)
@@ -227,63 +210,45 @@ class Reader:
     def _multi_scale(self, step: Settings) -> None:
         """0.x: the scales and the mirroring of an inner pipeline."""
         own = check_keys("MultiScaleFlipAug", step)
-        inner = own["transforms"]
-        if not isinstance(inner, (list, tuple)):
-            raise _only("MultiScaleFlipAug", "transforms", inner, ("a list of steps",))
+        inner = list(own["transforms"])
         kinds = [type_name(each) for each in inner]
-        flip = flag("MultiScaleFlipAug", own, "flip")
-        if flip and own["flip_direction"] not in ("horizontal", ["horizontal"], ("horizontal",)):
-            raise _only("MultiScaleFlipAug", "flip_direction", own["flip_direction"], ("horizontal",))
+        flip, (base, scales) = flag("MultiScaleFlipAug", own, "flip"), _scales(own["img_scale"], own["img_ratios"])
+        if flip and _names(own["flip_direction"]) != ["horizontal"]:
+            raise refused_value("MultiScaleFlipAug", "flip_direction", own["flip_direction"], ("horizontal",))
         if flip and "RandomFlip" not in kinds:
             raise CheckpointError(
-                "MultiScaleFlipAug has flip=True and no RandomFlip: mmsegmentation then mirrors the logits of an image "
-                "that was not mirrored",
-                f"Add dict(type='RandomFlip') to its transforms, or give flip=False. {MEASURE}",
+                "MultiScaleFlipAug has flip=True without a RandomFlip: upstream mirrors its masks alone",
+                f"Put RandomFlip into its transforms, or leave flip out. {MEASURE}",
             )
-        ratios = () if own["img_ratios"] is None else reals("MultiScaleFlipAug", own, "img_ratios")
-        scale = own["img_scale"]
-        if scale is None and not ratios:
-            raise CheckpointError("MultiScaleFlipAug has neither img_scale nor img_ratios", CORRECT)
-        several = [scale]
-        if isinstance(scale, list) and scale and isinstance(scale[0], (list, tuple)):
-            several, ratios = list(scale), ()  # upstream applies ratios to a single scale
+        several: list[Scale] = []
+        before = self.steps
         for each, kind in zip(inner, kinds, strict=True):
             if kind == "Resize":
-                self._resize(each, scale=several[0] if scale is not None else ResizeBy((1.0, 1.0), round_down=True))
+                keys = _resize_keys(each, old=True)
+                resizes = [_resize_to(scale, keys) for scale in scales]
+                other_size = isinstance(resizes[0], ResizeBy) and self.steps != before
+                if several or other_size or (len(resizes) > 1 and resizing(self.steps) is not None):
+                    raise CheckpointError("MultiScaleFlipAug resizes an image that was resized or padded already", ONCE)
+                several = resizes
+                self._add(_resize_to(base, keys))
             elif kind == "RandomFlip":
                 self._random_flip(each, harmless=True)  # the flip is MultiScaleFlipAug's
+                if flip and any(isinstance(step, Pad) for step in self.steps):
+                    raise CheckpointError("the test pipeline mirrors an image that was padded", ONCE)
             else:
                 self.read(each)
-        self._make_views(several, ratios, flip=flip)
-
-    def _make_views(self, several: Sequence[Any], ratios: Sequence[float], *, flip: bool) -> None:
-        """One view of each scale: the list's or, of the only one, its ratios."""
-        base = resizing(self.steps)
-        if (ratios or several[1:]) and sum(isinstance(step, Scale) for step in self.steps) > 1:
-            raise CheckpointError(
-                "the test pipeline resizes twice, around or in MultiScaleFlipAug", f"Leave one Resize. {MEASURE}"
-            )
-        if base is None:  # the scale reaches nothing
-            scales = []
-        elif len(several) == 1:
-            scales = [base.scaled(ratio) for ratio in ratios] or [base]
-        else:
-            assert isinstance(base, Resize)
-            pairs = [whole_pair("MultiScaleFlipAug", {"img_scale": each}, "img_scale") for each in several]
-            scales = [replace(base, size=pair) for pair in pairs]
-        if len(scales) == 1 and not flip:
-            self.steps = with_resize(self.steps, scales[0])
-        elif scales or flip:
-            self.augmentation = Augmentation(tuple(scales or [ResizeBy((1.0, 1.0))]), flip)
+        if len(several) > 1 or flip:
+            one = resizing(self.steps) or ResizeBy((1.0, 1.0))
+            self.augmentation = Augmentation(tuple(several) if len(several) > 1 else (one,), flip)
 
     def read_preprocessor(self, settings: Settings) -> None:
-        """1.x's SegDataPreProcessor: channel order, normalisation, and padding that is cut off again."""
-        with _telling("data_preprocessor"):
+        if not isinstance(settings, Mapping):
+            raise CheckpointError(f"the data_preprocessor is {settings!r:.80}, which is no dict", CORRECT)
+        with telling("data_preprocessor"):
             self._read_preprocessor(settings)
 
     def _read_preprocessor(self, settings: Settings) -> None:
-        if not isinstance(settings, Mapping):
-            raise ValueError(f"{settings!r} is no dict")
+        """1.x's SegDataPreProcessor: channel order, normalisation, and padding that is cut off again."""
         kind = type_name(settings) if "type" in settings else "SegDataPreProcessor"
         if kind != "SegDataPreProcessor":
             raise CheckpointError(
@@ -294,71 +259,80 @@ class Reader:
         # Both names exchange the first and the last channel.
         swap = flag("data_preprocessor", own, "bgr_to_rgb") or flag("data_preprocessor", own, "rgb_to_bgr")
         given = next((step for step in self.steps if isinstance(step, Normalise)), None)
+        mean, std = own["mean"], own["std"]
         if given is None:
-            numbers = {"mean": 0.0, "std": 1.0} if own["mean"] is None else own  # upstream takes both or none
-            mean, std = (self._channelwise("data_preprocessor", numbers, key) for key in ("mean", "std"))
-            self.steps = (*self.steps, Normalise(mean, std, swap))
-        elif own["mean"] is not None:
+            mean, std = (0.0, 1.0) if mean is None else (mean, std)  # upstream takes both or none
+            self.steps = (*self.steps, Normalise(self._channelwise(mean), self._channelwise(std), swap))
+        elif mean is not None:
             raise CheckpointError(
                 "images are normalised twice: by Normalize and by data_preprocessor.mean",
                 "Give one of them: mean m1 + s1 * m2 and deviation s1 * s2 do the same.",
             )
         elif swap:
             again = Normalise(given.mean[::-1], given.std[::-1], not given.bgr_to_rgb)
-            self.steps = tuple(
-                again if step is given else replace(step, value=step.value[::-1]) if isinstance(step, Pad) else step
-                for step in self.steps
-            )
+            at = self.steps.index(given)  # what is padded behind it has the order of its channels
+            pads = [
+                replace(step, value=step.value[::-1]) if isinstance(step, Pad) else step
+                for step in self.steps[at + 1 :]
+            ]
+            self.steps = (*self.steps[:at], again, *pads)
         if own["test_cfg"]:
-            self._pad_batch(own)
+            if not isinstance(own["test_cfg"], Mapping):
+                raise refused_value("data_preprocessor", "test_cfg", own["test_cfg"], ("a dict with size_divisor",))
+            pad = check_keys("data_preprocessor.test_cfg", own["test_cfg"])
+            height, width = whole_pair(pad["size"]) if pad["size"] is not None else (0, 0)
+            size = (width, height) if pad["size"] is not None else None
+            given_divisor = pad["size_divisor"] is not None
+            divisor = whole("data_preprocessor.test_cfg", pad, "size_divisor") if given_divisor else None
+            values = (real("data_preprocessor", own, "pad_val"),) * 3
+            self.steps = (*self.steps, Pad(size, divisor, False, values, crop=True))
 
-    def _pad_batch(self, own: Settings) -> None:
-        kind = "data_preprocessor.test_cfg"
-        if not isinstance(own["test_cfg"], Mapping):
-            raise _only("data_preprocessor", "test_cfg", own["test_cfg"], ("a dict with size or size_divisor",))
-        how = check_keys(kind, own["test_cfg"])
-        size = None if how["size"] is None else whole_pair(kind, how, "size")[::-1]  # rows first
-        divisor = None if how["size_divisor"] is None else whole(kind, how, "size_divisor")
-        values = (real("data_preprocessor", own, "pad_val"),) * 3
-        self.steps = (*self.steps, Pad(size, divisor, False, values, crop=True))
-
-    def _channelwise(self, kind: str, own: Settings, key: str) -> tuple[float, ...]:
+    def _channelwise(self, values: Any) -> tuple[float, ...]:
         """A number for each channel of the network; one stands for all."""
-        numbers = reals(kind, own, key)
+        numbers = reals("normalisation", {"mean or std": values}, "mean or std")
         return numbers * self.channels if len(numbers) == 1 else numbers
 
 
-@contextmanager
-def _telling(kind: str) -> Iterator[None]:
-    """Names the step whose numbers `denseport.runtime.bundle.steps` refuses."""
-    try:
-        yield
-    except ValueError as err:
-        raise CheckpointError(f"the test path's {kind}: {err}", CORRECT) from err
+def _resize_keys(step: Settings, *, old: bool) -> dict[str, Any]:
+    own = check_keys("Resize", {"keep_ratio": old, **step})
+    if own["ratio_range"] is not None:
+        raise refused_value("Resize", "ratio_range", own["ratio_range"], (None,))
+    return own
 
 
-def check_keys(kind: str, given: Settings) -> dict[str, Any]:
-    """The values of the keys that count, or upstream's defaults; a key that upstream does not know is refused."""
-    known, harmless = CARRIED_OUT.get(kind, {}), HARMLESS.get(kind, frozenset())
-    for key in given:
-        if key not in {"type", "_scope_", *known, *harmless}:
+def _resize_to(scale: tuple[int, int] | ResizeBy, own: Settings) -> Scale:
+    """A Resize with these keys, to a size or by a factor."""
+    keep_ratio, smallest = flag("Resize", own, "keep_ratio"), own["min_size"]
+    if isinstance(scale, ResizeBy):
+        if smallest is not None and keep_ratio:
             raise CheckpointError(
-                f"{kind}: the key {key!r} is not known, and may change the masks",
-                f"Known: {', '.join(sorted({*known, *harmless})) or 'none'}. Leave it out if upstream ignores it too.",
+                "the test pipeline's Resize has min_size, and MultiScaleFlipAug no img_scale",
+                f"Give an img_scale, or leave min_size out. {MEASURE}",
             )
-    return {key: given.get(key, default) for key, default in known.items()}
+        return replace(scale, keep_ratio=keep_ratio)
+    if smallest is not None and keep_ratio:  # 0.x
+        return ResizeShortestEdge(max(min(scale), int(smallest)), LARGEST_SIDE)
+    return Resize(scale, keep_ratio, *sampling("Resize", own))
 
 
-def _only(kind: str, key: str, value: Any, allowed: Sequence[Any]) -> CheckpointError:
-    return CheckpointError(
-        f"the test pipeline's {kind} has {key}={value!r}, which is not supported",
-        f"Give {' or '.join(str(each) for each in allowed)} instead, in the configuration. {MEASURE}",
-    )
+def _scales(scale: Any, ratios: Any) -> tuple[tuple[int, int] | ResizeBy, list[tuple[int, int] | ResizeBy]]:
+    """The sizes, or factors of its own, that MultiScaleFlipAug shows an image in: of one view, and of each view."""
+    numbers = [float(each) for each in (ratios if isinstance(ratios, (list, tuple)) else [ratios] if ratios else [])]
+    several: list[tuple[int, int] | ResizeBy]
+    one: tuple[int, int] | ResizeBy
+    if isinstance(scale, list) and scale and isinstance(scale[0], (list, tuple)):
+        several = [whole_pair(each) for each in scale]  # upstream applies ratios to a single scale
+        one = several[0]
+    elif scale is not None:
+        one = one_or_two(scale)
+        several = [Resize(one, True).scaled(ratio).size for ratio in numbers] or [one]
+    elif numbers:
+        one = ResizeBy((1.0, 1.0), round_down=True)
+        several = [one.scaled(ratio) for ratio in numbers]
+    else:
+        raise CheckpointError("MultiScaleFlipAug has neither img_scale nor img_ratios", CORRECT)
+    return (one if len(several) > 1 else several[0]), several
 
 
-def _sampling(kind: str, own: Settings) -> tuple[str, str]:
-    """Interpolation and library of a resize."""
-    libraries = {"cv2": "opencv", None: "opencv", "pillow": "pillow"}
-    if own["backend"] not in list(libraries):
-        raise _only(kind, "backend", own["backend"], ("cv2", "pillow"))
-    return str(own["interpolation"]), libraries[own["backend"]]
+def _names(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)

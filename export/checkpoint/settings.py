@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from denseport.export.checkpoint.config import CORRECT, look_up
 from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.pipeline import evaluated_pipeline
-from denseport.export.checkpoint.pipeline_steps import check_keys, type_name
-from denseport.export.checkpoint.values import whole_pair
+from denseport.export.checkpoint.pipeline_keys import check_keys, type_name, whole_pair
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.media.overlay import default_palette
@@ -17,33 +16,32 @@ __all__ = ["class_names", "inference_of", "palette_of", "reduces_zero_label"]
 
 
 def inference_of(checkpoint: Checkpoint) -> Inference:
-    """Whole or slide, as ``model.test_cfg`` says (0.x also: ``test_cfg`` beside ``model``); whole where nothing does.
+    """Whole or slide, as ``model.test_cfg`` says; whole where nothing does.
 
     Raises:
-        CheckpointError: another mode, a key that is not known, or windows that leave gaps.
+        CheckpointError: another mode, or windows that leave gaps.
     """
-    test, name = look_up(checkpoint.config, "model", "test_cfg"), "model.test_cfg"
-    outer = look_up(checkpoint.config, "test_cfg")
-    if isinstance(outer, Mapping) and "mode" in outer:  # 1.x has the loop of the test there, without a mode
-        if test:
-            raise CheckpointError(
-                f"{checkpoint.path}: test_cfg and model.test_cfg both say how to test; mmsegmentation refuses that",
-                "Leave one of the two in the configuration.",
-            )
-        test, name = outer, "test_cfg"
+    test = look_up(checkpoint.config, "model", "test_cfg")
+    if "mode" in (look_up(checkpoint.config, "test_cfg") or ()) and test:
+        raise CheckpointError(
+            f"{checkpoint.settings_from}: test_cfg and model.test_cfg both say how to test, as mmsegmentation refuses",
+            "Leave one of the two in the configuration.",
+        )
+    if test is None and "type" not in (outer := look_up(checkpoint.config, "test_cfg") or {}):
+        test = outer  # of early 0.x; 1.x names its loop so
     try:
         if not isinstance(test, Mapping | None):
-            raise ValueError("no dict")
+            raise ValueError("it is no dict")
         own = check_keys("model.test_cfg", test or {})
         if own["mode"] == "whole":
             return Inference()
-        if own["mode"] != "slide":
-            raise ValueError(f"mode {own['mode']!r} is neither 'whole' nor 'slide'")
-        return Inference("slide", whole_pair(name, own, "crop_size"), whole_pair(name, own, "stride"))
-    except ValueError as err:
-        raise CheckpointError(f"{checkpoint.path}: {name} {test!r:.200} cannot be used: {err}", CORRECT) from err
+        return Inference(own["mode"], whole_pair(own["crop_size"]), whole_pair(own["stride"]))
     except CheckpointError as err:
-        raise CheckpointError(f"{checkpoint.path}: {err.message}", err.remedy) from err
+        raise CheckpointError(f"{checkpoint.settings_from}: {err.message}", err.remedy) from err
+    except (TypeError, ValueError, OverflowError) as err:
+        raise CheckpointError(
+            f"{checkpoint.settings_from}: model.test_cfg {test!r} cannot be used: {err}", CORRECT
+        ) from err
 
 
 def class_names(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from denseport.export.checkpoint.config import CORRECT
 from denseport.export.errors import CheckpointError
 
-__all__ = ["flag", "one_or_two", "real", "reals", "whole", "whole_pair"]
+__all__ = ["flag", "real", "reals", "telling", "whole"]
 
 Settings = Mapping[str, Any]
 
@@ -54,15 +55,10 @@ def reals(kind: str, own: Settings, key: str) -> tuple[float, ...]:
     return tuple(map(float, values))
 
 
-def whole_pair(kind: str, own: Settings, key: str) -> tuple[int, int]:
-    """Two whole numbers, in the order of the configuration."""
-    value = own[key]
-    if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(map(_is_whole, value)):
-        raise _refuse(kind, key, value, "two whole numbers")
-    return int(value[0]), int(value[1])
-
-
-def one_or_two(kind: str, own: Settings, key: str) -> tuple[int, int]:
-    """As `whole_pair`; one number stands for both."""
-    value = own[key]
-    return (int(value),) * 2 if _is_whole(value) else whole_pair(kind, own, key)
+@contextmanager
+def telling(kind: str) -> Iterator[None]:
+    """Names the step whose values cannot be used."""
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError) as err:
+        raise CheckpointError(f"the test path's {kind}: {err}", CORRECT) from err

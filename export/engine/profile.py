@@ -32,9 +32,13 @@ def named_profiles(name: str, flavour: str, protocol: Protocol = PUBLISHED) -> t
         protocol: the bundle's.
 
     Raises:
-        InputError: no such name.
+        InputError: no such name, or a network that does not take three channels.
     """
-    channels = protocol.input.shape[1]
+    if protocol.input.shape[1] != 3:
+        raise InputError(
+            f"the network takes {protocol.input.shape[1]} channel; engines are built for three so far",
+            "Run its ONNX artifacts.",
+        )
     if name == "reference":
         sizes, steps = input_sizes(protocol), protocol.preprocess
         if len(sizes) > 1:
@@ -43,31 +47,27 @@ def named_profiles(name: str, flavour: str, protocol: Protocol = PUBLISHED) -> t
                 what = f"the bundle's images reach the network in many sizes ({protocol.description})"
                 remedy = "Give fixed:WIDTHxHEIGHT (fixed:512x512), or three sizes with --min, --opt and --max."
                 raise InputError(f"{what}: no profile is known to take all of them", remedy)
-            return _keeping_ratio(resize.size, sizes[0], flavour, channels)
+            return _keeping_ratio(resize.size, sizes[0], flavour)
         height, width = sizes[0]
     elif found := re.fullmatch(r"fixed:(\d{1,9})x(\d{1,9})", name):
         width, height = int(found[1]), int(found[2])
     else:
         raise InputError(f"no profile {name!r}", REMEDY)
-    return (profile_of(*[(1, channels, height, width)] * 3),)
+    return (profile_of(*[(1, 3, height, width)] * 3),)
 
 
-def _keeping_ratio(
-    scale: tuple[int, int], landscape: tuple[int, int], flavour: str, channels: int
-) -> tuple[Profile, ...]:
+def _keeping_ratio(scale: tuple[int, int], landscape: tuple[int, int], flavour: str) -> tuple[Profile, ...]:
     """For whole images, up to the ratio at which both limits of the scale are met, and at least 2:1."""
     shorter, longer = sorted(scale)
     ratio = max(longer / shorter, 2.0)
     least, widest = min(shorter, int(longer / ratio)), min(longer, int(shorter * ratio))
     height, width = landscape
     if flavour == "tensorrt_rtx":
-        sizes = [((least, least), (height, width), (widest, widest))]
-    else:
-        sizes = [
-            ((least, shorter), (height, width), (shorter, widest)),
-            ((shorter, least), (width, height), (widest, shorter)),
-        ]
-    return tuple(Profile(*[(1, channels, *size) for size in each]) for each in sizes)
+        return (Profile((1, 3, least, least), (1, 3, height, width), (1, 3, widest, widest)),)
+    return (
+        Profile((1, 3, least, shorter), (1, 3, height, width), (1, 3, shorter, widest)),
+        Profile((1, 3, shorter, least), (1, 3, width, height), (1, 3, widest, shorter)),
+    )
 
 
 def parse_shape(text: str) -> Shape:
@@ -88,11 +88,11 @@ def profile_of(minimum: Shape, optimum: Shape, maximum: Shape) -> Profile:
     """A profile of three input shapes.
 
     Raises:
-        InputError: neither 3 nor 1 channels, a size below 1, or not in order.
+        InputError: not 3 channels, a size below 1, or not in order.
     """
     shapes = minimum, optimum, maximum
-    if any(shape[1] not in (1, 3) for shape in shapes):
-        raise InputError(f"a network's input has 3 channels, or 1; the profile gives {shapes}", REMEDY)
+    if any(shape[1] != 3 for shape in shapes):
+        raise InputError(f"the network's input has 3 channels; the profile gives {shapes}", REMEDY)
     try:
         return Profile(*shapes)
     except ValueError as err:

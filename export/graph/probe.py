@@ -33,7 +33,7 @@ class Probe:
     """A model that can be run, and asked for its tensors.
 
     Args:
-        model: one input (N, C, H, W) float32, C 3 or 1. Weights in files of their own are read from there.
+        model: one input (N, 3, H, W) float32. Weights in files of their own are read from there.
         outputs: tensors to give; default: the logits. Nodes that they do not need are not run.
         shapes: of these tensors give the shapes, after the outputs.
         largest: of these tensors give the largest magnitude, a number, after the shapes.
@@ -59,9 +59,6 @@ class Probe:
     ) -> None:
         self.outputs = [*outputs, *(each + SHAPE for each in shapes), *(each + LARGEST for each in largest)]
         self._name, self._input = name, str(model.graph.inputs[0].name)
-        declared = model.graph.inputs[0].shape
-        channels = declared[1] if declared is not None and len(declared) == 4 else None
-        self.channels = channels if isinstance(channels, int) else 3
         proto = ir.to_proto(model)
         nodes = _with_probes(proto.graph, shapes, largest)
         if as_written:
@@ -78,17 +75,19 @@ class Probe:
         self._session = open_session(
             proto, name, folder=folder, as_written=as_written, in_order=ordered, threads=threads
         )
+        shape = self._session.get_inputs()[0].shape
+        self.channels = shape[1] if len(shape) == 4 and isinstance(shape[1], int) else 3  # of the input
 
     def run(self, image: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """The outputs, shapes and magnitudes for a normalised image batch (N, C, H, W) of the network's channels.
+        """The outputs, shapes and magnitudes for a normalised image batch (N, C, H, W).
 
         Raises:
             ExportError: another shape or type, or an image that the network cannot take.
         """
         if image.ndim != 4 or image.shape[1] != self.channels or image.dtype != np.float32 or not image.size:
+            wanted = f"(N, {self.channels}, height, width)"
             raise ExportError(
-                f"expected normalised images of shape (N, {self.channels}, height, width), float32; got {image.shape} "
-                f"{image.dtype}",
+                f"expected normalised images of shape {wanted}, float32; got {image.shape} {image.dtype}",
                 "denseport.runtime.pipeline.network_input.NetworkInputs makes them from image files.",
             )
         try:
