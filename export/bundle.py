@@ -192,6 +192,9 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
     threshold = spec.head.threshold
     classes, class_warnings = settings.class_names(source, spec.num_classes, is_binary=threshold is not None)
     warnings = [*source.warnings, *recognised.warnings, *path.warnings, *class_warnings]
+    palette = settings.palette_of(source, len(classes))
+    if source.palette is not None and not {*source.palette} <= {*palette}:
+        warnings.append(f"The file has {len(source.palette)} colours for {len(classes)} classes: others are taken.")
     try:
         return Manifest(
             name=preset.name if preset else Path(source.name).stem,
@@ -200,7 +203,7 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
             patch_size=spec.backbone.patch_size,
             stride=spec.stride,
             classes=classes,
-            palette=settings.palette_of(source, len(classes)),
+            palette=palette,
             reduce_zero_label=settings.reduces_zero_label(source),
             preprocess=preprocess,
             augmentation=path.augmentation,

@@ -19,6 +19,7 @@ from denseport.runtime.bundle.preprocessing import (
     USUAL_RESIZE,
     Preprocessing,
     check_steps,
+    loading,
     with_resize,
 )
 from denseport.runtime.bundle.steps import (
@@ -81,6 +82,8 @@ def _image_steps(checkpoint: Checkpoint) -> ImageSteps:
         steps = (*steps[:position], USUAL_NORMALISE, *steps[position:])
         assumed = f"mean {USUAL_NORMALISE.mean}, std {USUAL_NORMALISE.std}"
         warnings.append(f"The file does not say how images are normalised: assumed {assumed}.")
+    if reader.channels == 1 and not loading(steps).grey:
+        warnings.append("The network takes one channel, and the test pipeline loads colours: images are made grey.")
     check_steps(steps)
     return ImageSteps(steps, reader.augmentation, tuple(warnings))
 

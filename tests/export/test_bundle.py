@@ -372,3 +372,12 @@ def test_label_map_and_ignore_index_reach_the_manifest(tmp_path: Path) -> None:
     torch.save(data, tmp_path / "c.pth")
     manifest = export_bundle(tmp_path / "c.pth", tmp_path / "bundle").manifest
     assert (manifest.label_map, manifest.ignore_index) == ({"0": 2, "1": 255}, 254)
+
+
+@pytest.mark.usefixtures("ready_made")
+def test_colours_of_another_number_of_classes_are_not_taken_in_silence(tmp_path: Path) -> None:
+    data = torch.load(SAMPLE, weights_only=True)
+    data["meta"]["dataset_meta"]["palette"] = data["meta"]["dataset_meta"]["palette"][:7]
+    torch.save(data, tmp_path / "c.pth")
+    warnings = export_bundle(tmp_path / "c.pth", tmp_path / "bundle").manifest.provenance["warnings"]
+    assert warnings == ["The file has 7 colours for 150 classes: others are taken."]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from support import REPO
 
 from denseport.export.checkpoint.file import read_checkpoint
 from denseport.export.checkpoint.model_settings import CARRIED, MODEL, SHOWN, TRAINING, Config, Only, unsupported
+from denseport.export.checkpoint.pipeline_keys import CARRIED_OUT, HARMLESS
 from denseport.export.checkpoint.recognise import recognise
 from denseport.export.errors import CheckpointError
 
@@ -122,3 +124,17 @@ def test_the_document_has_every_key() -> None:
     section = (REPO / "docs/export.md").read_text(encoding="utf-8").split("## Model settings")[1].split("\n## ")[0]
     keys = {key for kinds in MODEL.values() for settings in kinds.values() for key in settings}
     assert [key for key in sorted(keys) if f"`{key}`" not in section] == []
+
+
+def test_the_document_has_every_step_and_key() -> None:
+    section = (REPO / "docs/export.md").read_text(encoding="utf-8").partition("## The test path")[2].split("\n## ")[0]
+    rows = [row for row in section.splitlines() if row.startswith("| ")]
+    for kind in CARRIED_OUT | HARMLESS:
+        name, _, inner = kind.partition(".")
+        (row,) = (row for row in rows if re.search(rf"\b{name}\b", row.split("|")[1]))
+        for key in {
+            *CARRIED_OUT.get(kind, ()),
+            *HARMLESS.get(kind, ()),
+            *([inner] if name == "data_preprocessor" and inner else []),
+        }:
+            assert f"`{key}`" in row, f"{kind}: {key}"
