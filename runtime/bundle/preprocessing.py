@@ -130,6 +130,7 @@ def is_usual(steps: Preprocessing) -> bool:
 
 
 def described(steps: Preprocessing) -> str:
-    """How the image is resized and padded, in words."""
-    words = [] if resizing(steps) else ["own size"]
+    """How the image is loaded, resized and padded, in words."""
+    words = [loading(steps).words] if loading(steps).words else []
+    words += [] if resizing(steps) else ["own size"]
     return ", ".join(words + [step.words for step in (*size_steps(steps), *paddings(steps))])

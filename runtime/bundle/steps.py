@@ -53,6 +53,14 @@ class Load:
     def __post_init__(self) -> None:
         _one_of("library", self.library, LIBRARIES)
 
+    @property
+    def words(self) -> str:
+        """What is unusual, for people."""
+        words = ["decoded by Pillow"] if self.library == "pillow" else []
+        words += [] if self.orientation else ["EXIF orientation ignored"]
+        words += ["grey"] if self.grey else []
+        return ", ".join(words + (["float32"] if self.float32 else []))
+
 
 @dataclass(frozen=True)
 class Resize:

@@ -55,7 +55,8 @@ def assert_nothing_new(bundle: Bundle) -> None:
 def test_fp16_is_written_audited_and_shown(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["build", str(bundle.path), "--images", IMAGES, "--explain-precision"]
     assert main(arguments) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "comparing with FP32, FP16's rounding emulated; images: 4" in err
     assert "PASS" in out and "LayerNormalization" in out and "31 casts" in out
     artifact = Bundle(bundle.path).artifact("fp16.onnx")
     assert artifact.precision == "fp16" and artifact.record["audit"]["agreement"] > 0.998
@@ -146,6 +147,7 @@ def test_an_audit_gives_the_mean_and_the_worst_of_its_images(
     images = sample_evenly([IMAGES], 3)
     found = audit_engine(bundle, bundle.path / "an.engine", record, "int8", images)
     assert (found.images, found.worst_image, found.logit_error, found.finite) == (3, worst, error, finite)
+    assert found.to_dict()["logit_error"] == (error if np.isfinite(error) else None)
     assert found.agreement == pytest.approx(agreement)
     assert found.passed == (finite and agreement >= 11 / 12)
     assert [image.shape for image in engine.shown] == [shape] * 3, "what the engine is tuned for"

@@ -79,6 +79,7 @@ def test_the_best_artifact_is_taken_and_the_others_have_reasons(
     assert chosen.others["int8.onnx"].startswith("int8 runs only when it is asked for: it was not measured")
     if reason is not None:
         assert reason in chosen.others["fp16.engine"]
+    assert ("an engine that fits this machine" in chosen.why) == name.endswith(".engine")
     on_cuda = name.endswith("onnx") and bool(here.gpus) and len(here.providers) == 2
     assert ("CUDAExecutionProvider" in chosen.providers) == on_cuda
 

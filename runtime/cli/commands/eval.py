@@ -180,7 +180,7 @@ def _table(found: Evaluation) -> str:
     if absent:
         lines.append(f"(left out: {count(absent, 'class', 'es')} that neither the masks nor the predictions contain)")
     images = count(found.measurement.images, "image")
-    lines += ["", f"{found.artifact}: {found.session}"]
+    lines += ["", found.session]
     lines.append(f"protocol {found.protocol.name} ({found.protocol.description}), {images}")
     if found.data:
         lines.append(f"data: {found.data}")

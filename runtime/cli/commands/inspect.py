@@ -12,6 +12,7 @@ from denseport.runtime.system.text import count
 if TYPE_CHECKING:
     from denseport.runtime.bundle.artifact import Artifact
     from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.bundle.manifest import Manifest
 
 HELP = "show what is in a bundle"
 
@@ -59,9 +60,16 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
     if inference.crop and inference.stride:
         (height, width), (down, right) = inference.crop, inference.stride
         mode += f", windows {width} x {height}, every {right} x {down} pixels"
-    yield "inference", f"{mode}; one logit for {manifest.stride} x {manifest.stride} pixels"
+    corners = ", resized with aligned corners" if manifest.align_corners else ""
+    yield "inference", f"{mode}; one logit for {manifest.stride} x {manifest.stride} pixels{corners}"
+    if manifest.augmentation is not None:
+        yield "views", manifest.augmentation.words
+    if manifest.threshold is not None:
+        yield "threshold", f"{manifest.classes[1]} where its probability is above {manifest.threshold:g}"
     names = ", ".join(manifest.classes[:6]) + (", …" if len(manifest.classes) > 6 else "")
     yield "classes", f"{len(manifest.classes)}: {names}"
+    if labels := _labels(manifest):
+        yield "labels", labels
     recognised = "none: not recognised as a published model"
     if reference is not None:
         recognised = (
@@ -74,6 +82,15 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
             yield "" if number else "artifact", text
     for warning in source.get("warnings", []):
         yield "warning", warning
+
+
+def _labels(manifest: Manifest) -> str:
+    """How the data set's masks are read, where not each label is its class."""
+    words = ["masks count from 1, 0 is not counted"] if manifest.reduce_zero_label else []
+    if manifest.label_map:
+        words.append("mapped " + " ".join(f"{old}:{new}" for old, new in manifest.label_map.items()))
+    words += [f"{manifest.ignore_index} is not counted"] if manifest.ignore_index != 255 else []
+    return "; ".join(words)
 
 
 def _of_artifact(bundle: Bundle, name: str) -> Iterator[str]:

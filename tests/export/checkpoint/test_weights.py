@@ -67,6 +67,13 @@ def test_what_no_prediction_uses_is_left_out_and_named(source: Checkpoint, keys:
     assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+def test_the_rewrites_of_dpt_are_made_unless_told_otherwise(source: Checkpoint) -> None:
+    spec = recognise(source).spec
+    for options, expected in (({}, True), ({"rewrite": False}, False)):
+        head: Any = load_model(source, spec, **options).decode_head
+        assert head.reassemble_blocks.rewrite is expected
+
+
 @pytest.mark.parametrize("key", ["ema_something", "teacher.backbone.cls_token", "decode_head_2.conv.weight", "neck.x"])
 def test_other_keys_are_refused(source: Checkpoint, key: str) -> None:
     source.state_dict[key] = torch.ones(3)

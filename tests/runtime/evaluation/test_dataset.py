@@ -316,7 +316,8 @@ def test_damaged_masks_are_refused(tmp_path: Path) -> None:
     for content in (b"", b"GIF89a", whole[:-20], whole[: len(whole) // 2], bytes(broken)):
         (tmp_path / "m.png").write_bytes(content)
         dataset, sample = mask_of(tmp_path / "m.png")
-        with pytest.raises(ImageError, match=r"m\.png"):
+        reason = "cannot be decoded|damaged" if len(content) == len(whole) else "not a PNG file, or is cut short"
+        with pytest.raises(ImageError, match=rf"m\.png: .*({reason})"):
             dataset.read_mask(sample, 4)
     dataset, sample = mask_of(tmp_path / "none.png")
     with pytest.raises(ImageError, match="no such file"):

@@ -15,7 +15,7 @@ from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.protocol import parse_protocol
-from denseport.runtime.pipeline.network_input import NetworkInputs, network_inputs
+from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced, network_inputs
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.progress import Silent
 
@@ -69,6 +69,10 @@ def test_one_of_them_stands_for_each_image(sample: Bundle, photo: Path, protocol
     for i, found in enumerate(inputs):
         np.testing.assert_array_equal(found, first_view[i % len(first_view)])
     assert isinstance(inputs[2:4], NetworkInputs)
+
+
+def test_items_are_spread_from_the_first_to_the_last() -> None:
+    assert evenly_spaced(range(10), 4) == [0, 3, 6, 9] and evenly_spaced(range(3), 4) == [0, 1, 2]
 
 
 def test_ranges_and_audits_of_sliding_windows_see_windows(

@@ -17,16 +17,17 @@ from exports import export_once, shelf
 from support import ASSETS, LOGITS_TOLERANCE, assert_same_classes
 
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.manifest import Inference, Manifest
+from denseport.runtime.bundle.manifest import Inference, Manifest, NetworkInput
 from denseport.runtime.bundle.preprocessing import Preprocessing
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
-from denseport.runtime.errors import ImageError
+from denseport.runtime.errors import BundleError, ImageError
 from denseport.runtime.media.images import read_image
 from denseport.runtime.pipeline.network_input import view_inputs
 from denseport.runtime.pipeline.reduce import Decision, decide
 from denseport.runtime.pipeline.resample import LogitMap, Placement, slide_maps
-from denseport.runtime.pipeline.views import View, protocol_views, window_starts, windows
+from denseport.runtime.pipeline.views import View, input_sizes, protocol_views, window_starts, windows
 from denseport.runtime.segmenter import Segmenter
 
 
@@ -219,3 +220,31 @@ def test_the_flipped_view_of_a_mirrored_image_is_the_mirror_of_the_view(sample: 
     # cv2.resize is not symmetric to the last grey level, hence the wide tolerance.
     difference = np.abs(scores(image, plain)[..., ::-1] - scores(mirrored, flipped))
     assert np.median(difference) < 0.05
+
+
+def test_the_sizes_of_landscapes_and_portraits() -> None:
+    whole = Protocol("reference", steps(), Inference())
+    assert input_sizes(whole) == ((512, 683), (683, 512))
+    assert input_sizes(replace(whole, preprocess=steps((64, 48), keep_ratio=False))) == ((48, 64),)
+    assert input_sizes(replace(whole, inference=Inference("slide", (512, 600), (341, 341)))) == ((512, 600), (512, 512))
+
+
+def test_a_size_that_the_network_does_not_take_is_refused(sample: Bundle) -> None:
+    fixed = replace(sample.manifest, input=NetworkInput(shape=(None, 3, 160, 213)))
+    (view,) = protocol_views((480, 640), parse_protocol("reference", fixed), 16)
+    assert view.size == (160, 213)
+    with pytest.raises(ImageError, match=r"as \(1, 3, 160, 240\); it takes \(None, 3, 160, 213\)"):
+        protocol_views((400, 600), parse_protocol("reference", fixed), 16)
+
+
+def test_an_artifact_without_logits_is_refused(sample: Bundle) -> None:
+    """Masks have three dimensions; the second of them is no number of classes."""
+
+    class Masks(Session):
+        description = "masks"
+
+        def run(self, image: np.ndarray) -> np.ndarray:
+            return np.zeros((1, 150, 8), np.float32)
+
+    with Segmenter(sample, session=Masks()) as segmenter, pytest.raises(BundleError, match="tells 0 classes apart"):
+        segmenter(np.zeros((64, 64, 3), np.uint8))
