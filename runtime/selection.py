@@ -24,6 +24,7 @@ __all__ = [
     "refuse_masks",
     "select_artifact",
     "too_narrow",
+    "untried",
     "why_no_logits",
     "why_unsupported",
 ]
@@ -47,6 +48,7 @@ class Selection:
     why: str
     others: dict[str, str]  # name and reason of each artifact that was passed over
     caution: str = ""  # what nobody has shown of it yet, and the command that does
+    hint: str = ""  # what may be faster on this processor and was not measured on such, and the command that does
 
 
 def select_artifact(bundle: Bundle, wanted: str | None = None, protocol: Protocol | None = None) -> Selection:
@@ -108,7 +110,27 @@ def select_artifact(bundle: Bundle, wanted: str | None = None, protocol: Protoco
     if chosen in faster:
         why = f"{faster[chosen].reason}; {why}"
         others |= dict.fromkeys((name, *faster.keys() - {chosen}), f"{chosen} was measured as faster here")
-    return Selection(chosen, _providers(artifact, on_gpu), why, others, _caution(chosen, bundle.manifest))
+    providers, caution = _providers(artifact, on_gpu), _caution(chosen, bundle.manifest)
+    with reading_record(str(bundle.path)):
+        return Selection(chosen, providers, why, others, caution, untried(bundle.manifest, machine))
+
+
+def untried(manifest: Manifest, machine: Machine) -> str:
+    """What may be faster on this processor and was not measured on such, with the command; empty where nothing is.
+
+    Raises:
+        BundleError: the record of an artifact is damaged.
+    """
+    installed = machine.packages.get("openvino")
+    if not (installed or machine.bf16) or (machine.gpus and CUDA in machine.providers):
+        return ""
+    for name, artifact in manifest.artifacts.items():
+        verdict = MachineVerdict.of(artifact, name) if artifact.target == FOR_OPENVINO else None
+        if verdict is not None and verdict.machine == kind_of(machine, on_gpu=False):
+            return ""
+    what = "OpenVINO, in BF16 too," if machine.bf16 else "OpenVINO"
+    install = "" if installed else "pip install 'denseport[openvino]', then "
+    return f"{what} may be faster here; this tells: {install}denseport build BUNDLE --for-this-machine --images IMAGES"
 
 
 def _reasons(bundle: Bundle, machine: Machine, on_gpu: bool, protocol: Protocol) -> dict[str, str]:

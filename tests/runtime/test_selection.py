@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from build_records import build_record
-from bundles import engine_artifact, onnx_artifact, proof
+from bundles import engine_artifact, onnx_artifact, proof, verdict
 
 from denseport.runtime import selection
 from denseport.runtime.backends.tensorrt_library import load_library
@@ -17,7 +17,6 @@ from denseport.runtime.bundle.artifact import Artifact
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import Profile
 from denseport.runtime.bundle.protocol import parse_protocol
-from denseport.runtime.bundle.verdict import MachineVerdict
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.system.machine import DISTRIBUTIONS, Gpu, Machine, inspect_machine
@@ -129,23 +128,9 @@ def test_what_nothing_compares_with_fp32_is_chosen_with_a_caution(
 
 def with_verdict(bundle: Bundle, **values: Any) -> None:
     """Give int8.onnx the record of a verdict in which it won, but for ``values``."""
-    verdict = MachineVerdict(
-        machine="a processor",
-        cpus=2,
-        session="a test",
-        seconds={"model.onnx": 0.5, "int8.onnx": 0.4},
-        speed_ratio=1.25,
-        agreement=0.99,
-        miou=None,
-        fp32_miou=None,
-        labelled=0,
-        within_budget=True,
-        accepted=True,
-        reason="int8.onnx was measured 1.25 times as fast as FP32 here, within its budget",
-        versions="",
-        date="",
-    )
-    record = json.loads(json.dumps({"verdict": dataclasses.asdict(dataclasses.replace(verdict, **values))}))
+    reason = "int8.onnx was measured 1.25 times as fast as FP32 here, within its budget"
+    seconds = {"model.onnx": 0.5, "int8.onnx": 0.4}
+    record = {"verdict": verdict(**{"seconds": seconds, "reason": reason, **values})}
     artifacts = dict(bundle.manifest.artifacts)
     artifacts["int8.onnx"] = dataclasses.replace(artifacts["int8.onnx"], record=artifacts["int8.onnx"].record | record)
     bundle.manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)
@@ -191,77 +176,6 @@ def test_int8_is_passed_over_with_the_reason(
     assert chosen.name == ("fp16.onnx" if here.gpus else "model.onnx")
     assert reason in chosen.others["int8.onnx"]
     assert selection.select_artifact(bundle, "int8.onnx").name == "int8.onnx", "asked for by name it runs"
-
-
-def with_openvino(bundle: Bundle, **ratios: float) -> None:
-    """Add artifacts for OpenVINO: how many times as fast as FP32 on ``a processor``, each in a run of its own."""
-    artifacts = dict(bundle.manifest.artifacts)
-    for precision, ratio in ratios.items():
-        name, seconds = f"{precision}.openvino", 7.0 / ratio
-        what = {"accepted": ratio > 1, "speed_ratio": ratio, "seconds": {"model.onnx": seconds * ratio, name: seconds}}
-        with_verdict(bundle, **what, reason=f"{ratio:g} times as fast as model.onnx")
-        measured = bundle.manifest.artifacts["int8.onnx"]
-        artifacts[name] = dataclasses.replace(
-            measured, precision=precision, float_precision=precision, target="openvino", proof=()
-        )
-    bundle.manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)
-
-
-def cpu(openvino: str | None = "2026.4.1", *, bf16: bool = True) -> Machine:
-    return dataclasses.replace(machine(**({"openvino": openvino} if openvino else {})), bf16=bf16)
-
-
-@pytest.mark.parametrize(
-    ("here", "ratios", "chosen", "reasons"),
-    [
-        (cpu(), {"fp32": 1.2, "bf16": 1.9}, "bf16.openvino", {"fp32.openvino": "bf16.openvino was measured as faster"}),
-        (cpu(), {"fp32": 1.2, "bf16": 0.9}, "fp32.openvino", {"bf16.openvino": "not used by itself on this CPU: 0.9"}),
-        (cpu(bf16=False), {"fp32": 1.2, "bf16": 1.9}, "fp32.openvino", {"bf16.openvino": "has no BF16 arithmetic"}),
-        (cpu(None), {"bf16": 1.9}, "model.onnx", {"bf16.openvino": "OpenVINO is not installed"}),
-        (cpu("2024.6.0"), {"bf16": 1.9}, "model.onnx", {"bf16.openvino": "OpenVINO 2024.6.0 is too old"}),
-        (
-            dataclasses.replace(cpu(), processor="another"),
-            {"bf16": 1.9},
-            "model.onnx",
-            {"bf16.openvino": "measured on a processor, not on another; denseport build --for-this-machine does so"},
-        ),
-        (
-            dataclasses.replace(machine(A40, cuda=True, openvino="2026.4.1"), bf16=True),
-            {"bf16": 1.9},
-            "fp16.onnx",
-            {"bf16.openvino": "is made for CPUs, and this machine has a GPU"},
-        ),
-    ],
-)
-def test_openvino_runs_unasked_where_it_was_measured_as_faster(
-    bundle: Bundle,
-    monkeypatch: pytest.MonkeyPatch,
-    here: Machine,
-    ratios: dict[str, float],
-    chosen: str,
-    reasons: dict[str, str],
-) -> None:
-    monkeypatch.setattr(selection, "inspect_machine", lambda **_: here)
-    with_openvino(bundle, **ratios)
-    found = selection.select_artifact(bundle)
-    assert found.name == chosen
-    if chosen.endswith("openvino"):
-        precision = chosen.split(".")[0]
-        assert found.why == f"{ratios[precision]:g} times as fast as model.onnx; OpenVINO on the CPU"
-        assert found.providers == ()
-    for name, reason in reasons.items():
-        assert reason in found.others[name]
-
-
-def test_openvino_without_a_verdict_is_left_alone(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "inspect_machine", lambda **_: cpu())
-    with_openvino(bundle, fp32=2.0)
-    fast = bundle.manifest.artifacts["fp32.openvino"]
-    bundle.manifest.artifacts["fp32.openvino"] = dataclasses.replace(fast, record={})
-    found = selection.select_artifact(bundle)
-    assert found.name == "model.onnx"
-    assert found.others["fp32.openvino"].startswith("OpenVINO runs only when it is asked for: it was not measured")
-    assert selection.select_artifact(bundle, "fp32.openvino").name == "fp32.openvino"
 
 
 def test_int8_that_failed_its_gate_is_passed_over(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
