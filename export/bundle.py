@@ -34,7 +34,7 @@ from denseport.runtime.bundle.artifact import ANY, Artifact
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle, new_bundle
 from denseport.runtime.bundle.comparison import proof_here
 from denseport.runtime.bundle.manifest import Manifest, NetworkInput, Reference
-from denseport.runtime.bundle.preprocessing import resized_to, resizing
+from denseport.runtime.bundle.preprocessing import resized_to, resizing, uses_pillow
 from denseport.runtime.bundle.steps import Resize
 from denseport.runtime.errors import InputError, OutputError
 from denseport.runtime.system.files import sha256_of, write_atomic, writing
@@ -168,6 +168,8 @@ def _announce(manifest: Manifest, progress: Progress) -> None:
     progress.say(f"exporting {manifest.name} ({manifest.architecture}, {size})")
     for warning in manifest.provenance["warnings"]:
         progress.say(f"warning: {warning}")
+    if uses_pillow(manifest.preprocess):
+        progress.say("its images are decoded or resized by Pillow: machines that run the bundle need the extra pillow")
 
 
 def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int] | None, parameters: int) -> Manifest:

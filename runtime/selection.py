@@ -102,17 +102,20 @@ def select_artifact(bundle: Bundle, wanted: str | None = None, protocol: Protoco
         if each != chosen
     }
     artifact = bundle.artifact(chosen)
-    why = f"ONNX Runtime {'with CUDA' if on_gpu else 'on the CPU'}"
-    if artifact.target == FOR_OPENVINO:
-        why = "OpenVINO on the CPU"
-    if artifact.kind == "engine":
-        why = "an engine that fits this machine"
+    why = _runs_on(artifact, on_gpu)
     if chosen in faster:
         why = f"{faster[chosen].reason}; {why}"
         others |= dict.fromkeys((name, *faster.keys() - {chosen}), f"{chosen} was measured as faster here")
     providers, caution = _providers(artifact, on_gpu), _caution(chosen, bundle.manifest)
     with reading_record(str(bundle.path)):
         return Selection(chosen, providers, why, others, caution, untried(bundle.manifest, machine))
+
+
+def _runs_on(artifact: Artifact, on_gpu: bool) -> str:
+    if artifact.kind == "engine":
+        return "an engine that fits this machine"
+    library = "OpenVINO" if artifact.target == FOR_OPENVINO else "ONNX Runtime"
+    return f"{library} {'with CUDA' if on_gpu else 'on the CPU'}"
 
 
 def untried(manifest: Manifest, machine: Machine) -> str:

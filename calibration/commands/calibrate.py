@@ -136,13 +136,12 @@ def _lines(result: Calibration) -> list[str]:
 
 
 def _verdict_lines(name: str, verdict: MachineVerdict) -> list[str]:
-    lines = []
+    lines = [f"{name}: {verdict.words}"]
     if verdict.miou is not None and verdict.fp32_miou is not None:
         lines.append(
-            f"mIoU {verdict.miou:.2f}, FP32 {verdict.fp32_miou:.2f}, on {count(verdict.labelled, 'labelled image')}"
+            f"  mIoU {verdict.miou:.2f}, FP32 {verdict.fp32_miou:.2f}, on {count(verdict.labelled, 'labelled image')}"
         )
-    lines.append(f"{100 * verdict.agreement:.2f} % of the pixels get the class that FP32 gives")
-    lines.append(f"{name}: {verdict.words}")
+    lines.append(f"  {100 * verdict.agreement:.2f} % of the pixels get the class that FP32 gives")
     if not verdict.accepted:
         lines.append(f"  it runs here with --artifact {name}")
     return lines

@@ -91,14 +91,15 @@ class ImageStatistics(Observer):
         self.images = 0
         self.constant = 0
         self.pixels = 0
-        self.sums: NDArray[np.float64] = np.zeros((2, 3))  # of values and of squares, by channel
+        self.sums: NDArray[np.float64] = np.zeros((2, 1))  # of values and of squares, by channel
 
     def update(self, values: NDArray[np.float32]) -> None:
-        channels = values.transpose(1, 0, 2, 3).reshape(3, -1)
+        channels = values.transpose(1, 0, 2, 3).reshape(values.shape[1], -1)
         self.images += len(values)
         self.constant += int((values.std(axis=(2, 3)).max(axis=1) < CONSTANT).sum())
         self.pixels += channels.shape[1]
-        self.sums += channels.sum(axis=1, dtype=np.float64), np.einsum("cn,cn->c", channels, channels, dtype=np.float64)
+        sums = channels.sum(axis=1, dtype=np.float64), np.einsum("cn,cn->c", channels, channels, dtype=np.float64)
+        self.sums = self.sums + sums
 
     def warnings(self) -> list[str]:
         """What speaks against these images, with figures."""

@@ -164,7 +164,8 @@ def _projections(
 def _multiply_adds(model: ir.Model, nodes: Sequence[ir.Node], size: tuple[int, int]) -> dict[str, int]:
     values = [value for node in nodes for value in (*node.inputs[:2], node.outputs[0]) if value is not None]
     names = list(dict.fromkeys(str(value.name) for value in values if not value.is_initializer()))
-    found = Probe(model, (), shapes=names).run(np.zeros((1, 3, *size), np.float32))
+    probe = Probe(model, (), shapes=names)
+    found = probe.run(np.zeros((1, probe.channels, *size), np.float32))
     shapes = {name: tuple(shape.tolist()) for name, shape in zip(names, found, strict=True)}
 
     def shape(value: ir.Value | None) -> tuple[int, ...]:

@@ -14,7 +14,9 @@ from denseport.export.errors import CheckpointError
 __all__ = ["CORRECT", "apply_config", "look_up", "parse_config", "read_config"]
 
 # The remedy for a setting that the weights or Denseport contradict.
-CORRECT = "Correct the configuration that the file carries (meta) and save it again with torch.save, or give --config."
+CORRECT = (
+    "Give a corrected configuration by --config: mmsegmentation's own file, or a .json of the settings that are wrong."
+)
 FILES_LIMIT = 100
 
 # What a file of weights cannot show: the spec's name, its place in a configuration, an example of its type.

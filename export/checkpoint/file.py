@@ -55,6 +55,11 @@ class Checkpoint:
         return plain_text(self.path.name)
 
     @property
+    def settings_from(self) -> str:
+        """Where its settings were read, to begin a message with."""
+        return f"{self.path} with --config {self.config_file}" if self.config_file else str(self.path)
+
+    @property
     def outputs(self) -> int:
         """Channels of the last layer: one for each class, or one for a class and its background."""
         weight = self.state_dict.get("decode_head.conv_seg.weight")

@@ -11,7 +11,8 @@ from typing import Any
 
 from denseport.export.checkpoint.config import CORRECT, look_up
 from denseport.export.checkpoint.file import Checkpoint
-from denseport.export.checkpoint.pipeline_steps import Reader, type_name
+from denseport.export.checkpoint.pipeline_keys import type_name
+from denseport.export.checkpoint.pipeline_steps import Reader
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.preprocessing import (
     USUAL_NORMALISE,
@@ -50,9 +51,11 @@ def image_steps(checkpoint: Checkpoint) -> ImageSteps:
     try:
         return _image_steps(checkpoint)
     except (AttributeError, KeyError, IndexError, OverflowError, TypeError, ValueError) as err:
-        raise CheckpointError(f"{checkpoint.path}: its test pipeline cannot be used: {err!r}", CORRECT) from err
+        raise CheckpointError(
+            f"{checkpoint.settings_from}: its test pipeline cannot be used: {err!r}", CORRECT
+        ) from err
     except CheckpointError as err:
-        where = "" if err.message.startswith(f"{checkpoint.path}: ") else f"{checkpoint.path}: "
+        where = "" if err.message.startswith(f"{checkpoint.path}") else f"{checkpoint.settings_from}: "
         raise CheckpointError(f"{where}{err.message}", err.remedy) from err
 
 

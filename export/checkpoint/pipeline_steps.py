@@ -8,15 +8,26 @@ or is refused by its name: docs/export.md has the table. Sources: ``mmcv/transfo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from denseport.export.checkpoint.config import CORRECT
-from denseport.export.checkpoint.model_settings import last_part
+from denseport.export.checkpoint.pipeline_keys import (
+    HARMLESS,
+    MEASURE,
+    check_keys,
+    factors,
+    one_or_two,
+    refused_value,
+    sampling,
+    type_name,
+    whole_pair,
+)
 from denseport.export.errors import CheckpointError
-from denseport.runtime.bundle.preprocessing import Preprocessing, resizing, with_resize
+from denseport.runtime.bundle.preprocessing import Preprocessing, loading, resizing
 from denseport.runtime.bundle.steps import (
+    LARGEST_SIDE,
     Augmentation,
     Load,
     Normalise,
@@ -25,57 +36,19 @@ from denseport.runtime.bundle.steps import (
     ResizeBy,
     ResizeShortestEdge,
     ResizeToMultiple,
+    Scale,
     Step,
 )
 
-__all__ = ["CARRIED_OUT", "HARMLESS", "Reader", "check_keys", "type_name", "whole_pair"]
+__all__ = ["Reader"]
 
 Settings = Mapping[str, Any]
-MEASURE = "Then measure the accuracy again."
-# The keys that are carried out, or supported with some values, and upstream's defaults (1.x).
-CARRIED_OUT: dict[str, dict[str, Any]] = {
-    "LoadImageFromFile": {"to_float32": False, "color_type": "color", "imdecode_backend": "cv2"},
-    "Resize": {
-        **{"scale": None, "img_scale": None, "scale_factor": None, "keep_ratio": False, "backend": "cv2"},
-        **{"interpolation": "bilinear", "ratio_range": None, "min_size": None},
-    },
-    "ResizeShortestEdge": {"scale": None, "max_size": None},
-    "ResizeToMultiple": {"size_divisor": 32, "interpolation": None},
-    "Pad": {"size": None, "size_divisor": None, "pad_to_square": False, "pad_val": 0, "padding_mode": "constant"},
-    "Normalize": {"mean": None, "std": None, "to_rgb": True},
-    "RandomFlip": {"prob": None, "flip_ratio": None},
-    "MultiScaleFlipAug": {
-        **{"transforms": None, "img_scale": None, "img_ratios": None, "flip": False, "flip_direction": "horizontal"},
-    },
-    "data_preprocessor": {
-        **{"mean": None, "std": None, "bgr_to_rgb": False, "rgb_to_bgr": False, "pad_val": 0, "test_cfg": None},
-    },
-    "data_preprocessor.test_cfg": {"size": None, "size_divisor": None},
-    "model.test_cfg": {"mode": "whole", "crop_size": None, "stride": None},
+ONCE = f"Leave one Resize, before Pad and RandomFlip, in MultiScaleFlipAug and none before it. {MEASURE}"
+# What else to change where cv2 takes their place.
+OTHER_DECODERS = {
+    "turbojpeg": "color_type='color_ignore_orientation', because turbojpeg turns no image",
+    "tifffile": "the opposite of bgr_to_rgb, because tifffile hands on RGB",
 }
-# Keys that change no mask: paths, labels, bookkeeping, what acts in training alone.
-HARMLESS: dict[str, frozenset[str]] = {
-    "LoadImageFromFile": frozenset({"file_client_args", "backend_args", "ignore_empty"}),
-    "LoadAnnotations": frozenset(
-        {"reduce_zero_label", "imdecode_backend", "file_client_args", "backend_args", "with_bbox", "with_label"}
-        | {"with_seg", "with_keypoints", "ignore_index"}
-    ),
-    "PackSegInputs": frozenset({"meta_keys"}),
-    "ImageToTensor": frozenset({"keys"}),
-    "DefaultFormatBundle": frozenset(),
-    "Collect": frozenset({"keys", "meta_keys"}),
-    "Resize": frozenset({"clip_object_border", "multiscale_mode"}),
-    "Pad": frozenset({"seg_pad_val"}),
-    "RandomFlip": frozenset({"direction", "swap_seg_labels"}),
-    "data_preprocessor": frozenset({"size", "size_divisor", "seg_pad_val", "batch_augments", "non_blocking"}),
-}
-
-
-def type_name(settings: Any) -> str:
-    """The last part of ``type``: pure-Python configurations write whole paths, others a scope before the name."""
-    if not isinstance(settings, Mapping) or "type" not in settings:
-        raise ValueError(f"{settings!r} has no type")
-    return str(last_part(settings["type"]))
 
 
 class Reader:
@@ -102,6 +75,7 @@ class Reader:
             "Normalize": self._normalise,
             "RandomFlip": self._random_flip,
             "MultiScaleFlipAug": self._multi_scale,
+            "PackSegInputs": self._pack,
         }
         if kind in readers:
             readers[kind](step)
@@ -123,18 +97,35 @@ class Reader:
         if any(isinstance(each, Normalise) for each in self.steps) and not isinstance(step, Pad):
             raise CheckpointError(
                 f"the test pipeline resizes ({step.kind}) after it normalises",
-                f"Put Normalize behind it; the images differ by rounding alone. {MEASURE}",
+                "Put Normalize behind it, and to_float32=True into LoadImageFromFile: images are then rounded as "
+                "little as now.",
+            )
+        if self.old and isinstance(step, Scale) and any(isinstance(each, ResizeToMultiple) for each in self.steps):
+            raise CheckpointError(
+                "the test pipeline resizes after ResizeToMultiple", f"Put ResizeToMultiple behind the others. {MEASURE}"
             )
         self.steps = (*self.steps, step)
 
     def _load(self, step: Settings) -> None:
         own = check_keys("LoadImageFromFile", step)
         colours = ("color", "grayscale", "color_ignore_orientation", "grayscale_ignore_orientation")
+        if own["color_type"] == "unchanged":
+            same = "color" if self.channels == 3 else "grayscale"
+            raise CheckpointError(
+                "the test pipeline's LoadImageFromFile has color_type='unchanged', which is not supported",
+                f"Give {same}_ignore_orientation instead: files of 8 bits and as many channels load alike.",
+            )
         if own["color_type"] not in colours:
-            raise _only("LoadImageFromFile", "color_type", own["color_type"], colours)
-        libraries = {"cv2": "opencv", "pillow": "pillow"}
+            raise refused_value("LoadImageFromFile", "color_type", own["color_type"], colours)
+        libraries = {"cv2": "opencv", None: "opencv", "pillow": "pillow"}
+        if own["imdecode_backend"] in OTHER_DECODERS:
+            raise CheckpointError(
+                f"the test pipeline's LoadImageFromFile has imdecode_backend={own['imdecode_backend']!r}, which is not "
+                "supported",
+                f"Give cv2 instead, and {OTHER_DECODERS[own['imdecode_backend']]}. {MEASURE}",
+            )
         if own["imdecode_backend"] not in libraries:
-            raise _only("LoadImageFromFile", "imdecode_backend", own["imdecode_backend"], tuple(libraries))
+            raise refused_value("LoadImageFromFile", "imdecode_backend", own["imdecode_backend"], ("cv2", "pillow"))
         load = Load(
             orientation="ignore" not in own["color_type"],
             grey=own["color_type"].startswith("grayscale"),
@@ -145,33 +136,27 @@ class Reader:
             raise CheckpointError("the test pipeline loads the image twice, or late", "Leave one of the loads out.")
         self.steps = () if load == Load() else (load,)
 
-    def _resize(self, step: Settings, scale: Any = None) -> None:
-        own = check_keys("Resize", {"keep_ratio": self.old, **step})
-        for key in ("ratio_range", "min_size"):
-            if own[key] is not None:
-                raise _only("Resize", key, own[key], (None,))
-        scale = scale or own["scale"] or own["img_scale"]
-        keep_ratio = bool(own["keep_ratio"])
+    def _resize(self, step: Settings) -> None:
+        own = _resize_keys(step, old=self.old)
+        scale = own["scale"] or own["img_scale"]
         if self.old and isinstance(scale, list) and len(scale) == 1:
             scale = scale[0]
-        if isinstance(scale, ResizeBy):
-            self._add(replace(scale, keep_ratio=keep_ratio))
+        if not scale and own["scale_factor"] is not None:
+            self._add(ResizeBy(factors(own["scale_factor"]), bool(own["keep_ratio"]), False, *sampling("Resize", own)))
         elif scale:
-            self._add(Resize(_one_or_two(scale), keep_ratio, *_sampling("Resize", own)))
-        elif own["scale_factor"] is not None:
-            self._add(ResizeBy(_factors(own["scale_factor"]), keep_ratio, False, *_sampling("Resize", own)))
+            self._add(_resize_to(one_or_two(scale), own))
         else:
             raise CheckpointError("Resize has neither scale nor scale_factor", CORRECT)
 
     def _shortest_edge(self, step: Settings) -> None:
         own = check_keys("ResizeShortestEdge", step)
         scale = own["scale"]
-        self._add(ResizeShortestEdge(min(_one_or_two(scale)), int(own["max_size"])))
+        self._add(ResizeShortestEdge(min(one_or_two(scale)), int(own["max_size"])))
 
     def _to_multiple(self, step: Settings) -> None:
         own = check_keys("ResizeToMultiple", step)
         own["interpolation"], own["backend"] = own["interpolation"] or "bilinear", "cv2"
-        self._add(ResizeToMultiple(_one_or_two(own["size_divisor"]), *_sampling("ResizeToMultiple", own)))
+        self._add(ResizeToMultiple(one_or_two(own["size_divisor"]), *sampling("ResizeToMultiple", own)))
 
     def _pad(self, step: Settings) -> None:
         own = check_keys("Pad", step)
@@ -179,12 +164,12 @@ class Reader:
         value = value.get("img", 0) if isinstance(value, Mapping) else value
         if isinstance(value, (list, tuple)):
             values = tuple(float(each) for each in value)
-        elif isinstance(value, int) and not self.old:
+        elif loading(self.steps).grey or (isinstance(value, int) and not self.old):
             values = (float(value),) * 3
         else:  # OpenCV takes a single number for the first channel's, and pads the others with 0
             values = (float(value), 0.0, 0.0)
         if len(values) != 3:
-            raise _only("Pad", "pad_val", value, ("a number", "three numbers"))
+            raise refused_value("Pad", "pad_val", value, ("a number", "three numbers"))
         size = own["size"]
         if size is not None:
             width, height = whole_pair(size)
@@ -202,6 +187,16 @@ class Reader:
                     "Pad with values comes before a Pad that repeats pixels", f"Exchange them. {MEASURE}"
                 )
             self.steps = (*self.steps[:at], pad, *self.steps[at:])
+
+    def _pack(self, step: Settings) -> None:
+        """Without its pad_shape, upstream resizes logits to another size where a resize comes behind a pad."""
+        kept = check_keys("PackSegInputs", step)["meta_keys"]
+        kinds = [isinstance(each, Pad | ResizeToMultiple) for each in self.steps if not isinstance(each, Normalise)]
+        if kept is not None and "pad_shape" not in kept and any(kinds) and not kinds[-1]:
+            raise CheckpointError(
+                "the test pipeline resizes after Pad or ResizeToMultiple, and PackSegInputs leaves pad_shape out",
+                f"Add pad_shape to its meta_keys. {MEASURE}",
+            )
 
     def _normalise(self, step: Settings) -> None:
         own = check_keys("Normalize", step)
@@ -222,37 +217,34 @@ class Reader:
         own = check_keys("MultiScaleFlipAug", step)
         inner = list(own["transforms"])
         kinds = [type_name(each) for each in inner]
-        if own["flip"] and _names(own["flip_direction"]) != ["horizontal"]:
-            raise _only("MultiScaleFlipAug", "flip_direction", own["flip_direction"], ("horizontal",))
-        ratios, scale = own["img_ratios"], own["img_scale"]
-        ratios = (
-            [float(ratio) for ratio in (ratios if isinstance(ratios, (list, tuple)) else [ratios])] if ratios else []
-        )
-        if scale is None and not ratios:
-            raise CheckpointError("MultiScaleFlipAug has neither img_scale nor img_ratios", CORRECT)
-        several = [scale]
-        if isinstance(scale, list) and scale and isinstance(scale[0], (list, tuple)):
-            several, ratios = list(scale), []  # upstream applies ratios to a single scale
+        flip, (base, scales) = bool(own["flip"]), _scales(own["img_scale"], own["img_ratios"])
+        if flip and _names(own["flip_direction"]) != ["horizontal"]:
+            raise refused_value("MultiScaleFlipAug", "flip_direction", own["flip_direction"], ("horizontal",))
+        if flip and "RandomFlip" not in kinds:
+            raise CheckpointError(
+                "MultiScaleFlipAug has flip=True without a RandomFlip: upstream mirrors its masks alone",
+                f"Put RandomFlip into its transforms, or leave flip out. {MEASURE}",
+            )
+        several: list[Scale] = []
+        before = self.steps
         for each, kind in zip(inner, kinds, strict=True):
             if kind == "Resize":
-                self._resize(each, scale=several[0] if scale is not None else ResizeBy((1.0, 1.0), round_down=True))
+                keys = _resize_keys(each, old=True)
+                resizes = [_resize_to(scale, keys) for scale in scales]
+                other_size = isinstance(resizes[0], ResizeBy) and self.steps != before
+                if several or other_size or (len(resizes) > 1 and resizing(self.steps) is not None):
+                    raise CheckpointError("MultiScaleFlipAug resizes an image that was resized or padded already", ONCE)
+                several = resizes
+                self._add(_resize_to(base, keys))
             elif kind == "RandomFlip":
                 self._random_flip(each, harmless=True)  # the flip is MultiScaleFlipAug's
+                if flip and any(isinstance(step, Pad) for step in self.steps):
+                    raise CheckpointError("the test pipeline mirrors an image that was padded", ONCE)
             else:
                 self.read(each)
-        base = resizing(self.steps)
-        if base is None:  # the scale reaches nothing
-            scales = []
-        elif scale is None or len(several) == 1:
-            scales = [base.scaled(ratio) for ratio in ratios] or [base]
-        else:
-            assert isinstance(base, Resize)
-            scales = [replace(base, size=whole_pair(each)) for each in several]
-        flip = bool(own["flip"]) and "RandomFlip" in kinds
-        if len(scales) == 1 and not flip:
-            self.steps = with_resize(self.steps, scales[0])
-        elif scales or flip:
-            self.augmentation = Augmentation(tuple(scales or [ResizeBy((1.0, 1.0))]), flip)
+        if len(several) > 1 or flip:
+            one = resizing(self.steps) or ResizeBy((1.0, 1.0))
+            self.augmentation = Augmentation(tuple(several) if len(several) > 1 else (one,), flip)
 
     def read_preprocessor(self, settings: Settings) -> None:
         """1.x's SegDataPreProcessor: channel order, normalisation, and padding that is cut off again."""
@@ -276,10 +268,12 @@ class Reader:
             )
         elif swap:
             again = Normalise(given.mean[::-1], given.std[::-1], not given.bgr_to_rgb)
-            self.steps = tuple(
-                again if step is given else replace(step, value=step.value[::-1]) if isinstance(step, Pad) else step
-                for step in self.steps
-            )
+            at = self.steps.index(given)  # what is padded behind it has the order of its channels
+            pads = [
+                replace(step, value=step.value[::-1]) if isinstance(step, Pad) else step
+                for step in self.steps[at + 1 :]
+            ]
+            self.steps = (*self.steps[:at], again, *pads)
         if own["test_cfg"]:
             pad = check_keys("data_preprocessor.test_cfg", own["test_cfg"])
             height, width = whole_pair(pad["size"]) if pad["size"] is not None else (0, 0)
@@ -293,51 +287,46 @@ class Reader:
         return numbers * self.channels if len(numbers) == 1 else numbers
 
 
-def check_keys(kind: str, given: Settings) -> dict[str, Any]:
-    """The values of the keys that count, or upstream's defaults; a key that upstream does not know is refused."""
-    known, harmless = CARRIED_OUT.get(kind, {}), HARMLESS.get(kind, frozenset())
-    for key in given:
-        if key not in {"type", "_scope_", *known, *harmless}:
+def _resize_keys(step: Settings, *, old: bool) -> dict[str, Any]:
+    own = check_keys("Resize", {"keep_ratio": old, **step})
+    if own["ratio_range"] is not None:
+        raise refused_value("Resize", "ratio_range", own["ratio_range"], (None,))
+    return own
+
+
+def _resize_to(scale: tuple[int, int] | ResizeBy, own: Settings) -> Scale:
+    """A Resize with these keys, to a size or by a factor."""
+    keep_ratio, smallest = bool(own["keep_ratio"]), own["min_size"]
+    if isinstance(scale, ResizeBy):
+        if smallest is not None and keep_ratio:
             raise CheckpointError(
-                f"{kind}: the key {key!r} is not known, and may change the masks",
-                f"Known: {', '.join(sorted({*known, *harmless})) or 'none'}. Leave it out if upstream ignores it too.",
+                "the test pipeline's Resize has min_size, and MultiScaleFlipAug no img_scale",
+                f"Give an img_scale, or leave min_size out. {MEASURE}",
             )
-    return {key: given.get(key, default) for key, default in known.items()}
+        return replace(scale, keep_ratio=keep_ratio)
+    if smallest is not None and keep_ratio:  # 0.x
+        return ResizeShortestEdge(max(min(scale), int(smallest)), LARGEST_SIDE)
+    return Resize(scale, keep_ratio, *sampling("Resize", own))
 
 
-def _only(kind: str, key: str, value: Any, allowed: Sequence[Any]) -> CheckpointError:
-    return CheckpointError(
-        f"the test pipeline's {kind} has {key}={value!r}, which is not supported",
-        f"Give {' or '.join(str(each) for each in allowed)} instead, in the configuration. {MEASURE}",
-    )
-
-
-def _sampling(kind: str, own: Settings) -> tuple[str, str]:
-    """Interpolation and library of a resize."""
-    libraries = {"cv2": "opencv", None: "opencv", "pillow": "pillow"}
-    if own["backend"] not in libraries:
-        raise _only(kind, "backend", own["backend"], ("cv2", "pillow"))
-    return str(own["interpolation"]), libraries[own["backend"]]
+def _scales(scale: Any, ratios: Any) -> tuple[tuple[int, int] | ResizeBy, list[tuple[int, int] | ResizeBy]]:
+    """The sizes, or factors of its own, that MultiScaleFlipAug shows an image in: of one view, and of each view."""
+    numbers = [float(each) for each in (ratios if isinstance(ratios, (list, tuple)) else [ratios] if ratios else [])]
+    several: list[tuple[int, int] | ResizeBy]
+    one: tuple[int, int] | ResizeBy
+    if isinstance(scale, list) and scale and isinstance(scale[0], (list, tuple)):
+        several = [whole_pair(each) for each in scale]  # upstream applies ratios to a single scale
+        one = several[0]
+    elif scale is not None:
+        one = one_or_two(scale)
+        several = [Resize(one, True).scaled(ratio).size for ratio in numbers] or [one]
+    elif numbers:
+        one = ResizeBy((1.0, 1.0), round_down=True)
+        several = [one.scaled(ratio) for ratio in numbers]
+    else:
+        raise CheckpointError("MultiScaleFlipAug has neither img_scale nor img_ratios", CORRECT)
+    return (one if len(several) > 1 else several[0]), several
 
 
 def _names(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
-
-
-def _one_or_two(value: Any) -> tuple[int, int]:
-    """As `whole_pair`; one number stands for both."""
-    return whole_pair((value, value) if isinstance(value, int) else value)
-
-
-def whole_pair(value: Any) -> tuple[int, int]:
-    """Two whole numbers, in the order of the configuration."""
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise ValueError(f"{value!r} is not two numbers")
-    if any(isinstance(each, bool) or int(each) != each for each in value):
-        raise ValueError(f"{value!r} is not whole numbers")
-    return int(value[0]), int(value[1])
-
-
-def _factors(value: Any) -> tuple[float, float]:
-    width, height = value if isinstance(value, (list, tuple)) else (value, value)
-    return float(width), float(height)

@@ -19,11 +19,9 @@ from denseport.export.errors import CheckpointError
 
 __all__ = ["DUMPED", "TEXT_LIMIT", "Assignments", "Unknown", "settled"]
 
-DUMPED = (
-    "Give the dumped configuration: mmsegmentation writes one into work_dirs, "
-    "and python tools/misc/print_config.py FILE prints it."
-)
-WRITE_OUT = f"Write the value out in the configuration. {DUMPED}"
+_DUMP = "mmsegmentation writes one into work_dirs, and python tools/misc/print_config.py FILE prints it."
+DUMPED = f"Give the dumped configuration: {_DUMP}"
+WRITE_OUT = f"Write the value out in the configuration, or give the dumped configuration: {_DUMP}"
 # A dumped configuration has 10,000 characters and 1,000 values. The limits bound the time and memory of a hostile one.
 TEXT_LIMIT, SIZE_LIMIT, DEPTH_LIMIT, BITS_LIMIT = 2**20, 200_000, 50, 256
 OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {

@@ -117,6 +117,7 @@ class _Reader:
 
     def __init__(self, checkpoint: Checkpoint, published: ModelSpec | None) -> None:
         self.path, self.published, self.complete = checkpoint.path, published, checkpoint.complete
+        self.settings_from = checkpoint.settings_from
         self.shapes = {key: tuple(value.shape) for key, value in checkpoint.state_dict.items()}
         model = look_up(checkpoint.config, "model")
         self.model: Mapping[str, Any] = model if isinstance(model, Mapping) else {}
@@ -134,10 +135,13 @@ class _Reader:
             outputs = self._shape("decode_head.conv_seg.weight", 4)[0]
             spec = ModelSpec(backbone, neck, head, 2 if head.threshold else outputs)
         except (TypeError, ValueError, OverflowError) as err:  # a setting of another type, or sizes that do not fit
-            raise CheckpointError(f"{self.path}: its model settings cannot be used: {err}", CORRECT) from err
+            raise CheckpointError(f"{self.settings_from}: its model settings cannot be used: {err}", CORRECT) from err
         if self.assumed and self.published is None:
             names = ", ".join(self.assumed)
-            self.warnings.append(f"The file has no configuration of {names}: assumed what the published models have.")
+            self.warnings.append(
+                f"The file has no configuration of {names}: assumed what the published models have. "
+                "Give the configuration by --config."
+            )
         return spec
 
     def _shape(self, key: str, dimensions: int) -> tuple[int, ...]:
@@ -179,7 +183,7 @@ class _Reader:
                 name = f"model.{part}.type".replace("..", ".")
                 raise self._unknown_architecture(f"{name} is {found!r}, and its weights are to fit {kind}")
             for problem, remedy in unsupported(part, settings, kind):
-                raise CheckpointError(f"{self.path}: {problem}", remedy)
+                raise CheckpointError(f"{self.settings_from}: {problem}", remedy)
 
     def _backbone(self, is_dpt: bool) -> ViTSpec:
         dims, channels, patch, across = self._shape("backbone.patch_embed.projection.weight", 4)
@@ -228,7 +232,7 @@ class _Reader:
             return published
         self.warnings.append(
             f"{HIDDEN[name]} cannot be seen in the weights, and the file has no configuration: assumed {assumed}. "
-            "Name the published model with --preset if it is one."
+            "Give it by --config, or name the published model with --preset if it is one."
         )
         return assumed
 
@@ -249,7 +253,11 @@ class _Reader:
                 return height // patch, width // patch
         side = math.isqrt(tokens)
         if side * side != tokens:
-            raise ValueError(f"a position embedding of {tokens} places is not square, and img_size does not fit it")
+            fits = "tells its height and width, is missing" if size is None else f"is {size}, does not fit it"
+            raise ValueError(
+                f"a position embedding of {tokens} places is not square, and backbone.img_size, which {fits} "
+                f"(patches of {patch} x {patch} pixels)"
+            )
         return side, side
 
     def _neck(self) -> NeckSpec | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from denseport.export.checkpoint.config import CORRECT, look_up
 from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.pipeline import evaluated_pipeline
-from denseport.export.checkpoint.pipeline_steps import check_keys, type_name, whole_pair
+from denseport.export.checkpoint.pipeline_keys import check_keys, type_name, whole_pair
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.media.overlay import default_palette
@@ -22,6 +22,8 @@ def inference_of(checkpoint: Checkpoint) -> Inference:
         CheckpointError: another mode, or windows that leave gaps.
     """
     test = look_up(checkpoint.config, "model", "test_cfg")
+    if test is None and "type" not in (outer := look_up(checkpoint.config, "test_cfg") or {}):
+        test = outer  # of early 0.x; 1.x names its loop so
     if not isinstance(test, Mapping):
         return Inference()
     try:
@@ -30,9 +32,11 @@ def inference_of(checkpoint: Checkpoint) -> Inference:
             return Inference()
         return Inference(own["mode"], whole_pair(own["crop_size"]), whole_pair(own["stride"]))
     except CheckpointError as err:
-        raise CheckpointError(f"{checkpoint.path}: {err.message}", err.remedy) from err
+        raise CheckpointError(f"{checkpoint.settings_from}: {err.message}", err.remedy) from err
     except (TypeError, ValueError, OverflowError) as err:
-        raise CheckpointError(f"{checkpoint.path}: model.test_cfg {test!r} cannot be used: {err}", CORRECT) from err
+        raise CheckpointError(
+            f"{checkpoint.settings_from}: model.test_cfg {test!r} cannot be used: {err}", CORRECT
+        ) from err
 
 
 def class_names(

@@ -32,8 +32,13 @@ def named_profiles(name: str, flavour: str, protocol: Protocol = PUBLISHED) -> t
         protocol: the bundle's.
 
     Raises:
-        InputError: no such name.
+        InputError: no such name, or a network that does not take three channels.
     """
+    if protocol.input.shape[1] != 3:
+        raise InputError(
+            f"the network takes {protocol.input.shape[1]} channel; engines are built for three so far",
+            "Run its ONNX artifacts.",
+        )
     if name == "reference":
         sizes, steps = input_sizes(protocol), protocol.preprocess
         if len(sizes) > 1:

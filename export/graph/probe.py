@@ -75,16 +75,19 @@ class Probe:
         self._session = open_session(
             proto, name, folder=folder, as_written=as_written, in_order=ordered, threads=threads
         )
+        shape = self._session.get_inputs()[0].shape
+        self.channels = shape[1] if len(shape) == 4 and isinstance(shape[1], int) else 3  # of the input
 
     def run(self, image: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """The outputs, shapes and magnitudes for a normalised image batch (N, 3, H, W).
+        """The outputs, shapes and magnitudes for a normalised image batch (N, C, H, W).
 
         Raises:
             ExportError: another shape or type, or an image that the network cannot take.
         """
-        if image.ndim != 4 or image.shape[1] != 3 or image.dtype != np.float32 or not image.size:
+        if image.ndim != 4 or image.shape[1] != self.channels or image.dtype != np.float32 or not image.size:
+            wanted = f"(N, {self.channels}, height, width)"
             raise ExportError(
-                f"expected normalised images of shape (N, 3, height, width), float32; got {image.shape} {image.dtype}",
+                f"expected normalised images of shape {wanted}, float32; got {image.shape} {image.dtype}",
                 "denseport.runtime.pipeline.network_input.NetworkInputs makes them from image files.",
             )
         try:

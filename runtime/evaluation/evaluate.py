@@ -152,6 +152,11 @@ def _warnings(segmenter: Segmenter, scores: Scores, found: Measurement) -> list[
     return warnings
 
 
+def _told(setting: object) -> str:
+    """A setting of the labels in words; False and 0 are values, an empty map is none."""
+    return "none" if setting == {} else str(setting)
+
+
 def _label_warnings(segmenter: Segmenter, dataset: Dataset, found: Measurement) -> Iterator[str]:
     """What is to be known of how the labels were read."""
     manifest, labelled = segmenter.manifest, found.confusion.label
@@ -164,7 +169,7 @@ def _label_warnings(segmenter: Segmenter, dataset: Dataset, found: Measurement) 
         strict=True,
     ):
         if own != other:
-            yield f"the labels were read with {name} {own or 'none'}; the bundle's data set has {other or 'none'}"
+            yield f"the labels were read with {name} {_told(own)}; the bundle's data set has {_told(other)}"
     if dataset.ignore_index != 255 and (dataset.reduce_zero_label or 255 in dataset.label_map.values()):
         yield (
             f"labels that are dropped become 255 and are ignored here; mmsegmentation ignores {dataset.ignore_index} "

@@ -82,9 +82,7 @@ class Gate:
     against: str | float = "reference"  # the published mIoU; or an artifact ("model.onnx"), or a mIoU in percent
     budget: float | None = None  # points of mIoU that may be lost; None: the manifest's, else by precision (`BUDGETS`)
     agreement: float | None = None  # least share of pixels with FP32's class, 0..1; None: by precision (`AGREEMENTS`)
-    strict: bool = (
-        False  # fail, not only note, where masks lack a class of the model or most of their labels are ignored
-    )
+    strict: bool = False  # fail, not only note, where masks lack a class of the model or a tenth is ignored
 
     def __post_init__(self) -> None:
         with suppress(ValueError, TypeError):  # an artifact's name is no number
@@ -103,6 +101,7 @@ class Comparison:
     yardstick: tuple[str, float] | None = None  # what it is, and the mIoU in percent; None: FP32 on the same images
     notes: tuple[str, ...] = ()
     strict: bool = False  # as of `Gate`
+    is_fp32: bool = False  # what is judged is the FP32 artifact itself
 
     def judge(self, measurement: Measurement, classes: tuple[str, ...]) -> Verdict:
         """The verdict on what was measured, of FP32 beside the artifact too where it is the yardstick."""
@@ -112,7 +111,7 @@ class Comparison:
         else:
             verdict = against_fp32(measurement, self.budget, notes=self.notes)
         verdict = check_labels(verdict, measurement, classes, strict=self.strict)
-        return check_collapse(verdict, measurement, self.agreement, classes)
+        return check_collapse(verdict, measurement, self.agreement, classes, is_fp32=self.is_fp32)
 
 
 def choose_comparison(gate: Gate, segmenter: Segmenter, images: int) -> Comparison:
@@ -130,7 +129,9 @@ def choose_comparison(gate: Gate, segmenter: Segmenter, images: int) -> Comparis
     precision = bundle.artifact(segmenter.artifact).precision
     budget = segmenter.manifest.budgets.get(precision) if gate.budget is None else gate.budget
     least = threshold(AGREEMENTS, precision, gate.agreement)
-    found = Comparison(threshold(BUDGETS, precision, budget), least, strict=gate.strict)
+    found = Comparison(
+        threshold(BUDGETS, precision, budget), least, strict=gate.strict, is_fp32=segmenter.artifact == source
+    )
     if isinstance(gate.against, float):
         return replace(found, yardstick=("the given mIoU", gate.against))
     if gate.against == "reference":
@@ -252,19 +253,21 @@ def check_labels(verdict: Verdict, found: Measurement, classes: Sequence[str], *
     return replace(verdict, passed=not reasons, reasons=reasons)
 
 
-def check_collapse(verdict: Verdict, found: Measurement, least_agreement: float, classes: Sequence[str]) -> Verdict:
+def check_collapse(
+    verdict: Verdict, found: Measurement, least_agreement: float, classes: Sequence[str], *, is_fp32: bool = False
+) -> Verdict:
     """Fail the verdict, with a reason each, for what no mIoU excuses.
 
     That is: logits that are not finite; one class on more than 99.9 % of all pixels where FP32 has at least
     two above 1 %; fewer pixels than ``least_agreement`` (0..1) with the class of FP32. Without FP32 the last
-    two cannot be looked for, and a note says so.
+    two cannot be looked for, and a note says so, unless FP32 itself was measured.
     """
     reasons, notes = list(verdict.reasons), verdict.notes
     if bad := int(found.counts["non_finite"].sum()):
         reasons.append(f"the logits of {bad} of {found.images} images are not finite")
-    if found.agreement is None:
+    if found.agreement is None and not is_fp32:
         notes += ("FP32 was not run beside it: neither a collapse to one class nor the agreement with FP32 is known",)
-    else:
+    if found.agreement is not None:
         pixels, fp32_pixels = (found.counts[name].sum(axis=0) for name in ("pixels", "fp32_pixels"))
         share = pixels / max(pixels.sum(), 1)
         seen = np.count_nonzero(fp32_pixels > _SEEN * fp32_pixels.sum())

@@ -58,7 +58,7 @@ def view_of(size: Size, steps: Preprocessing, *, flip: bool = False) -> View:
     """How an image of ``size`` (height, width) is seen after some steps.
 
     mmsegmentation 1.x resizes the logits of a whole image to the size that the last pad or resize to a multiple left,
-    even if another resize came behind it.
+    even if another resize came behind it. 0.x, whose pads are cut off, does not.
 
     Raises:
         ImageError: a step makes it too large.
@@ -66,9 +66,10 @@ def view_of(size: Size, steps: Preprocessing, *, flip: bool = False) -> View:
     at, stretched, cut = size, None, (0, 0)
     for step in (*size_steps(steps), *paddings(steps)):
         before, at = at, output_size(at, step)
-        cut = (at[0] - before[0], at[1] - before[1]) if isinstance(step, Pad) and step.crop else (0, 0)
-        if isinstance(step, Pad | ResizeToMultiple):
-            stretched = at
+        if isinstance(step, Pad) and step.crop:
+            stretched, cut = None, (cut[0] + at[0] - before[0], cut[1] + at[1] - before[1])
+        else:
+            stretched, cut = at if isinstance(step, Pad | ResizeToMultiple) else stretched, (0, 0)
     return View(steps, at, stretched or at, cut, flip)
 
 

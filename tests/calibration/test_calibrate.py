@@ -163,6 +163,8 @@ def test_inspect_and_report_show_it(calibrated: Path, capsys: pytest.CaptureFixt
     record = Bundle(calibrated / "bundle").artifact("int8.onnx").record["calibration"]
     assert f"calibrated on 3 images by minmax, {count(len(record['smoothing']), 'LayerNorm')} smoothed" in out
     assert "times as fast as FP32" in out and "only 3 images" in out
+    compared = [line.strip() for line in out.splitlines() if "compared with fp32" in line]
+    assert len(compared) == 2, "once for each of int8.onnx and int8.cpu.onnx, although each was compared twice"
     page = (calibrated / "int8.html").read_text()
     narrow, _, floats = page.partition("layers in float, with the reasons</summary>")
     assert floats.count("float: ") == len(record["float"]) and "<details>" in narrow
@@ -210,7 +212,9 @@ def test_an_artifact_is_measured_again_for_another_machine(
     bundle.note("int8.onnx", {"verdict": {**old, "machine": "a far-away processor"}})
     assert "measured on a far-away processor" in Segmenter(bundle).selection.others["int8.onnx"]
     assert main(["calibrate", str(bundle.path), *QUICK, "--measure", "int8.onnx"]) == 0
-    assert old["machine"] in capsys.readouterr().out
+    told, *details = capsys.readouterr().out.splitlines()
+    assert told.startswith("int8.onnx: ") and old["machine"] in told
+    assert "of the pixels get the class that FP32 gives" in details[0] and all(line[:2] == "  " for line in details)
     assert Bundle(bundle.path).artifact("int8.onnx").record["verdict"]["machine"] == old["machine"]
     assert main(["calibrate", str(bundle.path), *QUICK, "--measure", "model.onnx"]) == 2
     assert "was not written by denseport calibrate" in capsys.readouterr().err

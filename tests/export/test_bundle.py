@@ -322,6 +322,22 @@ def test_a_name_of_training_is_worth_a_hint(tmp_path: Path, stem: str, capsys: p
     assert "--name" not in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("ready_made")
+@pytest.mark.parametrize("needs", [False, True])
+def test_the_extra_pillow_is_named_where_a_bundle_needs_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], needs: bool
+) -> None:
+    weights, backend = torch.load(SAMPLE, weights_only=True), "pillow" if needs else "cv2"
+    text = weights["meta"]["cfg"].replace(
+        "keep_ratio=True, scale=(\n", f"keep_ratio=True, backend={backend!r}, scale=(\n"
+    )
+    assert text != weights["meta"]["cfg"]
+    weights["meta"]["cfg"] = text
+    torch.save(weights, tmp_path / "mine.pth")
+    export_bundle(tmp_path / "mine.pth", tmp_path / "bundle", progress=Terminal())
+    assert ("need the extra pillow" in capsys.readouterr().err) == needs
+
+
 def test_an_older_opset_and_ir_version(oracle: Path, tmp_path: Path) -> None:
     bundle = export_bundle(oracle / "tiny_upernet_mln.pth", tmp_path / "bundle", opset=13, ir_version=7)
     model = onnx.load(bundle.path / "model.onnx")

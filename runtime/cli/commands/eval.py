@@ -178,7 +178,7 @@ def _table(found: Evaluation) -> str:
         lines.append(f"{row.name:{width}}  {row.IoU:6.2f}  {accuracy}  {row.pixels:12,}")
     absent = len(found.per_class) - len(rows)
     if absent:
-        lines.append(f"(left out: {count(absent, 'class', 'es')} that neither the masks nor the predictions contain)")
+        lines.append(f"(left out: {count(absent, 'class', 'es')} that no counted pixel of masks or predictions has)")
     images = count(found.measurement.images, "image")
     lines += ["", found.session]
     lines.append(f"protocol {found.protocol.name} ({found.protocol.description}), {images}")

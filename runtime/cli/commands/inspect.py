@@ -104,9 +104,11 @@ def _of_artifact(bundle: Bundle, name: str) -> Iterator[str]:
     gives = ", fused" * artifact.fused + ", gives masks" * (artifact.output == "mask")
     yield f"{name}: {artifact.kind}, {artifact.precision}{floats}{gives}, {size}{missing}"
     yield f"made of {artifact.made_of or 'the checkpoint'}, target {artifact.target}"
-    for proof in artifact.proof:
-        how = f"computed in {proof.arithmetic}, {proof.machine}, {proof.date[:10]}"
-        yield f"compared with {proof.against} ({how})"
+    hows = [
+        (each.against, f"computed in {each.arithmetic}, {each.machine}, {each.date[:10]}") for each in artifact.proof
+    ]
+    for against, how in dict.fromkeys(hows):  # an audit and a verdict may say the same
+        yield f"compared with {against} ({how})"
     difference = artifact.record.get("max_difference")
     if difference is not None:
         sizes = count(len(artifact.record["checks"]), "size")

@@ -245,7 +245,7 @@ def _with_network(
         f"{model_name(bundle, options.name)}_network",
         backend,
         max_batch_size=max_batch,
-        input=[tensor(IMAGE, "TYPE_FP32", *batch, 3, ANY, ANY)],
+        input=[tensor(IMAGE, "TYPE_FP32", *batch, bundle.manifest.input.shape[1], ANY, ANY)],
         output=[tensor(LOGITS, "TYPE_FP32", *batch, len(bundle.manifest.classes), ANY, ANY)],
         # Until the model that asks has left its old version, that needs the old network.
         version_policy=version_policy(options.versions, more=1),

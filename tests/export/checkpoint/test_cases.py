@@ -13,10 +13,15 @@ import numpy as np
 import postprocess
 import pytest
 
+from denseport.calibration.calibrate import calibrate
 from denseport.export import bundle as export_module
+from denseport.export.build import build
 from denseport.export.bundle import export_bundle
 from denseport.export.models.segmentor import Segmentor
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.errors import InputError
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.serving.triton.variants import Options, served_models
 
 CASES = Path("cases/mmseg")
 
@@ -76,3 +81,20 @@ def test_a_checkpoint_gives_mmsegmentations_mask(
     if len(expected) == 1:
         logits = 1 / (1 + np.exp(-logits))  # mmsegmentation keeps the probability
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3)
+
+
+def test_a_network_of_one_channel_goes_all_the_way(shared: Path, tmp_path: Path) -> None:
+    """Typed, quantized and served like any other; engines have three channels so far, and say so."""
+    bundle = export_bundle(shared / CASES / "one_channel.pth", tmp_path / "bundle")
+    images = [tmp_path / f"{i}.png" for i in range(4)]
+    for image in images:
+        shutil.copy(shared / CASES / "image.png", image)
+    built = build(bundle, images=images)
+    assert built.passed
+    assert calibrate(bundle.path, images, limit=4).verdicts
+    with Segmenter(bundle.path, artifact="int8.cpu.onnx", threads=2) as segmenter:
+        assert segmenter(images[0]).mask.shape == (121, 160)
+    (network, _) = served_models(Bundle(bundle.path), Options(backend="onnxruntime"))
+    assert list(network.config.input[0].dims) == [1, -1, -1]
+    with pytest.raises(InputError, match="takes 1 channel; engines are built for three"):
+        build(bundle.path, engine="tensorrt_rtx", images=images)

@@ -13,10 +13,11 @@ from support import REPO
 from denseport.export.checkpoint.config import parse_config
 from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.pipeline import image_steps
-from denseport.export.checkpoint.pipeline_steps import CARRIED_OUT, HARMLESS
+from denseport.export.checkpoint.pipeline_keys import CARRIED_OUT, HARMLESS
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.preprocessing import Preprocessing
 from denseport.runtime.bundle.steps import (
+    LARGEST_SIDE,
     Augmentation,
     Load,
     Normalise,
@@ -81,10 +82,12 @@ def old_pipeline(arguments: str, *inner: str) -> str:
     )
 
 
+UNPADDED = "dict(type='PackSegInputs', meta_keys=('img_path', 'ori_shape', 'img_shape')"
 NORMALISE = "mean=[1, 2, 3], std=[4, 5, 6], bgr_to_rgb=True"
 NORMALIZE = "dict(type='Normalize', mean=[1, 2, 3], std=[4, 5, 6])"
 LAST = EXPECTED[1]
 USUAL = Resize((256, 128), True)
+PADDED = "dict(type='Pad', size=(60, 70))"
 SCALED = "dict(type='Resize', scale=(256, 128), keep_ratio=True)"
 
 
@@ -177,7 +180,12 @@ def test_normalising_in_the_pipeline() -> None:
             (Resize((256, 128), False),),
             Augmentation((Resize((256, 128), False),), True),
         ),
-        ("img_scale=(256, 128), flip=True", ("dict(type='Resize')",), (USUAL,), None),  # nothing mirrors
+        (
+            "img_scale=(256, 128), img_ratios=[0.5, 1.0]",
+            ("dict(type='Resize', min_size=90)",),
+            (ResizeShortestEdge(128, LARGEST_SIDE),),
+            Augmentation((ResizeShortestEdge(90, LARGEST_SIDE), ResizeShortestEdge(128, LARGEST_SIDE)), False),
+        ),
         (
             "img_scale=None, img_ratios=[0.5]",
             ("dict(type='Resize')",),
@@ -203,6 +211,58 @@ def test_0x_scales_ratios_and_flips(
 ) -> None:
     found = image_steps(checkpoint(old_pipeline(arguments, *inner)))
     assert (found.preprocess, found.augmentation) == ((*expected, LAST), augmentation)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "inner", "words"),
+    [
+        ("img_scale=(256, 128), flip=True", ("dict(type='Resize')",), "flip=True without a RandomFlip"),
+        ("img_scale=(256, 128)", ("dict(type='Resize')",) * 2, "resizes an image that was resized"),
+        (
+            "img_scale=None, img_ratios=[1.0]",
+            (PADDED, "dict(type='Resize')"),
+            "resizes an image that was resized or pad",
+        ),
+        (
+            "img_scale=None, img_ratios=[1.0]",
+            ("dict(type='Resize', min_size=9)",),
+            "min_size, and MultiScaleFlipAug no",
+        ),
+        ("img_scale=(9, 9), flip=True", (PADDED, "dict(type='RandomFlip')"), "mirrors an image that was padded"),
+        (
+            "img_scale=(9, 9)",
+            ("dict(type='ResizeToMultiple')", "dict(type='Resize')"),
+            "resizes after ResizeToMultiple",
+        ),
+    ],
+)
+def test_0x_in_an_order_that_has_no_steps_is_refused(arguments: str, inner: tuple[str, ...], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        image_steps(checkpoint(old_pipeline(arguments, *inner)))
+
+
+def test_a_resize_before_0x_scales_stays_the_first() -> None:
+    """A single view is resized twice; of several, the place of the second resize cannot be taken."""
+    outer = "dict(type='Resize', img_scale=(90, 90)), dict(type='MultiScaleFlipAug'"
+    text = old_pipeline("img_scale=(64, 64), img_ratios=0.5", "dict(type='Resize')").replace(
+        "dict(type='MultiScaleFlipAug'", outer
+    )
+    assert steps(text) == (Resize((90, 90), True), Resize((32, 32), True), LAST)
+    with pytest.raises(CheckpointError, match="resizes an image that was resized"):
+        steps(text.replace("img_ratios=0.5", "img_ratios=[0.5, 1.0]"))
+
+
+def test_what_value_is_padded() -> None:
+    """A float is the first channel's alone, unless there is one; pads before Normalize keep the order of the image."""
+    pad, grey = (
+        "dict(type='Pad', size=(9, 9), pad_val=dict(img=1.5))",
+        "dict(type='LoadImageFromFile', color_type='grayscale')",
+    )
+    assert steps(pipeline(pad)) == (Pad((9, 9), value=(1.5, 0.0, 0.0)), LAST)
+    assert steps(pipeline(grey, pad)) == (Load(grey=True), Pad((9, 9), value=(1.5,) * 3), LAST)
+    text = pipeline(pad, NORMALIZE, pad).replace(f"dict({NORMALISE})", "dict(mean=None, bgr_to_rgb=True)")
+    first, _, last = steps(text)
+    assert (first, last) == (Pad((9, 9), value=(1.5, 0.0, 0.0)), Pad((9, 9), value=(0.0, 0.0, 1.5)))
 
 
 def test_the_evaluations_pipeline_counts_and_a_conflict_is_said() -> None:
@@ -291,7 +351,14 @@ def test_what_the_file_does_not_say_is_assumed_with_a_warning() -> None:
         (PIPELINE_1, "pad_val=0", "type='ImgDataPreprocessor'", "is a 'ImgDataPreprocessor'"),
         (PIPELINE_0, "flip=False", "flip=True, flip_direction='vertical'", "flip_direction='vertical'"),
         (PIPELINE_0, "flip=False", "zoom=2", "MultiScaleFlipAug: the key 'zoom'"),
-        (PIPELINE_0, "keep_ratio=True", "min_size=640", "min_size=640"),
+        (PIPELINE_0, "img_scale=(1024, 240)", "img_scale=None", "neither img_scale nor img_ratios"),
+        (PIPELINE_0, "keep_ratio=True", "min_size=640, ratio_range=(1, 2)", "ratio_range"),
+        (
+            PIPELINE_1,
+            "'PackSegInputs'",
+            f"'Pad', size=(9, 9)), {SCALED}, {UNPADDED}",
+            "PackSegInputs leaves pad_shape out",
+        ),
     ],
 )
 def test_a_pipeline_that_cannot_be_reproduced_is_refused(text: str, old: str, new: str, words: str) -> None:

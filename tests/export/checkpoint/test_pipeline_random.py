@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +11,15 @@ import postprocess
 import pytest
 import torch
 import upstream
+from fake_network import network, runner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn import functional as F
 
 from denseport.export.checkpoint.file import Checkpoint
-from denseport.export.checkpoint.pipeline import image_steps
-from denseport.export.checkpoint.settings import inference_of
-from denseport.runtime.backends.session import Session
-from denseport.runtime.backends.shared import SharedSession
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.protocol import parse_protocol
-from denseport.runtime.pipeline.pipeline import Pipeline
 from denseport.runtime.pipeline.reduce import Decision, decide
 from denseport.runtime.pipeline.results import RequestedOutputs
-
-CLASSES = 3
-WEIGHT = torch.randn(CLASSES, 3, 1, 1, generator=torch.Generator().manual_seed(0))
-
-
-def network(tensor: Tensor) -> Tensor:
-    """Stands for a network: logits (1, 3, ceil(h / 4), ceil(w / 4)) of a normalised image."""
-    return F.conv2d(F.avg_pool2d(tensor, 4, ceil_mode=True), WEIGHT)
-
-
-@dataclass(frozen=True)
-class FakeSession(Session):
-    description = "a fake"
-
-    def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        return network(torch.from_numpy(image)).numpy()
-
 
 SIDES = st.integers(20, 90)
 SCALES = st.one_of(SIDES, st.tuples(SIDES, SIDES))
@@ -105,22 +80,6 @@ TEST_CFG = st.one_of(
         st.floats(0.3, 1),
     ),
 )
-
-
-def runner(sample: Bundle, checkpoint: Checkpoint, *, align_corners: bool = False) -> Pipeline:
-    """What runs a bundle of the checkpoint, with `network` in the place of its network."""
-    path = image_steps(checkpoint)
-    manifest = replace(
-        sample.manifest,
-        preprocess=path.preprocess,
-        inference=inference_of(checkpoint),
-        augmentation=path.augmentation,
-        align_corners=align_corners,
-        classes=("a", "b", "c"),
-        palette=((0, 0, 0),) * CLASSES,
-        patch_size=1,
-    )
-    return Pipeline(manifest, Path(), "fake", parse_protocol("reference", manifest), SharedSession(FakeSession()), 1)
 
 
 @given(

@@ -13,8 +13,9 @@ from support import ASSETS
 from torch import Tensor
 
 from denseport.export.checkpoint.file import Checkpoint, read_checkpoint
+from denseport.export.checkpoint.pipeline import image_steps
 from denseport.export.checkpoint.recognise import recognise
-from denseport.export.checkpoint.settings import class_names
+from denseport.export.checkpoint.settings import class_names, inference_of
 from denseport.export.checkpoint.weights import load_model
 from denseport.export.errors import CheckpointError
 from denseport.export.models import presets
@@ -281,7 +282,21 @@ def test_a_pyramid_with_other_scales_is_refused(oracle: Path) -> None:
 def test_a_position_embedding_of_no_known_shape_is_refused(sample_checkpoint: Checkpoint) -> None:
     weights = {**sample_checkpoint.state_dict, "backbone.pos_embed": torch.zeros(1, 18, 96)}
     checkpoint = dataclasses.replace(sample_checkpoint, state_dict=weights)
-    assert "17 places is not square" in refusal(lambda: recognise(checkpoint))
+    assert "17 places is not square, and backbone.img_size, which is (" in refusal(lambda: recognise(checkpoint))
+    message = refusal(lambda: recognise(bare(checkpoint)))
+    assert "17 places is not square, and backbone.img_size, which tells" in message and "by --config" in message
+
+
+def test_an_error_names_the_configuration_that_was_given(sample_checkpoint: Checkpoint) -> None:
+    """What is wrong in the file of --config is not said of the checkpoint alone."""
+    given = dataclasses.replace(sample_checkpoint, config_file="mine.py")
+    begins = f"{given.path} with --config mine.py: "
+    assert refusal(lambda: recognise(with_model(given, "backbone", num_heads="x"))).startswith(begins)
+    assert refusal(lambda: recognise(with_model(given, "backbone", foo=3))).startswith(begins)
+    assert refusal(lambda: inference_of(with_model(given, "test_cfg", mode="other"))).startswith(begins)
+    pipeline = {"test_pipeline": [{"type": "Other"}], "test_dataloader": {}, "val_dataloader": {}}
+    other = dataclasses.replace(given, config={**given.config, **pipeline})
+    assert refusal(lambda: image_steps(other)).startswith(begins)
 
 
 KEY = "decode_head.project.conv.weight"

@@ -35,6 +35,9 @@ def test_inference_mode() -> None:
     assert inference_of(with_test_cfg("dict(mode='whole')")) == Inference()
     slide = with_test_cfg("dict(mode='slide', crop_size=(512, 480), stride=[341, 320])")
     assert inference_of(slide) == Inference("slide", crop=(512, 480), stride=(341, 320))
+    early = "model = dict(test_cfg=None)\ntest_cfg = dict(mode='slide', crop_size=(9, 9), stride=(6, 6))"  # 0.x
+    assert inference_of(checkpoint(early)) == Inference("slide", (9, 9), (6, 6))
+    assert inference_of(checkpoint("test_cfg = dict(type='TestLoop')")) == Inference()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,6 @@ from denseport.export.engine import build as engine
 from denseport.export.engine.build import EngineOptions, build_engine
 from denseport.export.engine.profile import named_profiles
 from denseport.export.errors import ExportError
-from denseport.export.graph import fusion
 from denseport.export.graph.fold import fold
 from denseport.export.graph.fusion import DOMAIN, OPERATORS, FusionRecord, fuse, fused_nodes
 from denseport.export.graph.mask import append_mask
@@ -263,13 +262,6 @@ def test_what_no_kernel_computes_is_left(nodes: str, reason: str) -> None:
     _, *left = caught.value.message.splitlines()
     assert len(left) == bool(reason) and all(reason in line for line in left)
     assert [node.op_type for node in model.graph] == before and not model.functions
-
-
-def test_sizes_that_are_not_known_are_not_taken_as_equal() -> None:
-    """Types of tensors without a shape are None."""
-    known = (1, 3, 4, 5)
-    assert not fusion._same_size(None, known) and not fusion._same_size(known, None)
-    assert fusion._same_size(known, (1, 3, 8, 10))
 
 
 def test_a_resize_whose_result_is_an_output_stays() -> None:

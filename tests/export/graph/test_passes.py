@@ -22,6 +22,7 @@ from denseport.calibration.quantize.cpu import lower_for_cpu
 from denseport.calibration.quantize.placement import activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
 from denseport.calibration.quantize.smoothing import SmoothingRecord, smooth
+from denseport.export.graph import fusion
 from denseport.export.graph.fold import FoldRecord, fold
 from denseport.export.graph.fusion import fuse
 from denseport.export.graph.mask import append_mask
@@ -137,3 +138,10 @@ def test_records_of_nothing() -> None:
     before = serialise(bare)
     assert smooth(bare, {}, {}) == SmoothingRecord(()) and not unpack_projections(bare).projections
     assert serialise(bare) == before
+
+
+def test_sizes_that_are_not_known_are_not_taken_as_equal() -> None:
+    """Types of tensors without a shape are None."""
+    known = (1, 3, 4, 5)
+    assert not fusion._same_size(None, known) and not fusion._same_size(known, None)
+    assert fusion._same_size(known, (1, 3, 8, 10))

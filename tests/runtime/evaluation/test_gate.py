@@ -251,3 +251,13 @@ def test_without_fp32_a_note_says_what_was_not_checked() -> None:
     verdict = check_collapse(PASS, predictions([0, 10, 0]), 0.9, CLASSES)
     assert verdict.passed
     assert "FP32 was not run beside it: neither a collapse" in verdict.notes[0]
+    assert check_collapse(PASS, predictions([0, 10, 0]), 0.9, CLASSES, is_fp32=True) == PASS
+    failed = check_collapse(PASS, predictions([0, 10, 0], non_finite=1), 0.9, CLASSES, is_fp32=True)
+    assert not failed.passed and failed.notes == PASS.notes
+
+
+def test_a_gate_takes_any_number_in_its_range() -> None:
+    assert (Gate(budget=0).budget, Gate(budget=0.25).budget, Gate(agreement=0).agreement) == (0, 0.25, 0)
+    for options in ({"budget": -0.1}, {"budget": 100.1}, {"agreement": 1.1}, {"against": 101}):
+        with pytest.raises(InputError, match="the gate's"):
+            Gate(**options)

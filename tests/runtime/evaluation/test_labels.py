@@ -130,6 +130,9 @@ def test_the_manifests_labels_are_carried_out_and_overridden(
     with pytest.raises(DatasetError, match=r"labels 4, 9 are outside 0\.\.2"):
         evaluate(bundle.path, data, label_map={})
     assert main(["eval", str(bundle.path), "--data", str(data), "--label-map", "none"]) == 2
+    told = evaluate(bundle.path, data, reduce_zero_label=True, label_map={8: 0, 3: 1}, ignore_index=0).warnings
+    assert "the labels were read with reduce_zero_label True; the bundle's data set has False" in told
+    assert "the labels were read with ignore_index 0; the bundle's data set has 255" in told
     rewrite(bundle, lambda each: each.update(label_map={"9": 0}, ignore_index=4))
     assert evaluate(bundle.path, data).ignored == 0.5
     told = evaluate(bundle.path, data, label_map={9: 255, 4: 1}, ignore_index=2)
@@ -151,6 +154,7 @@ def test_masks_of_0_and_255_are_told_loudly(tmp_path: Path, capsys: pytest.Captu
     options = ["eval", str(bundle.path), "--data", str(data), "--gate", "100"]
     assert [main([*options, *more]) for more in ([], ["--strict"])] == [0, 1]
     text = capsys.readouterr().out
+    assert "(left out: 1 class that no counted pixel of masks or predictions has)" in text
     assert text.count(f"warning: {warning}") == 2 and "never in the masks: 1 of 2 classes (leaf)" in text
     assert "ignored: 50.00 % of the labels, which are 255\n" in text
     whole = evaluate(bundle, data, label_map={255: 1}, gate=Gate(100.0, strict=True))

@@ -248,3 +248,17 @@ def test_an_artifact_without_logits_is_refused(sample: Bundle) -> None:
 
     with Segmenter(sample, session=Masks()) as segmenter, pytest.raises(BundleError, match="tells 0 classes apart"):
         segmenter(np.zeros((64, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan])
+def test_logits_that_are_not_finite_are_refused(sample: Bundle, special: float) -> None:
+    class Broken(Session):
+        description = "broken"
+
+        def run(self, image: np.ndarray) -> np.ndarray:
+            logits = np.zeros((1, 150, 8, 8), np.float32)
+            logits[0, 3, 2, 1] = special
+            return logits
+
+    with Segmenter(sample, session=Broken()) as segmenter, pytest.raises(BundleError, match="logits that are not"):
+        segmenter(np.zeros((64, 64, 3), np.uint8))
