@@ -9,7 +9,8 @@ from bundles import verdict
 
 from denseport.runtime import selection
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.system.machine import Gpu, Machine
+from denseport.runtime.cli.main import main
+from denseport.runtime.system.machine import DISTRIBUTIONS, Gpu, Machine
 
 
 @pytest.fixture
@@ -30,7 +31,8 @@ def with_openvino(bundle: Bundle, **ratios: float) -> None:
 
 
 def cpu(openvino: str | None = "2026.4.1", *, bf16: bool = True) -> Machine:
-    return Machine("Linux", "a processor", 2, 24.0, (), {"openvino": openvino}, ("CPUExecutionProvider",), bf16)
+    packages = {**dict.fromkeys(DISTRIBUTIONS), "openvino": openvino}
+    return Machine("Linux", "a processor", 2, 24.0, (), packages, ("CPUExecutionProvider",), bf16)
 
 
 GPU = dataclasses.replace(
@@ -116,3 +118,21 @@ def test_a_hint_tells_what_was_not_tried(
     assert not selection.select_artifact(bundle).hint, "it was tried on such a processor"
     monkeypatch.setattr(selection, "inspect_machine", lambda **_: dataclasses.replace(here, processor="another"))
     assert selection.select_artifact(bundle).hint == hint
+
+
+def test_doctor_gives_the_hint_until_it_was_tried(
+    sample_copy: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("denseport.runtime.system.machine.inspect_machine", lambda: cpu(bf16=False))
+    assert main(["doctor", str(sample_copy.path)]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith(f"may be faster here; this tells: {TELLS.replace('BUNDLE', str(sample_copy.path))}\n")
+    assert "yes  run ONNX models with OpenVINO" in out
+    assert "no   compute in BF16 on the CPU: no BF16 arithmetic in this processor" in out
+    with_openvino(sample_copy, fp32=1.2, bf16=1.9)
+    for name, artifact in sample_copy.manifest.artifacts.items():
+        sample_copy.add(name, artifact)
+    assert main(["doctor", str(sample_copy.path)]) == 0
+    out = capsys.readouterr().out
+    assert "may be faster" not in out and "yes  fp32.openvino (onnx, fp32)" in out
+    assert "no   bf16.openvino (onnx, bf16): this processor has no BF16 arithmetic" in out
