@@ -148,3 +148,14 @@ def test_without_bf16_only_fp32_is_made(
     assert lines[0].startswith("bf16.openvino: not made: this processor has no BF16 arithmetic")
     assert lines[1].startswith("fp32.openvino: PASS")
     assert lines[-1] == "On such processors runs model.onnx: ONNX Runtime on the CPU"
+
+
+def test_counts_of_another_artifact_of_the_same_file_are_not_taken_up(
+    sample_copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(sample_copy, precision="fp32", engine="openvino", images=IMAGES)
+    command, state = ["eval", str(sample_copy.path), "--data", IMAGES, "--masks", MASKS], str(tmp_path / "state.npz")
+    assert main([*command, "--state", state, "--shard", "1/1"]) == 0
+    assert main([*command, "--merge", state]) == 0
+    assert main([*command, "--merge", state, "--artifact", "fp32.openvino"]) == 2
+    assert "state.npz" in capsys.readouterr().err
