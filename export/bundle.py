@@ -16,7 +16,7 @@ from denseport.export.checkpoint import settings
 from denseport.export.checkpoint.config import CORRECT
 from denseport.export.checkpoint.file import Checkpoint, read_checkpoint
 from denseport.export.checkpoint.labels import check_count, colours_of
-from denseport.export.checkpoint.pipeline import image_steps
+from denseport.export.checkpoint.pipeline import ImageSteps, image_steps
 from denseport.export.checkpoint.recognise import Recognised, recognise
 from denseport.export.checkpoint.weights import choose_weights, load_model
 from denseport.export.errors import CheckpointError
@@ -175,15 +175,9 @@ def _announce(manifest: Manifest, progress: Progress) -> None:
 def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int] | None, parameters: int) -> Manifest:
     spec, preset = recognised.spec, recognised.preset
     path = image_steps(source)
-    preprocess = path.preprocess
     if scale is not None:
-        try:
-            longer, shorter = map(index, scale)  # numpy's integers as Python's; no floats
-            preprocess = resized_to(preprocess, (longer, shorter), keep_ratio=True)
-        except (TypeError, ValueError) as err:
-            raise CheckpointError(
-                f"--scale {scale}: {err}", "Give two sides in pixels, for example --scale 2048 512."
-            ) from err
+        path = _scaled(path, scale)
+    preprocess = path.preprocess
     resize = resizing(preprocess)
     if isinstance(resize, Resize) and min(resize.size) < spec.backbone.patch_size:
         raise CheckpointError(
@@ -224,6 +218,26 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
         )
     except ValueError as err:
         raise CheckpointError(f"{source.path}: {err}", CORRECT) from err
+
+
+def _scaled(path: ImageSteps, scale: tuple[int, int]) -> ImageSteps:
+    """The test path with another test size, in each of its views."""
+    if path.augmentation is not None and len(path.augmentation.scales) > 1:
+        raise CheckpointError(
+            f"--scale {scale[0]} {scale[1]}: the checkpoint's own test has {len(path.augmentation.scales)} scales",
+            "Leave --scale out, or give a configuration whose test has one scale by --config.",
+        )
+    try:
+        longer, shorter = map(index, scale)  # numpy's integers as Python's; no floats
+        preprocess = resized_to(path.preprocess, (longer, shorter), keep_ratio=True)
+    except (TypeError, ValueError) as err:
+        raise CheckpointError(
+            f"--scale {scale}: {err}", "Give two sides in pixels, for example --scale 2048 512."
+        ) from err
+    resize, views = resizing(preprocess), path.augmentation
+    assert resize is not None  # resized_to
+    views = views and dataclasses.replace(views, scales=(resize,))
+    return dataclasses.replace(path, preprocess=preprocess, augmentation=views)
 
 
 def _provenance(source: Checkpoint, warnings: list[str]) -> dict[str, Any]:

@@ -196,11 +196,12 @@ def _record_of(engine: Artifact) -> BuildRecord:
 
 def too_narrow(profiles: Sequence[Profile], protocol: Protocol) -> str:
     """Why engines of these profiles do not take images of 4:3 or 3:4 under a protocol; empty if they do."""
+    channels = protocol.input.shape[1]
     for height, width in input_sizes(protocol):
-        if not any((1, 3, height, width) in profile for profile in profiles):
+        if not any((1, channels, height, width) in profile for profile in profiles):
             return (
                 f"takes inputs of {' or '.join(map(str, profiles))}, and images of 4:3 and 3:4 become "
-                f"(1, 3, {height}, {width}) under the protocol {protocol.name}"
+                f"(1, {channels}, {height}, {width}) under the protocol {protocol.name}"
             )
     return ""
 

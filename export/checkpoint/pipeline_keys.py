@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from denseport.export.checkpoint.config import CORRECT
 from denseport.export.checkpoint.model_settings import last_part
 from denseport.export.errors import CheckpointError
 
@@ -65,7 +66,7 @@ HARMLESS: dict[str, frozenset[str]] = {
 def type_name(settings: Any) -> str:
     """The last part of ``type``: pure-Python configurations write whole paths, others a scope before the name."""
     if not isinstance(settings, Mapping) or "type" not in settings:
-        raise ValueError(f"{settings!r} has no type")
+        raise CheckpointError(f"the test path has the step {settings!r:.80}, which is no dict with a type", CORRECT)
     return str(last_part(settings["type"]))
 
 
@@ -91,7 +92,7 @@ def refused_value(kind: str, key: str, value: Any, allowed: Sequence[Any]) -> Ch
 def sampling(kind: str, own: Settings) -> tuple[str, str]:
     """Interpolation and library of a resize."""
     libraries = {"cv2": "opencv", None: "opencv", "pillow": "pillow"}
-    if own["backend"] not in libraries:
+    if own["backend"] not in list(libraries):  # it may be of a kind that no dict finds
         raise refused_value(kind, "backend", own["backend"], ("cv2", "pillow"))
     return str(own["interpolation"]), libraries[own["backend"]]
 

@@ -24,6 +24,7 @@ from denseport.export.checkpoint.pipeline_keys import (
     type_name,
     whole_pair,
 )
+from denseport.export.checkpoint.values import flag, real, reals, telling, whole
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.preprocessing import Preprocessing, loading, resizing
 from denseport.runtime.bundle.steps import (
@@ -78,7 +79,8 @@ class Reader:
             "PackSegInputs": self._pack,
         }
         if kind in readers:
-            readers[kind](step)
+            with telling(kind):
+                readers[kind](step)
         elif kind in HARMLESS:
             check_keys(kind, step)
         elif kind == "TestTimeAug":
@@ -118,18 +120,18 @@ class Reader:
         if own["color_type"] not in colours:
             raise refused_value("LoadImageFromFile", "color_type", own["color_type"], colours)
         libraries = {"cv2": "opencv", None: "opencv", "pillow": "pillow"}
-        if own["imdecode_backend"] in OTHER_DECODERS:
+        if own["imdecode_backend"] in list(OTHER_DECODERS):
             raise CheckpointError(
                 f"the test pipeline's LoadImageFromFile has imdecode_backend={own['imdecode_backend']!r}, which is not "
                 "supported",
                 f"Give cv2 instead, and {OTHER_DECODERS[own['imdecode_backend']]}. {MEASURE}",
             )
-        if own["imdecode_backend"] not in libraries:
+        if own["imdecode_backend"] not in list(libraries):
             raise refused_value("LoadImageFromFile", "imdecode_backend", own["imdecode_backend"], ("cv2", "pillow"))
         load = Load(
             orientation="ignore" not in own["color_type"],
             grey=own["color_type"].startswith("grayscale"),
-            float32=bool(own["to_float32"]),
+            float32=flag("LoadImageFromFile", own, "to_float32"),
             library=libraries[own["imdecode_backend"]],
         )
         if self.steps:
@@ -142,7 +144,8 @@ class Reader:
         if self.old and isinstance(scale, list) and len(scale) == 1:
             scale = scale[0]
         if not scale and own["scale_factor"] is not None:
-            self._add(ResizeBy(factors(own["scale_factor"]), bool(own["keep_ratio"]), False, *sampling("Resize", own)))
+            keep_ratio = flag("Resize", own, "keep_ratio")
+            self._add(ResizeBy(factors(own["scale_factor"]), keep_ratio, False, *sampling("Resize", own)))
         elif scale:
             self._add(_resize_to(one_or_two(scale), own))
         else:
@@ -151,7 +154,7 @@ class Reader:
     def _shortest_edge(self, step: Settings) -> None:
         own = check_keys("ResizeShortestEdge", step)
         scale = own["scale"]
-        self._add(ResizeShortestEdge(min(one_or_two(scale)), int(own["max_size"])))
+        self._add(ResizeShortestEdge(min(one_or_two(scale)), whole("ResizeShortestEdge", own, "max_size")))
 
     def _to_multiple(self, step: Settings) -> None:
         own = check_keys("ResizeToMultiple", step)
@@ -163,7 +166,7 @@ class Reader:
         value = own["pad_val"]
         value = value.get("img", 0) if isinstance(value, Mapping) else value
         if isinstance(value, (list, tuple)):
-            values = tuple(float(each) for each in value)
+            values = reals("Pad", {"pad_val": value}, "pad_val")
         elif loading(self.steps).grey or (isinstance(value, int) and not self.old):
             values = (float(value),) * 3
         else:  # OpenCV takes a single number for the first channel's, and pads the others with 0
@@ -176,7 +179,8 @@ class Reader:
             size = (height, width) if self.old else (width, height)  # 0.x: rows first
         divisor = own["size_divisor"]
         # 0.x cuts the padding off the logits; 1.x cuts off what its data_preprocessor pads alone.
-        pad = Pad(size, divisor and int(divisor), bool(own["pad_to_square"]), values, own["padding_mode"], self.old)
+        divisor = None if divisor is None else whole("Pad", own, "size_divisor")
+        pad = Pad(size, divisor, flag("Pad", own, "pad_to_square"), values, str(own["padding_mode"]), self.old)
         if pad.mode == "constant":
             self._add(pad)
         else:  # pixels that are repeated are normalised alike
@@ -202,7 +206,9 @@ class Reader:
         own = check_keys("Normalize", step)
         if any(isinstance(each, Normalise) for each in self.steps):
             raise CheckpointError("the test pipeline normalises twice", "Give one Normalize with both in one.")
-        self._add(Normalise(self._channelwise(own["mean"]), self._channelwise(own["std"]), bool(own["to_rgb"])))
+        self._add(
+            Normalise(self._channelwise(own["mean"]), self._channelwise(own["std"]), flag("Normalize", own, "to_rgb"))
+        )
 
     def _random_flip(self, step: Settings, *, harmless: bool = False) -> None:
         own = check_keys("RandomFlip", step)
@@ -217,7 +223,7 @@ class Reader:
         own = check_keys("MultiScaleFlipAug", step)
         inner = list(own["transforms"])
         kinds = [type_name(each) for each in inner]
-        flip, (base, scales) = bool(own["flip"]), _scales(own["img_scale"], own["img_ratios"])
+        flip, (base, scales) = flag("MultiScaleFlipAug", own, "flip"), _scales(own["img_scale"], own["img_ratios"])
         if flip and _names(own["flip_direction"]) != ["horizontal"]:
             raise refused_value("MultiScaleFlipAug", "flip_direction", own["flip_direction"], ("horizontal",))
         if flip and "RandomFlip" not in kinds:
@@ -247,6 +253,12 @@ class Reader:
             self.augmentation = Augmentation(tuple(several) if len(several) > 1 else (one,), flip)
 
     def read_preprocessor(self, settings: Settings) -> None:
+        if not isinstance(settings, Mapping):
+            raise CheckpointError(f"the data_preprocessor is {settings!r:.80}, which is no dict", CORRECT)
+        with telling("data_preprocessor"):
+            self._read_preprocessor(settings)
+
+    def _read_preprocessor(self, settings: Settings) -> None:
         """1.x's SegDataPreProcessor: channel order, normalisation, and padding that is cut off again."""
         kind = type_name(settings) if "type" in settings else "SegDataPreProcessor"
         if kind != "SegDataPreProcessor":
@@ -255,7 +267,8 @@ class Reader:
                 "Give a configuration with a SegDataPreProcessor that does the same, and measure the accuracy.",
             )
         own = check_keys("data_preprocessor", settings)
-        swap = bool(own["bgr_to_rgb"]) or bool(own["rgb_to_bgr"])  # both names exchange the first and the last channel
+        # Both names exchange the first and the last channel.
+        swap = flag("data_preprocessor", own, "bgr_to_rgb") or flag("data_preprocessor", own, "rgb_to_bgr")
         given = next((step for step in self.steps if isinstance(step, Normalise)), None)
         mean, std = own["mean"], own["std"]
         if given is None:
@@ -275,15 +288,19 @@ class Reader:
             ]
             self.steps = (*self.steps[:at], again, *pads)
         if own["test_cfg"]:
+            if not isinstance(own["test_cfg"], Mapping):
+                raise refused_value("data_preprocessor", "test_cfg", own["test_cfg"], ("a dict with size_divisor",))
             pad = check_keys("data_preprocessor.test_cfg", own["test_cfg"])
             height, width = whole_pair(pad["size"]) if pad["size"] is not None else (0, 0)
-            size, divisor = (width, height) if pad["size"] is not None else None, pad["size_divisor"]
-            values = (float(own["pad_val"]),) * 3
-            self.steps = (*self.steps, Pad(size, divisor and int(divisor), False, values, crop=True))
+            size = (width, height) if pad["size"] is not None else None
+            given_divisor = pad["size_divisor"] is not None
+            divisor = whole("data_preprocessor.test_cfg", pad, "size_divisor") if given_divisor else None
+            values = (real("data_preprocessor", own, "pad_val"),) * 3
+            self.steps = (*self.steps, Pad(size, divisor, False, values, crop=True))
 
     def _channelwise(self, values: Any) -> tuple[float, ...]:
         """A number for each channel of the network; one stands for all."""
-        numbers = tuple(float(each) for each in (values if isinstance(values, (list, tuple)) else [values]))
+        numbers = reals("normalisation", {"mean or std": values}, "mean or std")
         return numbers * self.channels if len(numbers) == 1 else numbers
 
 
@@ -296,7 +313,7 @@ def _resize_keys(step: Settings, *, old: bool) -> dict[str, Any]:
 
 def _resize_to(scale: tuple[int, int] | ResizeBy, own: Settings) -> Scale:
     """A Resize with these keys, to a size or by a factor."""
-    keep_ratio, smallest = bool(own["keep_ratio"]), own["min_size"]
+    keep_ratio, smallest = flag("Resize", own, "keep_ratio"), own["min_size"]
     if isinstance(scale, ResizeBy):
         if smallest is not None and keep_ratio:
             raise CheckpointError(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from denseport.export.checkpoint.config import CORRECT, look_up
+from denseport.export.checkpoint.contradictions import contradictions
 from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.model_settings import last_part, unsupported
 from denseport.export.errors import CheckpointError
@@ -134,6 +135,8 @@ class _Reader:
             head = self._dpt_head(levels) if is_dpt else self._uper_head(levels)
             outputs = self._shape("decode_head.conv_seg.weight", 4)[0]
             spec = ModelSpec(backbone, neck, head, 2 if head.threshold else outputs)
+            for problem in contradictions(self.model, self.shapes):
+                raise ValueError(problem)
         except (TypeError, ValueError, OverflowError) as err:  # a setting of another type, or sizes that do not fit
             raise CheckpointError(f"{self.settings_from}: its model settings cannot be used: {err}", CORRECT) from err
         if self.assumed and self.published is None:

@@ -22,12 +22,17 @@ def inference_of(checkpoint: Checkpoint) -> Inference:
         CheckpointError: another mode, or windows that leave gaps.
     """
     test = look_up(checkpoint.config, "model", "test_cfg")
+    if "mode" in (look_up(checkpoint.config, "test_cfg") or ()) and test:
+        raise CheckpointError(
+            f"{checkpoint.settings_from}: test_cfg and model.test_cfg both say how to test, as mmsegmentation refuses",
+            "Leave one of the two in the configuration.",
+        )
     if test is None and "type" not in (outer := look_up(checkpoint.config, "test_cfg") or {}):
         test = outer  # of early 0.x; 1.x names its loop so
-    if not isinstance(test, Mapping):
-        return Inference()
     try:
-        own = check_keys("model.test_cfg", test)
+        if not isinstance(test, Mapping | None):
+            raise ValueError("it is no dict")
+        own = check_keys("model.test_cfg", test or {})
         if own["mode"] == "whole":
             return Inference()
         return Inference(own["mode"], whole_pair(own["crop_size"]), whole_pair(own["stride"]))

@@ -45,7 +45,8 @@ def named_profiles(name: str, flavour: str, protocol: Protocol = PUBLISHED) -> t
             resize = resizing(steps)
             if not isinstance(resize, Resize) or len(size_steps(steps) + paddings(steps)) > 1 or protocol.augmentation:
                 what = f"the bundle's images reach the network in many sizes ({protocol.description})"
-                raise InputError(f"{what}: no profile is known to take all of them", REMEDY)
+                remedy = "Give fixed:WIDTHxHEIGHT (fixed:512x512), or three sizes with --min, --opt and --max."
+                raise InputError(f"{what}: no profile is known to take all of them", remedy)
             return _keeping_ratio(resize.size, sizes[0], flavour)
         height, width = sizes[0]
     elif found := re.fullmatch(r"fixed:(\d{1,9})x(\d{1,9})", name):

@@ -11,9 +11,10 @@ culprit: a setting, or a layer of the network.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from denseport.export.checkpoint.pipeline import image_steps
 from denseport.export.checkpoint.recognise import recognise
 from denseport.export.checkpoint.settings import inference_of
 from denseport.export.checkpoint.weights import load_model
+from denseport.export.errors import CheckpointError
 from denseport.export.explain.baseline import TorchSession
 from denseport.export.explain.explanation import Culprit, Explanation, Step
 from denseport.export.graph.divergence import difference, find_divergence
@@ -125,6 +127,11 @@ class _Chain:
             reference, record = bundle.manifest.reference, bundle.artifact(self.source).record
             preset = PRESETS.get(reference.preset) if reference is not None else None
             spec = spec_of(bundle.manifest.spec) if given else recognise(self.checkpoint, preset).spec
+            if not given and json.loads(json.dumps(asdict(spec))) != manifest.spec:
+                raise CheckpointError(
+                    f"{self.checkpoint.path}: is of another network than {bundle.path}",
+                    f"Give the file that it was exported from: {manifest.provenance.get('checkpoint')}.",
+                )
             rewrite = bool(record.get("rewrite", True))
             self.model = load_model(self.checkpoint, spec, rewrite=rewrite, ema=record.get("ema"))
         self.torch = TorchSession(self.model, device="cpu") if self.model is not None else None

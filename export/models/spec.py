@@ -40,6 +40,7 @@ class ViTSpec:
             raise ValueError(f"in_channels {self.in_channels} is neither 3 (colour) nor 1 (grey)")
         if self.interpolate_mode not in INTERPOLATIONS:
             raise ValueError(f"interpolate_mode {self.interpolate_mode!r} is none of {', '.join(INTERPOLATIONS)}")
+        _check_eps(self.norm_eps)
         if self.num_heads < 1 or self.embed_dims % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide embed_dims {self.embed_dims}")
         indices = self.out_indices
@@ -77,6 +78,7 @@ class HeadSpec:
     threshold: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        _check_eps(self.norm_eps)
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise ValueError(f"threshold {self.threshold} is not between 0 and 1: every pixel would be of one class")
 
@@ -136,6 +138,11 @@ class ModelSpec:
             return 2
         scale = self.neck.scales[self.head.in_index[0]] if self.neck else 1
         return max(1, round(self.backbone.patch_size / scale))
+
+
+def _check_eps(eps: float) -> None:
+    if not 0 <= eps < float("inf"):
+        raise ValueError(f"norm_eps {eps} is {'below 0' if eps < 0 else 'no number'}")
 
 
 def spec_of(data: dict[str, Any]) -> ModelSpec:

@@ -100,7 +100,7 @@ class TensorRTSession(Session):
 
     def largest_batch(self, height: int, width: int) -> int | None:
         """The images of one size that one run accepts: 1 where no profile has that size, for `run` to refuse it."""
-        fitting = [p.maximum[0] for p in self.profiles if (p.maximum[0], 3, height, width) in p]
+        fitting = [p.maximum[0] for p in self.profiles if (*p.maximum[:2], height, width) in p]
         return max(fitting, default=1)
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -312,7 +312,7 @@ def _pair(path: Path, bases: tuple[Path, Path], line: _Line) -> Sample:
     found = line.pairs(bases)
     if len(found) == 1:
         image, mask = found[0]
-        base = next(base for base in bases if image.is_relative_to(base))
+        base = next((base for base in bases if image.is_relative_to(base)), Path(image.anchor))  # a whole path
         return Sample(image.relative_to(base).with_suffix("").as_posix(), image, mask)
     if len(found) > 1:
         what = f"{path}, line {line.number}: names {len(found)} different pairs of files"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -21,6 +22,7 @@ from support import ASSETS, LOGITS_TOLERANCE, REPO
 from denseport.export import bundle as export
 from denseport.export.bundle import export_bundle
 from denseport.export.checkpoint.file import read_checkpoint
+from denseport.export.checkpoint.pipeline import ImageSteps
 from denseport.export.checkpoint.recognise import recognise
 from denseport.export.checkpoint.weights import load_model
 from denseport.export.errors import CheckpointError, ExportError
@@ -29,7 +31,8 @@ from denseport.export.torch_to_onnx import OPSET
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Manifest
-from denseport.runtime.bundle.steps import Resize
+from denseport.runtime.bundle.preprocessing import USUAL_NORMALISE
+from denseport.runtime.bundle.steps import Augmentation, Resize
 from denseport.runtime.errors import BundleError, InputError, OutputError
 from denseport.runtime.system.progress import Terminal
 
@@ -226,6 +229,17 @@ def test_the_scale_can_be_given(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=words):
             export_bundle(SAMPLE, tmp_path / "other", scale=scale)
     assert contents(tmp_path) == {"bundle", "bundle/manifest.json", "bundle/model.onnx"}
+
+
+def test_a_scale_reaches_each_view_of_the_checkpoints_own_test() -> None:
+    usual = Resize((2048, 512), keep_ratio=True)
+    path = ImageSteps((usual, USUAL_NORMALISE), Augmentation((usual,), flip=True), ())
+    scaled = export._scaled(path, (640, 320))
+    assert scaled.preprocess[0] == Resize((640, 320), keep_ratio=True)
+    assert scaled.augmentation == Augmentation((Resize((640, 320), keep_ratio=True),), flip=True)
+    several = dataclasses.replace(path, augmentation=Augmentation((usual, usual.scaled(0.5)), flip=False))
+    with pytest.raises(CheckpointError, match="own test has 2 scales"):
+        export._scaled(several, (640, 320))
 
 
 @pytest.mark.usefixtures("ready_made")

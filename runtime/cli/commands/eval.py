@@ -97,6 +97,17 @@ def _label(text: str) -> tuple[int, int] | None:
     return None if match is None else (int(match[1]), int(match[2]))
 
 
+def _label_map(given: list[tuple[int, int] | None]) -> dict[int, int]:
+    from denseport.runtime.errors import InputError
+
+    pairs = [each for each in given if each is not None]
+    if None in given and given != [None]:
+        raise InputError("--label-map: none stands beside other labels", "Give none alone, or leave it out.")
+    if twice := [old for i, (old, _) in enumerate(pairs) if old in dict(pairs[:i])]:
+        raise InputError(f"--label-map: the label {twice[0]} is mapped twice", "Give each label once.")
+    return dict(pairs)
+
+
 def _part(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if match and 1 <= int(match[1]) <= int(match[2]):
@@ -118,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
     names = ("masks", "list_file", "split", "image_suffix", "mask_suffix", "reduce_zero_label", "ignore_index", "limit")
     data = {name: getattr(arguments, name) for name in names}
     if arguments.label_map is not None:
-        data["label_map"] = dict(each for each in arguments.label_map if each is not None)
+        data["label_map"] = _label_map(arguments.label_map)
     work = {name: getattr(arguments, name) for name in ("artifact", "protocol", "threads", "workers")}
     work |= {"gate": gate, "progress": Terminal()}
     if arguments.shard is not None:

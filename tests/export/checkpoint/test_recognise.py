@@ -253,6 +253,17 @@ def test_an_option_that_changes_the_arithmetic_is_refused(
         ("decode_head", {"norm_cfg": {"type": "BN", "eps": "small"}}, "norm_cfg.eps 'small' is no number"),
         ("decode_head", {"num_classes": 2}, "and the configuration asks for 2 (num_classes 2)"),
         ("decode_head", {"out_channels": 1}, "and the configuration asks for 1"),
+        ("backbone", {"norm_cfg": {"type": "LN", "eps": -1}}, "norm_eps -1.0 is below 0"),
+        # Of another network: upstream would predict with random weights, or leave layers out.
+        ("backbone", {"embed_dims": 384}, "model.backbone.embed_dims is 384, and the weights show 96"),
+        ("backbone", {"num_layers": 2}, "model.backbone.num_layers is 2, and the weights show"),
+        ("backbone", {"mlp_ratio": 7}, "model.backbone.mlp_ratio is 7, and the weights show"),
+        ("backbone", {"in_channels": 1}, "model.backbone.in_channels is 1, and the weights show 3"),
+        ("backbone", {"patch_size": (8, 8)}, "model.backbone.patch_size is [8, 8], and the weights show [16, 16]"),
+        ("backbone", {"final_norm": True}, "model.backbone.final_norm is True, and the weights show False"),
+        ("backbone", {"qkv_bias": False}, "model.backbone.qkv_bias is False, and the weights show True"),
+        ("decode_head", {"channels": 7}, "model.decode_head.channels is 7, and the weights show"),
+        ("decode_head", {"post_process_channels": [1, 2, 3, 4]}, "model.decode_head.post_process_channels is [1, 2"),
     ],
     ids=str,
 )

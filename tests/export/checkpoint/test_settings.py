@@ -50,11 +50,22 @@ def test_inference_mode() -> None:
         "dict(mode='tiles', crop_size=(64, 64), stride=(42, 42))",
         "dict(mode='whole', margin=8)",
         "dict(mode=None)",
+        "dict(mode='whole', crop=3)",
+        "'slide'",
+        "[]",
     ],
 )
 def test_a_test_cfg_that_cannot_be_used_is_refused(text: str) -> None:
-    with pytest.raises(CheckpointError, match=r"^c\.pth: model\.test_cfg"):
+    with pytest.raises(CheckpointError, match=r"^c\.pth: (the test path's )?model\.test_cfg"):
         inference_of(with_test_cfg(text))
+
+
+def test_a_test_cfg_beside_the_model_counts_as_in_0x() -> None:
+    outer = "test_cfg = dict(mode='slide', crop_size=(64, 48), stride=(32, 24))"
+    assert inference_of(checkpoint(f"{outer}\nmodel = dict()")) == Inference("slide", (64, 48), (32, 24))
+    assert inference_of(checkpoint("test_cfg = dict(type='TestLoop')\nmodel = dict()")) == Inference()  # 1.x's
+    with pytest.raises(CheckpointError, match="both say how to test"):
+        inference_of(checkpoint(f"{outer}\nmodel = dict(test_cfg=dict(mode='whole'))"))
 
 
 def test_whether_masks_count_from_one() -> None:

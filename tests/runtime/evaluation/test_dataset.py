@@ -133,6 +133,13 @@ def test_a_list_of_pairs_is_relative_to_the_root_or_to_itself(tmp_path: Path) ->
     assert names(dataset) == ["images/validation/a", "my images/x"]
     assert dataset.samples[0].image == root / "images/validation/a.jpg"
     assert dataset.samples[1].mask == tmp_path / "my images/x.png"
+    image, mask = (
+        tmp_path.parent / f"{tmp_path.name}{end}.png" for end in ("i", "m")
+    )  # whole paths, of neither folder
+    write_png(image, LABELS)
+    write_png(mask, LABELS)
+    (elsewhere := tmp_path / "whole.txt").write_text(f"{image}\t{mask}\n")
+    assert [(each.image, each.mask) for each in open_dataset(root, list_file=elsewhere).samples] == [(image, mask)]
     assert not dataset.reduce_zero_label
     assert open_dataset(root, list_file=listed, reduce_zero_label=True).reduce_zero_label
     assert {each.ignore_index for each in (dataset, open_dataset(root, list_file=listed), open_dataset(root))} == {255}

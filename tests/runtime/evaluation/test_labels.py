@@ -130,6 +130,8 @@ def test_the_manifests_labels_are_carried_out_and_overridden(
     with pytest.raises(DatasetError, match=r"labels 4, 9 are outside 0\.\.2"):
         evaluate(bundle.path, data, label_map={})
     assert main(["eval", str(bundle.path), "--data", str(data), "--label-map", "none"]) == 2
+    for odd in (["0:1", "0:2"], ["none", "0:1"]):
+        assert main(["eval", str(bundle.path), "--data", str(data), "--label-map", *odd]) == 2
     told = evaluate(bundle.path, data, reduce_zero_label=True, label_map={8: 0, 3: 1}, ignore_index=0).warnings
     assert "the labels were read with reduce_zero_label True; the bundle's data set has False" in told
     assert "the labels were read with ignore_index 0; the bundle's data set has 255" in told
