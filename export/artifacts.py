@@ -99,7 +99,8 @@ def build_openvino(
 ) -> tuple[str, Audit | None]:
     """Enter ``fp32.openvino`` or ``bf16.openvino``: the source's own file, that OpenVINO computes in that type here.
 
-    Where it is there already, a new audit takes the place of the old one, and what else was found about it stays.
+    Where it is there already, a new audit takes the place of the old one, and what else was found about it stays. If
+    that one failed, the artifact is never chosen.
     """
     name, source = f"{precision}.openvino", bundle.manifest.source
     what: dict[str, Any] = {"precision": precision, "float_precision": precision, "target": FOR_OPENVINO}
@@ -115,9 +116,9 @@ def build_openvino(
             return name, None
         progress.say(f"comparing with FP32, {session.description}")
         audit = audit_session(bundle, session, precision, images)
-    if audit.passed:
-        if not is_there:
-            bundle.add(name, artifact)
+    if audit.passed and not is_there:
+        bundle.add(name, artifact)
+    if audit.passed or is_there:
         proof = proof_here("fp32", "audit", precision, target=FOR_OPENVINO)
         bundle.note(name, {"audit": audit.to_dict()}, proof)
     return name, audit

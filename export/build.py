@@ -172,9 +172,11 @@ def build_for_this_machine(
         built.artifacts.append(name)
         audits[name] = audit.to_dict() if audit else None
         kept += [name] if audit and audit.passed else []
-    progress.say(f"timing {', '.join(kept)} beside FP32")
-    inputs = NetworkInputs.of_bundle(evenly_spaced(shown, TIMED), bundle.manifest)
-    verdicts = judge_audited(bundle, kept, list(inputs))
+    verdicts = {}
+    if kept:
+        progress.say(f"timing {', '.join(kept)} beside FP32")
+        inputs = NetworkInputs.of_bundle(evenly_spaced(shown, TIMED), bundle.manifest)
+        verdicts = judge_audited(bundle, kept, list(inputs))
     selection = select_artifact(bundle)
     built.details |= {"verdicts": {name: asdict(verdict) for name, verdict in verdicts.items()}}
     built.details |= {"chosen": selection.name, "why": selection.why}

@@ -72,6 +72,16 @@ def test_a_failed_audit_is_not_kept(sample_copy: Bundle, monkeypatch: pytest.Mon
     assert "fp32.openvino" not in Bundle(sample_copy.path).manifest.artifacts
 
 
+def test_what_fails_a_later_audit_is_no_longer_chosen(sample_copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race_module, "race", lambda sessions, _: {name: [1 / len(name)] for name in sessions})
+    assert build_for_this_machine(sample_copy, images=IMAGES).details["chosen"].endswith(".openvino")
+    for precision in HERE:
+        monkeypatch.setitem(AGREEMENTS, precision, 1.1)
+    assert build_for_this_machine(sample_copy, images=IMAGES).details["chosen"] == "model.onnx"
+    with Segmenter(sample_copy.path) as segmenter:
+        assert segmenter.selection.others["fp32.openvino"] == "failed its audit"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
