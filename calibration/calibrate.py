@@ -20,7 +20,7 @@ from denseport.calibration.steps import CalibrationRecord, quantize_bundle
 from denseport.calibration.verdict import judge
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.decode import decode_dataclass, reading_record
-from denseport.runtime.bundle.quantization import QuantizationVerdict
+from denseport.runtime.bundle.verdict import MachineVerdict
 from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.dataset import Dataset, open_dataset
 from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced, sample_evenly
@@ -40,7 +40,7 @@ class Calibration:
 
     bundle: Path
     record: CalibrationRecord
-    verdicts: dict[str, QuantizationVerdict]  # by artifact; empty: nothing kept the budget, nothing was written
+    verdicts: dict[str, MachineVerdict]  # by artifact; empty: nothing kept the budget, nothing was written
     report: Path | None = None  # the page; None: not asked for
 
     @property
@@ -112,7 +112,7 @@ def judge_again(
     data_limit: int = DATA_LIMIT,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> QuantizationVerdict:
+) -> MachineVerdict:
     """Measure a calibrated artifact on this machine against the budget of its record, and record the verdict.
 
     Args:

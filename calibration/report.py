@@ -8,7 +8,7 @@ from pathlib import Path
 
 from denseport.calibration.steps import CalibrationRecord
 from denseport.runtime.bundle.manifest import Manifest
-from denseport.runtime.bundle.quantization import QuantizationVerdict
+from denseport.runtime.bundle.verdict import MachineVerdict
 from denseport.runtime.media.page import render
 from denseport.runtime.media.plot import Axis, Series, chart
 from denseport.runtime.system.files import write_atomic
@@ -43,7 +43,7 @@ def summary(record: CalibrationRecord) -> list[str]:
 
 
 def write_report(
-    path: Path, manifest: Manifest, record: CalibrationRecord, verdicts: Mapping[str, QuantizationVerdict]
+    path: Path, manifest: Manifest, record: CalibrationRecord, verdicts: Mapping[str, MachineVerdict]
 ) -> Path:
     """Write the page, whole or not at all.
 

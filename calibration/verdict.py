@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,26 +12,19 @@ from numpy.typing import NDArray
 from denseport.calibration.search.search import Budget
 from denseport.calibration.search.sensitivity import Loss
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
-from denseport.runtime.backends.session import Session
-from denseport.runtime.benchmark.turns import in_turns
+from denseport.runtime.benchmark.race import FASTER, TIMED, measured_here, race, speed_ratio
 from denseport.runtime.bundle.artifact import MADE_FOR
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.comparison import proof_here
-from denseport.runtime.bundle.quantization import QuantizationVerdict, kind_of
+from denseport.runtime.bundle.verdict import MachineVerdict
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.pipeline.network_input import evenly_spaced
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.selection import CUDA, select_artifact
-from denseport.runtime.system.machine import inspect_machine
 from denseport.runtime.system.progress import Progress, StepCallback
 
-__all__ = ["FASTER", "Accuracy", "judge", "measure_accuracy", "race", "speed_ratio"]
-
-TIMED = 4  # images that the networks are timed with
-FASTER = 1.02  # INT8 must be so many times as fast as FP32: less is within the noise of a quiet machine
-ROUNDS = (7, 31)  # least and most
-SECONDS = 15.0  # after which no further round starts
+__all__ = ["Accuracy", "judge", "measure_accuracy"]
 
 
 @dataclass(frozen=True)
@@ -50,32 +40,6 @@ class Accuracy:
     def loss(self) -> Loss:
         """In the terms of a budget; the logits are not compared."""
         return Loss(0.0, self.agreement, self.fp32_miou - self.miou)
-
-
-def race(sessions: Mapping[str, Session], images: Sequence[NDArray[np.float32]]) -> dict[str, list[float]]:
-    """Seconds that each session takes, round by round: in turns, all on the same image.
-
-    A run of each that plans its memory comes first.
-
-    Args:
-        images: normalised (N, 3, H, W); one a round, in turn.
-    """
-
-    def taken(session: Session, number: int) -> float:
-        start = time.perf_counter()
-        session.run(images[number % len(images)])
-        return time.perf_counter() - start
-
-    for session in sessions.values():
-        session.run(images[0])
-    least, most = ROUNDS
-    work = {name: partial(taken, session) for name, session in sessions.items()}
-    return in_turns(work, most, least=least, seconds=SECONDS)
-
-
-def speed_ratio(fp32: Sequence[float], taken: Sequence[float]) -> float:
-    """FP32's time / the other one's: the median over the rounds."""
-    return statistics.median(f / max(t, 1e-9) for f, t in zip(fp32, taken, strict=True))
 
 
 def measure_accuracy(
@@ -104,7 +68,7 @@ def judge(
     *,
     threads: int | None,
     progress: Progress,
-) -> QuantizationVerdict:
+) -> MachineVerdict:
     """Measure an artifact of the bundle beside FP32, on a GPU also beside FP16, and keep the verdict in its record.
 
     Args:
@@ -127,13 +91,11 @@ def judge(
         for each in (bundle.manifest.source, *([fp16] if fp16 else []), name)
     }
     times = race(sessions, evenly_spaced(images, TIMED))
-    machine = inspect_machine(look_for_gpus=on_gpu)
     measured = loss if accuracy is None else accuracy.loss
     ratio = speed_ratio(times[bundle.manifest.source], times[name])
     within, accepted, reason = _decide(name, artifact.target, ratio, measured, budget)
-    verdict = QuantizationVerdict(
-        machine=kind_of(machine, on_gpu=on_gpu),
-        cpus=machine.cpus,
+    verdict = MachineVerdict(
+        **measured_here(on_gpu=on_gpu),
         session=sessions[name].description,
         seconds={each: statistics.median(taken) for each, taken in times.items()},
         speed_ratio=ratio,
@@ -144,8 +106,6 @@ def judge(
         within_budget=within,
         accepted=accepted,
         reason=reason,
-        versions=machine.summary()["packages"],
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     against = "fp32" if accuracy is None else "labels"
     proof = proof_here(against, "verdict", artifact.float_precision, on_gpu=on_gpu)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import onnx_ir as ir
 
-from denseport.export.audit import Audit, audit_engine, audit_graph
+from denseport.export.audit import Audit, audit_engine, audit_graph, audit_session
 from denseport.export.engine.build import NO_PLUGINS, EngineOptions, build_engine, capability_here
 from denseport.export.engine.race import race
 from denseport.export.errors import BuildError, ExportError
@@ -22,8 +23,9 @@ from denseport.export.graph.mask import append_mask
 from denseport.export.graph.model import LOGITS, MASK, read_model, save_model
 from denseport.export.graph.precision import PrecisionRecord, set_types
 from denseport.export.graph.probe import observe
+from denseport.runtime.backends.openvino import OpenVinoSession
 from denseport.runtime.backends.tensorrt import why_not
-from denseport.runtime.bundle.artifact import ANY, FLOATS, FOR_TENSORRT
+from denseport.runtime.bundle.artifact import ANY, FLOATS, FOR_OPENVINO, FOR_TENSORRT
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.comparison import proof_here, proved
 from denseport.runtime.bundle.engine_record import BuildRecord
@@ -32,7 +34,7 @@ from denseport.runtime.pipeline.network_input import NetworkInputs
 from denseport.runtime.system.files import sha256_of, work_folder
 from denseport.runtime.system.progress import Progress
 
-__all__ = ["build_engine_artifact", "build_typed", "build_variant", "graph_of"]
+__all__ = ["build_engine_artifact", "build_openvino", "build_typed", "build_variant", "graph_of"]
 
 Candidate: TypeAlias = tuple[Path, BuildRecord]
 
@@ -90,6 +92,36 @@ def build_variant(
     record = {"fusion": dataclasses.asdict(fusion)} if fusion is not None else {}
     what = {"precision": precision, "output": MASK if mask else LOGITS, "fused": fused, "record": record}
     return name, fusion, _write_graph(bundle, model, name, source, images, progress, **what)
+
+
+def build_openvino(
+    bundle: Bundle, precision: str, images: Sequence[Path], *, force: bool = False, progress: Progress
+) -> tuple[str, Audit | None]:
+    """Enter ``fp32.openvino`` or ``bf16.openvino``: the source's own file, that OpenVINO computes in that type here.
+
+    Where it is there already, a new audit takes the place of the old one, and what else was found about it stays. If
+    that one failed, the artifact is never chosen.
+    """
+    name, source = f"{precision}.openvino", bundle.manifest.source
+    what: dict[str, Any] = {"precision": precision, "float_precision": precision, "target": FOR_OPENVINO}
+    artifact = dataclasses.replace(bundle.artifact(source), made_of=source, proof=(), record={}, **what)
+    old = bundle.manifest.artifacts.get(name)
+    is_there = old is not None and dataclasses.replace(old, proof=(), record={}) == artifact
+    if not (is_there and images):
+        _say_what_is_lost(bundle, name, images, progress, force=force)
+    path, digests = bundle.verified(source), list(artifact.files.values())
+    with closing(OpenVinoSession(path, precision=precision, digests=digests)) as session:
+        if not images:
+            bundle.add(name, artifact)
+            return name, None
+        progress.say(f"comparing with FP32, {session.description}")
+        audit = audit_session(bundle, session, precision, images)
+    if audit.passed and not is_there:
+        bundle.add(name, artifact)
+    if audit.passed or is_there:
+        proof = proof_here("fp32", "audit", precision, target=FOR_OPENVINO)
+        bundle.note(name, {"audit": audit.to_dict()}, proof)
+    return name, audit
 
 
 def _write_graph(

@@ -26,7 +26,7 @@ from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_space
 from denseport.runtime.system.files import work_folder
 from denseport.runtime.system.progress import Progress
 
-__all__ = ["Audit", "audit_engine", "audit_graph"]
+__all__ = ["Audit", "audit_engine", "audit_graph", "audit_session"]
 
 NOTED = 0.05  # relative error of a tensor from which the audit names its layer as the first to diverge
 AUDITED = 8  # images
@@ -92,6 +92,12 @@ def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: s
         trusted = bundle.verified(manifest.source)
         reference = _reference(trusted, record.output, folder, manifest.align_corners)
         return _compare(reference, session, inputs, precision)
+
+
+def audit_session(bundle: Bundle, session: Session, precision: str, images: Sequence[Path]) -> Audit:
+    """Compare an opened artifact that gives logits with FP32 on up to `AUDITED` images."""
+    inputs = NetworkInputs.of_bundle(evenly_spaced(images, AUDITED), bundle.manifest)
+    return _compare(OnnxRuntimeSession(bundle.verified(bundle.manifest.source)), session, inputs, precision)
 
 
 def _reference(fp32: Path, output: str, folder: Path, align_corners: bool) -> Session:

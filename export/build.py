@@ -7,29 +7,32 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from denseport.export.artifacts import build_engine_artifact, build_typed, build_variant, graph_of
+from denseport.export.artifacts import build_engine_artifact, build_openvino, build_typed, build_variant, graph_of
 from denseport.export.audit import Audit
 from denseport.export.engine.build import BuilderOptions, EngineOptions, check_builder
 from denseport.export.engine.profile import named_profiles, profile_of
 from denseport.export.graph.precision import PrecisionRecord
+from denseport.runtime.backends.openvino import NO_BF16, why_no_openvino
+from denseport.runtime.benchmark.race import TIMED, judge_audited
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import Shape
 from denseport.runtime.bundle.protocol import parse_protocol
-from denseport.runtime.errors import InputError
-from denseport.runtime.pipeline.network_input import sample_evenly
-from denseport.runtime.selection import too_narrow
+from denseport.runtime.errors import InputError, MachineError
+from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced, sample_evenly
+from denseport.runtime.selection import select_artifact, too_narrow
 from denseport.runtime.system.arguments import several
 from denseport.runtime.system.files import refuse_unwritable
+from denseport.runtime.system.machine import inspect_machine
 from denseport.runtime.system.progress import Progress, Silent
 
-__all__ = ["Build", "EngineSettings", "build"]
+__all__ = ["Build", "EngineSettings", "build", "build_for_this_machine"]
 
 QUANTIZED = ("int8", "fp8")
 LIMIT = 16  # images
 CHOICES = {
     "precision": ("fp32", "fp16", "bf16", *QUANTIZED),
     "float_precision": ("fp32", "fp16"),
-    "engine": ("onnx", "tensorrt", "tensorrt_rtx"),
+    "engine": ("onnx", "openvino", "tensorrt", "tensorrt_rtx"),
     "output": ("logits", "mask"),
     "plugin": ("auto", "on", "off"),
 }
@@ -89,7 +92,8 @@ def build(
     Args:
         precision: "fp32", "fp16" or "bf16"; "int8" and "fp8" take what a calibration wrote.
         float_precision: what the float part of int8 and fp8 computes in: "fp32" or "fp16".
-        engine: "onnx" (the graph alone), "tensorrt" or "tensorrt_rtx".
+        engine: "onnx" (the graph alone), "openvino" (the source, computed in "fp32" or "bf16"), "tensorrt" or
+            "tensorrt_rtx".
         output: "logits", or "mask": a class for each pixel of the network's input.
         plugin: fused upsampling: "on", "off", or "auto": TensorRT keeps the faster, the others do without.
         images: like the application's: folders, files or globs; on them FP16's range is checked and results are
@@ -114,6 +118,9 @@ def build(
     if options is not None:
         check_builder(options)
     shown, built = _images(several(images), limit), Build(bundle.path)
+    if engine == "openvino":
+        name, audit = build_openvino(bundle, precision, shown, force=force, progress=progress)
+        built.add("artifact", name, audit)
     if order.typed:
         _typed(bundle, order, shown, built, progress, force=force)
     if order.variant and built.passed:
@@ -122,6 +129,57 @@ def build(
         built.add("variant", name, audit, fusion=None if fusion is None else asdict(fusion))
     if options is not None and built.passed:
         _engine(bundle, order, options, shown, built, progress, force=force)
+    return built
+
+
+def build_for_this_machine(
+    bundle: Path | str | Bundle,
+    *,
+    images: Path | str | Sequence[Path | str],
+    limit: int = LIMIT,
+    progress: Progress | None = None,
+) -> Build:
+    """Make what may be faster on this processor than FP32 on ONNX Runtime, audit it, and time both in turns.
+
+    That is OpenVINO in FP32 and, where the processor has such arithmetic, in BF16. Each that passes its audit gets a
+    verdict for processors of this kind, by which `Segmenter` chooses. What fails its audit is not kept, and no failure
+    of the whole.
+
+    Args:
+        images, limit: as of `build`.
+
+    Raises:
+        InputError: no image.
+        MachineError: OpenVINO is missing or too old, or the machine has a GPU, which is faster than all of these.
+        BundleError, OutputError: as `build`.
+    """
+    bundle, progress = bundle if isinstance(bundle, Bundle) else Bundle(bundle), progress or Silent()
+    refuse_unwritable(bundle.path)
+    machine = inspect_machine(look_for_gpus=None)
+    reason, remedy = why_no_openvino(machine.packages["openvino"])
+    if reason:
+        raise MachineError(reason, remedy)
+    if machine.gpus:
+        raise MachineError("ONNX Runtime runs on this machine's GPU", "Build for it: --precision fp16.")
+    shown = _images(several(images), limit)
+    if not shown:
+        raise InputError("what is chosen was compared with FP32 before", "Give --images like the application's.")
+    built, kept = Build(bundle.path), []
+    audits = built.details["audits"] = {}
+    built.details["not_made"] = {} if machine.bf16 else {"bf16.openvino": NO_BF16}
+    for precision in ("fp32", "bf16")[: 1 + machine.bf16]:
+        name, audit = build_openvino(bundle, precision, shown, progress=progress)
+        built.artifacts.append(name)
+        audits[name] = audit.to_dict() if audit else None
+        kept += [name] if audit and audit.passed else []
+    verdicts = {}
+    if kept:
+        progress.say(f"timing {', '.join(kept)} beside FP32")
+        inputs = NetworkInputs.of_bundle(evenly_spaced(shown, TIMED), bundle.manifest)
+        verdicts = judge_audited(bundle, kept, list(inputs))
+    selection = select_artifact(bundle)
+    built.details |= {"verdicts": {name: asdict(verdict) for name, verdict in verdicts.items()}}
+    built.details |= {"chosen": selection.name, "why": selection.why}
     return built
 
 
@@ -147,11 +205,21 @@ class _Order:
 
     @property
     def typed(self) -> bool:
-        """Something is to compute in another float type than FP32."""
-        return self.precision in ("fp16", "bf16") or self.float_precision != "fp32"
+        """A graph is to be written that computes in another float type than FP32."""
+        return self.engine != "openvino" and (self.precision in ("fp16", "bf16") or self.float_precision != "fp32")
+
+    def _check_openvino(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            what = f"OpenVINO computes a bundle in fp32 or bf16, not in {self.precision}"
+            raise InputError(what, "Give --precision bf16, or fp32.")
+        for option, value, default in (("--output", self.output, "logits"), ("--plugin", self.plugin, "auto")):
+            if value != default:
+                raise InputError(f"{option} {value} does not go with --engine openvino", "Leave it out.")
 
     def check(self, bundle: Bundle) -> None:
         """Refuse choices that do not go together, or that leave nothing to do."""
+        if self.engine == "openvino":
+            self._check_openvino()
         nothing_else = self.engine == "onnx" and not self.variant and self.float_precision == "fp32"
         if self.precision in QUANTIZED:
             name = graph_of(bundle, self.precision)
@@ -174,12 +242,12 @@ class _Order:
 
 
 def _engine_options(bundle: Bundle, order: _Order, settings: EngineSettings) -> EngineOptions | None:
-    if order.engine == "onnx":
+    if order.engine in ("onnx", "openvino"):
         for each in fields(settings):
             value = getattr(settings, each.name)
             if value != each.default and each.name != "verbose":  # which changes no result
-                what = f"{each.name.replace('_', ' ')} {value!r} is a setting of engines, and none is built"
-                raise InputError(what, "Name an --engine, or leave it out.")
+                what = f"{each.name.replace('_', ' ')} {value!r} is a setting of TensorRT engines, and none is built"
+                raise InputError(what, "Name such an --engine, or leave it out.")
         return None
     if isinstance(settings.profile, str):
         protocol = parse_protocol("reference", bundle.manifest)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from denseport.runtime.bundle.artifact import ANY, FOR_CPU, MADE_FOR, Artifact
+from denseport.runtime.bundle.artifact import ANY, FOR_CPU, FOR_OPENVINO, MADE_FOR, Artifact
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.comparison import comparing_command
 from denseport.runtime.bundle.decode import reading_record
 from denseport.runtime.bundle.engine_record import TITLES, BuildRecord, Profile, mismatch
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
-from denseport.runtime.bundle.quantization import QuantizationVerdict, kind_of
+from denseport.runtime.bundle.verdict import MachineVerdict, kind_of
 from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline.views import input_sizes
 from denseport.runtime.system.machine import Machine, inspect_machine
@@ -24,6 +24,7 @@ __all__ = [
     "refuse_masks",
     "select_artifact",
     "too_narrow",
+    "untried",
     "why_no_logits",
     "why_unsupported",
 ]
@@ -32,6 +33,7 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # From fast to slow on a GPU. INT8 and FP8 are not always faster, and cost accuracy: they run by themselves only where a
 # verdict on such a machine accepted them.
 ORDER = ("fp16", "bf16", "fp32")
+CPUS_ALONE = (FOR_CPU, FOR_OPENVINO)
 FOR_SESSIONS = (
     "Choose an artifact that gives logits (denseport inspect); this one is for a session or your own program."
 )
@@ -42,18 +44,19 @@ class Selection:
     """The artifact to run."""
 
     name: str
-    providers: tuple[str, ...]  # of ONNX Runtime; empty for an engine
+    providers: tuple[str, ...]  # of ONNX Runtime; empty for what another library runs
     why: str
     others: dict[str, str]  # name and reason of each artifact that was passed over
     caution: str = ""  # what nobody has shown of it yet, and the command that does
+    hint: str = ""  # what may be faster on this processor and was not measured on such, and the command that does
 
 
 def select_artifact(bundle: Bundle, wanted: str | None = None, protocol: Protocol | None = None) -> Selection:
     """The best artifact for this machine: an engine that fits, else ONNX on CUDA, else FP32 on the CPU.
 
-    A quantized artifact takes the place of that one where it was measured on a machine of this kind, beside that very
-    artifact, as faster and within its budget. What failed its gate is passed over, and so is an engine that does not
-    take ordinary images under the protocol.
+    A quantized artifact, or one for OpenVINO, takes the place of that one where it was measured on a machine of this
+    kind, beside that very artifact, as faster and within its budget. What failed its gate is passed over, and so is an
+    engine that does not take ordinary images under the protocol.
 
     Args:
         wanted: the artifact that was asked for by name; only how it runs is then left to choose.
@@ -73,7 +76,7 @@ def select_artifact(bundle: Bundle, wanted: str | None = None, protocol: Protoco
         with reading_record(str(bundle.path)):
             return Selection(wanted, _providers(artifact, on_gpu), "asked for", {}, _caution(wanted, bundle.manifest))
     reasons = _reasons(bundle, machine, on_gpu, protocol or parse_protocol("reference", bundle.manifest))
-    fitting = [name for name, a in artifacts.items() if not reasons[name] and a.precision in ORDER]
+    fitting = [name for name, a in artifacts.items() if not reasons[name] and not _needs_verdict(a)]
     source = bundle.manifest.source
 
     def rank(name: str) -> tuple[object, ...]:
@@ -88,23 +91,49 @@ def select_artifact(bundle: Bundle, wanted: str | None = None, protocol: Protoco
         verdicts = {
             each: _verdict(each, a, name, kind_of(machine, on_gpu=on_gpu), "GPU" if on_gpu else "CPU")
             for each, a in artifacts.items()
-            if not reasons[each] and a.precision not in ORDER
+            if not reasons[each] and _needs_verdict(a)
         }
     faster = {each: verdict for each, verdict in verdicts.items() if not isinstance(verdict, str)}
-    chosen = min(faster, key=lambda each: faster[each].seconds[each], default=name)
+    # They were not all measured in one run: what each took of the rival's time there compares.
+    chosen = min(faster, key=lambda each: faster[each].seconds[each] / faster[each].seconds[name], default=name)
     others = {
         each: reasons[each] or str(verdicts.get(each) or _passed_over(a, on_gpu))
         for each, a in artifacts.items()
         if each != chosen
     }
     artifact = bundle.artifact(chosen)
-    why = f"ONNX Runtime {'with CUDA' if on_gpu else 'on the CPU'}"
-    if artifact.kind == "engine":
-        why = "an engine that fits this machine"
+    why = _runs_on(artifact, on_gpu)
     if chosen in faster:
         why = f"{faster[chosen].reason}; {why}"
         others |= dict.fromkeys((name, *faster.keys() - {chosen}), f"{chosen} was measured as faster here")
-    return Selection(chosen, _providers(artifact, on_gpu), why, others, _caution(chosen, bundle.manifest))
+    providers, caution = _providers(artifact, on_gpu), _caution(chosen, bundle.manifest)
+    with reading_record(str(bundle.path)):
+        return Selection(chosen, providers, why, others, caution, untried(bundle.manifest, machine))
+
+
+def _runs_on(artifact: Artifact, on_gpu: bool) -> str:
+    if artifact.kind == "engine":
+        return "an engine that fits this machine"
+    library = "OpenVINO" if artifact.target == FOR_OPENVINO else "ONNX Runtime"
+    return f"{library} {'with CUDA' if on_gpu else 'on the CPU'}"
+
+
+def untried(manifest: Manifest, machine: Machine) -> str:
+    """What may be faster on this processor and was not measured on such, with the command; empty where nothing is.
+
+    Raises:
+        BundleError: the record of an artifact is damaged.
+    """
+    installed = machine.packages.get("openvino")
+    if not (installed or machine.bf16) or (machine.gpus and CUDA in machine.providers):
+        return ""
+    for name, artifact in manifest.artifacts.items():
+        verdict = MachineVerdict.of(artifact, name) if artifact.target == FOR_OPENVINO else None
+        if verdict is not None and verdict.machine == kind_of(machine, on_gpu=False):
+            return ""
+    what = "OpenVINO, in BF16 too," if machine.bf16 else "OpenVINO"
+    install = "" if installed else "pip install 'denseport[openvino]', then "
+    return f"{what} may be faster here; this tells: {install}denseport build BUNDLE --for-this-machine --images IMAGES"
 
 
 def _reasons(bundle: Bundle, machine: Machine, on_gpu: bool, protocol: Protocol) -> dict[str, str]:
@@ -119,15 +148,22 @@ def _reasons(bundle: Bundle, machine: Machine, on_gpu: bool, protocol: Protocol)
         }
 
 
-def _verdict(name: str, artifact: Artifact, rival: str, here: str, kind: str) -> QuantizationVerdict | str:
+def _needs_verdict(artifact: Artifact) -> bool:
+    """Whether an artifact runs unasked only where it was measured as faster."""
+    return artifact.precision not in ORDER or artifact.target == FOR_OPENVINO
+
+
+def _verdict(name: str, artifact: Artifact, rival: str, here: str, kind: str) -> MachineVerdict | str:
     """The verdict that lets a quantized artifact run instead of ``rival``, or why none does."""
-    verdict = QuantizationVerdict.of(artifact, name)
+    verdict = MachineVerdict.of(artifact, name)
+    what = "OpenVINO" if artifact.target == FOR_OPENVINO else artifact.precision
     if verdict is None:
-        return f"{artifact.precision} runs only when it is asked for: it was not measured on this machine"
+        return f"{what} runs only when it is asked for: it was not measured on this machine"
     if verdict.machine != here:
+        measuring = f"calibrate --measure {name}" if what == artifact.precision else "build --for-this-machine"
         return (
-            f"{artifact.precision} runs only when it is asked for: it was measured on {verdict.machine}, not on "
-            f"{here}; denseport calibrate --measure {name} does so"
+            f"{what} runs only when it is asked for: it was measured on {verdict.machine}, not on "
+            f"{here}; denseport {measuring} does so"
         )
     if not verdict.accepted:
         return f"not used by itself on this {kind}: {verdict.reason}"
@@ -150,6 +186,9 @@ def _caution(name: str, manifest: Manifest) -> str:
 def _why_not_accurate(artifact: Artifact) -> str:
     is_fp32 = artifact.kind == "onnx" and artifact.precision == "fp32"  # nothing is closer to the checkpoint
     with reading_record(artifact.main):
+        audit = artifact.record.get("audit")
+        if audit and not audit["passed"]:
+            return "failed its audit"
         gate = artifact.record.get("accuracy", {}).get("gate")
         return "" if gate is None or gate["passed"] or is_fp32 else f"failed its gate: {'; '.join(gate['reasons'])}"
 
@@ -171,10 +210,10 @@ def too_narrow(profiles: Sequence[Profile], protocol: Protocol) -> str:
 
 
 def _why_made_for_others(artifact: Artifact, on_gpu: bool) -> str:
-    if artifact.kind == "onnx" and artifact.target not in (ANY, FOR_CPU):
+    if artifact.kind == "onnx" and artifact.target not in (ANY, FOR_CPU, FOR_OPENVINO):
         made_for = TITLES.get(artifact.target, artifact.target)
         return f"is made for {made_for}; ONNX Runtime runs it only when it is asked for"
-    return "is made for CPUs, and this machine has a GPU" if on_gpu and artifact.target == FOR_CPU else ""
+    return "is made for CPUs, and this machine has a GPU" if on_gpu and artifact.target in CPUS_ALONE else ""
 
 
 def why_no_logits(artifact: Artifact) -> str:
@@ -191,7 +230,7 @@ def refuse_masks(name: str, artifact: Artifact) -> None:
 
 
 def _providers(artifact: Artifact, on_gpu: bool) -> tuple[str, ...]:
-    if artifact.kind == "engine":
+    if artifact.kind == "engine" or artifact.target == FOR_OPENVINO:
         return ()
     return (CUDA, CPU) if on_gpu and artifact.target != FOR_CPU else (CPU,)
 
@@ -206,6 +245,12 @@ def why_unsupported(artifact: Artifact, machine: Machine) -> tuple[str, str]:
     """Why a `Segmenter` of an artifact does not run on a machine, and the remedy; two empty strings if it does."""
     if no_logits := why_no_logits(artifact):
         return no_logits, FOR_SESSIONS
+    if artifact.target == FOR_OPENVINO:
+        from denseport.runtime.backends.openvino import NO_BF16, why_no_openvino
+
+        if artifact.precision == "bf16" and not machine.bf16:
+            return NO_BF16, "Run another artifact, or this one on such a processor."
+        return why_no_openvino(machine.packages.get("openvino"))
     if artifact.kind == "onnx":
         return _why_no_onnx(artifact, machine)
     record = _record_of(artifact)

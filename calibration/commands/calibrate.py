@@ -11,7 +11,7 @@ from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
     from denseport.calibration.calibrate import Calibration
-    from denseport.runtime.bundle.quantization import QuantizationVerdict
+    from denseport.runtime.bundle.verdict import MachineVerdict
 
 NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # missing ones are reported before the long work
 HELP = "quantize to INT8 or FP8 within a budget, and measure whether that is worth it here"
@@ -135,7 +135,7 @@ def _lines(result: Calibration) -> list[str]:
     return lines + ([] if result.report is None else [f"report: {result.report}"])
 
 
-def _verdict_lines(name: str, verdict: QuantizationVerdict) -> list[str]:
+def _verdict_lines(name: str, verdict: MachineVerdict) -> list[str]:
     lines = [f"{name}: {verdict.words}"]
     if verdict.miou is not None and verdict.fp32_miou is not None:
         lines.append(

@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     from denseport.export.build import EngineSettings
     from denseport.runtime.bundle.engine_record import Shape
 
-HELP = "build FP16 graphs and TensorRT engines, audited against FP32"
+HELP = "build FP16 graphs, BF16 for CPUs and TensorRT engines, audited against FP32"
 NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # looked for first, since the work takes a while
 
 # The first choice is the default.
 CHOICES = (
     ("--precision", ("fp16", "fp32", "bf16", "int8", "fp8"), "int8 and fp8 take what denseport calibrate wrote"),
     ("--float-precision", ("fp32", "fp16"), "what the float part of int8 and fp8 computes in"),
-    ("--engine", ("onnx", "tensorrt", "tensorrt_rtx"), "onnx writes the typed graph alone"),
+    (
+        "--engine",
+        ("onnx", "openvino", "tensorrt", "tensorrt_rtx"),
+        "onnx writes the typed graph alone; openvino computes model.onnx in bf16 or fp32",
+    ),
     (
         "--output",
         ("logits", "mask"),
@@ -41,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
     for option, choices, words in CHOICES:
         parser.add_argument(option, choices=choices, default=choices[0], help=f"{words}; default: %(default)s")
+    parser.add_argument(
+        "--for-this-machine",
+        action="store_true",
+        help="instead: make what may be faster on this CPU (OpenVINO in FP32 and BF16), compare it with FP32 on "
+        "--images, time it, and let the fastest run by itself on such CPUs",
+    )
     _add_precision(parser.add_argument_group("precision"))
     _add_engine(parser.add_argument_group("engine"))
     words = "replace an audited artifact though no --images audit the new one"
@@ -93,10 +103,16 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.system.machine import require
 
     require(NEEDED, "export,onnxruntime")
-    from denseport.export.build import build
+    from denseport.export.build import build, build_for_this_machine
     from denseport.export.graph.precision import precision_table
     from denseport.runtime.system.progress import Terminal
 
+    if arguments.for_this_machine:
+        _refuse_choices(arguments)
+        images = {"images": arguments.images, "limit": arguments.limit}
+        result = build_for_this_machine(arguments.bundle, **images, progress=Terminal()).to_dict()
+        print(json.dumps(result, indent=1) if arguments.json else "\n".join(_chosen_lines(result)))
+        return 0
     taken = ("precision", "float_precision", "engine", "output", "plugin", "images", "limit", "force")
     built = build(
         arguments.bundle,
@@ -109,6 +125,25 @@ def run(arguments: argparse.Namespace) -> int:
         result["table"] = precision_table(built.precision)
     print(json.dumps(result, indent=1) if arguments.json else "\n".join(_lines(result, verbose=arguments.verbose)))
     return 0 if built.passed else 1
+
+
+def _refuse_choices(arguments: argparse.Namespace) -> None:
+    """Options that say what to build, beside the one that leaves it to a measurement."""
+    from denseport.runtime.errors import InputError
+
+    chosen = [option for option, values, _ in CHOICES if getattr(arguments, option[2:].replace("-", "_")) != values[0]]
+    chosen += ["--explain-precision"] * arguments.explain_precision + ["--force"] * arguments.force
+    if chosen:
+        raise InputError(f"--for-this-machine does not go with {chosen[0]}", "Leave one of them out.")
+
+
+def _chosen_lines(result: dict[str, Any]) -> list[str]:
+    lines = [f"{name}: not made: {reason}" for name, reason in result["not_made"].items()]
+    for name, audit in result["audits"].items():
+        lines += [f"{name}: {line.strip()}" for line in _audit_lines(audit)]
+        if name in result["verdicts"]:
+            lines.append(f"  {result['verdicts'][name]['reason']}")
+    return [*lines, f"On such processors runs {result['chosen']}: {result['why']}"]
 
 
 def _settings(arguments: argparse.Namespace) -> EngineSettings:
@@ -149,6 +184,8 @@ def _lines(result: dict[str, Any], *, verbose: bool) -> list[str]:
         casts, islands = count(record["casts"], "cast"), count(len(record["islands"]), "FP32 island")
         lines.append(f"{result['artifact']}: {_nodes(record['nodes'])}, {casts}, {islands}")
         lines += _audit_lines(result["audit"])
+    elif "artifact" in result and "reused" not in result:
+        lines += [f"{result['artifact']}: OpenVINO computes the source's file", *_audit_lines(result["audit"])]
     if "variant" in result:
         lines.append(f"{result['variant']}: {_fused_words(result['fusion'])}")
         lines += _audit_lines(result["variant_audit"])

@@ -6,15 +6,31 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-__all__ = ["ANY", "FLOATS", "FOR_CPU", "FOR_TENSORRT", "MADE_FOR", "QUANTIZED", "TARGETS", "Artifact", "Proof"]
+__all__ = [
+    "ANY",
+    "FLOATS",
+    "FOR_CPU",
+    "FOR_OPENVINO",
+    "FOR_TENSORRT",
+    "MADE_FOR",
+    "QUANTIZED",
+    "TARGETS",
+    "Artifact",
+    "Proof",
+]
 
 FLOATS = ("fp32", "fp16", "bf16")
 QUANTIZED = ("int8", "fp8")
-ANY, FOR_CPU, FOR_TENSORRT = "any", "onnxruntime-cpu", "tensorrt"
+ANY, FOR_CPU, FOR_OPENVINO, FOR_TENSORRT = "any", "onnxruntime-cpu", "openvino", "tensorrt"
 # "any": whatever runs ONNX. A graph for "tensorrt" is what both TensorRTs build engines of; an engine is one's alone.
-TARGETS = (ANY, FOR_CPU, "openvino", FOR_TENSORRT, "tensorrt_rtx")
-# What a quantized artifact is for, where it is not worth running by itself.
-MADE_FOR = {ANY: "TensorRT and other ONNX tools", FOR_CPU: "ONNX Runtime on CPUs", FOR_TENSORRT: "TensorRT"}
+TARGETS = (ANY, FOR_CPU, FOR_OPENVINO, FOR_TENSORRT, "tensorrt_rtx")
+# What an artifact is for, where it is not worth running by itself.
+MADE_FOR = {
+    ANY: "TensorRT and other ONNX tools",
+    FOR_CPU: "ONNX Runtime on CPUs",
+    FOR_OPENVINO: "OpenVINO on CPUs",
+    FOR_TENSORRT: "TensorRT",
+}
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from denseport.runtime.bundle.artifact import FLOATS, Artifact, Proof
+from denseport.runtime.bundle.artifact import ANY, FLOATS, FOR_OPENVINO, Artifact, Proof
 from denseport.runtime.bundle.engine_record import BuildRecord
 from denseport.runtime.bundle.manifest import Manifest
-from denseport.runtime.bundle.quantization import kind_of
+from denseport.runtime.bundle.verdict import kind_of
 from denseport.runtime.system.machine import inspect_machine
 
 __all__ = ["comparing_command", "proof_here", "proved"]
@@ -21,6 +21,7 @@ def proof_here(
     on_gpu: bool = False,
     emulated: bool = False,
     elsewhere: bool = False,
+    target: str = ANY,
 ) -> Proof:
     """The proof of a comparison that was just made. ONNX Runtime computes FP16 in FP32 on a CPU.
 
@@ -30,12 +31,13 @@ def proof_here(
         on_gpu: a GPU computed all of it.
         emulated: the CPU ran a graph that rounds as the artifact's own arithmetic does.
         elsewhere: other runs than this one have a share in it, perhaps on other machines.
+        target: of the artifact. OpenVINO computes in its type, or not at all.
     """
     if emulated or elsewhere:
         machine = "emulated" if emulated else "several runs" + " on GPUs" * on_gpu
     else:
         machine = kind_of(inspect_machine(look_for_gpus=on_gpu), on_gpu=on_gpu)
-    arithmetic = float_precision if on_gpu or emulated else "fp32"
+    arithmetic = float_precision if on_gpu or emulated or target == FOR_OPENVINO else "fp32"
     return Proof(against, arithmetic, machine, datetime.now(UTC).isoformat(timespec="seconds"), figures)
 
 
@@ -61,6 +63,7 @@ def comparing_command(name: str, manifest: Manifest) -> str:
     command = f"denseport build BUNDLE --precision {artifact.precision}"
     if artifact.precision not in FLOATS and artifact.float_precision != "fp32":
         command += f" --float-precision {artifact.float_precision}"
+    command += " --engine openvino" * (artifact.target == FOR_OPENVINO)
     command += " --output mask" * (artifact.output == "mask") + " --plugin on" * artifact.fused
     return f"{command} --images IMAGES"
 

@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from denseport.runtime.bundle.artifact import FOR_OPENVINO
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.comparison import proof_here
 from denseport.runtime.bundle.protocol import Protocol
@@ -140,8 +141,9 @@ def _warnings(segmenter: Segmenter, scores: Scores, found: Measurement) -> list[
         )
     if scores.mIoU != scores.mIoU:
         warnings.append("there is no mIoU: every pixel of the masks is ignored")
-    floats = segmenter.bundle.artifact(segmenter.artifact).float_precision
-    if floats != "fp32" and not found.on_gpu:
+    artifact = segmenter.bundle.artifact(segmenter.artifact)
+    floats = artifact.float_precision
+    if floats != "fp32" and not found.on_gpu and artifact.target != FOR_OPENVINO:
         warnings.append(
             f"ONNX Runtime computes {floats} in FP32 on a CPU and skips most of its rounding: this is not the "
             f"accuracy of an engine, and no comparison in {floats.upper()}. denseport build audits with the rounding "
@@ -208,7 +210,8 @@ def _recorded(segmenter: Segmenter, found: Evaluation, run: LongRun) -> Evaluati
     kept = {key: result[key] for key in ("mIoU", "mAcc", "aAcc", "images", "protocol", "agreement", "gate")}
     artifact, on_gpu = bundle.artifact(found.artifact), found.measurement.on_gpu
     elsewhere = run.ray is not None or found.measurement.measured < found.measurement.images
-    proof = proof_here("labels", "accuracy", artifact.float_precision, on_gpu=on_gpu, elsewhere=elsewhere)
+    how = {"on_gpu": on_gpu, "elsewhere": elsewhere}
+    proof = proof_here("labels", "accuracy", artifact.float_precision, **how, target=artifact.target)
     accuracies = [each for each in artifact.proof if each.figures == "accuracy"]
     if any(each.arithmetic == artifact.float_precision != proof.arithmetic for each in accuracies):
         why_not = (

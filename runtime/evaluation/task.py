@@ -102,8 +102,10 @@ class Task:
             with reading(file):  # a link to nothing
                 return file.stat().st_size
 
+        artifact = self.segmenter.bundle.artifact(self.segmenter.artifact)
         facts = [
-            self.segmenter.bundle.artifact(self.segmenter.artifact).files,
+            artifact.files,
+            [artifact.precision, artifact.target],  # artifacts for OpenVINO share the source's file
             repr(self.segmenter.protocol),
             self.fp32 is not None,
             self.dataset.reduce_zero_label,

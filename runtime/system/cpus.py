@@ -1,4 +1,4 @@
-"""How many CPUs this process may use.
+"""How many CPUs this process may use, and what they can.
 
 A container's limit is a quota of processor time in its control group, which neither ``os.cpu_count`` nor the affinity
 mask shows: with 64 processors and a quota of 2, 64 threads would be stopped most of the time.
@@ -15,9 +15,11 @@ from pathlib import Path
 
 from denseport.runtime.system.arguments import whole
 
-__all__ = ["MOST_THREADS", "check_threads", "usable_cpus"]
+__all__ = ["MOST_THREADS", "check_threads", "has_bf16", "usable_cpus"]
 
 MOST_THREADS = 1024  # libraries start them all at once, each with a stack: minutes, where there are few processors
+CPUINFO = Path("/proc/cpuinfo")
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86, and of ARM
 MEMBERSHIP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # which groups, and where they are mounted
 
 
@@ -29,6 +31,16 @@ def usable_cpus() -> int:
     quotas = [math.ceil(quota) for folder in _folders() if (quota := _quota(folder)) is not None]
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([found, *quotas]))
+
+
+def has_bf16() -> bool:
+    """Whether the processor has arithmetic for BF16, as Linux tells; elsewhere nothing tells, and it is not said."""
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        return False
+    flags = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
+    return not BF16_FLAGS.isdisjoint(next(flags, ()))
 
 
 def check_threads(threads: int | None) -> int | None:

@@ -15,13 +15,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from denseport.runtime.errors import MachineError
-from denseport.runtime.system.cpus import usable_cpus
+from denseport.runtime.system.cpus import has_bf16, usable_cpus
 
 __all__ = ["Gpu", "Machine", "inspect_machine", "install_command", "proc_values", "require"]
 
 # Distributions that hold one thing under several names, the usual one first.
 DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime-gpu", "onnxruntime", "onnxruntime-openvino"),
+    "openvino": ("openvino",),
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
     "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
     "pycuda": ("pycuda",),
@@ -57,6 +58,7 @@ class Machine:
     gpus: tuple[Gpu, ...]
     packages: dict[str, str | None]  # version, None where absent
     providers: tuple[str, ...]  # ONNX Runtime's execution providers
+    bf16: bool = False  # the processor has arithmetic for BF16
 
     def summary(self) -> dict[str, str]:
         """What a reader of a measurement needs to know of the machine."""
@@ -87,6 +89,7 @@ def inspect_machine(*, look_for_gpus: bool | None = True) -> Machine:
         gpus=_gpus() if ask else (),
         packages={name: _version(distributions) for name, distributions in DISTRIBUTIONS.items()},
         providers=providers,
+        bf16=has_bf16(),
     )
 
 

@@ -10,9 +10,9 @@ import pytest
 from progress_told import Told
 from support import ASSETS
 
-from denseport.calibration import verdict
 from denseport.calibration.calibrate import calibrate, judge_again
 from denseport.calibration.options import CalibrationOptions
+from denseport.runtime.benchmark import race
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import DenseportError
@@ -23,7 +23,7 @@ FEW_LAYERS = ("backbone", "decode_head.fusion_blocks")  # stay float, so that it
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verdict, "ROUNDS", (3, 3))
+    monkeypatch.setattr(race, "ROUNDS", (3, 3))
 
 
 def test_a_calibration_returns_and_records_its_verdicts(

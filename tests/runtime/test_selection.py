@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from build_records import build_record
-from bundles import engine_artifact, onnx_artifact, proof
+from bundles import engine_artifact, onnx_artifact, proof, verdict
 
 from denseport.runtime import selection
 from denseport.runtime.backends.tensorrt_library import load_library
@@ -17,7 +17,6 @@ from denseport.runtime.bundle.artifact import Artifact
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import Profile
 from denseport.runtime.bundle.protocol import parse_protocol
-from denseport.runtime.bundle.quantization import QuantizationVerdict
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.system.machine import DISTRIBUTIONS, Gpu, Machine, inspect_machine
@@ -129,23 +128,9 @@ def test_what_nothing_compares_with_fp32_is_chosen_with_a_caution(
 
 def with_verdict(bundle: Bundle, **values: Any) -> None:
     """Give int8.onnx the record of a verdict in which it won, but for ``values``."""
-    verdict = QuantizationVerdict(
-        machine="a processor",
-        cpus=2,
-        session="a test",
-        seconds={"model.onnx": 0.5, "int8.onnx": 0.4},
-        speed_ratio=1.25,
-        agreement=0.99,
-        miou=None,
-        fp32_miou=None,
-        labelled=0,
-        within_budget=True,
-        accepted=True,
-        reason="int8.onnx was measured 1.25 times as fast as FP32 here, within its budget",
-        versions="",
-        date="",
-    )
-    record = json.loads(json.dumps({"verdict": dataclasses.asdict(dataclasses.replace(verdict, **values))}))
+    reason = "int8.onnx was measured 1.25 times as fast as FP32 here, within its budget"
+    seconds = {"model.onnx": 0.5, "int8.onnx": 0.4}
+    record = {"verdict": verdict(**{"seconds": seconds, "reason": reason, **values})}
     artifacts = dict(bundle.manifest.artifacts)
     artifacts["int8.onnx"] = dataclasses.replace(artifacts["int8.onnx"], record=artifacts["int8.onnx"].record | record)
     bundle.manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)

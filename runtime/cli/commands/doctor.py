@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         _print("This machine can", abilities)
         if artifacts:
             _print(f"Of {arguments.bundle}, here runs", artifacts)
+            _print_hint(arguments.bundle, machine)
     return 3 if artifacts and all(row.missing for row in artifacts) else 0
 
 
@@ -57,11 +59,20 @@ def _print(title: str, rows: Sequence[Ability]) -> None:
         print(f"  no   {row.name}: {row.missing}\n         {row.remedy}" if row.missing else f"  yes  {row.name}")
 
 
+def _print_hint(bundle: Path, machine: Machine) -> None:
+    from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.selection import untried
+
+    if hint := untried(Bundle(bundle).manifest, machine):
+        print(f"\n{hint.replace('BUNDLE', shlex.quote(str(bundle)))}")
+
+
 def _abilities(machine: Machine) -> list[Ability]:
     from denseport.runtime.system.machine import install_command
 
     has = machine.packages
     gpu = "" if machine.gpus else "no NVIDIA GPU"
+    bf16 = "" if machine.bf16 else "no BF16 arithmetic in this processor"
     cuda = "" if has["pycuda"] or has["cuda-bindings"] else "neither pycuda nor cuda-bindings"
     providers = "" if "CUDAExecutionProvider" in machine.providers else "ONNX Runtime without CUDA"
 
@@ -75,14 +86,16 @@ def _abilities(machine: Machine) -> list[Ability]:
         ("export checkpoints", lacks("torch", "onnx", "onnxruntime"), "export,onnxruntime"),
         ("calibrate to INT8", lacks("onnx", "onnxruntime"), "calibration"),
         ("run ONNX models on the CPU", lacks("onnxruntime"), "onnxruntime"),
+        ("run ONNX models with OpenVINO", lacks("openvino"), "openvino"),
+        ("compute in BF16 on the CPU", join(bf16, lacks("openvino")), "openvino"),
         ("run ONNX models on a GPU", join(gpu, providers), "onnxruntime-gpu"),
         ("build and run TensorRT engines", join(gpu, lacks("tensorrt"), cuda), "tensorrt"),
         ("build TensorRT-RTX engines, ahead of time", lacks("tensorrt_rtx"), "tensorrt-rtx"),
         ("run TensorRT-RTX engines", join(gpu, lacks("tensorrt_rtx"), cuda), "tensorrt-rtx"),
     )
-    where = "" if machine.gpus else " on a machine with an NVIDIA GPU"
+    where = {gpu: " on a machine with an NVIDIA GPU", bf16: " on a processor with avx512_bf16, amx_bf16 or bf16"}
     return [
-        Ability(name, missing, install_command(extra) + (where if gpu and gpu in missing else ""))
+        Ability(name, missing, install_command(extra) + "".join(where[why] for why in where if why and why in missing))
         for name, missing, extra in rows
     ]
 

@@ -124,9 +124,9 @@ def _of_artifact(bundle: Bundle, name: str) -> Iterator[str]:
 
 def _calibrated(name: str, artifact: Artifact) -> Iterator[str]:
     """What `denseport calibrate` did and found."""
-    from denseport.runtime.bundle.quantization import QuantizationVerdict
+    from denseport.runtime.bundle.verdict import MachineVerdict
 
-    record, verdict = artifact.record.get("calibration"), QuantizationVerdict.of(artifact, name)
+    record, verdict = artifact.record.get("calibration"), MachineVerdict.of(artifact, name)
     if record is not None:
         smoothed = count(sum(each["strength"] > 0 for each in record["smoothing"]), "LayerNorm")
         kind, share = record["precision"].upper(), f"{100 * record['share']:.1f} % of the multiply-adds"

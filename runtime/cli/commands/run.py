@@ -136,6 +136,8 @@ def _open(arguments: argparse.Namespace) -> Iterator[Model]:
             print(f"  not {name}: {reason}", file=sys.stderr)
         if segmenter.selection.caution:
             print(f"warning: {segmenter.selection.caution}", file=sys.stderr)
+        if segmenter.selection.hint and sys.stderr.isatty():  # for people: a log would have it each time
+            print(f"hint: {segmenter.selection.hint}", file=sys.stderr)
         yield segmenter
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from denseport.runtime.bundle.artifact import FOR_TENSORRT
+from denseport.runtime.bundle.artifact import FOR_OPENVINO, FOR_TENSORRT
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord
 from denseport.runtime.bundle.preprocessing import loading
@@ -130,6 +130,8 @@ def _onnxruntime(bundle: Bundle, options: Options) -> list[Served]:
     artifact, path = bundle.artifact(name), bundle.verified(name)
     if artifact.kind != "onnx":
         raise InputError(f"{name} is an {artifact.kind}, not an ONNX model", "Give --backend python or tensorrt_plan.")
+    if artifact.target == FOR_OPENVINO:
+        raise InputError(f"{name} runs on OpenVINO, not on ONNX Runtime", "Give --backend python.")
     # The back end opens model.onnx; external data keeps the name that the model knows.
     files: dict[str, bytes | Path] = {(ONNX if f == artifact.main else f): path.with_name(f) for f in artifact.files}
     warmup = []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from denseport.runtime.system import cpus
-from denseport.runtime.system.cpus import usable_cpus
+from denseport.runtime.system.cpus import has_bf16, usable_cpus
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -52,3 +52,23 @@ def test_affinity_counts_where_there_is_no_group(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7})
     monkeypatch.setattr(cpus, "MEMBERSHIP", tmp_path / "none")
     assert usable_cpus() == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16 avx512_vnni\n", True),
+        ("flags : fpu amx_bf16 amx_tile\n", True),
+        ("Features\t: fp asimd i8mm bf16\n", True),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni\nbugs\t\t: bf16\n", False),
+        ("", False),
+        (None, False),  # a system without /proc
+    ],
+)
+def test_bf16_is_what_the_processors_flags_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, expected: bool
+) -> None:
+    monkeypatch.setattr(cpus, "CPUINFO", tmp_path / "cpuinfo")
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    assert has_bf16() is expected

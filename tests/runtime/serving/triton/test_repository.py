@@ -313,3 +313,14 @@ def test_a_container_gets_as_many_instances_as_its_quota_allows(
     )  # of more in the affinity mask
     (model,) = served_models(sample, Options())
     assert [group.count for group in model.config.instance_group] == [3]
+
+
+def test_an_artifact_for_openvino_is_served_by_python_alone(sample_copy: Bundle) -> None:
+    fp32 = sample_copy.artifact("model.onnx")
+    what = {"target": "openvino", "made_of": "model.onnx", "proof": (), "record": {}}
+    sample_copy.add("fp32.openvino", dataclasses.replace(fp32, **what))
+    named = {"artifacts": ("fp32.openvino",)}
+    with pytest.raises(InputError, match=r"fp32\.openvino runs on OpenVINO, not on ONNX Runtime"):
+        served_models(sample_copy, Options(backend="onnxruntime", **named))
+    (front,) = served_models(sample_copy, Options(backend="python", **named))
+    assert front.files["bundle/model.onnx"] == sample_copy.path / "model.onnx"

@@ -1,7 +1,8 @@
-"""What a quantized artifact was found to be worth on one kind of machine.
+"""What an artifact was found to be worth on one kind of machine.
 
-`denseport calibrate` writes it into the artifact's record under ``verdict``; `denseport.runtime.selection` reads it.
-Whether INT8 is faster depends on the machine, so a verdict holds for machines of its kind only.
+`denseport calibrate` and `denseport build --for-this-machine` write it into the artifact's record under ``verdict``;
+`denseport.runtime.selection` reads it. Whether INT8, BF16 or another library is faster depends on the machine, so a
+verdict holds for machines of its kind only.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from denseport.runtime.bundle.artifact import Artifact
 from denseport.runtime.bundle.decode import decode_dataclass
 from denseport.runtime.system.machine import Machine
 
-__all__ = ["QuantizationVerdict", "kind_of"]
+__all__ = ["MachineVerdict", "kind_of"]
 
 
 @dataclass(frozen=True)
-class QuantizationVerdict:
+class MachineVerdict:
     """Speed and accuracy of an artifact beside FP32, and what follows from them."""
 
     machine: str  # as `kind_of` names it
@@ -40,7 +41,7 @@ class QuantizationVerdict:
         return f"{'' if self.accepted else 'not '}used by itself on {self.machine}: {self.reason}"
 
     @classmethod
-    def of(cls, artifact: Artifact, where: str) -> QuantizationVerdict | None:
+    def of(cls, artifact: Artifact, where: str) -> MachineVerdict | None:
         """The verdict in an artifact's record; None where nothing was measured.
 
         Args:
