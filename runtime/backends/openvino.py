@@ -209,11 +209,11 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _sign(folder: Path) -> None:
-    """Note what OpenVINO has just written, or that it was used again, and remove what was used longest ago."""
+    """Note what OpenVINO has just written, and remove others, in no order, where there are too many."""
     with suppress(OSError, OutputError):
         write_atomic(folder / "sha256", _digests(folder).encode())
-        others = sorted(folder.parent.iterdir(), key=lambda each: each.stat().st_mtime)  # writing a file touches it
-        for old in others[:-KEPT]:
+        others = [each for each in folder.parent.iterdir() if each != folder]
+        for old in others[KEPT - 1 :]:
             shutil.rmtree(old, ignore_errors=True)
 
 

@@ -48,7 +48,7 @@ ROUNDS = 20
 AGREEMENT = 0.999  # of the masks: ties may go either way
 MARGIN = 1e-4  # of logits of about 1: nearer than that, the roundings of two coordinates may choose either class
 # Grey levels as they are, in the network's order.
-LEVELS = (Resize(NETWORK[::-1], keep_ratio=False), Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr_to_rgb=True))
+LEVELS = (Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr_to_rgb=True),)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def measure_kernels(cuda: Cuda, ptx: bytes, images: Sequence[Size] = IMAGES) -> 
 
 
 def _host_input(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return preprocess.normalise(preprocess.fit_image(image, LEVELS), LEVELS)
+    shown = preprocess.fit_image(image, (Resize(NETWORK[::-1], keep_ratio=False), *LEVELS))
+    return preprocess.normalise(shown, LEVELS)
 
 
 def _wrong(mask: NDArray[Any], expected: NDArray[Any], logits: NDArray[np.float32], size: Size) -> int:
