@@ -187,7 +187,7 @@ def _why_not_accurate(artifact: Artifact) -> str:
     is_fp32 = artifact.kind == "onnx" and artifact.precision == "fp32"  # nothing is closer to the checkpoint
     with reading_record(artifact.main):
         audit = artifact.record.get("audit")
-        if audit and not audit.get("passed", True):
+        if audit and not audit["passed"]:
             return "failed its audit"
         gate = artifact.record.get("accuracy", {}).get("gate")
         return "" if gate is None or gate["passed"] or is_fp32 else f"failed its gate: {'; '.join(gate['reasons'])}"

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.bundle.preprocessing import Preprocessing, loading, normalisation, size_steps
+from denseport.runtime.bundle.preprocessing import Preprocessing, loading, normalisation, paddings, size_steps
 from denseport.runtime.bundle.steps import Pad
 from denseport.runtime.system.machine import require
 
@@ -63,8 +63,8 @@ def fit_image(image: NDArray[np.uint8], steps: Preprocessing, *, flip: bool = Fa
 
 
 def fit_labels(labels: LabelMap, steps: Preprocessing) -> NDArray[Any]:
-    """Labels (H, W) as `fit_image` fits their image: each pixel's nearest one, the largest where pixels are added."""
-    for step in size_steps(steps):
+    """Labels (H, W) where the network sees their pixels: the nearest one, the type's largest where pixels are added."""
+    for step in (*size_steps(steps), *paddings(steps)):
         size = step.output(_size(labels))
         if isinstance(step, Pad):
             labels = _pad(labels, size, "constant", (np.iinfo(labels.dtype).max,) * 3)

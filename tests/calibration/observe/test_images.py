@@ -13,6 +13,7 @@ from denseport.calibration.errors import CalibrationError
 from denseport.calibration.observe.images import check_images, contents_sha256, identity_of, labels_of
 from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.protocol import Protocol
+from denseport.runtime.bundle.steps import Pad
 from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.pipeline.network_input import NetworkInputs
 
@@ -44,6 +45,16 @@ def test_labels_lie_where_the_image_lies(folder: Path, inference: Inference) -> 
         np.testing.assert_array_equal(np.rint(images[i][0, 0]), label)
     starts = {(rows[0], columns[0]) for _, (rows, columns) in (images.window(i, (40, 60)) for i in range(4))}
     assert len(starts) == (1 if inference is WHOLE else 4), "each image gives another window"
+
+
+def test_what_is_padded_has_no_label(folder: Path) -> None:
+    """Whether pixels are added before or after the image is normalised."""
+    dataset, plain = open_dataset(folder / "images", masks=folder / "masks"), steps(size=(60, 40))
+    for preprocess in ((plain[0], Pad(divisor=32), plain[1]), (*plain, Pad(divisor=32, crop=True))):
+        images = NetworkInputs([s.image for s in dataset.samples], Protocol("reference", preprocess, WHOLE), 16)
+        for size, label in zip(check_images(images), labels_of(images, dataset, 20), strict=True):
+            assert size == label.shape == (64, 64)
+            assert (label[40:] == 255).all() and (label[:, 60:] == 255).all() and (label[:40, :60] < 20).all()
 
 
 def test_images_that_cannot_be_used_are_named_all_at_once(folder: Path) -> None:

@@ -157,7 +157,7 @@ def test_the_model_is_described(server: Running, sample: Bundle) -> None:
 
 def test_what_eval_recorded_is_told(sample: Bundle, tmp_path: Path) -> None:
     bundle = Bundle(shutil.copytree(sample.path, tmp_path / "measured"))
-    bundle.note("model.onnx", {"accuracy": {"mIoU": 42.5, "images": 3}, "audit": {"agreement": 0.995}})
+    bundle.note("model.onnx", {"accuracy": {"mIoU": 42.5, "images": 3}, "audit": {"agreement": 0.995, "passed": True}})
     with running(bundle) as started:
         (told,) = started.client.get("/v1/model").json()["artifacts"]
         assert told["milliseconds"] is None
