@@ -237,7 +237,7 @@ class Segmenter:
         _refuse_one_image(images)
         depth = whole("depth", depth, 1)  # a stream of depth NaN would wait for ever
         requested = RequestedOutputs(scores, top_k)
-        requested.check(len(self.manifest.classes))
+        requested.check(len(self.manifest.classes), self.manifest.scores)
         smoother = Smoother(smoothing)
 
         def prepare(image: Image) -> Job:

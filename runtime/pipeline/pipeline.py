@@ -101,7 +101,7 @@ class Pipeline:
             ImageError: a file that cannot be read, an array that is not an image, or one too narrow for a patch.
             InputError: a region that does not lie inside the image, or more classes requested than there are.
         """
-        requested.check(len(self.manifest.classes))
+        requested.check(len(self.manifest.classes), self.manifest.scores)
         begin = decoded = time.perf_counter()
         with reading(image) if isinstance(image, str | Path) else nullcontext():
             if isinstance(image, str | Path):
