@@ -57,8 +57,8 @@ def compare(
     """
     session = OnnxRuntimeSession(path)
     checks = []
-    for shape in shapes:
-        image = samples.make(shape[0], *shape[2:])
+    for seed, shape in enumerate(shapes):  # a network of one size is shown several images
+        image = samples.make(shape[0], *shape[2:], seed=seed)
         want, found = as_nchw(reference(image), ends.output_layout), session.run(image)
         grid = found.shape
         if align_corners is not None:

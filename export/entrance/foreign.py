@@ -42,7 +42,7 @@ class Foreign:
     model: ForeignModel
     about: dict[str, Any]  # of the manifest's provenance
     architecture: str
-    reference: Run | None = None  # what it is compared with; None: the file itself
+    reference: Run | None = None  # the network in torch, to compare with; None: the file itself
 
 
 def import_bundle(
@@ -182,6 +182,7 @@ def _manifest(
     if not adapted.scores:
         warnings.append("The network tells the class of a pixel, not how likely it is: there are no scores.")
     warnings = [*found.warnings, *warnings]
+    packages = ("onnx", "onnxruntime") if foreign.reference is None else ("torch", "onnx", "onnxruntime")
     corners = adapted.align_corners if adapted.align_corners is not None else bool(own.align_corners)
     try:
         return Manifest(
@@ -199,7 +200,7 @@ def _manifest(
             label_map=own.label_map or {},
             ignore_index=255 if own.ignore_index is None else own.ignore_index,
             reference=None,
-            provenance={**foreign.about, **made_with(("onnx", "onnxruntime"), warnings)},
+            provenance={**foreign.about, **made_with(packages, warnings)},
             spec={},
             source=MODEL,
             task="segmentation",

@@ -95,10 +95,10 @@ def choose_output(model: ir.Model, path: Path, name: str | None) -> int:
         raise InputError(what, "Export it with an input of type float32 or uint8.")
     names = [plain_text(str(output.name)) for output in outputs]
     if name is not None and name not in names:
-        raise InputError(f"--output {name}: {path} has no such output", f"It has {', '.join(names) or 'none'}.")
+        raise InputError(f"--output-name {name}: {path} has no such output", f"It has {', '.join(names) or 'none'}.")
     if name is None and len(outputs) != 1:
         given = ", ".join(map(named_shape, outputs)) or "none"
-        raise InputError(f"{path}: has {len(outputs)} outputs ({given})", "Name the one to take with --output NAME.")
+        raise InputError(f"{path}: has {len(outputs)} outputs ({given})", "Name the one to take: --output-name NAME.")
     return 0 if name is None else names.index(name)
 
 

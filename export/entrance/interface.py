@@ -92,7 +92,7 @@ def find_interface(
         full_size=all(size == cells for size, cells in grid.items()),
         threshold=threshold,
     )
-    shapes = tuple((1 + (i == 1 and is_batched), len(samples.mean), *size) for i, size in enumerate(sizes))
+    shapes = tuple((1 + (i == 1 and is_batched), len(samples.mean), *size) for i, size in enumerate((sizes * 3)[:3]))
     return Interface(ends, divisor, shapes, tuple(warnings))
 
 

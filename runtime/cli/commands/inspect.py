@@ -49,7 +49,8 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
     manifest, source = bundle.manifest, bundle.manifest.provenance
     normalise, inference, reference = normalisation(manifest.preprocess), manifest.inference, manifest.reference
     yield "model", f"{manifest.name} ({manifest.architecture}, {manifest.parameters / 1e6:,.1f} M parameters)"
-    yield "checkpoint", f"{source.get('checkpoint')} ({source.get('layout')}), sha256 {str(source.get('sha256'))[:16]}…"
+    digest = f", sha256 {str(source['sha256'])[:16]}…" if "sha256" in source else ""
+    yield "checkpoint", f"{source.get('checkpoint')} ({source.get('layout')}){digest}"
     library = next((f"{name} {source[name]}" for name in ("torch", "onnx") if name in source), "")
     yield "exported", f"{source.get('created')} by Denseport {source.get('denseport')}, {library}"
     if "parity" in source:
