@@ -58,7 +58,7 @@ def export_module(
 
     Raises:
         ExportError: torch cannot export the module, or the graph computes something else.
-        InputError: the module is in training mode, or what was declared does not fit it.
+        InputError: the module is in training mode, cannot be run, or does not fit what was declared.
         OutputError: ``output`` exists, or cannot be written.
     """
     output, progress = Path(output), progress or Silent()
@@ -131,8 +131,15 @@ def _trace(network: _OneOutput, example: Tensor, path: Path, *, dynamic: bool) -
     """Write the network as ONNX, its nodes named after its layers."""
     remedy = "Give dynamic=False and a size: one that the module was trained for."
     example = example.to(network.device)
-    with torch.inference_mode():
-        network(example)  # what the module itself does not take is no fault of the exporter
+    try:
+        with torch.inference_mode():
+            network(example)  # what the module itself does not take is no fault of the exporter
+    except InputError:
+        raise
+    except Exception as err:  # whatever its own code raises
+        batch, channels, height, width = example.shape
+        given = f"{batch} images of {width} x {height} pixels and {channels} channels"
+        raise InputError(f"the module cannot be run on {given}: {err}", remedy) from err
     free = dict.fromkeys(DYNAMIC, torch.export.Dim.DYNAMIC)
     try:
         with quiet_exporter():

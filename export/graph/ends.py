@@ -108,7 +108,11 @@ def _front(graph: ir.Graph, ends: Ends) -> list[ir.Node]:
     if ends.layout == NHWC:
         nodes.append(new_node("Transpose", [value], {"perm": TO_NHWC}, name="ends/image/Transpose", dtype=FLOAT))
         value = nodes[-1].outputs[0]
-    if old.dtype != FLOAT:
+    between = _until_cast(old)
+    if old.dtype != FLOAT and between is not None:
+        for each in between:  # a Cast to what it is already: engines have no whole numbers between layers
+            each.dtype = FLOAT
+    elif old.dtype != FLOAT:
         nodes.append(new_node("Cast", [value], {"to": old.dtype}, name="ends/image/Cast", dtype=old.dtype))
         value = nodes[-1].outputs[0]
     old.replace_all_uses_with(value)
@@ -118,6 +122,18 @@ def _front(graph: ir.Graph, ends: Ends) -> list[ir.Node]:
     else:
         graph.extend(nodes)
     return nodes
+
+
+def _until_cast(value: ir.Value) -> list[ir.Value] | None:
+    """A tensor and what only moves it, if all that computes with it casts it to float first; else None."""
+    found = [value]
+    for each in found:  # grows
+        for node in each.consumers():
+            if node.op_type in ("Transpose", "Identity"):
+                found.append(node.outputs[0])
+            elif node.op_type != "Cast" or node.attributes.get_int("to") != FLOAT:
+                return None
+    return None if any(each.is_graph_output() for each in found) else found
 
 
 def _cut(output: ir.Value, ends: Ends) -> _Tail:

@@ -191,6 +191,8 @@ def _no_folder(path: Path) -> BundleError:
         remedy = f"Give the bundle's folder: {path.parent}"
     elif path.suffix in (".pth", ".safetensors"):
         remedy = f"Export it first: denseport export {path} -o BUNDLE"
+    elif path.suffix == ".onnx":
+        remedy = f"Import it first: denseport import {path} -o BUNDLE"
     return BundleError(f"{path}: not a bundle: a file", remedy)
 
 
