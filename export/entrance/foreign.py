@@ -38,7 +38,9 @@ PHOTOGRAPHS = ((1536, 2048), (2048, 1536))  # height, width: what most cameras t
 class Foreign:
     """A network on its way into a bundle."""
 
-    path: Path  # of its ONNX file
+    label: str  # of its file, or of the module, for messages
+    folder: Path  # where its weights lie
+    name: str
     model: ForeignModel
     about: dict[str, Any]  # of the manifest's provenance
     architecture: str
@@ -91,8 +93,8 @@ def import_bundle(
             "layout": f"ONNX of opset {read.opset}, written by {read.producer}",
             "parity": NO_PARITY,
         }
-        foreign = Foreign(path, read, about, "imported ONNX")
-        number = choose_output(read.original, path, output_name)
+        foreign = Foreign(str(path), path.parent, path.stem, read, about, "imported ONNX")
+        number = choose_output(read.original, foreign.label, output_name)
         write_foreign(foreign, folder, output, declared, number, layout, gives, name=name, progress=progress)
     return Bundle(output)
 
@@ -138,23 +140,23 @@ def _found(
     foreign: Foreign, declared: Declared, number: int, layout: str | None, gives: str | None
 ) -> tuple[ForeignNetwork, Samples, Interface]:
     """The network in the layout in which it runs, and what it takes and gives."""
-    path, original = foreign.path, foreign.model.original
+    label, original = foreign.label, foreign.model.original
     image = original.graph.inputs[0]
     takes_levels = image.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
-    possible = layouts(image, path, layout)
+    possible = layouts(image, label, layout)
     if declared.mean is not None:
         possible = [each for each in possible if each[1] == len(declared.mean)] or possible
     problem: ExportError | None = None
     for each, channels in possible:
         normalise = declared.normalise(channels, takes_levels=takes_levels)
         samples = Samples(normalise.mean, normalise.std)
-        network = ForeignNetwork(original, path, number, each)
+        network = ForeignNetwork(original, label, foreign.folder, number, each)
         dims = (None,) * 4 if image.shape is None else tuple(image.shape)
         sides = dims[2:] if each == NCHW else dims[1:3]
         threshold = declared.threshold if declared.threshold is not None else declared.own.threshold
         wanted = Wanted(declared.resize_size(), gives, declared.num_classes, threshold)
         try:
-            return network, samples, find_interface(network, (dims[0], *sides), samples, path, wanted)
+            return network, samples, find_interface(network, (dims[0], *sides), samples, label, wanted)
         except ExportError as err:
             problem = problem or err
     assert problem is not None  # there is at least one layout
@@ -186,7 +188,7 @@ def _manifest(
     corners = adapted.align_corners if adapted.align_corners is not None else bool(own.align_corners)
     try:
         return Manifest(
-            name=foreign.path.stem,
+            name=foreign.name,
             architecture=foreign.architecture,
             parameters=parameters,
             patch_size=found.divisor,
@@ -210,7 +212,7 @@ def _manifest(
             scores=adapted.scores,
         )
     except ValueError as err:
-        raise InputError(f"{foreign.path}: {err}", "Correct what --like, --from-json or the options say.") from err
+        raise InputError(f"{foreign.label}: {err}", "Correct what --like, --from-json or the options say.") from err
 
 
 def _padded(steps: Preprocessing, divisor: int) -> Preprocessing:

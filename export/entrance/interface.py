@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,7 @@ class Interface:
 
 
 def find_interface(
-    network: ForeignNetwork, declared: Sequence[Any], samples: Samples, path: Path, wanted: Wanted
+    network: ForeignNetwork, declared: Sequence[Any], samples: Samples, label: str, wanted: Wanted
 ) -> Interface:
     """Run a network at several sizes, twice on the same images, and on a batch.
 
@@ -68,9 +67,9 @@ def find_interface(
     """
     batch, *sides = (n if isinstance(n, int) else None for n in declared)
     if batch not in (None, 1):
-        what = f"{path}: takes batches of {batch} images only; the runtime gives it one image at a time"
+        what = f"{label}: takes batches of {batch} images only; the runtime gives it one image at a time"
         raise InputError(what, "Export it with a batch of 1, or of any size.")
-    search = Search(network, samples, path, 1)
+    search = Search(network, samples, label, 1)
     first = first_size(search, (sides[0], sides[1]), wanted.size)
     _check_repeatable(search, first)
     free, warnings = free_sides(search, first, (sides[0], sides[1]))
@@ -78,7 +77,7 @@ def find_interface(
     sizes = list(sizes_to_check(search, first, free, divisor, wanted.size))
     runs = {size: search.found[size] for size in sizes}
     layout, gives, channels = _output(runs, search, wanted)
-    classes, threshold = _classes(runs, gives, channels, wanted, path)
+    classes, threshold = _classes(runs, gives, channels, wanted, label)
     is_batched = batch is None and _takes_batches(search, first, warnings)
     height, width = (None if is_free else side for is_free, side in zip(free, first, strict=True))
     grid = {size: as_nchw(found, layout).shape[2:] for size, found in runs.items()}
@@ -105,46 +104,46 @@ def _output(runs: dict[Size, Found], search: Search, wanted: Wanted) -> tuple[st
     ]
     if not possible:
         shapes = ", ".join(f"{found.shape} for {size[1]} x {size[0]}" for size, found in runs.items())
-        raise ExportError(f"{search.path}: its output is a grid over its input at some sizes only: {shapes}")
+        raise ExportError(f"{search.label}: its output is a grid over its input at some sizes only: {shapes}")
     if wanted.classes is not None:  # of two layouts that may be, the one that has the named classes
         named = [each for each in possible if as_nchw(next(iter(runs.values())), each).shape[1] == wanted.classes]
         possible = named or possible
     layout = possible[0]
     values = [as_nchw(found, layout) for found in runs.values()]
     channels = values[0].shape[1]
-    return layout, wanted.gives or _kind(values, channels, wanted, search.path), channels
+    return layout, wanted.gives or _kind(values, channels, wanted, search.label), channels
 
 
-def _kind(values: Sequence[Found], channels: int, wanted: Wanted, path: Path) -> str:
+def _kind(values: Sequence[Found], channels: int, wanted: Wanted, label: str) -> str:
     """Whether these are logits, probabilities or classes."""
     is_whole = all((each == np.round(each)).all() for each in values)
     in_unit = all(((each >= 0) & (each <= 1)).all() for each in values)
     if channels == 1 and (values[0].dtype.kind in "iub" or (is_whole and (not in_unit or wanted.classes != 1))):
         return CLASSES
     if values[0].dtype.kind != "f":
-        what = f"{path}: gives {channels} channels of {values[0].dtype}: neither logits nor a map of classes"
+        what = f"{label}: gives {channels} channels of {values[0].dtype}: neither logits nor a map of classes"
         raise ExportError(what, "Export it with its logits as the output.")
     if not in_unit:
         return LOGITS
     if channels == 1 or all(np.abs(each.sum(1) - 1).max() < 1e-3 for each in values):
         return PROBABILITIES
     raise ExportError(
-        f"{path}: gives {channels} numbers from 0 to 1 for a pixel, whose sum is not 1: it may be of several classes",
+        f"{label}: gives {channels} numbers from 0 to 1 for a pixel, whose sum is not 1: it may be of several classes",
         "If the largest of them is to be the class, say --gives logits; the scores then mean nothing.",
     )
 
 
 def _classes(
-    runs: dict[Size, Found], gives: str, channels: int, wanted: Wanted, path: Path
+    runs: dict[Size, Found], gives: str, channels: int, wanted: Wanted, label: str
 ) -> tuple[int, float | None]:
     """The number of classes, and the threshold where a single channel tells two apart."""
     named = wanted.classes
     if gives == CLASSES:
         if channels != 1:
-            raise ExportError(f"{path}: a map of classes has one channel; this output has {channels}")
+            raise ExportError(f"{label}: a map of classes has one channel; this output has {channels}")
         if named is None:
             raise InputError(
-                f"{path}: gives classes, and does not say how many there are",
+                f"{label}: gives classes, and does not say how many there are",
                 "Name them with --classes, or their number.",
             )
         highest = max(int(found.max()) for found in runs.values())
@@ -152,19 +151,19 @@ def _classes(
         if highest >= named or lowest < 0:
             wrong = highest if highest >= named else lowest
             raise InputError(
-                f"{path}: gives the class {wrong}, but --classes names {named}, from 0 to {named - 1}",
+                f"{label}: gives the class {wrong}, but --classes names {named}, from 0 to {named - 1}",
                 "Name each class that the network tells apart.",
             )
         return named, None
     expected = {1, 2} if channels == 1 else {channels}
     if named is not None and named not in expected:
         raise InputError(
-            f"--classes names {named}, but {path} tells {max(expected)} classes apart",
+            f"--classes names {named}, but {label} tells {max(expected)} classes apart",
             "Name one for each channel of the output, in their order.",
         )
     if channels > 1 and wanted.threshold is not None:
         raise InputError(
-            f"--threshold {wanted.threshold:g} is of networks with one output channel; {path} has {channels}",
+            f"--threshold {wanted.threshold:g} is of networks with one output channel; {label} has {channels}",
             "Leave it out.",
         )
     return (channels, None) if channels > 1 else (2, wanted.threshold or 0.5)
@@ -191,14 +190,14 @@ def _check_repeatable(search: Search, size: Size) -> None:
     found = search.found[size]
     if _differ(search.network.run(image), found) > TOLERANCE:
         raise ExportError(
-            f"{search.path}: gives something else for the same image when it is run again",
+            f"{search.label}: gives something else for the same image when it is run again",
             "Export it in evaluation mode: dropout and other random steps must be off.",
         )
     other = search.network.run(search.samples.make(search.batch, *size, seed=2))
     is_of_classes = np.array_equal(found, np.round(found)) and found.any()  # noise may be of one class everywhere
     if not is_of_classes and np.array_equal(other, found):
         raise ExportError(
-            f"{search.path}: gives the same for two different images", "Check that its input is the image."
+            f"{search.label}: gives the same for two different images", "Check that its input is the image."
         )
 
 

@@ -75,7 +75,9 @@ def export_module(
         path = work / f"{kind.__name__}.onnx"
         _trace(network, example, path, dynamic=dynamic)
         about = {"checkpoint": f"{kind.__module__}.{kind.__qualname__}", "layout": "a module of torch"}
-        foreign = Foreign(path, read_onnx(path), about, kind.__name__, network.run)
+        foreign = Foreign(
+            f"the module {kind.__name__}", work, kind.__name__, read_onnx(path), about, kind.__name__, network.run
+        )
         write_foreign(foreign, folder, output, declared, 0, NCHW, None, name=name, progress=progress)
     return Bundle(output)
 

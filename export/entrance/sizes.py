@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ class Search:
 
     network: ForeignNetwork
     samples: Samples
-    path: Path
+    label: str
     batch: int  # of a run
     found: dict[Size, Found] = field(default_factory=dict)
     why_not: dict[Size, str] = field(default_factory=dict)
@@ -46,7 +45,7 @@ class Search:
             except ExportError as err:
                 self.why_not[size] = err.message
             else:
-                _check_finite(found, size, self.path)
+                _check_finite(found, size, self.label)
                 self.found[size] = found
         return self.found.get(size)
 
@@ -70,17 +69,17 @@ def first_size(search: Search, sides: tuple[int | None, int | None], hint: Size 
     if not ran:
         size, why = next(iter(search.why_not.items()))
         raise ExportError(
-            f"{search.path}: runs at none of {len(search.why_not)} sizes. At {size[1]} x {size[0]}: {why}",
+            f"{search.label}: runs at none of {len(search.why_not)} sizes. At {size[1]} x {size[0]}: {why}",
             "Give the size that it was exported for: --size WIDTHxHEIGHT.",
         )
     size, found = next(iter(ran.items()))
     shapes = ", ".join(f"{found.shape} for {size[1]} x {size[0]}" for size, found in list(ran.items())[:3])
     if found.ndim in (3, 4) and len({each.shape for each in ran.values()}) == 1 < len(ran):
         raise ExportError(
-            f"{search.path}: gives an output of the same size for every input ({shapes}): its exporter fixed it",
+            f"{search.label}: gives an output of the same size for every input ({shapes}): its exporter fixed it",
             "Give the size that it was exported for (--size WIDTHxHEIGHT), or export it with dynamic sizes.",
         )
-    what = f"{search.path}: gives no class for each pixel: its output has the shape {shapes} (width x height)"
+    what = f"{search.label}: gives no class for each pixel: its output has the shape {shapes} (width x height)"
     raise ExportError(what, "Give a network for segmentation: (N, classes, height, width), or a map of classes.")
 
 
@@ -155,7 +154,7 @@ def divisor_of(search: Search, first: Size, free: tuple[bool, bool]) -> int:
             return divisor
     why = next(reversed(search.why_not.values()), "its output does not grow with its input")
     raise ExportError(
-        f"{search.path}: its sizes are free, but no multiple of up to {DIVISORS[-1]} pixels suits it: {why}",
+        f"{search.label}: its sizes are free, but no multiple of up to {DIVISORS[-1]} pixels suits it: {why}",
         "Export it for one size.",
     )
 
@@ -180,10 +179,10 @@ def sizes_to_check(
     yield from fitting[:3]
 
 
-def _check_finite(found: Found, size: Size, path: Path) -> None:
+def _check_finite(found: Found, size: Size, label: str) -> None:
     if found.dtype.kind == "f" and not np.isfinite(found).all():
         what = "NaN" if np.isnan(found).any() else "infinity"
         raise ExportError(
-            f"{path}: gives {what} for an image of {size[1]} x {size[0]}, normalised as was declared",
+            f"{label}: gives {what} for an image of {size[1]} x {size[0]}, normalised as was declared",
             "Check --mean, --std and --range, and that the file computes what the network did.",
         )

@@ -238,6 +238,18 @@ def test_settings_of_another_bundle_and_of_a_file(tmp_path: Path) -> None:
     assert second.reduce_zero_label and second.inference.crop == (64, 64)
 
 
+def test_a_network_of_one_size_resizes_to_it_whatever_the_other_bundle_does(tmp_path: Path) -> None:
+    _, first = made(tmp_path, segmenting(), declared(size=None, scale=(2048, 512)))
+    path = segmenting(shape=(1, 3, 64, 96)).save(tmp_path / "fixed.onnx")
+    assert import_bundle(path, tmp_path / "whole", Declared(like=first)).manifest.preprocess[0] == Resize(SIZE, False)
+    file = tmp_path / "slide.json"
+    file.write_text('{"inference": {"mode": "slide", "crop": [64, 96], "stride": [32, 48]}}')
+    windows = import_bundle(path, tmp_path / "slide", Declared(like=first, from_json=file))
+    assert windows.manifest.preprocess[0] == Resize((2048, 512), True)
+    with Segmenter(windows) as segment:
+        assert segment(PHOTO).mask.shape == read_image(PHOTO).shape[:2]
+
+
 def test_units_of_mean_and_std(tmp_path: Path) -> None:
     units = Declared(classes=4, mean=(0.5, 0.25, 0), std=(0.5, 1, 1), value_range=1, bgr=True, size=SIZE)
     _, bundle = made(tmp_path, segmenting(), units)
