@@ -15,7 +15,16 @@ from denseport.runtime.media.images import write_image, write_mask
 from denseport.runtime.pipeline.results import Segmentation
 from denseport.runtime.system.files import write_atomic
 
-__all__ = ["BY_ENDING", "save_coco", "save_geojson", "save_mask", "save_npz", "save_overlay", "save_scores"]
+__all__ = [
+    "BY_ENDING",
+    "encode_npz",
+    "save_coco",
+    "save_geojson",
+    "save_mask",
+    "save_npz",
+    "save_overlay",
+    "save_scores",
+]
 
 
 def save_mask(path: Path, found: Segmentation, *, grey: bool = False) -> None:
@@ -50,11 +59,16 @@ def save_geojson(path: Path, found: Segmentation) -> None:
 
 
 def save_npz(path: Path, found: Segmentation) -> None:
+    """`encode_npz` as a file."""
+    write_atomic(path, encode_npz(found))
+
+
+def encode_npz(found: Segmentation) -> bytes:
     """``mask``, and ``scores``, ``top_classes`` and ``top_scores`` where there are any, compressed."""
     arrays: dict[str, Any] = {name: getattr(found, name) for name in ("mask", "scores", "top_classes", "top_scores")}
     packed = BytesIO()
     np.savez_compressed(packed, allow_pickle=False, **{name: each for name, each in arrays.items() if each is not None})
-    write_atomic(path, packed.getbuffer())
+    return packed.getvalue()
 
 
 def _save_json(path: Path, data: dict[str, Any]) -> None:
