@@ -348,10 +348,10 @@ class Gate:
         self.entered, self.go = threading.Semaphore(0), threading.Event()
         call = Segmenter.__call__
 
-        def held(segmenter: Segmenter, image: np.ndarray) -> Any:
+        def held(segmenter: Segmenter, image: np.ndarray, **options: Any) -> Any:
             self.entered.release()
             assert self.go.wait(20)
-            return call(segmenter, image)
+            return call(segmenter, image, **options)
 
         monkeypatch.setattr(Segmenter, "__call__", held)
 
@@ -404,7 +404,7 @@ def test_an_upload_that_never_ends_is_refused(sample: Bundle) -> None:
 
 def test_a_failure_of_ours_shows_nothing_of_the_machine(sample: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(sample) as started:
-        monkeypatch.setattr(Segmenter, "__call__", lambda *_: (_ for _ in ()).throw(RuntimeError("/tmp/secret")))
+        monkeypatch.setattr(Segmenter, "__call__", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("/tmp/secret")))
         assert_refused(started.segment(IMAGE), 500, "server failed")
 
 
@@ -477,7 +477,7 @@ def test_ready_is_proved_by_an_image(sample: Bundle, monkeypatch: pytest.MonkeyP
                 Segmenter, "__call__", lambda *given: dataclasses.replace(call(*given), mask=call(*given).mask * 0)
             )
             assert_refused(started.client.get("/ready"), 503, "another mask than at the start")
-            patch.setattr(Segmenter, "__call__", lambda *_: (_ for _ in ()).throw(MemoryError()))
+            patch.setattr(Segmenter, "__call__", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
             assert_refused(started.client.get("/ready"), 503, "MemoryError")
         assert started.client.get("/ready").status_code == 200
         started.admission.draining = True
