@@ -82,7 +82,10 @@ def test_what_comes_first(
     assert found.name == name
     assert found.others.keys() == bundle.manifest.artifacts.keys() - {name}
     on_cuda = machine.gpus and CUDA in machine.providers
-    words = {"engine": "an engine that fits this machine", "onnx": f"ONNX Runtime {'with CUDA' if on_cuda else 'on the CPU'}"}
+    words = {
+        "engine": "an engine that fits this machine",
+        "onnx": f"ONNX Runtime {'with CUDA' if on_cuda else 'on the CPU'}",
+    }
     assert found.why == words[bundle.artifact(name).kind]
 
 
@@ -117,7 +120,11 @@ def test_what_runs_an_artifact_that_was_asked_for(
     [
         (GPU, onnx_artifact(FILE, "fp16", output="mask"), "gives masks of the network's input, not logits"),
         (here(), BF16, "ONNX Runtime has no BF16 operators for CPUs"),
-        (GPU, onnx_artifact(FILE, "fp32", target="tensorrt"), "is made for TensorRT; ONNX Runtime runs it only when it is asked for"),
+        (
+            GPU,
+            onnx_artifact(FILE, "fp32", target="tensorrt"),
+            "is made for TensorRT; ONNX Runtime runs it only when it is asked for",
+        ),
         (here(), FP16, "not used by itself on a CPU, where it is not faster; made for GPUs"),
         (here(), FP32, "another one is better"),
         (GPU, BF16, "another one is better"),
@@ -273,7 +280,12 @@ REBUILD = "Build one for this machine: denseport build BUNDLE --precision fp16 -
         (onnx_artifact(FILE, "fp32", **NEEDED), here(bf16=True), "OpenVINO is not installed", "pip install"),
         (engine(), here(A40, tensorrt="11.4.0"), "", ""),
         (engine(), here(A40, H200, tensorrt="11.4.0"), "", ""),  # the first GPU computes
-        (engine(), here(H200, A40, tensorrt="11.4.0"), "built with TensorRT 11.4.0 for sm_86; here is 11.4.0 on", REBUILD),
+        (
+            engine(),
+            here(H200, A40, tensorrt="11.4.0"),
+            "built with TensorRT 11.4.0 for sm_86; here is 11.4.0 on",
+            REBUILD,
+        ),
         (engine(), here(A40), "needs tensorrt, which is not installed", "See denseport doctor."),
         (engine(), here(tensorrt="11.4.0"), "built with TensorRT 11.4.0 for sm_86; this machine has no", "Run it on"),
     ],

@@ -75,7 +75,10 @@ def test_a_bias_goes_into_the_product(body: str, expected: NDArray[np.float32], 
 @pytest.mark.parametrize(
     ("body", "more"),
     [
-        ("| product = MatMul (given, factor) logits = Add (product, bias) other = Neg (product)", ", float[2, 3] other"),
+        (
+            "| product = MatMul (given, factor) logits = Add (product, bias) other = Neg (product)",
+            ", float[2, 3] other",
+        ),
         ("| other = MatMul (given, factor) logits = Add (other, bias)", ", float[2, 3] other"),
         ("| other = Gemm (given, factor) logits = Add (other, bias)", ", float[2, 3] other"),
     ],
@@ -116,6 +119,8 @@ def test_what_cannot_be_negative_has_all_256_levels() -> None:
 def test_a_product_of_two_that_are_computed_takes_what_is_quantized() -> None:
     """The second factor is no constant: its integers are taken as they are."""
     body = "turned = Transpose (image) | p = QuantizeLinear (turned, one, zero) r = DequantizeLinear (p, one, zero) "
-    found, kinds, _ = lowered(body + "logits = MatMul (given, factor) other = MatMul (given, r)", more=", float[2, 2] other")
+    found, kinds, _ = lowered(
+        body + "logits = MatMul (given, factor) other = MatMul (given, r)", more=", float[2, 2] other"
+    )
     np.testing.assert_array_equal(found[1], IMAGE @ IMAGE.T)
     assert kinds["MatMulIntegerToFloat"] == 2

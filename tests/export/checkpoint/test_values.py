@@ -25,7 +25,7 @@ def test_flags(value: Any, expected: bool) -> None:
 
 @pytest.mark.parametrize("value", [2, -1, 1.0, 0.0, "True", "", [], (1,)])
 def test_what_is_no_flag(value: Any) -> None:
-    with pytest.raises(CheckpointError, match="the test path's Resize has keep_ratio=.*, which is not True or False"):
+    with pytest.raises(CheckpointError, match=r"the test path's Resize has keep_ratio=.*, which is not True or False"):
         flag("Resize", {"keep_ratio": value}, "keep_ratio")
 
 
@@ -37,7 +37,7 @@ def test_whole_numbers(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [3.5, True, None, "3", math.inf, math.nan, [3]])
 def test_what_is_no_whole_number(value: Any) -> None:
-    with pytest.raises(CheckpointError, match="Pad has size_divisor=.*, which is not a whole number"):
+    with pytest.raises(CheckpointError, match=r"Pad has size_divisor=.*, which is not a whole number"):
         whole("Pad", {"size_divisor": value}, "size_divisor")
 
 
@@ -46,7 +46,9 @@ def test_numbers() -> None:
         found = real("Pad", {"pad_val": value}, "pad_val")
         assert found == value and type(found) is float
         assert reals("Pad", {"pad_val": value}, "pad_val") == (value,)
-    assert reals("Pad", {"pad_val": [1, 2.5]}, "pad_val") == reals("Pad", {"pad_val": (1, 2.5)}, "pad_val") == (1.0, 2.5)
+    assert (
+        reals("Pad", {"pad_val": [1, 2.5]}, "pad_val") == reals("Pad", {"pad_val": (1, 2.5)}, "pad_val") == (1.0, 2.5)
+    )
     for bad in (True, None, "1", math.inf, math.nan):
         with pytest.raises(CheckpointError, match="which is not a number"):
             real("Pad", {"pad_val": bad}, "pad_val")
@@ -113,12 +115,13 @@ def test_a_message_names_the_file_once() -> None:
 
 
 def test_no_direction_matters_where_nothing_is_mirrored() -> None:
-    flips = "dict(type='MultiScaleFlipAug', img_scale=(64, 32), {}, transforms=[dict(type='Resize'), dict(type='RandomFlip'), {}])"
     normal = "dict(type='Normalize', mean=[1, 2, 3], std=[4, 5, 6])"
+    inner = f"[dict(type='Resize'), dict(type='RandomFlip'), {normal}]"
     for options, mirrored in (
         ("flip=False, flip_direction='vertical'", None),
         ("flip=True, flip_direction='horizontal'", True),
         ("flip=True", True),
     ):
-        found = steps_of(f"data = dict(test=dict(pipeline=[{LOAD}, {flips.format(options, normal)}]))").augmentation
+        flips = f"dict(type='MultiScaleFlipAug', img_scale=(64, 32), {options}, transforms={inner})"
+        found = steps_of(f"data = dict(test=dict(pipeline=[{LOAD}, {flips}]))").augmentation
         assert found == (Augmentation((Resize((64, 32), True),), flip=True) if mirrored else None)

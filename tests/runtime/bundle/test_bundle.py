@@ -276,7 +276,11 @@ def test_a_file_too_large_for_a_manifest_is_not_read(tmp_path: Path, more: int, 
 @pytest.mark.parametrize(
     ("content", "replace", "words"),
     [
-        ('{"format_version": 2}', False, "exists already and is a bundle\n  Choose another name with -o, or give --force"),
+        (
+            '{"format_version": 2}',
+            False,
+            "exists already and is a bundle\n  Choose another name with -o, or give --force",
+        ),
         ("[", False, "exists already and is a bundle"),
         ('{"name": "app"}', True, "exists already and is not a bundle\n  Choose another name with -o."),
         ('["format_version"]', True, "exists already and is not a bundle"),

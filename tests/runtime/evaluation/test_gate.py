@@ -70,9 +70,7 @@ def segmenter_of(artifact: str, protocol: str = "reference", *, published: bool 
     manifest = SimpleNamespace(budgets=budgets, reference=reference, source="model.onnx")
     artifacts = {"model.onnx": SimpleNamespace(precision="fp32"), "int8.onnx": SimpleNamespace(precision="int8")}
     bundle = SimpleNamespace(manifest=manifest, path="bundle", artifact=artifacts.__getitem__)
-    return SimpleNamespace(
-        manifest=manifest, bundle=bundle, artifact=artifact, protocol=SimpleNamespace(name=protocol)
-    )
+    return SimpleNamespace(manifest=manifest, bundle=bundle, artifact=artifact, protocol=SimpleNamespace(name=protocol))
 
 
 @pytest.mark.parametrize(
@@ -106,9 +104,9 @@ def test_a_bundle_that_nobody_published_needs_another_yardstick() -> None:
 
 
 def test_only_the_source_is_a_yardstick_and_not_for_itself() -> None:
-    with pytest.raises(InputError, match="artifacts are compared with the FP32 artifact only, model.onnx"):
+    with pytest.raises(InputError, match=r"artifacts are compared with the FP32 artifact only, model\.onnx"):
         choose_comparison(Gate("int8.onnx"), segmenter_of("model.onnx"), 9)
-    with pytest.raises(InputError, match="--gate model.onnx: an artifact cannot be compared with itself"):
+    with pytest.raises(InputError, match=r"--gate model\.onnx: an artifact cannot be compared with itself"):
         choose_comparison(Gate("model.onnx"), segmenter_of("model.onnx"), 9)
     with pytest.raises(KeyError):
         choose_comparison(Gate("nope.onnx"), segmenter_of("int8.onnx"), 9)
@@ -354,6 +352,13 @@ def test_a_gate_takes_any_number_in_its_range() -> None:
     assert (Gate(budget=100).budget, Gate(agreement=1).agreement) == (100, 1)
     assert [Gate(against).against for against in (0, "0", 100, "41.5", "a.onnx")] == [0, 0, 100, 41.5, "a.onnx"]
     assert Gate() == Gate("reference", None, None, strict=False)
-    for options in ({"budget": -0.1}, {"against": 100.5}, {"against": "-1"}, {"budget": 100.1}, {"agreement": 1.1}, {"against": 101}):
+    for options in (
+        {"budget": -0.1},
+        {"against": 100.5},
+        {"against": "-1"},
+        {"budget": 100.1},
+        {"agreement": 1.1},
+        {"against": 101},
+    ):
         with pytest.raises(InputError, match="the gate's"):
             Gate(**options)

@@ -207,7 +207,9 @@ def test_labels_are_16_bits_wide() -> None:
     found = Dataset((SAMPLE,), label_map={0: 65535, 65535: 0})
     assert found.label_map == {0: 65535, 65535: 0}
     for label_map in ({65536: 0}, {-1: 0}, {0: 65536}, {0: -1}, {0: 1.5}, {"a": 0}):
-        with pytest.raises(InputError, match=r"label_map's (label|class) cannot be .*\n  Give a whole number from 0 to 65535"):
+        with pytest.raises(
+            InputError, match=r"label_map's (label|class) cannot be .*\n  Give a whole number from 0 to 65535"
+        ):
             Dataset((SAMPLE,), label_map=label_map)  # type: ignore[arg-type]
 
 

@@ -91,7 +91,9 @@ def test_an_array_of_other_numbers_is_refused(kind: Any) -> None:
         runs().prepare(IMAGE.astype(kind))
 
 
-@pytest.mark.parametrize(("protocol", "shapes"), [("reference", [(1, 3, 32, 48)]), ("slide:32:16", [(1, 3, 32, 32)] * 2)])
+@pytest.mark.parametrize(
+    ("protocol", "shapes"), [("reference", [(1, 3, 32, 48)]), ("slide:32:16", [(1, 3, 32, 32)] * 2)]
+)
 def test_the_mask_is_the_strongest_colour_of_each_pixel(protocol: str, shapes: list[tuple[int, ...]]) -> None:
     session = Colours()
     image = np.zeros((32, 48, 3), np.uint8)
@@ -118,7 +120,7 @@ def test_logits_that_are_kept_are_of_every_window() -> None:
 def test_one_logit_that_is_not_finite_is_refused_but_where_logits_are_asked_for(protocol: str, special: float) -> None:
     run = runs(protocol, Colours((special, (0, 2, 1, 3))))
     image = np.zeros((32, 40, 3), np.uint8)
-    with pytest.raises(BundleError, match="bundle: model.onnx gave logits that are not finite"):
+    with pytest.raises(BundleError, match=r"bundle: model\.onnx gave logits that are not finite"):
         run.infer(run.prepare(image))
     kept = run.infer(run.prepare(image), keep_logits=True).maps
     assert kept is not None

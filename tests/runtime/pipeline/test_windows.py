@@ -52,7 +52,10 @@ def test_how_large_an_image_of_7_by_5_is_seen(
 
 def test_views_are_scales_and_within_each_its_mirror() -> None:
     scales = (ResizeBy((1.0, 1.0)), ResizeBy((2.0, 2.0)))
-    for flip, expected in ((True, [(5, False), (5, True), (10, False), (10, True)]), (False, [(5, False), (10, False)])):
+    for flip, expected in (
+        (True, [(5, False), (5, True), (10, False), (10, True)]),
+        (False, [(5, False), (10, False)]),
+    ):
         told = protocol(augmentation=Augmentation(scales, flip=flip))
         views = protocol_views((5, 7), told, 16)  # however small: a mean of several views has no least size
         assert [(view.size[0], view.flip) for view in views] == expected
