@@ -21,6 +21,7 @@ from denseport.runtime.bundle.steps import Resize, ResizeToMultiple
 from denseport.runtime.errors import BundleError, ImageError, InputError
 from denseport.runtime.pipeline import pipeline, sliding
 from denseport.runtime.pipeline.pipeline import Pipeline
+from denseport.runtime.pipeline.reduce import Decision
 from denseport.runtime.pipeline.results import RequestedOutputs, Timings
 
 WIDTH, HEIGHT = 6, 4
@@ -163,6 +164,43 @@ def test_another_number_of_classes_is_refused(protocol: str, classes: int) -> No
     run = runs(protocol, classes=tuple("abcd"[:classes]), palette=((0, 0, 0),) * classes)
     with pytest.raises(BundleError, match=f"tells 3 classes apart, the manifest names {classes}"):
         run.infer(run.prepare(IMAGE))
+
+
+class Painter:
+    """A GPU that paints all pixels with class 2, of images that are not too high."""
+
+    def __init__(self, classes: int = 3) -> None:
+        self.classes, self.seen = classes, list[tuple[int, int]]()
+
+    def takes(self, size: tuple[int, int], seen: tuple[int, int]) -> bool:
+        return size[0] < 10 and seen[0] == 32
+
+    def paint(self, image: NDArray[np.uint8], size: tuple[int, int], mask: NDArray[Any]) -> int:
+        self.seen.append(size)
+        mask[:] = 2
+        return self.classes
+
+
+def test_a_gpu_does_all_of_it_where_masks_alone_are_wanted() -> None:
+    painter: Any = Painter()
+    run = replace(runs(), device=painter)
+    job = run.infer(run.prepare(IMAGE))
+    assert job.on_device and not job.inputs and (run.finish(job).mask == 2).all()
+    for requested in (RequestedOutputs(scores=True), RequestedOutputs(top_k=1)):
+        assert not run.prepare(IMAGE, requested).on_device
+    assert not run.prepare(IMAGE, keep_logits=True).on_device
+    assert not run.prepare(np.zeros((10, 15, 3), np.uint8)).on_device
+    assert not runs().prepare(IMAGE).on_device
+    assert painter.seen == [(32, 48)]
+    painter.classes = 4
+    with pytest.raises(BundleError, match="tells 4 classes apart, the manifest names 3"):
+        run.infer(run.prepare(IMAGE))
+
+
+@pytest.mark.parametrize(("protocol", "averaged"), [("reference", False), ("slide:16:16", False), ("ms-flip", True)])
+def test_probabilities_of_several_views_are_averaged(protocol: str, averaged: bool) -> None:
+    assert runs(protocol).decision == Decision(averaged, None)
+    assert runs(protocol, threshold=0.25, classes=("a", "b"), palette=((0, 0, 0),) * 2).decision.threshold == 0.25
 
 
 def test_more_classes_than_there_are_cannot_be_asked_for() -> None:
