@@ -130,7 +130,8 @@ def test_more_than_256_classes_take_16_bits(sample: Bundle, tmp_path: Path, monk
         wide = np.arange(96 * 128, dtype=np.uint16).reshape(96, 128) % 300
         object.__setattr__(bundle.manifest, "classes", tuple(f"class {index}" for index in range(300)))
         object.__setattr__(bundle.manifest, "palette", ((1, 2, 3),) * 300)
-        monkeypatch.setattr(Segmenter, "__call__", lambda _, image: Segmentation(wide, "model.onnx", image))
+        found = Segmentation(wide, "model.onnx", random_image(), bundle.manifest.classes, bundle.manifest.palette)
+        monkeypatch.setattr(Segmenter, "__call__", lambda *_: found)
         png = started.segment(IMAGE).content
         raw = started.segment(IMAGE, format="raw")
     np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED), wide)
