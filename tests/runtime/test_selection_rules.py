@@ -115,6 +115,11 @@ def test_what_runs_an_artifact_that_was_asked_for(
 # Why the others are passed over
 
 
+def failed(*reasons: str) -> dict[str, Any]:
+    """The record of a gate; without reasons it was passed."""
+    return {"accuracy": {"gate": {"passed": not reasons, "reasons": list(reasons)}}}
+
+
 @pytest.mark.parametrize(
     ("machine", "artifact", "reason"),
     [
@@ -133,6 +138,10 @@ def test_what_runs_an_artifact_that_was_asked_for(
         (here(A40), onnx_artifact(FILE, "fp32", target="onnxruntime-cpu"), "another one is better"),
         (GPU, onnx_artifact(FILE, "fp16", record={"audit": {"passed": False}}), "failed its audit"),
         (GPU, onnx_artifact(FILE, "fp32", record={"audit": {"passed": True}}), "another one is better"),
+        (GPU, onnx_artifact(FILE, "fp16", record=failed("low", "far")), "failed its gate: low; far"),
+        (GPU, onnx_artifact(FILE, "fp32", record=failed("low")), "another one is better"),  # nothing is closer
+        (GPU, replace(engine("fp32"), record=engine().record | failed("low")), "failed its gate: low"),
+        (GPU, onnx_artifact(FILE, "fp16", record=failed()), "another one is better"),
         (GPU, onnx_artifact(FILE, "fp8"), "fp8 runs only when it is asked for: it was not measured on this machine"),
         (GPU, engine("fp32", output="mask"), "gives masks of the network's input, not logits"),
         (
