@@ -19,7 +19,7 @@ from denseport.export.graph.edit import new_constant, new_node
 from denseport.export.graph.model import LOGITS
 from denseport.runtime.backends.onnxruntime import INPUT
 
-__all__ = ["CLASSES", "NCHW", "NHW", "NHWC", "PROBABILITIES", "Ends", "EndsRecord", "adapt_ends"]
+__all__ = ["CLASSES", "NCHW", "NHW", "NHWC", "PROBABILITIES", "TO_NCHW", "TO_NHWC", "Ends", "EndsRecord", "adapt_ends"]
 
 NCHW, NHWC, NHW = "NCHW", "NHWC", "NHW"
 PROBABILITIES, CLASSES = "probabilities", "classes"  # what a graph gives, beside `LOGITS`

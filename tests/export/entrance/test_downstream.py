@@ -46,6 +46,8 @@ def test_it_is_evaluated_built_and_served(tmp_path: Path, capsys: pytest.Capture
     assert "is no network that Denseport builds" in capsys.readouterr().err
     with running(Bundle(bundle.path)) as server:
         answer = server.segment(images[0].read_bytes(), images[0].name)
+        refused = server.segment(images[0].read_bytes(), images[0].name, format="npz")
+    assert refused.status_code == 422 and "there are no scores" in refused.text
     mask = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_COLOR)
     with Segmenter(bundle) as segment:
         palette = np.array(segment.manifest.palette, np.uint8)[:, ::-1]
