@@ -33,9 +33,9 @@ class Samples:
     def make(self, batch: int, height: int, width: int, *, seed: int = 0) -> NDArray[np.float32]:
         """(batch, C, height, width) float32."""
         rng = np.random.default_rng([seed, batch, height, width])
-        levels = rng.integers(0, 256, (batch, len(self.mean), height, width))
-        mean, std = (np.reshape(each, (1, -1, 1, 1)) for each in (self.mean, self.std))
-        found: NDArray[np.float32] = ((levels - mean) / std).astype(np.float32)
+        levels = rng.integers(0, 256, (batch, len(self.mean), height, width), np.uint8)
+        mean, std = (np.reshape(np.array(each, np.float32), (1, -1, 1, 1)) for each in (self.mean, self.std))
+        found: NDArray[np.float32] = (levels - mean) / std
         return found
 
 
@@ -59,7 +59,10 @@ class ForeignNetwork:
             self._session = open_session(ir.to_proto(model), label, folder=folder.absolute())
         except ExportError as err:
             raise ExportError(plain_text(err.message), "Export it again; onnx.checker may tell more.") from err
-        self._label = label
+        import onnxruntime  # `open_session` has found it
+
+        self._label, self._quiet = label, onnxruntime.RunOptions()
+        self._quiet.log_severity_level = 4  # sizes that a network does not take are tried too
 
     def run(self, images: NDArray[np.float32]) -> NDArray[Any]:
         """What the model gives for a batch.
@@ -70,7 +73,7 @@ class ForeignNetwork:
         """
         given = images.transpose(TO_NHWC) if self.layout == NHWC else images
         try:
-            found = self._session.run([self._output], {self._input: given.astype(self.dtype.numpy())})[0]
+            found = self._session.run([self._output], {self._input: given.astype(self.dtype.numpy())}, self._quiet)[0]
         except Exception as err:  # ONNX Runtime raises a class of its own for every status code
             height, width = images.shape[2:]
             if is_out_of_memory(err):

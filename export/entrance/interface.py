@@ -7,6 +7,7 @@ against its images one by one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +29,12 @@ from denseport.export.entrance.sizes import (
 from denseport.export.errors import ExportError
 from denseport.export.graph.ends import CLASSES, NCHW, NHW, NHWC, PROBABILITIES, Ends
 from denseport.export.graph.model import LOGITS
+from denseport.runtime.bundle.steps import LARGEST_SIDE
 from denseport.runtime.errors import InputError
 
 __all__ = ["Interface", "Wanted", "find_interface"]
+
+PIXELS = 2**26  # of an image; a file of a stranger may declare any number
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ def find_interface(
     if batch not in (None, 1):
         what = f"{label}: takes batches of {batch} images only; the runtime gives it one image at a time"
         raise InputError(what, "Export it with a batch of 1, or of any size.")
+    if any(n is not None and not 1 <= n <= LARGEST_SIDE for n in sides) or math.prod(n or 1 for n in sides) > PIXELS:
+        what = f"{label}: takes images of {sides[1] or 'any'} x {sides[0] or 'any'} pixels (width x height)"
+        raise InputError(what, f"Give a network of at most {LARGEST_SIDE} pixels a side, and {PIXELS:,} in all.")
     search = Search(network, samples, label, 1)
     first = first_size(search, (sides[0], sides[1]), wanted.size)
     _check_repeatable(search, first)

@@ -69,7 +69,8 @@ def read_onnx(path: Path) -> ForeignModel:
     except ExportError:
         raise
     except Exception as err:  # protobuf, onnx_ir and the file system each raise classes of their own
-        raise ExportError(f"{path}: cannot be read as an ONNX model: {plain_text(str(err))}", EXPORT_PLAIN) from err
+        said = plain_text(str(err))[:200]  # onnx_ir's errors may hold the whole graph
+        raise ExportError(f"{path}: cannot be read as an ONNX model: {said}", EXPORT_PLAIN) from err
     return ForeignModel(original, model, files, opset, plain_text(model.producer_name or "an unknown tool"))
 
 
