@@ -181,7 +181,8 @@ def _manifest(
     named = 1 if ends.classes == 2 and declared.num_classes == 1 else ends.classes
     if declared.bgr is None and own.preprocess is None and len(samples.mean) == 3:
         warnings.append("Nothing says in which order the network takes colours: RGB is assumed. --bgr says BGR.")
-    if not adapted.scores:
+    scores = adapted.scores and found.scores
+    if not scores:
         warnings.append("The network tells the class of a pixel, not how likely it is: there are no scores.")
     warnings = [*found.warnings, *warnings]
     packages = ("onnx", "onnxruntime") if foreign.reference is None else ("torch", "onnx", "onnxruntime")
@@ -209,7 +210,7 @@ def _manifest(
             input=NetworkInput(shape=ends.shape, divisor=found.divisor),
             align_corners=corners,
             threshold=ends.threshold,
-            scores=adapted.scores,
+            scores=scores,
         )
     except ValueError as err:
         raise InputError(f"{foreign.label}: {err}", "Correct what --like, --from-json or the options say.") from err

@@ -8,7 +8,7 @@ against its images one by one.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,7 @@ class Interface:
     ends: Ends
     divisor: int  # of height and width: the network takes no other sizes
     shapes: tuple[tuple[int, int, int, int], ...]  # three inputs to compare on, (N, C, H, W)
+    scores: bool  # False: taken for logits though they are numbers from 0 to 1
     warnings: tuple[str, ...]
 
 
@@ -99,7 +100,7 @@ def find_interface(
         threshold=threshold,
     )
     shapes = tuple((1 + (i == 1 and is_batched), len(samples.mean), *size) for i, size in enumerate((sizes * 3)[:3]))
-    return Interface(ends, divisor, shapes, tuple(warnings))
+    return Interface(ends, divisor, shapes, wanted.gives != LOGITS or not _in_unit(runs.values()), tuple(warnings))
 
 
 def _output(runs: dict[Size, Found], search: Search, wanted: Wanted) -> tuple[str, str, int]:
@@ -124,7 +125,7 @@ def _output(runs: dict[Size, Found], search: Search, wanted: Wanted) -> tuple[st
 def _kind(values: Sequence[Found], channels: int, wanted: Wanted, label: str) -> str:
     """Whether these are logits, probabilities or classes."""
     is_whole = all((each == np.round(each)).all() for each in values)
-    in_unit = all(((each >= 0) & (each <= 1)).all() for each in values)
+    in_unit = _in_unit(values)
     if channels == 1 and (values[0].dtype.kind in "iub" or (is_whole and (not in_unit or wanted.classes != 1))):
         return CLASSES
     if values[0].dtype.kind != "f":
@@ -138,6 +139,11 @@ def _kind(values: Sequence[Found], channels: int, wanted: Wanted, label: str) ->
         f"{label}: gives {channels} numbers from 0 to 1 for a pixel, whose sum is not 1: it may be of several classes",
         "If the largest of them is to be the class, say --gives logits; the scores then mean nothing.",
     )
+
+
+def _in_unit(values: Iterable[Found]) -> bool:
+    """Whether all numbers are from 0 to 1."""
+    return all(((each >= 0) & (each <= 1)).all() for each in values)
 
 
 def _classes(

@@ -110,6 +110,15 @@ def test_scores_are_the_probabilities_of_the_file(tmp_path: Path, image: NDArray
     np.testing.assert_allclose(scores, computed(path, normalised(image))[0].max(0), atol=1e-5)
 
 
+def test_several_sigmoids_have_a_largest_but_no_scores(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+    graph = segmenting("resized")
+    graph.output(graph.node("Sigmoid", graph.outputs.pop().name))
+    path, bundle = made(tmp_path, graph, gives="logits")
+    assert not bundle.manifest.scores and adapted(bundle) == ([], [])
+    with Segmenter(bundle) as segment:
+        assert (segment(image).mask == computed(path, normalised(image))[0].argmax(0)).mean() > 0.999
+
+
 def test_aligned_corners_are_found(tmp_path: Path, image: NDArray[np.uint8]) -> None:
     path, bundle = made(tmp_path, segmenting("argmax", rule="align_corners"))
     assert bundle.manifest.align_corners and adapted(bundle)[0] == ["ArgMax", "Resize"]
