@@ -58,7 +58,7 @@ class Search:
 def first_size(search: Search, sides: tuple[int | None, int | None], hint: Size | None) -> Size:
     """A size that the network takes, and for which it gives a grid in the input's proportions."""
     given = [] if hint is None else [hint]
-    candidates = dict.fromkeys((sides[0] or h, sides[1] or w) for h, w in (*given, *FIRST, *((n, n) for n in USUAL)))
+    candidates = dict.fromkeys((sides[0] or h, sides[1] or w) for h, w in (*FIRST, *given, *((n, n) for n in USUAL)))
     for size in candidates:
         if search.fits(size):
             others = {found.shape for other, found in search.found.items() if other != size}
@@ -107,11 +107,10 @@ def free_sides(
     """Which of height and width can be had in other lengths, and warnings about those that cannot though declared."""
     if None not in sides:
         return (False, False), []
-    grid = _stride(search, first)
-    longer = [side + 64 if side % 64 == 0 else 2 * side for side in first]
+    height, width = first
     free = (
-        sides[0] is None and _same_grid(search, (longer[0], first[1]), grid),
-        sides[1] is None and _same_grid(search, (first[0], longer[1]), grid),
+        sides[0] is None and _same_grid(search, (2 * height, width), first),
+        sides[1] is None and _same_grid(search, (height, 2 * width), first),
     )
     tied = [
         name
@@ -124,33 +123,27 @@ def free_sides(
     return free, [f"{words} only {first[1]} x {first[0]} pixels give a right output: taken as fixed."]
 
 
-def _stride(search: Search, size: Size) -> float:
-    found = search.found[size]
-    layout = output_layouts(found, size, search.batch)[0]
-    return float(size[0] / as_nchw(found, layout).shape[2])
+def _same_grid(search: Search, size: Size, first: Size) -> bool:
+    """Whether the network takes a size too, and its output has as many cells a pixel as for the first size.
 
-
-def _same_grid(search: Search, size: Size, stride: float) -> bool:
-    """Whether the network takes a size too, and its output grows with it."""
+    A side may lack a cell or have one more, since networks round; not where a cell is a pixel, as in `_is_grid`.
+    """
     found = search.run(size)
-    if found is None:
+    layouts = [] if found is None else output_layouts(found, size, search.batch)
+    if found is None or not layouts:
         return False
-    layouts = output_layouts(found, size, search.batch)
-    return any(
-        abs(n - side / stride) < (1 if stride > 1.01 else 1e-6)
-        for layout in layouts[:1]
-        for n, side in [(as_nchw(found, layout).shape[2], size[0])]
-    ) and bool(layouts)
+    cells, base = (as_nchw(each, layouts[0]).shape[2:] for each in (found, search.found[first]))
+    off = 0 if base[0] >= first[0] else 1
+    return all(abs(n - m * side / own) <= off for n, m, side, own in zip(cells, base, size, first, strict=True))
 
 
 def divisor_of(search: Search, first: Size, free: tuple[bool, bool]) -> int:
     """The least number of which a free side must be a multiple."""
     if not any(free):
         return 1
-    grid = _stride(search, first)
     for divisor in DIVISORS:
         size = _odd_multiple(divisor, first, free)
-        if max(size) <= LARGEST_SIDE and _same_grid(search, size, grid):
+        if max(size) <= LARGEST_SIDE and _same_grid(search, size, first):
             return divisor
     why = next(reversed(search.why_not.values()), "its output does not grow with its input")
     raise ExportError(
@@ -160,9 +153,13 @@ def divisor_of(search: Search, first: Size, free: tuple[bool, bool]) -> int:
 
 
 def _odd_multiple(divisor: int, first: Size, free: tuple[bool, bool]) -> Size:
-    """Sides near the first size that are multiples of a number and of none of its doubles; of different oddness."""
-    height, width = (divisor * (2 * max(1, side // (2 * divisor)) + 1) for side in first)
-    return (height if free[0] else first[0], (width + 2 * divisor) if free[1] else first[1])
+    """Sides that are multiples of a number and of none of its doubles, just below the next multiple of 64 or 128.
+
+    A network that cuts its input down to a multiple of 16 or 32 loses most of it there, and its output shows it.
+    """
+    counts = (max(1, (side + more) // divisor) for side, more in zip(first, (63, 127), strict=True))
+    height, width = (divisor * (count - (count % 2 == 0)) for count in counts)
+    return (height if free[0] else first[0], width if free[1] else first[1])
 
 
 def sizes_to_check(
@@ -174,8 +171,7 @@ def sizes_to_check(
         height, width = first
         turned = (width if free[0] else height, height if free[1] else width)
         sizes += [_odd_multiple(divisor, first, free), turned, (2 * height if free[0] else height, width)]
-    stride = _stride(search, first)
-    fitting = [size for size in dict.fromkeys(sizes) if size == first or _same_grid(search, size, stride)]
+    fitting = [size for size in dict.fromkeys(sizes) if size == first or _same_grid(search, size, first)]
     yield from fitting[:3]
 
 

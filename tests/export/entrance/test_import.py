@@ -211,6 +211,24 @@ def test_multiples_only(tmp_path: Path) -> None:
         segment(PHOTO)
 
 
+@pytest.mark.parametrize(("end", "divisor"), [("logits", 32), ("resized", 1)])
+def test_an_input_that_is_cut_down_in_silence_is_padded(tmp_path: Path, end: str, divisor: int) -> None:
+    """A patch of 32 pixels drops what is left over at the edges: its own grid shows it, a resize hides it."""
+    graph = Graph(("n", 3, "h", "w"))
+    weight = graph.constant(graph.rng.standard_normal((8, 3, 32, 32)) / 32)
+    patches = graph.node("Conv", "input", weight, kernel_shape=[32, 32], strides=[32, 32])
+    fine = graph.node(
+        "ConvTranspose",
+        patches,
+        graph.constant(graph.rng.standard_normal((8, 4, 16, 16))),
+        strides=[16, 16],
+        kernel_shape=[16, 16],
+    )
+    graph.output(fine if end == "logits" else graph.resize(fine))
+    _, bundle = made(tmp_path, graph, declared(size=(100, 70)))
+    assert bundle.manifest.input.divisor == divisor
+
+
 def test_a_batch_that_is_mixed_is_fixed_to_one(tmp_path: Path) -> None:
     graph = segmenting("logits")
     logits = graph.outputs.pop().name
