@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from support import ASSETS
 
 from denseport.export.entrance.declared import Declared
 from denseport.export.entrance.foreign import import_bundle
+from denseport.export.graph.model import save_model
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.steps import Normalise, Pad, Resize
@@ -244,6 +246,22 @@ def test_weights_in_a_second_file_and_an_old_opset(tmp_path: Path, image: NDArra
     bundle = import_bundle(path, tmp_path / "bundle", declared())
     assert bundle.artifact("model.onnx").files.keys() == {"model.onnx"}
     assert {each.version for each in onnx.load(bundle.path / "model.onnx").opset_import} == {20}
+    with Segmenter(bundle) as segment:
+        assert (segment(image).mask == expected(path, image, "argmax")).mean() > 0.999
+
+
+def test_a_network_beyond_2_gib_keeps_its_weights_beside_it(
+    tmp_path: Path, image: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which a small one is taken for: nothing loads it whole, and its opset stays."""
+    monkeypatch.setattr("denseport.export.entrance.onnx_file.weight_bytes", lambda model: 2**40)
+    monkeypatch.setattr("denseport.export.entrance.foreign.save_model", partial(save_model, limit=10))
+    path = tmp_path / "network.onnx"
+    onnx.save_model(
+        segmenting("argmax").model(), path, save_as_external_data=True, location="network.bin", size_threshold=256
+    )
+    bundle = import_bundle(path, tmp_path / "bundle", declared())
+    assert bundle.artifact("model.onnx").files.keys() == {"model.onnx", "model.onnx.data"}
     with Segmenter(bundle) as segment:
         assert (segment(image).mask == expected(path, image, "argmax")).mean() > 0.999
 
