@@ -211,7 +211,7 @@ def _prepared(model: Path, options: EngineOptions) -> Iterator[tuple[Path, dict[
     try:
         graph = ir.load(model)
     except DecodeError as err:
-        raise BuildError(f"{model}: no ONNX model: {err}", "Export the checkpoint again.") from err
+        raise BuildError(f"{model}: no ONNX model: {err}", "Export or import it again.") from err
     fixed = len(options.profiles) == 1 and options.profiles[0].fixed
     changed = options.mask or fixed or options.plugin
     if changed:

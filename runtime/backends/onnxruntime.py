@@ -90,7 +90,7 @@ class OnnxRuntimeSession(Session):
                     f"{path}: ONNX Runtime's {providers[0]} lacks an operator of it: {err}",
                     "Run another artifact, such as model.onnx, or this one where a GPU is.",
                 ) from err
-            raise BundleError(f"{path}: ONNX Runtime cannot load it: {err}", "Export the checkpoint again.") from err
+            raise BundleError(f"{path}: ONNX Runtime cannot load it: {err}", "Export or import it again.") from err
         first = self._session.get_providers()[0]
         self.on_gpu, self._on_cuda = first != "CPUExecutionProvider", first == "CUDAExecutionProvider"
         self._path = path
@@ -112,13 +112,13 @@ class OnnxRuntimeSession(Session):
                 raise MachineError(f"{self._path}: memory ran out on an input of {image.shape}", FREE_MEMORY) from err
             raise BundleError(
                 f"{self._path}: ONNX Runtime cannot run it on an input of {image.shape}: {err}",
-                "Give an image of another size, or export the checkpoint again.",
+                "Give an image of another size, or export or import it again.",
             ) from err
         rank = 4 if result.dtype.kind == "f" else 3
         if result.ndim != rank or len(result) != len(image) or not result.size:
             raise BundleError(
                 f"{self._path}: gave an array of {result.shape} {result.dtype} for an input of {image.shape}",
-                "Export the checkpoint again.",
+                "Export or import it again.",
             )
         return result
 

@@ -115,7 +115,7 @@ class OpenVinoSession(Session):
         if result.ndim != 4 or len(result) != len(image) or not result.size:
             raise BundleError(
                 f"{self._path}: gave an array of {result.shape} {result.dtype} for an input of {image.shape}",
-                "Export the checkpoint again.",
+                "Export or import it again.",
             )
         return result
 

@@ -29,7 +29,7 @@ __all__ = ["MANIFEST", "Bundle", "has_manifest", "new_bundle"]
 MANIFEST = "manifest.json"
 LOCK = ".denseport-lock"  # there while a process writes the bundle; no file of any artifact
 MAKE_ONE = "Make one: denseport export CHECKPOINT -o BUNDLE"
-EXPORT_AGAIN = "Export the checkpoint again."
+EXPORT_AGAIN = "Export or import it again."
 LARGEST_MANIFEST = 64 << 20  # bytes; the largest seen has 0.3 MB
 PREFIX = ".denseport-old-"  # of the folder that holds a bundle while another takes its place
 
@@ -99,7 +99,7 @@ class Bundle:
         if unlisted:
             raise BundleError(
                 f"{model}: has weights in {unlisted[0]!r}, which the manifest does not list for it",
-                "Do not run this bundle unless you know why; export the checkpoint again.",
+                "Do not run this bundle unless you know why; export or import it again.",
             )
 
     def _verify_file(self, name: str, digest: str) -> None:

@@ -160,7 +160,7 @@ class Manifest:
         ]
         if len(found) > 1:
             what = f"the bundle has several {precision} graphs: {', '.join(found)}"
-            raise BundleError(what, "Export the checkpoint again, and build one.")
+            raise BundleError(what, "Export or import it again, and build one.")
         return found[0] if found else None
 
     def to_json(self) -> str:
@@ -178,16 +178,16 @@ class Manifest:
             data = json.loads(text)
             json.dumps(data, ensure_ascii=False).encode()  # lone surrogates could be written nowhere
         except (ValueError, RecursionError) as err:
-            raise BundleError(f"{where}: not JSON: {err}", "Export the checkpoint again.") from err
+            raise BundleError(f"{where}: not JSON: {err}", "Export or import it again.") from err
         version = data.get("format_version") if isinstance(data, dict) else None
         if version != FORMAT_VERSION:
             raise BundleError(
                 f"{where}: format version {version!r}; this Denseport reads version {FORMAT_VERSION}",
-                "Export the checkpoint again, or use the Denseport that wrote the bundle.",
+                "Export or import it again, or use the Denseport that wrote the bundle.",
             )
         manifest = decode_dataclass(cls, data, where, "manifest")
         a = manifest.artifacts.get(manifest.source)
         if a is None or (a.kind, a.precision, a.output, a.made_of) != ("onnx", "fp32", "logits", None):
             what = "is no artifact of kind onnx and precision fp32 that gives logits and is made of no other"
-            raise BundleError(f"{where}: manifest.source: {manifest.source!r} {what}", "Export the checkpoint again.")
+            raise BundleError(f"{where}: manifest.source: {manifest.source!r} {what}", "Export or import it again.")
         return manifest

@@ -222,7 +222,7 @@ class Pipeline:
         if found != named:
             raise BundleError(
                 f"{self.where}: {self.name} tells {found} classes apart, the manifest names {named}",
-                "Export the checkpoint again; a manifest is not to be edited by hand.",
+                "Export or import it again; a manifest is not to be edited by hand.",
             )
 
     def check_finite(self, views: list[list[LogitMap]]) -> None:
