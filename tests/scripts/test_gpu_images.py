@@ -42,12 +42,15 @@ class Spoiled(FakeCuda):
 
     def copy_to_host(self, target: np.ndarray[Any, Any], source: int, stream: Any) -> None:
         super().copy_to_host(target, source, stream)
+        self.synchronize(stream)
         target.reshape(-1)[target.size // 2] += 3
 
 
 @pytest.mark.parametrize("spoil", [False, True])
-def test_kernels_that_are_wrong_show(images: ModuleType, image_kernels: Kernels, spoil: bool) -> None:
-    cuda = (Spoiled if spoil else FakeCuda)(image_kernels)
+def test_kernels_that_are_wrong_show(
+    images: ModuleType, image_kernels: Kernels, monkeypatch: pytest.MonkeyPatch, spoil: bool
+) -> None:
+    cuda = (Spoiled if spoil else FakeCuda)(monkeypatch, image_kernels)
     rows = list(images.measure_kernels(cuda, b"PTX", SIZES))
     assert [row.what for row in rows] == ["resize_normalise", "image_mask_f32_u8"] * 2
     assert {row.correct for row in rows} == {not spoil}
@@ -79,21 +82,25 @@ class Identity:
 
     def __init__(self, cuda: FakeCuda, wrong: bool) -> None:
         self.stream, self._wrong = cuda.stream(), wrong
-        self._other = np.zeros((1, 3, 32, 43), np.float32)
+        self._other = cuda.array(np.zeros((1, 3, 32, 43), np.float32))
 
     def infer(self, image: View) -> View:
-        return View(self._other.ctypes.data, self._other.shape, self._other.dtype, None, None) if self._wrong else image
+        other = self._other
+        return View(other.address, other.shape, other.dtype, None, None) if self._wrong else image
 
     def capturable(self) -> bool:
         return False
 
     def close(self) -> None:
+        del self._other
         self.stream.close()
 
 
 @pytest.mark.parametrize("wrong", [False, True])
-def test_masks_that_disagree_show(images: ModuleType, image_kernels: Kernels, wrong: bool) -> None:
-    cuda = FakeCuda(image_kernels)
+def test_masks_that_disagree_show(
+    images: ModuleType, image_kernels: Kernels, monkeypatch: pytest.MonkeyPatch, wrong: bool
+) -> None:
+    cuda = FakeCuda(monkeypatch, image_kernels)
     protocol = images.protocol()
     fixed = images.Protocol("fixed", steps(size=(43, 32), keep_ratio=False), protocol.inference)
     rows = list(images.measure_path("fake", lambda: Doubling(cuda, wrong), fixed, SIZES))
