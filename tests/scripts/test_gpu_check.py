@@ -9,19 +9,19 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from support import REPO
 
 from denseport.export.plugin import launch
 from denseport.export.plugin.compile import compile_ptx
 from denseport.runtime.errors import MachineError
 
 torch = pytest.importorskip("torch")
-SCRIPTS = Path(__file__).parents[2] / "scripts" / "gpu"
+SCRIPTS = REPO / "scripts" / "gpu"
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,13 @@ def gpu_kernels() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SCRIPTS)
         yield importlib.import_module("gpu_kernels")
+
+
+@pytest.fixture(scope="module")
+def gpu_tests() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPTS)
+        yield importlib.import_module("gpu_tests")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -49,14 +56,18 @@ def test_without_a_gpu_it_says_so_and_exits_3() -> None:
     assert "--dry-run" in result.stderr
 
 
-def test_the_dry_run_covers_every_kernel() -> None:
+def test_the_dry_run_covers_every_kernel(gpu_tests: ModuleType) -> None:
     try:
         compile_ptx()
     except MachineError as error:
         pytest.skip(str(error))
     result = run("--dry-run")
     assert result.returncode == 0, result.stderr
-    assert {line.split()[0] for line in result.stdout.splitlines()} == set(launch.KERNELS)
+    words = [line.split() for line in result.stdout.splitlines()]
+    assert {first for first, *rest in words if "grid" in rest} == set(launch.KERNELS)
+    assert [second for first, second, *_ in words if first == "part"] == ["tests:", "kernels:", "images:", "models:"]
+    assert [second for first, second, *_ in words if first == "test"] == list(gpu_tests.FILES)
+    assert all((REPO / file).is_file() for file in gpu_tests.FILES)
 
 
 class CpuDriver:
@@ -92,7 +103,7 @@ def test_its_checks_tell_right_from_wrong(
         seen[case.plan().kernel] = gpu_kernels.measure(small, CpuDriver(kernels, spoil), copy=4000.0)
     assert set(seen) == set(launch.KERNELS)
     assert {row.correct for row in seen.values()} == {not spoil}
-    gpu_kernels.print_table(list(seen.values()))
+    gpu_kernels.print_table(list(seen.values()), header=True)
     json.dumps([asdict(row) for row in seen.values()])
 
 
