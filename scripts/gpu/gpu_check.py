@@ -98,7 +98,7 @@ def machine() -> dict[str, Any]:
 
 def check_tests(budget: Budget, report: Report) -> bool:
     """Whether the tests that need a GPU pass."""
-    row = gpu_tests.run_tests(budget.left)
+    row = gpu_tests.run_tests(budget.left, gpu_tests.FILES)
     report.put("tests", [row])
     print("\n".join(["\ntests", *row.output, *filter(None, [row.note])]), flush=True)
     return row.passed
@@ -135,7 +135,7 @@ def check_images(budget: Budget, report: Report) -> bool:
         rows.append(found)
         report.put("images", rows)
 
-    for row in gpu_images.measure_kernels(open_cuda(), image_ptx()):
+    for row in gpu_images.measure_kernels(open_cuda(), image_ptx(), gpu_images.IMAGES):
         add(row)
     device = torch.device(DEVICE)
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
@@ -143,7 +143,7 @@ def check_images(budget: Budget, report: Report) -> bool:
         module = gpu_models.random_network(published[gpu_images.PRESET].spec, device)
         subject = Subject(gpu_images.PRESET, module, image, Path(folder))
         for way in gpu_images.WAYS:
-            for row in gpu_images.measure_path(way, subject, gpu_images.protocol(), budget.left):
+            for row in gpu_images.measure_path(way, subject, gpu_images.protocol(), budget.left, gpu_images.IMAGES):
                 add(row)
     return all(row.correct for row in rows)
 

@@ -78,7 +78,7 @@ def image_of(size: Size) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
 
 
-def measure_kernels(cuda: Cuda, ptx: bytes, images: Sequence[Size] = IMAGES) -> Iterator[ImageRow]:
+def measure_kernels(cuda: Cuda, ptx: bytes, images: Sequence[Size]) -> Iterator[ImageRow]:
     """The kernels alone, against the runtime's arithmetic on the CPU."""
     logits = np.random.default_rng(1).standard_normal((CLASSES, *LOGITS), np.float32)
     with cuda.current(), ExitStack() as stack:
@@ -161,7 +161,7 @@ class _Launcher:
 
 
 def measure_path(
-    way: Way, subject: Subject, protocol: Protocol, left: float, images: Sequence[Size] = IMAGES
+    way: Way, subject: Subject, protocol: Protocol, left: float, images: Sequence[Size]
 ) -> Iterator[ImageRow]:
     """From image to mask over one session, on the device and on the host in turns.
 
@@ -234,9 +234,9 @@ def _name(size: Size) -> str:
 
 
 def _pytorch(subject: Subject, *, graphs: bool) -> Session:
-    from gpu_torch import TorchSession
+    from gpu_torch import TorchDeviceSession
 
-    return TorchSession(copy.deepcopy(subject.module).half(), graphs=graphs)
+    return TorchDeviceSession(copy.deepcopy(subject.module).half(), graphs=graphs)
 
 
 def _onnxruntime(subject: Subject) -> Session:

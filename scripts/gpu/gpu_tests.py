@@ -27,21 +27,15 @@ class TestsRow:
     note: str = ""  # "not run: …" or "stopped: …"
 
 
-def run_tests(seconds: float, files: tuple[str, ...] = FILES, *options: str) -> TestsRow:
-    """Run test files for at most so long.
-
-    Args:
-        options: further ones of pytest.
-    """
+def run_tests(seconds: float, files: tuple[str, ...]) -> TestsRow:
+    """Run test files for at most so long."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         return TestsRow(True, 0.0, (), f"not run: not installed: {', '.join(missing)}")
     # A warning of a release that this clone does not pin is no fault of the GPU's.
-    command = [sys.executable, "-m", "pytest", "-q", "-rfEs", "-o", "filterwarnings=default", "--durations=5"]
+    command = [sys.executable, "-m", "pytest", "-q", "-rfEs", "-o", "filterwarnings=default", "--durations=5", *files]
     started, note = time.monotonic(), ""
-    program = subprocess.Popen(
-        [*command, *options, *files], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         output, _ = program.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:

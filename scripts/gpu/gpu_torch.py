@@ -21,12 +21,12 @@ from denseport.runtime.backends.session import Session
 if TYPE_CHECKING:
     from denseport.runtime.backends.cuda.device import ExecutionSlot
 
-__all__ = ["TorchSession", "tensor_of"]
+__all__ = ["TorchDeviceSession", "tensor_of"]
 
 SLOTS = 2
 
 
-class TorchSession(Session):
+class TorchDeviceSession(Session):
     """A torch network as a back end.
 
     Args:

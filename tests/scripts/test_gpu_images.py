@@ -112,11 +112,11 @@ def test_masks_that_disagree_show(images: ModuleType, image_kernels: Kernels, wr
 def test_torch_takes_whole_images(images: ModuleType, image_kernels: Kernels, graphs: bool) -> None:
     """Streams, buffers, graphs and both kernels, over a network in torch that is anything but the identity."""
     import torch
-    from gpu_torch import TorchSession
+    from gpu_torch import TorchDeviceSession
 
     torch.manual_seed(0)
     cuda, network = FakeCuda(image_kernels), torch.nn.Conv2d(3, 5, 3, stride=2, padding=1)
-    rows = measured(images, a_way(images, lambda: TorchSession(network, graphs=graphs, cuda=cuda)))
+    rows = measured(images, a_way(images, lambda: TorchDeviceSession(network, graphs=graphs, cuda=cuda)))
     assert [row.note for row in rows] == ["", ""] and all(row.correct for row in rows), rows
     assert cuda.captures == 2 * graphs and cuda.alive == 0
     assert cuda.launches > images.ROUNDS or not graphs

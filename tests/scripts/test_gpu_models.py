@@ -85,12 +85,12 @@ def test_onnx_runtime_agrees_with_fp32(models: ModuleType, back_ends: ModuleType
 
 
 def test_a_network_is_recorded_once_and_repeated(models: ModuleType, back_ends: ModuleType, subject: Any) -> None:
-    from gpu_torch import TorchSession
+    from gpu_torch import TorchDeviceSession
 
     cuda = FakeCuda()
 
     def open_(subject: Any, stack: ExitStack, left: Callable[[], float]) -> Any:
-        network = TorchSession(copy.deepcopy(subject.module), cuda=cuda).device_network()
+        network = TorchDeviceSession(copy.deepcopy(subject.module), cuda=cuda).device_network()
         return back_ends.replayed(network, subject.image, stack)
 
     (row,) = models._measure(subject, [a_back_end(back_ends, open_)], models.Budget(1e6), reserve=0.0)
