@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["INPUT", "OnnxRuntimeSession"]
 
 INPUT = "image"
+RTX = "NvTensorRTRTXExecutionProvider"  # which `rtx_provider` has, loaded only for it
 SLOTS = 2  # images at a time on the GPU: one in the network, one before or behind it
 OUTPUT_TYPES = ("tensor(float)", "tensor(int64)", "tensor(int32)", "tensor(uint8)", "tensor(uint16)")
 FREE_MEMORY = "Give smaller images or batches, or free some memory."
@@ -33,7 +34,9 @@ class OnnxRuntimeSession(Session):
         path: the model; external data lies beside it.
         target: what the graph is made for (`denseport.runtime.bundle.artifact`).
         threads: for one inference; default: the CPUs this process may use.
-        providers: execution providers, best first; default: the CPU.
+        providers: execution providers, best first; default: the CPU. NvTensorRTRTXExecutionProvider is a plugin
+            (`denseport.runtime.backends.rtx_provider`): what it cannot run goes to the CPU, whatever else is named.
+        provider_options: of the first provider, as ONNX Runtime names them.
 
     Raises:
         MachineError: ONNX Runtime, or a provider, is missing.
@@ -47,6 +50,7 @@ class OnnxRuntimeSession(Session):
         target: str = ANY,
         threads: int | None = None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
+        provider_options: Mapping[str, str] | None = None,
     ) -> None:
         try:
             import onnxruntime
@@ -54,11 +58,12 @@ class OnnxRuntimeSession(Session):
             raise MachineError(
                 "ONNX Runtime is not installed", "pip install 'denseport[onnxruntime]' (or onnxruntime-gpu)"
             ) from err
-        missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
+        available = {*onnxruntime.get_available_providers(), RTX}
+        missing = [name for name in providers if name not in available]
         if missing:
-            available = ", ".join(onnxruntime.get_available_providers())
             raise MachineError(
-                f"this ONNX Runtime has no {', '.join(missing)}; it has {available}",
+                f"this ONNX Runtime has no {', '.join(missing)}; it has "
+                f"{', '.join(onnxruntime.get_available_providers())}",
                 "pip install 'denseport[onnxruntime-gpu]' on a machine with an NVIDIA GPU, or choose another provider.",
             )
         try:
@@ -77,11 +82,10 @@ class OnnxRuntimeSession(Session):
         if target == FOR_TENSORRT:
             # Its fusions would make integer operators of FP8, and mistake FP16 behind DequantizeLinear.
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        chosen = _chosen(options, providers, provider_options or {})
         try:
             # The fallback would go on with another provider, and print so.
-            self._session: Any = onnxruntime.InferenceSession(
-                path, options, providers=list(providers), enable_fallback=0
-            )
+            self._session: Any = onnxruntime.InferenceSession(path, options, **chosen, enable_fallback=0)
         except Exception as err:  # ONNX Runtime raises a class of its own for every status code
             if is_out_of_memory(err):
                 raise MachineError(f"{path}: memory ran out when it was opened", FREE_MEMORY) from err
@@ -92,6 +96,8 @@ class OnnxRuntimeSession(Session):
                 ) from err
             raise BundleError(f"{path}: ONNX Runtime cannot load it: {err}", "Export the checkpoint again.") from err
         first = self._session.get_providers()[0]
+        if RTX in providers and first != RTX:
+            raise MachineError(f"ONNX Runtime could not start {RTX} and took {first}", "Choose another provider.")
         self.on_gpu, self._on_cuda = first != "CPUExecutionProvider", first == "CUDAExecutionProvider"
         self._path = path
         self._refuse_other_interfaces()
@@ -149,3 +155,13 @@ class OnnxRuntimeSession(Session):
     @property
     def description(self) -> str:
         return self._description
+
+
+def _chosen(options: Any, providers: Sequence[str], settings: Mapping[str, str]) -> dict[str, Any]:
+    """What a session is given beside its options: names, or nothing where the options hold devices."""
+    if RTX in providers:
+        from denseport.runtime.backends.rtx_provider import add_rtx_provider
+
+        add_rtx_provider(options, providers, settings)
+        return {}
+    return {"providers": list(providers), "provider_options": [settings, *[{}] * (len(providers) - 1)]}
