@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from wheels import program_on, wheel
 
+from denseport.export.graph.model import read_model, save_model
+from denseport.export.graph.precision import set_types
 from denseport.export.plugin.compile import compile_ptx
 from denseport.runtime.backends.cuda.kernels.compile import image_ptx
+from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.errors import MachineError
 from denseport.runtime.system.machine import inspect_machine
 
@@ -25,13 +28,22 @@ MODEL = """
 g (float[N, 3, H, W] image) => (float[N, 3, H, W] logits) { logits = Relu (image) }
 """
 OPEN = """
+import sys
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.errors import MachineError
 try:
     session = OnnxRuntimeSession(sys.argv[1], providers=(sys.argv[2], "CPUExecutionProvider"))
     print("opened:", session.description)
 except MachineError as err:
     print("refused:", err.message, err.remedy)
+"""
+CHECK = """
+import sys, onnx
+for path in sys.argv[1:]:
+    onnx.checker.check_model(path, full_check=True)
+    model = onnx.load(path, load_external_data=False)
+    print("read", path.rpartition("/")[2], "IR", model.ir_version, "opset", model.opset_import[0].version, end="; ")
 """
 
 
@@ -69,6 +81,29 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.onnx"
     onnx.save(onnx_parser.parse_model(MODEL), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def graphs(sample: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Any size in FP32, and typed FP16, as a Jetson's trtexec is given them."""
+    graph = sample.verified("model.onnx")
+    model = read_model(graph)
+    set_types(model, "fp16")
+    typed = tmp_path_factory.mktemp("typed") / "fp16.onnx"
+    save_model(model, typed)
+    return [graph, typed]
+
+
+@pytest.mark.parametrize("release", ["1.16.0"])
+def test_the_onnx_of_an_older_parser_reads_the_graphs(
+    release: str, graphs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorRT 10.0 and 10.1 are built with ONNX 1.16.0, JetPack 6 has 10.3."""
+    said = program_on([wheel(f"onnx=={release}")], "-c", CHECK, *graphs)
+    assert said.returncode == 0, said.stderr
+    with capsys.disabled():
+        print(f"\nONNX {release}: {said.stdout.strip()}", end="")
+    assert said.stdout.count("read") == len(graphs)
 
 
 @pytest.mark.skipif(bool(inspect_machine().gpus), reason="this machine has a GPU")
