@@ -249,8 +249,9 @@ def replayed(network: DeviceNetwork, image: torch.Tensor, stack: ExitStack) -> R
     Raises:
         MachineError: it cannot be recorded.
     """
-    from gpu_torch import tensor_of
+    from gpu_torch import finished, tensor_of
 
+    finished(image)
     cuda, source, results = network.cuda, view_of(image, device=_dlpack_kind(image)), list[View]()
     stack.enter_context(cuda.current())
     slot = network.new_slot()

@@ -21,7 +21,7 @@ from denseport.runtime.backends.session import Session
 if TYPE_CHECKING:
     from denseport.runtime.backends.cuda.device import ExecutionSlot
 
-__all__ = ["TorchDeviceSession", "tensor_of"]
+__all__ = ["TorchDeviceSession", "finished", "tensor_of"]
 
 SLOTS = 2
 
@@ -40,6 +40,7 @@ class TorchDeviceSession(Session):
     def __init__(self, module: torch.nn.Module, *, graphs: bool = False, cuda: Cuda | None = None) -> None:
         self._module, self._graphs = module.eval().requires_grad_(False), graphs
         self._cuda = cuda or open_cuda()
+        finished(next(module.parameters()))
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         parameter = next(self._module.parameters())
@@ -93,6 +94,12 @@ class _Slot:
     def close(self) -> None:
         self._logits = self._pool = None
         self.stream.close()
+
+
+def finished(tensor: torch.Tensor) -> None:
+    """Wait for what torch has queued on a tensor's device: streams of ours are ordered with none of torch's."""
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
 
 
 def tensor_of(view: View, *, on_gpu: bool) -> torch.Tensor:

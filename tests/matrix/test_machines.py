@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 from pathlib import Path
 
 import pytest
+from support import REPO
 from wheels import program_on, wheel
 
 from denseport.export.graph.model import read_model, save_model
@@ -21,6 +23,7 @@ pytestmark = pytest.mark.matrix
 PTXAS = {"12.4": "nvidia-cuda-nvcc-cu12==12.4.131"}
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90")
 ONNXRUNTIME_GPU = "onnxruntime-gpu==1.31.1"
+CUOBJDUMP = "nvidia-cuda-cuobjdump==13.4.92"
 RTX_PROVIDER = "onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0"
 
 MODEL = """
@@ -71,6 +74,40 @@ def assemble(ptxas: Path, source: Path, architecture: str) -> None:
     command = [ptxas, f"--gpu-name={architecture}", source, "--output-file=/dev/null"]
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr
+
+
+def test_nvidias_reader_finds_what_stays_of_a_thinned_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As scripts/gpu/pack --keep sm_90 makes it; whether a driver does is for a GPU to show."""
+    monkeypatch.syspath_prepend(REPO / "scripts" / "gpu")
+    gpu_fatbin = importlib.import_module("gpu_fatbin")
+    (cuobjdump,) = wheel(CUOBJDUMP).glob("nvidia/cu13/bin/cuobjdump")
+    cuobjdump.chmod(0o755)
+    (whole,) = wheel(ONNXRUNTIME_GPU).glob("onnxruntime/capi/libonnxruntime_providers_cuda.so")
+    thinned = tmp_path / whole.name
+    library = bytearray(whole.read_bytes())
+    code = gpu_fatbin.keep_architecture(library, 90)
+    thinned.write_bytes(library)
+
+    def said(folder: str, path: Path, *options: str) -> list[str]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        command = [cuobjdump, *options, "-arch", "sm_90a", path]
+        program = subprocess.run(command, cwd=tmp_path / folder, capture_output=True, text=True, check=True)
+        return program.stdout.splitlines()
+
+    listed = said("whole", whole, "--list-elf")
+    assert listed == said("thinned", thinned, "--list-elf") and len(listed) > 100
+    for folder, path in (("whole", whole), ("thinned", thinned)):
+        said(folder, path, "--extract-elf", f"{whole.stem}.10")  # the tenth, and each of which that is the beginning
+    files = sorted((tmp_path / "whole").iterdir())
+    assert len(files) > 5
+    assert all(file.read_bytes() == (tmp_path / "thinned" / file.name).read_bytes() for file in files)
+    with capsys.disabled():
+        print(
+            f"\n{whole.name}: {code[90] / 2**20:.0f} of {code.total() / 2**20:.0f} MiB stay, {len(listed)} cubins",
+            end="",
+        )
 
 
 @pytest.fixture
