@@ -99,14 +99,17 @@ def lay_checkpoints(shared: Path, folder: Path) -> int:
     return sum((folder / name).stat().st_size for name in CHECKPOINTS)
 
 
-def calls(parts: list[Path], shared: Path) -> Iterator[tuple[list[str], str]]:
-    """For each call on the machine what to carry, and the command; the first measures what needs nothing else."""
+def calls(parts: list[Path], shared: Path) -> Iterator[tuple[list[str], str, int]]:
+    """For each call on the machine what to carry, the command, and its seconds at most.
+
+    The first measures what needs nothing else, the last what needs all parts. Those between bring a part each. Together
+    with the machine's start and the transfers they stay within a quarter of an hour.
+    """
+    does = [("tests kernels images", 270), *[("kernels", 60)] * (len(parts) - 2), ("images models", 420)]
     common = [_relative(shared), _relative(parts[0].parent / "parts.sha256")]
-    does = ["--only tests kernels images", *["--only kernels"] * (len(parts) - 2), "--only images models"]
-    if len(parts) == 1:
-        does = ["--only tests kernels images", "--only models"]
-    for number, what in enumerate(does):
-        yield [*common, *(_relative(part) for part in parts[number : number + 1])], f"bash scripts/gpu/check {what}"
+    for number, (what, seconds) in enumerate(does):
+        carry = [*common, *map(_relative, parts[number : number + 1])]
+        yield carry, f"bash scripts/gpu/check --only {what} --seconds {seconds}", seconds + 30
 
 
 def _relative(path: Path) -> str:
@@ -129,8 +132,8 @@ def main(arguments: list[str] | None = None) -> None:
         pack_wheel(download(options.python, Path(work)), packed, keep)
         parts = split(packed, folder, room, room)
     print(f"{len(parts)} parts of at most {room / 2**20:.1f} MiB in {folder}")
-    for number, (carry, command) in enumerate(calls(parts, folder / "shared"), 1):
-        print(f"call {number}: carry {' '.join(carry)}\n        {command}")
+    for number, (carry, command, seconds) in enumerate(calls(parts, folder / "shared"), 1):
+        print(f"call {number}: carry {' '.join(carry)}; timeout {seconds} s\n        {command}")
 
 
 if __name__ == "__main__":

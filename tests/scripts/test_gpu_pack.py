@@ -106,8 +106,8 @@ def test_parts_come_to_a_package_that_imports(pack: ModuleType, tmp_path: Path) 
 def test_each_call_carries_one_part_and_the_last_needs_all(pack: ModuleType, count: int) -> None:
     parts = [pack.ROOT / ".gpu" / f"part.{number:02}" for number in range(count)]
     found = list(pack.calls(parts, pack.ROOT / ".gpu" / "shared"))
-    carried = [name for carry, _ in found for name in carry if "part." in name]
-    assert set(carried) == {f".gpu/part.{number:02}" for number in range(count)}
-    assert all({".gpu/shared", ".gpu/parts.sha256"} <= set(carry) for carry, _ in found)
-    assert found[0][1].endswith("--only tests kernels images") and found[-1][1].endswith("models")
-    assert len(found) == max(2, count)
+    carried = [name for carry, _, _ in found for name in carry if "part." in name]
+    assert carried == [f".gpu/part.{number:02}" for number in range(count)]
+    assert all({".gpu/shared", ".gpu/parts.sha256"} <= set(carry) for carry, _, _ in found)
+    assert "--only tests kernels images " in found[0][1] and "models" in found[-1][1] and len(found) == max(2, count)
+    assert all(seconds <= 600 for _, _, seconds in found)
