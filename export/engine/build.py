@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from denseport.export.engine.cards import architectures
 from denseport.export.engine.errors import builder_error, parser_error
 from denseport.export.engine.progress import STEPS, monitor
 from denseport.export.engine.types import inspect_engine, onnx_types
@@ -57,7 +58,7 @@ NO_CACHE = "TensorRT-RTX has none"  # "Timing cache operations are no-ops" since
 class BuilderOptions:
     """How an engine is built, whatever it gives."""
 
-    targets: tuple[str, ...] = ()  # RTX: "sm_86", …; empty: `PORTABLE_RTX`
+    targets: tuple[str, ...] = ()  # RTX: "sm_86", or a card, "rtx4090"; empty: `PORTABLE_RTX`
     optimization_level: int = 3  # 0 to 5: how long TensorRT looks for faster kernels
     workspace: int | None = None  # bytes of scratch memory for a layer; None: all the GPU has
     version_compatible: bool = False  # TensorRT: opens in later releases too, at some cost of speed
@@ -71,7 +72,7 @@ class EngineOptions(BuilderOptions):
     """What is built, and how.
 
     Raises:
-        InputError: an option that the flavour does not have.
+        InputError: an option that the flavour does not have, or a card that is not known.
     """
 
     flavour: str  # "tensorrt" or "tensorrt_rtx"
@@ -81,6 +82,7 @@ class EngineOptions(BuilderOptions):
     plugin: bool = False  # TensorRT: fuse what the project's plugin computes (`denseport.export.graph.fusion`)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", architectures(self.targets))
         for refused, message, remedy in self._refusals():
             if refused:
                 raise InputError(message, remedy)

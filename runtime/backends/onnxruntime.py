@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["INPUT", "OnnxRuntimeSession"]
 
 INPUT = "image"
+RTX = "NvTensorRTRTXExecutionProvider"  # which `rtx_provider` has, loaded only for it
 SLOTS = 2  # images at a time on the GPU: one in the network, one before or behind it
 OUTPUT_TYPES = ("tensor(float)", "tensor(int64)", "tensor(int32)", "tensor(uint8)", "tensor(uint16)")
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -44,7 +45,9 @@ class OnnxRuntimeSession(Session):
         target: what the graph is made for (`denseport.runtime.bundle.artifact`).
         threads: for one inference; default: the CPUs this process may use.
         providers: execution providers, best first; default: the CPU. The first one must start: ONNX Runtime would go
-            on without it, and say so on standard error alone.
+            on without it, and say so on standard error alone. NvTensorRTRTXExecutionProvider is a plugin
+            (`denseport.runtime.backends.rtx_provider`): what it cannot run goes to the CPU, whatever else is named.
+        provider_options: of the first provider, as ONNX Runtime names them, beside `SETTINGS`.
 
     Raises:
         MachineError: ONNX Runtime, a provider, or a library that it needs, is missing.
@@ -58,6 +61,7 @@ class OnnxRuntimeSession(Session):
         target: str = ANY,
         threads: int | None = None,
         providers: Sequence[str] = (CPU,),
+        provider_options: Mapping[str, str] | None = None,
     ) -> None:
         try:
             import onnxruntime
@@ -65,11 +69,12 @@ class OnnxRuntimeSession(Session):
             raise MachineError(
                 "ONNX Runtime is not installed", "pip install 'denseport[onnxruntime]' (or onnxruntime-gpu)"
             ) from err
-        missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
+        available = {*onnxruntime.get_available_providers(), RTX}
+        missing = [name for name in providers if name not in available]
         if missing:
-            available = ", ".join(onnxruntime.get_available_providers())
             raise MachineError(
-                f"this ONNX Runtime has no {', '.join(missing)}; it has {available}",
+                f"this ONNX Runtime has no {', '.join(missing)}; it has "
+                f"{', '.join(onnxruntime.get_available_providers())}",
                 "pip install 'denseport[onnxruntime-gpu]' on a machine with an NVIDIA GPU, or choose another provider.",
             )
         try:
@@ -89,22 +94,16 @@ class OnnxRuntimeSession(Session):
             # Its fusions would make integer operators of FP8, and mistake FP16 behind DequantizeLinear.
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         said = _load_cuda(onnxruntime, providers)
+        chosen = _chosen(options, providers, provider_options or {})
         try:
             # The fallback would go on with another provider, and print so.
-            self._session: Any = onnxruntime.InferenceSession(
-                path,
-                options,
-                providers=list(providers),
-                provider_options=[SETTINGS.get(name, {}) for name in providers],
-                enable_fallback=0,
-            )
+            self._session: Any = onnxruntime.InferenceSession(path, options, **chosen, enable_fallback=0)
         except Exception as err:  # ONNX Runtime raises a class of its own for every status code
             raise _opening_error(path, providers[0], err) from err
         first = self._session.get_providers()[0]
         if first != providers[0]:
-            raise MachineError(
-                f"ONNX Runtime cannot start {providers[0]}, and would take {first}{said}", CUDA_LIBRARIES
-            )
+            remedy = CUDA_LIBRARIES if {CUDA, TENSORRT} & set(providers) else "Choose another provider."
+            raise MachineError(f"ONNX Runtime cannot start {providers[0]}, and would take {first}{said}", remedy)
         self.on_gpu, self._on_cuda = first != CPU, first == CUDA
         self._path = path
         self._refuse_other_interfaces()
@@ -162,6 +161,18 @@ class OnnxRuntimeSession(Session):
     @property
     def description(self) -> str:
         return self._description
+
+
+def _chosen(options: Any, providers: Sequence[str], settings: Mapping[str, str]) -> dict[str, Any]:
+    """What a session is given beside its options: names, or nothing where the options hold devices."""
+    if RTX in providers:
+        from denseport.runtime.backends.rtx_provider import add_rtx_provider
+
+        add_rtx_provider(options, providers, settings)
+        return {}
+    each = [dict(SETTINGS.get(name, {})) for name in providers]
+    each[0] |= settings
+    return {"providers": list(providers), "provider_options": each}
 
 
 def _load_cuda(onnxruntime: Any, providers: Sequence[str]) -> str:

@@ -351,6 +351,7 @@ def test_the_faster_of_two_engines_is_kept(
         (["--engine", "tensorrt_rtx", "--min", "64x64"], "--min, --opt and --max go together"),
         (["--engine", "tensorrt", "--target", "sm_86"], "takes no targets"),
         pytest.param(["--engine", "tensorrt_rtx", "--target", "sm_1"], "no target 'sm_1'", marks=needs_rtx),
+        (["--engine", "tensorrt_rtx", "--target", "rtx9999"], "no GPU 'rtx9999' is known"),
         (["--engine", "tensorrt_rtx", "--plugin", "on"], "TensorRT-RTX takes no plugins"),
     ],
 )

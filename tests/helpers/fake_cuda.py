@@ -177,6 +177,11 @@ class FakeCuda(_CudaBindings):
         self._functions.append(HostFunction(lambda _: work()))
         return int(self.library.cuLaunchHostFunc(ctypes.c_void_p(stream), self._functions[-1], None))
 
+    def finish(self) -> None:
+        """Wait for the whole GPU, as torch.cuda.synchronize does."""
+        with self.current():
+            assert self.library.cuCtxSynchronize() == 0
+
     def is_recording(self, stream: int) -> bool:
         recording = ctypes.c_int()
         status = self.library.cuStreamIsCapturing(ctypes.c_void_p(stream), ctypes.byref(recording))

@@ -29,7 +29,7 @@ typedef struct Stream {
   Op *recorded, **end;
 } Stream;
 typedef struct { int alive; Op *ops; } Graph;
-typedef struct { char *base; size_t size; int kind, test; } Range;  // kind 0: freed, 1: device, 2: pinned
+typedef struct { char *base; size_t size; int kind, test; } Range;  // kind 0: freed, 1: device, 2: pinned, 3: lent
 
 static pthread_mutex_t lock;
 static Range ranges[MAX];
@@ -62,6 +62,8 @@ static int leave(int status) { return pthread_mutex_unlock(&lock), status; }
 void fake_reset(void) {  // for the next test: what nobody waited for is dropped
   fault = kernel_count = alive = 0;
   test++;
+  for (int i = 0; i < range_count; i++)
+    if (ranges[i].kind == 3) ranges[i] = ranges[--range_count], i--;
   for (int i = 0; i < stream_count; i++) streams[i].first = 0, streams[i].last = &streams[i].first;
 }
 void fake_kernel(const char *name, void *launch, int inputs, int integers) {
@@ -76,7 +78,7 @@ void fake_kernel(const char *name, void *launch, int inputs, int integers) {
 static Range *range_of(const void *address, size_t size, int kind) {
   for (int i = 0; i < range_count; i++) {
     Range *r = &ranges[i];
-    if (r->kind == kind && (char *)address >= r->base && (char *)address + size <= r->base + r->size) return r;
+    if ((r->kind == kind || (kind == 1 && r->kind == 3)) && (char *)address >= r->base && (char *)address + size <= r->base + r->size) return r;
   }
   return 0;
 }
@@ -86,7 +88,7 @@ int fake_is_device(const void *address, size_t size) {
 }
 void fake_lend(void *address, size_t size) {  // memory of another library counts as the GPU's
   pthread_mutex_lock(&lock);
-  if (!range_of(address, size, 1)) ranges[range_count++] = (Range){address, size, 1, test};
+  if (!range_of(address, size, 1)) ranges[range_count++] = (Range){address, size, 3, test};
   pthread_mutex_unlock(&lock);
 }
 static int is_freed(const void *address, size_t size) {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from types import ModuleType
 from typing import Any
@@ -14,11 +14,12 @@ import pytest
 from bundles import steps
 from cpu_kernels import Kernels
 from fake_cuda import FakeCuda
+from queued_torch import queue_torch
 from support import REPO
 
 from denseport.runtime.backends.cuda.device import DeviceNetwork
 from denseport.runtime.backends.cuda.zero_copy import View
-from denseport.runtime.errors import BundleError, MachineError
+from denseport.runtime.errors import BundleError, InputError, MachineError
 from denseport.runtime.pipeline import device_path
 
 pytest.importorskip("torch")
@@ -27,9 +28,8 @@ SIZES = ((20, 30), (70, 51))
 
 @pytest.fixture
 def images(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(REPO / "scripts" / "gpu")
-        module = importlib.import_module("gpu_images")
+    monkeypatch.syspath_prepend(REPO / "scripts" / "gpu")
+    module = importlib.import_module("gpu_images")
     small = {"ROUNDS": 2, "CLASSES": 5, "LOGITS": (16, 22), "NETWORK": (32, 43), "AGREEMENT": 0.98}
     for name, value in small.items():
         monkeypatch.setattr(module, name, value)
@@ -96,31 +96,62 @@ class Identity:
         self.stream.close()
 
 
+def a_way(images: ModuleType, open_: Callable[[], Any], require: Callable[[], Any] = lambda: None) -> Any:
+    return images.Way("planted", 5, require, lambda subject: open_())
+
+
+def measured(images: ModuleType, way: Any, left: float = 10.0) -> list[Any]:
+    fixed = images.Protocol("fixed", steps(size=(43, 32), keep_ratio=False), images.protocol().inference)
+    return list(images.measure_path(way, None, fixed, left, SIZES))
+
+
 @pytest.mark.parametrize("wrong", [False, True])
 def test_masks_that_disagree_show(
     images: ModuleType, image_kernels: Kernels, monkeypatch: pytest.MonkeyPatch, wrong: bool
 ) -> None:
     cuda = FakeCuda(monkeypatch, image_kernels)
-    protocol = images.protocol()
-    fixed = images.Protocol("fixed", steps(size=(43, 32), keep_ratio=False), protocol.inference)
-    rows = list(images.measure_path("fake", lambda: Doubling(cuda, wrong), fixed, SIZES))
+    rows = measured(images, a_way(images, lambda: Doubling(cuda, wrong)))
     assert {row.correct for row in rows} == {not wrong} and len(rows) == 2
     assert all(row.device_ms is not None and row.host_ms is not None for row in rows)
     assert cuda.alive == 0
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+def test_torch_takes_whole_images(
+    images: ModuleType, image_kernels: Kernels, monkeypatch: pytest.MonkeyPatch, graphs: bool
+) -> None:
+    """Streams, buffers, graphs and both kernels, over a network in torch that is anything but the identity."""
+    import gpu_torch
+    import torch
+
+    queue_torch(monkeypatch, gpu_torch)
+    torch.manual_seed(0)
+    cuda, network = FakeCuda(monkeypatch, image_kernels), torch.nn.Conv2d(3, 5, 3, stride=2, padding=1)
+    rows = measured(images, a_way(images, lambda: gpu_torch.TorchDeviceSession(network, graphs=graphs, cuda=cuda)))
+    assert [row.note for row in rows] == ["", ""] and all(row.correct for row in rows), rows
+    assert cuda.captures == 2 * graphs and cuda.alive == 0
+    assert cuda.launches > images.ROUNDS or not graphs
+
+
 def test_what_is_not_there_is_named_and_what_fails_is_wrong(images: ModuleType) -> None:
-    def absent() -> Any:
-        raise MachineError("no TensorRT here", "install it")
+    def raising(error: Exception) -> Callable[[], Any]:
+        def open_() -> Any:
+            raise error
 
-    def broken() -> Any:
-        raise BundleError("no engine")
+        return open_
 
-    (row,) = images.measure_path("a", absent, images.protocol())
-    assert (row.note, row.correct) == ("absent: no TensorRT here", True)
-    (row,) = images.measure_path("a", broken, images.protocol())
-    assert (row.note, row.correct) == ("failed: no engine", False)
+    for way, note, correct in (
+        (a_way(images, raising(BundleError("no engine"))), "failed: no engine", False),
+        (a_way(images, raising(MachineError("the GPU failed"))), "failed: the GPU failed", False),
+        (a_way(images, raising(ValueError("no\nreason"))), "failed: ValueError: no", False),
+        (a_way(images, raising(InputError("no target 'sm_90'"))), "refused: no target 'sm_90'", True),
+        (a_way(images, lambda: None, raising(MachineError("no TensorRT"))), "absent: no TensorRT", True),
+    ):
+        (row,) = measured(images, way)
+        assert (row.note, row.correct) == (note, correct)
     images.print_images([row], header=False)
+    (row,) = measured(images, a_way(images, lambda: None), left=4.0)
+    assert row.note == "not run: time; 4 s are left, it may take 5 s" and row.correct
 
 
 def test_the_protocol_shows_its_images_at_the_networks_size(images: ModuleType) -> None:
