@@ -97,7 +97,7 @@ class OnnxRuntimeSession(Session):
             raise BundleError(f"{path}: ONNX Runtime cannot load it: {err}", "Export the checkpoint again.") from err
         first = self._session.get_providers()[0]
         if RTX in providers and first != RTX:
-            raise MachineError(f"ONNX Runtime could not start {RTX} and took {first}", "Choose another provider.")
+            raise MachineError(f"ONNX Runtime cannot start {RTX}, and would take {first}", "Choose another provider.")
         self.on_gpu, self._on_cuda = first != "CPUExecutionProvider", first == "CUDAExecutionProvider"
         self._path = path
         self._refuse_other_interfaces()

@@ -84,14 +84,28 @@ def test_onnx_runtime_agrees_with_fp32(models: ModuleType, back_ends: ModuleType
         assert row.agreement > 0.97 and 0 < row.error < 0.1
 
 
-def test_a_network_is_recorded_once_and_repeated(models: ModuleType, back_ends: ModuleType, subject: Any) -> None:
+def test_a_network_is_recorded_once_and_repeated(
+    models: ModuleType, back_ends: ModuleType, subject: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from gpu_torch import TorchDeviceSession
 
     cuda = FakeCuda()
 
     def open_(subject: Any, stack: ExitStack, left: Callable[[], float]) -> Any:
-        network = TorchDeviceSession(copy.deepcopy(subject.module), cuda=cuda).device_network()
-        return back_ends.replayed(network, subject.image, stack)
+        def queue(stream: Any, work: Callable[[], None]) -> None:
+            used.append(stream)
+            None if cuda.capturing else work()
+
+        used: list[Any] = []
+        session = TorchDeviceSession(copy.deepcopy(subject.module), cuda=cuda, queue=queue)
+        run = back_ends.replayed(session.device_network(), subject.image, stack)
+
+        def finished() -> Any:
+            logits = run()
+            cuda.synchronize(used[0])
+            return logits
+
+        return finished
 
     (row,) = models._measure(subject, [a_back_end(back_ends, open_)], models.Budget(1e6), reserve=0.0)
     assert not row.note and row.agreement == 1 and row.error == 0, row

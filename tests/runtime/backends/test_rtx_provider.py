@@ -109,7 +109,7 @@ def test_a_session_runs_on_the_devices_alone(
     monkeypatch.setattr(
         onnxruntime.SessionOptions, "add_provider_for_devices", lambda options, *_: add(options, [cpu], {})
     )
-    with pytest.raises(MachineError, match="could not start NvTensorRTRTXExecutionProvider and took CPU"):
+    with pytest.raises(MachineError, match="cannot start NvTensorRTRTXExecutionProvider, and would take CPU"):
         OnnxRuntimeSession(model, providers=PROVIDERS)
 
 
