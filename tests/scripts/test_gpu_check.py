@@ -155,7 +155,7 @@ def on_fakes(
 ) -> tuple[ModuleType, FakeCuda]:
     """gpu_check with a tiny network, small images, the CPU's kernels and a fake of CUDA."""
     monkeypatch.syspath_prepend(SCRIPTS)
-    cuda = FakeCuda(image_kernels)
+    cuda = FakeCuda(monkeypatch, image_kernels)
     names = ("gpu_check", "gpu_images", "gpu_models", "gpu_backends", "gpu_torch", "gpu_tests")
     gpu_check, images, models, back_ends, gpu_torch, tests = (importlib.import_module(name) for name in names)
     case = gpu_kernels.Case("UpsampleAdd", (1, 8, 6, 8), "f16", "linear", align_corners=True, goal=True)
@@ -163,7 +163,7 @@ def on_fakes(
     def pytorch(subject: Any, *, graphs: bool) -> Any:
         module = copy.deepcopy(subject.module).half()
         return gpu_torch.TorchDeviceSession(
-            module, graphs=graphs, cuda=cuda, queue=lambda stream, work: None if cuda.capturing else work()
+            module, graphs=graphs, cuda=cuda, queue=lambda stream, work: cuda.enqueue(stream.handle, work)
         )
 
     ways = [

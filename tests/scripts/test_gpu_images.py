@@ -42,12 +42,15 @@ class Spoiled(FakeCuda):
 
     def copy_to_host(self, target: np.ndarray[Any, Any], source: int, stream: Any) -> None:
         super().copy_to_host(target, source, stream)
+        self.synchronize(stream)
         target.reshape(-1)[target.size // 2] += 3
 
 
 @pytest.mark.parametrize("spoil", [False, True])
-def test_kernels_that_are_wrong_show(images: ModuleType, image_kernels: Kernels, spoil: bool) -> None:
-    cuda = (Spoiled if spoil else FakeCuda)(image_kernels)
+def test_kernels_that_are_wrong_show(
+    images: ModuleType, image_kernels: Kernels, monkeypatch: pytest.MonkeyPatch, spoil: bool
+) -> None:
+    cuda = (Spoiled if spoil else FakeCuda)(monkeypatch, image_kernels)
     rows = list(images.measure_kernels(cuda, b"PTX", SIZES))
     assert [row.what for row in rows] == ["resize_normalise", "image_mask_f32_u8"] * 2
     assert {row.correct for row in rows} == {not spoil}
@@ -79,21 +82,23 @@ class Identity:
 
     def __init__(self, cuda: FakeCuda, wrong: bool) -> None:
         self.stream, self._wrong = cuda.stream(), wrong
-        self._other = np.zeros((1, 3, 32, 43), np.float32)
+        self._other = cuda.array(np.zeros((1, 3, 32, 43), np.float32))
 
     def infer(self, image: View) -> View:
-        return View(self._other.ctypes.data, self._other.shape, self._other.dtype, None, None) if self._wrong else image
+        other = self._other
+        return View(other.address, other.shape, other.dtype, None, None) if self._wrong else image
 
     def capturable(self) -> bool:
         return False
 
     def close(self) -> None:
+        del self._other
         self.stream.close()
 
 
 def queue_on(cuda: FakeCuda) -> Any:
     """Puts torch's work on the CPU into a queue of the fake's."""
-    return lambda stream, work: None if cuda.capturing else work()
+    return lambda stream, work: cuda.enqueue(stream.handle, work)
 
 
 def a_way(images: ModuleType, open_: Callable[[], Any], require: Callable[[], Any] = lambda: None) -> Any:
@@ -106,8 +111,10 @@ def measured(images: ModuleType, way: Any, left: float = 10.0) -> list[Any]:
 
 
 @pytest.mark.parametrize("wrong", [False, True])
-def test_masks_that_disagree_show(images: ModuleType, image_kernels: Kernels, wrong: bool) -> None:
-    cuda = FakeCuda(image_kernels)
+def test_masks_that_disagree_show(
+    images: ModuleType, image_kernels: Kernels, monkeypatch: pytest.MonkeyPatch, wrong: bool
+) -> None:
+    cuda = FakeCuda(monkeypatch, image_kernels)
     rows = measured(images, a_way(images, lambda: Doubling(cuda, wrong)))
     assert {row.correct for row in rows} == {not wrong} and len(rows) == 2
     assert all(row.device_ms is not None and row.host_ms is not None for row in rows)
@@ -115,13 +122,15 @@ def test_masks_that_disagree_show(images: ModuleType, image_kernels: Kernels, wr
 
 
 @pytest.mark.parametrize("graphs", [False, True])
-def test_torch_takes_whole_images(images: ModuleType, image_kernels: Kernels, graphs: bool) -> None:
+def test_torch_takes_whole_images(
+    images: ModuleType, image_kernels: Kernels, monkeypatch: pytest.MonkeyPatch, graphs: bool
+) -> None:
     """Streams, buffers, graphs and both kernels, over a network in torch that is anything but the identity."""
     import torch
     from gpu_torch import TorchDeviceSession
 
     torch.manual_seed(0)
-    cuda, network = FakeCuda(image_kernels), torch.nn.Conv2d(3, 5, 3, stride=2, padding=1)
+    cuda, network = FakeCuda(monkeypatch, image_kernels), torch.nn.Conv2d(3, 5, 3, stride=2, padding=1)
     opened = partial(TorchDeviceSession, network, graphs=graphs, cuda=cuda, queue=queue_on(cuda))
     rows = measured(images, a_way(images, opened))
     assert [row.note for row in rows] == ["", ""] and all(row.correct for row in rows), rows

@@ -89,23 +89,20 @@ def test_a_network_is_recorded_once_and_repeated(
 ) -> None:
     from gpu_torch import TorchDeviceSession
 
-    cuda = FakeCuda()
+    cuda = FakeCuda(monkeypatch)
 
     def open_(subject: Any, stack: ExitStack, left: Callable[[], float]) -> Any:
-        def queue(stream: Any, work: Callable[[], None]) -> None:
-            used.append(stream)
-            None if cuda.capturing else work()
-
-        used: list[Any] = []
-        session = TorchDeviceSession(copy.deepcopy(subject.module), cuda=cuda, queue=queue)
+        session = TorchDeviceSession(
+            copy.deepcopy(subject.module), cuda=cuda, queue=lambda stream, work: cuda.enqueue(stream.handle, work)
+        )
         run = back_ends.replayed(session.device_network(), subject.image, stack)
 
-        def finished() -> Any:
+        def waited() -> Any:
             logits = run()
-            cuda.synchronize(used[0])
+            cuda.finish()
             return logits
 
-        return finished
+        return waited
 
     (row,) = models._measure(subject, [a_back_end(back_ends, open_)], models.Budget(1e6), reserve=0.0)
     assert not row.note and row.agreement == 1 and row.error == 0, row

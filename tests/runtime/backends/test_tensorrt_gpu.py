@@ -22,7 +22,7 @@ from denseport.runtime.errors import DenseportError, InputError, MachineError
 
 pytestmark = pytest.mark.gpu
 
-TOLERANCE = 5e-3  # on logits of about 1: FP32 layers may run in TF32
+TOLERANCE = 5e-3  # on logits of about 1
 
 
 @pytest.fixture(scope="module", params=["pycuda", "cuda-bindings"])
