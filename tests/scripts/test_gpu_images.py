@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -136,6 +137,26 @@ def test_torch_takes_whole_images(
     assert [row.note for row in rows] == ["", ""] and all(row.correct for row in rows), rows
     assert cuda.captures == 2 * graphs and cuda.alive == 0
     assert cuda.launches > images.ROUNDS or not graphs
+
+
+def test_a_graph_that_is_not_recorded_is_a_failure(
+    images: ModuleType, image_kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime warns and goes on without one; a row that says so would be of something else."""
+    import torch
+    from gpu_torch import TorchDeviceSession
+
+    def refuse(*_: Any) -> Any:
+        raise MachineError("cuStreamEndCapture: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
+
+    cuda, network = FakeCuda(monkeypatch, image_kernels), torch.nn.Conv2d(3, 5, 3, stride=2, padding=1)
+    monkeypatch.setattr(cuda, "capture", refuse)
+    opened = partial(TorchDeviceSession, network, graphs=True, cuda=cuda, queue=queue_on(cuda))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # as Python's own filters, not pytest's
+        (row,) = measured(images, a_way(images, opened))
+    assert row.note.startswith("failed: RuntimeWarning: no CUDA graph") and not row.correct
+    assert cuda.alive == 0
 
 
 def test_what_is_not_there_is_named_and_what_fails_is_wrong(images: ModuleType) -> None:
