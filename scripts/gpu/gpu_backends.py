@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denseport.runtime.backends.cuda.driver import open_cuda
-from denseport.runtime.backends.cuda.zero_copy import View, view_of
+from denseport.runtime.backends.cuda.zero_copy import View
 from denseport.runtime.backends.tensorrt_library import load_library
 from denseport.runtime.errors import DenseportError, InputError, MachineError
 
@@ -249,10 +249,12 @@ def replayed(network: DeviceNetwork, image: torch.Tensor, stack: ExitStack) -> R
     Raises:
         MachineError: it cannot be recorded.
     """
+    import numpy as np
     from gpu_torch import finished, tensor_of
 
     finished(image)
-    cuda, source, results = network.cuda, view_of(image, device=image.__dlpack_device__()), list[View]()
+    cuda, results = network.cuda, list[View]()
+    source = View(image.data_ptr(), tuple(image.shape), np.dtype(np.float32), None, image)
     stack.enter_context(cuda.current())
     slot = network.new_slot()
     stack.callback(slot.close)

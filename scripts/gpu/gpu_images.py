@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from gpu_backends import Subject, engine_options, note_of, require_engine, require_provider
+from gpu_tests import NO_GRAPH
 from numpy.typing import NDArray
 
 from denseport.runtime.backends.cuda.buffers import Buffers
@@ -180,6 +182,8 @@ def measure_path(
         return
     try:
         with ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("error", NO_GRAPH, RuntimeWarning)  # the row would be of something else
             session = way.open(subject)
             stack.callback(session.close)
             path = open_device_path(session, protocol)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["FILES", "TestsRow", "run_tests"]
+__all__ = ["FILES", "NO_GRAPH", "TestsRow", "run_tests"]
 
 ROOT = Path(__file__).parents[2]
 FILES = ("tests/runtime/backends/test_tensorrt_gpu.py", "tests/runtime/pipeline/test_device_path_gpu.py")
 NEEDED = ("pytest", "hypothesis", "onnx", "onnxscript")
+NO_GRAPH = "no CUDA graph"  # how `denseport.runtime.backends.cuda.replay` begins to say so
 KEPT = 60  # lines of output
 
 
@@ -32,8 +33,9 @@ def run_tests(seconds: float, files: tuple[str, ...]) -> TestsRow:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         return TestsRow(True, 0.0, (), f"not run: not installed: {', '.join(missing)}")
-    # A warning of a release that this clone does not pin is no fault of the GPU's.
-    command = [sys.executable, "-m", "pytest", "-q", "-rfEs", "-o", "filterwarnings=default", "--durations=5", *files]
+    # A warning of a release that this clone does not pin is no fault of the GPU's; a graph that is not recorded is one.
+    warnings = ["-o", "filterwarnings=default", "-W", f"error:{NO_GRAPH}:RuntimeWarning"]
+    command = [sys.executable, "-m", "pytest", "-q", "-rfEs", *warnings, "--durations=5", *files]
     started, note = time.monotonic(), ""
     program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:

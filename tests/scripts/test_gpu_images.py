@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +16,6 @@ import pytest
 from bundles import steps
 from cpu_kernels import Kernels
 from fake_cuda import FakeCuda
-from queued_torch import queue_torch
 from support import REPO
 
 from denseport.runtime.backends.cuda.device import DeviceNetwork
@@ -96,6 +97,11 @@ class Identity:
         self.stream.close()
 
 
+def queue_on(cuda: FakeCuda) -> Any:
+    """Puts torch's work on the CPU into a queue of the fake's."""
+    return lambda stream, work: cuda.enqueue(stream.handle, work)
+
+
 def a_way(images: ModuleType, open_: Callable[[], Any], require: Callable[[], Any] = lambda: None) -> Any:
     return images.Way("planted", 5, require, lambda subject: open_())
 
@@ -121,16 +127,36 @@ def test_torch_takes_whole_images(
     images: ModuleType, image_kernels: Kernels, monkeypatch: pytest.MonkeyPatch, graphs: bool
 ) -> None:
     """Streams, buffers, graphs and both kernels, over a network in torch that is anything but the identity."""
-    import gpu_torch
     import torch
+    from gpu_torch import TorchDeviceSession
 
-    queue_torch(monkeypatch, gpu_torch)
     torch.manual_seed(0)
     cuda, network = FakeCuda(monkeypatch, image_kernels), torch.nn.Conv2d(3, 5, 3, stride=2, padding=1)
-    rows = measured(images, a_way(images, lambda: gpu_torch.TorchDeviceSession(network, graphs=graphs, cuda=cuda)))
+    opened = partial(TorchDeviceSession, network, graphs=graphs, cuda=cuda, queue=queue_on(cuda))
+    rows = measured(images, a_way(images, opened))
     assert [row.note for row in rows] == ["", ""] and all(row.correct for row in rows), rows
     assert cuda.captures == 2 * graphs and cuda.alive == 0
     assert cuda.launches > images.ROUNDS or not graphs
+
+
+def test_a_graph_that_is_not_recorded_is_a_failure(
+    images: ModuleType, image_kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime warns and goes on without one; a row that says so would be of something else."""
+    import torch
+    from gpu_torch import TorchDeviceSession
+
+    def refuse(*_: Any) -> Any:
+        raise MachineError("cuStreamEndCapture: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
+
+    cuda, network = FakeCuda(monkeypatch, image_kernels), torch.nn.Conv2d(3, 5, 3, stride=2, padding=1)
+    monkeypatch.setattr(cuda, "capture", refuse)
+    opened = partial(TorchDeviceSession, network, graphs=True, cuda=cuda, queue=queue_on(cuda))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # as Python's own filters, not pytest's
+        (row,) = measured(images, a_way(images, opened))
+    assert row.note.startswith("failed: RuntimeWarning: no CUDA graph") and not row.correct
+    assert cuda.alive == 0
 
 
 def test_what_is_not_there_is_named_and_what_fails_is_wrong(images: ModuleType) -> None:

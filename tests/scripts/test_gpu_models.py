@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from fake_cuda import FakeCuda
-from queued_torch import queue_torch
 from support import REPO
 
 from denseport.export.models.spec import DPTHeadSpec, ModelSpec, ViTSpec
@@ -88,17 +87,18 @@ def test_onnx_runtime_agrees_with_fp32(models: ModuleType, back_ends: ModuleType
 def test_a_network_is_recorded_once_and_repeated(
     models: ModuleType, back_ends: ModuleType, subject: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import gpu_torch
+    from gpu_torch import TorchDeviceSession
 
-    queue_torch(monkeypatch, gpu_torch)
     cuda = FakeCuda(monkeypatch)
 
     def open_(subject: Any, stack: ExitStack, left: Callable[[], float]) -> Any:
-        network = gpu_torch.TorchDeviceSession(copy.deepcopy(subject.module), cuda=cuda).device_network()
-        run = back_ends.replayed(network, subject.image, stack)
+        session = TorchDeviceSession(
+            copy.deepcopy(subject.module), cuda=cuda, queue=lambda stream, work: cuda.enqueue(stream.handle, work)
+        )
+        run = back_ends.replayed(session.device_network(), subject.image, stack)
 
-        def waited() -> torch.Tensor:
-            logits: torch.Tensor = run()
+        def waited() -> Any:
+            logits = run()
             cuda.finish()
             return logits
 
