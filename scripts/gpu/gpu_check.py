@@ -22,6 +22,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -68,7 +69,12 @@ class Report:
     """What was measured so far, as JSON."""
 
     def __init__(self, path: Path | None) -> None:
-        self.content: dict[str, Any] = {"machine": machine(), "seconds": {}, **{part: [] for part in PARTS}}
+        self.content: dict[str, Any] = {
+            "machine": machine(),
+            "seconds": {},
+            "broken": {},
+            **{part: [] for part in PARTS},
+        }
         self._path = path
         self.write()  # better refused now than in eight minutes
 
@@ -181,7 +187,12 @@ def check(parts: Iterable[str], seconds: float, path: Path | None) -> int:
     print(", ".join(f"{key} {value}" for key, value in report.content["machine"].items()), flush=True)
     for part in parts:
         started = time.monotonic()
-        right = CHECKS[part](Budget(min(PARTS[part], total.left)), report) and right
+        try:
+            right = CHECKS[part](Budget(min(PARTS[part], total.left)), report) and right
+        except Exception as err:  # whatever broke one part: the time on a borrowed machine is for the others too
+            traceback.print_exc()
+            report.content["broken"][part] = f"{type(err).__name__}: {err}"
+            right = False
         report.content["seconds"][part] = time.monotonic() - started
         report.write()
         print(f"{part}: {report.content['seconds'][part]:.0f} of {PARTS[part]:.0f} s", flush=True)

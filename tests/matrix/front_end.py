@@ -31,7 +31,8 @@ def main() -> None:
         package = types.ModuleType("tensorrt")
         package.__dict__.update({key: value for key, value in vars(bindings).items() if key != "__path__"})
         sys.modules["tensorrt"] = package
-    print(json.dumps({"plugin": plugin(bindings), "members": members(bindings)}))
+    enumerations = [name for name, value in vars(bindings).items() if hasattr(value, "__members__")]
+    print(json.dumps({"plugin": plugin(bindings), "members": members(bindings), "enumerations": enumerations}))
 
 
 def plugin(trt: Any) -> str:

@@ -37,8 +37,8 @@ SOURCES = (
     "export/engine/*.py",
     "export/plugin/tensorrt_plugin.py",
 )
-# Asked for where they are there alone.
-OPTIONAL = {"is_stream_capturable", "REQUIRE_USER_ALLOCATION"}
+# Of TensorRT-RTX alone, or asked for only where they are.
+OPTIONAL = {"create_runtime_config", "is_stream_capturable", "REQUIRE_USER_ALLOCATION"}
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +91,13 @@ def test_every_name_is_there(
 ) -> None:
     """What a class of the newest release has and the sources name, that class has in every release.
 
-    Names of the module are of a class too, the one called "". A class that a release lacks is missing there.
+    Names of the module are of a class too, the one called "". A class that a release lacks is missing there. Members of
+    an enumeration are looked for where the sources name the enumeration.
     """
-    newest, here = (front_end(each, NUMPY[0])["members"] for each in (NEWEST, release))
-    wanted = {(owner, name) for owner in here for name in newest.get(owner, []) if name in used_names() - OPTIONAL}
+    newest, found = front_end(NEWEST, NUMPY[0]), front_end(release, NUMPY[0])
+    here, used = found["members"], used_names() - OPTIONAL
+    owners = [owner for owner in here if owner in used or owner not in newest["enumerations"]]
+    wanted = {(owner, name) for owner in owners for name in newest["members"].get(owner, []) if name in used}
     missing = sorted(f"{owner}.{name}" for owner, name in wanted if name not in here[owner])
     with capsys.disabled():
         print(f"\nTensorRT {release}: {len(wanted)} names, missing: {', '.join(missing) or 'none'}", end="")

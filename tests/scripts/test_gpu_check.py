@@ -235,6 +235,22 @@ def test_without_time_every_part_says_so(
     assert {row["note"][:13] for row in found["images"] if row["what"].startswith("PyTorch")} == {"not run: time"}
 
 
+def test_a_part_that_breaks_leaves_the_others_their_time(
+    on_fakes: tuple[ModuleType, FakeCuda], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu_check, _ = on_fakes
+
+    def broken(*_: Any) -> bool:
+        raise MachineError("cuLaunchKernel: CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    monkeypatch.setitem(gpu_check.CHECKS, "kernels", broken)
+    monkeypatch.setitem(gpu_check.CHECKS, "images", lambda budget, report: True)
+    assert gpu_check.check(["kernels", "images"], 60.0, tmp_path / "gpu.json") == 1
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["broken"] == {"kernels": "MachineError: cuLaunchKernel: CUDA_ERROR_ILLEGAL_ADDRESS"}
+    assert list(found["seconds"]) == ["kernels", "images"]
+
+
 def test_tests_that_take_too_long_are_stopped(gpu_tests: ModuleType, tmp_path: Path) -> None:
     slow = tmp_path / "test_slow.py"
     slow.write_text("import time\n\n\ndef test_it():\n    time.sleep(60)\n")
