@@ -247,8 +247,9 @@ def _faster(
     try:
         fused, with_plugin = build(dataclasses.replace(options, plugin=True))
         times = race({"off": (native, record), "on": (fused, with_plugin)}, record.profiles[0].optimum)
-    except (ExportError, BuildError, MachineError) as err:
-        return native, dataclasses.replace(record, plugin=f"off: {err.message}"), {}
+    except (ExportError, BuildError, BundleError, MachineError, RuntimeError) as err:  # the last: a binding's own
+        reason = getattr(err, "message", str(err))
+        return native, dataclasses.replace(record, plugin=f"off: {reason}"), {}
     on, off = times["on"], times["off"]
     if on < off:
         return fused, dataclasses.replace(with_plugin, plugin=f"on: {on:g} ms, {off:g} ms without"), times

@@ -81,7 +81,8 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
             metavar="SIZE",
             help=f"{words} input, instead of --profile: WxH, or its shape Nx3xHxW",
         )
-    group.add_argument("--target", metavar="SM", nargs="+", default=[], help="RTX: GPUs to build for, such as sm_86")
+    words = "RTX: GPUs to build for, by compute capability or by card: sm_86, rtx4090, l4"
+    group.add_argument("--target", metavar="GPU", nargs="+", default=[], help=words)
     group.add_argument(
         "--workspace", type=whole(1), metavar="MIB", help="scratch memory for a layer; default: no limit"
     )

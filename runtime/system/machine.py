@@ -38,7 +38,7 @@ class Gpu:
 
     name: str
     compute_capability: str  # "9.0"
-    memory_mib: int
+    memory_mib: int | None  # None: the processor's, which it shares (GB10, Jetson)
     driver: str
 
     @property
@@ -149,11 +149,11 @@ def _memory_gib() -> float | None:
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    """What nvidia-smi, which comes with the driver, lists."""
+    """What nvidia-smi, which comes with the driver, lists, as CUDA counts them."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
-    query = "--query-gpu=name,compute_cap,memory.total,driver_version"
+    query = "--query-gpu=uuid,name,compute_cap,memory.total,driver_version"
     try:
         output = subprocess.run(
             [program, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20, check=True
@@ -161,7 +161,35 @@ def _gpus() -> tuple[Gpu, ...]:
     except (OSError, subprocess.SubprocessError):
         return ()
     rows = [[cell.strip() for cell in row] for row in csv.reader(output.splitlines())]
-    return tuple(Gpu(name, capability, int(memory), driver) for name, capability, memory, driver in rows)
+    return _visible(
+        [
+            (uuid, Gpu(name, capability, int(memory) if memory.isdigit() else None, driver))  # "[N/A]" on GB10
+            for uuid, name, capability, memory, driver in rows
+        ]
+    )
+
+
+def _visible(gpus: list[tuple[str, Gpu]]) -> tuple[Gpu, ...]:
+    """Those that CUDA would show this process, in its order.
+
+    CUDA puts the fastest first, for which the newest stands here; nvidia-smi goes by the bus. Of CUDA_VISIBLE_DEVICES
+    nothing counts from the first entry on that is none. Slices of a GPU (MIG) are not listed: all GPUs stand for one.
+    """
+    if os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        gpus = sorted(gpus, key=lambda each: [-int(part) for part in each[1].compute_capability.split(".")])
+    wanted, shown = os.environ.get("CUDA_VISIBLE_DEVICES"), [gpu for _, gpu in gpus]
+    if wanted is None or "MIG-" in wanted:
+        return tuple(shown)
+    chosen: list[Gpu] = []
+    for entry in map(str.strip, wanted.split(",")):
+        if entry.isdecimal():
+            found = shown[int(entry) : int(entry) + 1]
+        else:
+            found = [gpu for uuid, gpu in gpus if entry.startswith("GPU-") and uuid.startswith(entry)]
+        if len(found) != 1:
+            break
+        chosen += found
+    return tuple(chosen)
 
 
 def _providers() -> tuple[str, ...]:

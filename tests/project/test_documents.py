@@ -42,6 +42,7 @@ ONLY_READ = {
     r"--gate reference": "needs a published model and its 2000 images: tests/runtime/evaluation/test_evaluate.py",
     r"--engine tensorrt\b|--backend tensorrt_plan": "needs a GPU: tests/export/engine, tests/runtime/serving/triton",
     r"--engine tensorrt_rtx": "takes long: tests/export/engine/test_build.py",
+    r"--provider Nv": "needs a GPU: tests/runtime/backends/test_rtx_provider.py",
     r"--artifact \S+\.engine": "needs a GPU: tests/runtime/backends/test_tensorrt_gpu.py",
     r"^denseport calibrate ": "takes long: tests/calibration/test_calibrate.py",
     r"--precision int8": "needs what denseport calibrate wrote: tests/calibration/test_calibrate.py",
