@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from denseport.runtime.system import cpus
-from denseport.runtime.system.cpus import has_bf16, usable_cpus
+from denseport.runtime.system.cpus import has_bf16, has_vnni, usable_cpus
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -72,3 +72,20 @@ def test_bf16_is_what_the_processors_flags_say(
     if text is not None:
         (tmp_path / "cpuinfo").write_text(text)
     assert has_bf16() is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16 avx512_vnni\n", True),
+        ("flags : fpu avx2 avx_vnni\n", True),
+        ("Features\t: fp asimd asimddp\n", True),
+        ("flags\t\t: fpu avx2 avx512f avx512bw\nbugs\t\t: avx512_vnni\n", False),
+    ],
+)
+def test_vnni_is_what_the_processors_flags_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: bool
+) -> None:
+    monkeypatch.setattr(cpus, "CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(text)
+    assert has_vnni() is expected
