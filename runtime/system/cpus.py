@@ -15,12 +15,21 @@ from pathlib import Path
 
 from denseport.runtime.system.arguments import whole
 
-__all__ = ["MOST_THREADS", "check_threads", "has_bf16", "has_vnni", "usable_cpus"]
+__all__ = ["MOST_THREADS", "arithmetic", "check_threads", "has_bf16", "has_vnni", "usable_cpus"]
 
 MOST_THREADS = 1024  # libraries start them all at once, each with a stack: minutes, where there are few processors
 CPUINFO = Path("/proc/cpuinfo")
-BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86, and of ARM
-VNNI_FLAGS = {"avx512_vnni", "avx_vnni", "asimddp"}  # of x86, and of ARM
+# What decides which artifact is the fastest, and the kernel's flags for it, of x86 and of ARM.
+ARITHMETIC = {
+    "AVX2": {"avx2"},
+    "AVX-512": {"avx512f"},
+    "SVE": {"sve"},
+    "VNNI": {"avx512_vnni", "avx_vnni"},
+    "DOTPROD": {"asimddp"},
+    "AMX": {"amx_tile"},
+    "I8MM": {"i8mm"},
+    "BF16": {"avx512_bf16", "amx_bf16", "bf16"},
+}
 MEMBERSHIP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # which groups, and where they are mounted
 
 
@@ -34,29 +43,29 @@ def usable_cpus() -> int:
     return max(1, min([found, *quotas]))
 
 
+def arithmetic() -> tuple[str, ...]:
+    """Which of `ARITHMETIC` the processor has, as Linux tells; elsewhere nothing tells, and none is said."""
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        return ()
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return tuple(name for name, known in ARITHMETIC.items() if not known.isdisjoint(flags))
+
+
 def has_bf16() -> bool:
-    """Whether the processor has arithmetic for BF16, as Linux tells; elsewhere nothing tells, and it is not said."""
-    return not BF16_FLAGS.isdisjoint(_flags())
+    """Whether the processor has arithmetic for BF16."""
+    return "BF16" in arithmetic()
 
 
 def has_vnni() -> bool:
-    """Whether it sums products of 8-bit integers in 32 bits, told as BF16 is; else x86 adds pairs in 16, saturating."""
-    return not VNNI_FLAGS.isdisjoint(_flags())
+    """Whether it sums products of 8-bit integers in 32 bits; else x86 adds pairs in 16, saturating."""
+    return not {"VNNI", "DOTPROD"}.isdisjoint(arithmetic())
 
 
 def check_threads(threads: int | None) -> int | None:
     """The number, or None for the default; raises InputError for one that nobody means."""
     return None if threads is None else whole("threads", threads, 1, MOST_THREADS)
-
-
-def _flags() -> list[str]:
-    """What the first processor can; nothing where no /proc/cpuinfo tells."""
-    try:
-        lines = CPUINFO.read_text().splitlines()
-    except OSError:
-        return []
-    flags = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
-    return next(flags, [])
 
 
 def _folders() -> Iterator[Path]:
