@@ -24,7 +24,7 @@ from denseport.export.graph.mask import append_mask
 from denseport.export.graph.model import LOGITS, MASK, read_model, save_model, serialise
 from denseport.export.graph.precision import PrecisionRecord, set_types
 from denseport.export.graph.probe import observe
-from denseport.export.graph.quantized import LayerCheck, check_layers, release
+from denseport.export.graph.quantized import LayerCheck, check_layers, part_concatenations, release
 from denseport.runtime.backends.openvino import OpenVinoSession
 from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.tensorrt import why_not
@@ -112,8 +112,9 @@ def build_openvino(
     """Enter ``fp32.openvino``, ``bf16.openvino``, ``int8.openvino`` or ``int8.bf16.openvino``.
 
     It shares the source's file, or ``int8.onnx``. Where OpenVINO computes a layer of that otherwise than its Q/DQ says,
-    the artifact has a file of its own, with such layers in float. Where it is there already, a new audit takes the
-    place of the old one, and what else was found about it stays. If that one failed, the artifact is never chosen.
+    the artifact has a file of its own, in a form that it computes right, or with such layers in float. Where it is
+    there already, a new audit takes the place of the old one, and what else was found about it stays. If that one
+    failed, the artifact is never chosen.
 
     Args:
         float_precision: of INT8's float part: "fp32" or "bf16".
@@ -128,7 +129,7 @@ def build_openvino(
     source = graph_of(bundle, precision) if quantized else bundle.manifest.source
     with work_folder(bundle.path) as folder:
         main, layers = bundle.verified(source), None
-        if quantized and images:
+        if quantized:
             layers, main = _right_layers(bundle, source, floats, images, folder / f"{name}.onnx", known, progress)
         artifact = _for_openvino(bundle, source, main, precision, floats)
         old = bundle.manifest.artifacts.get(name)
@@ -169,16 +170,22 @@ def _right_layers(
     file: Path,
     known: Mapping[str, float] | None,
     progress: Progress,
-) -> tuple[LayerCheck, Path]:
-    """How OpenVINO computes each INT8 layer here, and the graph to run: ``file``, if any layer has to be float."""
-    path = bundle.verified(source)
+) -> tuple[LayerCheck | None, Path]:
+    """How OpenVINO computes each INT8 layer here, and the graph to run: ``file``, if it has to be another one.
+
+    Without images nothing is compared.
+    """
+    path, found = bundle.verified(source), None
     model, opened = read_model(path), partial(_opened, file, "fp32")
-    inputs = list(NetworkInputs.of_bundle(evenly_spaced(images, CHECKED), bundle.manifest))
-    with progress.phase("comparing INT8 layers with Q/DQ") as told:
-        found = check_layers(model, inputs, opened, known=known, whole=partial(_opened, file, floats), progress=told)
-    if not found.floats:
+    parted = part_concatenations(model)
+    if images:
+        inputs = list(NetworkInputs.of_bundle(evenly_spaced(images, CHECKED), bundle.manifest))
+        whole = partial(_opened, file, floats)
+        with progress.phase("comparing INT8 layers with Q/DQ") as told:
+            found = check_layers(model, inputs, opened, known=known, whole=whole, progress=told)
+        release(model, found.floats)
+    if not parted and not (found and found.floats):
         return found, path
-    release(model, found.floats)
     file.write_bytes(serialise(model))
     return found, file
 

@@ -129,7 +129,9 @@ def build(
         name, audit, layers = build_openvino(
             bundle, precision, shown, float_precision=float_precision, force=force, progress=progress
         )
-        built.add("artifact", name, audit, **({} if layers is None else {"layers": layers.to_dict()}))
+        kept = bundle.manifest.artifacts.get(name)
+        more = {"file": None if kept is None else kept.main} | ({} if layers is None else {"layers": layers.to_dict()})
+        built.add("artifact", name, audit, **more)
     if order.typed:
         _typed(bundle, order, shown, built, progress, force=force)
     if order.variant and built.passed:

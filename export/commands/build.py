@@ -190,7 +190,8 @@ def _lines(result: dict[str, Any], *, verbose: bool) -> list[str]:
         lines.append(f"{result['artifact']}: {_nodes(record['nodes'])}, {casts}, {islands}")
         lines += _audit_lines(result["audit"])
     elif "artifact" in result and "reused" not in result:
-        lines += [f"{result['artifact']}: OpenVINO computes {_computed(result)}", *_layer_lines(result.get("layers"))]
+        lines.append(f"{result['artifact']}: OpenVINO computes {result['file'] or 'it'}")
+        lines += _layer_lines(result.get("layers"))
         lines += _audit_lines(result["audit"])
     if "variant" in result:
         lines.append(f"{result['variant']}: {_fused_words(result['fusion'])}")
@@ -235,13 +236,6 @@ def _fused_words(fusion: dict[str, Any] | None) -> str:
         return "nothing fused"
     words = "fused " + ", ".join(f"{number} {operator}" for operator, number in fusion["fused"].items())
     return words + "".join(f"\n  left as it is: {node}: {reason}" for node, reason in fusion["left"].items())
-
-
-def _computed(result: dict[str, Any]) -> str:
-    """The file of an artifact for OpenVINO."""
-    if result["artifact"].startswith("int8"):
-        return f"{result['artifact']}.onnx" if result.get("layers", {}).get("floats") else "int8.onnx"
-    return "the source's file"
 
 
 def _layer_lines(layers: dict[str, Any] | None) -> list[str]:

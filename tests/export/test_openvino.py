@@ -46,7 +46,7 @@ def test_an_artifact_shares_the_sources_file_and_is_audited_as_it_runs(
     name, path = f"{precision}.openvino", str(sample_copy.path)
     arguments = ["--precision", precision, "--engine", "openvino", "--images", IMAGES]
     assert main(["build", path, *arguments]) == 0
-    assert f"{name}: OpenVINO computes the source's file" in capsys.readouterr().out
+    assert f"{name}: OpenVINO computes model.onnx" in capsys.readouterr().out
     bundle = Bundle(sample_copy.path)
     artifact, source = bundle.artifact(name), bundle.artifact("model.onnx")
     assert (artifact.main, artifact.files, artifact.made_of) == (source.main, source.files, "model.onnx")
