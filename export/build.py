@@ -126,12 +126,7 @@ def build(
         check_builder(options)
     shown, built = _images(several(images), limit), Build(bundle.path)
     if engine == "openvino":
-        name, audit, layers = build_openvino(
-            bundle, precision, shown, float_precision=float_precision, force=force, progress=progress
-        )
-        kept = bundle.manifest.artifacts.get(name)
-        more = {"file": None if kept is None else kept.main} | ({} if layers is None else {"layers": layers.to_dict()})
-        built.add("artifact", name, audit, **more)
+        _openvino(bundle, order, shown, built, progress, force=force)
     if order.typed:
         _typed(bundle, order, shown, built, progress, force=force)
     if order.variant and built.passed:
@@ -302,6 +297,17 @@ def _images(patterns: Sequence[Path | str], limit: int) -> list[Path]:
     if patterns and not images:  # videos alone; without images nothing is audited
         raise InputError(f"--images {' '.join(map(str, patterns))}: found no image", "Name images, not videos.")
     return images
+
+
+def _openvino(
+    bundle: Bundle, order: _Order, images: list[Path], built: Build, progress: Progress, *, force: bool
+) -> None:
+    name, audit, layers = build_openvino(
+        bundle, order.precision, images, float_precision=order.float_precision, force=force, progress=progress
+    )
+    kept = bundle.manifest.artifacts.get(name)
+    more = {"file": None if kept is None else kept.main} | ({} if layers is None else {"layers": layers.to_dict()})
+    built.add("artifact", name, audit, **more)
 
 
 def _typed(bundle: Bundle, order: _Order, images: list[Path], built: Build, progress: Progress, *, force: bool) -> None:
