@@ -333,4 +333,6 @@ def _write(bundle: Bundle, variant: Variant, record: CalibrationRecord, progress
                 "variant": {"loss": asdict(variant.loss), "float": variant.floats},
             },
         )
+        if lost := [each for each in bundle.outdated_by(artifact) if each != variant.name]:
+            progress.say(f"{', '.join(lost)}: is of the {variant.name} that is replaced, and goes with it")
         bundle.add(variant.name, artifact, [file])

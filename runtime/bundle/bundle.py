@@ -118,6 +118,7 @@ class Bundle:
     def add(self, name: str, artifact: Artifact, files: Iterable[Path] = ()) -> None:
         """Move an artifact's files into the folder and enter it into the manifest; one of that name is replaced.
 
+        The artifacts of `outdated_by` go with the one that is replaced.
         Other processes may write the same bundle, and this one may be killed: the manifest names only whole files.
 
         Args:
@@ -129,12 +130,22 @@ class Bundle:
         """
         files = tuple(files)
         with self._locked():
+            lost = {name, *self.outdated_by(artifact)}
             if files:
-                self._write({key: value for key, value in self.manifest.artifacts.items() if key != name})
+                self._write({key: value for key, value in self.manifest.artifacts.items() if key not in lost})
             for file in files:
                 with writing(self.path / file.name):
                     file.replace(self.path / file.name)
             self._write({**self.manifest.artifacts, name: artifact})
+
+    def outdated_by(self, artifact: Artifact) -> list[str]:
+        """Names of the artifacts with a file that has the name, and not the content, of one of ``artifact``'s.
+
+        Those for OpenVINO share another artifact's file.
+        """
+        new = artifact.files.items()
+        others = self.manifest.artifacts.items()
+        return [name for name, a in others if any(a.files.get(file, digest) != digest for file, digest in new)]
 
     def note(self, name: str, record: Mapping[str, Any], proof: Proof | None = None) -> None:
         """Add to the record of an artifact what was found out about it, such as its accuracy.

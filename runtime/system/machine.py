@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from denseport.runtime.errors import MachineError
-from denseport.runtime.system.cpus import arithmetic, has_bf16, usable_cpus
+from denseport.runtime.system.cpus import arithmetic, has_bf16, has_vnni, usable_cpus
 
 __all__ = ["Gpu", "Machine", "inspect_machine", "install_command", "proc_values", "require"]
 
@@ -59,6 +59,7 @@ class Machine:
     packages: dict[str, str | None]  # version, None where absent
     providers: tuple[str, ...]  # ONNX Runtime's execution providers
     bf16: bool = False  # the processor has arithmetic for BF16
+    vnni: bool = False  # it adds products of 8-bit integers in 32 bits
 
     def summary(self) -> dict[str, str]:
         """What a reader of a measurement needs to know of the machine."""
@@ -90,6 +91,7 @@ def inspect_machine(*, look_for_gpus: bool | None = True) -> Machine:
         packages={name: _version(distributions) for name, distributions in DISTRIBUTIONS.items()},
         providers=providers,
         bf16=has_bf16(),
+        vnni=has_vnni(),
     )
 
 
