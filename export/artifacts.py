@@ -19,12 +19,12 @@ from denseport.export.audit import Audit, audit_engine, audit_graph, audit_sessi
 from denseport.export.engine.build import NO_PLUGINS, EngineOptions, build_engine, capability_here
 from denseport.export.engine.race import race
 from denseport.export.errors import BuildError, ExportError
+from denseport.export.graph.compare.quantized import LayerCheck, check_layers, part_concatenations, release
 from denseport.export.graph.fusion import FusionRecord, fuse
 from denseport.export.graph.mask import append_mask
 from denseport.export.graph.model import LOGITS, MASK, read_model, save_model, serialise
 from denseport.export.graph.precision import PrecisionRecord, set_types
 from denseport.export.graph.probe import observe
-from denseport.export.graph.quantized import LayerCheck, check_layers, part_concatenations, release
 from denseport.runtime.backends.openvino import OpenVinoSession
 from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.tensorrt import why_not

@@ -18,10 +18,16 @@ from graphs import tiny_model
 from denseport.calibration.quantize.placement import activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
 from denseport.export.graph import quantized as module
+from denseport.export.graph.compare.quantized import (
+    TOLERANCE,
+    check_layers,
+    part_concatenations,
+    quantized_layers,
+    release,
+)
 from denseport.export.graph.edit import new_constant, weight_of
 from denseport.export.graph.model import serialise
 from denseport.export.graph.probe import Probe
-from denseport.export.graph.quantized import TOLERANCE, check_layers, part_concatenations, quantized_layers, release
 from denseport.runtime.backends.openvino import OpenVinoSession
 from denseport.runtime.system.cpus import has_vnni
 
