@@ -15,7 +15,7 @@ from support import ASSETS
 
 from denseport.export import build as build_module
 from denseport.export.build import build, build_for_this_machine
-from denseport.export.graph import quantized
+from denseport.export.graph.compare import quantized
 from denseport.export.graph.compare.quantized import quantized_layers, release
 from denseport.export.graph.model import read_model, serialise
 from denseport.runtime.benchmark import race as race_module

@@ -17,7 +17,7 @@ from graphs import tiny_model
 
 from denseport.calibration.quantize.placement import activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
-from denseport.export.graph import quantized as module
+from denseport.export.graph.compare import quantized as module
 from denseport.export.graph.compare.quantized import (
     TOLERANCE,
     check_layers,
