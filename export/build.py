@@ -169,7 +169,10 @@ def build_for_this_machine(
         raise MachineError("ONNX Runtime runs on this machine's GPU", "Build for it: --precision fp16.")
     shown = _images(several(images), limit)
     if not shown:
-        raise InputError("what is chosen was compared with FP32 before", "Give --images like the application's.")
+        raise InputError(
+            "--for-this-machine compares what it makes with FP32 on images, and none were given",
+            "Give --images like the application's.",
+        )
     built, kept = Build(bundle.path), []
     audits = built.details["audits"] = {}
     layers = built.details["layers"] = {}

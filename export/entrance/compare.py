@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from denseport.export.entrance.foreign_network import Run, Samples
 from denseport.export.errors import ExportError
-from denseport.export.graph.ends import CLASSES, NHW, NHWC, PROBABILITIES, TO_NCHW, Ends
+from denseport.export.graph.ends import CLASSES, NHW, NHWC, PROBABILITIES, TO_NCHW, Ends, EndsRecord
+from denseport.export.graph.model import LOGITS
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.pipeline.resample import ResampleMatrix
 
@@ -42,14 +43,14 @@ def as_nchw(found: NDArray[Any], layout: str) -> NDArray[Any]:
 
 
 def compare(
-    reference: Run, path: Path, ends: Ends, samples: Samples, shapes: Sequence[Shape], *, align_corners: bool | None
+    reference: Run, path: Path, ends: Ends, samples: Samples, shapes: Sequence[Shape], adapted: EndsRecord
 ) -> list[Check]:
     """Run the adapted graph and the network before it on the same images.
 
     Args:
         reference: the network as it came; its output is as ``ends`` says.
         path: of the adapted graph.
-        align_corners: of the resize that was cut off the graph, and is done here again; None: none was.
+        adapted: what was cut off the graph: a resize, or a LogSoftmax of values, is done here again.
 
     Raises:
         ExportError: values differ by more than `TOLERANCE` times the largest (where that exceeds 1), or classes where
@@ -61,8 +62,11 @@ def compare(
         image = samples.make(shape[0], *shape[2:], seed=seed)
         want, found = as_nchw(reference(image), ends.output_layout), session.run(image)
         grid = found.shape
-        if align_corners is not None:
-            found = _resized(found, (shape[2], shape[3]), align_corners=align_corners)
+        if adapted.align_corners is not None:
+            found = _resized(found, (shape[2], shape[3]), align_corners=adapted.align_corners)
+        if ends.gives == LOGITS and "LogSoftmax" in adapted.cut:
+            found = found - found.max(1, keepdims=True)
+            found = found - np.log(np.exp(found).sum(1, keepdims=True))
         checks.append(Check(shape, *_difference(shape, want, found, ends), grid))
     return checks
 

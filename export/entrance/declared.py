@@ -116,6 +116,8 @@ class Declared:
             raise InputError("--mean and --std go together", "Give both, or neither.")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise InputError(f"--threshold {self.threshold:g} is not between 0 and 1", "Give a probability.")
+        if isinstance(self.classes, str):
+            raise InputError(f"classes={self.classes!r} is one text", "Give a list of names.")
         if isinstance(self.classes, int) and not 1 <= self.classes <= 65536:
             raise InputError(f"--classes {self.classes}: not in 1..65536", "Give the number of classes.")
 
@@ -171,6 +173,9 @@ class Declared:
         if self.value_range is not None:
             if self.value_range not in (1, 255):
                 raise InputError(f"--range {self.value_range:g} is neither 1 nor 255", f"Give {FRACTIONS}.")
+            if self.value_range == 1 and max(map(abs, mean)) > 1:
+                said = f"--range 1, but --mean {_words(mean)} is not of images in 0..1"
+                raise InputError(said, "Give --range 255, or leave it out.")
             return self.value_range
         if max(std) <= 1 and max(map(abs, mean)) <= 1:
             said = f"--mean {_words(mean)} --std {_words(std)} may be of images in 0..1, or of grey levels 0..255"

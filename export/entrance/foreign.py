@@ -130,8 +130,7 @@ def write_foreign(
     against = "onnx" if foreign.reference is None else "torch"
     progress.say(f"comparing the adapted graph with {'the file' if against == 'onnx' else 'torch'}")
     reference = foreign.reference or network.run
-    shapes, corners = found.shapes, adapted.align_corners
-    checks = compare(reference, folder / MODEL, found.ends, samples, shapes, align_corners=corners)
+    checks = compare(reference, folder / MODEL, found.ends, samples, found.shapes, adapted)
     manifest = dataclasses.replace(manifest, stride=_stride(checks[0]))
     write_source(manifest, files, output, against=against, record=_record(checks, found, adapted))
 

@@ -62,6 +62,10 @@ def export_module(
         OutputError: ``output`` exists, or cannot be written.
     """
     output, progress = Path(output), progress or Silent()
+    if not isinstance(module, nn.Module):
+        raise InputError(f"a {type(module).__name__} is no torch.nn.Module", "Wrap it in one.")
+    if any(value.dtype in (torch.float16, torch.bfloat16) for value in module.parameters()):
+        raise InputError("the module has weights in 16 bits; a bundle's source is FP32", "Call module.float() first.")
     if module.training:
         raise InputError("the module is in training mode: its result would not repeat", "Call module.eval() first.")
     size = declared.resize_size()

@@ -28,7 +28,7 @@ __all__ = ["MANIFEST", "Bundle", "has_manifest", "new_bundle"]
 
 MANIFEST = "manifest.json"
 LOCK = ".denseport-lock"  # there while a process writes the bundle; no file of any artifact
-MAKE_ONE = "Make one: denseport export CHECKPOINT -o BUNDLE"
+MAKE_ONE = "Make one: denseport export CHECKPOINT -o BUNDLE, or denseport import MODEL.onnx -o BUNDLE"
 EXPORT_AGAIN = "Export or import it again."
 LARGEST_MANIFEST = 64 << 20  # bytes; the largest seen has 0.3 MB
 PREFIX = ".denseport-old-"  # of the folder that holds a bundle while another takes its place

@@ -37,8 +37,8 @@ class MachineVerdict:
 
     @property
     def words(self) -> str:
-        """Whether it is used without being asked for, where, and why."""
-        return f"{'' if self.accepted else 'not '}used by itself on {self.machine}: {self.reason}"
+        """Whether it may be used without being asked for, where, and why; a faster artifact goes before it."""
+        return f"{'may be' if self.accepted else 'not'} used by itself on {self.machine}: {self.reason}"
 
     @classmethod
     def of(cls, artifact: Artifact, where: str) -> MachineVerdict | None:

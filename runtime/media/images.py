@@ -40,6 +40,8 @@ __all__ = [
 class PillowImage(Protocol):
     """What is used of an image of Pillow's, which need not be installed."""
 
+    mode: str
+
     def getbands(self) -> tuple[str, ...]: ...
     def convert(self, mode: str) -> Any: ...
 
@@ -75,24 +77,42 @@ def open_image(source: Any, load: Load = LOAD) -> NDArray[np.uint8]:
     """The image in a file, in the bytes of one, in an object open for reading bytes, or of Pillow's.
 
     Args:
-        source: anything else, an array too, is given back as it is. Of Pillow's image the pixels are taken as they are.
+        source: anything else, an array too, is given back as it is. Pillow's image is taken in its mode's 8 bits, its
+            alpha dropped, and not turned by its EXIF orientation.
         load: how files are decoded.
 
     Raises:
-        ImageError: as `read_image`; an object that gives no bytes.
+        ImageError: as `read_image`; an object that gives no bytes; Pillow's image of more than 8 bits, or a damaged or
+            closed one.
     """
     if isinstance(source, str | Path):
         return read_image(Path(source), load)
     if hasattr(source, "getbands"):
-        return np.ascontiguousarray(np.asarray(source.convert("RGB"))[:, :, ::-1])
+        return _of_pillow(source)
     if isinstance(source, bytes | bytearray | memoryview):
         return decode_image(bytes(source), "the image", load)
     if not callable(getattr(source, "read", None)):
         return source  # type: ignore[no-any-return]
-    name, data = str(getattr(source, "name", "the image")), source.read()
+    name, remedy = str(getattr(source, "name", "the image")), 'Open it for bytes: open(path, "rb").'
+    try:
+        data = source.read()
+    except (OSError, ValueError) as err:  # ValueError: closed, or opened for text, which an image is not
+        raise ImageError(f"{name}: cannot be read: {err}", remedy) from err
     if not isinstance(data, bytes):
-        raise ImageError(f"{name}: is open for reading {type(data).__name__}", 'Open it for bytes: open(path, "rb").')
+        raise ImageError(f"{name}: is open for reading {type(data).__name__}", remedy)
     return decode_image(data, name, load)
+
+
+def _of_pillow(image: PillowImage) -> NDArray[np.uint8]:
+    if image.mode.startswith(("I", "F")):  # Pillow would cut them off at 255 in silence
+        raise ImageError(
+            f"the image is of Pillow's mode {image.mode}: more than 8 bits a channel",
+            "Scale it to 8 bits, or give its file.",
+        )
+    try:
+        return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
+    except (OSError, ValueError, SyntaxError) as err:  # Pillow decodes only now
+        raise ImageError(f"the image: Pillow cannot decode it: {err}", "Copy or download it again.") from err
 
 
 @contextmanager

@@ -143,9 +143,8 @@ class Segmentation:
 
         path = Path(path)
         if (save := BY_ENDING.get(path.suffix.lower())) is None:
-            raise OutputError(
-                f"{path}: no result is a {path.suffix or 'nameless'} file", f"One is {', '.join(BY_ENDING)}."
-            )
+            what = f"a {path.suffix} file" if path.suffix else "a file without an ending"
+            raise OutputError(f"{path}: no result is {what}", f"One is {', '.join(BY_ENDING)}.")
         save(path, self)
 
     def _index(self, which: int | str) -> int:

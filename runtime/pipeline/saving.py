@@ -72,7 +72,8 @@ def encode_npz(found: Segmentation) -> bytes:
 
 
 def _save_json(path: Path, data: dict[str, Any]) -> None:
-    write_atomic(path, json.dumps(data, ensure_ascii=False).encode())
+    # A file's name may hold bytes that are no UTF-8: lone surrogates here, which become JSON's escapes of themselves.
+    write_atomic(path, json.dumps(data, ensure_ascii=False).encode(errors="backslashreplace"))
 
 
 BY_ENDING: dict[str, Callable[[Path, Segmentation], None]] = {

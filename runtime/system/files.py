@@ -192,6 +192,7 @@ def work_folder(parent: Path) -> Iterator[Path]:
 
     Folders that killed processes left there are removed first: the lock beside a folder tells if its process lives.
     """
+    refuse_unwritable(parent)  # filelock would wait for ever where no file can be made, as in /proc
     folder = parent / f"{WORK}{secrets.token_hex(6)}"
     with ExitStack() as stack:
         with writing(parent):

@@ -102,7 +102,7 @@ def test_what_fails_a_later_audit_is_no_longer_chosen(sample_copy: Bundle, monke
         (["--engine", "openvino", "--precision", "fp32", "--plugin", "on"], "--plugin on does not go with"),
         (["--engine", "openvino", "--precision", "fp32", "--level", "5"], "is a setting of TensorRT engines"),
         (["--engine", "openvino", "--precision", "bf16", "--float-precision", "fp16"], "--float-precision belongs to"),
-        (["--for-this-machine"], "what is chosen was compared with FP32 before"),
+        (["--for-this-machine"], "compares what it makes with FP32 on images, and none were given"),
         (["--for-this-machine", "--engine", "openvino"], "--for-this-machine does not go with --engine"),
         (["--for-this-machine", "--force"], "--for-this-machine does not go with --force"),
     ],

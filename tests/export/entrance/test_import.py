@@ -112,6 +112,16 @@ def test_scores_are_the_probabilities_of_the_file(tmp_path: Path, image: NDArray
     np.testing.assert_allclose(scores, computed(path, normalised(image))[0].max(0), atol=1e-5)
 
 
+def test_logarithms_of_probabilities_are_cut_back_to_logits(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+    graph = segmenting("resized")
+    graph.output(graph.node("LogSoftmax", graph.outputs.pop().name, axis=1))
+    path, bundle = made(tmp_path, graph)
+    assert adapted(bundle) == (["LogSoftmax", "Resize"], [])
+    with Segmenter(bundle) as segment:
+        scores = segment(image, scores=True).scores
+    np.testing.assert_allclose(scores, np.exp(computed(path, normalised(image))[0].max(0)), atol=1e-5)
+
+
 def test_several_sigmoids_have_a_largest_but_no_scores(tmp_path: Path, image: NDArray[np.uint8]) -> None:
     graph = segmenting("resized")
     graph.output(graph.node("Sigmoid", graph.outputs.pop().name))
@@ -301,3 +311,10 @@ def test_units_of_mean_and_std(tmp_path: Path) -> None:
     assert bundle.manifest.preprocess[-1] == Normalise((127.5, 63.75, 0.0), (127.5, 255.0, 255.0), bgr_to_rgb=False)
     with pytest.raises(InputError, match="may be of images in"):
         made(tmp_path, segmenting(), dataclasses.replace(units, value_range=None), replace=True)
+    with pytest.raises(InputError, match=r"--range 1, but --mean 123\.675 116\.28 103\.53 is not of images in 0\.\.1"):
+        made(tmp_path, segmenting(), dataclasses.replace(units, mean=(123.675, 116.28, 103.53)), replace=True)
+
+
+def test_one_text_is_not_a_list_of_names() -> None:
+    with pytest.raises(InputError, match="classes='road,sky' is one text"):
+        Declared(classes="road,sky")

@@ -281,6 +281,8 @@ def test_a_file_name_of_any_bytes_can_be_printed(sample: Bundle, tmp_path: Path,
             tmp_path / name,
             "-o",
             tmp_path / "out",
+            "--format",
+            "png,coco",
         ],
         env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
         capture_output=True,
@@ -289,6 +291,8 @@ def test_a_file_name_of_any_bytes_can_be_printed(sample: Bundle, tmp_path: Path,
     assert done.returncode == 0, done.stderr
     assert rb"caf\udce9_mask.png" in done.stdout
     assert len(files(tmp_path / "out")) == 2
+    coco = json.loads(next((tmp_path / "out").glob("*_coco.json")).read_text())
+    assert coco["images"][0]["file_name"] == name
 
 
 def test_one_name_that_cannot_be_written_does_not_end_the_run(

@@ -101,6 +101,14 @@ def test_forms_that_hold_no_image_are_refused(sample: Bundle, tmp_path: Path) ->
         with pytest.raises(ImageError, match="open for reading str") as caught:
             segment(io.StringIO("text"))  # type: ignore[arg-type]
         assert 'open(path, "rb")' in caught.value.remedy
+        with PHOTO.open(encoding="utf-8") as text, pytest.raises(ImageError, match="cannot be read: 'utf-8'"):
+            segment(text)  # type: ignore[arg-type]
+        (tmp_path / "cut.jpg").write_bytes(PHOTO.read_bytes()[:3000])
+        with Image.open(tmp_path / "cut.jpg") as cut, pytest.raises(ImageError, match="Pillow cannot decode it"):
+            segment(cut)
+        deep = Image.fromarray(np.full((48, 64), 30000, np.uint16))  # all white, were it converted to 8 bits by Pillow
+        with pytest.raises(ImageError, match="mode I;16: more than 8 bits"):
+            segment(deep)
         with pytest.raises(ImageError, match="a int is not an image"):
             segment(5)  # type: ignore[arg-type]
         with pytest.raises(InputError, match="15 bytes is one image"):

@@ -12,7 +12,7 @@ import pytest
 from support import touch
 
 from denseport.runtime.errors import OutputError
-from denseport.runtime.system.files import cache_folder, locked, refuse_unwritable, write_atomic
+from denseport.runtime.system.files import cache_folder, locked, refuse_unwritable, work_folder, write_atomic
 
 
 def test_atomic_writing_makes_folders_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -43,6 +43,12 @@ def test_whether_a_folder_can_be_written_is_known_beforehand(tmp_path: Path) -> 
             refuse_unwritable(path)
         assert "A file is where a folder is needed" in str(caught.value.remedy)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc (Linux)")
+def test_a_file_system_that_takes_no_files_is_not_waited_for() -> None:
+    with pytest.raises(OutputError, match="/proc: cannot be written"), work_folder(Path("/proc")):
+        pass
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
