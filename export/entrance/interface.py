@@ -119,6 +119,8 @@ def _output(runs: dict[Size, Found], search: Search, wanted: Wanted) -> tuple[st
     layout = possible[0]
     values = [as_nchw(found, layout) for found in runs.values()]
     channels = values[0].shape[1]
+    if wanted.gives == PROBABILITIES and not _in_unit(values):
+        raise ExportError(f"{search.label}: gives numbers beyond 0 to 1: no probabilities", "Leave --gives out.")
     return layout, wanted.gives or _kind(values, channels, wanted, search.label), channels
 
 

@@ -76,10 +76,13 @@ class Segmentation:
         return f"<Segmentation {width} x {height} by {self.artifact}: {', '.join(found[:3])}{more}>"
 
     def shares(self) -> dict[str, float]:
-        """The classes that occur, largest first, each with its share of all pixels, (0, 1]."""
+        """The classes that occur, largest first, each with its share of all pixels, (0, 1]; one name, one share."""
         from denseport.runtime.media.overlay import class_shares
 
-        return {self.classes[index]: share for index, share in class_shares(self.mask, len(self.classes))}
+        shares: dict[str, float] = {}
+        for index, share in class_shares(self.mask, len(self.classes)):
+            shares[self.classes[index]] = shares.get(self.classes[index], 0.0) + share
+        return dict(sorted(shares.items(), key=lambda each: -each[1]))
 
     def region(self, which: int | str) -> NDArray[np.bool_]:
         """(H, W), the pixels of a class.
@@ -152,4 +155,6 @@ class Segmentation:
             return whole("the class", which, 0, len(self.classes) - 1)
         if which not in self.classes:
             raise InputError(f"there is no class {which!r}", f"The classes are: {', '.join(self.classes)}.")
+        if self.classes.count(which) > 1:
+            raise InputError(f"several classes are called {which!r}", "Give the index of one.")
         return self.classes.index(which)

@@ -102,6 +102,7 @@ def constant() -> Graph:
         (classifier, USUAL, "gives no class for each pixel"),
         (behind("Log"), USUAL, "gives NaN for an image of 320 x 256"),
         (behind("Sigmoid"), USUAL, "whose sum is not 1"),
+        (segmenting, [*USUAL, "--gives", "probabilities"], "gives numbers beyond 0 to 1: no probabilities"),
         (random, USUAL, "gives something else for the same image"),
         (constant, USUAL, "gives the same for two different images"),
         (half, USUAL, "has weights in FP16"),

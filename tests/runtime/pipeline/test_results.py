@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -47,6 +48,13 @@ def test_a_class_that_does_not_exist_is_refused_with_those_that_do(found: Segmen
     with pytest.raises(InputError) as caught:
         found.area(which)  # type: ignore[arg-type]
     assert "0 to 2" in caught.value.remedy or "road, sky, car" in caught.value.remedy
+
+
+def test_classes_of_one_name_share_it_and_are_told_apart_by_index(found: Segmentation) -> None:
+    twins = replace(found, classes=("road", "road", "car"))
+    assert twins.shares() == {"road": pytest.approx(0.975)} and twins.area(1) == 30
+    with pytest.raises(InputError, match="several classes are called 'road'"):
+        twins.area("road")
 
 
 def test_documents_are_of_this_mask(found: Segmentation) -> None:
