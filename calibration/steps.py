@@ -115,6 +115,8 @@ def quantize_bundle(
     sizes = check_images(images)
     _check_sizes(model, images, sizes)
     default = find_groups(model, Counter(sizes).most_common(1)[0][0])
+    if not any(group.is_candidate for group in default):
+        raise CalibrationError(f"{bundle.path}: its network has no layer to quantize", "Run it in FP32 or FP16.")
     groups = _as_asked(default, options)
     test = _test_set(images, labelled, EFFORTS[options.effort], len(bundle.manifest.classes))
     progress.say(_estimate(model, images, groups, len(test[0]), options))

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from foreign import MEAN, STD, segmenting
+from foreign import MEAN, STD, Graph, segmenting
 from serving import running
 from support import small_images
 
@@ -52,6 +52,15 @@ def test_it_is_evaluated_built_and_served(tmp_path: Path, capsys: pytest.Capture
     with Segmenter(bundle) as segment:
         palette = np.array(segment.manifest.palette, np.uint8)[:, ::-1]
         np.testing.assert_array_equal(mask, palette[segment(images[0]).mask])
+
+
+def test_a_network_of_one_layer_is_not_calibrated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = Graph((1, 3, 64, 96))
+    graph.output(graph.conv("input", (3, 4)))
+    about = Declared(classes=4, mean=MEAN, std=STD)
+    bundle = import_bundle(graph.save(tmp_path / "network.onnx"), tmp_path / "bundle", about)
+    assert main(["calibrate", str(bundle.path), "--images", *map(str, small_images(tmp_path / "images"))]) == 2
+    assert "its network has no layer to quantize" in capsys.readouterr().err
 
 
 @pytest.mark.slow
