@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from denseport.export.checkpoint.labels import plain_text
 from denseport.export.entrance.compare import TOLERANCE, Check, compare
 from denseport.export.entrance.declared import Declared
 from denseport.export.entrance.foreign_network import ForeignNetwork, Run, Samples, choose_output, layouts
@@ -88,12 +89,12 @@ def import_bundle(
         progress.say(f"reading {path}")
         read = read_onnx(path)
         about = {
-            "checkpoint": path.name,
+            "checkpoint": plain_text(path.name),
             "sha256": sha256_of(path),
             "layout": f"ONNX of opset {read.opset}, written by {read.producer}",
             "parity": NO_PARITY,
         }
-        foreign = Foreign(str(path), path.parent, path.stem, read, about, "imported ONNX")
+        foreign = Foreign(str(path), path.parent, plain_text(path.stem), read, about, "imported ONNX")
         number = choose_output(read.original, foreign.label, output_name)
         write_foreign(foreign, folder, output, declared, number, layout, gives, name=name, progress=progress)
     return Bundle(output)

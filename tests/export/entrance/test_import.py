@@ -315,6 +315,13 @@ def test_units_of_mean_and_std(tmp_path: Path) -> None:
         made(tmp_path, segmenting(), dataclasses.replace(units, mean=(123.675, 116.28, 103.53)), replace=True)
 
 
+def test_a_file_name_of_any_bytes_is_written_as_text(tmp_path: Path) -> None:
+    path = segmenting().save(tmp_path / "network.onnx")
+    strange = path.rename(tmp_path / b"caf\xe9\n.onnx".decode("utf-8", "surrogateescape"))
+    bundle = import_bundle(strange, tmp_path / "bundle", declared())
+    assert (bundle.manifest.name, bundle.manifest.provenance["checkpoint"]) == ("caf?", "caf??.onnx")
+
+
 def test_one_text_is_not_a_list_of_names() -> None:
     with pytest.raises(InputError, match="classes='road,sky' is one text"):
         Declared(classes="road,sky")
