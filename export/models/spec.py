@@ -1,6 +1,7 @@
 """What a network is: frozen dataclasses, from which ``models.segmentor.build`` makes it.
 
-A spec says only what changes the arithmetic; the rest is in the manifest (`denseport.runtime.bundle.manifest`).
+A spec says only what changes the arithmetic; the rest is in the manifest (`denseport.runtime.bundle.manifest`). Field
+``kind``, upstream's name of the part, tells heads in JSON.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from denseport.runtime.bundle.decode import decode_dataclass
-from denseport.runtime.errors import BundleError
 
-__all__ = ["DPTHeadSpec", "HeadSpec", "ModelSpec", "NeckSpec", "UPerHeadSpec", "ViTSpec", "quarters", "spec_of"]
+__all__ = ["DPTHeadSpec", "Head", "HeadSpec", "ModelSpec", "NeckSpec", "UPerHeadSpec", "ViTSpec", "quarters", "spec_of"]
 
 READOUTS = ("project", "add", "ignore")
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -89,6 +89,7 @@ class DPTHeadSpec(HeadSpec):
 
     post_process_channels: tuple[int, ...]  # width of each reassembled level
     readout: str = "project"  # what becomes of the class token: project, add, ignore
+    kind: str = field(default="DPTHead", init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,6 +104,10 @@ class UPerHeadSpec(HeadSpec):
     """UPerNet decode head (Xiao et al., 2018): pyramid pooling, then a feature pyramid."""
 
     pool_scales: tuple[int, ...] = (1, 2, 3, 6)
+    kind: str = field(default="UPerHead", init=False)
+
+
+Head = DPTHeadSpec | UPerHeadSpec
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class ModelSpec:
 
     backbone: ViTSpec
     neck: NeckSpec | None
-    head: DPTHeadSpec | UPerHeadSpec
+    head: Head
     num_classes: int
 
     def __post_init__(self) -> None:
@@ -151,10 +156,4 @@ def spec_of(data: dict[str, Any]) -> ModelSpec:
     Raises:
         BundleError: a setting is missing, unknown or mistyped, or does not go with the others.
     """
-    head = DPTHeadSpec if "readout" in data["head"] else UPerHeadSpec
-    parts: dict[str, Any] = {"backbone": ViTSpec, "head": head} | ({} if data["neck"] is None else {"neck": NeckSpec})
-    specs = {part: decode_dataclass(kind, data[part], "the manifest", f"spec.{part}") for part, kind in parts.items()}
-    try:
-        return ModelSpec(**data | specs)
-    except ValueError as err:  # parts that do not go together
-        raise BundleError(f"the manifest: spec: {err}", "Export the checkpoint again.") from err
+    return decode_dataclass(ModelSpec, data, "the manifest", "spec")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from denseport.export.checkpoint.file import Checkpoint, read_checkpoint
 from denseport.export.checkpoint.pipeline import image_steps
-from denseport.export.checkpoint.recognise import recognise
+from denseport.export.checkpoint.recognise import READERS, recognise
 from denseport.export.checkpoint.settings import class_names, inference_of
 from denseport.export.checkpoint.weights import load_model
 from denseport.export.errors import CheckpointError
@@ -187,19 +187,20 @@ def test_the_table_of_presets_decides(monkeypatch: pytest.MonkeyPatch, oracle: P
 
 
 def test_another_architecture_is_refused_with_what_it_has(sample_checkpoint: Checkpoint) -> None:
-    segformer = {
-        "backbone.layers.0.0.projection.weight": torch.zeros(32, 3, 7, 7),
-        "decode_head.convs.0.conv.weight": torch.zeros(256, 32, 1, 1),
+    psanet = {
+        "backbone.conv1.weight": torch.zeros(64, 3, 7, 7),
+        "decode_head.attention.0.conv.weight": torch.zeros(256, 2048, 1, 1),
         "decode_head.conv_seg.weight": torch.zeros(150, 256, 1, 1),
     }
-    config = {"model": {"backbone": {"type": "MixVisionTransformer"}, "decode_head": {"type": "SegformerHead"}}}
-    checkpoint = dataclasses.replace(sample_checkpoint, state_dict=segformer, config=config)
+    config = {"model": {"backbone": {"type": "ResNet"}, "decode_head": {"type": "PSAHead"}}}
+    checkpoint = dataclasses.replace(sample_checkpoint, state_dict=psanet, config=config)
     message = refusal(lambda: recognise(checkpoint))
-    for words in ("not a network that Denseport knows", "MixVisionTransformer + SegformerHead", "denseport models"):
+    for words in ("not a network that Denseport knows", "ResNet + PSAHead", "denseport models"):
         assert words in message
+    assert all(f"{reader.architecture}: no key begins with '{reader.sign}'" in message for reader in READERS)
     headless = {k: v for k, v in sample_checkpoint.state_dict.items() if not k.startswith("decode_head.")}
     message = refusal(lambda: recognise(dataclasses.replace(sample_checkpoint, state_dict=headless)))
-    assert "its head is neither DPT's nor UPerNet's" in message
+    assert "its head is none that Denseport knows" in message
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,6 @@ def test_another_architecture_is_refused_with_what_it_has(sample_checkpoint: Che
         ("backbone", {"pre_norm": True}),
         ("backbone", {"out_origin": True}),
         ("backbone", {"act_cfg": {"type": "ReLU"}}),
-        ("neck", {"act_cfg": {"type": "ReLU"}}),
     ],
     ids=str,
 )
@@ -271,6 +271,11 @@ def test_a_setting_that_cannot_be_is_refused(
     sample_checkpoint: Checkpoint, part: str, settings: dict[str, Any], words: str
 ) -> None:
     assert words in refusal(lambda: recognise(with_model(sample_checkpoint, part, **settings)))
+
+
+def test_a_neck_without_weights_is_refused(sample_checkpoint: Checkpoint) -> None:
+    message = refusal(lambda: recognise(with_model(sample_checkpoint, "neck", type="MultiLevelNeck")))
+    assert "its configuration has a neck, its weights have none" in message
 
 
 def test_an_unknown_readout_is_refused(oracle: Path) -> None:
