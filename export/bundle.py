@@ -21,6 +21,7 @@ from denseport.export.checkpoint.recognise import Recognised, recognise
 from denseport.export.checkpoint.weights import choose_weights, load_model
 from denseport.export.errors import CheckpointError
 from denseport.export.models.presets import PRESETS, Preset
+from denseport.export.models.segmentor import has_rewrites
 from denseport.export.torch_to_onnx import (
     IR_VERSION,
     OPSET,
@@ -104,7 +105,7 @@ def export_bundle(
         with writing(output):
             files = export_onnx(model, folder / MODEL, opset, ir_version)
         progress.say("comparing ONNX Runtime with torch")
-        checks, rewritten = check_export(model, folder / MODEL), rewrite and manifest.architecture == "DPT"
+        checks, rewritten = check_export(model, folder / MODEL), rewrite and has_rewrites(recognised.spec)
         artifact = _artifact(files, checks, opset=opset, ir_version=ir_version, rewrite=rewritten, ema=ema)
         _write(dataclasses.replace(manifest, artifacts={MODEL: artifact}), folder, output)
     return Bundle(output)
@@ -179,10 +180,10 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
         path = _scaled(path, scale)
     preprocess = path.preprocess
     resize = resizing(preprocess)
-    if isinstance(resize, Resize) and min(resize.size) < spec.backbone.patch_size:
+    if isinstance(resize, Resize) and min(resize.size) < spec.backbone.smallest:
         raise CheckpointError(
             f"{source.path}: its test scale {resize.size[0]} x {resize.size[1]} is below one patch of "
-            f"{spec.backbone.patch_size} pixels",
+            f"{spec.backbone.smallest} pixels",
             "Give limits of the longer and the shorter side, for example --scale 2048 512.",
         )
     reference = None
@@ -200,7 +201,7 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
             name=preset.name if preset else Path(source.name).stem,
             architecture=spec.architecture,
             parameters=parameters,
-            patch_size=spec.backbone.patch_size,
+            patch_size=spec.backbone.smallest,
             stride=spec.stride,
             classes=classes,
             palette=palette,

@@ -13,6 +13,9 @@ from typing import Any
 from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.networks.dpt import DPTReader
 from denseport.export.checkpoint.networks.reader import Reader, model_of, shapes_of, unknown_network
+from denseport.export.checkpoint.networks.segformer import SegFormerReader
+from denseport.export.checkpoint.networks.segmenter import LinearReader, MaskReader
+from denseport.export.checkpoint.networks.setr import SETRMLAReader, SETRUPReader
 from denseport.export.checkpoint.networks.upernet import UPerNetReader
 from denseport.export.errors import CheckpointError
 from denseport.export.models import presets
@@ -21,7 +24,15 @@ from denseport.export.models.spec import ModelSpec
 
 __all__ = ["READERS", "Recognised", "recognise"]
 
-READERS: tuple[type[Reader], ...] = (DPTReader, UPerNetReader)
+READERS: tuple[type[Reader], ...] = (
+    DPTReader,
+    UPerNetReader,
+    SETRUPReader,
+    SETRMLAReader,
+    MaskReader,
+    LinearReader,
+    SegFormerReader,
+)
 
 # Keys that only other networks have, and what they are.
 FOREIGN = {
@@ -30,10 +41,14 @@ FOREIGN = {
     r"backbone\.patch_embed\.norm\..*": "its backbone normalises the patches (patch_norm)",
     r"backbone\.layers\.0\.ffn\.layers\.(1\.0|2)\..*": "its feed-forward parts have more than two layers (num_fcs)",
     r"neck\.upsample_.*": "its neck is Feature2Pyramid",
-    r"neck\..*\.[bgi]n\..*": "its neck is normalised (norm_cfg)",
+    r"neck\.(?!mla\.).*\.[bgi]n\..*": "its neck is normalised (norm_cfg)",
+    r"neck\.mla\..*\.[gi]n\..*": "its neck has another normalisation than BatchNorm (norm_cfg)",
+    r"neck\.mla\..*\.conv\.bias": "its neck has no BatchNorm (norm_cfg=None)",
     r"decode_head\.\d+\..*": "it has a cascade of decode heads (CascadeEncoderDecoder)",
     r"decode_head\..*\.[gi]n\..*": "its head has another normalisation than BatchNorm (norm_cfg)",
-    r"decode_head\.(bottleneck|project)\.conv\.bias": "its head has no BatchNorm (norm_cfg=None)",
+    r"decode_head\.(bottleneck|project|fusion_conv|up_convs\.0\.0)\.conv\.bias": (
+        "its head has no BatchNorm (norm_cfg=None)"
+    ),
 }
 
 
@@ -81,11 +96,10 @@ def _kind(checkpoint: Checkpoint) -> type[Reader]:
     for pattern, reason in FOREIGN.items():
         if key := next((key for key in shapes if re.fullmatch(pattern, key)), None):
             raise unknown_network(checkpoint.path, shapes, model, f"{reason}: {key!r}")
-    reasons = {reader.architecture: reader.why_not(shapes) for reader in READERS}
-    for reader in READERS:
-        if reader.why_not(shapes) is None:
-            return reader
-    why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    reasons = {reader: reader.why_not(shapes) for reader in READERS}
+    if mine := next((reader for reader, reason in reasons.items() if reason is None), None):
+        return mine
+    why = "; ".join(f"{reader.kinds['decode_head']}: {reason}" for reader, reason in reasons.items())
     raise unknown_network(checkpoint.path, shapes, model, f"its head is none that Denseport knows ({why})")
 
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from denseport.export.models.head_spec import DPTHeadSpec
 from denseport.export.models.layers import ConvModule, resize
-from denseport.export.models.spec import DPTHeadSpec
 
 __all__ = ["DPTHead", "FeatureFusionBlock", "PreActResidualConvUnit", "ReassembleBlocks"]
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from denseport.export.models.spec import DPTHeadSpec, ModelSpec, NeckSpec, UPerHeadSpec, ViTSpec, quarters
+from denseport.export.models.head_spec import DPTHeadSpec, UPerHeadSpec
+from denseport.export.models.spec import ModelSpec, NeckSpec, ViTSpec, quarters
 
 __all__ = ["PRESETS", "Preset", "find"]
 

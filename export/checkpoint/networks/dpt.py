@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from denseport.export.checkpoint.networks.vit import ViTReader
-from denseport.export.models.spec import DPTHeadSpec
+from denseport.export.models.head_spec import DPTHeadSpec
 
 __all__ = ["DPTReader"]
 

@@ -15,7 +15,8 @@ from denseport.export.checkpoint.config import CORRECT, look_up
 from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.model_settings import last_part, unsupported
 from denseport.export.errors import CheckpointError
-from denseport.export.models.spec import Head, ModelSpec, NeckSpec, ViTSpec
+from denseport.export.models.head_spec import Head
+from denseport.export.models.spec import Backbone, ModelSpec, Neck
 
 __all__ = ["Reader", "Shapes", "flag", "model_of", "number", "numbers", "shapes_of", "unknown_network"]
 
@@ -29,6 +30,8 @@ HIDDEN = {
     "backbone.num_heads": "The number of attention heads",
     "backbone.out_indices": "Which layers feed the head",
     "backbone.norm_cfg.eps": "LayerNorm's eps",
+    "decode_head.num_heads": "The number of attention heads of the decoder",
+    "decode_head.up_scale": "The factor of the head's upsampling (up_scale)",
     "decode_head.readout_type": "What the head does with the class token (readout)",
 }
 
@@ -59,13 +62,14 @@ class Reader:
         """Why keys are of another kind of network, in words; None: they are of this one."""
         return None if any(key.startswith(cls.sign) for key in shapes) else f"no key begins with {cls.sign!r}"
 
-    def backbone(self) -> ViTSpec:
+    def backbone(self) -> Backbone:
         raise NotImplementedError
 
-    def neck(self) -> NeckSpec | None:
+    def neck(self) -> Neck | None:
         """Most networks have none."""
-        if self.model.get("neck") is not None:
-            raise self.unknown("its configuration has a neck, its weights have none")
+        if (neck := self.model.get("neck")) is not None:
+            kind = last_part(neck.get("type")) if isinstance(neck, Mapping) else neck
+            raise self.unknown(f"model.neck.type is {kind!r}, and its weights have no neck")
         return None
 
     def head(self, levels: int) -> Head:
@@ -89,7 +93,8 @@ class Reader:
         self._check_settings()
         try:
             backbone, neck = self.backbone(), self.neck()
-            head = self.head(len(neck.scales if neck else backbone.out_indices))
+            levels = neck.strides(backbone.strides) if neck else backbone.strides
+            head = self.head(len(levels))
             spec = ModelSpec(backbone, neck, head, 2 if head.threshold else self.outputs())
             self._check_contradictions()
         except (TypeError, ValueError, OverflowError) as err:  # a setting of another type, or sizes that do not fit
@@ -179,6 +184,13 @@ class Reader:
             return default
         self.assumed.append(name)
         return default if usual is MISSING else usual
+
+    def layer_eps(self, name: str, default: float) -> float:
+        """Eps of a LayerNorm's settings, which upstream's class has where they are missing; torch's where eps is."""
+        part, key = name.split(".")
+        given = look_up(self.model, part, key)
+        eps = 1e-5 if isinstance(given, Mapping) and "type" in given else default
+        return number(f"{name}.eps", self.said(f"{name}.eps", eps, default), float)
 
     def head_basics(self, levels: int, in_index: int | tuple[int, ...]) -> dict[str, Any]:
         """What every head has; ``in_index``: the levels that it takes where the configuration does not say."""

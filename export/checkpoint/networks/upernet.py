@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from denseport.export.checkpoint.networks.reader import numbers
 from denseport.export.checkpoint.networks.vit import ViTReader
-from denseport.export.models.spec import NeckSpec, UPerHeadSpec
+from denseport.export.models.head_spec import UPerHeadSpec
+from denseport.export.models.spec import NeckSpec
 
 __all__ = ["UPerNetReader"]
 

@@ -19,9 +19,10 @@ from denseport.export.checkpoint.settings import class_names, inference_of
 from denseport.export.checkpoint.weights import load_model
 from denseport.export.errors import CheckpointError
 from denseport.export.models import presets
+from denseport.export.models.head_spec import DPTHeadSpec, UPerHeadSpec
 from denseport.export.models.presets import PRESETS, Preset
 from denseport.export.models.segmentor import build
-from denseport.export.models.spec import DPTHeadSpec, ModelSpec, NeckSpec, UPerHeadSpec, ViTSpec
+from denseport.export.models.spec import ModelSpec, NeckSpec, ViTSpec
 
 
 def vit(dims: int, layers: int, heads: int, **changes: Any) -> ViTSpec:
@@ -197,7 +198,7 @@ def test_another_architecture_is_refused_with_what_it_has(sample_checkpoint: Che
     message = refusal(lambda: recognise(checkpoint))
     for words in ("not a network that Denseport knows", "ResNet + PSAHead", "denseport models"):
         assert words in message
-    assert all(f"{reader.architecture}: no key begins with '{reader.sign}'" in message for reader in READERS)
+    assert all(f"{reader.kinds['decode_head']}: " in message for reader in READERS)  # each with its reason
     headless = {k: v for k, v in sample_checkpoint.state_dict.items() if not k.startswith("decode_head.")}
     message = refusal(lambda: recognise(dataclasses.replace(sample_checkpoint, state_dict=headless)))
     assert "its head is none that Denseport knows" in message
@@ -275,7 +276,7 @@ def test_a_setting_that_cannot_be_is_refused(
 
 def test_a_neck_without_weights_is_refused(sample_checkpoint: Checkpoint) -> None:
     message = refusal(lambda: recognise(with_model(sample_checkpoint, "neck", type="MultiLevelNeck")))
-    assert "its configuration has a neck, its weights have none" in message
+    assert "model.neck.type is 'MultiLevelNeck', and its weights have no neck" in message
 
 
 def test_an_unknown_readout_is_refused(oracle: Path) -> None:
