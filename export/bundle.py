@@ -20,7 +20,7 @@ from denseport.export.checkpoint.pipeline import ImageSteps, image_steps
 from denseport.export.checkpoint.recognise import Recognised, recognise
 from denseport.export.checkpoint.weights import choose_weights, load_model
 from denseport.export.errors import CheckpointError
-from denseport.export.models.presets import PRESETS, Preset
+from denseport.export.models.presets import PERMISSIVE, PRESETS, Preset
 from denseport.export.models.segmentor import has_rewrites
 from denseport.export.torch_to_onnx import (
     IR_VERSION,
@@ -46,7 +46,6 @@ __all__ = ["export_bundle"]
 MODEL = "model.onnx"  # what the export writes
 # What training tools call the files that they write: names that say nothing of the model.
 NAMED_BY_TRAINING = re.compile(r"(best|iter|epoch|latest|last|model|checkpoint|weights)([_.-]|\d|$)", re.IGNORECASE)
-PUBLISHED_PROTOCOL = "whole, keep-ratio 2048 x 512, single scale; ms + flip: ratios 0.5 to 1.75 of that scale (0.x)"
 
 
 def export_bundle(
@@ -169,6 +168,8 @@ def _announce(manifest: Manifest, progress: Progress) -> None:
     progress.say(f"exporting {manifest.name} ({manifest.architecture}, {size})")
     for warning in manifest.provenance["warnings"]:
         progress.say(f"warning: {warning}")
+    if (licence := manifest.provenance["licence"]) not in (None, PERMISSIVE):
+        progress.say(f"licence of the weights: {licence}")
     if uses_pillow(manifest.preprocess):
         progress.say("its images are decoded or resized by Pillow: machines that run the bundle need the extra pillow")
 
@@ -188,8 +189,8 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
         )
     reference = None
     if preset is not None:
-        figures = preset.mIoU, preset.mIoU_ms_flip
-        reference = Reference(preset.name, "ADE20K validation", PUBLISHED_PROTOCOL, *figures, recognised.recognised_by)
+        about = preset.name, f"{preset.dataset} validation", preset.protocol
+        reference = Reference(*about, preset.mIoU, preset.mIoU_ms_flip, recognised.recognised_by)
     threshold = spec.head.threshold
     classes, class_warnings = settings.class_names(source, spec.num_classes, is_binary=threshold is not None)
     warnings = [*source.warnings, *recognised.warnings, *path.warnings, *class_warnings]
@@ -212,7 +213,7 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
             label_map=source.label_map,
             ignore_index=source.ignore_index,
             reference=reference,
-            provenance=_provenance(source, warnings),
+            provenance=_provenance(source, warnings) | {"licence": preset.licence if preset else None},
             spec=dataclasses.asdict(spec),
             source=MODEL,
             task="segmentation",

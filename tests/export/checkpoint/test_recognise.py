@@ -126,13 +126,12 @@ def test_what_a_configuration_leaves_out_has_upstreams_default() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
 def test_a_published_model_is_recognised_by_hash_and_by_name(preset: Preset) -> None:
-    released = f"{preset.name.rpartition('_')[0]}_512x512_{preset.schedule // 1000}k_ade20k_20210101_000000-x.pth"
+    released = f"{preset.released}_20210101_000000-x.pth"
     cases = [
         (of_preset(preset, path=Path(released)), "name"),
         (of_preset(preset, experiment=f"{preset.config}_20230101"), "name"),
     ]
-    if preset.sha256_start:
-        cases.append((of_preset(preset, sha256=preset.sha256_start + "0" * 56), "hash"))
+    cases.append((of_preset(preset, sha256=preset.sha256_start + "0" * 56), "hash"))
     for checkpoint, how in cases:
         recognised = recognise(checkpoint)
         assert (recognised.preset, recognised.spec, recognised.warnings) == (preset, preset.spec, ())
@@ -179,7 +178,7 @@ def test_the_table_of_presets_decides(monkeypatch: pytest.MonkeyPatch, oracle: P
         PRESETS["dpt_vit-b16_160k"],
         name="tiny_160k",
         spec=VARIANTS["tiny_dpt_add"],
-        sha256_start=checkpoint.sha256[:8],
+        file=f"tiny-{checkpoint.sha256[:8]}.pth",
     )
     monkeypatch.setattr(presets, "PRESETS", {"tiny_160k": preset})
     for known in (checkpoint, bare(checkpoint)):  # with its configuration, and without, from the preset's
