@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,15 @@ def bare(checkpoint: Checkpoint) -> Checkpoint:
     return Checkpoint(Path("mine.pth"), checkpoint.sha256, "weights only", checkpoint.state_dict)
 
 
+@cache
+def weights_of(preset: Preset) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return build(preset.spec).state_dict()
+
+
 def of_preset(preset: Preset, **changes: Any) -> Checkpoint:
     """A checkpoint with a published model's keys and shapes, and weights that need no memory."""
-    with torch.device("meta"):
-        weights = build(preset.spec).state_dict()
+    weights = dict(weights_of(preset))
     weights["auxiliary_head.conv_seg.weight"] = torch.empty(150, 256, 1, 1, device="meta")
     return dataclasses.replace(Checkpoint(Path("mine.pth"), "0" * 64, "weights only", weights), **changes)
 

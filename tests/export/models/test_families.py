@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import postprocess
 import pytest
 import torch
@@ -16,6 +17,10 @@ from support import assert_same_classes
 from denseport.export.checkpoint.file import read_checkpoint
 from denseport.export.checkpoint.recognise import recognise
 from denseport.export.checkpoint.weights import load_model
+from denseport.export.graph.fold import fold
+from denseport.export.graph.fusion import fuse
+from denseport.export.graph.mask import append_mask
+from denseport.export.graph.model import save_model
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Inference
@@ -89,6 +94,19 @@ def test_onnx_logits_and_masks_equal_the_oracle(families: Path, bundle_of: Calla
                     for i, image in enumerate(levels.round().astype(np.uint8)[..., ::-1]):
                         scores = postprocess.logits(segmenter.predict(image)[0])
                         assert_same_classes(segmenter(image).mask, golden[f"{mode}_{size}"][i], scores)
+
+
+def test_segformers_second_level_is_fused_at_one_size(bundle_of: Callable[[str], Bundle], tmp_path: Path) -> None:
+    """Of the sums that the rewrite leaves, and of the mask's end."""
+    model = ir.load(bundle_of("segformer").verified("model.onnx"))
+    append_mask(model)
+    fold(model, (1, 3, 64, 96))
+    save_model(model, tmp_path / "plain.onnx")
+    assert fuse(model).fused == {"UpsampleAdd": 1, "UpsampleArgmax": 1}
+    save_model(model, tmp_path / "fused.onnx")
+    image = np.random.default_rng(0).standard_normal((1, 3, 64, 96)).astype(np.float32)
+    plain, fused = (OnnxRuntimeSession(tmp_path / f"{name}.onnx").run(image) for name in ("plain", "fused"))
+    np.testing.assert_array_equal(plain, fused)
 
 
 def test_the_sliding_windows_of_these_configurations_slide(families: Path) -> None:
