@@ -62,6 +62,7 @@ class DPTHeadSpec(HeadSpec):
 
     post_process_channels: tuple[int, ...]  # width of each reassembled level
     readout: str = "project"  # what becomes of the class token: project, add, ignore
+    upsamples_logits: bool = False  # by two, corners aligned
     kind: str = field(default="DPTHead", init=False)
 
     def __post_init__(self) -> None:
@@ -71,7 +72,8 @@ class DPTHeadSpec(HeadSpec):
             raise ValueError(f"readout {self.readout!r} is none of {', '.join(READOUTS)}")
 
     def stride(self, levels: Sequence[float]) -> float:
-        return levels[0] / 8  # four times as fine for the first fusion, and twice by the last
+        # Four times as fine for the first fusion, and twice by the last.
+        return levels[0] / (16 if self.upsamples_logits else 8)
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ class SegformerHeadSpec(HeadSpec):
 
     architecture = "SegFormer"
 
+    level_norm: bool = True  # BatchNorm and ReLU on each level; Hugging Face's has a bias there instead
     kind: str = field(default="SegformerHead", init=False)
 
 

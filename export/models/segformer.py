@@ -50,7 +50,8 @@ class SegformerHead(nn.Module):
     def __init__(self, widths: Sequence[int], spec: SegformerHeadSpec, num_classes: int, rewrite: bool = True) -> None:
         super().__init__()
         c = spec.channels
-        self.convs = nn.ModuleList(ConvModule(width, c, 1) for width in widths)
+        norm = spec.level_norm
+        self.convs = nn.ModuleList(ConvModule(width, c, 1, norm=norm, relu=norm, bias=not norm) for width in widths)
         self.fusion_conv = FusionConv(c, len(widths), spec.align_corners, rewrite)
         self.conv_seg = nn.Conv2d(c, num_classes, 1)
 

@@ -39,6 +39,8 @@ class ViTSpec:
     in_channels: int = 3  # of the image: 3 colours, or 1
     interpolate_mode: str = "bicubic"  # how the position embedding is resized: bicubic, bilinear
     with_cls_token: bool = True  # whether the class token goes through the layers
+    keeps_equal_count: bool = True  # the position embedding is not resized where the number of tokens is the same
+    cuts_rest: bool = False  # what is less than a patch at the bottom and right is cut off; else zeros complete it
     kind: str = field(default="VisionTransformer", init=False)
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from denseport.export.models.layers import Attention
+from denseport.export.models.layers import Attention, to_tokens
 from denseport.export.models.operators import resize_pos_embed
 from denseport.export.models.spec import ViTSpec
 
@@ -37,15 +37,18 @@ class EncoderLayer(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping convolution; the image is zero-padded at the bottom and right to whole patches."""
+    """Non-overlapping convolution; the image is zero-padded at the bottom and right to whole patches, or cut."""
 
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__()
         self.patch_size = p = spec.patch_size
+        self.cuts_rest = spec.cuts_rest
         self.projection = nn.Conv2d(spec.in_channels, spec.embed_dims, p, stride=p, bias=spec.patch_bias)
 
     def forward(self, image: Tensor) -> Tensor:
         p = self.patch_size
+        if self.cuts_rest:
+            return self.projection(image)
         height, width = image.shape[2:]
         padded = F.pad(image, (0, (width + p - 1) // p * p - width, 0, (height + p - 1) // p * p - height))
         return self.projection(padded)  # (B, D, h, w)
@@ -69,11 +72,18 @@ class VisionTransformer(nn.Module):
         if spec.final_norm:
             self.ln1 = nn.LayerNorm(spec.embed_dims, eps=spec.norm_eps)
 
+    def places(self, grid: Tensor, h: int, w: int) -> Tensor:
+        """The position embedding (1, D, gh, gw) of h x w tokens: (1, N, D)."""
+        mode = self.spec.interpolate_mode
+        if self.spec.keeps_equal_count:
+            return resize_pos_embed(grid, h, w, mode)
+        return to_tokens(F.interpolate(grid, size=(h, w), mode=mode, align_corners=False))
+
     def forward(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
         patches = self.patch_embed(image)  # (B, D, h, w)
         b, d, h, w = patches.shape
         grid = self.pos_embed[:, 1:].reshape(1, *self.spec.pos_grid, d).permute(0, 3, 1, 2)  # (1, D, gh, gw)
-        places = resize_pos_embed(grid, h, w, self.spec.interpolate_mode)
+        places = self.places(grid, h, w)
         x = patches.flatten(2).transpose(1, 2) + places  # (B, N, D)
         first = int(self.spec.with_cls_token)  # the index of the first patch
         if first:

@@ -27,7 +27,8 @@ class DPTReader(ViTReader):
             readout = str(self.hidden("decode_head.readout_type", "ignore", published, "ignore"))
         widths = tuple(self.shape(f"{BLOCKS}.projects.{i}.conv.weight", 4)[0] for i in range(4))
         channels = self.shape("decode_head.project.conv.weight", 4)[0]
-        return DPTHeadSpec(channels, widths, readout, **self.head_basics(levels, tuple(range(levels))))
+        basics = self.head_basics(levels, tuple(range(levels)))
+        return DPTHeadSpec(channels, widths, readout, self.hugging_face, **basics)
 
     def shown(self) -> dict[str, Any]:
         projected = f"{BLOCKS}.readout_projects.0.0.weight" in self.shapes

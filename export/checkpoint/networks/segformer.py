@@ -51,7 +51,8 @@ class SegFormerReader(Reader):
 
     def head(self, levels: int) -> SegformerHeadSpec:
         channels = self.shape("decode_head.conv_seg.weight", 4)[1]
-        return SegformerHeadSpec(channels, **self.head_basics(levels, tuple(range(levels))))
+        level_norm = "decode_head.convs.0.conv.bias" not in self.shapes  # as Hugging Face's folders have it
+        return SegformerHeadSpec(channels, level_norm=level_norm, **self.head_basics(levels, tuple(range(levels))))
 
     def shown(self) -> dict[str, Any]:
         stages = range(self.count(r"backbone\.layers\.(\d+)\."))

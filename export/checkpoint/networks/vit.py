@@ -60,6 +60,8 @@ class ViTReader(Reader):
             in_channels=channels,
             interpolate_mode=str(self.said("backbone.interpolate_mode", "bicubic", self.interpolation)),
             with_cls_token=flag("backbone.with_cls_token", self.said("backbone.with_cls_token", True, self.cls_token)),
+            keeps_equal_count=not self.hugging_face,
+            cuts_rest=self.hugging_face,
         )
 
     def _pos_grid(self, tokens: int, patch: int) -> tuple[int, int]:

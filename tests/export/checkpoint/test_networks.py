@@ -148,6 +148,13 @@ def test_keys_of_other_networks_are_refused(shared: Path, name: str, key: str, r
     assert reason in str(caught.value)
 
 
+def test_a_neck_without_weights_is_refused(shared: Path) -> None:
+    checkpoint = read(shared, "setr_naive")
+    model = {**checkpoint.config["model"], "neck": {"type": "MultiLevelNeck"}}
+    with pytest.raises(CheckpointError, match="model.neck.type is 'MultiLevelNeck', and its weights have no neck"):
+        recognise(dataclasses.replace(checkpoint, config={"model": model}))
+
+
 def test_a_mask_transformer_of_one_class_is_refused(shared: Path) -> None:
     checkpoint = read(shared, "segmenter_mask")
     checkpoint.state_dict["decode_head.cls_emb"] = torch.zeros(1, 1, 16)

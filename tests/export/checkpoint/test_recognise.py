@@ -279,11 +279,6 @@ def test_a_setting_that_cannot_be_is_refused(
     assert words in refusal(lambda: recognise(with_model(sample_checkpoint, part, **settings)))
 
 
-def test_a_neck_without_weights_is_refused(sample_checkpoint: Checkpoint) -> None:
-    message = refusal(lambda: recognise(with_model(sample_checkpoint, "neck", type="MultiLevelNeck")))
-    assert "model.neck.type is 'MultiLevelNeck', and its weights have no neck" in message
-
-
 def test_an_unknown_readout_is_refused(oracle: Path) -> None:
     checkpoint = with_model(read_checkpoint(oracle / "tiny_dpt_add.pth"), "decode_head", readout_type="sum")
     assert "readout 'sum' is none of" in refusal(lambda: recognise(checkpoint))
