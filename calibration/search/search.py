@@ -127,7 +127,7 @@ def search(
         told: is given each set as soon as it is measured.
     """
     candidates = [group for group in groups if group.is_candidate]
-    total = max(1, sum(group.macs for group in groups))
+    total = sum(group.macs for group in groups)
     # Squared errors of independent layers add up, so they are what a layer costs.
     harm = {g.name: losses[g.name].error ** 2 / max(g.macs, 1) for g in candidates}
     chosen = sorted(candidates, key=lambda group: harm[group.name])

@@ -60,12 +60,6 @@ class Checkpoint:
         """Where its settings were read, to begin a message with."""
         return f"{self.path} with --config {self.config_file}" if self.config_file else str(self.path)
 
-    @property
-    def outputs(self) -> int:
-        """Channels of the last layer: one for each class, or one for a class and its background."""
-        weight = self.state_dict.get("decode_head.conv_seg.weight")
-        return 0 if weight is None or weight.ndim == 0 else weight.shape[0]
-
 
 HOLD_WEIGHTS = "Give a file that holds a state dict, as mmsegmentation writes it."
 # Of weights and counters; others (8 bits, complex) are not those of a training checkpoint.

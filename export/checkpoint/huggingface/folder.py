@@ -43,7 +43,10 @@ OTHER = "Run it with transformers, or export it there and `denseport import` the
 
 def is_folder(path: Path) -> bool:
     """Whether a path is a folder that transformers' ``save_pretrained`` may have written."""
-    return path.is_dir() and (path / CONFIG).is_file()
+    try:
+        return (path / CONFIG).is_file()
+    except OSError:  # a name that is too long, a link to itself
+        return False
 
 
 def weights_file(folder: Path) -> Path:

@@ -22,9 +22,9 @@ from denseport.export.checkpoint.file import Checkpoint, read_checkpoint
 from denseport.export.checkpoint.pipeline import image_steps
 from denseport.export.checkpoint.recognise import recognise
 from denseport.export.checkpoint.weights import load_model
+from denseport.export.entrance.torch_to_onnx import check_export, export_onnx
 from denseport.export.errors import CheckpointError
 from denseport.export.models.segmentor import Segmentor
-from denseport.export.torch_to_onnx import check_export, export_onnx
 from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.pipeline.network_input import network_inputs

@@ -151,7 +151,7 @@ def test_keys_of_other_networks_are_refused(shared: Path, name: str, key: str, r
 def test_a_neck_without_weights_is_refused(shared: Path) -> None:
     checkpoint = read(shared, "setr_naive")
     model = {**checkpoint.config["model"], "neck": {"type": "MultiLevelNeck"}}
-    with pytest.raises(CheckpointError, match="model.neck.type is 'MultiLevelNeck', and its weights have no neck"):
+    with pytest.raises(CheckpointError, match=r"model.neck.type is 'MultiLevelNeck', and its weights have no neck"):
         recognise(dataclasses.replace(checkpoint, config={"model": model}))
 
 
