@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from denseport.export.checkpoint.huggingface.family import Family, packed, renamed
+from denseport.export.checkpoint.huggingface.family import Family, all_renamed, packed, renamed
 
 __all__ = ["DPT"]
 
@@ -80,7 +80,7 @@ def _weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     used = {key: value for key, value in weights.items() if not key.startswith(UNUSED)}
     projection = rf"{LAYER}attention\.attention\.(query|key|value)\.(weight|bias)"
     used = packed(used, projection, rf"{OURS}attn.attn.in_proj_\3")
-    return {renamed(key, NAMES): value for key, value in used.items()}
+    return all_renamed(used, lambda key: renamed(key, NAMES))
 
 
 DPT = Family(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["GENERIC", "Family", "packed", "renamed"]
+__all__ = ["GENERIC", "Family", "all_renamed", "packed", "renamed"]
 
 Names = Mapping[str, str]  # regular expressions for the beginning of a key, and what takes its place
 
@@ -46,6 +46,21 @@ def renamed(key: str, names: Names) -> str:
     return key
 
 
+def all_renamed(weights: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """Weights under new keys.
+
+    Raises:
+        ValueError: two keys become one.
+    """
+    found: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        name = rename(key)
+        if name in found:
+            raise ValueError(f"two of its keys mean {name}, one of them {key}")
+        found[name] = value
+    return found
+
+
 def packed(weights: Mapping[str, Tensor], pattern: str, name: str) -> dict[str, Tensor]:
     """Weights with query, key and value packed into one projection, in this order.
 
@@ -62,6 +77,8 @@ def packed(weights: Mapping[str, Tensor], pattern: str, name: str) -> dict[str, 
         else:
             parts.setdefault(match.expand(name), {})[match.groups()[-2]] = value
     for key, own in parts.items():
-        if own.keys() == {"query", "key", "value"}:  # with one missing, the projection is told as missing
-            found[key] = torch.cat([own["query"], own["key"], own["value"]])
+        three = [own[name] for name in ("query", "key", "value") if name in own]
+        # With one missing, or of another shape, the projection is told as missing.
+        if len(three) == 3 and three[0].dim() and len({part.shape for part in three}) == 1:
+            found[key] = torch.cat(three)
     return found

@@ -72,8 +72,8 @@ def translate(folder: Path, weights: Mapping[str, Tensor]) -> tuple[dict[str, Te
     """
     path = folder / CONFIG
     config = _read(path)
-    names = config.get("architectures") or []
-    family = FAMILIES.get(names[0]) if len(names) == 1 and isinstance(names[0], str) else None
+    names = config.get("architectures")
+    family = next((family for name, family in FAMILIES.items() if names == [name]), None)
     if family is None:
         known = f"of Hugging Face's classes, {' and '.join(FAMILIES)} are known"
         raise CheckpointError(f"{path}: architectures is {names!r}; {known}", OTHER)
@@ -89,7 +89,10 @@ def translate(folder: Path, weights: Mapping[str, Tensor]) -> tuple[dict[str, Te
     if (folder / PROCESSOR).is_file():
         steps, normalisation, about["reduce_zero_label"] = _processor(folder / PROCESSOR, family)
         settings["test_pipeline"], model["data_preprocessor"] = steps, normalisation
-    return family.weights(weights), settings, about
+    try:
+        return family.weights(weights), settings, about
+    except ValueError as err:
+        raise CheckpointError(f"{folder}: {err}", "Save the model again with transformers.") from err
 
 
 def _processor(path: Path, family: Family) -> tuple[list[dict[str, Any]], dict[str, Any], bool]:
@@ -97,7 +100,7 @@ def _processor(path: Path, family: Family) -> tuple[list[dict[str, Any]], dict[s
     given = _read(path)
     _check(path, given, PROCESSOR_CARRIED | PROCESSOR_HARMLESS, PROCESSOR_ONLY)
     kind = given.get("image_processor_type", given.get("feature_extractor_type"))
-    if kind is not None and kind not in family.processors:
+    if kind is not None and not (isinstance(kind, str) and kind in family.processors):
         raise CheckpointError(f"{path}: its processor is {kind!r}, not one of {family.architecture}", OTHER)
     own = {**family.processor, **given}
     # Images are opened by Pillow, whose files are not turned as EXIF says.

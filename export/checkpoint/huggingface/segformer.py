@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denseport.export.checkpoint.huggingface.family import Family, packed, renamed
+from denseport.export.checkpoint.huggingface.family import Family, all_renamed, packed, renamed
 
 __all__ = ["SEGFORMER"]
 
@@ -73,7 +73,7 @@ def _model(config: Mapping[str, Any]) -> dict[str, Any]:
         "patch_sizes": config.get("patch_sizes", [7, 3, 3, 3]),
         "strides": config.get("strides", [4, 2, 2, 2]),
         "sr_ratios": config.get("sr_ratios", [8, 4, 2, 1]),
-        "out_indices": list(range(stages)),
+        "out_indices": list(range(len(widths))),
         "norm_cfg": {"type": "LN", "eps": 1e-5},
     }
     # mmsegmentation has one width of a head and one ratio for all stages; elsewhere the weights show them.
@@ -83,7 +83,7 @@ def _model(config: Mapping[str, Any]) -> dict[str, Any]:
         backbone["mlp_ratio"] = ratios[0]
     head = {
         "type": "SegformerHead",
-        "in_index": list(range(stages)),
+        "in_index": list(range(len(widths))),
         "channels": config.get("decoder_hidden_size", 256),
         "num_classes": len(config["id2label"]),
         "norm_cfg": {"type": "BN"},
@@ -92,19 +92,20 @@ def _model(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "EncoderDecoder", "backbone": backbone, "decode_head": head, "test_cfg": {"mode": "whole"}}
 
 
+def _named_as_by_four(key: str) -> str:
+    for pattern, name in FIVE_TO_FOUR.items():
+        key = re.sub(pattern, name, key)
+    return key
+
+
 def _weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Under mmsegmentation's keys: projections packed, pointwise convolutions as such, the finest level first."""
-    four: dict[str, Tensor] = {}
-    for key, value in weights.items():
-        for pattern, name in FIVE_TO_FOUR.items():
-            key = re.sub(pattern, name, key)
-        four[key] = value
+    four = all_renamed(weights, _named_as_by_four)
     projection = rf"{BLOCK}attention\.self\.(query|key|value)\.(weight|bias)"
     four = packed(four, projection, rf"{OURS}attn.attn.in_proj_\4")
-    found: dict[str, Tensor] = {}
-    for key, value in four.items():
-        name = renamed(key, NAMES)
-        found[name] = value[..., None, None] if POINTWISE.fullmatch(name) and value.dim() == 2 else value
+    found = all_renamed(four, lambda key: renamed(key, NAMES))
+    for key, value in found.items():
+        found[key] = value[..., None, None] if POINTWISE.fullmatch(key) and value.dim() == 2 else value
     fusion = found.get(FUSION)
     levels = sum(bool(re.fullmatch(r"decode_head\.convs\.\d+\.conv\.weight", key)) for key in found)
     if fusion is not None and levels and fusion.dim() == 4 and fusion.shape[1] % levels == 0:

@@ -7,7 +7,7 @@ the published model that the checkpoint is taken for; else it is assumed, and ea
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -97,7 +97,8 @@ class Reader:
             levels = neck.strides(backbone.strides) if neck else backbone.strides
             head = self.head(len(levels))
             spec = ModelSpec(backbone, neck, head, 2 if head.threshold else self.outputs())
-            self._check_contradictions()
+            for contradiction in self.contradictions():
+                raise ValueError(contradiction)
         except (TypeError, ValueError, OverflowError) as err:  # a setting of another type, or sizes that do not fit
             raise CheckpointError(f"{self.settings_from}: its model settings cannot be used: {err}", CORRECT) from err
         if self.assumed and self.published is None:
@@ -121,8 +122,8 @@ class Reader:
             for problem, remedy in unsupported(part, settings, kind):
                 raise CheckpointError(f"{self.settings_from}: {problem}", remedy)
 
-    def _check_contradictions(self) -> None:
-        """Refuse settings that the weights deny.
+    def contradictions(self) -> Iterator[str]:
+        """What the configuration says and the weights deny, in words.
 
         mmsegmentation would load what fits, log the rest and predict with random weights, or leave layers out. Most
         often the configuration is another model's.
@@ -131,7 +132,7 @@ class Reader:
             said = look_up(self.model, *name.split("."), default=MISSING)
             said = list(said) if isinstance(said, tuple) else said
             if said is not MISSING and found is not None and said != found:
-                raise ValueError(f"model.{name} is {said!r}, and the weights show {found!r}")
+                yield f"model.{name} is {said!r}, and the weights show {found!r}"
 
     def unknown(self, reason: str) -> CheckpointError:
         """The refusal of a network that is not quite this one."""

@@ -163,7 +163,10 @@ def test_without_a_processor_its_steps_are_assumed(folder: Path) -> None:
     ("file", "settings", "words"),
     [
         ("config.json", {"architectures": ["DPTForDepthEstimation"]}, "architectures is ['DPTForDepthEstimation']"),
-        ("config.json", {"architectures": None}, "architectures is []"),
+        ("config.json", {"architectures": None}, "architectures is None"),
+        ("config.json", {"architectures": 5}, "architectures is 5"),
+        ("config.json", {"num_encoder_blocks": 10**9}, "num_stages is 1000000000, and the weights show 4"),
+        ("preprocessor_config.json", {"image_processor_type": []}, "its processor is []"),
         ("config.json", {"hidden_act": "relu"}, "hidden_act is 'relu'; only 'gelu' is supported"),
         ("config.json", {"reshape_last_stage": False}, "reshape_last_stage is False; only True is supported"),
         ("config.json", {"window_size": 7}, "window_size is 7, which is not known and may change the mask"),
@@ -223,6 +226,11 @@ def test_weights_that_are_no_such_networks_do_not_fit(folder: Path) -> None:
         load_model(checkpoint, recognise(checkpoint).spec)
     for words in ("missing backbone.layers.0.1.0.attn.attn.in_proj_weight", "unexpected segformer.extra.weight"):
         assert words in str(caught.value)
+    save_file(
+        {**weights, "segformer.stages.0.blocks.0.attention.o_proj.bias": torch.zeros(8)}, folder / "model.safetensors"
+    )
+    with pytest.raises(CheckpointError, match="two of its keys mean"):
+        read_checkpoint(folder)
 
 
 def test_folders_that_cannot_be_read_are_refused(folder: Path, tmp_path: Path) -> None:
