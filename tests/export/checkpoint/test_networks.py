@@ -55,7 +55,7 @@ LN = {"type": "LN"}
         ("setr_mla", "neck", {"norm_layer": LN}, lambda spec: spec.neck.layer_eps == 1e-5),
         ("setr_mla", "backbone", {"with_cls_token": ...}, lambda spec: spec.backbone.with_cls_token),
     ],
-    ids=str,
+    ids=lambda value: "" if callable(value) else str(value),
 )
 def test_settings_are_carried_out(shared: Path, name: str, part: str, settings: dict[str, Any], found: Any) -> None:
     recognised = recognise(changed(read(shared, name), part, **settings))
