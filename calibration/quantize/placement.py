@@ -21,7 +21,13 @@ from denseport.export.graph.probe import Probe
 
 __all__ = ["FLOAT_LAYERS", "Group", "activations", "find_groups", "with_relu"]
 
-FLOAT_LAYERS = ("decode_head.conv_seg", "decode_head.project")  # the last ones: no later layer can mend their loss
+# Layers that stay float, with the reason. In 256 levels the first layer's output would spoil all that follows: alone it
+# doubled the loss of the CPU variant (docs/int8.md).
+FLOAT_LAYERS = {
+    "backbone.patch_embed": "the first layer, whose loss goes through all others",
+    "decode_head.conv_seg": "one of the last layers",  # no later layer can mend its loss
+    "decode_head.project": "one of the last layers",
+}
 SMALLEST_SHARE = 1e-4  # of all multiply-adds; conversions around a smaller layer cost more than it saves
 
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
@@ -112,8 +118,9 @@ def _judge(node: ir.Node, is_attention: bool, share: float) -> tuple[str, str | 
     if weight_of(node.inputs[1]) is None:
         return "product", "a product of two computed tensors outside of attention", False
     kind = "convolution" if node.op_type == "Conv" else "linear"
-    if any(scope == layer or scope.startswith(f"{layer}.") for layer in FLOAT_LAYERS):
-        return kind, "one of the last layers", True
+    for layer, reason in FLOAT_LAYERS.items():
+        if scope == layer or scope.startswith(f"{layer}."):
+            return kind, reason, True
     if share < SMALLEST_SHARE:
         return kind, f"it is {100 * share:.2g} % of the multiply-adds: nothing to gain", True
     return kind, None, True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -86,16 +87,20 @@ def test_every_pixel_of_images_of_different_sizes_counts_alike(
     assert found == sum(each.sum() for each in same) / sum(each.size for each in same)
 
 
+def unneeded() -> Mapping[str, Loss]:
+    raise AssertionError("all candidates together keep the budget: no single layer is measured")
+
+
 def test_the_budget_holds_at_the_greatest_saving(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
     model, thresholds, groups = case
     reference, before = Reference(model, IMAGES), serialise(model)
     losses = sensitivities(reference, model, thresholds, groups)
-    generous, everything = search(reference, model, thresholds, groups, Budget(agreement=0.0), losses)
+    generous, everything = search(reference, model, thresholds, groups, Budget(agreement=0.0), unneeded)
     assert everything.within and len(everything.steps) == 1
     assert "block.out" in everything.chosen
 
     budget = Budget(agreement=0.9)
-    quantized, found = search(reference, model, thresholds, groups, budget, losses, batch=0)
+    quantized, found = search(reference, model, thresholds, groups, budget, lambda: losses, batch=0)
     assert found.within and found.loss.agreement >= 0.9 > found.steps[0].loss.agreement
     assert "block.out" not in found.chosen and len(found.chosen) == len(everything.chosen) - 1
     assert found.steps[-1].dropped == ("block.out",)
@@ -146,7 +151,7 @@ def test_layers_go_back_to_float_by_squared_error_per_multiply_add(
         thresholds,
         groups,
         Budget(agreement=0.995),
-        losses,
+        lambda: losses,
         batch=batch,
         told=told.append,  # type: ignore[arg-type]
     )
@@ -162,7 +167,7 @@ def test_a_loss_at_the_limit_is_within_the_budget(
 ) -> None:
     model, thresholds, groups = case
     losses = {name: Loss(error, 1.0) for name, error in ALONE.items()}
-    _, found = search(Counting(), model, thresholds, groups, Budget(agreement=0.96), losses, batch=0)  # type: ignore[arg-type]
+    _, found = search(Counting(), model, thresholds, groups, Budget(agreement=0.96), lambda: losses, batch=0)  # type: ignore[arg-type]
     assert found.within and found.loss.agreement == 0.96
     assert found.chosen == ("block.out", "block.attn/qkv", "left", "block.attn/scores"), "the least harmful first"
     reasons = {row["group"]: row["reason"] for row in found.rows()}
@@ -180,14 +185,14 @@ def test_the_excess_is_that_of_the_tightest_limit() -> None:
 def test_a_budget_that_nothing_keeps_is_told(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
     model, thresholds, groups = case
     losses = {name: Loss(error, 1.0) for name, error in ALONE.items()}
-    _, found = search(Counting(), model, thresholds, groups, Budget(agreement=1.0), losses, batch=0)  # type: ignore[arg-type]
+    _, found = search(Counting(), model, thresholds, groups, Budget(agreement=1.0), lambda: losses, batch=0)  # type: ignore[arg-type]
     assert found.within and found.chosen == (), "only the float model keeps it"
 
     class Spoilt:
         def measure(self, model: ir.Model) -> Loss:
             return Loss(0.1, 0.5)
 
-    _, found = search(Spoilt(), model, thresholds, groups, Budget(agreement=0.9), losses)  # type: ignore[arg-type]
+    _, found = search(Spoilt(), model, thresholds, groups, Budget(agreement=0.9), lambda: losses)  # type: ignore[arg-type]
     assert not found.within and found.chosen == ()
 
 
