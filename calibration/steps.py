@@ -265,7 +265,7 @@ def _observe(
         maxima = {name: ChannelMaximum() for name in rows}
         show("channels", {name: [maxima[name], rows[name]] for name in rows}, work / "channels.npz")
         smoothing = smooth(model, maxima, rows).tensors
-    rows = sampled() if options.precision == "int8" else {}
+    rows = sampled()
     histograms = {name: Histogram() for name in activations(model, chosen)}
     observers: dict[str, list[Observer]] = {name: [histogram] for name, histogram in histograms.items()}
     for name, sample in rows.items():
@@ -277,7 +277,7 @@ def _observe(
         progress.say(f"warning: {warning}")
     limits = {name: threshold(histogram, options.method) for name, histogram in histograms.items()}
     progress.say("rounding weights")
-    rounded = round_weights(model, rows, limits)
+    rounded = round_weights(model, rows, limits) if options.precision == "int8" else {}
     return _Observed(smoothing, limits, rounded, warnings, key)
 
 

@@ -278,14 +278,16 @@ def test_nothing_is_written_where_nothing_keeps_the_budget(
 def test_an_interrupted_run_changes_nothing_and_is_resumed(
     bundle: Bundle, cache: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: Any, **__: Any) -> None:
+    def interrupt(*arguments: Any, **_: Any) -> None:
+        alone = arguments[5]
+        alone()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "search", interrupt)
         assert main(["calibrate", str(bundle.path), *QUICK, *FEW_LAYERS]) == 130
     assert sorted(path.name for path in bundle.path.iterdir()) == ["manifest.json", "model.onnx"]
-    assert {path.name for path in cache.rglob("*.*")} == {"norms.npz", "tensors.npz", "losses.npz"}
+    assert {path.name for path in cache.rglob("*.*")} == {"channels.npz", "tensors.npz", "losses.npz"}
     single = len(measured)
     assert single > 10
     assert main(["calibrate", str(bundle.path), *QUICK, *FEW_LAYERS, "--resume"]) == 0

@@ -12,7 +12,8 @@ from graphs import tiny_model
 
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.quantize.placement import Group, activations, find_groups
-from denseport.calibration.quantize.qdq import quantize
+from denseport.calibration.quantize.qdq import Quantization, quantize
+from denseport.calibration.search import search as searching
 from denseport.calibration.search.search import Budget, Step, search
 from denseport.calibration.search.sensitivity import Loss, Reference, sensitivities
 from denseport.export.graph.model import serialise
@@ -210,3 +211,21 @@ def test_bad_input(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -
         with pytest.raises(CalibrationError, match=r"is not in 0\.\."):
             Budget(**bad)
     assert Budget(miou=0.5, agreement=0.9).excess(Loss(0.1, 0.95, -0.2)) == pytest.approx(0.5)
+
+
+def test_after_four_sets_each_step_is_twice_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [Group(f"layer{i}", "linear", (f"layer{i}",), 1) for i in range(60)]
+    kept: list[int] = []
+
+    def written(_: object, __: object, ___: object, names: list[str], **____: object) -> Quantization:
+        kept.append(len(names))
+        return Quantization("int8", (), ())
+
+    class Spoilt:
+        def measure(self, model: ir.Model) -> Loss:
+            return Loss(0.1, 0.5)
+
+    monkeypatch.setattr(searching, "quantize", written)
+    losses = {group.name: Loss(0.1, 1.0) for group in groups}
+    search(Spoilt(), tiny_model(), {}, groups, Budget(agreement=0.9), lambda: losses, batch=1 / 60)  # type: ignore[arg-type]
+    assert kept == [60, 59, 58, 57, 56, 54, 50, 42, 26, 0]
