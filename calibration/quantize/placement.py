@@ -21,13 +21,7 @@ from denseport.export.graph.probe import Probe
 
 __all__ = ["FLOAT_LAYERS", "Group", "activations", "find_groups", "with_relu"]
 
-# Layers that stay float, with the reason. In 256 levels the first layer's output would spoil all that follows: alone it
-# doubled the loss of the CPU variant (docs/int8.md).
-FLOAT_LAYERS = {
-    "backbone.patch_embed": "the first layer, whose loss goes through all others",
-    "decode_head.conv_seg": "one of the last layers",  # no later layer can mend its loss
-    "decode_head.project": "one of the last layers",
-}
+FLOAT_LAYERS = ("decode_head.conv_seg", "decode_head.project")  # the last ones: no later layer can mend their loss
 SMALLEST_SHARE = 1e-4  # of all multiply-adds; conversions around a smaller layer cost more than it saves
 
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
@@ -80,7 +74,7 @@ def find_groups(model: ir.Model, size: tuple[int, int]) -> tuple[Group, ...]:
         cost = sum(macs[str(member.name)] for member in members)
         name = _group_name(node, scopes, {_scope(first) for first in attention})
         names = tuple(str(member.name) for member in members)
-        kind, reason, possible = _judge(node, node in attention, cost / max(total, 1))
+        kind, reason, possible = _judge(node, node in attention, cost / max(total, 1), node is costly[0])
         groups.append(Group(name, kind, names, cost, reason, possible))
     if not any(group.possible for group in groups):
         raise CalibrationError("the model has no convolution and no linear layer to quantize")
@@ -108,7 +102,7 @@ def with_relu(node: ir.Node) -> ir.Node:
     return uses[0] if len(uses) == 1 and uses[0].op_type == "Relu" and not node.outputs[0].is_graph_output() else node
 
 
-def _judge(node: ir.Node, is_attention: bool, share: float) -> tuple[str, str | None, bool]:
+def _judge(node: ir.Node, is_attention: bool, share: float, is_first: bool) -> tuple[str, str | None, bool]:
     """Kind of a group, why it stays float by default, whether it could be INT8 at all."""
     scope = _scope(node)
     if node.op_type == "ConvTranspose":
@@ -118,9 +112,11 @@ def _judge(node: ir.Node, is_attention: bool, share: float) -> tuple[str, str | 
     if weight_of(node.inputs[1]) is None:
         return "product", "a product of two computed tensors outside of attention", False
     kind = "convolution" if node.op_type == "Conv" else "linear"
-    for layer, reason in FLOAT_LAYERS.items():
-        if scope == layer or scope.startswith(f"{layer}."):
-            return kind, reason, True
+    if any(scope == layer or scope.startswith(f"{layer}.") for layer in FLOAT_LAYERS):
+        return kind, "one of the last layers", True
+    if is_first and node.op_type == "Conv" and with_relu(node) is node:
+        # A patch embedding. The CPU variant has a convolution's output in INT8 too: this one doubled its whole loss.
+        return kind, "the first layer: all others add to its output", True
     if share < SMALLEST_SHARE:
         return kind, f"it is {100 * share:.2g} % of the multiply-adds: nothing to gain", True
     return kind, None, True

@@ -37,7 +37,9 @@ def unsaturated_scales(weight: Array, least: Array | None = None) -> NDArray[np.
     """(N,) the smallest scale for each column of a weight (K, N) at which no two neighbours can saturate."""
     largest = np.abs(weight).max(axis=0) / LEVELS
     pairs = np.abs(_pairs(weight)).max(axis=0, initial=0) / LARGEST_PAIR
-    scales = np.maximum(np.maximum(largest, pairs), 0 if least is None else least).astype(np.float32)
+    scales: NDArray[np.float32] = np.maximum(np.maximum(largest, pairs), 0 if least is None else least).astype(
+        np.float32
+    )
     scales[scales == 0] = 1
     return scales
 
