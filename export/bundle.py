@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -19,9 +15,7 @@ from denseport.export.checkpoint.labels import check_count, colours_of
 from denseport.export.checkpoint.pipeline import ImageSteps, image_steps
 from denseport.export.checkpoint.recognise import Recognised, recognise
 from denseport.export.checkpoint.weights import choose_weights, load_model
-from denseport.export.errors import CheckpointError
-from denseport.export.models.presets import PRESETS, Preset
-from denseport.export.torch_to_onnx import (
+from denseport.export.entrance.torch_to_onnx import (
     IR_VERSION,
     OPSET,
     TOLERANCE,
@@ -30,21 +24,19 @@ from denseport.export.torch_to_onnx import (
     check_versions,
     export_onnx,
 )
-from denseport.runtime.bundle.artifact import ANY, Artifact
-from denseport.runtime.bundle.bundle import MANIFEST, Bundle, new_bundle
-from denseport.runtime.bundle.comparison import proof_here
+from denseport.export.entrance.write import MODEL, announce, made_with, refuse_inside, renamed, write_source
+from denseport.export.errors import CheckpointError
+from denseport.export.models.presets import PRESETS, Preset
+from denseport.runtime.bundle.bundle import Bundle, new_bundle
 from denseport.runtime.bundle.manifest import Manifest, NetworkInput, Reference
-from denseport.runtime.bundle.preprocessing import resized_to, resizing, uses_pillow
+from denseport.runtime.bundle.preprocessing import resized_to, resizing
 from denseport.runtime.bundle.steps import Resize
-from denseport.runtime.errors import InputError, OutputError
-from denseport.runtime.system.files import sha256_of, write_atomic, writing
+from denseport.runtime.errors import InputError
+from denseport.runtime.system.files import writing
 from denseport.runtime.system.progress import Progress, Silent
 
 __all__ = ["export_bundle"]
 
-MODEL = "model.onnx"  # what the export writes
-# What training tools call the files that they write: names that say nothing of the model.
-NAMED_BY_TRAINING = re.compile(r"(best|iter|epoch|latest|last|model|checkpoint|weights)([_.-]|\d|$)", re.IGNORECASE)
 PUBLISHED_PROTOCOL = "whole, keep-ratio 2048 x 512, single scale; ms + flip: ratios 0.5 to 1.75 of that scale (0.x)"
 
 
@@ -90,7 +82,7 @@ def export_bundle(
     preset = _preset(preset)
     check_versions(opset, ir_version)
     config = None if config is None else Path(config)
-    _refuse_inside(output, (checkpoint, config), replace)
+    refuse_inside(output, (checkpoint, config), replace=replace)
     with new_bundle(output, replace=replace) as folder:
         progress.say(f"reading {checkpoint}")
         source = read_checkpoint(checkpoint, config)
@@ -99,36 +91,21 @@ def export_bundle(
         model = load_model(source, recognised.spec, rewrite=rewrite, ema=ema)
         source = dataclasses.replace(source, warnings=(*source.warnings, *choose_weights(source, ema)[1]))
         manifest = _manifest(source, recognised, scale, sum(value.numel() for value in model.parameters()))
-        manifest = _renamed(manifest, name, progress)
-        _announce(manifest, progress)
+        manifest = renamed(manifest, name, progress)
+        announce(manifest, progress)
         with writing(output):
             files = export_onnx(model, folder / MODEL, opset, ir_version)
         progress.say("comparing ONNX Runtime with torch")
         checks, rewritten = check_export(model, folder / MODEL), rewrite and manifest.architecture == "DPT"
-        artifact = _artifact(files, checks, opset=opset, ir_version=ir_version, rewrite=rewritten, ema=ema)
-        _write(dataclasses.replace(manifest, artifacts={MODEL: artifact}), folder, output)
+        record = _record(checks, opset=opset, ir_version=ir_version, rewrite=rewritten, ema=ema)
+        write_source(manifest, files, output, against="torch", record=record)
     return Bundle(output)
-
-
-def _write(manifest: Manifest, folder: Path, output: Path) -> None:
-    text = manifest.to_json()
-    Manifest.from_json(text, str(output / MANIFEST))  # what cannot be read back takes no bundle's place
-    write_atomic(folder / MANIFEST, text.encode())
 
 
 def _preset(preset: Preset | str | None) -> Preset | None:
     if isinstance(preset, str) and preset not in PRESETS:
         raise InputError(f"no preset {preset!r}", "See denseport models for their names.")
     return PRESETS[preset] if isinstance(preset, str) else preset
-
-
-def _refuse_inside(output: Path, files: Sequence[Path | None], replace: bool) -> None:
-    """Refuse to replace a folder that holds a file which the export reads."""
-    for file in files:
-        # Not Path.resolve(), which raises an error of its own about links that lead in a circle.
-        if replace and file is not None and Path(os.path.realpath(file)).is_relative_to(os.path.realpath(output)):
-            what = f"{output}: holds {file.name}, which would be deleted with the old bundle"
-            raise OutputError(what, "Move it to another folder.")
 
 
 def _named(
@@ -149,27 +126,6 @@ def _named(
             raise InputError(f"palette: {palette!r} are not RGB triples in 0..255", "Give three whole numbers a class.")
         source = dataclasses.replace(source, palette=colours)
     return source
-
-
-def _renamed(manifest: Manifest, name: str | None, progress: Progress) -> Manifest:
-    try:
-        if name is not None and not name.strip():
-            raise ValueError("an empty name")
-        manifest = dataclasses.replace(manifest, name=manifest.name if name is None else name.strip())
-    except ValueError as err:
-        raise InputError(f"--name {name!r}: {err}", "Give a name of letters and digits.") from err
-    if name is None and NAMED_BY_TRAINING.match(manifest.name):
-        progress.say(f"the model is called {manifest.name}, as its file; --name gives it another name")
-    return manifest
-
-
-def _announce(manifest: Manifest, progress: Progress) -> None:
-    size = f"{manifest.parameters / 1e6:,.1f} M parameters"
-    progress.say(f"exporting {manifest.name} ({manifest.architecture}, {size})")
-    for warning in manifest.provenance["warnings"]:
-        progress.say(f"warning: {warning}")
-    if uses_pillow(manifest.preprocess):
-        progress.say("its images are decoded or resized by Pillow: machines that run the bundle need the extra pillow")
 
 
 def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int] | None, parameters: int) -> Manifest:
@@ -251,30 +207,14 @@ def _provenance(source: Checkpoint, warnings: list[str]) -> dict[str, Any]:
         "config": source.config_file,
         "experiment": source.experiment,
         "iterations": source.iterations,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "denseport": version("denseport"),
-        "torch": version("torch"),
-        "onnx": version("onnx"),
-        "warnings": warnings,
+        **made_with(("torch", "onnx"), warnings),
     }
 
 
-def _artifact(files: list[Path], checks: list[Check], **options: int | None) -> Artifact:
-    return Artifact(
-        kind="onnx",
-        precision="fp32",
-        float_precision="fp32",
-        target=ANY,
-        output="logits",
-        fused=False,
-        made_of=None,
-        main=files[0].name,
-        files={file.name: sha256_of(file) for file in files},
-        proof=(proof_here("torch", "checks", "fp32"),),
-        record={
-            **options,
-            "tolerance": TOLERANCE,
-            "max_difference": max(check.max_difference for check in checks),
-            "checks": [dataclasses.asdict(check) for check in checks],
-        },
-    )
+def _record(checks: list[Check], **options: int | None) -> dict[str, Any]:
+    return {
+        **options,
+        "tolerance": TOLERANCE,
+        "max_difference": max(check.max_difference for check in checks),
+        "checks": [dataclasses.asdict(check) for check in checks],
+    }

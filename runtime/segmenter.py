@@ -145,7 +145,8 @@ class Segmenter:
         """Segment one image.
 
         Args:
-            image: (H, W, 3) uint8 BGR, as cv2.imread gives it, or a file.
+            image: (H, W, 3) uint8 BGR, as cv2.imread gives it; a file, its bytes, or an object open for reading
+                them; or an image of Pillow's.
             scores: also the probability of each pixel's class.
             top_k: also so many likeliest classes of each pixel, and their probabilities.
             roi: only this part of the image: x, y, width, height in pixels; the result has its size.
@@ -351,8 +352,9 @@ class Segmenter:
 
 
 def _refuse_one_image(images: Iterable[Image]) -> None:
-    if isinstance(images, str | Path):  # a text is iterable too: letter by letter
-        raise InputError(f"{str(images)!r} is one image, where several were expected", "Give a list: [image].")
+    if isinstance(images, str | Path | bytes):  # a text is iterable too: letter by letter
+        shown = f"{len(images)} bytes" if isinstance(images, bytes) else repr(str(images))
+        raise InputError(f"{shown} is one image, where several were expected", "Give a list: [image].")
 
 
 def _open(bundle: Bundle, selection: Selection, threads: int | None, providers: Sequence[str] | None) -> Session:

@@ -33,6 +33,7 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # From fast to slow on a GPU. INT8 and FP8 are not always faster, and cost accuracy: they run by themselves only where a
 # verdict on such a machine accepted them.
 ORDER = ("fp16", "bf16", "fp32")
+CPU_ORDER = ("fp32", "fp16")  # CPUs have no fast FP16 arithmetic, and ONNX Runtime no BF16 operators for them
 CPUS_ALONE = (FOR_CPU, FOR_OPENVINO)
 FOR_SESSIONS = (
     "Choose an artifact that gives logits (denseport inspect); this one is for a session or your own program."
@@ -81,8 +82,7 @@ def select_artifact(bundle: Bundle, wanted: str | None = None, protocol: Protoco
 
     def rank(name: str) -> tuple[object, ...]:
         artifact, is_engine = artifacts[name], artifacts[name].kind == "engine"
-        # CPUs have no fast FP16 arithmetic: FP32 comes first there.
-        order = ORDER if on_gpu or is_engine else ORDER[::-1]
+        order = ORDER if on_gpu or is_engine else CPU_ORDER
         # Of equals the source, then what has no fused nodes.
         return not is_engine, order.index(artifact.precision), name != source, artifact.fused, name
 

@@ -78,7 +78,7 @@ def _innermost(dataset: Any) -> Any:
     """The data set that others wrap; of several, the first."""
     if isinstance(dataset, (list, tuple)):
         return _innermost(dataset[0]) if dataset else None
-    for key in ("dataset", "datasets") if isinstance(dataset, Mapping) else ():
+    for key in ("dataset", "datasets"):
         if look_up(dataset, key) is not None:
             return _innermost(dataset[key])
     return dataset

@@ -25,7 +25,6 @@ from denseport.runtime.bundle.preprocessing import (
 from denseport.runtime.bundle.steps import (
     Augmentation,
     Normalise,
-    Pad,
 )
 
 __all__ = ["ImageSteps", "evaluated_pipeline", "image_steps"]
@@ -78,8 +77,7 @@ def _image_steps(checkpoint: Checkpoint) -> ImageSteps:
             "The file does not say how images are resized: assumed keep-ratio 2048 x 512. Change it with --scale."
         )
     if not any(isinstance(step, Normalise) for step in steps):
-        position = len(steps) - sum(isinstance(step, Pad) and step.crop for step in steps)
-        steps = (*steps[:position], USUAL_NORMALISE, *steps[position:])
+        steps = (*steps, USUAL_NORMALISE)
         assumed = f"mean {USUAL_NORMALISE.mean}, std {USUAL_NORMALISE.std}"
         warnings.append(f"The file does not say how images are normalised: assumed {assumed}.")
     if reader.channels == 1 and not loading(steps).grey:

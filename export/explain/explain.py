@@ -26,6 +26,7 @@ from denseport.export.checkpoint.pipeline import image_steps
 from denseport.export.checkpoint.recognise import recognise
 from denseport.export.checkpoint.settings import inference_of
 from denseport.export.checkpoint.weights import load_model
+from denseport.export.entrance.torch_to_onnx import IR_VERSION, OPSET, TOLERANCE, export_onnx
 from denseport.export.errors import CheckpointError
 from denseport.export.explain.baseline import TorchSession
 from denseport.export.explain.explanation import Culprit, Explanation, Step
@@ -33,7 +34,6 @@ from denseport.export.graph.divergence import difference, find_divergence
 from denseport.export.models.presets import PRESETS
 from denseport.export.models.segmentor import Segmentor
 from denseport.export.models.spec import spec_of
-from denseport.export.torch_to_onnx import IR_VERSION, OPSET, TOLERANCE, export_onnx
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.preprocessing import Preprocessing, loading, normalisation, paddings, size_steps

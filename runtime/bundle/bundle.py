@@ -68,7 +68,7 @@ class Bundle:
         artifacts = self.manifest.artifacts
         if name in artifacts:
             return artifacts[name]
-        known = ", ".join(artifacts) or "none"
+        known = ", ".join(artifacts)
         meant = [each for each in artifacts if each.startswith(f"{name}.") or artifacts[each].precision == name]
         remedy = f"Give its whole name: {' or '.join(meant)}." if meant else "Build it with denseport build."
         raise BundleError(f"{self.path}: no artifact {name!r}; it has {known}", remedy)

@@ -19,21 +19,31 @@ from tqdm import tqdm
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.preprocessing import loading
 from denseport.runtime.errors import DenseportError, OutputError, ServerError
-from denseport.runtime.media.images import read_image, write_image, write_mask
+from denseport.runtime.media.images import read_image
 from denseport.runtime.media.inputs import Input
-from denseport.runtime.media.overlay import class_shares, overlay
+from denseport.runtime.media.overlay import class_shares
 from denseport.runtime.media.videos import VideoReader, VideoWriter
 from denseport.runtime.pipeline.results import Segmentation
+from denseport.runtime.pipeline.saving import save_coco, save_geojson, save_mask, save_npz, save_overlay, save_scores
 from denseport.runtime.system.files import new_folder, writing
 
 if TYPE_CHECKING:
     from denseport.runtime.segmenter import Segmenter
     from denseport.runtime.serving.triton.client import Client
 
-__all__ = ["Model", "Predictions", "RemoteModel"]
+__all__ = ["FORMATS", "Model", "Predictions", "RemoteModel"]
 
 _NOWHERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # nothing can be written, whatever its name
-_FRAME = re.compile(r"\d{6,}\.png")  # a mask of a video
+_FRAME = re.compile(r"\d{6,}\.(png|json|geojson|npz)")  # a result of a video
+# What is written, and how the names of the results end; of a video: a folder of them, one a frame.
+FORMATS = {
+    "png": "_mask.png",
+    "overlay": "_overlay.png",
+    "scores": "_scores.png",
+    "coco": "_coco.json",
+    "geojson": "_polygons.geojson",
+    "npz": "_arrays.npz",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,8 @@ class RemoteModel:
     client: Client
 
     def __call__(self, image: NDArray[np.uint8]) -> Segmentation:
-        return Segmentation(self.client.segment(image), self.name, image)
+        classes, palette = self.manifest.classes, self.manifest.palette
+        return Segmentation(self.client.segment(image), self.name, image, classes, palette)
 
     def stream(self, images: Iterable[NDArray[np.uint8]], *, smoothing: float = 0.0) -> Generator[Segmentation]:
         """One image after the other; a server keeps nothing between them to smooth with."""
@@ -63,9 +74,8 @@ class Predictions:
     """What to write for each input, the results, and the failures."""
 
     folder: Path
+    formats: tuple[str, ...]  # of `FORMATS`
     opacity: float  # of the overlays' colours, 0 to 1
-    masks: bool
-    overlays: bool
     grey: bool  # masks without a palette
     smoothing: float  # of videos (`denseport.runtime.pipeline.temporal`)
     results: list[dict[str, Any]] = field(default_factory=list)
@@ -101,7 +111,7 @@ class Predictions:
             for result in self._results(item):
                 place = _place(result)
                 at_risk = inputs.get(place)
-                if item.kind == "video":  # a folder of masks, whose names are numbers
+                if item.kind == "video":  # a folder, in which the names are numbers
                     within = (path for found, path in inputs.items() if found.parent == place)
                     at_risk = at_risk or next((path for path in within if _FRAME.fullmatch(path.name)), None)
                 if at_risk is not None:
@@ -111,43 +121,58 @@ class Predictions:
                     )
 
     def _results(self, item: Input) -> list[Path]:
-        """Where the results of an input go: its masks, its overlays."""
-        mask, overlay = ("_mask", "_overlay.webm") if item.kind == "video" else ("_mask.png", "_overlay.png")
-        return [item.output(self.folder, suffix) for suffix in [mask] * self.masks + [overlay] * self.overlays]
+        """Where the results of an input go, in the order of the formats."""
+        video = item.kind == "video"
+        return [item.output(self.folder, _of_video(FORMATS[name]) if video else FORMATS[name]) for name in self.formats]
+
+    def _save(self, name: str, path: Path, found: Segmentation, item: Input) -> None:
+        """Write a result in one of the formats."""
+        if name == "png":
+            save_mask(path, found, grey=self.grey)
+        elif name == "overlay":
+            save_overlay(path, found, opacity=self.opacity)
+        elif name == "coco":
+            save_coco(path, found, file_name=item.path.name)
+        else:
+            {"scores": save_scores, "geojson": save_geojson, "npz": save_npz}[name](path, found)
 
     def _image(self, model: Model, item: Input) -> dict[str, Any]:
         image = read_image(item.path, loading(model.manifest.preprocess))
-        mask = model(image).mask
+        found = model(image, **self._wanted)
         written = self._results(item)
-        if self.masks:
-            write_mask(written[0], mask, self._palette(model.manifest))
-        if self.overlays:
-            write_image(written[-1], self._overlay(model.manifest, image, mask))
+        for name, path in zip(self.formats, written, strict=True):
+            self._save(name, path, found, item)
         return {
             "input": str(item.path),
             "width": image.shape[1],
             "height": image.shape[0],
-            "classes": _shares(model.manifest.classes, mask),
+            "classes": _shares(model.manifest.classes, found.mask),
             "files": [str(path) for path in written],
         }
 
+    @property
+    def _wanted(self) -> dict[str, Any]:
+        """What is asked for beside the mask; a server takes no such question."""
+        return {"scores": True} if "scores" in self.formats else {}
+
     def _video(self, model: Model, item: Input) -> dict[str, Any]:
-        """A video becomes a video of overlays, and a folder of masks, one a frame."""
-        target, folder = item.output(self.folder, "_overlay.webm"), item.output(self.folder, "_mask")
+        """A video becomes a video of overlays, and a folder of each other format, one file a frame."""
+        places = dict(zip(self.formats, self._results(item), strict=True))
         with ExitStack() as stack:
             reader = stack.enter_context(VideoReader(item.path))
-            writer = stack.enter_context(VideoWriter(target, reader.fps or 25.0)) if self.overlays else None
-            masks = stack.enter_context(new_folder(folder)) if self.masks else None
+            target = places.pop("overlay", None)
+            writer = stack.enter_context(VideoWriter(target, reader.fps or 25.0)) if target else None
+            folders = {name: stack.enter_context(new_folder(folder)) for name, folder in places.items()}
             frames: Iterable[NDArray[np.uint8]] = tqdm(
                 reader, total=reader.frames or None, unit="frame", desc=item.path.name, disable=not sys.stderr.isatty()
             )
-            results = stack.enter_context(closing(model.stream(frames, smoothing=self.smoothing)))
+            results = stack.enter_context(closing(model.stream(frames, smoothing=self.smoothing, **self._wanted)))
             count = 0
-            for count, result in enumerate(results, start=1):
-                if masks is not None:
-                    write_mask(masks / f"{count:06}.png", result.mask, self._palette(model.manifest))
+            for count, found in enumerate(results, start=1):
+                for name, folder in folders.items():
+                    self._save(name, folder / f"{count:06}{Path(FORMATS[name]).suffix}", found, item)
                 if writer is not None:
-                    writer.write(self._overlay(model.manifest, result.image, result.mask))
+                    writer.write(found.overlay(opacity=self.opacity))
         entry = {"input": str(item.path), "frames": count, "files": [str(path) for path in self._results(item)]}
         if reader.frames - reader.read > 1:  # one may be the rounding of a duration
             entry["warning"] = (
@@ -156,12 +181,9 @@ class Predictions:
             )
         return entry
 
-    def _overlay(self, manifest: Manifest, image: NDArray[np.uint8], mask: NDArray[Any]) -> NDArray[np.uint8]:
-        return overlay(image, mask, manifest.classes, manifest.palette, opacity=self.opacity)
 
-    def _palette(self, manifest: Manifest) -> tuple[tuple[int, int, int], ...] | None:
-        """The colours for an indexed PNG, which holds 256 at most; None makes it grey."""
-        return manifest.palette if len(manifest.palette) <= 256 and not self.grey else None
+def _of_video(ending: str) -> str:
+    return "_overlay.webm" if ending == FORMATS["overlay"] else ending.partition(".")[0]
 
 
 def _place(path: Path) -> Path:

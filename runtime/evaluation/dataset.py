@@ -187,7 +187,7 @@ def _read_stored_labels(path: Path) -> LabelMap:
         data = path.read_bytes()
     if not data.startswith(PNG_SIGNATURE) or is_cut_short(data):
         raise ImageError(f"{path}: the mask is not a PNG file, or is cut short", "Save it again as a PNG.")
-    if len(data) < _PNG_HEADER or struct.unpack_from(">I", data, 29)[0] != zlib.crc32(data[12:29]):
+    if data[29:_PNG_HEADER] != zlib.crc32(data[12:29]).to_bytes(4, "big"):
         raise ImageError(f"{path}: the header of the mask is damaged", "Copy or save it again.")
     depth, colour = data[24], data[25]
     if colour not in (_PNG_GREY, _PNG_INDEXED):
@@ -201,7 +201,7 @@ def _read_stored_labels(path: Path) -> LabelMap:
         raise ImageError(f"{path}: the mask cannot be decoded: {err}", "Save it again.") from err
     if labels is None:
         raise ImageError(f"{path}: the mask is damaged", "Copy or save it again.")
-    if depth < 8:  # libpng spreads 1, 2 and 4 bits over 0..255
+    if depth in (1, 2, 4):  # libpng spreads them over 0..255
         labels = labels // (255 // (2**depth - 1))
     return cast(LabelMap, labels)
 
@@ -215,8 +215,8 @@ def _as_grey_png(data: bytes) -> bytes:
     header = data[12:25] + bytes([_PNG_GREY]) + data[26:29]
     kept = [PNG_SIGNATURE, struct.pack(">I", 13), header, struct.pack(">I", zlib.crc32(header))]
     start = _PNG_HEADER
-    while start + 8 <= len(data):
-        length, name = struct.unpack_from(">I4s", data, start)
+    while len(head := data[start : start + 8]) == 8:
+        length, name = struct.unpack(">I4s", head)
         end = start + length + 12
         if name in (b"IDAT", b"IEND"):
             kept.append(data[start:end])

@@ -98,10 +98,10 @@ class Comparison:
 
     budget: float  # points of mIoU
     agreement: float  # least share of pixels with FP32's class, 0..1
+    strict: bool  # as of `Gate`
+    is_fp32: bool  # what is judged is the FP32 artifact itself
     yardstick: tuple[str, float] | None = None  # what it is, and the mIoU in percent; None: FP32 on the same images
     notes: tuple[str, ...] = ()
-    strict: bool = False  # as of `Gate`
-    is_fp32: bool = False  # what is judged is the FP32 artifact itself
 
     def judge(self, measurement: Measurement, classes: tuple[str, ...]) -> Verdict:
         """The verdict on what was measured, of FP32 beside the artifact too where it is the yardstick."""
@@ -129,9 +129,7 @@ def choose_comparison(gate: Gate, segmenter: Segmenter, images: int) -> Comparis
     precision = bundle.artifact(segmenter.artifact).precision
     budget = segmenter.manifest.budgets.get(precision) if gate.budget is None else gate.budget
     least = threshold(AGREEMENTS, precision, gate.agreement)
-    found = Comparison(
-        threshold(BUDGETS, precision, budget), least, strict=gate.strict, is_fp32=segmenter.artifact == source
-    )
+    found = Comparison(threshold(BUDGETS, precision, budget), least, gate.strict, segmenter.artifact == source)
     if isinstance(gate.against, float):
         return replace(found, yardstick=("the given mIoU", gate.against))
     if gate.against == "reference":

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -25,14 +25,24 @@ from denseport.runtime.system.machine import require
 __all__ = [
     "LOAD",
     "PNG_SIGNATURE",
+    "PillowImage",
     "decode_image",
     "encode_palette_png",
     "is_cut_short",
+    "open_image",
     "read_image",
     "reading",
     "write_image",
     "write_mask",
 ]
+
+
+class PillowImage(Protocol):
+    """What is used of an image of Pillow's, which need not be installed."""
+
+    def getbands(self) -> tuple[str, ...]: ...
+    def convert(self, mode: str) -> Any: ...
+
 
 LOAD = Load()  # as upstream loads images unless told otherwise
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -59,6 +69,30 @@ def read_image(path: Path, load: Load = LOAD) -> NDArray[np.uint8]:
     with reading(path):
         data = path.read_bytes()
     return decode_image(data, str(path), load)
+
+
+def open_image(source: Any, load: Load = LOAD) -> NDArray[np.uint8]:
+    """The image in a file, in the bytes of one, in an object open for reading bytes, or of Pillow's.
+
+    Args:
+        source: anything else, an array too, is given back as it is. Of Pillow's image the pixels are taken as they are.
+        load: how files are decoded.
+
+    Raises:
+        ImageError: as `read_image`; an object that gives no bytes.
+    """
+    if isinstance(source, str | Path):
+        return read_image(Path(source), load)
+    if hasattr(source, "getbands"):
+        return np.ascontiguousarray(np.asarray(source.convert("RGB"))[:, :, ::-1])
+    if isinstance(source, bytes | bytearray | memoryview):
+        return decode_image(bytes(source), "the image", load)
+    if not callable(getattr(source, "read", None)):
+        return source  # type: ignore[no-any-return]
+    name, data = str(getattr(source, "name", "the image")), source.read()
+    if not isinstance(data, bytes):
+        raise ImageError(f"{name}: is open for reading {type(data).__name__}", 'Open it for bytes: open(path, "rb").')
+    return decode_image(data, name, load)
 
 
 @contextmanager

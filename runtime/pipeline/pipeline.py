@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.preprocessing import loading
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import BundleError, ImageError, InputError
-from denseport.runtime.media.images import read_image, reading
+from denseport.runtime.media.images import PillowImage, open_image, reading
 from denseport.runtime.pipeline.network_input import view_inputs
 from denseport.runtime.pipeline.reduce import Canvas, Decision, decide
 from denseport.runtime.pipeline.resample import LogitMap, Placement, slide_maps
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Image", "Job", "Pipeline", "Region", "checked_image"]
 
-Image = NDArray[np.uint8] | Path | str  # (H, W, 3) uint8 BGR, or a file
+# (H, W, 3) uint8 BGR; a file, its bytes, an object open for reading them; or Pillow's.
+Image = NDArray[np.uint8] | Path | str | bytes | BinaryIO | PillowImage
 Region = tuple[int, int, int, int]  # x, y, width, height; pixels from the image's upper left corner
 Logits = NDArray[np.float32]  # (C, h, w)
 
@@ -104,8 +105,8 @@ class Pipeline:
         requested.check(len(self.manifest.classes))
         begin = decoded = time.perf_counter()
         with reading(image) if isinstance(image, str | Path) else nullcontext():
-            if isinstance(image, str | Path):
-                image = read_image(Path(image), loading(self.protocol.preprocess))
+            if not isinstance(image, np.ndarray):
+                image = open_image(image, loading(self.protocol.preprocess))
                 decoded = time.perf_counter()
             image = _cut(checked_image(image), region)
             job = Job(image, requested, protocol_views(image.shape[:2], self.protocol, self.manifest.patch_size))
@@ -248,6 +249,8 @@ class Pipeline:
             mask=canvas.mask,
             artifact=self.name,
             image=job.image,
+            classes=self.manifest.classes,
+            palette=self.manifest.palette,
             timings=replace(job.timings, postprocess=spent),
             scores=canvas.scores,
             top_classes=canvas.top_classes,
@@ -267,7 +270,7 @@ def checked_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
             "Check its path, or give the path: a Segmenter says what is wrong with a file.",
         )
     if not isinstance(image, np.ndarray):
-        raise ImageError(f"a {type(image).__name__} is not an image", "Give a numpy array or a path.")
+        raise ImageError(f"a {type(image).__name__} is not an image", "Give a numpy array, a path, or a file's bytes.")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ImageError(
             f"expected an image of shape (height, width, 3), uint8 BGR; got {image.shape} {image.dtype}",

@@ -107,9 +107,7 @@ class _Sliding:
         if (r, c) == (0, 0):
             self._begin(logits)
         self._kept[r, c] = _Kept(logits, 0)
-        rows, cols = self._rows.ready(r), self._cols.ready(c)
-        if rows and cols:
-            self.canvas.paint(rows, cols, self._strips, run)
+        self.canvas.paint(self._rows.ready(r), self._cols.ready(c), self._strips, run)
         for column in self._cols.ending(c):  # with this window all tiles of these columns of windows are decided
             for row in [row for row, other in self._kept if other == column]:
                 self._trim(row, column, r)
@@ -137,6 +135,6 @@ class _Sliding:
             del self._kept[row, column]
             return
         kept = self._kept[row, column]
-        if first > kept.top:
+        if first != kept.top:
             # A copy: a view would keep the whole window alive.
             self._kept[row, column] = _Kept(kept.logits[:, first - kept.top :].copy(), first)

@@ -94,7 +94,8 @@ def protocol_views(size: Size, protocol: Protocol, patch_size: int) -> list[View
                 f"less than one patch of {patch_size} x {patch_size}",
                 "Crop or tile such a narrow image, or export with a larger --scale.",
             )
-        shape = (1, allowed[1], *(spans[0][1] - spans[0][0] for spans in windows(view.size, protocol.inference)))
+        # The first window begins at 0, and all are of one size.
+        shape = (1, allowed[1], *(spans[0][1] for spans in windows(view.size, protocol.inference)))
         if any(side not in (None, found) for side, found in zip(allowed, shape, strict=True)):
             raise ImageError(
                 f"an image of {size[1]} x {size[0]} pixels reaches the network as {shape}; it takes {allowed}",

@@ -15,11 +15,21 @@ from pathlib import Path
 
 from denseport.runtime.system.arguments import whole
 
-__all__ = ["MOST_THREADS", "check_threads", "has_bf16", "usable_cpus"]
+__all__ = ["MOST_THREADS", "arithmetic", "check_threads", "has_bf16", "usable_cpus"]
 
 MOST_THREADS = 1024  # libraries start them all at once, each with a stack: minutes, where there are few processors
 CPUINFO = Path("/proc/cpuinfo")
-BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86, and of ARM
+# What decides which artifact is the fastest, and the kernel's flags for it, of x86 and of ARM.
+ARITHMETIC = {
+    "AVX2": {"avx2"},
+    "AVX-512": {"avx512f"},
+    "SVE": {"sve"},
+    "VNNI": {"avx512_vnni", "avx_vnni"},
+    "DOTPROD": {"asimddp"},
+    "AMX": {"amx_tile"},
+    "I8MM": {"i8mm"},
+    "BF16": {"avx512_bf16", "amx_bf16", "bf16"},
+}
 MEMBERSHIP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # which groups, and where they are mounted
 
 
@@ -33,14 +43,19 @@ def usable_cpus() -> int:
     return max(1, min([found, *quotas]))
 
 
-def has_bf16() -> bool:
-    """Whether the processor has arithmetic for BF16, as Linux tells; elsewhere nothing tells, and it is not said."""
+def arithmetic() -> tuple[str, ...]:
+    """Which of `ARITHMETIC` the processor has, as Linux tells; elsewhere nothing tells, and none is said."""
     try:
         lines = CPUINFO.read_text().splitlines()
     except OSError:
-        return False
-    flags = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
-    return not BF16_FLAGS.isdisjoint(next(flags, ()))
+        return ()
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return tuple(name for name, known in ARITHMETIC.items() if not known.isdisjoint(flags))
+
+
+def has_bf16() -> bool:
+    """Whether the processor has arithmetic for BF16."""
+    return "BF16" in arithmetic()
 
 
 def check_threads(threads: int | None) -> int | None:

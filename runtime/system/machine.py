@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from denseport.runtime.errors import MachineError
-from denseport.runtime.system.cpus import has_bf16, usable_cpus
+from denseport.runtime.system.cpus import arithmetic, has_bf16, usable_cpus
 
 __all__ = ["Gpu", "Machine", "inspect_machine", "install_command", "proc_values", "require"]
 
@@ -52,7 +52,7 @@ class Machine:
     """What was found."""
 
     system: str
-    processor: str
+    processor: str  # name and arithmetic
     cpus: int  # that this process may use
     memory_gib: float | None  # that this process may use; None where the system does not say
     gpus: tuple[Gpu, ...]
@@ -130,8 +130,9 @@ def proc_values(file: str, field: str) -> list[str]:
 
 
 def _processor() -> str:
-    names = proc_values("cpuinfo", "model name")
-    return names[0] if names else platform.processor() or platform.machine() or "unknown"
+    """Its name and arithmetic: in virtual machines, processors of several generations have one name."""
+    names = proc_values("cpuinfo", "model name") or [platform.processor() or platform.machine() or "unknown"]
+    return " with ".join(filter(None, (names[0], ", ".join(arithmetic()))))
 
 
 def _memory_gib() -> float | None:

@@ -51,7 +51,7 @@ import sys
 from pathlib import Path
 import torch
 from denseport.export.models.segmentor import build
-from denseport.export.torch_to_onnx import export_onnx
+from denseport.export.entrance.torch_to_onnx import export_onnx
 from denseport.export.models.presets import PRESETS
 torch.manual_seed(0)
 export_onnx(build(PRESETS[sys.argv[1]].spec), Path(sys.argv[2]))

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from statistics import median
+
+from processes import Program
 
 STREAM = 20  # images
 SLOWER = 0.98  # times as fast: less is beyond the noise of a quiet machine
@@ -49,17 +50,12 @@ def main() -> int:
     arguments = parser.parse_args()
     more = (str(arguments.image), str(arguments.threads), str(STREAM))
     versions = [
-        subprocess.Popen(
-            [python, "-c", CHILD, bundle, *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        for python, bundle in (
-            (arguments.old_python, arguments.old_bundle),
-            (arguments.new_python, arguments.new_bundle),
-        )
+        Program(arguments.old_python, CHILD, arguments.old_bundle, *more),
+        Program(arguments.new_python, CHILD, arguments.new_bundle, *more),
     ]
     result = {task: compare(versions, task, arguments.rounds) for task in ("image", "stream")}
     for version in versions:
-        version.communicate()
+        version.close()
     if arguments.json:
         print(json.dumps(result, indent=1))
     else:
@@ -69,12 +65,12 @@ def main() -> int:
     return int(any(row["ratio"] < SLOWER for row in result.values()))
 
 
-def compare(versions: list[subprocess.Popen[str]], task: str, rounds: int) -> dict[str, float]:
+def compare(versions: list[Program], task: str, rounds: int) -> dict[str, float]:
     """Milliseconds of both, and the median ratios old / new of wall and processor time."""
-    times: list[list[tuple[float, float]]] = [[], []]
+    times: list[list[list[float]]] = [[], []]
     for number in range(rounds):
         for which in (0, 1) if number % 2 == 0 else (1, 0):
-            times[which].append(timed(versions[which], task))
+            times[which].append(versions[which].ask(task))
     walls, cpus = ([[each[i] for each in version] for version in times] for i in (0, 1))
     return {
         "old_ms": 1000 * median(walls[0]),
@@ -82,14 +78,6 @@ def compare(versions: list[subprocess.Popen[str]], task: str, rounds: int) -> di
         "ratio": median(old / new for old, new in zip(*walls, strict=True)),
         "cpu_ratio": median(old / new for old, new in zip(*cpus, strict=True)),
     }
-
-
-def timed(version: subprocess.Popen[str], task: str) -> tuple[float, float]:
-    """Wall and processor seconds of the task."""
-    assert version.stdin is not None and version.stdout is not None  # pipes, as asked for
-    print(task, file=version.stdin, flush=True)
-    wall, cpu = version.stdout.readline().split()
-    return float(wall), float(cpu)
 
 
 if __name__ == "__main__":

@@ -56,9 +56,9 @@ class Subject:
 
     def graph(self) -> Path:
         """FP16 with FP32 islands, as ``denseport build --precision fp16`` types it; input and output float32."""
+        from denseport.export.entrance.torch_to_onnx import export_onnx
         from denseport.export.graph.model import read_model, save_model
         from denseport.export.graph.precision import set_types
-        from denseport.export.torch_to_onnx import export_onnx
 
         typed = self.folder / "fp16.onnx"
         if not typed.exists():

@@ -25,9 +25,9 @@ from denseport.export.checkpoint.file import read_checkpoint
 from denseport.export.checkpoint.pipeline import ImageSteps
 from denseport.export.checkpoint.recognise import recognise
 from denseport.export.checkpoint.weights import load_model
+from denseport.export.entrance.torch_to_onnx import OPSET
 from denseport.export.errors import CheckpointError, ExportError
 from denseport.export.models.segmentor import Segmentor
-from denseport.export.torch_to_onnx import OPSET
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Manifest
@@ -104,7 +104,7 @@ def test_the_graph_speaks_the_models_words_and_no_machines(sample: Bundle) -> No
 def test_weights_beyond_the_limit_go_to_a_file_of_their_own(
     oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("denseport.export.torch_to_onnx.PROTOBUF_LIMIT", 1000)
+    monkeypatch.setattr("denseport.export.entrance.torch_to_onnx.PROTOBUF_LIMIT", 1000)
     bundle = export_bundle(oracle / "tiny_dpt_add.pth", tmp_path / "bundle")
     assert contents(bundle.path) == {"manifest.json", "model.onnx", "model.onnx.data"}
     assert list(bundle.manifest.artifacts["model.onnx"].files) == ["model.onnx", "model.onnx.data"]

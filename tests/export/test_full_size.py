@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from denseport.export.entrance.torch_to_onnx import check_export, export_onnx
 from denseport.export.models.presets import PRESETS
 from denseport.export.models.segmentor import build
-from denseport.export.torch_to_onnx import check_export, export_onnx
 
 SHAPES = [(1, 3, 512, 512), (1, 3, 512, 688), (2, 3, 512, 512)]
 

@@ -8,10 +8,13 @@ import importlib
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from support import NEEDS_TENSORRT, REPO, ROOTS, modules
+
+import denseport
 
 # None of them may be needed to import the runtime; its back ends import their library when they are opened.
 FORBIDDEN = ("torch", "onnx", "onnxscript", "safetensors", "onnxruntime", "tensorrt", "fastapi", "denseport.export")
@@ -27,10 +30,18 @@ def test_setup_cfg_names_every_package() -> None:
     config.read(REPO / "setup.cfg")
     listed = config["options"]["packages"].split()
     found = [path.parent.relative_to(REPO) for root in ROOTS for path in (REPO / root).rglob("__init__.py")]
-    assert sorted(listed) == sorted(".".join(("denseport", *path.parts)) for path in found)
-    for package in listed:
+    names = {".".join(("denseport", *path.parts)) for path in found} - {"denseport.runtime.package"} | {"denseport"}
+    assert sorted(listed) == sorted(names)
+    for package in sorted(names - {"denseport"}):
         folder = REPO.joinpath(*package.split(".")[1:])
         assert not {path.parent for path in folder.rglob("*.py")} - {REPO / path for path in found}
+
+
+def test_the_package_tells_its_version_and_loads_nothing() -> None:
+    code = "import denseport, sys; print(len([each for each in sys.modules if 'denseport.' in each])); "
+    assert run_python(code + "print(denseport.__version__)").split() == ["0", version("denseport")]
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = denseport.nothing
 
 
 def test_every_command_is_there() -> None:

@@ -42,7 +42,7 @@ ARROWS = {
     "export/plugin": ["export/errors", "runtime/*"],
     "export/checkpoint": ["export/errors", "export/models", "runtime/*"],
     "export/engine": ["export/errors", "export/graph", "export/plugin", "runtime/*"],
-    "export/torch_to_onnx": ["export/errors", "export/models", "export/graph", "runtime/*"],
+    "export/entrance": ["export/errors", "export/models", "export/checkpoint", "export/graph", "runtime/*"],
     "export/audit": ["export/errors", "export/graph", "runtime/*"],
     "export/*": ["export/*", "runtime/*"],
     "calibration/errors": ["runtime/errors"],

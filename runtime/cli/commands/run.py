@@ -58,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grey", action="store_true", help="write masks as grey PNGs, whose pixels OpenCV reads as class indices too"
     )
+    parser.add_argument(
+        "--format",
+        type=_formats,
+        metavar="LIST",
+        help="what is written, with commas between: png (masks), overlay, scores (probabilities, 16-bit PNG), coco, "
+        "geojson, npz; default: png,overlay",
+    )
     parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster, or 'local' for one on this machine")
     parser.add_argument("--no-overlay", action="store_true", help="write masks only")
     parser.add_argument("--no-mask", action="store_true", help="write overlays only")
@@ -77,10 +84,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     _check(arguments)
     inputs = find_inputs(arguments.inputs)
-    masks, overlays, smoothing = not arguments.no_mask, not arguments.no_overlay, arguments.temporal_smoothing
+    smoothing = arguments.temporal_smoothing
     if smoothing and not any(item.kind == "video" for item in inputs):
         raise InputError("--temporal-smoothing is for videos, and no input is one", "Leave it out.")
-    job = Predictions(arguments.output, arguments.opacity, masks, overlays, arguments.grey, smoothing)
+    job = Predictions(arguments.output, _chosen(arguments), arguments.opacity, arguments.grey, smoothing)
     job.refuse_overwriting(inputs)
     bar = tqdm(total=len(inputs), unit="file", disable=len(inputs) < 2 or not sys.stderr.isatty())
     try:
@@ -101,10 +108,31 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _formats(text: str) -> tuple[str, ...]:
+    """The names of a list, each once."""
+    from denseport.runtime.cli.predict import FORMATS
+
+    names = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in FORMATS]:
+        raise argparse.ArgumentTypeError(f"no format is called {unknown[0]!r}; there are {', '.join(FORMATS)}")
+    return names
+
+
+def _chosen(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """What is written."""
+    if arguments.format is not None:
+        return tuple(arguments.format)
+    return ("png",) * (not arguments.no_mask) + ("overlay",) * (not arguments.no_overlay)
+
+
 def _check(arguments: argparse.Namespace) -> None:
     from denseport.runtime.errors import InputError
     from denseport.runtime.system.files import refuse_unwritable
 
+    if arguments.format is not None and (arguments.no_overlay or arguments.no_mask):
+        raise InputError("--format says what is written, and so does --no-overlay or --no-mask", "Give one of them.")
+    if arguments.server is not None and "scores" in _chosen(arguments):
+        raise InputError("--format scores: a server sends masks alone", "Leave it out, or run on this machine.")
     if arguments.no_overlay and arguments.no_mask and not arguments.json:
         raise InputError("--no-overlay and --no-mask leave nothing to write", "Leave one out, or add --json.")
     if arguments.model is not None and arguments.server is None:

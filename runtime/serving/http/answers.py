@@ -17,8 +17,9 @@ from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.media.images import encode_palette_png
 from denseport.runtime.media.overlay import class_shares, overlay
 from denseport.runtime.pipeline.results import Segmentation
+from denseport.runtime.pipeline.saving import encode_npz
 
-__all__ = ["Answer", "AnswerOptions", "Format", "FoundClass", "Report", "encode", "encode_report"]
+__all__ = ["Answer", "AnswerOptions", "Coco", "Format", "FoundClass", "Report", "encode", "encode_report"]
 
 JPEG_QUALITY = 92
 
@@ -30,6 +31,9 @@ class Format(StrEnum):
     OVERLAY = "overlay"  # JPEG: the colours over the image, with a legend
     JSON = "json"  # the classes and their shares
     RAW = "raw"  # the indices themselves, row by row, uint8 or little-endian uint16
+    COCO = "coco"  # JSON: a document of COCO's, with run lengths
+    GEOJSON = "geojson"  # JSON: polygons in pixels
+    NPZ = "npz"  # numpy's arrays: mask, and scores, the probability of each pixel's class
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,17 @@ class Report:
     milliseconds: dict[str, float]  # by stage; "queue" is the wait for a free thread
 
 
+@dataclass(frozen=True)
+class Coco:
+    """COCO's document of one image (`denseport.runtime.media.shapes.coco`)."""
+
+    images: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+
+
 def encode(found: Segmentation, options: AnswerOptions, manifest: Manifest) -> Answer:
-    """The mask as an image or as raw indices."""
+    """What was found, in every format but `Format.JSON`."""
     if options.format is Format.OVERLAY:
         image = overlay(
             found.image, found.mask, manifest.classes, manifest.palette, opacity=options.opacity, legend=options.legend
@@ -82,6 +95,12 @@ def encode(found: Segmentation, options: AnswerOptions, manifest: Manifest) -> A
         return Answer(_opencv(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]), "image/jpeg")
     if options.format is Format.RAW:
         return _raw(found.mask, options.gzip)
+    if options.format is Format.NPZ:
+        return Answer(encode_npz(found), "application/x-npz")
+    if options.format in (Format.COCO, Format.GEOJSON):
+        is_coco = options.format is Format.COCO
+        document = found.to_coco() if is_coco else found.to_geojson()
+        return Answer(_json(document), "application/json" if is_coco else "application/geo+json")
     if len(manifest.palette) > 256:
         return Answer(_opencv(".png", found.mask.astype(np.uint16), []), "image/png")
     return Answer(encode_palette_png(found.mask, manifest.palette), "image/png")
@@ -119,4 +138,8 @@ def encode_report(found: Segmentation, milliseconds: dict[str, float], manifest:
     height, width = found.mask.shape
     rounded = {stage: round(value, 2) for stage, value in milliseconds.items()}
     report = Report(found.artifact, width, height, classes, rounded)
-    return Answer(json.dumps(dataclasses.asdict(report), ensure_ascii=False).encode(), "application/json")
+    return Answer(_json(dataclasses.asdict(report)), "application/json")
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False).encode()

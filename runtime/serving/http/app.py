@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from denseport.runtime.errors import MachineError
 from denseport.runtime.serving.http.admission import Admission
-from denseport.runtime.serving.http.answers import AnswerOptions, Format, Report
+from denseport.runtime.serving.http.answers import AnswerOptions, Coco, Format, Report
 from denseport.runtime.serving.http.limits import Refusal
 from denseport.runtime.serving.http.metrics import Metrics
 from denseport.runtime.serving.http.page import SAMPLE, load_page
 from denseport.runtime.serving.http.schema import Failure, ModelInfo, State, describe
 from denseport.runtime.serving.http.service import Service
-from denseport.runtime.serving.http.upload import FIELD, read_upload
+from denseport.runtime.serving.http.upload import FIELD, IMAGE_TYPES, read_upload
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -26,13 +26,19 @@ SEGMENT = "/v1/segment"
 SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 # Of the description of `SEGMENT`.
+FORMATS = (
+    "mask: PNG; overlay: JPEG; json: classes and shares; raw: indices; coco: run lengths; geojson: polygons; "
+    "npz: mask and scores, of numpy"
+)
 IMAGE = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP or BMP"}
 FORM = {"type": "object", "required": [FIELD], "properties": {FIELD: IMAGE}, "additionalProperties": False}
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+BODY = {"multipart/form-data": {"schema": FORM}, **{kind: {"schema": IMAGE} for kind in IMAGE_TYPES}}
 CONTENT = {
     "image/png": BINARY,
     "image/jpeg": BINARY,
-    "application/json": {"schema": {"$ref": f"#/components/schemas/{Report.__name__}"}},
+    "application/geo+json": {"schema": {"type": "object"}},
+    "application/x-npz": BINARY,
     "application/octet-stream": BINARY,
 }
 ERRORS = {
@@ -46,7 +52,7 @@ ERRORS = {
     504: "No answer in time.",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"model": Report, "description": "In the format asked for.", "content": CONTENT},
+    200: {"model": Report | Coco, "description": "In the format asked for.", "content": CONTENT},
     **{status: {"model": Failure, "description": text} for status, text in ERRORS.items()},
 }
 
@@ -119,12 +125,11 @@ def _add_api(app: "FastAPI", service: Service, metrics: Metrics) -> None:
 
     @app.post(
         SEGMENT, tags=["model"], summary="Segment an image", responses=RESPONSES, response_class=Response,
-        openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}},
+        openapi_extra={"requestBody": {"required": True, "content": BODY}},
     )  # fmt: skip
     async def segment(
         request: Request,
-        format: Annotated[Format, Query(description="mask: PNG; overlay: JPEG; json: classes and shares; raw: indices")]
-        = Format.MASK,
+        format: Annotated[Format, Query(description=FORMATS)] = Format.MASK,
         artifact: Annotated[
             str | None,
             Query(description="one of /v1/model's; default: its default_artifact", json_schema_extra=artifacts),

@@ -144,7 +144,7 @@ class Service:
             segmenter = self._opened(options.artifact)
             _lap(times, "open", last)
         try:
-            found = segmenter(image)
+            found = segmenter(image, scores=options.format is Format.NPZ)
         except ImageError as err:
             raise Refusal(422, err.message, err.remedy) from err
         times["preprocess"] = found.timings.preprocess

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -163,6 +164,23 @@ def test_layers_go_back_to_float_by_squared_error_per_multiply_add(
     assert found.steps[0].share == pytest.approx(93600 / 116640)
 
 
+def test_two_percent_of_the_multiply_adds_go_back_between_two_measurements(
+    case: tuple[ir.Model, dict[str, float], tuple[Group, ...]],
+) -> None:
+    model, thresholds, groups = case
+    macs = {
+        "stem": 100,
+        "right": 100,
+        **dict.fromkeys(("left", "block.attn/qkv", "block.attn/scores", "block.out"), 2000),
+    }
+    other = next(group.name for group in groups if group.name not in ALONE)
+    counted = [replace(group, macs={**macs, other: 1800}.get(group.name, 0)) for group in groups]
+    losses = {name: Loss(error, 1.0) for name, error in ALONE.items()}
+    _, found = search(Counting(), model, thresholds, counted, Budget(agreement=0.96), losses)  # type: ignore[arg-type]
+    assert [step.dropped for step in found.steps] == [(), ("stem", "right")]
+    assert found.steps[0].share == 0.82 and found.rows()[0]["share"] in (0.01, 0.2)
+
+
 def test_a_loss_at_the_limit_is_within_the_budget(
     case: tuple[ir.Model, dict[str, float], tuple[Group, ...]],
 ) -> None:
@@ -207,7 +225,18 @@ def test_bad_input(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -
         Budget(miou=0.5).excess(Loss(0.1, 0.95))
     with pytest.raises(CalibrationError, match="needs a limit"):
         Budget()
-    for bad in ({"miou": -1.0}, {"miou": 101.0}, {"agreement": -0.1}, {"agreement": 97.0}, {"miou": float("nan")}):
+    for edge in ({"miou": 0.0}, {"miou": 100.0}, {"agreement": 0.0}, {"agreement": 1.0}):
+        Budget(**edge)
+    for bad in (
+        {"miou": -0.1},
+        {"miou": 100.5},
+        {"agreement": 1.5},
+        {"miou": -1.0},
+        {"miou": 101.0},
+        {"agreement": -0.1},
+        {"agreement": 97.0},
+        {"miou": float("nan")},
+    ):
         with pytest.raises(CalibrationError, match=r"is not in 0\.\."):
             Budget(**bad)
     assert Budget(miou=0.5, agreement=0.9).excess(Loss(0.1, 0.95, -0.2)) == pytest.approx(0.5)

@@ -94,6 +94,36 @@ def test_a_value_is_refused_by_name(part: str, kind: str, settings: dict[str, An
     assert words in problem and "run it with mmsegmentation" in remedy
 
 
+VIT, DPT = ("backbone", "VisionTransformer"), ("decode_head", "DPTHead")
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "good", "bad"),
+    [
+        (VIT, "patch_norm", [False], [True, 0, None]),
+        (VIT, "pre_norm", [False], [True]),
+        (VIT, "out_origin", [False], [True]),
+        (VIT, "num_fcs", [2], [1, 3, 2.0, True]),
+        (VIT, "patch_pad", ["corner"], ["same", None]),
+        (VIT, "act_cfg", [{"type": "GELU", "approximate": "none"}], [{"type": "GELU", "approximate": "tanh"}, None]),
+        (VIT, "norm_cfg", [{"elementwise_affine": True, "eps": 1e-6}], [{"elementwise_affine": False}, "LN"]),
+        (DPT, "norm_cfg", [{"affine": True}], [{"affine": False}, {"type": 3}]),
+        (DPT, "norm_cfg", [{"track_running_stats": True}], [{"track_running_stats": False}]),
+        (DPT, "conv_cfg", [None, {"type": "Conv2d"}, {"type": "Conv"}], [{"type": "Conv3d"}, "Conv2d", 0, False]),
+        (DPT, "act_cfg", [{"type": "ReLU", "inplace": True}, {"type": "mmcv.ReLU"}], [None, {"type": "GELU"}, ""]),
+        (DPT, "expand_channels", [False], [True]),
+        (DPT, "input_transform", ["multiple_select"], ["resize_concat", None]),
+        (("neck", "MultiLevelNeck"), "act_cfg", [None], [{"type": "ReLU"}]),
+    ],
+)
+def test_each_value_is_taken_or_refused(where: tuple[str, str], key: str, good: list[Any], bad: list[Any]) -> None:
+    for value in good:
+        assert list(unsupported(where[0], {key: value}, where[1])) == []
+    for value in bad:
+        ((problem, remedy),) = unsupported(where[0], {key: value}, where[1])
+        assert problem.startswith(f"model.{where[0]}.{key}") and remedy.startswith("No other value gives")
+
+
 def test_types_that_compute_the_same_are_supported() -> None:
     for kind in ("BN", "SyncBN", "torch.nn.modules.batchnorm.SyncBatchNorm", "mmcv.MMSyncBN"):
         norm = {"type": kind, "requires_grad": False, "momentum": 0.01, "eps": 1e-3}

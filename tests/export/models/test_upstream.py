@@ -18,7 +18,7 @@ from support import ASSETS
 from denseport.export.checkpoint.file import Checkpoint, parse_config
 from denseport.export.checkpoint.recognise import recognise
 from denseport.export.checkpoint.weights import load_model
-from denseport.export.torch_to_onnx import check_export, export_onnx
+from denseport.export.entrance.torch_to_onnx import check_export, export_onnx
 
 NAMES = ("no_qkv_bias", "bilinear", "no_cls_token", "levels_exchanged", "one_layer", "dpt_aligned", "grey")
 

@@ -6,12 +6,14 @@ import dataclasses
 import json
 import shutil
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bundles import onnx_artifact, proof
 
+from denseport.runtime.bundle import bundle as bundle_module
 from denseport.runtime.bundle.bundle import LARGEST_MANIFEST, Bundle, new_bundle
 from denseport.runtime.errors import BundleError, OutputError
 from denseport.runtime.system.files import sha256_of
@@ -195,6 +197,15 @@ def test_a_note_on_an_artifact_that_was_replaced_is_refused(sample_copy: Bundle)
         late.note("other.onnx", {"accuracy": {}})
 
 
+def test_a_note_on_an_artifact_that_was_taken_out_is_refused(sample_copy: Bundle) -> None:
+    digest = sample_copy.manifest.artifacts["model.onnx"].files["model.onnx"]
+    text = (sample_copy.path / "manifest.json").read_text()
+    sample_copy.add("other.onnx", onnx_artifact({"model.onnx": digest}, "fp16"))
+    (sample_copy.path / "manifest.json").write_text(text)
+    with pytest.raises(BundleError, match=r"other\.onnx was replaced meanwhile"):
+        sample_copy.note("other.onnx", {"accuracy": {}})
+
+
 def test_a_proof_goes_with_the_figures_that_it_rests_on(sample_copy: Bundle) -> None:
     exported = sample_copy.artifact("model.onnx").proof
     assert [each.figures for each in exported] == ["checks"]
@@ -260,3 +271,66 @@ def test_a_file_too_large_for_a_manifest_is_not_read(tmp_path: Path, more: int, 
             pass
         with pytest.raises(BundleError, match="larger than 64 MiB"):
             Bundle(tmp_path / "folder")
+
+
+@pytest.mark.parametrize(
+    ("content", "replace", "words"),
+    [
+        (
+            '{"format_version": 2}',
+            False,
+            "exists already and is a bundle\n  Choose another name with -o, or give --force",
+        ),
+        ("[", False, "exists already and is a bundle"),
+        ('{"name": "app"}', True, "exists already and is not a bundle\n  Choose another name with -o."),
+        ('["format_version"]', True, "exists already and is not a bundle"),
+        (None, True, "exists already and is not a bundle"),
+    ],
+)
+def test_what_is_there_already_is_kept(tmp_path: Path, content: str | None, replace: bool, words: str) -> None:
+    """Many programs have a manifest.json."""
+    (tmp_path / "folder").mkdir()
+    if content is not None:
+        (tmp_path / "folder/manifest.json").write_text(content)
+    with pytest.raises(OutputError) as caught, new_bundle(tmp_path / "folder", replace=replace):
+        pass
+    assert words in str(caught.value)
+
+
+def test_nothing_needs_to_be_there_to_be_replaced(tmp_path: Path) -> None:
+    with new_bundle(tmp_path / "new", replace=True) as folder:
+        (folder / "file").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "file"]
+
+
+def test_a_link_to_nowhere_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(OutputError, match="exists already and is not a bundle"), new_bundle(tmp_path / "link"):
+        pass
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_bundle_is_replaced_where_folders_cannot_be_exchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """As on Windows: the old one is moved away first, and back where the new one cannot take its place."""
+    monkeypatch.setattr(bundle_module, "exchange", lambda new, old: False)
+    path = tmp_path / "bundle"
+    for name in ("old", "new"):
+        with ExitStack() as stack:
+            if fails and name == "new":
+                stack.enter_context(pytest.raises(OutputError, match="cannot be written"))
+                monkeypatch.setattr(Path, "rename", failing_for("new", Path.rename))
+            folder = stack.enter_context(new_bundle(path, replace=True))
+            (folder / "manifest.json").write_text(f'{{"format_version": "{name}"}}')
+    assert ("new" in (path / "manifest.json").read_text()) is not fails
+    assert [found.name for found in tmp_path.iterdir()] == ["bundle"]
+
+
+def failing_for(name: str, function: Any) -> Any:
+    def wrapper(path: Path, *arguments: Any) -> Any:
+        if path.name == name:
+            raise OSError(13, "Permission denied", str(path))
+        return function(path, *arguments)
+
+    return wrapper

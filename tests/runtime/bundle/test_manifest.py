@@ -67,6 +67,7 @@ def test_what_is_written_comes_back(original: Manifest) -> None:
     text = original.to_json()
     assert Manifest.from_json(text, "m.json") == original
     assert "天" in text and json.loads(text)["format_version"] == 2
+    assert text.startswith('{\n "name": "tiny",\n "architecture"') and text.endswith("}\n")
 
 
 def test_whole_numbers_stand_for_floats() -> None:
@@ -101,7 +102,10 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         (lambda data: data["preprocess"][1].update(gamma=2), "manifest.preprocess[1]: unknown gamma"),
         (lambda data: data["inference"].update(crop=[64]), "manifest.inference.crop: expected 2 values, found [64]"),
         (lambda data: data["inference"].update(crop=None), "manifest.inference: mode 'slide' needs crop and stride"),
+        (lambda data: data["inference"].update(stride=None), "manifest.inference: mode 'slide' needs crop and stride"),
         (lambda data: data["inference"].update(mode="tiles"), "mode 'tiles' is neither"),
+        (lambda data: data["inference"].update(crop=[99, 64], stride=[65, 65]), "stride (65, 65) is above the crop"),
+        (lambda data: data["inference"].update(crop=[64, 99], stride=[65, 65]), "stride (65, 65) is above the crop"),
         (lambda data: data["inference"].update(stride=[0, 1]), "manifest.inference: stride (0, 1)"),
         (lambda data: data["inference"].update(stride=[42, 65]), "stride (42, 65) is above the crop (64, 64)"),
         (lambda data: data["inference"].update(crop=[64, 15], stride=[9, 9]), "crop (64, 15) is below one patch of 16"),
@@ -119,6 +123,30 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         (lambda data: data.update(parameters="many"), 'manifest.parameters: expected int, found "many"'),
         (lambda data: data.update(parameters=1.5), "manifest.parameters: expected int, found 1.5"),
         (lambda data: data.update(parameters=True), "manifest.parameters: expected int, found true"),
+        (lambda data: data.update(budgets={"int8": 100.5}), "budget 'int8': 100.5 is not 0..100 points"),
+        (lambda data: data.update(threshold=0), "threshold 0.0 is not a probability that divides two classes"),
+        (lambda data: data.update(threshold=1), "threshold 1.0 is not a probability that divides two classes"),
+        (lambda data: data.update(threshold=1.5), "threshold 1.5 is not a probability that divides two classes"),
+        (
+            lambda data: data.update(threshold=0.5, classes=["a", "b", "c"], palette=[[0, 0, 0]] * 3),
+            "threshold 0.5 is not a probability that divides two classes",
+        ),
+        (
+            lambda data: data.update(threshold=0.5, classes=["a"], palette=[[0, 0, 0]]),
+            "threshold 0.5 is not a probability that divides two classes",
+        ),
+        (lambda data: data.update(ignore_index=-1), "ignore_index -1 is not in 0..255"),
+        (lambda data: data.update(ignore_index=256), "ignore_index 256 is not in 0..255"),
+        (lambda data: data.update(label_map={"1": 1, "256": 1}), "does not map labels in 0..255 to such"),
+        (lambda data: data.update(label_map={"1": 1, "2": 256}), "does not map labels in 0..255 to such"),
+        (lambda data: data.update(label_map={"1": -1}), "does not map labels in 0..255 to such"),
+        (lambda data: data.update(label_map={"-1": 1}), "does not map labels in 0..255 to such"),
+        (lambda data: data.update(label_map={"wall": 1}), "label_map {'wall': 1} does not map labels in 0..255"),
+        (lambda data: data["input"].update(name="pixels"), "the network's input 'pixels' has shape"),
+        (lambda data: data["input"].update(shape=[None, 2, None, None]), "not 'image' with 3 or 1 channels"),
+        (lambda data: data["input"].update(shape=[None, 3, 1, 2**15 + 1]), "a size that is not in 1..32768"),
+        (lambda data: data.update(classes=["wall", "a\tb"]), "the name 'a\\tb' holds control characters"),
+        (lambda data: data.update(name="\ud800"), "not JSON: 'utf-8' codec can't encode"),
         (lambda data: data.update(patch_size=0), "patch_size 0 is below 1"),
         (lambda data: data.update(stride=-2), "stride -2 is below 1"),
         (lambda data: data.update(reduce_zero_label=1), "manifest.reduce_zero_label: expected bool, found 1"),
@@ -235,6 +263,35 @@ def test_the_largest_values_are_read() -> None:
     assert read.preprocess[0].size == (1, 2**15) and read.parameters == 2**63 - 1
     text = changed(lambda data: data["inference"].update(crop=[16, 2**15], stride=[1, 2**15]))
     assert Manifest.from_json(text, "m.json").inference == Inference("slide", (16, 2**15), (1, 2**15))
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"parameters": 1, "patch_size": 1, "stride": 1},
+        {"inference": {"mode": "slide", "crop": [16, 17], "stride": [16, 17]}},
+        {"inference": {"mode": "whole", "crop": None, "stride": [1, 1]}},
+        {"input": {"name": "image", "shape": [1, 3, 1, 2**15]}},
+        {"budgets": {"int8": 100.0, "fp32": 0.0, "bf16": 0.5}},
+        {"threshold": 0.999},
+        {"threshold": 0.001},
+        {"ignore_index": 0},
+        {"ignore_index": 255},
+        {"label_map": {"0": 0, "255": 255}},
+        {"palette": [[0, 0, 0], [255, 255, 255]]},
+    ],
+    ids=str,
+)
+def test_what_lies_just_inside_is_read(limits: dict[str, Any]) -> None:
+    text = changed(lambda data: data.update(limits))
+    read = json.loads(Manifest.from_json(text, "m.json").to_json())
+    assert {name: read[name] for name in limits} == limits
+
+
+def test_a_network_of_one_channel_has_one_mean() -> None:
+    one = {"input": {"name": "image", "shape": [None, 1, None, None]}}
+    text = changed(lambda data: (data.update(one), data["preprocess"][1].update(mean=[1], std=[1])))
+    assert Manifest.from_json(text, "m.json").input.shape[1] == 1
 
 
 def test_the_graph_of_a_precision_is_found_by_what_it_is_and_not_by_its_name() -> None:

@@ -22,7 +22,9 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.media import images
 from denseport.runtime.media.images import read_image
 from denseport.runtime.media.videos import VideoReader, VideoWriter
+from denseport.runtime.pipeline import saving
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.system.files import writing
 
 PHOTOS = sorted((ASSETS / "street").rglob("*.jpg"))
 
@@ -70,6 +72,31 @@ def test_run_makes_a_video_and_a_mask_for_each_frame(
     with VideoReader(tmp_path / "out/clip_overlay.webm") as reader:
         assert len(list(reader)) == 3 and reader.fps == 10
     assert cv2.imread(str(tmp_path / "out/clip_mask/000003.png"), cv2.IMREAD_UNCHANGED).shape[:2] == (64, 96)
+
+
+def test_run_writes_the_formats_that_it_is_told(
+    call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path
+) -> None:
+    with VideoWriter(tmp_path / "clip.webm", 10) as writer:
+        writer.write(read_image(photo))
+    inputs, formats = (photo, tmp_path / "clip.webm"), "coco,npz,scores,geojson,coco"
+    code, out, _ = call("run", sample.path, *inputs, "-o", tmp_path / "out", "--format", formats, "--json")
+    endings = ("coco.json", "arrays.npz", "scores.png", "polygons.geojson")
+    places = [Path(file).name for file in json.loads(out)["results"][0]["files"]]
+    assert code == 0 and places == [f"photo_{ending}" for ending in endings]
+    of_video = {f"clip_{ending.replace('.', '/000001.')}" for ending in endings}
+    assert files(tmp_path / "out") == {*places, *of_video}
+    with Segmenter(sample) as segmenter:
+        expected = segmenter(photo, scores=True)
+    assert expected.scores is not None
+    assert json.loads((tmp_path / "out/photo_coco.json").read_text()) == expected.to_coco(file_name="photo.png")
+    assert json.loads((tmp_path / "out/photo_polygons.geojson").read_text()) == expected.to_geojson()
+    with np.load(tmp_path / "out/photo_arrays.npz") as arrays:
+        np.testing.assert_array_equal(arrays["mask"], expected.mask)
+        np.testing.assert_allclose(arrays["scores"], expected.scores, atol=1e-6)
+    levels = cv2.imread(str(tmp_path / "out/photo_scores.png"), cv2.IMREAD_UNCHANGED)
+    assert levels.dtype == np.uint16
+    np.testing.assert_allclose(levels / 65535, expected.scores, atol=1e-5)
 
 
 def test_run_smooths_a_video_on_request(call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path) -> None:
@@ -207,6 +234,10 @@ def test_results_that_cannot_be_written(
         (["--protocol", "best"], ["no protocol 'best'", "ms-flip"]),
         (["--protocol", "slide:64:65"], ["no protocol 'slide:64:65'", "slide:CROP:STRIDE"]),
         (["--no-overlay", "--no-mask"], ["leave nothing to write", "--json"]),
+        (["--no-overlay", "--format", "coco"], ["--format says what is written", "one of them"]),
+        (["--format", "coco,svg"], ["no format is called 'svg'", "png, overlay, scores, coco, geojson, npz"]),
+        (["--format", ""], ["no format is called ''"]),
+        (["--format", "scores", "--server", "grpc://localhost:1"], ["a server sends masks alone"]),
     ],
 )
 def test_bad_options_of_run_leave_nothing(
@@ -284,15 +315,13 @@ def test_one_name_that_cannot_be_written_does_not_end_the_run(
 def test_what_was_done_is_told_though_the_place_fills_up(
     call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from denseport.runtime.cli import predict
-
     def full(path: Path, *rest: Any) -> None:
         if path.name.startswith("z"):
-            with predict.writing(path):
+            with writing(path):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         images.write_mask(path, *rest)
 
-    monkeypatch.setattr(predict, "write_mask", full)
+    monkeypatch.setattr(saving, "write_mask", full)
     for name in ("z.png", "zz.png"):
         shutil.copy(photo, photo.parent / name)
     code, out, err = call("run", sample.path, photo.parent, "-o", tmp_path / "out", "--no-overlay", "--json")

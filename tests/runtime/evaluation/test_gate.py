@@ -19,7 +19,9 @@ from denseport.runtime.evaluation.gate import (
     against_fp32,
     against_miou,
     check_collapse,
+    check_labels,
     choose_comparison,
+    published_miou,
     threshold,
 )
 from denseport.runtime.evaluation.metrics import ConfusionMatrix, mean_iou
@@ -60,6 +62,94 @@ def test_the_published_number_is_only_for_its_images(images: int, note: str) -> 
         assert found.yardstick is None and found.notes == (f"compared with FP32 instead: {note}",)
     else:
         assert found.yardstick == ("published mIoU of vit-b16_dpt", 47.5) and found.notes == ()
+
+
+def segmenter_of(artifact: str, protocol: str = "reference", *, published: bool = True, **budgets: float) -> Any:
+    """What a gate asks of a segmenter: of a bundle with model.onnx and int8.onnx."""
+    reference = Reference("vit-b16_dpt", "ADE20K", "whole", 47.5, 48.25, "its hash") if published else None
+    manifest = SimpleNamespace(budgets=budgets, reference=reference, source="model.onnx")
+    artifacts = {"model.onnx": SimpleNamespace(precision="fp32"), "int8.onnx": SimpleNamespace(precision="int8")}
+    bundle = SimpleNamespace(manifest=manifest, path="bundle", artifact=artifacts.__getitem__)
+    return SimpleNamespace(manifest=manifest, bundle=bundle, artifact=artifact, protocol=SimpleNamespace(name=protocol))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "yardstick"),
+    [
+        ("reference", ("published mIoU of vit-b16_dpt", 47.5)),
+        ("ms-flip", ("published mIoU of vit-b16_dpt", 48.25)),
+        ("ms-flip:0.x", ("published mIoU of vit-b16_dpt", 48.25)),
+        ("ms-flip:1.x", None),
+        ("native", None),
+    ],
+)
+def test_a_published_number_is_of_a_protocol(protocol: str, yardstick: tuple[str, float] | None) -> None:
+    found = choose_comparison(Gate(), segmenter_of("int8.onnx", protocol), 2000)
+    assert found.yardstick == yardstick
+    obstacle = f"compared with FP32 instead: no mIoU was published for protocol {protocol}"
+    assert found.notes == (() if yardstick else (obstacle,))
+    if yardstick is None:
+        with pytest.raises(InputError, match=f"--gate reference: no mIoU was published for protocol {protocol}"):
+            choose_comparison(Gate(), segmenter_of("model.onnx", protocol), 2000)
+    for images in (1999, 2001):
+        assert choose_comparison(Gate(), segmenter_of("int8.onnx", protocol), images).yardstick is None
+
+
+def test_a_bundle_that_nobody_published_needs_another_yardstick() -> None:
+    assert published_miou(segmenter_of("int8.onnx", published=False)) is None
+    with pytest.raises(InputError, match="bundle: has no published mIoU to compare with"):
+        choose_comparison(Gate(), segmenter_of("int8.onnx", published=False), 2000)
+    for gate, yardstick in ((Gate(40.0), ("the given mIoU", 40.0)), (Gate("model.onnx"), None)):
+        assert choose_comparison(gate, segmenter_of("int8.onnx", published=False), 3).yardstick == yardstick
+
+
+def test_only_the_source_is_a_yardstick_and_not_for_itself() -> None:
+    with pytest.raises(InputError, match=r"artifacts are compared with the FP32 artifact only, model\.onnx"):
+        choose_comparison(Gate("int8.onnx"), segmenter_of("model.onnx"), 9)
+    with pytest.raises(InputError, match=r"--gate model\.onnx: an artifact cannot be compared with itself"):
+        choose_comparison(Gate("model.onnx"), segmenter_of("model.onnx"), 9)
+    with pytest.raises(KeyError):
+        choose_comparison(Gate("nope.onnx"), segmenter_of("int8.onnx"), 9)
+
+
+def test_what_is_compared_says_how() -> None:
+    found = choose_comparison(Gate(40.0, strict=True), segmenter_of("model.onnx"), 9)
+    assert (found.budget, found.agreement, found.strict, found.is_fp32) == (0.05, 0.999, True, True)
+    found = choose_comparison(Gate(40.0), segmenter_of("int8.onnx", int8=0.25), 9)
+    assert (found.budget, found.agreement, found.strict, found.is_fp32) == (0.25, 0.9, False, False)
+    found = choose_comparison(Gate(40.0, budget=0, agreement=0), segmenter_of("int8.onnx", int8=0.25), 9)
+    assert (found.budget, found.agreement) == (0, 0)
+
+
+def test_fp32_beside_a_given_number_has_nothing_unknown() -> None:
+    """Of another artifact a note tells what was not looked for, since FP32 was not run beside it."""
+    matrix = ConfusionMatrix(3)
+    matrix.matrix[:] = np.eye(3) * 10
+    found = Measurement("", 1, 3, with_fp32=False)
+    found.confusion.merge(matrix)
+    for artifact, notes in (("model.onnx", 0), ("int8.onnx", 1)):
+        verdict = choose_comparison(Gate(100.0), segmenter_of(artifact), 1).judge(found, CLASSES)
+        assert verdict.passed and len(verdict.notes) == notes
+
+
+@pytest.mark.parametrize(("ignored", "told"), [(10, False), (11, True)])
+def test_a_tenth_of_the_labels_may_be_ignored_and_one_pixel_is_a_class(ignored: int, told: bool) -> None:
+    found = Measurement("", 1, 3, with_fp32=False)
+    found.confusion.matrix[:] = np.diag([98 - ignored, 1, 1])
+    found.counts["compared"][0] = 100
+    assert check_labels(PASS, found, CLASSES, strict=False).notes == ("11.0 % of the labels were ignored",) * told
+    strict = check_labels(PASS, found, CLASSES, strict=True)
+    assert strict.passed is not told and strict.reasons == ("11.0 % of the labels were ignored (strict)",) * told
+
+
+def test_strictness_keeps_earlier_reasons_and_notes() -> None:
+    found = Measurement("", 1, 3, with_fp32=False)
+    found.confusion.matrix[:] = np.diag([9, 0, 0])
+    failed = against_miou(40.0, 46.0, 0.5, "published mIoU")
+    absent = "2 of 3 classes never occurred in the masks: road, car"
+    assert check_labels(failed, found, CLASSES, strict=True).reasons == (*failed.reasons, f"{absent} (strict)")
+    noted = check_labels(Verdict(True, (), "", 0, 1, notes=("first",)), found, CLASSES, strict=False)
+    assert noted.notes == ("first", absent) and noted.passed
 
 
 @pytest.mark.parametrize(("measured", "passed"), [(47.0, True), (46.0, True), (45.5, True), (45.25, False)])
@@ -222,6 +312,7 @@ def test_logits_that_are_not_finite_fail() -> None:
         ([5, 9995, 0], [150, 9850, 0], True),
         ([10, 9990, 0], [150, 9850, 0], False),  # 99.9 % is not more than 99.9 %
         ([0, 10000, 0], [100, 9900, 0], False),  # FP32 sees one class above 1 %
+        ([0, 1, 0], [1, 1, 0], True),
         ([0, 0, 0], [5000, 5000, 0], False),  # predictions that are no class are for the agreement
     ],
 )
@@ -258,6 +349,16 @@ def test_without_fp32_a_note_says_what_was_not_checked() -> None:
 
 def test_a_gate_takes_any_number_in_its_range() -> None:
     assert (Gate(budget=0).budget, Gate(budget=0.25).budget, Gate(agreement=0).agreement) == (0, 0.25, 0)
-    for options in ({"budget": -0.1}, {"budget": 100.1}, {"agreement": 1.1}, {"against": 101}):
+    assert (Gate(budget=100).budget, Gate(agreement=1).agreement) == (100, 1)
+    assert [Gate(against).against for against in (0, "0", 100, "41.5", "a.onnx")] == [0, 0, 100, 41.5, "a.onnx"]
+    assert Gate() == Gate("reference", None, None, strict=False)
+    for options in (
+        {"budget": -0.1},
+        {"against": 100.5},
+        {"against": "-1"},
+        {"budget": 100.1},
+        {"agreement": 1.1},
+        {"against": 101},
+    ):
         with pytest.raises(InputError, match="the gate's"):
             Gate(**options)

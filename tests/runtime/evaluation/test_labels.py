@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from denseport.runtime import Gate, evaluate
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
-from denseport.runtime.errors import DatasetError
+from denseport.runtime.errors import DatasetError, InputError
 from denseport.runtime.evaluation.dataset import Dataset, Sample, open_dataset
 from denseport.runtime.evaluation.metrics import ConfusionMatrix
 
@@ -195,3 +195,63 @@ def test_a_state_of_other_labels_is_not_taken_up(tmp_path: Path) -> None:
         with open_task(bundle, each, None, "reference", None, None, 1) as task:
             keys.add(task.key)
     assert len(keys) == 3
+
+
+# What a data set takes
+
+
+SAMPLE = Sample("m", Path("m"), Path("m"))
+
+
+def test_labels_are_16_bits_wide() -> None:
+    found = Dataset((SAMPLE,), label_map={0: 65535, 65535: 0})
+    assert found.label_map == {0: 65535, 65535: 0}
+    for label_map in ({65536: 0}, {-1: 0}, {0: 65536}, {0: -1}, {0: 1.5}, {"a": 0}):
+        with pytest.raises(
+            InputError, match=r"label_map's (label|class) cannot be .*\n  Give a whole number from 0 to 65535"
+        ):
+            Dataset((SAMPLE,), label_map=label_map)  # type: ignore[arg-type]
+
+
+def test_zero_is_dropped_or_not() -> None:
+    for yes in (True, np.True_, 1):
+        assert Dataset((SAMPLE,), reduce_zero_label=yes).reduce_zero_label is True  # type: ignore[arg-type]
+    for other in (2, -1, None, "no"):
+        with pytest.raises(DatasetError, match="reduce_zero_label cannot be"):
+            Dataset((SAMPLE,), reduce_zero_label=other)  # type: ignore[arg-type]
+
+
+def test_with_16_bits_255_is_a_class_like_any_other() -> None:
+    classes, is_ignored = Dataset((SAMPLE,), True, 65535)._classes_of(65535)
+    assert classes[[1, 2, 255, 256, 65534]].tolist() == [0, 1, 254, 255, 65533]
+    assert np.flatnonzero(is_ignored).tolist() == [0, 65535]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "reduce", "remedy"),
+    [
+        ([0, 3], 3, False, "If 0 means unlabelled, as in ADE20K, add --reduce-zero-label."),
+        ([0, 4], 3, False, "If 4 marks pixels to ignore, add --ignore-index 4."),
+        ([0, 2], 2, False, "If 2 marks pixels to ignore, add --ignore-index 2."),
+        ([1, 9], 3, True, "If 9 marks pixels to ignore, add --ignore-index 8."),
+        ([0, 4, 5], 3, False, "Use the bundle that was trained for these labels, or masks of its classes."),
+    ],
+)
+def test_the_remedy_for_a_label_that_is_no_class(
+    tmp_path: Path, labels: list[int], classes: int, reduce: bool, remedy: str
+) -> None:
+    sample = mask_file(tmp_path, np.array([labels], np.uint8))
+    with pytest.raises(DatasetError) as caught:
+        Dataset((sample,), reduce).read_mask(sample, classes)
+    assert caught.value.remedy == remedy
+    # As it says, the file can be read then.
+    if "--ignore-index" in remedy:
+        ignored = int(remedy.rstrip(".").rpartition(" ")[2])
+        assert Dataset((sample,), reduce, ignored).read_mask(sample, classes).max() == 255
+
+
+def test_a_split_is_of_a_layout(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a\n")
+    for options in ({"masks": tmp_path}, {"list_file": tmp_path / "list.txt"}):
+        with pytest.raises(DatasetError, match="--split training is of a layout, without --masks or --list"):
+            open_dataset(tmp_path, split="training", **options)

@@ -10,7 +10,7 @@ import pytest
 
 from denseport.runtime.errors import DatasetError
 from denseport.runtime.evaluation.dataset import Dataset, open_dataset
-from denseport.runtime.evaluation.layouts import LAYOUTS
+from denseport.runtime.evaluation.layouts import LAYOUTS, some
 
 
 def files(root: Path, *names: str) -> Path:
@@ -146,7 +146,52 @@ def test_a_suffix_ends_as_such_files_do(tmp_path: Path, suffixes: dict[str, str]
         open_dataset(root, **suffixes)  # type: ignore[arg-type]
 
 
+def test_hidden_files_and_folders_are_nobodys(tmp_path: Path) -> None:
+    root = files(tmp_path, "images/a.jpg", "masks/a.png", "images/.b.jpg", "images/.cache/c.jpg", "masks/._a.png")
+    assert [sample.name for sample in open_dataset(root).samples] == ["a"]
+
+
+def test_endings_are_read_in_either_case_and_name_what_is_missing(tmp_path: Path) -> None:
+    root = files(tmp_path, "images/a_X.JPG", "images/b.jpg", "masks/a_Y.PNG", "masks/b.png", "masks/c_Y.txt")
+    chosen = open_dataset(root, image_suffix="_x.jpg", mask_suffix="_y.png")
+    assert pairs(chosen, root) == [("a", "images/a_X.JPG", "masks/a_Y.PNG")]
+    for options, words in (
+        ({"image_suffix": "_z.jpg"}, r"images: there are no images whose names end in _z\.jpg\n"),
+        ({"mask_suffix": "_z.png"}, r"masks: there are no PNG masks whose names end in _z\.png\n"),
+    ):
+        with pytest.raises(DatasetError, match=words):
+            open_dataset(root, **options)  # type: ignore[arg-type]
+    with pytest.raises(DatasetError, match=r"empty: there are no images\n"):
+        open_dataset(files(tmp_path / "empty", "notes.txt"), masks=root / "masks")
+    with pytest.raises(DatasetError, match=r"empty: there are no PNG masks\n"):
+        open_dataset(root / "images", masks=tmp_path / "empty")
+
+
+def test_a_message_spells_out_five(tmp_path: Path) -> None:
+    assert (some("abcde"), some("abcdef"), some([])) == ("a, b, c, d, e", "a, b, c, d, e, …", "")
+
+
 # Lists
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a.jpg\n'b b.jpg' c.png d.png\n", "line 1: 'a.jpg' is in no split"),
+        (
+            "images/a.jpg masks/a.png\n'images/a.jpg' masks/a.png x\n",
+            "line 2: expected one name or 'image mask'.* 3 fields",
+        ),
+        ("images/a.jpg masks/a.png\nb\n", "line 2: expected one name or 'image mask'.* 1 fields"),
+        ("a\nimages/a.jpg masks/a.png\n", "line 2: expected one name or 'image mask'.* 2 fields"),
+        ("images/a.jpg masks/none.png\n", "line 1: there is no file 'masks/none.png' in .* or beside the list"),
+    ],
+)
+def test_lines_are_all_of_one_kind(tmp_path: Path, text: str, words: str) -> None:
+    root = files(tmp_path / "data", "images/a.jpg", "masks/a.png")
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(DatasetError, match=words):
+        open_dataset(root, list_file=tmp_path / "list.txt")
 
 
 @pytest.mark.parametrize(

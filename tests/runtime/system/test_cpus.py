@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from denseport.runtime.system import cpus
-from denseport.runtime.system.cpus import has_bf16, usable_cpus
+from denseport.runtime.system import cpus, machine
+from denseport.runtime.system.cpus import arithmetic, has_bf16, usable_cpus
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -57,18 +57,30 @@ def test_affinity_counts_where_there_is_no_group(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16 avx512_vnni\n", True),
-        ("flags : fpu amx_bf16 amx_tile\n", True),
-        ("Features\t: fp asimd i8mm bf16\n", True),
-        ("flags\t\t: fpu avx2 avx512f avx512_vnni\nbugs\t\t: bf16\n", False),
-        ("", False),
-        (None, False),  # a system without /proc
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16 avx512_vnni\n", ("AVX2", "VNNI", "BF16")),
+        ("flags : fpu avx_vnni amx_bf16 amx_tile\n", ("VNNI", "AMX", "BF16")),
+        ("Features\t: fp asimd asimddp sve i8mm bf16\n", ("SVE", "DOTPROD", "I8MM", "BF16")),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni\nbugs\t\t: bf16\n", ("AVX2", "AVX-512", "VNNI")),
+        ("", ()),
+        (None, ()),  # a system without /proc
     ],
 )
-def test_bf16_is_what_the_processors_flags_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, expected: bool
+def test_arithmetic_is_what_the_processors_flags_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, expected: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(cpus, "CPUINFO", tmp_path / "cpuinfo")
     if text is not None:
         (tmp_path / "cpuinfo").write_text(text)
-    assert has_bf16() is expected
+    assert arithmetic() == expected
+    assert has_bf16() is ("BF16" in expected)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"), [(("AVX2", "VNNI"), "AMD EPYC with AVX2, VNNI"), ((), "AMD EPYC")], ids=["some", "none"]
+)
+def test_processors_of_one_name_are_told_apart_by_their_arithmetic(
+    monkeypatch: pytest.MonkeyPatch, found: tuple[str, ...], expected: str
+) -> None:
+    monkeypatch.setattr(machine, "proc_values", lambda *_: ["AMD EPYC", "AMD EPYC"])
+    monkeypatch.setattr(machine, "arithmetic", lambda: found)
+    assert machine.inspect_machine(look_for_gpus=False).processor == expected

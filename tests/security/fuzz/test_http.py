@@ -21,11 +21,15 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.media.images import read_image
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.serving.http.app import SEGMENT
+from denseport.runtime.serving.http.upload import IMAGE_TYPES
 
 MODES = {True: GenerationMode.POSITIVE, False: GenerationMode.NEGATIVE}
 OPERATIONS = ("GET /v1/model", f"POST {SEGMENT}", "GET /health", "GET /ready", "GET /metrics")
 BOUNDED = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
 IMAGES = [file.read_bytes() for file in corpus(".png", ".jpg", ".bmp", ".webp") if file.name != "float.tiff"]
+
+for kind in IMAGE_TYPES:
+    schemathesis.openapi.media_type(kind, st.sampled_from(IMAGES))
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +65,8 @@ def test_answers_are_as_described(
     @settings(BOUNDED, max_examples=60 if path == SEGMENT else 3)
     @given(schema[path][method].as_strategy(generation_mode=MODES[fits]), st.sampled_from(IMAGES))
     def run(case: Case, image: bytes) -> None:
-        if fits and isinstance(case.body, dict):
-            case.body["image"] = image  # JSON Schema cannot describe one
+        if fits and isinstance(case.body, dict):  # JSON Schema cannot describe an image
+            case.body["image"] = image
         response = case.call_and_validate(timeout=20)
         assert response.status_code == 200 or set(response.json()) == {"error", "remedy"}
 

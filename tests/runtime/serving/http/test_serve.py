@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import http.client
+import io
 import itertools
 import json
 import re
@@ -31,6 +32,7 @@ from fastapi.openapi.models import OpenAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from pycocotools import mask as pycoco
 from serving import Running, encoded, random_image, running, start, until
 from support import stored_indices
 
@@ -103,6 +105,49 @@ def test_raw_indices_are_the_segmenters(server: Running, mask: np.ndarray, accep
     np.testing.assert_array_equal(np.frombuffer(response.content, np.uint8).reshape(size), mask)
 
 
+@pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "application/octet-stream", "IMAGE/PNG; charset=x"])
+def test_an_image_alone_is_taken_as_a_form_is(server: Running, mask: np.ndarray, kind: str) -> None:
+    response = server.client.post("/v1/segment?format=raw", content=IMAGE, headers={"Content-Type": kind})
+    assert response.status_code == 200  # its own first bytes tell what it is
+    np.testing.assert_array_equal(np.frombuffer(response.content, np.uint8).reshape(mask.shape), mask)
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/json", "", "multipart/mixed"])
+def test_another_type_of_body_is_refused_with_both_ways(server: Running, kind: str) -> None:
+    response = server.client.post("/v1/segment", content=IMAGE, headers={"Content-Type": kind})
+    assert response.status_code == 400 and "-F image=@" in response.json()["remedy"]
+    assert "--data-binary" in response.json()["remedy"]
+
+
+def test_an_image_alone_has_the_limits_of_one_in_a_form(sample: Bundle) -> None:
+    headers = {"Content-Type": "image/png"}
+    with running(sample, Limits(max_bytes=len(IMAGE) - 1)) as small:
+        assert small.client.post("/v1/segment", content=IMAGE, headers=headers).status_code == 413
+        chunks = (IMAGE[at : at + 100] for at in range(0, len(IMAGE), 100))  # no length is told
+        assert small.client.post("/v1/segment", content=chunks, headers=headers).status_code == 413
+        assert small.client.post("/v1/segment", content=b"", headers=headers).status_code == 415
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # within pycocotools
+def test_documents_and_arrays_are_the_segmentations_own(server: Running, mask: np.ndarray, sample: Bundle) -> None:
+    coco, polygons, arrays = (server.segment(IMAGE, format=each) for each in ("coco", "geojson", "npz"))
+    assert [each.headers["content-type"] for each in (coco, polygons, arrays)] == [
+        "application/json",
+        "application/geo+json",
+        "application/x-npz",
+    ]
+    for each in coco.json()["annotations"]:
+        region = pycoco.decode(each["segmentation"]).astype(bool)
+        np.testing.assert_array_equal(region, mask == each["category_id"])
+    assert {each["category_id"] for each in coco.json()["annotations"]} == set(np.unique(mask).tolist())
+    found = {each["properties"]["class"]: each["properties"]["pixels"] for each in polygons.json()["features"]}
+    assert found == {int(index): int((mask == index).sum()) for index in np.unique(mask)}
+    with Segmenter(sample, threads=1) as segment, np.load(io.BytesIO(arrays.content)) as told:
+        expected = segment(random_image(), scores=True)
+        np.testing.assert_array_equal(told["mask"], mask)
+        np.testing.assert_allclose(told["scores"], expected.scores, atol=1e-6)
+
+
 def test_the_report_counts_the_mask(server: Running, mask: np.ndarray, sample: Bundle) -> None:
     told = server.segment(IMAGE, format="json").json()
     assert (told["height"], told["width"], told["artifact"]) == (*mask.shape, "model.onnx")
@@ -130,7 +175,8 @@ def test_more_than_256_classes_take_16_bits(sample: Bundle, tmp_path: Path, monk
         wide = np.arange(96 * 128, dtype=np.uint16).reshape(96, 128) % 300
         object.__setattr__(bundle.manifest, "classes", tuple(f"class {index}" for index in range(300)))
         object.__setattr__(bundle.manifest, "palette", ((1, 2, 3),) * 300)
-        monkeypatch.setattr(Segmenter, "__call__", lambda _, image: Segmentation(wide, "model.onnx", image))
+        found = Segmentation(wide, "model.onnx", random_image(), bundle.manifest.classes, bundle.manifest.palette)
+        monkeypatch.setattr(Segmenter, "__call__", lambda *_, **__: found)
         png = started.segment(IMAGE).content
         raw = started.segment(IMAGE, format="raw")
     np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED), wide)
@@ -302,10 +348,10 @@ class Gate:
         self.entered, self.go = threading.Semaphore(0), threading.Event()
         call = Segmenter.__call__
 
-        def held(segmenter: Segmenter, image: np.ndarray) -> Any:
+        def held(segmenter: Segmenter, image: np.ndarray, **options: Any) -> Any:
             self.entered.release()
             assert self.go.wait(20)
-            return call(segmenter, image)
+            return call(segmenter, image, **options)
 
         monkeypatch.setattr(Segmenter, "__call__", held)
 
@@ -358,7 +404,7 @@ def test_an_upload_that_never_ends_is_refused(sample: Bundle) -> None:
 
 def test_a_failure_of_ours_shows_nothing_of_the_machine(sample: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(sample) as started:
-        monkeypatch.setattr(Segmenter, "__call__", lambda *_: (_ for _ in ()).throw(RuntimeError("/tmp/secret")))
+        monkeypatch.setattr(Segmenter, "__call__", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("/tmp/secret")))
         assert_refused(started.segment(IMAGE), 500, "server failed")
 
 
@@ -431,7 +477,7 @@ def test_ready_is_proved_by_an_image(sample: Bundle, monkeypatch: pytest.MonkeyP
                 Segmenter, "__call__", lambda *given: dataclasses.replace(call(*given), mask=call(*given).mask * 0)
             )
             assert_refused(started.client.get("/ready"), 503, "another mask than at the start")
-            patch.setattr(Segmenter, "__call__", lambda *_: (_ for _ in ()).throw(MemoryError()))
+            patch.setattr(Segmenter, "__call__", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
             assert_refused(started.client.get("/ready"), 503, "MemoryError")
         assert started.client.get("/ready").status_code == 200
         started.admission.draining = True
