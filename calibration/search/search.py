@@ -133,15 +133,8 @@ def search(
         told: is given each set as soon as it is measured.
     """
     candidates = [group for group in groups if group.is_candidate]
-<<<<<<< HEAD
-    total = max(1, sum(group.macs for group in groups))
-    chosen, losses = list(candidates), dict[str, Loss]()
-=======
     total = sum(group.macs for group in groups)
-    # Squared errors of independent layers add up, so they are what a layer costs.
-    harm = {g.name: losses[g.name].error ** 2 / max(g.macs, 1) for g in candidates}
-    chosen = sorted(candidates, key=lambda group: harm[group.name])
->>>>>>> main
+    chosen, losses = list(candidates), dict[str, Loss]()
     steps: list[Step] = []
     reasons: dict[str, str] = {}
     dropped: list[Group] = []

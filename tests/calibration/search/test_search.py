@@ -176,7 +176,7 @@ def test_two_percent_of_the_multiply_adds_go_back_between_two_measurements(
     other = next(group.name for group in groups if group.name not in ALONE)
     counted = [replace(group, macs={**macs, other: 1800}.get(group.name, 0)) for group in groups]
     losses = {name: Loss(error, 1.0) for name, error in ALONE.items()}
-    _, found = search(Counting(), model, thresholds, counted, Budget(agreement=0.96), losses)  # type: ignore[arg-type]
+    _, found = search(Counting(), model, thresholds, counted, Budget(agreement=0.96), lambda: losses)  # type: ignore[arg-type]
     assert [step.dropped for step in found.steps] == [(), ("stem", "right")]
     assert found.steps[0].share == 0.82 and found.rows()[0]["share"] in (0.01, 0.2)
 
