@@ -111,7 +111,7 @@ def quantize_bundle(
     start = time.monotonic()
     model = read_model(bundle.verified(bundle.manifest.source))
     if output_of(model) != LOGITS:
-        raise CalibrationError(f"{bundle.path}: its source model gives no logits", "Export the checkpoint again.")
+        raise CalibrationError(f"{bundle.path}: its source model gives no logits", "Export or import it again.")
     unpack_projections(model)
     progress.say(f"reading {count(len(images), 'image')}")
     sizes = check_images(images)
@@ -187,7 +187,7 @@ def _check_sizes(model: ir.Model, images: NetworkInputs, sizes: Sequence[tuple[i
             raise CalibrationError(
                 f"{path}: reaches the network as {size[1]} x {size[0]} pixels; the model takes only {wanted} "
                 "(width x height)",
-                "Give images of that size, or export the checkpoint again: its model takes every size.",
+                "Give images of that size, or export it for every size.",
             )
 
 
@@ -352,4 +352,6 @@ def _write(bundle: Bundle, variant: Variant, record: CalibrationRecord, progress
                 "variant": {"loss": asdict(variant.loss), "float": variant.floats},
             },
         )
+        if lost := [each for each in bundle.outdated_by(artifact) if each != variant.name]:
+            progress.say(f"{', '.join(lost)}: is of the {variant.name} that is replaced, and goes with it")
         bundle.add(variant.name, artifact, [file])

@@ -7,8 +7,9 @@ an artifact whose audit failed is not kept. `denseport.export.build.build` says 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,25 +19,29 @@ from denseport.export.audit import Audit, audit_engine, audit_graph, audit_sessi
 from denseport.export.engine.build import NO_PLUGINS, EngineOptions, build_engine, capability_here
 from denseport.export.engine.race import race
 from denseport.export.errors import BuildError, ExportError
+from denseport.export.graph.compare.quantized import LayerCheck, check_layers, part_concatenations, release
 from denseport.export.graph.fusion import FusionRecord, fuse
 from denseport.export.graph.mask import append_mask
-from denseport.export.graph.model import LOGITS, MASK, read_model, save_model
+from denseport.export.graph.model import LOGITS, MASK, read_model, save_model, serialise
 from denseport.export.graph.precision import PrecisionRecord, set_types
 from denseport.export.graph.probe import observe
 from denseport.runtime.backends.openvino import OpenVinoSession
+from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.tensorrt import why_not
-from denseport.runtime.bundle.artifact import ANY, FLOATS, FOR_OPENVINO, FOR_TENSORRT
+from denseport.runtime.bundle.artifact import ANY, FLOATS, FOR_OPENVINO, FOR_TENSORRT, QUANTIZED, Artifact
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.comparison import proof_here, proved
 from denseport.runtime.bundle.engine_record import BuildRecord
 from denseport.runtime.errors import BundleError, InputError, MachineError
-from denseport.runtime.pipeline.network_input import NetworkInputs
+from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced
 from denseport.runtime.system.files import sha256_of, work_folder
 from denseport.runtime.system.progress import Progress
 
 __all__ = ["build_engine_artifact", "build_openvino", "build_typed", "build_variant", "graph_of"]
 
 Candidate: TypeAlias = tuple[Path, BuildRecord]
+
+CHECKED = 2  # images that layers are compared on
 
 
 def build_typed(
@@ -95,33 +100,102 @@ def build_variant(
 
 
 def build_openvino(
-    bundle: Bundle, precision: str, images: Sequence[Path], *, force: bool = False, progress: Progress
-) -> tuple[str, Audit | None]:
-    """Enter ``fp32.openvino`` or ``bf16.openvino``: the source's own file, that OpenVINO computes in that type here.
+    bundle: Bundle,
+    precision: str,
+    images: Sequence[Path],
+    *,
+    float_precision: str = "fp32",
+    known: Mapping[str, float] | None = None,
+    force: bool = False,
+    progress: Progress,
+) -> tuple[str, Audit | None, LayerCheck | None]:
+    """Enter ``fp32.openvino``, ``bf16.openvino``, ``int8.openvino`` or ``int8.bf16.openvino``.
 
-    Where it is there already, a new audit takes the place of the old one, and what else was found about it stays. If
-    that one failed, the artifact is never chosen.
+    It shares the source's file, or ``int8.onnx``. Where OpenVINO computes a layer of that otherwise than its Q/DQ says,
+    the artifact has a file of its own, in a form that it computes right, or with such layers in float. Where it is
+    there already, a new audit takes the place of the old one, and what else was found about it stays. If that one
+    failed, the artifact is never chosen.
+
+    Args:
+        float_precision: of INT8's float part: "fp32" or "bf16".
+        known: the layers in question, with their errors, as the other such artifact has just shown; None: find them.
+
+    Returns:
+        Last how INT8's layers compared, where there are such.
     """
-    name, source = f"{precision}.openvino", bundle.manifest.source
-    what: dict[str, Any] = {"precision": precision, "float_precision": precision, "target": FOR_OPENVINO}
-    artifact = dataclasses.replace(bundle.artifact(source), made_of=source, proof=(), record={}, **what)
-    old = bundle.manifest.artifacts.get(name)
-    is_there = old is not None and dataclasses.replace(old, proof=(), record={}) == artifact
-    if not (is_there and images):
-        _say_what_is_lost(bundle, name, images, progress, force=force)
-    path, digests = bundle.verified(source), list(artifact.files.values())
-    with closing(OpenVinoSession(path, precision=precision, digests=digests)) as session:
-        if not images:
-            bundle.add(name, artifact)
-            return name, None
-        progress.say(f"comparing with FP32, {session.description}")
-        audit = audit_session(bundle, session, precision, images)
-    if audit.passed and not is_there:
-        bundle.add(name, artifact)
+    quantized = precision in QUANTIZED
+    floats = float_precision if quantized else precision
+    name = ".".join([precision, *[floats] * (quantized and floats != "fp32"), "openvino"])
+    source = graph_of(bundle, precision) if quantized else bundle.manifest.source
+    with work_folder(bundle.path) as folder:
+        main, layers = bundle.verified(source), None
+        if quantized:
+            layers, main = _right_layers(bundle, source, floats, images, folder / f"{name}.onnx", known, progress)
+        artifact = _for_openvino(bundle, source, main, precision, floats)
+        old = bundle.manifest.artifacts.get(name)
+        is_there = old is not None and dataclasses.replace(old, proof=(), record={}) == artifact
+        if not (is_there and images):
+            _say_what_is_lost(bundle, name, images, progress, force=force)
+        digests = list(artifact.files.values())
+        with closing(OpenVinoSession(main, precision=floats, quantized=quantized, digests=digests)) as session:
+            if not images:
+                bundle.add(name, artifact)
+                return name, None, None
+            progress.say(f"comparing with FP32, {session.description}")
+            audit = audit_session(bundle, session, precision, images)
+        if layers is not None:
+            audit = dataclasses.replace(audit, passed=audit.passed and layers.passed)
+        if audit.passed and not is_there:
+            bundle.add(name, artifact, [main] if main.parent == folder else ())
     if audit.passed or is_there:
-        proof = proof_here("fp32", "audit", precision, target=FOR_OPENVINO)
-        bundle.note(name, {"audit": audit.to_dict()}, proof)
-    return name, audit
+        found = {"audit": audit.to_dict()} | ({} if layers is None else {"layers": layers.to_dict()})
+        bundle.note(name, found, proof_here("fp32", "audit", floats, target=FOR_OPENVINO))
+    return name, audit, layers
+
+
+def _for_openvino(bundle: Bundle, source: str, main: Path, precision: str, floats: str) -> Artifact:
+    """The entry of an artifact for OpenVINO, whose file is the source's or ``main``, not yet in the bundle."""
+    of = bundle.artifact(source)
+    files = of.files if main.name == of.main else {main.name: sha256_of(main)}
+    what: dict[str, Any] = {"precision": precision, "float_precision": floats, "target": FOR_OPENVINO}
+    what |= {"made_of": source, "main": main.name, "files": files}
+    return dataclasses.replace(of, proof=(), record={}, **what)
+
+
+def _right_layers(
+    bundle: Bundle,
+    source: str,
+    floats: str,
+    images: Sequence[Path],
+    file: Path,
+    known: Mapping[str, float] | None,
+    progress: Progress,
+) -> tuple[LayerCheck | None, Path]:
+    """How OpenVINO computes each INT8 layer here, and the graph to run: ``file``, if it has to be another one.
+
+    Without images nothing is compared.
+    """
+    path, found = bundle.verified(source), None
+    model, opened = read_model(path), partial(_opened, file, "fp32")
+    parted = part_concatenations(model)
+    if images:
+        inputs = list(NetworkInputs.of_bundle(evenly_spaced(images, CHECKED), bundle.manifest))
+        whole = partial(_opened, file, floats)
+        with progress.phase("comparing INT8 layers with Q/DQ") as told:
+            found = check_layers(model, inputs, opened, known=known, whole=whole, progress=told)
+        release(model, found.floats)
+    if not parted and not (found and found.floats):
+        return found, path
+    file.write_bytes(serialise(model))
+    return found, file
+
+
+@contextmanager
+def _opened(file: Path, precision: str, graph: ir.Model) -> Iterator[Session]:
+    """An INT8 graph on OpenVINO, with its floats in that precision, for a while in ``file``."""
+    file.write_bytes(serialise(graph))
+    with closing(OpenVinoSession(file, precision=precision, quantized=True)) as session:
+        yield session
 
 
 def _write_graph(
@@ -247,8 +321,9 @@ def _faster(
     try:
         fused, with_plugin = build(dataclasses.replace(options, plugin=True))
         times = race({"off": (native, record), "on": (fused, with_plugin)}, record.profiles[0].optimum)
-    except (ExportError, BuildError, MachineError) as err:
-        return native, dataclasses.replace(record, plugin=f"off: {err.message}"), {}
+    except (ExportError, BuildError, BundleError, MachineError, RuntimeError) as err:  # the last: a binding's own
+        reason = getattr(err, "message", str(err))
+        return native, dataclasses.replace(record, plugin=f"off: {reason}"), {}
     on, off = times["on"], times["off"]
     if on < off:
         return fused, dataclasses.replace(with_plugin, plugin=f"on: {on:g} ms, {off:g} ms without"), times

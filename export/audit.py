@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from denseport.export.graph.divergence import find_divergence
+from denseport.export.graph.compare.divergence import find_divergence
 from denseport.export.graph.mask import append_mask
 from denseport.export.graph.model import LOGITS, output_of, read_model, save_model
 from denseport.export.graph.rounding import emulate_rounding

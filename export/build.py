@@ -12,7 +12,7 @@ from denseport.export.audit import Audit
 from denseport.export.engine.build import BuilderOptions, EngineOptions, check_builder
 from denseport.export.engine.profile import named_profiles, profile_of
 from denseport.export.graph.precision import PrecisionRecord
-from denseport.runtime.backends.openvino import NO_BF16, why_no_openvino
+from denseport.runtime.backends.openvino import NO_BF16, NO_VNNI, why_no_openvino
 from denseport.runtime.benchmark.race import TIMED, judge_audited
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import Shape
@@ -22,16 +22,23 @@ from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_space
 from denseport.runtime.selection import select_artifact, too_narrow
 from denseport.runtime.system.arguments import several
 from denseport.runtime.system.files import refuse_unwritable
-from denseport.runtime.system.machine import inspect_machine
+from denseport.runtime.system.machine import Machine, inspect_machine
 from denseport.runtime.system.progress import Progress, Silent
 
 __all__ = ["Build", "EngineSettings", "build", "build_for_this_machine"]
 
 QUANTIZED = ("int8", "fp8")
 LIMIT = 16  # images
+# What may be faster on a CPU: name, precision, and what its floats compute in.
+OPENVINO = (
+    ("fp32.openvino", "fp32", "fp32"),
+    ("bf16.openvino", "bf16", "bf16"),
+    ("int8.openvino", "int8", "fp32"),
+    ("int8.bf16.openvino", "int8", "bf16"),
+)
 CHOICES = {
     "precision": ("fp32", "fp16", "bf16", *QUANTIZED),
-    "float_precision": ("fp32", "fp16"),
+    "float_precision": ("fp32", "fp16", "bf16"),
     "engine": ("onnx", "openvino", "tensorrt", "tensorrt_rtx"),
     "output": ("logits", "mask"),
     "plugin": ("auto", "on", "off"),
@@ -91,9 +98,9 @@ def build(
 
     Args:
         precision: "fp32", "fp16" or "bf16"; "int8" and "fp8" take what a calibration wrote.
-        float_precision: what the float part of int8 and fp8 computes in: "fp32" or "fp16".
-        engine: "onnx" (the graph alone), "openvino" (the source, computed in "fp32" or "bf16"), "tensorrt" or
-            "tensorrt_rtx".
+        float_precision: what the float part of int8 and fp8 computes in: "fp32"; "fp16", or on OpenVINO "bf16".
+        engine: "onnx" (the graph alone), "openvino" (which computes a graph of the bundle in "fp32", "bf16" or
+            "int8"), "tensorrt" or "tensorrt_rtx".
         output: "logits", or "mask": a class for each pixel of the network's input.
         plugin: fused upsampling: "on", "off", or "auto": TensorRT keeps the faster, the others do without.
         images: like the application's: folders, files or globs; on them FP16's range is checked and results are
@@ -119,8 +126,7 @@ def build(
         check_builder(options)
     shown, built = _images(several(images), limit), Build(bundle.path)
     if engine == "openvino":
-        name, audit = build_openvino(bundle, precision, shown, force=force, progress=progress)
-        built.add("artifact", name, audit)
+        _openvino(bundle, order, shown, built, progress, force=force)
     if order.typed:
         _typed(bundle, order, shown, built, progress, force=force)
     if order.variant and built.passed:
@@ -141,9 +147,9 @@ def build_for_this_machine(
 ) -> Build:
     """Make what may be faster on this processor than FP32 on ONNX Runtime, audit it, and time both in turns.
 
-    That is OpenVINO in FP32 and, where the processor has such arithmetic, in BF16. Each that passes its audit gets a
-    verdict for processors of this kind, by which `Segmenter` chooses. What fails its audit is not kept, and no failure
-    of the whole.
+    That is OpenVINO in FP32, in BF16 where the processor has such arithmetic, and in INT8, with the rest in both,
+    where it has VNNI and the bundle was calibrated. Each that passes its audit gets a verdict for processors of this
+    kind, by which `Segmenter` chooses. What fails its audit is not kept, and no failure of the whole.
 
     Args:
         images, limit: as of `build`.
@@ -166,11 +172,19 @@ def build_for_this_machine(
         raise InputError("what is chosen was compared with FP32 before", "Give --images like the application's.")
     built, kept = Build(bundle.path), []
     audits = built.details["audits"] = {}
-    built.details["not_made"] = {} if machine.bf16 else {"bf16.openvino": NO_BF16}
-    for precision in ("fp32", "bf16")[: 1 + machine.bf16]:
-        name, audit = build_openvino(bundle, precision, shown, progress=progress)
+    layers = built.details["layers"] = {}
+    built.details["not_made"] = _not_made(bundle, machine)
+    known: dict[str, float] | None = None
+    for name, precision, floats in OPENVINO:
+        if name in built.details["not_made"]:
+            continue
+        _, audit, checked = build_openvino(
+            bundle, precision, shown, float_precision=floats, known=known, progress=progress
+        )
         built.artifacts.append(name)
         audits[name] = audit.to_dict() if audit else None
+        if checked is not None:
+            layers[name], known = checked.to_dict(), checked.floats
         kept += [name] if audit and audit.passed else []
     verdicts = {}
     if kept:
@@ -181,6 +195,17 @@ def build_for_this_machine(
     built.details |= {"verdicts": {name: asdict(verdict) for name, verdict in verdicts.items()}}
     built.details |= {"chosen": selection.name, "why": selection.why}
     return built
+
+
+def _not_made(bundle: Bundle, machine: Machine) -> dict[str, str]:
+    """Why artifacts of `OPENVINO` are not made, by name."""
+    uncalibrated = "the bundle has no INT8 graph: denseport calibrate BUNDLE --images DIR writes one"
+    no_int8 = NO_VNNI if not machine.vnni else uncalibrated if bundle.manifest.graph("int8") is None else ""
+    reasons = {
+        name: (no_int8 if precision == "int8" else "") or (NO_BF16 if floats == "bf16" and not machine.bf16 else "")
+        for name, precision, floats in OPENVINO
+    }
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 @dataclass(frozen=True)
@@ -209,9 +234,12 @@ class _Order:
         return self.engine != "openvino" and (self.precision in ("fp16", "bf16") or self.float_precision != "fp32")
 
     def _check_openvino(self) -> None:
-        if self.precision not in ("fp32", "bf16"):
-            what = f"OpenVINO computes a bundle in fp32 or bf16, not in {self.precision}"
-            raise InputError(what, "Give --precision bf16, or fp32.")
+        if self.precision not in ("fp32", "bf16", "int8"):
+            what = f"OpenVINO computes a bundle in fp32, bf16 or int8, not in {self.precision}"
+            raise InputError(what, "Give --precision bf16, int8, or fp32.")
+        if self.precision == "int8" and self.float_precision == "fp16":
+            what = "OpenVINO computes the float part of int8 in fp32 or bf16, not in fp16"
+            raise InputError(what, "Give --float-precision bf16, or leave it out.")
         for option, value, default in (("--output", self.output, "logits"), ("--plugin", self.plugin, "auto")):
             if value != default:
                 raise InputError(f"{option} {value} does not go with --engine openvino", "Leave it out.")
@@ -220,6 +248,9 @@ class _Order:
         """Refuse choices that do not go together, or that leave nothing to do."""
         if self.engine == "openvino":
             self._check_openvino()
+        elif self.float_precision == "bf16":
+            what = "--float-precision bf16 goes with --engine openvino"
+            raise InputError(what, "Name that engine, or choose fp16.")
         nothing_else = self.engine == "onnx" and not self.variant and self.float_precision == "fp32"
         if self.precision in QUANTIZED:
             name = graph_of(bundle, self.precision)
@@ -266,6 +297,17 @@ def _images(patterns: Sequence[Path | str], limit: int) -> list[Path]:
     if patterns and not images:  # videos alone; without images nothing is audited
         raise InputError(f"--images {' '.join(map(str, patterns))}: found no image", "Name images, not videos.")
     return images
+
+
+def _openvino(
+    bundle: Bundle, order: _Order, images: list[Path], built: Build, progress: Progress, *, force: bool
+) -> None:
+    name, audit, layers = build_openvino(
+        bundle, order.precision, images, float_precision=order.float_precision, force=force, progress=progress
+    )
+    kept = bundle.manifest.artifacts.get(name)
+    more = {"file": None if kept is None else kept.main} | ({} if layers is None else {"layers": layers.to_dict()})
+    built.add("artifact", name, audit, **more)
 
 
 def _typed(bundle: Bundle, order: _Order, images: list[Path], built: Build, progress: Progress, *, force: bool) -> None:

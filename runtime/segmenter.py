@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.shared import SharedSession
-from denseport.runtime.bundle.artifact import FOR_OPENVINO
+from denseport.runtime.bundle.artifact import FOR_OPENVINO, QUANTIZED
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.preprocessing import loading
@@ -238,7 +238,7 @@ class Segmenter:
         _refuse_one_image(images)
         depth = whole("depth", depth, 1)  # a stream of depth NaN would wait for ever
         requested = RequestedOutputs(scores, top_k)
-        requested.check(len(self.manifest.classes))
+        requested.check(len(self.manifest.classes), self.manifest.scores)
         smoother = Smoother(smoothing)
 
         def prepare(image: Image) -> Job:
@@ -366,7 +366,8 @@ def _open(bundle: Bundle, selection: Selection, threads: int | None, providers: 
             what = f"{selection.name} runs on OpenVINO, and {', '.join(several(providers))} is of ONNX Runtime"
             raise InputError(what, "Leave the providers out, or name another artifact.")
         digests = list(artifact.files.values())
-        return OpenVinoSession(path, precision=artifact.precision, threads=threads, digests=digests)
+        precision, quantized = artifact.float_precision, artifact.precision in QUANTIZED
+        return OpenVinoSession(path, precision=precision, quantized=quantized, threads=threads, digests=digests)
     if artifact.kind == "onnx":
         from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 

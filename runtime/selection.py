@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from denseport.runtime.bundle.artifact import ANY, FOR_CPU, FOR_OPENVINO, MADE_FOR, Artifact
+from denseport.runtime.bundle.artifact import ANY, FOR_CPU, FOR_OPENVINO, MADE_FOR, QUANTIZED, Artifact
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.comparison import comparing_command
 from denseport.runtime.bundle.decode import reading_record
@@ -246,10 +246,12 @@ def why_unsupported(artifact: Artifact, machine: Machine) -> tuple[str, str]:
     if no_logits := why_no_logits(artifact):
         return no_logits, FOR_SESSIONS
     if artifact.target == FOR_OPENVINO:
-        from denseport.runtime.backends.openvino import NO_BF16, why_no_openvino
+        from denseport.runtime.backends.openvino import NO_BF16, NO_VNNI, why_no_openvino
 
-        if artifact.precision == "bf16" and not machine.bf16:
-            return NO_BF16, "Run another artifact, or this one on such a processor."
+        lacking = NO_BF16 if artifact.float_precision == "bf16" and not machine.bf16 else ""
+        lacking = lacking or (NO_VNNI if artifact.precision in QUANTIZED and not machine.vnni else "")
+        if lacking:
+            return lacking, "Run another artifact, or this one on such a processor."
         return why_no_openvino(machine.packages.get("openvino"))
     if artifact.kind == "onnx":
         return _why_no_onnx(artifact, machine)

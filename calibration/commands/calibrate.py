@@ -136,7 +136,19 @@ def _lines(result: Calibration) -> list[str]:
         lines += [f"warning: {text}" for text in record.warnings]
         for name, verdict in result.verdicts.items():
             lines += _verdict_lines(name, verdict)
+        lines += _untried(result)
     return lines + ([] if result.report is None else [f"report: {result.report}"])
+
+
+def _untried(result: Calibration) -> list[str]:
+    """That OpenVINO may be faster, where it computes INT8."""
+    from denseport.runtime.system.machine import inspect_machine
+
+    machine = inspect_machine(look_for_gpus=None)
+    if result.record.options.precision != "int8" or not machine.vnni or machine.gpus:
+        return []
+    command = f"denseport build {result.bundle} --for-this-machine --images IMAGES"
+    return [f"OpenVINO may run it faster on this processor; this tells: {command}"]
 
 
 def _verdict_lines(name: str, verdict: MachineVerdict) -> list[str]:

@@ -21,7 +21,7 @@ from denseport.export.graph.probe import Probe
 
 __all__ = ["FLOAT_LAYERS", "Group", "activations", "find_groups", "with_relu"]
 
-FLOAT_LAYERS = ("decode_head.conv_seg", "decode_head.project")  # the last ones: no later layer can mend their loss
+FLOAT_LAYERS = ("decode_head.conv_seg", "decode_head.project")  # of the last ones: no later layer can mend their loss
 SMALLEST_SHARE = 1e-4  # of all multiply-adds; conversions around a smaller layer cost more than it saves
 
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
@@ -67,14 +67,15 @@ def find_groups(model: ir.Model, size: tuple[int, int]) -> tuple[Group, ...]:
     together: dict[ir.Node, tuple[ir.Node, ...]] = {**attention, **_projections(costly, attention)}
     firsts = [node for node in costly if together.get(node, (node,))[0] is node]
     scopes = Counter(_scope(node) for node in firsts if node not in attention)
-    total = sum(macs.values())
+    total, last = sum(macs.values()), _last_layers(model)
     groups = []
     for node in firsts:
         members = together.get(node, (node,))
         cost = sum(macs[str(member.name)] for member in members)
         name = _group_name(node, scopes, {_scope(first) for first in attention})
         names = tuple(str(member.name) for member in members)
-        kind, reason, possible = _judge(node, node in attention, cost / max(total, 1), node is costly[0])
+        is_first, is_last = node is costly[0], node in last
+        kind, reason, possible = _judge(node, node in attention, is_first, is_last, cost / max(total, 1))
         groups.append(Group(name, kind, names, cost, reason, possible))
     if not any(group.possible for group in groups):
         raise CalibrationError("the model has no convolution and no linear layer to quantize")
@@ -102,7 +103,25 @@ def with_relu(node: ir.Node) -> ir.Node:
     return uses[0] if len(uses) == 1 and uses[0].op_type == "Relu" and not node.outputs[0].is_graph_output() else node
 
 
-def _judge(node: ir.Node, is_attention: bool, share: float, is_first: bool) -> tuple[str, str | None, bool]:
+def _last_layers(model: ir.Model) -> set[ir.Node]:
+    """The layers with weights behind which the logits need no other one; foreign networks call them as they like."""
+    found, seen = set[ir.Node](), set[ir.Node]()
+    ahead = [value.producer() for value in model.graph.outputs]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.op_type in _WEIGHTED and weight_of(node.inputs[1]) is not None:
+            found.add(node)
+        else:
+            ahead += [value.producer() for value in node.inputs if value is not None]
+    return found
+
+
+def _judge(
+    node: ir.Node, is_attention: bool, is_first: bool, is_last: bool, share: float
+) -> tuple[str, str | None, bool]:
     """Kind of a group, why it stays float by default, whether it could be INT8 at all."""
     scope = _scope(node)
     if node.op_type == "ConvTranspose":
@@ -112,7 +131,7 @@ def _judge(node: ir.Node, is_attention: bool, share: float, is_first: bool) -> t
     if weight_of(node.inputs[1]) is None:
         return "product", "a product of two computed tensors outside of attention", False
     kind = "convolution" if node.op_type == "Conv" else "linear"
-    if any(scope == layer or scope.startswith(f"{layer}.") for layer in FLOAT_LAYERS):
+    if is_last or any(scope == layer or scope.startswith(f"{layer}.") for layer in FLOAT_LAYERS):
         return kind, "one of the last layers", True
     if is_first and node.op_type == "Conv" and with_relu(node) is node:
         # A patch embedding. The CPU variant has a convolution's output in INT8 too: this one doubled its whole loss.

@@ -3,6 +3,10 @@
 Everything is symmetric: int8 with zero point 0, as TensorRT demands (it reads a uint8 zero point as int8 without an
 error). An activation has one scale. A weight has one scale for each output channel and is stored as int8, so that the
 file shrinks. Biases stay float: TensorRT accepts no INT32 behind DequantizeLinear. FP8 is e4m3, for GPUs from sm_89 on.
+
+A convolution without bias that several nodes read gets one of `NO_BIAS`, for OpenVINO. Up to 2026.4.1 its CPU plugin
+moves the scales of such a convolution behind it, to each reader apart, and then puts one reader's back into the
+convolution: the others get them twice. A bias stands between the scales and the readers. One of 0 would be taken out.
 """
 
 from __future__ import annotations
@@ -21,7 +25,9 @@ from denseport.calibration.observe.observers import LEVELS
 from denseport.calibration.quantize.placement import Group
 from denseport.export.graph.edit import insert_behind, new_constant, new_node, weight_of
 
-__all__ = ["KINDS", "Kind", "Quantization", "RoundedWeight", "quantize", "weight_scales"]
+__all__ = ["KINDS", "NO_BIAS", "Kind", "Quantization", "RoundedWeight", "quantize", "weight_scales"]
+
+NO_BIAS = np.float32(1e-30)  # so small that adding it changes no sum but 0
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,8 @@ def quantize(
     nodes = {str(node.name): node for node in model.graph}
     writer = _Writer(model.graph, thresholds, KINDS[kind], rounded or {})
     for name in (name for group in wanted for name in group.nodes):
+        if nodes[name].op_type == "Conv" and kind == "int8":
+            writer.part_readers(nodes[name])
         writer.quantize_input(nodes[name], 0)
         writer.quantize_input(nodes[name], 1)
     RemoveUnusedNodesPass()(model)
@@ -140,6 +148,16 @@ class _Writer:
                 self._activation(value) if weight is None or axis is None else self._weight(value, weight, axis, node)
             )
         node.replace_input_with(index, self.made[value.name, axis])
+
+    def part_readers(self, node: ir.Node) -> None:
+        """Give a convolution without bias that is read several times one of `NO_BIAS`."""
+        bias = weight_of(node.inputs[2]) if len(node.inputs) > 2 else np.float32(0)
+        output, weight = node.outputs[0], weight_of(node.inputs[1])
+        if bias is None or bias.any() or weight is None or len(output.uses()) + output.is_graph_output() < 2:
+            return
+        node.resize_inputs(3)
+        name, array = f"{node.name}.no_bias", np.full(len(weight), NO_BIAS, np.float32)
+        node.replace_input_with(2, new_constant(self.graph, name, array))
 
     def _activation(self, value: ir.Value) -> ir.Value:
         name = str(value.name)

@@ -4,6 +4,7 @@
 //
 // The image goes to the network at its own size, which the engine's profile must cover; resize it beforehand as the
 // bundle's manifest.json says ("preprocess"), whose mean and std are the last six arguments (default: 127.5).
+// An engine may have a profile for landscapes and one for portraits: the first that takes the image is selected.
 // A plugin of Denseport lies inside the engine as PTX: no plugin library is loaded, and no Python.
 //
 // An engine is native code: open only those that you built or whose hash you know (manifest.json has it).
@@ -56,6 +57,19 @@ private:
     void* data_{nullptr};
 };
 
+// A queue of work that waits for no other one, destroyed when it goes out of scope.
+class Stream {
+public:
+    Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags"); }
+    ~Stream() { cudaStreamDestroy(stream_); }
+    Stream(Stream const&) = delete;
+    Stream& operator=(Stream const&) = delete;
+    operator cudaStream_t() const { return stream_; }
+
+private:
+    cudaStream_t stream_{nullptr};
+};
+
 Image read_ppm(std::string const& path) {
     std::ifstream file(path, std::ios::binary);
     std::string magic;
@@ -96,6 +110,18 @@ std::vector<std::uint8_t> argmax(std::vector<float> const& logits, int classes) 
     return mask;
 }
 
+// The first profile of the engine that takes an input of this shape; -1: none does.
+int find_profile(nvinfer1::ICudaEngine const& engine, nvinfer1::Dims const& wanted) {
+    for (int i = 0; i < engine.getNbOptimizationProfiles(); ++i) {
+        nvinfer1::Dims const low = engine.getProfileShape("image", i, nvinfer1::OptProfileSelector::kMIN);
+        nvinfer1::Dims const high = engine.getProfileShape("image", i, nvinfer1::OptProfileSelector::kMAX);
+        bool fits = low.nbDims == wanted.nbDims;
+        for (int k = 0; fits && k < wanted.nbDims; ++k) fits = low.d[k] <= wanted.d[k] && wanted.d[k] <= high.d[k];
+        if (fits) return i;
+    }
+    return -1;
+}
+
 void run(std::string const& engine_path, std::string const& input, std::string const& output,
          std::array<float, 6> const& mean_std) {
     Image const image = read_ppm(input);
@@ -106,14 +132,24 @@ void run(std::string const& engine_path, std::string const& input, std::string c
     check(runtime != nullptr, "TensorRT cannot start: is there an NVIDIA GPU?");
     std::unique_ptr<nvinfer1::ICudaEngine> engine{runtime->deserializeCudaEngine(plan.data(), plan.size())};
     check(engine != nullptr, engine_path + ": built for another GPU or TensorRT (see denseport inspect BUNDLE)");
-    std::unique_ptr<nvinfer1::IExecutionContext> context{engine->createExecutionContext()};
-    check(context != nullptr, "no execution context: too little memory on the GPU?");
-
     check(engine->getTensorDataType("image") == nvinfer1::DataType::kFLOAT &&
               engine->getTensorDataType("logits") == nvinfer1::DataType::kFLOAT,
           engine_path + ": expected float tensors named image and logits");
-    check(context->setInputShape("image", nvinfer1::Dims4{1, 3, image.height, image.width}),
-          input + ": a size outside of the engine's profile (see denseport inspect BUNDLE)");
+    nvinfer1::Dims4 const size{1, 3, image.height, image.width};
+    int const profile = find_profile(*engine, size);
+    check(profile >= 0, input + ": a size outside of the engine's profiles (see denseport inspect BUNDLE)");
+
+    Stream const stream;
+    // Its memory is given below: as much as this size needs, not as the largest one of all profiles would.
+    std::unique_ptr<nvinfer1::IExecutionContext> context{
+        engine->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED)};
+    check(context != nullptr, "no execution context: too little memory on the GPU?");
+    context->setNvtxVerbosity(nvinfer1::ProfilingVerbosity::kNONE);  // naming layers to profilers takes time
+    check(context->setOptimizationProfileAsync(profile, stream) && context->setInputShape("image", size),
+          input + ": TensorRT refuses this size");
+    std::int64_t const activations = std::int64_t(context->updateDeviceMemorySizeForShapes());
+    DeviceBuffer const memory(std::size_t(std::max<std::int64_t>(activations, 1)));
+    context->setDeviceMemoryV2(memory.get(), activations);
     nvinfer1::Dims const shape = context->getTensorShape("logits");  // 1, classes, h, w
     check(shape.nbDims == 4 && shape.d[1] <= 256, "expected logits of at most 256 classes");
 
@@ -123,13 +159,10 @@ void run(std::string const& engine_path, std::string const& input, std::string c
     check(context->setTensorAddress("image", in.get()) && context->setTensorAddress("logits", out.get()),
           "TensorRT refuses the buffers");
 
-    cudaStream_t stream;
-    check(cudaStreamCreate(&stream), "cudaStreamCreate");
     check(cudaMemcpyAsync(in.get(), tensor.data(), tensor.size() * sizeof(float), cudaMemcpyHostToDevice, stream), "copy");
     check(context->enqueueV3(stream), "the engine could not run");
     check(cudaMemcpyAsync(logits.data(), out.get(), logits.size() * sizeof(float), cudaMemcpyDeviceToHost, stream), "copy");
     check(cudaStreamSynchronize(stream), "the engine failed");
-    cudaStreamDestroy(stream);
 
     std::vector<std::uint8_t> const mask = argmax(logits, int(shape.d[1]));
     std::ofstream file(output, std::ios::binary);

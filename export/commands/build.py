@@ -14,17 +14,21 @@ if TYPE_CHECKING:
     from denseport.export.build import EngineSettings
     from denseport.runtime.bundle.engine_record import Shape
 
-HELP = "build FP16 graphs, BF16 for CPUs and TensorRT engines, audited against FP32"
+HELP = "build FP16 graphs, BF16 and INT8 for CPUs and TensorRT engines, audited against FP32"
 NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # looked for first, since the work takes a while
 
 # The first choice is the default.
 CHOICES = (
     ("--precision", ("fp16", "fp32", "bf16", "int8", "fp8"), "int8 and fp8 take what denseport calibrate wrote"),
-    ("--float-precision", ("fp32", "fp16"), "what the float part of int8 and fp8 computes in"),
+    (
+        "--float-precision",
+        ("fp32", "fp16", "bf16"),
+        "what the float part of int8 and fp8 computes in; bf16: on OpenVINO",
+    ),
     (
         "--engine",
         ("onnx", "openvino", "tensorrt", "tensorrt_rtx"),
-        "onnx writes the typed graph alone; openvino computes model.onnx in bf16 or fp32",
+        "onnx writes the typed graph alone; openvino computes the bundle on CPUs in bf16, int8 or fp32",
     ),
     (
         "--output",
@@ -48,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--for-this-machine",
         action="store_true",
-        help="instead: make what may be faster on this CPU (OpenVINO in FP32 and BF16), compare it with FP32 on "
+        help="instead: make what may be faster on this CPU (OpenVINO in FP32, BF16 and INT8), compare it with FP32 on "
         "--images, time it, and let the fastest run by itself on such CPUs",
     )
     _add_precision(parser.add_argument_group("precision"))
@@ -81,7 +85,8 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
             metavar="SIZE",
             help=f"{words} input, instead of --profile: WxH, or its shape Nx3xHxW",
         )
-    group.add_argument("--target", metavar="SM", nargs="+", default=[], help="RTX: GPUs to build for, such as sm_86")
+    words = "RTX: GPUs to build for, by compute capability or by card: sm_86, rtx4090, l4"
+    group.add_argument("--target", metavar="GPU", nargs="+", default=[], help=words)
     group.add_argument(
         "--workspace", type=whole(1), metavar="MIB", help="scratch memory for a layer; default: no limit"
     )
@@ -141,6 +146,7 @@ def _chosen_lines(result: dict[str, Any]) -> list[str]:
     lines = [f"{name}: not made: {reason}" for name, reason in result["not_made"].items()]
     for name, audit in result["audits"].items():
         lines += [f"{name}: {line.strip()}" for line in _audit_lines(audit)]
+        lines += _layer_lines(result["layers"].get(name))
         if name in result["verdicts"]:
             lines.append(f"  {result['verdicts'][name]['reason']}")
     return [*lines, f"On such processors runs {result['chosen']}: {result['why']}"]
@@ -185,7 +191,9 @@ def _lines(result: dict[str, Any], *, verbose: bool) -> list[str]:
         lines.append(f"{result['artifact']}: {_nodes(record['nodes'])}, {casts}, {islands}")
         lines += _audit_lines(result["audit"])
     elif "artifact" in result and "reused" not in result:
-        lines += [f"{result['artifact']}: OpenVINO computes the source's file", *_audit_lines(result["audit"])]
+        lines.append(f"{result['artifact']}: OpenVINO computes {result['file'] or 'it'}")
+        lines += _layer_lines(result.get("layers"))
+        lines += _audit_lines(result["audit"])
     if "variant" in result:
         lines.append(f"{result['variant']}: {_fused_words(result['fusion'])}")
         lines += _audit_lines(result["variant_audit"])
@@ -229,6 +237,19 @@ def _fused_words(fusion: dict[str, Any] | None) -> str:
         return "nothing fused"
     words = "fused " + ", ".join(f"{number} {operator}" for operator, number in fusion["fused"].items())
     return words + "".join(f"\n  left as it is: {node}: {reason}" for node, reason in fusion["left"].items())
+
+
+def _layer_lines(layers: dict[str, Any] | None) -> list[str]:
+    """How INT8 layers compared with the arithmetic of Q/DQ."""
+    if layers is None:
+        return []
+    left = layers["layers"] - len(layers["floats"])
+    together = f"  {left} of {count(layers['layers'], 'INT8 layer')} computed as Q/DQ says, each within "
+    together += f"{100 * layers['tolerance']:g} % of the logits; together {100 * layers['error']:.2g} %"
+    if layers["error"] > layers["allowed"]:
+        together += f", which is over the {100 * layers['allowed']:.2g} % that rounding explains"
+    floats = layers["floats"].items()
+    return [together, *(f"  stays float: {layer}: {100 * error:.2g} % by itself" for layer, error in floats)]
 
 
 def _audit_lines(audit: dict[str, Any] | None) -> list[str]:

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from denseport.export.engine.cards import architectures
 from denseport.export.engine.errors import builder_error, parser_error
 from denseport.export.engine.progress import STEPS, monitor
 from denseport.export.engine.types import inspect_engine, onnx_types
@@ -29,7 +31,7 @@ from denseport.export.graph.mask import append_mask
 from denseport.export.graph.model import PROTOBUF_LIMIT, weight_bytes
 from denseport.export.plugin.compile import compile_ptx
 from denseport.runtime.backends.cuda.driver import Device, open_cuda
-from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_library
+from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_library, release
 from denseport.runtime.bundle.engine_record import PORTABLE_RTX, TITLES, BuildRecord, Profile, sm_name
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.system.files import cache_folder, sha256_of, write_atomic
@@ -48,6 +50,7 @@ __all__ = [
 
 HARDWARE = ("none", "same_compute_capability", "ampere_plus")
 NO_PLUGINS = "TensorRT-RTX takes no plugins"
+FIXED_PLUGINS = (11, 2)  # the release whose quick plugins take integer attributes from NumPy 2.4 on
 NO_CACHE = "TensorRT-RTX has none"  # "Timing cache operations are no-ops" since 1.2
 
 
@@ -55,7 +58,7 @@ NO_CACHE = "TensorRT-RTX has none"  # "Timing cache operations are no-ops" since
 class BuilderOptions:
     """How an engine is built, whatever it gives."""
 
-    targets: tuple[str, ...] = ()  # RTX: "sm_86", …; empty: `PORTABLE_RTX`
+    targets: tuple[str, ...] = ()  # RTX: "sm_86", or a card, "rtx4090"; empty: `PORTABLE_RTX`
     optimization_level: int = 3  # 0 to 5: how long TensorRT looks for faster kernels
     workspace: int | None = None  # bytes of scratch memory for a layer; None: all the GPU has
     version_compatible: bool = False  # TensorRT: opens in later releases too, at some cost of speed
@@ -69,7 +72,7 @@ class EngineOptions(BuilderOptions):
     """What is built, and how.
 
     Raises:
-        InputError: an option that the flavour does not have.
+        InputError: an option that the flavour does not have, or a card that is not known.
     """
 
     flavour: str  # "tensorrt" or "tensorrt_rtx"
@@ -79,6 +82,7 @@ class EngineOptions(BuilderOptions):
     plugin: bool = False  # TensorRT: fuse what the project's plugin computes (`denseport.export.graph.fusion`)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", architectures(self.targets))
         for refused, message, remedy in self._refusals():
             if refused:
                 raise InputError(message, remedy)
@@ -211,7 +215,7 @@ def _prepared(model: Path, options: EngineOptions) -> Iterator[tuple[Path, dict[
     try:
         graph = ir.load(model)
     except DecodeError as err:
-        raise BuildError(f"{model}: no ONNX model: {err}", "Export the checkpoint again.") from err
+        raise BuildError(f"{model}: no ONNX model: {err}", "Export or import it again.") from err
     fixed = len(options.profiles) == 1 and options.profiles[0].fixed
     changed = options.mask or fixed or options.plugin
     if changed:
@@ -236,6 +240,11 @@ def _register_plugin(library: Library) -> str:
     """Register the kernels of a fused graph with TensorRT; returns the record's ``plugin``."""
     if library.flavour == "tensorrt_rtx":
         return f"inlined: {NO_PLUGINS}"
+    if release(library.version) < FIXED_PLUGINS and release(np.__version__) >= (2, 4):
+        raise MachineError(
+            f"quick plugins of TensorRT {library.version} do not work with NumPy {np.__version__}",
+            "pip install 'numpy<2.4', or TensorRT 11.2 or newer; or build with --plugin off.",
+        )
     compile_ptx()  # TensorRT would call it, and swallow the reason of a failure
     try:
         importlib.import_module("denseport.export.plugin.tensorrt_plugin")
@@ -304,6 +313,10 @@ def _add_profiles(builder: Any, network: Any, config: Any, profiles: tuple[Profi
 def _configure(trt: Any, config: Any, options: EngineOptions) -> None:
     config.builder_optimization_level = options.optimization_level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector does not tell types
+    config.clear_flag(trt.BuilderFlag.TF32)  # which is on by default: FP32 would be multiplied with 10 bits
+    if options.flavour == "tensorrt_rtx":
+        # The runtime gives each context its memory; with less than this promise no run can be recorded as a CUDA graph.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     if options.version_compatible:
@@ -350,6 +363,6 @@ def _types_built(
     if options.targets and sm_name(device.capability) not in options.targets:
         return None, f"the engine is for {', '.join(options.targets)}, here is {sm_name(device.capability)}"
     try:
-        return inspect_engine(library, plan), None
+        return inspect_engine(library, plan, host_code=options.version_compatible), None
     except MachineError as err:
         return None, err.message

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from denseport.runtime.backends.cuda.driver import Cuda, open_cuda
-from denseport.runtime.backends.cuda.zero_copy import DeviceArray
+from denseport.runtime.backends.cuda.zero_copy import CUDA, DeviceArray
 from denseport.runtime.backends.tensorrt import TensorRTSession
 from denseport.runtime.benchmark.turns import in_turns
 from denseport.runtime.bundle.engine_record import BuildRecord, Shape
@@ -49,7 +49,8 @@ def race(
         memory, stream = stack.enter_context(cuda.allocate(image.nbytes)), stack.enter_context(cuda.stream())
         cuda.copy_to_device(memory.address, image, stream)
         cuda.synchronize(stream)
-        source = DeviceArray(memory.address, shape, np.float32, lambda: None)  # the block gives its memory back
+        # The block gives its memory back.
+        source = DeviceArray(memory.address, shape, np.float32, lambda: None, device=(CUDA, cuda.device.index))
         results = {name: session.run_device(source) for name, session in sessions.items()}
 
         def seconds(name: str, number: int) -> float:

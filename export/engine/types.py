@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from denseport.runtime.backends.tensorrt_engine import deserialise, last_error
 from denseport.runtime.backends.tensorrt_library import Library
 from denseport.runtime.errors import MachineError
 
@@ -58,26 +59,31 @@ def built_types(information: str) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for layer in json.loads(information).get("Layers", []):
         outputs = layer.get("Outputs", []) if isinstance(layer, dict) else []
-        text = str(outputs[0].get("Format/Datatype", "")) if outputs else ""
+        text = _datatype(outputs[0]) if outputs else ""
         words = text.lower().replace("/", " ").replace(",", " ").split()
         found = [name for name, spellings in BUILT.items() if any(word in spellings for word in words)]
         counts[found[0] if found else "other" if text else "unknown"] += 1
     return dict(sorted(counts.items()))
 
 
-def inspect_engine(library: Library, engine: Any) -> dict[str, int]:
+def _datatype(tensor: dict[str, Any]) -> str:
+    """TensorRT 10 tells a tensor's type in one text with its memory layout, TensorRT 11 and TensorRT-RTX in two."""
+    return str(next((tensor[key] for key in ("Datatype", "DataType", "Format/Datatype") if key in tensor), ""))
+
+
+def inspect_engine(library: Library, engine: Any, *, host_code: bool = False) -> dict[str, int]:
     """Types of an engine's layers. Opening an engine takes a GPU that it fits.
 
     Args:
         engine: the serialized engine, anything with the buffer protocol.
+        host_code: it is version compatible (`denseport.runtime.backends.tensorrt_engine.deserialise`).
 
     Raises:
         MachineError: it cannot be opened here.
     """
     with library.log.collect() as lines:
-        opened = library.trt.Runtime(library.logger).deserialize_cuda_engine(engine)
+        opened = deserialise(library, engine, host_code=host_code)
     if opened is None:
-        reason = next((line.text for line in lines if "ERROR" in line.severity), "no reason given")
-        raise MachineError(f"the engine cannot be opened here: {reason}")
+        raise MachineError(f"the engine cannot be opened here: {last_error(lines)}")
     inspector = opened.create_engine_inspector()
     return built_types(inspector.get_engine_information(library.trt.LayerInformationFormat.JSON))

@@ -7,13 +7,13 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from denseport.export.entrance.compare import TOLERANCE, Check
 from denseport.export.errors import ExportError
 from denseport.export.graph.model import PROTOBUF_LIMIT
 from denseport.export.graph.opset import lower_opset
@@ -23,21 +23,20 @@ from denseport.export.models.segmentor import Segmentor
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.errors import InputError
 
-__all__ = ["IR_VERSION", "OPSET", "TOLERANCE", "Check", "check_export", "check_versions", "export_onnx"]
+__all__ = [
+    "IR_VERSION",
+    "OPSET",
+    "TOLERANCE",
+    "Check",
+    "check_export",
+    "check_versions",
+    "export_onnx",
+    "quiet_exporter",
+]
 
 OPSET, IR_VERSION = 20, 10  # what is written unless older ones are asked for
 OLDEST_OPSET, OLDEST_IR_VERSION = 13, 7  # of ONNX 1.8: ONNX Runtime 1.7 and TensorRT 8.0 read them
 TRACED_OPSET = 18  # the oldest that torch writes; older graphs are made of it
-TOLERANCE = 1e-4  # on logits; float32's own noise on them is 2.5e-5
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison of ONNX Runtime with torch."""
-
-    shape: tuple[int, ...]  # of the input
-    max_difference: float  # of the logits, absolute
-    agreement: float  # share of logit pixels whose class is the same
 
 
 def check_versions(opset: int, ir_version: int) -> None:
@@ -75,7 +74,7 @@ def export_onnx(model: Segmentor, path: Path, opset: int = OPSET, ir_version: in
     example = torch.zeros(2, channels, 5 * patch + 3, 6 * patch + 7)
     dynamic = dict.fromkeys(DYNAMIC, torch.export.Dim.DYNAMIC)
     try:
-        with _quiet_exporter():
+        with quiet_exporter():
             traced = torch.export.export(model, (example,), dynamic_shapes={"image": dynamic}, strict=False)
             program = torch.onnx.export(
                 traced,
@@ -107,7 +106,7 @@ def _side(model: Segmentor) -> int:
 
 
 @contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Keep the exporter's notices to its own developers off the user's terminal."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -142,7 +141,8 @@ def check_export(
         found = session.run(image.numpy())
         if found.shape != want.shape:
             raise ExportError(f"for an input of {shape} ONNX Runtime gives {found.shape}, torch {want.shape}")
-        check = Check(shape, float(np.abs(found - want).max()), float((found.argmax(1) == want.argmax(1)).mean()))
+        same = float((found.argmax(1) == want.argmax(1)).mean())
+        check = Check(shape, float(np.abs(found - want).max()), same, found.shape)
         allowed = TOLERANCE * max(1.0, float(np.abs(want).max()))
         if not check.max_difference <= allowed:
             raise ExportError(

@@ -14,6 +14,7 @@ from denseport.export.models.segmentor import build
 from denseport.export.models.spec import spec_of
 from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.errors import InputError
 from denseport.runtime.system.text import count
 
 __all__ = ["TorchSession", "torch_baseline"]
@@ -54,8 +55,12 @@ def torch_baseline(manifest: Manifest, checkpoint: Path | None, threads: int | N
         threads: of the CPU, for this process; default: PyTorch's own choice.
 
     Raises:
+        InputError: an imported network, or a module of one's own.
         CheckpointError: the checkpoint cannot be read, or is of another network than the bundle's.
     """
+    if not manifest.spec:
+        what = f"{manifest.name} ({manifest.architecture}) is no network that Denseport builds: there is none in torch"
+        raise InputError(what, "Leave --baseline out.")
     if threads is not None:
         torch.set_num_threads(threads)
     spec = spec_of(manifest.spec)

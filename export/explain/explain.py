@@ -30,7 +30,7 @@ from denseport.export.entrance.torch_to_onnx import IR_VERSION, OPSET, TOLERANCE
 from denseport.export.errors import CheckpointError
 from denseport.export.explain.baseline import TorchSession
 from denseport.export.explain.explanation import Culprit, Explanation, Step
-from denseport.export.graph.divergence import difference, find_divergence
+from denseport.export.graph.compare.divergence import difference, find_divergence
 from denseport.export.models.presets import PRESETS
 from denseport.export.models.segmentor import Segmentor
 from denseport.export.models.spec import spec_of

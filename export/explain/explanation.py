@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from denseport.export.graph.divergence import Divergence
+from denseport.export.graph.compare.divergence import Divergence
 from denseport.runtime.evaluation.metrics import json_number
 
 __all__ = ["Culprit", "Explanation", "Step"]

@@ -27,7 +27,7 @@ def read_model(path: Path) -> ir.Model:
         model = ir.load(path)
         ir.external_data.load_to_model(model)
     except Exception as err:  # protobuf, onnx_ir and the file system each raise classes of their own
-        raise ExportError(f"{path}: cannot be read as an ONNX model: {err}", "Export the checkpoint again.") from err
+        raise ExportError(f"{path}: cannot be read as an ONNX model: {err}", "Export or import it again.") from err
     return model
 
 

@@ -191,7 +191,7 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as err:  # ONNX Runtime raises a class of its own for every status code
-        raise ExportError(f"ONNX Runtime cannot load {name}: {err}", "Export the checkpoint again.") from err
+        raise ExportError(f"ONNX Runtime cannot load {name}: {err}", "Export or import it again.") from err
 
 
 def _with_probes(graph: onnx.GraphProto, shapes: Iterable[str], largest: Iterable[str]) -> list[onnx.NodeProto]:

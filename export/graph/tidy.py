@@ -34,8 +34,11 @@ class TidyRecord:
     named: int  # nodes that stayed
 
 
-def tidy(model: ir.Model) -> TidyRecord:
+def tidy(model: ir.Model, *, any_size: bool = True) -> TidyRecord:
     """Fold constants, name nodes and tensors, drop the exporter's notes.
+
+    Args:
+        any_size: batch, height and width must be free, and get their names.
 
     Raises:
         ExportError: torch tied the batch, the height or the width to the example's.
@@ -45,7 +48,8 @@ def tidy(model: ir.Model) -> TidyRecord:
     onnxscript.optimizer.remove_unused_nodes(model)
     _name_nodes(model.graph)
     _name_tensors(model.graph)
-    _name_sizes(model.graph)
+    if any_size:
+        _name_sizes(model.graph)
     _drop_notes(model)
     model.producer_name = "denseport"
     after = model.graph.num_nodes()

@@ -12,8 +12,13 @@ TensorRT-RTX takes no plugins. (TensorRT reads the annotations below as types: n
 
 # mypy: disable-error-code="import-not-found,import-untyped,untyped-decorator"
 import tensorrt as trt
-import tensorrt.plugin as trtp
-from tensorrt.plugin import TensorDesc as Tensor
+
+try:
+    import tensorrt.plugin as trtp
+    from tensorrt.plugin import TensorDesc as Tensor
+except ModuleNotFoundError:  # before 10.14 pip's front-end hides what its bindings have
+    import tensorrt_bindings.plugin as trtp
+    from tensorrt_bindings.plugin import TensorDesc as Tensor
 
 from denseport.export.plugin import launch
 from denseport.export.plugin.compile import compile_ptx, single_kernel

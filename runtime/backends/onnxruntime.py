@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +14,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.artifact import ANY, FOR_CPU, FOR_TENSORRT
-from denseport.runtime.errors import BundleError, MachineError, is_out_of_memory
+from denseport.runtime.errors import BundleError, DenseportError, MachineError, is_out_of_memory
 from denseport.runtime.system.cpus import check_threads, usable_cpus
 from denseport.runtime.system.text import count
 
@@ -21,8 +24,16 @@ if TYPE_CHECKING:
 __all__ = ["INPUT", "OnnxRuntimeSession"]
 
 INPUT = "image"
+RTX = "NvTensorRTRTXExecutionProvider"  # which `rtx_provider` has, loaded only for it
 SLOTS = 2  # images at a time on the GPU: one in the network, one before or behind it
 OUTPUT_TYPES = ("tensor(float)", "tensor(int64)", "tensor(int32)", "tensor(uint8)", "tensor(uint16)")
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+# Products of FP32 that are FP32, not TF32's 10 bits; convolutions chosen by rule, not tried out for each new size.
+SETTINGS = {CUDA: {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}}
+CUDA_LIBRARIES = (
+    "pip install 'denseport[onnxruntime-gpu]' brings CUDA's libraries and cuDNN; NVIDIA's driver must be as new. For "
+    "the CPU: --provider CPUExecutionProvider"
+)
 FREE_MEMORY = "Give smaller images or batches, or free some memory."
 
 
@@ -33,10 +44,13 @@ class OnnxRuntimeSession(Session):
         path: the model; external data lies beside it.
         target: what the graph is made for (`denseport.runtime.bundle.artifact`).
         threads: for one inference; default: the CPUs this process may use.
-        providers: execution providers, best first; default: the CPU.
+        providers: execution providers, best first; default: the CPU. The first one must start: ONNX Runtime would go
+            on without it, and say so on standard error alone. NvTensorRTRTXExecutionProvider is a plugin
+            (`denseport.runtime.backends.rtx_provider`): what it cannot run goes to the CPU, whatever else is named.
+        provider_options: of the first provider, as ONNX Runtime names them, beside `SETTINGS`.
 
     Raises:
-        MachineError: ONNX Runtime, or a provider, is missing.
+        MachineError: ONNX Runtime, a provider, or a library that it needs, is missing.
         BundleError: ONNX Runtime cannot load the file.
     """
 
@@ -46,7 +60,8 @@ class OnnxRuntimeSession(Session):
         *,
         target: str = ANY,
         threads: int | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[str] = (CPU,),
+        provider_options: Mapping[str, str] | None = None,
     ) -> None:
         try:
             import onnxruntime
@@ -54,11 +69,12 @@ class OnnxRuntimeSession(Session):
             raise MachineError(
                 "ONNX Runtime is not installed", "pip install 'denseport[onnxruntime]' (or onnxruntime-gpu)"
             ) from err
-        missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
+        available = {*onnxruntime.get_available_providers(), RTX}
+        missing = [name for name in providers if name not in available]
         if missing:
-            available = ", ".join(onnxruntime.get_available_providers())
             raise MachineError(
-                f"this ONNX Runtime has no {', '.join(missing)}; it has {available}",
+                f"this ONNX Runtime has no {', '.join(missing)}; it has "
+                f"{', '.join(onnxruntime.get_available_providers())}",
                 "pip install 'denseport[onnxruntime-gpu]' on a machine with an NVIDIA GPU, or choose another provider.",
             )
         try:
@@ -77,22 +93,18 @@ class OnnxRuntimeSession(Session):
         if target == FOR_TENSORRT:
             # Its fusions would make integer operators of FP8, and mistake FP16 behind DequantizeLinear.
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        said = _load_cuda(onnxruntime, providers)
+        chosen = _chosen(options, providers, provider_options or {})
         try:
             # The fallback would go on with another provider, and print so.
-            self._session: Any = onnxruntime.InferenceSession(
-                path, options, providers=list(providers), enable_fallback=0
-            )
+            self._session: Any = onnxruntime.InferenceSession(path, options, **chosen, enable_fallback=0)
         except Exception as err:  # ONNX Runtime raises a class of its own for every status code
-            if is_out_of_memory(err):
-                raise MachineError(f"{path}: memory ran out when it was opened", FREE_MEMORY) from err
-            if "NOT_IMPLEMENTED" in str(err):
-                raise MachineError(
-                    f"{path}: ONNX Runtime's {providers[0]} lacks an operator of it: {err}",
-                    "Run another artifact, such as model.onnx, or this one where a GPU is.",
-                ) from err
-            raise BundleError(f"{path}: ONNX Runtime cannot load it: {err}", "Export the checkpoint again.") from err
+            raise _opening_error(path, providers[0], err) from err
         first = self._session.get_providers()[0]
-        self.on_gpu, self._on_cuda = first != "CPUExecutionProvider", first == "CUDAExecutionProvider"
+        if first != providers[0]:
+            remedy = CUDA_LIBRARIES if {CUDA, TENSORRT} & set(providers) else "Choose another provider."
+            raise MachineError(f"ONNX Runtime cannot start {providers[0]}, and would take {first}{said}", remedy)
+        self.on_gpu, self._on_cuda = first != CPU, first == CUDA
         self._path = path
         self._refuse_other_interfaces()
         threads = options.intra_op_num_threads
@@ -112,13 +124,13 @@ class OnnxRuntimeSession(Session):
                 raise MachineError(f"{self._path}: memory ran out on an input of {image.shape}", FREE_MEMORY) from err
             raise BundleError(
                 f"{self._path}: ONNX Runtime cannot run it on an input of {image.shape}: {err}",
-                "Give an image of another size, or export the checkpoint again.",
+                "Give an image of another size, or export or import it again.",
             ) from err
         rank = 4 if result.dtype.kind == "f" else 3
         if result.ndim != rank or len(result) != len(image) or not result.size:
             raise BundleError(
                 f"{self._path}: gave an array of {result.shape} {result.dtype} for an input of {image.shape}",
-                "Export the checkpoint again.",
+                "Export or import it again.",
             )
         return result
 
@@ -149,3 +161,40 @@ class OnnxRuntimeSession(Session):
     @property
     def description(self) -> str:
         return self._description
+
+
+def _chosen(options: Any, providers: Sequence[str], settings: Mapping[str, str]) -> dict[str, Any]:
+    """What a session is given beside its options: names, or nothing where the options hold devices."""
+    if RTX in providers:
+        from denseport.runtime.backends.rtx_provider import add_rtx_provider
+
+        add_rtx_provider(options, providers, settings)
+        return {}
+    each = [dict(SETTINGS.get(name, {})) for name in providers]
+    each[0] |= settings
+    return {"providers": list(providers), "provider_options": each}
+
+
+def _load_cuda(onnxruntime: Any, providers: Sequence[str]) -> str:
+    """Load CUDA's libraries from their wheels, where a provider needs them; returns which are missing, in words."""
+    if not {CUDA, TENSORRT} & set(providers):
+        return ""
+    said = io.StringIO()
+    with redirect_stdout(said):  # it prints what it does not find
+        onnxruntime.preload_dlls()
+    missing = re.findall(r"Failed to load (\S+):", said.getvalue())
+    return f"; not found: {', '.join(missing)}" if missing else ""
+
+
+def _opening_error(path: Path, provider: str, err: Exception) -> DenseportError:
+    if is_out_of_memory(err):
+        return MachineError(f"{path}: memory ran out when it was opened", FREE_MEMORY)
+    if "NOT_IMPLEMENTED" in str(err):
+        return MachineError(
+            f"{path}: ONNX Runtime's {provider} lacks an operator of it: {err}",
+            "Run another artifact, such as model.onnx, or this one where a GPU is.",
+        )
+    if "install TensorRT libraries" in str(err):  # its only words for that
+        remedy = "Install TensorRT beside it (pip install tensorrt), or choose --provider CUDAExecutionProvider."
+        return MachineError(f"ONNX Runtime cannot start {provider}: TensorRT's libraries are missing", remedy)
+    return BundleError(f"{path}: ONNX Runtime cannot load it: {err}", "Export or import it again.")

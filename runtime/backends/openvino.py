@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from denseport.runtime.backends.pool import Pool
 from denseport.runtime.backends.session import Session
 from denseport.runtime.errors import BundleError, MachineError, OutputError, is_out_of_memory
-from denseport.runtime.system.cpus import check_threads, has_bf16, usable_cpus
+from denseport.runtime.system.cpus import check_threads, has_bf16, has_vnni, usable_cpus
 from denseport.runtime.system.files import cache_folder, sha256_of, write_atomic
 from denseport.runtime.system.text import count
 
-__all__ = ["NO_BF16", "OLDEST", "OpenVinoSession", "why_no_openvino"]
+__all__ = ["NO_BF16", "NO_VNNI", "OLDEST", "OpenVinoSession", "why_no_openvino"]
 
 OLDEST = (2025, 0)  # the first release that was tested
 NO_BF16 = "this processor has no BF16 arithmetic (avx512_bf16 or amx_bf16; bf16 on ARM)"
+NO_VNNI = "this processor has no VNNI (avx512_vnni or avx_vnni; asimddp on ARM): OpenVINO's INT8 sums saturate there"
 INSTALL = "pip install 'denseport[openvino]'"
 TYPES = {"fp32": "f32", "bf16": "bf16"}  # a precision as OpenVINO calls it
 INPUT = "image"
@@ -49,21 +50,30 @@ class OpenVinoSession(Session):
     Args:
         path: the model; external data lies beside it.
         precision: what its floats compute in: "fp32", or "bf16" with sums in FP32.
+        quantized: it holds INT8 layers; computed in integers, as its QuantizeLinear and DequantizeLinear say.
         threads: for one inference; default: the CPUs this process may use.
         digests: hashes of the model's files, under which the compiled model is kept in Denseport's cache; none: it is
             compiled anew.
 
     Raises:
-        MachineError: OpenVINO is missing or too old, the processor has no BF16, or memory ran out.
+        MachineError: OpenVINO is missing or too old, the processor has no BF16 or no VNNI, or memory ran out.
         BundleError: OpenVINO cannot load the file.
     """
 
     def __init__(
-        self, path: Path, *, precision: str = "fp32", threads: int | None = None, digests: Sequence[str] = ()
+        self,
+        path: Path,
+        *,
+        precision: str = "fp32",
+        quantized: bool = False,
+        threads: int | None = None,
+        digests: Sequence[str] = (),
     ) -> None:
         openvino = _library()
         if precision == "bf16" and not has_bf16():
             raise MachineError(f"{path}: computes in BF16, and {NO_BF16}", "Run model.onnx, which is FP32.")
+        if quantized and not has_vnni():
+            raise MachineError(f"{path}: computes in INT8, and {NO_VNNI}", "Run int8.cpu.onnx, which cannot saturate.")
         threads = check_threads(threads) or usable_cpus()
         config = {
             "INFERENCE_PRECISION_HINT": TYPES[precision],  # its own default is BF16 wherever there is such arithmetic
@@ -71,6 +81,8 @@ class OpenVinoSession(Session):
             "NUM_STREAMS": 1,  # all threads for one image
             "ENABLE_HYPER_THREADING": True,  # as many threads as asked for, be they two of one core
             "ENABLE_CPU_PINNING": False,  # which binds several processes to the same processors
+            # Its default quantizes float activations on the way to a linear layer whose weight is stored in INT8.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
         self._path, version = path, openvino.__version__.split("-")[0]
         key = hashlib.sha256("\n".join([*digests, str(path.absolute()), version, str(config)]).encode(errors="replace"))
@@ -93,7 +105,9 @@ class OpenVinoSession(Session):
         if folder is not None:
             _sign(folder)
         self._requests = Pool(lambda _: _Request(compiled), REQUESTS)
-        self._description = f"OpenVINO {version}, CPU, {precision.upper()}, {count(threads, 'thread')}"
+        self._description = (
+            f"OpenVINO {version}, CPU, {'INT8 and ' * quantized}{precision.upper()}, {count(threads, 'thread')}"
+        )
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, C, h, w) of a normalised image batch (N, 3, H, W), both float32.
@@ -115,7 +129,7 @@ class OpenVinoSession(Session):
         if result.ndim != 4 or len(result) != len(image) or not result.size:
             raise BundleError(
                 f"{self._path}: gave an array of {result.shape} {result.dtype} for an input of {image.shape}",
-                "Export the checkpoint again.",
+                "Export or import it again.",
             )
         return result
 

@@ -6,8 +6,8 @@ An engine is native code: give this module only files whose hash `Bundle.verifie
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable
-from contextlib import ExitStack
+import time
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,18 +16,21 @@ from numpy.typing import NDArray
 
 from denseport.runtime.backends.cuda.buffers import Buffers
 from denseport.runtime.backends.cuda.device import DeviceNetwork
-from denseport.runtime.backends.cuda.driver import Cuda, Graph, Stream, open_cuda
-from denseport.runtime.backends.cuda.zero_copy import DeviceArray, View, view_of
+from denseport.runtime.backends.cuda.driver import Cuda, Stream, open_cuda
+from denseport.runtime.backends.cuda.replay import Replay
+from denseport.runtime.backends.cuda.zero_copy import CUDA, DeviceArray, View, view_of
 from denseport.runtime.backends.pool import Pool
 from denseport.runtime.backends.session import Session
-from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_library
+from denseport.runtime.backends.tensorrt_engine import REBUILD, Engine, last_error
+from denseport.runtime.backends.tensorrt_library import Library, load_library
 from denseport.runtime.bundle.engine_record import TITLES, BuildRecord, Profile, find_profile, mismatch
 from denseport.runtime.errors import BundleError, InputError, MachineError
 
 __all__ = ["TensorRTSession", "check_record", "why_not"]
 
 ACTIVATIONS = "activations"  # beside the tensors' names in a slot's buffers
-REBUILD = "Run: denseport build BUNDLE --engine {flavour}"
+ALIGNMENT = 256  # bytes, of every tensor's address
+COMPILING = 10.0  # seconds that closing waits at most for kernels that are being compiled
 
 
 def check_record(record: BuildRecord, library: Library, cuda: Cuda) -> None:
@@ -87,8 +90,8 @@ class TensorRTSession(Session):
         check_record(record, self._library, self._cuda)
         self._graphs = cuda_graphs
         with self._cuda.current():
-            self._engine = _deserialise(self._library, path, record)
-        self.profiles = _profiles(self._engine, self._library.trt)
+            self._engine = Engine(self._library, path, record)
+        self.profiles = _profiles(self._engine.trt, self._library.trt)
         self._contexts = contexts
         self._pool: Pool[_Slot] = Pool(self._slot, contexts)
 
@@ -118,7 +121,9 @@ class TensorRTSession(Session):
         """As `run`, on memory that is on the GPU already, without copies.
 
         Args:
-            image: has ``__cuda_array_interface__`` or ``__dlpack__`` (a torch or cupy array, …); contiguous.
+            image: has ``__dlpack__`` or ``__cuda_array_interface__`` (a torch or cupy array, …); contiguous. Work that
+                its library has queued on it, on torch's current stream say, is waited for. Where its address is no
+                multiple of 256, as a slice's may be, it is copied.
             out: likewise, to be written; default: a new `DeviceArray`.
 
         Returns:
@@ -127,10 +132,8 @@ class TensorRTSession(Session):
         Raises:
             InputError: another size, type or memory layout than the engine's.
         """
-        source = view_of(image)
-        profile = find_profile(self.profiles, source.shape)
         with self._cuda.current(), self._pool.take(None) as slot:
-            return slot.run_device(source, out, profile)
+            return slot.run_device(image, out)
 
     def device_network(self) -> DeviceNetwork:
         """The engine, for tensors that are on the GPU; close its slots before the session.
@@ -146,32 +149,13 @@ class TensorRTSession(Session):
         """Give back contexts, streams and memory; the session cannot be used again."""
         with self._cuda.current():
             self._pool.close()
-            self._engine = None
+            self._engine.close()
 
     def __enter__(self) -> TensorRTSession:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _deserialise(library: Library, path: Path, record: BuildRecord) -> Any:
-    runtime = library.trt.Runtime(library.logger)
-    if record.version_compatible:
-        runtime.engine_host_code_allowed = True  # the engine brings the lean runtime of its own release
-    with library.log.collect() as lines:
-        engine = runtime.deserialize_cuda_engine(path.read_bytes())
-    if engine is None:
-        raise BundleError(
-            f"{path}: {TITLES[library.flavour]} {library.version} cannot open it: {_last_error(lines)}",
-            REBUILD.format(flavour=record.flavour),
-        )
-    return engine
-
-
-def _last_error(lines: Iterable[LogLine]) -> str:
-    errors = [line.text for line in lines if "ERROR" in line.severity]
-    return errors[-1] if errors else "it gave no reason"
 
 
 def _tensor_names(engine: Any, trt: Any) -> tuple[str, str]:
@@ -197,27 +181,18 @@ class _Slot:
     """One execution context with its stream and its buffers, which grow and are used again."""
 
     def __init__(
-        self, engine: Any, library: Library, cuda: Cuda, profiles: tuple[Profile, ...], *, graphs: bool
+        self, engine: Engine, library: Library, cuda: Cuda, profiles: tuple[Profile, ...], *, graphs: bool
     ) -> None:
-        self._library, self._cuda, self._profiles, self._graphs = library, cuda, profiles, graphs
-        self._input, self._output = _tensor_names(engine, library.trt)
-        types = (library.trt.nptype(engine.get_tensor_dtype(name)) for name in (self._input, self._output))
+        self._library, self._cuda, self._profiles = library, cuda, profiles
+        self._input, self._output = _tensor_names(engine.trt, library.trt)
+        types = (library.trt.nptype(engine.trt.get_tensor_dtype(name)) for name in (self._input, self._output))
         self._types = tuple(map(np.dtype, types))
-        # Without memory of its own: a context would take what the largest shape of all profiles needs.
-        strategy = library.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        with library.log.collect() as lines:
-            self._context: Any = engine.create_execution_context(strategy)
-        if self._context is None:
-            raise MachineError(
-                f"no execution context: {_last_error(lines)}",
-                "Use fewer contexts, close other programs on the GPU, or build for smaller sizes.",
-            )
+        self._context: Any = engine.new_context()
         self._profile = 0  # a new context's
         self._shape: tuple[int, ...] | None = None  # that the activations' memory is for
-        self._graph: Graph | None = None
         self._buffers = Buffers(cuda)
-        self._stack = ExitStack()
-        self.stream: Stream = self._stack.enter_context(cuda.stream())
+        self.stream: Stream = cuda.stream()
+        self._replay = Replay(cuda, self.stream, graphs=graphs)
 
     def infer(self, image: View) -> View:
         """As `denseport.runtime.backends.cuda.device.ExecutionSlot.infer`."""
@@ -225,8 +200,9 @@ class _Slot:
         self._accept(image.shape, find_profile(self._profiles, image.shape))
         shape = self._output_shape()
         address = self._buffers.device(self._output, math.prod(shape) * self._types[1].itemsize)
-        self._execute({self._input: image.address, self._output: address})
-        return View(address, shape, self._types[1], None, self)
+        result = View(address, shape, self._types[1], None, self)
+        self._queue(image, result)
+        return result
 
     def run(self, image: NDArray[Any], profile: int) -> NDArray[Any]:
         self._accept(image.shape, profile)
@@ -242,14 +218,7 @@ class _Slot:
             self._cuda.copy_to_host(target, addresses[self._output], self.stream)
 
         np.copyto(source, image, casting="same_kind")
-        if self._graph is not None:
-            self._graph.launch()
-        else:
-            work()
-        self._cuda.synchronize(self.stream)
-        if self._graphs and self._graph is None and self.capturable():
-            # The first run of a size prepares the context, which may not happen while its work is recorded.
-            self._graph = self._stack.enter_context(self._cuda.capture(self.stream, work))
+        self._replay.run(work, self.capturable)
         return target.copy()
 
     def capturable(self) -> bool:
@@ -257,18 +226,38 @@ class _Slot:
         ask = getattr(self._context, "is_stream_capturable", None)
         return ask is None or bool(ask(self.stream.handle))
 
-    def run_device(self, source: View, out: Any, profile: int) -> DeviceArray | Any:
+    def run_device(self, image: Any, out: Any) -> DeviceArray | Any:
+        source = self._view(image)
+        profile = find_profile(self._profiles, source.shape)
         self._check("the image", source, source.shape, self._types[0])
         self._accept(source.shape, profile)
         shape = self._output_shape()
         out = self._new_array(shape) if out is None else out
-        target = view_of(out)
+        target = self._view(out)
         self._check("out", target, shape, self._types[1])
-        if not {source.stream, target.stream} <= {None, 1}:  # our stream is ordered with 1, the legacy default stream
-            self._cuda.synchronize()
-        self._execute({self._input: source.address, self._output: target.address})
+        self._queue(source, target)
         self._cuda.synchronize(self.stream)
         return out
+
+    def _view(self, array: Any) -> View:
+        """Memory of another library that this slot's stream may use."""
+        view = view_of(array, self.stream.handle, device=(CUDA, self._cuda.device.index))
+        if view.stream is not None:
+            self._cuda.wait_for(self.stream, view.stream)
+        return view
+
+    def _queue(self, source: View, target: View) -> None:
+        """Queue the network, with copies where an address is not aligned."""
+        image, result = self._aligned(self._input, source), self._aligned(self._output, target)
+        if image != source.address:
+            self._cuda.copy(image, source.address, source.nbytes, self.stream)
+        self._execute({self._input: image, self._output: result})
+        if result != target.address:
+            self._cuda.copy(target.address, result, target.nbytes, self.stream)
+
+    def _aligned(self, name: str, view: View) -> int:
+        """The view's address, or where that is not aligned one in a buffer as large."""
+        return self._buffers.device(name, view.nbytes) if view.address % ALIGNMENT else view.address
 
     def _new_array(self, shape: tuple[int, ...]) -> DeviceArray:
         memory, cuda = self._cuda.allocate(math.prod(shape) * self._types[1].itemsize), self._cuda
@@ -277,7 +266,7 @@ class _Slot:
             with cuda.current():
                 memory.close()
 
-        return DeviceArray(memory.address, shape, self._types[1], release)
+        return DeviceArray(memory.address, shape, self._types[1], release, device=(CUDA, cuda.device.index))
 
     def _check(self, what: str, view: View, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         if view.shape != shape or view.dtype != dtype:
@@ -287,8 +276,7 @@ class _Slot:
         if (profile, shape) == (self._profile, self._shape):
             return  # nothing is set while a graph is recorded
         if profile != self._profile:
-            if not self._context.set_optimization_profile_async(profile, self.stream.handle):
-                raise MachineError(f"TensorRT refused optimization profile {profile}", "Free memory on the GPU.")
+            self._switch(profile)
             self._profile, self._shape = profile, None
         if not self._context.set_input_shape(self._input, shape):
             raise InputError(
@@ -298,6 +286,16 @@ class _Slot:
             needed = self._context.update_device_memory_size_for_shapes()
             self._context.set_device_memory(self._buffers.device(ACTIVATIONS, max(needed, 1)), needed)
             self._shape = shape
+
+    def _switch(self, profile: int) -> None:
+        with self._library.log.collect() as lines:
+            try:
+                done = self._context.set_optimization_profile_async(profile, self.stream.handle)
+            except RuntimeError:  # the binding's answer to a failure; it never returns False
+                done = False
+        if not done:
+            what = f"TensorRT refused optimization profile {profile}: {last_error(lines)}"
+            raise MachineError(what, "Free memory on the GPU.")
 
     def _output_shape(self) -> tuple[int, ...]:
         shape = tuple(self._context.get_tensor_shape(self._output))
@@ -309,17 +307,25 @@ class _Slot:
         return shape
 
     def _execute(self, addresses: dict[str, int]) -> None:
-        for name, address in addresses.items():
-            self._context.set_tensor_address(name, address)
         with self._library.log.collect() as lines:
-            done = self._context.execute_async_v3(self.stream.handle)
+            done = all(self._context.set_tensor_address(name, address) for name, address in addresses.items())
+            done = done and self._context.execute_async_v3(self.stream.handle)
         if not done:
             raise MachineError(
-                f"TensorRT could not run the engine: {_last_error(lines)}",
+                f"TensorRT could not run the engine: {last_error(lines)}",
                 "Free memory on the GPU; if that is not it, build the engine again on this machine.",
             )
 
     def close(self) -> None:
+        self._replay.close()
+        if self._shape is not None:
+            self._wait_for_compiler()
         self._context = None  # before the stream that it may still use
         self._buffers.close()
-        self._stack.close()
+        self.stream.close()
+
+    def _wait_for_compiler(self) -> None:
+        """A thread of TensorRT-RTX that compiles logs through Python, whose lock the context's end holds."""
+        limit = time.monotonic() + COMPILING
+        while not self.capturable() and time.monotonic() < limit:
+            time.sleep(0.02)

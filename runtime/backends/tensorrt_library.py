@@ -19,9 +19,9 @@ from typing import Any
 from denseport.runtime.errors import MachineError
 from denseport.runtime.system.machine import install_command
 
-__all__ = ["Library", "LogBook", "LogLine", "load_library"]
+__all__ = ["Library", "LogBook", "LogLine", "load_library", "release"]
 
-OLDEST = {"tensorrt": (10, 9), "tensorrt_rtx": (1, 0)}
+OLDEST = {"tensorrt": (10, 9), "tensorrt_rtx": (1, 2)}
 INSTALL = {
     "tensorrt": f"{install_command('tensorrt')} (TensorRT from NVIDIA; it needs an NVIDIA GPU)",
     "tensorrt_rtx": install_command("tensorrt-rtx"),
@@ -103,13 +103,19 @@ def load_library(flavour: str) -> Library:
         what = "is not installed" if missing else f"cannot be loaded: {err}"
         raise MachineError(f"the package {flavour} {what}", INSTALL[flavour]) from err
     oldest = OLDEST[flavour]
-    if tuple(int(part) for part in trt.__version__.split(".")[:2]) < oldest:
+    if release(trt.__version__) < oldest:
         raise MachineError(
             f"{flavour} {trt.__version__} is too old: Denseport needs {oldest[0]}.{oldest[1]} or newer",
             INSTALL[flavour],
         )
     book = LogBook()
     return Library(flavour, trt, trt.__version__, _cuda_of(flavour), _logger(trt, book), book)
+
+
+def release(version: str) -> tuple[int, int]:
+    """Major and minor number of a version: "11.4.0.106" to (11, 4)."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
 
 
 def _logger(trt: Any, book: LogBook) -> Any:

@@ -79,6 +79,8 @@ def judge_audited(
 ) -> dict[str, MachineVerdict]:
     """Time artifacts, whose audits passed, in turns with FP32 on ONNX Runtime, and keep the verdicts in their records.
 
+    One that is made of a graph over its calibration's budget is over it too.
+
     Args:
         names: artifacts for a CPU, with an audit in their records.
         images: normalised (1, 3, H, W).
@@ -93,7 +95,9 @@ def judge_audited(
     for name in names:
         ratio, artifact = speed_ratio(times[source], times[name]), bundle.artifact(name)
         speed = f"{ratio:.2f} times as fast as {source} on ONNX Runtime"
-        accepted = ratio >= FASTER
+        within = _within_budget(bundle, artifact.made_of)
+        accepted = ratio >= FASTER and within
+        reason = f"{speed}, and passed its audit" if accepted else f"{speed}; made for {MADE_FOR[artifact.target]}"
         verdicts[name] = MachineVerdict(
             **where,
             session=descriptions[name],
@@ -103,9 +107,16 @@ def judge_audited(
             miou=None,
             fp32_miou=None,
             labelled=0,
-            within_budget=True,
+            within_budget=within,
             accepted=accepted,
-            reason=f"{speed}, and passed its audit" if accepted else f"{speed}; made for {MADE_FOR[artifact.target]}",
+            reason=reason if within else f"{artifact.made_of}, of which it is made, is over its budget",
         )
         bundle.note(name, {"verdict": asdict(verdicts[name])})
     return verdicts
+
+
+def _within_budget(bundle: Bundle, made_of: str | None) -> bool:
+    """What a calibration found of the graph that an artifact is made of; what it has not judged has no budget."""
+    graph = bundle.manifest.artifacts.get(made_of or "")
+    verdict = None if graph is None else MachineVerdict.of(graph, str(made_of))
+    return verdict is None or verdict.within_budget

@@ -168,7 +168,8 @@ def run_bench(
     for size in plan.batches:
         progress.say(f"batches of {size}")
         batch = np.repeat(tensor, size, axis=0)
-        batches[size] = _latencies({each.artifact: partial(each.session.run, batch) for each in segmenters}, plan)
+        fitting = [each for each in segmenters if _takes(each, batch, progress)]
+        batches[size] = _latencies({each.artifact: partial(each.session.run, batch) for each in fitting}, plan)
     return [
         Result(
             each.artifact,
@@ -176,10 +177,23 @@ def run_bench(
             sessions[each.artifact],
             wholes[each.artifact],
             {callers: rates[each.artifact] for callers, rates in throughput.items()},
-            {size: 1000 * size / latencies[each.artifact].median for size, latencies in batches.items()},
+            {
+                size: 1000 * size / found[each.artifact].median
+                for size, found in batches.items()
+                if each.artifact in found
+            },
         )
         for each in segmenters
     ]
+
+
+def _takes(segmenter: Segmenter, batch: NDArray[np.float32], progress: Progress) -> bool:
+    """Whether a network and its session take a batch; says so where they do not."""
+    limits = segmenter.session.largest_batch(*batch.shape[2:]), segmenter.manifest.input.shape[0]
+    most = min(filter(None, limits), default=len(batch))
+    if len(batch) > most:
+        progress.say(f"not measured: {segmenter.artifact} takes batches of {most} at most")
+    return len(batch) <= most
 
 
 def expected_seconds(plan: Plan, sessions: Sequence[float], wholes: Sequence[float]) -> float:

@@ -37,14 +37,14 @@ MADE_FOR = {
 class Proof:
     """A comparison of an artifact with something that is trusted."""
 
-    against: str  # "torch": the checkpoint's network; "fp32": the bundle's source; "labels": of images
+    against: str  # "torch": the network; "onnx": the imported file; "fp32": the bundle's source; "labels": of images
     arithmetic: str  # what its floats computed in: one of FLOATS
     machine: str  # the processor or GPU; "emulated": a CPU that rounded as that arithmetic does
     date: str  # ISO 8601
     figures: str  # the record's entry that has them
 
     def __post_init__(self) -> None:
-        _one_of("against", self.against, ("torch", "fp32", "labels"))
+        _one_of("against", self.against, ("torch", "onnx", "fp32", "labels"))
         _one_of("arithmetic", self.arithmetic, FLOATS)
         datetime.fromisoformat(self.date)  # its ValueError names the text
 

@@ -29,7 +29,7 @@ __all__ = ["MANIFEST", "Bundle", "has_manifest", "new_bundle"]
 MANIFEST = "manifest.json"
 LOCK = ".denseport-lock"  # there while a process writes the bundle; no file of any artifact
 MAKE_ONE = "Make one: denseport export CHECKPOINT -o BUNDLE"
-EXPORT_AGAIN = "Export the checkpoint again."
+EXPORT_AGAIN = "Export or import it again."
 LARGEST_MANIFEST = 64 << 20  # bytes; the largest seen has 0.3 MB
 PREFIX = ".denseport-old-"  # of the folder that holds a bundle while another takes its place
 
@@ -99,7 +99,7 @@ class Bundle:
         if unlisted:
             raise BundleError(
                 f"{model}: has weights in {unlisted[0]!r}, which the manifest does not list for it",
-                "Do not run this bundle unless you know why; export the checkpoint again.",
+                "Do not run this bundle unless you know why; export or import it again.",
             )
 
     def _verify_file(self, name: str, digest: str) -> None:
@@ -118,6 +118,7 @@ class Bundle:
     def add(self, name: str, artifact: Artifact, files: Iterable[Path] = ()) -> None:
         """Move an artifact's files into the folder and enter it into the manifest; one of that name is replaced.
 
+        The artifacts of `outdated_by` go with the one that is replaced.
         Other processes may write the same bundle, and this one may be killed: the manifest names only whole files.
 
         Args:
@@ -129,12 +130,22 @@ class Bundle:
         """
         files = tuple(files)
         with self._locked():
+            lost = {name, *self.outdated_by(artifact)}
             if files:
-                self._write({key: value for key, value in self.manifest.artifacts.items() if key != name})
+                self._write({key: value for key, value in self.manifest.artifacts.items() if key not in lost})
             for file in files:
                 with writing(self.path / file.name):
                     file.replace(self.path / file.name)
             self._write({**self.manifest.artifacts, name: artifact})
+
+    def outdated_by(self, artifact: Artifact) -> list[str]:
+        """Names of the artifacts with a file that has the name, and not the content, of one of ``artifact``'s.
+
+        Those for OpenVINO share another artifact's file.
+        """
+        new = artifact.files.items()
+        others = self.manifest.artifacts.items()
+        return [name for name, a in others if any(a.files.get(file, digest) != digest for file, digest in new)]
 
     def note(self, name: str, record: Mapping[str, Any], proof: Proof | None = None) -> None:
         """Add to the record of an artifact what was found out about it, such as its accuracy.
@@ -191,6 +202,8 @@ def _no_folder(path: Path) -> BundleError:
         remedy = f"Give the bundle's folder: {path.parent}"
     elif path.suffix in (".pth", ".safetensors"):
         remedy = f"Export it first: denseport export {path} -o BUNDLE"
+    elif path.suffix == ".onnx":
+        remedy = f"Import it first: denseport import {path} -o BUNDLE"
     return BundleError(f"{path}: not a bundle: a file", remedy)
 
 

@@ -16,7 +16,7 @@ from denseport.runtime.errors import BundleError
 __all__ = ["decode_dataclass", "reading_record"]
 
 LARGEST_INTEGER = 2**63 - 1  # JSON knows no limit; arrays and floats do
-EXPORT_AGAIN = "Export the checkpoint again."
+EXPORT_AGAIN = "Export or import it again."
 
 T = TypeVar("T")
 

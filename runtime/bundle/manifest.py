@@ -65,6 +65,7 @@ class NetworkInput:
 
     name: str = "image"
     shape: tuple[int | None, int, int | None, int | None] = (None, 3, None, None)  # N, channels, H, W; None: any
+    divisor: int = 1  # of H and W: other sizes are not taken
 
     def __post_init__(self) -> None:
         if self.name != "image" or self.shape[1] not in (1, 3):  # what sessions hand over
@@ -73,6 +74,8 @@ class NetworkInput:
             )
         if any(size is not None and not 1 <= size <= LARGEST_SIDE for size in self.shape):
             raise ValueError(f"shape {self.shape} has a size that is not in 1..{LARGEST_SIDE}")
+        if not 1 <= self.divisor <= LARGEST_SIDE:
+            raise ValueError(f"divisor {self.divisor} is not in 1..{LARGEST_SIDE}")
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Manifest:
     """Everything that a deployment needs to know about a model."""
 
     name: str
-    architecture: str  # "DPT" or "UPerNet"
+    architecture: str  # "DPT", "UPerNet", …; "imported ONNX"
     parameters: int
     patch_size: int  # pixels; a network input has at least one patch
     stride: int  # input pixels per logit
@@ -98,6 +101,9 @@ class Manifest:
     augmentation: Augmentation | None = None  # of the checkpoint's own test; None: an image is seen once
     align_corners: bool = False  # the logits are resized to the image with their corners on its corners
     threshold: float | None = None  # two classes of one output: the probability above which a pixel is of the second
+    scores: bool = (
+        True  # a softmax over the logits gives the network's probabilities; False: the largest counts, no more
+    )
     label_map: dict[str, int] = field(default_factory=dict)  # a label in the masks, 0 dropped, to its class
     ignore_index: int = 255  # the label that is not counted, once mapped
     artifacts: dict[str, Artifact] = field(default_factory=dict)
@@ -154,7 +160,7 @@ class Manifest:
         ]
         if len(found) > 1:
             what = f"the bundle has several {precision} graphs: {', '.join(found)}"
-            raise BundleError(what, "Export the checkpoint again, and build one.")
+            raise BundleError(what, "Export or import it again, and build one.")
         return found[0] if found else None
 
     def to_json(self) -> str:
@@ -172,16 +178,16 @@ class Manifest:
             data = json.loads(text)
             json.dumps(data, ensure_ascii=False).encode()  # lone surrogates could be written nowhere
         except (ValueError, RecursionError) as err:
-            raise BundleError(f"{where}: not JSON: {err}", "Export the checkpoint again.") from err
+            raise BundleError(f"{where}: not JSON: {err}", "Export or import it again.") from err
         version = data.get("format_version") if isinstance(data, dict) else None
         if version != FORMAT_VERSION:
             raise BundleError(
                 f"{where}: format version {version!r}; this Denseport reads version {FORMAT_VERSION}",
-                "Export the checkpoint again, or use the Denseport that wrote the bundle.",
+                "Export or import it again, or use the Denseport that wrote the bundle.",
             )
         manifest = decode_dataclass(cls, data, where, "manifest")
         a = manifest.artifacts.get(manifest.source)
         if a is None or (a.kind, a.precision, a.output, a.made_of) != ("onnx", "fp32", "logits", None):
             what = "is no artifact of kind onnx and precision fp32 that gives logits and is made of no other"
-            raise BundleError(f"{where}: manifest.source: {manifest.source!r} {what}", "Export the checkpoint again.")
+            raise BundleError(f"{where}: manifest.source: {manifest.source!r} {what}", "Export or import it again.")
         return manifest

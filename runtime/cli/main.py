@@ -25,7 +25,20 @@ __all__ = ["main"]
 GROUP = "denseport.commands"
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as other programs; never 0, lest a failed gate pass for a success
 # As people meet them; commands from elsewhere follow.
-ORDER = ("models", "export", "inspect", "run", "eval", "bench", "calibrate", "build", "triton", "serve", "doctor")
+ORDER = (
+    "models",
+    "export",
+    "import",
+    "inspect",
+    "run",
+    "eval",
+    "bench",
+    "calibrate",
+    "build",
+    "triton",
+    "serve",
+    "doctor",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,7 +109,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="denseport", description="mmsegmentation checkpoints to proven ONNX and TensorRT deployments.")
+    parser = Parser(prog="denseport", description="Segmentation networks to proven ONNX and TensorRT deployments.")
     parser.add_argument("--version", action="version", version=f"denseport {version('denseport')}")
     parser.set_defaults(command=None, parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")

@@ -105,7 +105,7 @@ class Task:
         artifact = self.segmenter.bundle.artifact(self.segmenter.artifact)
         facts = [
             artifact.files,
-            [artifact.precision, artifact.target],  # artifacts for OpenVINO share the source's file
+            [artifact.precision, artifact.float_precision, artifact.target],  # artifacts for OpenVINO share files
             repr(self.segmenter.protocol),
             self.fp32 is not None,
             self.dataset.reduce_zero_label,

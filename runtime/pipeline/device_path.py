@@ -1,25 +1,25 @@
 """Images on the GPU from the first byte to the last: uploaded as they are, downloaded as masks.
 
 An image's bytes go up once, from pinned memory; one kernel resizes, normalises and transposes them into the network's
-input; another resizes the logits as `denseport.runtime.pipeline.resample` does and keeps only each pixel's class; one
-byte a pixel (two for more than 256 classes) comes back. Every buffer is used again: nothing is allocated once the
-largest image was seen.
+input; another resizes the logits as `denseport.runtime.pipeline.resample` does and keeps only each pixel's class, and a
+third looks for logits that are not finite; one byte a pixel (two for more than 256 classes) comes back. Every buffer is
+used again: nothing is allocated once the largest image was seen.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.backends.cuda.buffers import Buffers
 from denseport.runtime.backends.cuda.device import DeviceNetwork
-from denseport.runtime.backends.cuda.driver import Graph
 from denseport.runtime.backends.cuda.kernels.compile import image_ptx
-from denseport.runtime.backends.cuda.kernels.launch import LARGEST_SIDE, image_mask, resize_normalise
+from denseport.runtime.backends.cuda.kernels.launch import LARGEST_SIDE, image_mask, non_finite, resize_normalise
 from denseport.runtime.backends.cuda.module import Module
+from denseport.runtime.backends.cuda.replay import Replay
 from denseport.runtime.backends.cuda.zero_copy import View
 from denseport.runtime.backends.pool import Pool
 from denseport.runtime.backends.session import Session
@@ -28,7 +28,7 @@ from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import BundleError, MachineError
 from denseport.runtime.pipeline.preprocess import levels
 
-__all__ = ["DevicePath", "open_device_path"]
+__all__ = ["DevicePath", "Painted", "open_device_path"]
 
 Size = tuple[int, int]  # height, width
 Mask = NDArray[np.unsignedinteger[Any]]
@@ -49,6 +49,13 @@ def open_device_path(session: Session, protocol: Protocol, *, align_corners: boo
     if align_corners:
         raise MachineError("the logits are resized with aligned corners, which the GPU's kernel does not do")
     return DevicePath(session, session.device_network(), protocol.preprocess, image_ptx())
+
+
+class Painted(NamedTuple):
+    """What is known of the logits that a mask was made from."""
+
+    classes: int  # with more than the mask's type holds, the mask holds nonsense
+    finite: bool  # else too
 
 
 class DevicePath(Session):
@@ -76,16 +83,13 @@ class DevicePath(Session):
         """Whether the kernels' 32-bit coordinates suffice for an image and the size that the network sees."""
         return max(*image, *resized) <= LARGEST_SIDE
 
-    def paint(self, image: NDArray[np.uint8], resized: Size, mask: Mask) -> int:
+    def paint(self, image: NDArray[np.uint8], resized: Size, mask: Mask) -> Painted:
         """Segment an image.
 
         Args:
             image: (H, W, 3) uint8 BGR.
             resized: the size at which the network sees it.
             mask: (H, W) uint8 or uint16, is filled with classes.
-
-        Returns:
-            How many classes the network tells apart; with more than the mask's type holds, it holds nonsense.
 
         Raises:
             InputError: the network does not take this size.
@@ -121,45 +125,40 @@ class _Pipeline:
     """A slot of the network with the buffers before and behind it."""
 
     def __init__(self, network: DeviceNetwork, module: Module, preprocess: Preprocessing) -> None:
-        self._cuda, self._graphs, self._module, self._preprocess = network.cuda, network.graphs, module, preprocess
-        self._graph: Graph | None = None
+        self._cuda, self._module, self._preprocess = network.cuda, module, preprocess
         self._classes = 0  # of the last image
         with ExitStack() as stack:
             self._slot = network.new_slot()
             stack.callback(self._slot.close)
             self._buffers = Buffers(self._cuda)
             stack.callback(self._buffers.close)
-            self._levels = self._upload(levels(preprocess))
+            self._replay = Replay(self._cuda, self._slot.stream, graphs=network.graphs)
+            stack.callback(self._replay.close)
+            self._levels = self._upload("levels", levels(preprocess))
+            self._flag = self._upload("flag", np.zeros(1, np.int32))  # 1 once logits were not finite
             self._stack = stack.pop_all()
 
-    def _upload(self, table: NDArray[np.float32]) -> int:
-        source = self._buffers.host("levels", table.shape, np.float32)
-        np.copyto(source, table)
-        address = self._buffers.device("levels", source.nbytes)
+    def _upload(self, name: str, data: NDArray[Any]) -> int:
+        source = self._buffers.host(name, data.shape, data.dtype)
+        np.copyto(source, data)
+        address = self._buffers.device(name, source.nbytes)
         self._cuda.copy_to_device(address, source, self._slot.stream)
         self._cuda.synchronize(self._slot.stream)
         return address
 
-    def paint(self, image: NDArray[np.uint8], resized: Size, mask: Mask) -> int:
+    def paint(self, image: NDArray[np.uint8], resized: Size, mask: Mask) -> Painted:
         upload = self._buffers.host("image", image.shape, np.uint8)
         np.copyto(upload, image)
         target = self._buffers.host("mask", mask.shape, mask.dtype)
-
-        def work() -> None:
-            self._queue(upload, resized, target)
-
-        if self._graph is not None:
-            self._graph.launch()
-        else:
-            work()
-        self._cuda.synchronize(self._slot.stream)
-        if self._graphs and self._graph is None and self._slot.capturable():
-            # The first run of a shape takes the memory, which may not happen while work is recorded.
-            self._graph = self._stack.enter_context(self._cuda.capture(self._slot.stream, work))
+        flag = self._buffers.host("flag", (1,), np.int32)
+        self._replay.run(lambda: self._queue(upload, resized, target, flag), self._slot.capturable)
         np.copyto(mask, target)
-        return self._classes
+        finite = not flag[0]
+        if not finite:
+            self._upload("flag", np.zeros(1, np.int32))
+        return Painted(self._classes, finite)
 
-    def _queue(self, upload: NDArray[np.uint8], resized: Size, mask: Mask) -> None:
+    def _queue(self, upload: NDArray[np.uint8], resized: Size, mask: Mask, flag: NDArray[np.int32]) -> None:
         """Queue all the work on an image."""
         stream, buffers = self._slot.stream, self._buffers
         size = (upload.shape[0], upload.shape[1])
@@ -176,9 +175,12 @@ class _Pipeline:
                 "Choose an artifact that gives logits: denseport inspect shows their outputs.",
             )
         _, classes, height, width = logits.shape
-        plan = image_mask((classes, height, width), resized, size, logits.dtype, mask.dtype)
+        shape = (classes, height, width)
+        self._module.launch(non_finite(shape, logits.dtype), [logits.address], self._flag, stream.handle)
+        plan = image_mask(shape, resized, size, logits.dtype, mask.dtype)
         self._module.launch(plan, [logits.address], result, stream.handle)
         self._cuda.copy_to_host(mask, result, stream)
+        self._cuda.copy_to_host(flag, self._flag, stream)
         self._classes = classes
 
     def close(self) -> None:

@@ -102,7 +102,7 @@ class Pipeline:
             ImageError: a file that cannot be read, an array that is not an image, or one too narrow for a patch.
             InputError: a region that does not lie inside the image, or more classes requested than there are.
         """
-        requested.check(len(self.manifest.classes))
+        requested.check(len(self.manifest.classes), self.manifest.scores)
         begin = decoded = time.perf_counter()
         with reading(image) if isinstance(image, str | Path) else nullcontext():
             if not isinstance(image, np.ndarray):
@@ -178,7 +178,9 @@ class Pipeline:
         job.canvas = Canvas((len(self.manifest.classes), *job.size), job.requested, self.decision)
         with self.session.in_use():
             found = self.device.paint(job.image, job.views[0].size, job.canvas.mask)
-        self._check_classes(found)
+        self._check_classes(found.classes)
+        if not found.finite:
+            raise self._not_finite()
 
     def _slide(self, job: Job) -> None:
         """Decide the windows of the one view one by one."""
@@ -222,7 +224,7 @@ class Pipeline:
         if found != named:
             raise BundleError(
                 f"{self.where}: {self.name} tells {found} classes apart, the manifest names {named}",
-                "Export the checkpoint again; a manifest is not to be edited by hand.",
+                "Export or import it again; a manifest is not to be edited by hand.",
             )
 
     def check_finite(self, views: list[list[LogitMap]]) -> None:
@@ -232,10 +234,13 @@ class Pipeline:
     def _check_finite(self, *logits: Logits) -> None:
         """A NaN wins every comparison or none: the mask would be whole, and wrong."""
         if not all(isfinite(part.max()) and isfinite(part.min()) for part in logits):  # a NaN is both
-            raise BundleError(
-                f"{self.where}: {self.name} gave logits that are not finite",
-                "Choose another artifact; denseport eval --explain says where they come from.",
-            )
+            raise self._not_finite()
+
+    def _not_finite(self) -> BundleError:
+        return BundleError(
+            f"{self.where}: {self.name} gave logits that are not finite",
+            "Choose another artifact; denseport eval --explain says where they come from.",
+        )
 
     def finish(self, job: Job) -> Segmentation:
         """Resample the logits to the image's own size and decide, tile by tile."""

@@ -25,9 +25,12 @@ class RequestedOutputs:
     scores: bool = False  # the probability of each pixel's class
     top_k: int = 0  # so many likeliest classes and their probabilities
 
-    def check(self, classes: int) -> None:
-        """Raises InputError for more classes than there are, or no number of them."""
+    def check(self, classes: int, has_scores: bool = True) -> None:
+        """Raises InputError for more classes than there are, no number of them, or scores where there are none."""
         whole("top_k", self.top_k, 0, classes)
+        if not has_scores and self != MASK_ONLY:
+            what = "the network tells the class of a pixel, not how likely it is: there are no scores"
+            raise InputError(what, "Ask for the mask alone.")
 
 
 MASK_ONLY = RequestedOutputs()

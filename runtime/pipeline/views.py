@@ -101,6 +101,12 @@ def protocol_views(size: Size, protocol: Protocol, patch_size: int) -> list[View
                 f"an image of {size[1]} x {size[0]} pixels reaches the network as {shape}; it takes {allowed}",
                 f"Give such a size: --protocol fixed:{allowed[3] or 'WIDTH'}x{allowed[2] or 'HEIGHT'}",
             )
+        if any(side % protocol.input.divisor for side in shape[2:]):
+            raise ImageError(
+                f"an image of {size[1]} x {size[0]} pixels reaches the network as {shape[3]} x {shape[2]}; it takes "
+                f"multiples of {protocol.input.divisor}",
+                "Give a protocol of such a size, or the bundle's own: --protocol reference.",
+            )
     return views
 
 

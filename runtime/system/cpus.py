@@ -15,7 +15,7 @@ from pathlib import Path
 
 from denseport.runtime.system.arguments import whole
 
-__all__ = ["MOST_THREADS", "arithmetic", "check_threads", "has_bf16", "usable_cpus"]
+__all__ = ["MOST_THREADS", "arithmetic", "check_threads", "has_bf16", "has_vnni", "usable_cpus"]
 
 MOST_THREADS = 1024  # libraries start them all at once, each with a stack: minutes, where there are few processors
 CPUINFO = Path("/proc/cpuinfo")
@@ -56,6 +56,11 @@ def arithmetic() -> tuple[str, ...]:
 def has_bf16() -> bool:
     """Whether the processor has arithmetic for BF16."""
     return "BF16" in arithmetic()
+
+
+def has_vnni() -> bool:
+    """Whether it sums products of 8-bit integers in 32 bits; else x86 adds pairs in 16, saturating."""
+    return not {"VNNI", "DOTPROD"}.isdisjoint(arithmetic())
 
 
 def check_threads(threads: int | None) -> int | None:

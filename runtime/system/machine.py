@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from denseport.runtime.errors import MachineError
-from denseport.runtime.system.cpus import arithmetic, has_bf16, usable_cpus
+from denseport.runtime.system.cpus import arithmetic, has_bf16, has_vnni, usable_cpus
 
 __all__ = ["Gpu", "Machine", "inspect_machine", "install_command", "proc_values", "require"]
 
@@ -38,7 +38,7 @@ class Gpu:
 
     name: str
     compute_capability: str  # "9.0"
-    memory_mib: int
+    memory_mib: int | None  # None: the processor's, which it shares (GB10, Jetson)
     driver: str
 
     @property
@@ -59,6 +59,7 @@ class Machine:
     packages: dict[str, str | None]  # version, None where absent
     providers: tuple[str, ...]  # ONNX Runtime's execution providers
     bf16: bool = False  # the processor has arithmetic for BF16
+    vnni: bool = False  # it adds products of 8-bit integers in 32 bits
 
     def summary(self) -> dict[str, str]:
         """What a reader of a measurement needs to know of the machine."""
@@ -90,6 +91,7 @@ def inspect_machine(*, look_for_gpus: bool | None = True) -> Machine:
         packages={name: _version(distributions) for name, distributions in DISTRIBUTIONS.items()},
         providers=providers,
         bf16=has_bf16(),
+        vnni=has_vnni(),
     )
 
 
@@ -149,11 +151,11 @@ def _memory_gib() -> float | None:
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    """What nvidia-smi, which comes with the driver, lists."""
+    """What nvidia-smi, which comes with the driver, lists, as CUDA counts them."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
-    query = "--query-gpu=name,compute_cap,memory.total,driver_version"
+    query = "--query-gpu=uuid,name,compute_cap,memory.total,driver_version"
     try:
         output = subprocess.run(
             [program, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20, check=True
@@ -161,7 +163,35 @@ def _gpus() -> tuple[Gpu, ...]:
     except (OSError, subprocess.SubprocessError):
         return ()
     rows = [[cell.strip() for cell in row] for row in csv.reader(output.splitlines())]
-    return tuple(Gpu(name, capability, int(memory), driver) for name, capability, memory, driver in rows)
+    return _visible(
+        [
+            (uuid, Gpu(name, capability, int(memory) if memory.isdigit() else None, driver))  # "[N/A]" on GB10
+            for uuid, name, capability, memory, driver in rows
+        ]
+    )
+
+
+def _visible(gpus: list[tuple[str, Gpu]]) -> tuple[Gpu, ...]:
+    """Those that CUDA would show this process, in its order.
+
+    CUDA puts the fastest first, for which the newest stands here; nvidia-smi goes by the bus. Of CUDA_VISIBLE_DEVICES
+    nothing counts from the first entry on that is none. Slices of a GPU (MIG) are not listed: all GPUs stand for one.
+    """
+    if os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        gpus = sorted(gpus, key=lambda each: [-int(part) for part in each[1].compute_capability.split(".")])
+    wanted, shown = os.environ.get("CUDA_VISIBLE_DEVICES"), [gpu for _, gpu in gpus]
+    if wanted is None or "MIG-" in wanted:
+        return tuple(shown)
+    chosen: list[Gpu] = []
+    for entry in map(str.strip, wanted.split(",")):
+        if entry.isdecimal():
+            found = shown[int(entry) : int(entry) + 1]
+        else:
+            found = [gpu for uuid, gpu in gpus if entry.startswith("GPU-") and uuid.startswith(entry)]
+        if len(found) != 1:
+            break
+        chosen += found
+    return tuple(chosen)
 
 
 def _providers() -> tuple[str, ...]:

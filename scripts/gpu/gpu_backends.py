@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denseport.runtime.backends.cuda.driver import open_cuda
+from denseport.runtime.backends.cuda.zero_copy import View
 from denseport.runtime.backends.tensorrt_library import load_library
-from denseport.runtime.errors import MachineError
+from denseport.runtime.errors import DenseportError, InputError, MachineError
 
 if TYPE_CHECKING:
     import torch
 
     from denseport.export.engine.build import EngineOptions
+    from denseport.runtime.backends.cuda.device import DeviceNetwork
 
 Run = Callable[[], "torch.Tensor"]  # the logits (N, C, h, w) of the subject's image; the next call may overwrite them
 Left = Callable[[], float]  # seconds that are left
@@ -27,6 +29,17 @@ COMPILE: dict[str, Any] = {"mode": "reduce-overhead", "dynamic": False}
 
 class TimeUp(Exception):
     """The time ran out while an engine was built."""
+
+
+def note_of(error: Exception) -> str:
+    """Why a row has no figures. A GPU that a library does not know is refused; a back end that is there, fails."""
+    if isinstance(error, TimeUp):
+        return "not run: time; it ran out in the middle"
+    if type(error) is InputError:  # TensorRT-RTX has no Hopper; its kinds are of files
+        return f"refused: {error.message}"
+    if isinstance(error, DenseportError):
+        return f"failed: {error.message}"
+    return f"failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 class Subject:
@@ -67,6 +80,19 @@ class Subject:
             set_types(model, "fp16")
             save_model(model, typed)
         return typed
+
+    def fixed_graph(self) -> Path:
+        """The same for this one size: nothing in it computes shapes, which CUDA graphs cannot hold."""
+        import onnx_ir as ir
+
+        from denseport.export.graph.fold import fold
+
+        fixed = self.folder / f"fp16.fixed.{self.shape[0]}.onnx"
+        if not fixed.exists():
+            model = ir.load(self.graph())
+            fold(model, self.shape)
+            ir.save(model, fixed)
+        return fixed
 
     def fused_graph(self) -> Path:
         """The same with the plugin's operators in it."""
@@ -113,6 +139,26 @@ def _eager(subject: Subject, stack: ExitStack, left: Left, *, half: bool) -> Run
     return run
 
 
+def _recorded(subject: Subject, stack: ExitStack, left: Left) -> Run:
+    """Eager, as one CUDA graph: what the compiler's graphs are to be compared with."""
+    import torch
+
+    run = _eager(subject, stack, left, half=True)
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):  # the first run chooses kernels, which may not happen while it is recorded
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = run()
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return logits
+
+    return replay
+
+
 def _compiled(subject: Subject, stack: ExitStack, left: Left) -> Run:
     import torch
 
@@ -138,14 +184,27 @@ def require_provider(provider: str) -> None:
         raise MachineError(f"this ONNX Runtime has no {provider}; it has {', '.join(providers)}")
 
 
-def _onnxruntime(subject: Subject, stack: ExitStack, left: Left, *, providers: list[tuple[str, dict[str, str]]]) -> Run:
-    """Input and output stay on the device, as PyTorch's do."""
+def _onnxruntime(
+    subject: Subject,
+    stack: ExitStack,
+    left: Left,
+    *,
+    providers: list[tuple[str, dict[str, str]]],
+    fixed: bool = False,
+) -> Run:
+    """Input and output stay on the device, as PyTorch's do.
+
+    Args:
+        fixed: take the graph of one size.
+    """
     import numpy as np
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(subject.graph(), options, providers=providers)
+    graph = subject.fixed_graph() if fixed else subject.graph()
+    # The fallback would go on with another provider, and print so.
+    session = onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
     wanted, got = providers[0][0], session.get_providers()[0]
     if got != wanted:
         raise MachineError(f"ONNX Runtime could not start {wanted} and took {got}")
@@ -181,11 +240,34 @@ def _engine(subject: Subject, stack: ExitStack, left: Left, *, flavour: str, plu
     path = subject.folder / f"{flavour}.{'plugin' if plugin else 'native'}.{subject.shape[0]}.engine"
     record = build_engine(graph, path, options, progress=stop_in_time)
     session = stack.enter_context(TensorRTSession(path, record, contexts=1))
-    output = subject.new_output()
+    return replayed(session.device_network(), subject.image, stack)
+
+
+def replayed(network: DeviceNetwork, image: torch.Tensor, stack: ExitStack) -> Run:
+    """A back end's network as one CUDA graph on memory that stays, as the compiled PyTorch beside it.
+
+    Raises:
+        MachineError: it cannot be recorded.
+    """
+    import numpy as np
+    from gpu_torch import finished, tensor_of
+
+    finished(image)
+    cuda, results = network.cuda, list[View]()
+    source = View(image.data_ptr(), tuple(image.shape), np.dtype(np.float32), None, image)
+    stack.enter_context(cuda.current())
+    slot = network.new_slot()
+    stack.callback(slot.close)
+    slot.infer(source)  # takes the memory, which may not happen while work is recorded
+    cuda.synchronize(slot.stream)
+    if not slot.capturable():
+        raise MachineError("its work cannot be recorded as a CUDA graph after the first run")
+    graph = stack.enter_context(cuda.capture(slot.stream, lambda: results.append(slot.infer(source))))
+    logits = tensor_of(results[0], on_gpu=image.is_cuda)
 
     def run() -> torch.Tensor:
-        session.run_device(subject.image, output)
-        return output
+        graph.launch()
+        return logits
 
     return run
 
@@ -206,38 +288,35 @@ def engine_options(subject: Subject, flavour: str) -> EngineOptions:
     return options
 
 
-CUDA: list[tuple[str, dict[str, str]]] = [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
+CPU_TOO: list[tuple[str, dict[str, str]]] = [("CPUExecutionProvider", {})]
+# As the product opens it: a search for the best convolution would run at every size, and TF32 is no FP32.
+CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+CUDA: list[tuple[str, dict[str, str]]] = [("CUDAExecutionProvider", CUDA_OPTIONS), *CPU_TOO]
+CUDA_GRAPH = [("CUDAExecutionProvider", CUDA_OPTIONS | {"enable_cuda_graph": "1"}), *CPU_TOO]
+TENSORRT_GRAPH = [("TensorrtExecutionProvider", {"trt_fp16_enable": "1", "trt_cuda_graph_enable": "1"}), *CUDA]
+
+_has_cuda = partial(require_provider, "CUDAExecutionProvider")
+_has_tensorrt, _has_rtx = (partial(require_engine, flavour) for flavour in ("tensorrt", "tensorrt_rtx"))
+# FP16 ones repeat a CUDA graph, as the compiled PyTorch does, but for two that show what it brings.
 BACK_ENDS = (
     BackEnd("PyTorch eager", "fp32", 4, _nothing, partial(_eager, half=False), first=True),
     BackEnd("PyTorch eager", "fp16", 4, _nothing, partial(_eager, half=True), first=True),
-    BackEnd("PyTorch compiled, reduce-overhead", "fp16", 75, _nothing, _compiled, first=True),
+    BackEnd("PyTorch eager, CUDA graph", "fp16", 4, _nothing, _recorded, first=True),
+    BackEnd("PyTorch compiled, reduce-overhead", "fp16", 45, _nothing, _compiled, first=True),
+    BackEnd("ONNX Runtime CUDA", "fp16", 40, _has_cuda, partial(_onnxruntime, providers=CUDA)),
     BackEnd(
-        "ONNX Runtime CUDA",
-        "fp16",
-        60,
-        partial(require_provider, "CUDAExecutionProvider"),
-        partial(_onnxruntime, providers=CUDA),
+        "ONNX Runtime CUDA, CUDA graph", "fp16", 40, _has_cuda, partial(_onnxruntime, providers=CUDA_GRAPH, fixed=True)
     ),
     BackEnd(
-        "ONNX Runtime TensorRT",
+        "ONNX Runtime TensorRT, CUDA graph",
         "fp16",
         150,
         partial(require_provider, "TensorrtExecutionProvider"),
-        partial(_onnxruntime, providers=[("TensorrtExecutionProvider", {"trt_fp16_enable": "1"}), *CUDA]),
+        partial(_onnxruntime, providers=TENSORRT_GRAPH, fixed=True),
     ),
-    BackEnd("TensorRT", "fp16", 120, partial(require_engine, "tensorrt"), partial(_engine, flavour="tensorrt")),
+    BackEnd("TensorRT, CUDA graph", "fp16", 120, _has_tensorrt, partial(_engine, flavour="tensorrt")),
     BackEnd(
-        "TensorRT with the plugin",
-        "fp16",
-        120,
-        partial(require_engine, "tensorrt"),
-        partial(_engine, flavour="tensorrt", plugin=True),
+        "TensorRT + plugin, CUDA graph", "fp16", 120, _has_tensorrt, partial(_engine, flavour="tensorrt", plugin=True)
     ),
-    BackEnd(
-        "TensorRT-RTX",
-        "fp16",
-        120,
-        partial(require_engine, "tensorrt_rtx"),
-        partial(_engine, flavour="tensorrt_rtx"),
-    ),
+    BackEnd("TensorRT-RTX, CUDA graph", "fp16", 120, _has_rtx, partial(_engine, flavour="tensorrt_rtx")),
 )

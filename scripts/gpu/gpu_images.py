@@ -1,14 +1,16 @@
 """Check and time images on a GPU: the kernels around the network, and the whole way from an image to its mask.
 
 The way on the device (`denseport.runtime.pipeline.device_path`) is compared with the host's, over every back end that
-is installed: one network, the same session, times by the clock. Weights are random: of a mask only its agreement with
-the host's counts. Used by gpu_check.py.
+is installed, torch first: one network, the same session, times by the clock. Weights are random: of a mask only its
+agreement with the host's counts. Used by gpu_check.py.
 """
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_backends import Subject, engine_options, require_engine, require_provider
+from gpu_backends import Subject, engine_options, note_of, require_engine, require_provider
+from gpu_tests import NO_GRAPH
 from numpy.typing import NDArray
 
 from denseport.runtime.backends.cuda.buffers import Buffers
-from denseport.runtime.backends.cuda.driver import Cuda
+from denseport.runtime.backends.cuda.driver import Cuda, open_cuda
 from denseport.runtime.backends.cuda.kernels.launch import Launch, image_mask, resize_normalise
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
@@ -30,7 +33,7 @@ from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.preprocessing import USUAL_NORMALISE, USUAL_RESIZE
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.bundle.steps import Normalise, Resize
-from denseport.runtime.errors import DenseportError, MachineError
+from denseport.runtime.errors import MachineError
 from denseport.runtime.pipeline import preprocess
 from denseport.runtime.pipeline.device_path import DevicePath, open_device_path
 from denseport.runtime.pipeline.reduce import decide
@@ -40,7 +43,6 @@ from denseport.runtime.pipeline.views import view_of
 Size = tuple[int, int]  # height, width
 
 PRESET = "dpt_vit-b16_160k"
-SECONDS = 120.0  # that one back end may take, building an engine included; a guess, on the long side
 NETWORK: Size = (512, 683)  # what the protocol of the published models makes of the images below
 IMAGES: tuple[Size, ...] = ((480, 640), (1536, 2048))
 CLASSES, LOGITS = 150, (256, 342)  # of the mask's kernel
@@ -61,14 +63,24 @@ class ImageRow:
     host_ms: float | None = None
     result: str = ""  # what was compared, and how far apart
     correct: bool = True
-    note: str = ""  # "absent: …", "failed: …" or "not run: …"
+    note: str = ""  # "absent: …", "refused: …", "failed: …" or "not run: …"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A back end whose tensors can stay on the GPU."""
+
+    name: str
+    seconds: float  # that it may take, building an engine included; a guess, on the long side
+    require: Callable[[], object]  # raises MachineError where the back end is not there
+    open: Callable[[Subject], Session]
 
 
 def image_of(size: Size) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
 
 
-def measure_kernels(cuda: Cuda, ptx: bytes, images: Sequence[Size] = IMAGES) -> Iterator[ImageRow]:
+def measure_kernels(cuda: Cuda, ptx: bytes, images: Sequence[Size]) -> Iterator[ImageRow]:
     """The kernels alone, against the runtime's arithmetic on the CPU."""
     logits = np.random.default_rng(1).standard_normal((CLASSES, *LOGITS), np.float32)
     with cuda.current(), ExitStack() as stack:
@@ -151,26 +163,37 @@ class _Launcher:
 
 
 def measure_path(
-    name: str, open_session: Callable[[], Session], protocol: Protocol, images: Sequence[Size] = IMAGES
+    way: Way, subject: Subject, protocol: Protocol, left: float, images: Sequence[Size]
 ) -> Iterator[ImageRow]:
-    """From image to mask over one session, on the device and on the host in turns."""
+    """From image to mask over one session, on the device and on the host in turns.
+
+    Args:
+        left: seconds that there are for it.
+    """
     try:
-        session = open_session()
-        path = open_device_path(session, protocol)
-        if isinstance(path, str):
-            session.close()
-            raise MachineError(path)
-        try:
-            for size in images:
-                yield _path_row(name, path, protocol, size)
-        finally:
-            path.close()
+        way.require()
     except MachineError as err:
-        yield ImageRow(name, "", note=f"absent: {err.message}")
-    except DenseportError as err:
-        yield ImageRow(name, "", correct=False, note=f"failed: {err.message}")
+        yield ImageRow(way.name, "", note=f"absent: {err.message}")
+        return
+    if left < way.seconds:
+        yield ImageRow(
+            way.name, "", note=f"not run: time; {max(left, 0):.0f} s are left, it may take {way.seconds:.0f} s"
+        )
+        return
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("error", NO_GRAPH, RuntimeWarning)  # the row would be of something else
+            session = way.open(subject)
+            stack.callback(session.close)
+            path = open_device_path(session, protocol)
+            stack.pop_all()
+            stack.callback(path.close)  # closes the session too
+            for size in images:
+                yield _path_row(way.name, path, protocol, size)
     except Exception as err:  # of ONNX Runtime or TensorRT: the other back ends' rows are still wanted
-        yield ImageRow(name, "", correct=False, note=f"failed: {type(err).__name__}: {err}")
+        note = note_of(err)
+        yield ImageRow(way.name, "", correct=not note.startswith("failed"), note=note)
 
 
 def _path_row(name: str, path: DevicePath, protocol: Protocol, size: Size) -> ImageRow:
@@ -214,34 +237,42 @@ def _name(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def sessions(subject: Subject) -> dict[str, Callable[[], Session]]:
-    """The back ends whose tensors can stay on the GPU, by name."""
+def _pytorch(subject: Subject, *, graphs: bool) -> Session:
+    from gpu_torch import TorchDeviceSession
 
-    def onnxruntime() -> Session:
-        require_provider("CUDAExecutionProvider")  # before a graph is exported for it
-        return OnnxRuntimeSession(subject.graph(), providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
+    return TorchDeviceSession(copy.deepcopy(subject.module).half(), graphs=graphs)
 
-    def engine(flavour: str, graphs: bool) -> Session:
-        from denseport.runtime.backends.tensorrt import TensorRTSession
 
-        return TensorRTSession(*build(flavour), contexts=1, cuda_graphs=graphs)
+def _onnxruntime(subject: Subject) -> Session:
+    return OnnxRuntimeSession(subject.graph(), providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
 
-    @cache
-    def build(flavour: str) -> tuple[Path, BuildRecord]:
-        from denseport.export.engine.build import build_engine
 
-        require_engine(flavour)
-        options = engine_options(subject, flavour)  # before a graph is exported for it
-        path = subject.folder / f"images.{flavour}.engine"
-        return path, build_engine(subject.graph(), path, options)
+def _engine(subject: Subject, *, flavour: str, graphs: bool) -> Session:
+    from denseport.runtime.backends.tensorrt import TensorRTSession
 
-    return {
-        "ONNX Runtime CUDA": onnxruntime,
-        "TensorRT": partial(engine, "tensorrt", graphs=False),
-        "TensorRT, CUDA graphs": partial(engine, "tensorrt", graphs=True),
-        "TensorRT-RTX": partial(engine, "tensorrt_rtx", graphs=False),
-        "TensorRT-RTX, CUDA graphs": partial(engine, "tensorrt_rtx", graphs=True),
-    }
+    return TensorRTSession(*_built(subject, flavour), contexts=1, cuda_graphs=graphs)
+
+
+@cache
+def _built(subject: Subject, flavour: str) -> tuple[Path, BuildRecord]:
+    from denseport.export.engine.build import build_engine
+
+    options = engine_options(subject, flavour)  # before a graph is exported for it
+    path = subject.folder / f"images.{flavour}.engine"
+    return path, build_engine(subject.graph(), path, options)
+
+
+_has_tensorrt, _has_rtx = (partial(require_engine, flavour) for flavour in ("tensorrt", "tensorrt_rtx"))
+# Torch's needs nothing that gpu-check does not need anyway.
+WAYS = (
+    Way("PyTorch FP16", 15, open_cuda, partial(_pytorch, graphs=False)),
+    Way("PyTorch FP16, CUDA graphs", 15, open_cuda, partial(_pytorch, graphs=True)),
+    Way("ONNX Runtime CUDA", 60, partial(require_provider, "CUDAExecutionProvider"), _onnxruntime),
+    Way("TensorRT", 100, _has_tensorrt, partial(_engine, flavour="tensorrt", graphs=False)),
+    Way("TensorRT, CUDA graphs", 20, _has_tensorrt, partial(_engine, flavour="tensorrt", graphs=True)),
+    Way("TensorRT-RTX", 100, _has_rtx, partial(_engine, flavour="tensorrt_rtx", graphs=False)),
+    Way("TensorRT-RTX, CUDA graphs", 20, _has_rtx, partial(_engine, flavour="tensorrt_rtx", graphs=True)),
+)
 
 
 def protocol() -> Protocol:

@@ -277,9 +277,10 @@ def describe(case: Case) -> str:
     return "x".join(map(str, case.shape)) + via + f" -> {case.output_size[0]}x{case.output_size[1]}"
 
 
-def print_table(rows: list[Row]) -> None:
-    header = f"{'kernel':<30} {'shape':<44} {'ms':>8} {'GB/s':>6} {'copy':>5}"
-    print(header, f"{'reads':>6} {'torch ms':>9} {'x':>6}  result")
+def print_table(rows: list[Row], *, header: bool) -> None:
+    if header:
+        first = f"{'kernel':<30} {'shape':<44} {'ms':>8} {'GB/s':>6} {'copy':>5}"
+        print(first, f"{'reads':>6} {'torch ms':>9} {'x':>6}  result")
     for row in rows:
         goal = {None: "", True: ", goal met", False: ", goal missed"}[row.goal]
         print(

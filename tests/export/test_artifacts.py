@@ -33,7 +33,7 @@ from denseport.runtime.backends.tensorrt_library import load_library
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord, Profile
 from denseport.runtime.cli.main import main
-from denseport.runtime.errors import MachineError
+from denseport.runtime.errors import BundleError, MachineError
 from denseport.runtime.pipeline.network_input import sample_evenly
 from denseport.runtime.selection import select_artifact
 from denseport.runtime.system.files import sha256_of
@@ -308,10 +308,12 @@ def test_fp32_can_be_fused_too(bundle: Bundle) -> None:
         ({"off": 4.0, "on": 3.5}, b"fused", "on: 3.5 ms, 4 ms without"),
         ({"off": 4.0, "on": 4.5}, b"native", "off: 4 ms, 4.5 ms with it"),
         (MachineError("no NVRTC"), b"native", "off: no NVRTC"),
+        (BundleError("TensorRT cannot open it"), b"native", "off: TensorRT cannot open it"),
+        (RuntimeError("Error in set_optimization_profile_async"), b"native", "off: Error in set_optimization_profile_"),
     ],
 )
 def test_the_faster_of_two_engines_is_kept(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, times: Any, kept: bytes, words: str
+    bundle: Bundle, monkeypatch: Any, capsys: Any, times: Any, kept: bytes, words: str
 ) -> None:
     """TensorRT's part is made up: what it builds, and how long that takes."""
 
@@ -333,7 +335,7 @@ def test_the_faster_of_two_engines_is_kept(
     (name,) = (name for name, artifact in bundle.manifest.artifacts.items() if artifact.kind == "engine")
     assert bundle.verified(name).read_bytes() == kept
     record = bundle.artifact(name).record
-    assert record["plugin"] == words
+    assert record["plugin"].startswith(words) and f"plugin {words}" in capsys.readouterr().out
     assert record.get("milliseconds") == (None if isinstance(times, Exception) else times)
     assert not list(bundle.path.glob(".*"))
 
@@ -349,6 +351,7 @@ def test_the_faster_of_two_engines_is_kept(
         (["--engine", "tensorrt_rtx", "--min", "64x64"], "--min, --opt and --max go together"),
         (["--engine", "tensorrt", "--target", "sm_86"], "takes no targets"),
         pytest.param(["--engine", "tensorrt_rtx", "--target", "sm_1"], "no target 'sm_1'", marks=needs_rtx),
+        (["--engine", "tensorrt_rtx", "--target", "rtx9999"], "no GPU 'rtx9999' is known"),
         (["--engine", "tensorrt_rtx", "--plugin", "on"], "TensorRT-RTX takes no plugins"),
     ],
 )

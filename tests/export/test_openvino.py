@@ -9,21 +9,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from bundles import onnx_artifact
+from quantizing import write_quantized
 from support import ASSETS
 
 from denseport.export import build as build_module
 from denseport.export.build import build, build_for_this_machine
+from denseport.export.graph import quantized
+from denseport.export.graph.compare.quantized import quantized_layers, release
+from denseport.export.graph.model import read_model, serialise
 from denseport.runtime.benchmark import race as race_module
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import MachineError
 from denseport.runtime.evaluation.gate import AGREEMENTS
+from denseport.runtime.pipeline.network_input import NetworkInputs
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system import machine
-from denseport.runtime.system.cpus import has_bf16
+from denseport.runtime.system.cpus import has_bf16, has_vnni
+from denseport.runtime.system.files import sha256_of
 
 IMAGES, MASKS = str(ASSETS / "street/images"), str(ASSETS / "street/annotations")
 HERE = ("fp32", "bf16")[: 1 + has_bf16()]
+needs_vnni = pytest.mark.skipif(not has_vnni(), reason="this processor has no VNNI")
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +46,7 @@ def test_an_artifact_shares_the_sources_file_and_is_audited_as_it_runs(
     name, path = f"{precision}.openvino", str(sample_copy.path)
     arguments = ["--precision", precision, "--engine", "openvino", "--images", IMAGES]
     assert main(["build", path, *arguments]) == 0
-    assert f"{name}: OpenVINO computes the source's file" in capsys.readouterr().out
+    assert f"{name}: OpenVINO computes model.onnx" in capsys.readouterr().out
     bundle = Bundle(sample_copy.path)
     artifact, source = bundle.artifact(name), bundle.artifact("model.onnx")
     assert (artifact.main, artifact.files, artifact.made_of) == (source.main, source.files, "model.onnx")
@@ -85,8 +93,11 @@ def test_what_fails_a_later_audit_is_no_longer_chosen(sample_copy: Bundle, monke
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--engine", "openvino"], "OpenVINO computes a bundle in fp32 or bf16, not in fp16"),
-        (["--engine", "openvino", "--precision", "int8"], "fp32 or bf16, not in int8"),
+        (["--engine", "openvino"], "OpenVINO computes a bundle in fp32, bf16 or int8, not in fp16"),
+        (["--engine", "openvino", "--precision", "fp8"], "fp32, bf16 or int8, not in fp8"),
+        (["--engine", "openvino", "--precision", "int8"], "has no int8 graph"),
+        (["--engine", "openvino", "--precision", "int8", "--float-precision", "fp16"], "in fp32 or bf16, not in fp16"),
+        (["--precision", "int8", "--float-precision", "bf16"], "--float-precision bf16 goes with --engine openvino"),
         (["--engine", "openvino", "--precision", "fp32", "--output", "mask"], "--output mask does not go with"),
         (["--engine", "openvino", "--precision", "fp32", "--plugin", "on"], "--plugin on does not go with"),
         (["--engine", "openvino", "--precision", "fp32", "--level", "5"], "is a setting of TensorRT engines"),
@@ -148,6 +159,88 @@ def test_the_fastest_that_passed_is_taken_and_says_why(
         assert "ONNX Runtime" in segmenter.description
 
 
+@pytest.fixture
+def calibrated(sample_copy: Bundle) -> Bundle:
+    """The sample with an INT8 graph, of ranges of one image."""
+    image = next(iter(NetworkInputs.of_bundle([next((ASSETS / "street/images").rglob("*.jpg"))], sample_copy.manifest)))
+    path = sample_copy.path / "int8.onnx"
+    write_quantized(sample_copy.verified("model.onnx"), path, image)
+    sample_copy.add("int8.onnx", onnx_artifact({"int8.onnx": sha256_of(path)}, "int8"))
+    return sample_copy
+
+
+@needs_vnni
+def test_int8_shares_the_quantized_graph_where_each_layer_is_as_qdq_says(
+    calibrated: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(race_module, "race", lambda sessions, _: {name: [1 / len(name)] for name in sessions})
+    monkeypatch.setattr(build_module, "OPENVINO", build_module.OPENVINO[2:])
+    monkeypatch.setattr(quantized, "TOGETHER", 24)  # in fewer groups
+    assert main(["build", str(calibrated.path), "--for-this-machine", "--images", IMAGES, "--limit", "2"]) == 0
+    printed, bundle = capsys.readouterr().out, Bundle(calibrated.path)
+    names = ["int8.openvino", "int8.bf16.openvino"][: len(HERE)]
+    for name in names:
+        artifact = bundle.artifact(name)
+        assert (artifact.main, artifact.files) == ("int8.onnx", bundle.artifact("int8.onnx").files)
+        assert (artifact.made_of, artifact.precision, artifact.target) == ("int8.onnx", "int8", "openvino")
+        layers = artifact.record["layers"]
+        assert layers["layers"] > 40 and not layers["floats"] and layers["error"] < layers["allowed"] < 0.2
+        assert artifact.record["audit"]["passed"] and artifact.record["verdict"]["accepted"]
+        assert f"{name}: PASS" in printed
+    assert f"{layers['layers']} of {layers['layers']} INT8 layers computed as Q/DQ says" in printed
+    with Segmenter(bundle) as segmenter:
+        assert segmenter.artifact == names[-1]
+        assert f"CPU, INT8 and {HERE[-1].upper()}" in segmenter.description
+    # What shares a file goes with it when it is replaced.
+    made = calibrated.path / "made.onnx"
+    made.write_bytes(bundle.verified("model.onnx").read_bytes())
+    bundle.add(
+        "int8.onnx", onnx_artifact({"int8.onnx": sha256_of(made)}, "int8"), [made.replace(made.parent / "int8.onnx")]
+    )
+    assert [each for each in bundle.manifest.artifacts if each.startswith("int8")] == ["int8.onnx"]
+
+
+@needs_vnni
+def test_a_layer_that_openvino_computes_otherwise_is_named_and_stays_float(
+    calibrated: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An INT8 graph as Denseport wrote it before, in which OpenVINO computes one convolution wrongly."""
+    path = calibrated.path / "int8.onnx"
+    model = read_model(path)
+    for node in model.graph:
+        if node.op_type == "Conv" and node.inputs[-1].name.endswith(".no_bias"):  # type: ignore[union-attr]
+            node.resize_inputs(2)
+    release(model, [layer for layer in quantized_layers(model) if not layer.startswith("decode_head.convs.")])
+    path.write_bytes(serialise(model))
+    calibrated.add("int8.onnx", onnx_artifact({"int8.onnx": sha256_of(path)}, "int8"))
+    wrong, arguments = "decode_head.convs.3.conv/Conv", ["--engine", "openvino", "--images", IMAGES, "--limit", "2"]
+    assert main(["build", str(calibrated.path), "--precision", "int8", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "int8.openvino: OpenVINO computes int8.openvino.onnx" in printed and f"stays float: {wrong}: " in printed
+    bundle = Bundle(calibrated.path)
+    artifact = bundle.artifact("int8.openvino")
+    assert list(artifact.record["layers"]["floats"]) == [wrong]
+    assert artifact.files == {"int8.openvino.onnx": sha256_of(bundle.verified("int8.openvino"))}
+    left = quantized_layers(read_model(bundle.verified("int8.openvino")))
+    assert sorted([*left, wrong]) == sorted(quantized_layers(model)) and len(left) == 3
+
+
+def test_int8_needs_vnni(
+    calibrated: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without it, OpenVINO's sums of products saturate in 16 bits."""
+    from denseport.runtime.backends import openvino
+
+    monkeypatch.setattr(openvino, "has_vnni", lambda: False)
+    monkeypatch.setattr(machine, "has_vnni", lambda: False)
+    with pytest.raises(MachineError, match="computes in INT8, and this processor has no VNNI"):
+        build(calibrated, precision="int8", engine="openvino", images=IMAGES)
+    assert list(Bundle(calibrated.path).manifest.artifacts) == ["model.onnx", "int8.onnx"]
+    monkeypatch.setattr(build_module, "judge_audited", lambda *_: {})
+    assert main(["build", str(calibrated.path), "--for-this-machine", "--images", IMAGES]) == 0
+    assert "int8.openvino: not made: this processor has no VNNI" in capsys.readouterr().out
+
+
 def test_without_bf16_only_fp32_is_made(
     sample_copy: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,7 +249,8 @@ def test_without_bf16_only_fp32_is_made(
     assert main(["build", str(sample_copy.path), "--for-this-machine", "--images", IMAGES]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("bf16.openvino: not made: this processor has no BF16 arithmetic")
-    assert lines[1].startswith("fp32.openvino: PASS")
+    assert lines[1].startswith("int8.openvino: not made: ") and lines[2].startswith("int8.bf16.openvino: not made: ")
+    assert lines[3].startswith("fp32.openvino: PASS")
     assert lines[-1] == "On such processors runs model.onnx: ONNX Runtime on the CPU"
 
 

@@ -55,6 +55,10 @@ class Kernels:
         addresses = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
         getattr(self._library, f"launch_{plan.kernel}")(plan.grid, plan.block, addresses)
 
+    def address(self, kernel: str) -> ctypes.c_void_p:
+        """Of what launches a kernel: ``(grid, block, addresses of the arguments)``."""
+        return ctypes.cast(getattr(self._library, f"launch_{kernel}"), ctypes.c_void_p)
+
     def run(
         self,
         plan: Launch,

@@ -154,6 +154,18 @@ def model(data: bytes) -> None:
         segment(enter(tiny_bundle(Path(folder) / "b"), data))
 
 
+def foreign(data: bytes) -> None:
+    """Importing an ONNX file, and segmenting an image with what comes of it."""
+    from denseport.export.entrance.declared import Declared
+    from denseport.export.entrance.foreign import import_bundle
+
+    about = Declared(classes=3, mean=(0, 0, 0), std=(255, 255, 255), value_range=255, size=(24, 16))
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(DenseportError):
+        file = Path(folder) / "m.onnx"
+        file.write_bytes(data)
+        segment(import_bundle(file, Path(folder) / "b", about))
+
+
 def segment(bundle: Bundle) -> None:
     """Segment a small image; a mask that comes out is one."""
     from denseport.runtime.segmenter import Segmenter
@@ -237,6 +249,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[Path]]] = {
     "weights": (weights, corpus(".safetensors")),
     "manifest": (manifest, corpus(".json")),
     "model": (model, corpus(".onnx")),
+    "foreign": (foreign, corpus(".onnx")),
     "image": (
         decode_any_image,
         corpus(".png", ".jpg", ".webp", ".gif", ".bmp", ".tiff", ".jp2", ".avif", ".ppm", ".hdr"),

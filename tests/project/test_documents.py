@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from documents import DOCUMENTS, anchors, blocks, code_spans, commands, links, options, parsers, prose, title
+from foreign import segmenting
 from support import ASSETS, NEEDS_TENSORRT, REPO, ROOTS, modules, small_images
 
 from denseport.runtime.bundle.bundle import Bundle
@@ -41,6 +42,7 @@ ONLY_READ = {
     r"--gate reference": "needs a published model and its 2000 images: tests/runtime/evaluation/test_evaluate.py",
     r"--engine tensorrt\b|--backend tensorrt_plan": "needs a GPU: tests/export/engine, tests/runtime/serving/triton",
     r"--engine tensorrt_rtx": "takes long: tests/export/engine/test_build.py",
+    r"--provider Nv": "needs a GPU: tests/runtime/backends/test_rtx_provider.py",
     r"--artifact \S+\.engine": "needs a GPU: tests/runtime/backends/test_tensorrt_gpu.py",
     r"^denseport calibrate ": "takes long: tests/calibration/test_calibrate.py",
     r"--precision int8": "needs what denseport calibrate wrote: tests/calibration/test_calibrate.py",
@@ -70,6 +72,8 @@ def desk(sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         (tmp_path / data).symlink_to(ASSETS / "street")
     for checkpoint in ("dpt_vit-b16.pth", "CHECKPOINT"):
         (tmp_path / checkpoint).symlink_to(ASSETS / "dpt_tiny_street.pth")
+    for model, classes in (("MODEL.onnx", 4), ("net.onnx", len(sample.manifest.classes))):
+        segmenting(classes=classes).save(tmp_path / model)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path

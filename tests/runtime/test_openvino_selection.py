@@ -19,20 +19,26 @@ def bundle(sample: Bundle) -> Bundle:
 
 
 def with_openvino(bundle: Bundle, **ratios: float) -> None:
-    """Add artifacts for OpenVINO: how many times as fast as FP32 on ``a processor``, each in a run of its own."""
+    """Add artifacts for OpenVINO: how many times as fast as FP32 on ``a processor``, each in a run of its own.
+
+    Args:
+        ratios: by precision; "int8_bf16" is INT8 with the rest in BF16.
+    """
     artifacts = dict(bundle.manifest.artifacts)
-    for precision, ratio in ratios.items():
-        name, seconds = f"{precision}.openvino", 7.0 / ratio
+    for kind, ratio in ratios.items():
+        precision, _, floats = kind.partition("_")
+        name, seconds = f"{kind.replace('_', '.')}.openvino", 7.0 / ratio
         what = {"accepted": ratio > 1, "speed_ratio": ratio, "seconds": {"model.onnx": seconds * ratio, name: seconds}}
         record = {"verdict": verdict(**what, reason=f"{ratio:g} times as fast as model.onnx")}
-        made = {"precision": precision, "float_precision": precision, "target": "openvino", "made_of": "model.onnx"}
+        floats = floats or ("fp32" if precision == "int8" else precision)
+        made = {"precision": precision, "float_precision": floats, "target": "openvino", "made_of": "model.onnx"}
         artifacts[name] = dataclasses.replace(bundle.artifact("model.onnx"), **made, proof=(), record=record)
     bundle.manifest = dataclasses.replace(bundle.manifest, artifacts=artifacts)
 
 
-def cpu(openvino: str | None = "2026.4.1", *, bf16: bool = True) -> Machine:
+def cpu(openvino: str | None = "2026.4.1", *, bf16: bool = True, vnni: bool = True) -> Machine:
     packages = {**dict.fromkeys(DISTRIBUTIONS), "openvino": openvino}
-    return Machine("Linux", "a processor", 2, 24.0, (), packages, ("CPUExecutionProvider",), bf16)
+    return Machine("Linux", "a processor", 2, 24.0, (), packages, ("CPUExecutionProvider",), bf16, vnni)
 
 
 GPU = dataclasses.replace(
@@ -46,6 +52,9 @@ GPU = dataclasses.replace(
         (cpu(), {"fp32": 1.2, "bf16": 1.9}, "bf16.openvino", {"fp32.openvino": "bf16.openvino was measured as faster"}),
         (cpu(), {"fp32": 1.2, "bf16": 0.9}, "fp32.openvino", {"bf16.openvino": "not used by itself on this CPU: 0.9"}),
         (cpu(bf16=False), {"fp32": 1.2, "bf16": 1.9}, "fp32.openvino", {"bf16.openvino": "has no BF16 arithmetic"}),
+        (cpu(), {"bf16": 1.9, "int8": 1.7, "int8_bf16": 2.3}, "int8.bf16.openvino", {"int8.openvino": "measured as"}),
+        (cpu(bf16=False), {"int8": 1.7, "int8_bf16": 2.3}, "int8.openvino", {"int8.bf16.openvino": "has no BF16"}),
+        (cpu(vnni=False), {"bf16": 1.9, "int8_bf16": 2.3}, "bf16.openvino", {"int8.bf16.openvino": "has no VNNI"}),
         (cpu(None), {"bf16": 1.9}, "model.onnx", {"bf16.openvino": "OpenVINO is not installed"}),
         (cpu("2024.6.0"), {"bf16": 1.9}, "model.onnx", {"bf16.openvino": "OpenVINO 2024.6.0 is too old"}),
         (
@@ -75,7 +84,7 @@ def test_openvino_runs_unasked_where_it_was_measured_as_faster(
     found = selection.select_artifact(bundle)
     assert found.name == chosen
     if chosen.endswith("openvino"):
-        precision = chosen.split(".")[0]
+        precision = chosen.removesuffix(".openvino").replace(".", "_")
         assert found.why == f"{ratios[precision]:g} times as fast as model.onnx; OpenVINO on the CPU"
         assert found.providers == ()
     for name, reason in reasons.items():
@@ -129,6 +138,7 @@ def test_doctor_gives_the_hint_until_it_was_tried(
     assert out.endswith(f"may be faster here; this tells: {TELLS.replace('BUNDLE', str(sample_copy.path))}\n")
     assert "yes  run ONNX models with OpenVINO" in out
     assert "no   compute in BF16 on the CPU: no BF16 arithmetic in this processor" in out
+    assert "yes  compute in INT8 with OpenVINO" in out
     with_openvino(sample_copy, fp32=1.2, bf16=1.9)
     for name, artifact in sample_copy.manifest.artifacts.items():
         sample_copy.add(name, artifact)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import math
@@ -12,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_cuda import FakeCuda
 from support import REPO
 
 from denseport.export.models.spec import DPTHeadSpec, ModelSpec, ViTSpec
@@ -71,18 +73,47 @@ def a_back_end(
 def test_onnx_runtime_agrees_with_fp32(models: ModuleType, back_ends: ModuleType, subject: Any) -> None:
     graph = a_back_end(
         back_ends,
-        lambda *arguments: back_ends._onnxruntime(*arguments, providers=[("CPUExecutionProvider", {})]),
+        lambda *arguments: back_ends._onnxruntime(*arguments, providers=back_ends.CPU_TOO),
     )
-    (row,) = models._measure(subject, [graph], models.Budget(1e6), reserve=0.0)
-    assert not row.note and not row.wrong and row.milliseconds > 0, row
-    assert row.agreement > 0.97 and 0 < row.error < 0.1
+    fixed = a_back_end(
+        back_ends,
+        lambda *arguments: back_ends._onnxruntime(*arguments, providers=back_ends.CPU_TOO, fixed=True),
+    )
+    for row in models._measure(subject, [graph, fixed], models.Budget(1e6), reserve=0.0):
+        assert not row.note and not row.wrong and row.milliseconds > 0, row
+        assert row.agreement > 0.97 and 0 < row.error < 0.1
+
+
+def test_a_network_is_recorded_once_and_repeated(
+    models: ModuleType, back_ends: ModuleType, subject: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpu_torch import TorchDeviceSession
+
+    cuda = FakeCuda(monkeypatch)
+
+    def open_(subject: Any, stack: ExitStack, left: Callable[[], float]) -> Any:
+        session = TorchDeviceSession(
+            copy.deepcopy(subject.module), cuda=cuda, queue=lambda stream, work: cuda.enqueue(stream.handle, work)
+        )
+        run = back_ends.replayed(session.device_network(), subject.image, stack)
+
+        def waited() -> Any:
+            logits = run()
+            cuda.finish()
+            return logits
+
+        return waited
+
+    (row,) = models._measure(subject, [a_back_end(back_ends, open_)], models.Budget(1e6), reserve=0.0)
+    assert not row.note and row.agreement == 1 and row.error == 0, row
+    assert cuda.captures == 1 and cuda.launches > 5 and cuda.alive == 0
 
 
 def test_pytorch_agrees_with_fp32(
     models: ModuleType, back_ends: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(back_ends, "COMPILE", {"backend": "eager", "dynamic": False})
-    eager32, eager16, compiled = back_ends.BACK_ENDS[:3]
+    eager32, eager16, _, compiled = back_ends.BACK_ENDS[:4]  # the third is a CUDA graph
     rows = rows_of(models, eager32, eager16, compiled, batches=(1, 2))
     assert [(row.batch, row.back_end) for row in rows] == [
         (batch, back_end.name) for batch in (1, 2) for back_end in (eager32, eager16, compiled)
@@ -103,16 +134,17 @@ def test_pytorch_agrees_with_fp32(
 def test_absent_back_ends_are_named(
     models: ModuleType, back_ends: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = rows_of(models, *back_ends.BACK_ENDS[3:])
+    rows = rows_of(models, *back_ends.BACK_ENDS[4:])
     assert [row.back_end for row in rows] == [
         "ONNX Runtime CUDA",
-        "ONNX Runtime TensorRT",
-        "TensorRT",
-        "TensorRT with the plugin",
-        "TensorRT-RTX",
+        "ONNX Runtime CUDA, CUDA graph",
+        "ONNX Runtime TensorRT, CUDA graph",
+        "TensorRT, CUDA graph",
+        "TensorRT + plugin, CUDA graph",
+        "TensorRT-RTX, CUDA graph",
     ]
     assert all(row.note.startswith("absent: ") and row.milliseconds is None and not row.wrong for row in rows)
-    assert "CUDAExecutionProvider" in rows[0].note and "TensorrtExecutionProvider" in rows[1].note
+    assert "CUDAExecutionProvider" in rows[0].note and "TensorrtExecutionProvider" in rows[2].note
     models.print_models(rows, header=False)
     printed = capsys.readouterr().out
     assert all(row.note in printed for row in rows)
@@ -142,13 +174,15 @@ def test_refusals_and_failures_are_rows(models: ModuleType, back_ends: ModuleTyp
 
         return a_back_end(back_ends, open_)
 
-    refused, failed, late = rows_of(
+    refused, broken, failed, late = rows_of(
         models,
         raising(InputError("no target sm_90")),
+        raising(MachineError("TensorRT could not run the engine")),
         raising(ValueError("first\nsecond")),
         raising(back_ends.TimeUp()),
     )
     assert (refused.note, refused.wrong) == ("refused: no target sm_90", False)
+    assert (broken.note, broken.wrong) == ("failed: TensorRT could not run the engine", True)
     assert (failed.note, failed.wrong) == ("failed: ValueError: first", True)
     assert (late.note, late.wrong) == ("not run: time; it ran out in the middle", False)
 
@@ -204,4 +238,4 @@ def test_the_report_is_written_at_once(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert written == report.content
     assert written["machine"]["packages"]["torch"] == torch.__version__
-    assert (written["kernels"], written["models"]) == ([], [])
+    assert all(written[part] == [] for part in gpu_check.PARTS)

@@ -1,11 +1,14 @@
 """Every CUDA call of the runtime, over pycuda or over NVIDIA's cuda-bindings.
 
 pycuda is used when it can be imported (it is compiled on the machine); the cuda-bindings are wheels. Both work in the
-device's primary context, which TensorRT uses too, and in streams that are ordered with the default stream, so that
-memory of torch or cupy needs no further synchronisation.
+device's primary context, which TensorRT and torch use too. (``pycuda.autoinit`` makes a context of its own, in which
+this memory is not valid: a program that uses pycuda beside Denseport imports ``pycuda.autoprimaryctx`` instead.)
 
-pycuda has no graphs: the cuda-bindings record them on its streams. Kernels are launched through the driver's library
-for both (`Module`). Memory, streams and graphs are context managers.
+Streams are ordered with no other one: while one of them is recorded as a graph, the default stream stays usable, and
+nothing here waits for the whole GPU, which would break the recording. `Cuda.wait_for` orders them where it matters.
+
+pycuda has no graphs: the cuda-bindings record them on its streams. Kernels are launched, and streams ordered, through
+the driver's library for both. Memory, streams and graphs are context managers.
 """
 
 from __future__ import annotations
@@ -13,18 +16,20 @@ from __future__ import annotations
 import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from denseport.runtime.backends.cuda.library import order
 from denseport.runtime.backends.cuda.module import Module
 from denseport.runtime.errors import MachineError
 
 __all__ = ["Closing", "Cuda", "Device", "DeviceMemory", "Graph", "PinnedMemory", "Stream", "open_cuda"]
 
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no order with the default stream
 NO_DRIVER = "Install NVIDIA's driver, or run the bundle on the CPU: --artifact model.onnx"
 
 
@@ -35,6 +40,7 @@ class Device:
     name: str
     capability: tuple[int, int]
     driver: str  # the newest CUDA version that the driver knows, "13.0"
+    index: int = 0  # as CUDA counts, after CUDA_VISIBLE_DEVICES
 
 
 @dataclass
@@ -109,7 +115,15 @@ class Cuda(ABC):
 
     @abstractmethod
     def stream(self) -> Stream:
-        """A new queue, ordered with the default stream."""
+        """A new queue, ordered with no other."""
+
+    def wait_for(self, stream: Stream, other: int) -> None:
+        """Let a stream wait for what is queued on another one by now.
+
+        Args:
+            other: its handle; 1 is the default stream, and with it all streams that are ordered with it.
+        """
+        order(other, stream.handle)
 
     @abstractmethod
     def copy_to_device(self, target: int, source: NDArray[Any], stream: Stream) -> None:
@@ -120,32 +134,59 @@ class Cuda(ABC):
         """Queue a copy to the host; ``target`` is contiguous, and filled when the stream is done."""
 
     @abstractmethod
-    def synchronize(self, stream: Stream | None = None) -> None:
-        """Wait for a stream, or for the whole GPU."""
+    def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
+        """Queue a copy of ``size`` bytes from address to address on the GPU."""
+
+    @abstractmethod
+    def synchronize(self, stream: Stream) -> None:
+        """Wait for a stream."""
 
     def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
         """Record what ``work`` queues, without running it.
 
         Raises:
-            MachineError: the cuda-bindings are not installed.
+            MachineError: the cuda-bindings are not installed, or something of ``work`` cannot be recorded.
         """
         try:
-            from cuda.bindings import driver
+            driver = self._bindings()
         except ImportError as err:
             raise MachineError("pycuda has no CUDA graphs", "pip install cuda-bindings beside it") from err
         handle = driver.CUstream(stream.handle)
         # Thread-local: other threads may allocate meanwhile.
-        _call("cuStreamBeginCapture", handle, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-        with ExitStack() as stack:
-            try:
-                work()
-            finally:
-                graph = _call("cuStreamEndCapture", handle)
-                stack.callback(_call, "cuGraphDestroy", graph)
-            executable = _call("cuGraphInstantiate", graph, 0)
+        self._call("cuStreamBeginCapture", handle, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        try:
+            work()
+        except BaseException:
+            with suppress(MachineError):  # the recording is spoiled; what spoiled it is told
+                self._call("cuGraphDestroy", self._call("cuStreamEndCapture", handle))
+            raise
+        graph = self._call("cuStreamEndCapture", handle)
+        try:
+            executable = self._call("cuGraphInstantiate", graph, 0)
+        finally:
+            self._call("cuGraphDestroy", graph)
         return Graph(
-            lambda: _call("cuGraphExecDestroy", executable), lambda: _call("cuGraphLaunch", executable, handle)
+            lambda: self._call("cuGraphExecDestroy", executable),
+            lambda: self._call("cuGraphLaunch", executable, handle),
         )
+
+    def _bindings(self) -> Any:
+        from cuda.bindings import driver
+
+        return driver
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        """Call a function of cuda.bindings.driver and return its value, or values, without the status."""
+        driver = self._bindings()
+        status, *values = getattr(driver, function)(*arguments)
+        code = driver.CUresult
+        if status == code.CUDA_ERROR_OUT_OF_MEMORY:
+            raise _out_of_memory(function)
+        if status in (code.CUDA_ERROR_NO_DEVICE, code.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH):
+            raise MachineError(f"no GPU can be used: {function}: {status.name}", NO_DRIVER)
+        if status != code.CUDA_SUCCESS:
+            raise MachineError(f"{function}: {status.name}")
+        return values[0] if len(values) == 1 else values
 
     def load(self, ptx: bytes) -> Module:
         """Kernels to launch, which stay loaded until they are closed."""
@@ -179,56 +220,56 @@ class _CudaBindings(Cuda):
     name = "cuda-bindings"
 
     def __init__(self, index: int) -> None:
-        from cuda.bindings import driver
-
+        driver = self._bindings()
         try:
-            _call("cuInit", 0)
+            self._call("cuInit", 0)
         except RuntimeError as err:  # the bindings found no libcuda
             raise MachineError(f"this machine has no NVIDIA driver: {err}", NO_DRIVER) from err
-        _check_index(index, _call("cuDeviceGetCount"))
-        device = _call("cuDeviceGet", index)
+        _check_index(index, self._call("cuDeviceGetCount"))
+        device = self._call("cuDeviceGet", index)
         attribute = driver.CUdevice_attribute
         major = attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
         minor = attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
         self.device = Device(
-            _call("cuDeviceGetName", 256, device).decode().rstrip("\0"),
-            (_call("cuDeviceGetAttribute", major, device), _call("cuDeviceGetAttribute", minor, device)),
-            _cuda_version(_call("cuDriverGetVersion")),
+            self._call("cuDeviceGetName", 256, device).decode().rstrip("\0"),
+            (self._call("cuDeviceGetAttribute", major, device), self._call("cuDeviceGetAttribute", minor, device)),
+            _cuda_version(self._call("cuDriverGetVersion")),
+            index,
         )
-        self._context = _call("cuDevicePrimaryCtxRetain", device)
+        self._context = self._call("cuDevicePrimaryCtxRetain", device)
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        _call("cuCtxPushCurrent", self._context)
+        self._call("cuCtxPushCurrent", self._context)
         try:
             yield
         finally:
-            _call("cuCtxPopCurrent")
+            self._call("cuCtxPopCurrent")
 
     def allocate(self, size: int) -> DeviceMemory:
-        pointer = _call("cuMemAlloc", size)
-        return DeviceMemory(lambda: _call("cuMemFree", pointer), int(pointer), size)
+        pointer = self._call("cuMemAlloc", size)
+        return DeviceMemory(lambda: self._call("cuMemFree", pointer), int(pointer), size)
 
     def pinned(self, size: int) -> PinnedMemory:
-        pointer = _call("cuMemHostAlloc", size, 0)
+        pointer = self._call("cuMemHostAlloc", size, 0)
         data = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(pointer)))
-        return PinnedMemory(lambda: _call("cuMemFreeHost", pointer), data)
+        return PinnedMemory(lambda: self._call("cuMemFreeHost", pointer), data)
 
     def stream(self) -> Stream:
-        stream = _call("cuStreamCreate", 0)  # 0: ordered with the default stream
-        return Stream(lambda: _call("cuStreamDestroy", stream), int(stream), stream)
+        stream = self._call("cuStreamCreate", NON_BLOCKING)
+        return Stream(lambda: self._call("cuStreamDestroy", stream), int(stream), stream)
 
     def copy_to_device(self, target: int, source: NDArray[Any], stream: Stream) -> None:
-        _call("cuMemcpyHtoDAsync", target, source.ctypes.data, source.nbytes, stream.owner)
+        self._call("cuMemcpyHtoDAsync", target, source.ctypes.data, source.nbytes, stream.owner)
 
     def copy_to_host(self, target: NDArray[Any], source: int, stream: Stream) -> None:
-        _call("cuMemcpyDtoHAsync", target.ctypes.data, source, target.nbytes, stream.owner)
+        self._call("cuMemcpyDtoHAsync", target.ctypes.data, source, target.nbytes, stream.owner)
 
-    def synchronize(self, stream: Stream | None = None) -> None:
-        if stream is None:
-            _call("cuCtxSynchronize")
-        else:
-            _call("cuStreamSynchronize", stream.owner)
+    def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
+        self._call("cuMemcpyDtoDAsync", target, source, size, stream.owner)
+
+    def synchronize(self, stream: Stream) -> None:
+        self._call("cuStreamSynchronize", stream.owner)
 
 
 class _PyCuda(Cuda):
@@ -247,10 +288,10 @@ class _PyCuda(Cuda):
         _check_index(index, driver.Device.count())
         device = driver.Device(index)
         version = _cuda_version(driver.get_driver_version())
-        self.device = Device(device.name(), device.compute_capability(), version)
+        self.device = Device(device.name(), device.compute_capability(), version, index)
         self._context = device.retain_primary_context()
 
-    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _checked(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return function(*arguments)
         except self._driver.MemoryError as err:
@@ -267,43 +308,31 @@ class _PyCuda(Cuda):
             self._driver.Context.pop()
 
     def allocate(self, size: int) -> DeviceMemory:
-        memory = self._call(self._driver.mem_alloc, size)
+        memory = self._checked(self._driver.mem_alloc, size)
         return DeviceMemory(memory.free, int(memory), size)
 
     def pinned(self, size: int) -> PinnedMemory:
-        data = self._call(self._driver.pagelocked_empty, size, np.uint8)
+        data = self._checked(self._driver.pagelocked_empty, size, np.uint8)
         return PinnedMemory(data.base.free, data)
 
     def stream(self) -> Stream:
-        stream = self._call(self._driver.Stream)
+        stream = self._checked(self._driver.Stream, NON_BLOCKING)
         return Stream(lambda: None, int(stream.handle), stream)  # pycuda destroys it with the object
 
     def copy_to_device(self, target: int, source: NDArray[Any], stream: Stream) -> None:
-        self._call(self._driver.memcpy_htod_async, target, source, stream.owner)
+        self._checked(self._driver.memcpy_htod_async, target, source, stream.owner)
 
     def copy_to_host(self, target: NDArray[Any], source: int, stream: Stream) -> None:
-        self._call(self._driver.memcpy_dtoh_async, target, source, stream.owner)
+        self._checked(self._driver.memcpy_dtoh_async, target, source, stream.owner)
 
-    def synchronize(self, stream: Stream | None = None) -> None:
-        self._call((self._driver.Context if stream is None else stream.owner).synchronize)
+    def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
+        self._checked(self._driver.memcpy_dtod_async, target, source, size, stream.owner)
+
+    def synchronize(self, stream: Stream) -> None:
+        self._checked(stream.owner.synchronize)
 
 
 IMPLEMENTATIONS: dict[str, Callable[[int], Cuda]] = {"pycuda": _PyCuda, "cuda-bindings": _CudaBindings}
-
-
-def _call(function: str, *arguments: Any) -> Any:
-    """Call a function of cuda.bindings.driver and return its value, or values, without the status."""
-    from cuda.bindings import driver
-
-    status, *values = getattr(driver, function)(*arguments)
-    code = driver.CUresult
-    if status == code.CUDA_ERROR_OUT_OF_MEMORY:
-        raise _out_of_memory(function)
-    if status in (code.CUDA_ERROR_NO_DEVICE, code.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH):
-        raise MachineError(f"no GPU can be used: {function}: {status.name}", NO_DRIVER)
-    if status != code.CUDA_SUCCESS:
-        raise MachineError(f"{function}: {status.name}")
-    return values[0] if len(values) == 1 else values
 
 
 def _check_index(index: int, count: int) -> None:

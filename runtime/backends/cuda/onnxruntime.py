@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from denseport.runtime.backends.cuda.driver import Cuda
 from denseport.runtime.backends.cuda.zero_copy import View
-from denseport.runtime.errors import BundleError
+from denseport.runtime.errors import BundleError, MachineError
 
 __all__ = ["CudaExecutionSlot"]
 
@@ -55,5 +56,7 @@ class CudaExecutionSlot:
         return False
 
     def close(self) -> None:
+        with suppress(MachineError):  # of work that failed: whoever queued it was told
+            self._cuda.synchronize(self.stream)
         self._binding = None
         self.stream.close()

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from denseport.runtime.backends.cuda.library import LEGACY
 from denseport.runtime.errors import InputError
 
-__all__ = ["DeviceArray", "View", "view_of"]
+__all__ = ["CUDA", "DeviceArray", "View", "view_of"]
 
 CPU, CUDA = 1, 2  # DLPack's device types
 CODES = {"i": 0, "u": 1, "f": 2}  # DLPack's type codes by numpy's kinds
@@ -29,20 +30,33 @@ class View:
     address: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    stream: int | None  # the producer's stream, where work on it may be under way; None: it is ready
+    stream: int | None  # the stream whose work on it must be waited for; None: there is none
     keep: Any  # what must live as long as the address is used
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
-def view_of(array: Any, *, device: int = CUDA) -> View:
-    """Memory of an object that has ``__cuda_array_interface__`` or ``__dlpack__``.
+
+def view_of(array: Any, stream: int | None = None, *, device: tuple[int, int] = (CUDA, 0)) -> View:
+    """Memory of an object that has ``__dlpack__`` or ``__cuda_array_interface__``.
+
+    Args:
+        stream: the handle of the stream that will use the memory. DLPack's producer lets it wait for its own work;
+            the other protocol names a stream at most, which is the view's. torch names none there, so DLPack comes
+            first.
+        device: where the memory must lie: DLPack's device type, and the device's index.
 
     Raises:
-        InputError: it has neither, lies elsewhere than on the GPU, or is not contiguous.
+        InputError: it has neither, lies elsewhere, or is not contiguous.
     """
-    if device == CUDA and hasattr(array, "__cuda_array_interface__"):
+    if isinstance(array, DeviceArray) and array.__dlpack_device__() == device:
+        return View(array.address, array.shape, array.dtype, None, array)  # the work is done
+    if hasattr(array, "__dlpack__"):
+        view, strides = _from_dlpack(array, stream, device)
+    elif device[0] == CUDA and hasattr(array, "__cuda_array_interface__"):
         view, strides = _from_interface(array)
-    elif hasattr(array, "__dlpack__"):
-        view, strides = _from_dlpack(array, device)
     else:
         name = type(array).__name__
         raise InputError(
@@ -69,7 +83,9 @@ def _from_interface(array: Any) -> tuple[View, tuple[int, ...] | None]:
     interface = array.__cuda_array_interface__
     strides = interface.get("strides")
     shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
-    view = View(int(interface["data"][0]), shape, dtype, interface.get("stream"), array)
+    # Before version 3 no stream could be named: the default one is what their producers are ordered with.
+    stream = interface.get("stream") if interface.get("version", 0) >= 3 else LEGACY
+    view = View(int(interface["data"][0]), shape, dtype, stream, array)
     return view, tuple(strides) if strides is not None else None
 
 
@@ -106,12 +122,16 @@ _pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, *_CAPSULE)(("PyCapsule_GetPointer"
 _NAME = b"dltensor"  # of a capsule that nobody has taken over; kept alive here, since capsules only point at it
 
 
-def _from_dlpack(array: Any, device: int) -> tuple[View, tuple[int, ...] | None]:
-    found = array.__dlpack_device__()[0]
-    if found != device:
-        raise InputError(f"the array lies on DLPack device type {found}, not on an NVIDIA GPU", "Move it there first.")
-    # Stream 1 is the legacy default stream, with which all of our streams are ordered.
-    capsule = array.__dlpack__(stream=1) if device == CUDA else array.__dlpack__()
+def _from_dlpack(array: Any, stream: int | None, device: tuple[int, int]) -> tuple[View, tuple[int, ...] | None]:
+    kind, index = array.__dlpack_device__()
+    if kind != device[0]:
+        raise InputError(f"the array lies on DLPack device type {kind}, not on an NVIDIA GPU", "Move it there first.")
+    if index != device[1]:
+        raise InputError(f"the array lies on GPU {index}, the network on GPU {device[1]}", "Move it there first.")
+    try:
+        capsule = array.__dlpack__(stream=stream)
+    except BufferError as err:  # torch: it requires a gradient, say
+        raise InputError(f"the array cannot be lent: {err}", "Pass a plain array, tensor.detach() say.") from err
     address = _pointer(id(capsule), _NAME)
     if address is None:
         raise InputError("__dlpack__ gave no capsule named dltensor", "Give a torch or cupy array.")
@@ -137,6 +157,9 @@ class DeviceArray:
         logits = torch.from_dlpack(result)          # or torch.as_tensor(result, device="cuda"), cupy.asarray(result)
 
     Its memory is given back when neither this object nor a tensor made from it is left.
+
+    Args:
+        device: DLPack's device type, and the device's index.
     """
 
     def __init__(

@@ -73,6 +73,7 @@ def _abilities(machine: Machine) -> list[Ability]:
     has = machine.packages
     gpu = "" if machine.gpus else "no NVIDIA GPU"
     bf16 = "" if machine.bf16 else "no BF16 arithmetic in this processor"
+    vnni = "" if machine.vnni else "no VNNI in this processor"
     cuda = "" if has["pycuda"] or has["cuda-bindings"] else "neither pycuda nor cuda-bindings"
     providers = "" if "CUDAExecutionProvider" in machine.providers else "ONNX Runtime without CUDA"
 
@@ -88,12 +89,17 @@ def _abilities(machine: Machine) -> list[Ability]:
         ("run ONNX models on the CPU", lacks("onnxruntime"), "onnxruntime"),
         ("run ONNX models with OpenVINO", lacks("openvino"), "openvino"),
         ("compute in BF16 on the CPU", join(bf16, lacks("openvino")), "openvino"),
+        ("compute in INT8 with OpenVINO", join(vnni, lacks("openvino")), "openvino"),
         ("run ONNX models on a GPU", join(gpu, providers), "onnxruntime-gpu"),
         ("build and run TensorRT engines", join(gpu, lacks("tensorrt"), cuda), "tensorrt"),
         ("build TensorRT-RTX engines, ahead of time", lacks("tensorrt_rtx"), "tensorrt-rtx"),
         ("run TensorRT-RTX engines", join(gpu, lacks("tensorrt_rtx"), cuda), "tensorrt-rtx"),
     )
-    where = {gpu: " on a machine with an NVIDIA GPU", bf16: " on a processor with avx512_bf16, amx_bf16 or bf16"}
+    where = {
+        gpu: " on a machine with an NVIDIA GPU",
+        bf16: " on a processor with avx512_bf16, amx_bf16 or bf16",
+        vnni: " on a processor with avx512_vnni, avx_vnni or asimddp",
+    }
     return [
         Ability(name, missing, install_command(extra) + "".join(where[why] for why in where if why and why in missing))
         for name, missing, extra in rows

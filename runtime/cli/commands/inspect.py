@@ -49,8 +49,12 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
     manifest, source = bundle.manifest, bundle.manifest.provenance
     normalise, inference, reference = normalisation(manifest.preprocess), manifest.inference, manifest.reference
     yield "model", f"{manifest.name} ({manifest.architecture}, {manifest.parameters / 1e6:,.1f} M parameters)"
-    yield "checkpoint", f"{source.get('checkpoint')} ({source.get('layout')}), sha256 {str(source.get('sha256'))[:16]}…"
-    yield "exported", f"{source.get('created')} by Denseport {source.get('denseport')}, torch {source.get('torch')}"
+    digest = f", sha256 {str(source['sha256'])[:16]}…" if "sha256" in source else ""
+    yield "checkpoint", f"{source.get('checkpoint')} ({source.get('layout')}){digest}"
+    library = next((f"{name} {source[name]}" for name in ("torch", "onnx") if name in source), "")
+    yield "exported", f"{source.get('created')} by Denseport {source.get('denseport')}, {library}"
+    if "parity" in source:
+        yield "parity", source["parity"]
     yield "task", manifest.task
     order = "grey" if len(normalise.mean) == 1 else "RGB" if normalise.bgr_to_rgb else "BGR"
     shape = ", ".join("any" if size is None else str(size) for size in manifest.input.shape)
@@ -64,6 +68,8 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "inference", f"{mode}; one logit for {manifest.stride} x {manifest.stride} pixels{corners}"
     if manifest.augmentation is not None:
         yield "views", manifest.augmentation.words
+    if not manifest.scores:
+        yield "scores", "none: the network tells the class of a pixel, not how likely it is"
     if manifest.threshold is not None:
         yield "threshold", f"{manifest.classes[1]} where its probability is above {manifest.threshold:g}"
     names = ", ".join(manifest.classes[:6]) + (", …" if len(manifest.classes) > 6 else "")
@@ -96,14 +102,14 @@ def _labels(manifest: Manifest) -> str:
 def _of_artifact(bundle: Bundle, name: str) -> Iterator[str]:
     from denseport.runtime.bundle.comparison import comparing_command
 
-    artifact = bundle.manifest.artifacts[name]
+    artifact, source = bundle.manifest.artifacts[name], bundle.manifest.provenance.get("checkpoint") or "the checkpoint"
     files = [bundle.path / file for file in artifact.files]
     size = f"{sum(file.stat().st_size for file in files if file.is_file()) / 2**20:,.1f} MiB"
     missing = "".join(f", {file.name} is MISSING" for file in files if not file.is_file())
     floats = f" with {artifact.float_precision} floats" * (artifact.float_precision != artifact.precision)
     gives = ", fused" * artifact.fused + ", gives masks" * (artifact.output == "mask")
     yield f"{name}: {artifact.kind}, {artifact.precision}{floats}{gives}, {size}{missing}"
-    yield f"made of {artifact.made_of or 'the checkpoint'}, target {artifact.target}"
+    yield f"made of {artifact.made_of or source}, target {artifact.target}"
     hows = [
         (each.against, f"computed in {each.arithmetic}, {each.machine}, {each.date[:10]}") for each in artifact.proof
     ]
@@ -112,7 +118,8 @@ def _of_artifact(bundle: Bundle, name: str) -> Iterator[str]:
     difference = artifact.record.get("max_difference")
     if difference is not None:
         sizes = count(len(artifact.record["checks"]), "size")
-        yield f"checked against torch on {sizes}: logits differ by {difference:.1e} at most"
+        against = next((each.against for each in artifact.proof if each.figures == "checks"), "torch")
+        yield f"checked against {against} on {sizes}: logits differ by {difference:.1e} at most"
     yield from _calibrated(name, artifact)
     yield from _measured(artifact)
     if not artifact.is_compared:  # in its own arithmetic, with FP32 or labels

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.decode import reading_record
 from denseport.runtime.bundle.preprocessing import loading
-from denseport.runtime.errors import DenseportError, ImageError
+from denseport.runtime.errors import DenseportError, InputError
 from denseport.runtime.pipeline.results import Segmentation
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.selection import why_unsupported
@@ -145,7 +145,7 @@ class Service:
             _lap(times, "open", last)
         try:
             found = segmenter(image, scores=options.format is Format.NPZ)
-        except ImageError as err:
+        except InputError as err:  # an image that does not fit, or scores of a network that has none
             raise Refusal(422, err.message, err.remedy) from err
         times["preprocess"] = found.timings.preprocess
         times["network"] = found.timings.infer

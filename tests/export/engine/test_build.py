@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 from quantizing import write_typed
 from support import ORACLE_MODELS
 
+from denseport.export.engine import build as build_module
 from denseport.export.engine.build import EngineOptions, build_engine, default_timing_cache
 from denseport.export.engine.errors import builder_error
 from denseport.export.engine.profile import named_profiles, parse_shape, profile_of
@@ -208,6 +209,14 @@ def test_without_the_package_the_command_that_installs_it_is_named(monkeypatch: 
     with pytest.raises(MachineError, match="the package tensorrt") as caught:
         build_engine(relu, relu.with_name("e"), EngineOptions("tensorrt", named_profiles("reference", "tensorrt")))
     assert "pip install" in str(caught.value) and caught.value.exit_code == 3
+
+
+def test_fp32_is_not_tf32_and_runs_can_be_recorded(rtx: Library) -> None:
+    """TF32 is on unless it is cleared; TensorRT-RTX records no engine that may allocate while it runs."""
+    config, flags = rtx.trt.Builder(rtx.logger).create_builder_config(), rtx.trt.BuilderFlag
+    assert config.get_flag(flags.TF32) and not config.get_flag(flags.REQUIRE_USER_ALLOCATION)
+    build_module._configure(rtx.trt, config, options())
+    assert not config.get_flag(flags.TF32) and config.get_flag(flags.REQUIRE_USER_ALLOCATION)
 
 
 @pytest.mark.parametrize(

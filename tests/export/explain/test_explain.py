@@ -19,7 +19,7 @@ from support import ASSETS
 from denseport.export.explain.explain import explain
 from denseport.export.explain.explanation import Explanation
 from denseport.export.graph import divergence
-from denseport.export.graph.divergence import Difference, difference, find_divergence
+from denseport.export.graph.compare.divergence import Difference, difference, find_divergence
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.errors import InputError

@@ -23,6 +23,7 @@ from denseport.calibration.quantize.placement import activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
 from denseport.calibration.quantize.smoothing import SmoothingRecord, smooth
 from denseport.export.graph import fusion
+from denseport.export.graph.ends import adapt_ends
 from denseport.export.graph.fold import FoldRecord, fold
 from denseport.export.graph.fusion import fuse
 from denseport.export.graph.mask import append_mask
@@ -34,6 +35,7 @@ from denseport.export.graph.tidy import TidyRecord, tidy
 from denseport.export.graph.unpack import unpack_projections
 
 PASSES = (
+    adapt_ends,
     append_mask,
     emulate_rounding,
     fold,

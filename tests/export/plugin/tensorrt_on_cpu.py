@@ -23,21 +23,31 @@ from typing import Any
 STUB = Path(__file__).with_name("tensorrt_stub.c")
 
 
-def import_tensorrt(folder: Path) -> None:
-    """Make ``import tensorrt`` give NVIDIA's bindings."""
-    lean = importlib.util.find_spec("tensorrt_lean_libs")
-    if lean is None or not lean.submodule_search_locations:
-        raise ModuleNotFoundError("tensorrt_lean_libs")
-    os.environ["TENSORRT_LEAN_LIBRARY"] = f"{lean.submodule_search_locations[0]}/libnvinfer_lean.so.11"
-    for name in ("libnvinfer.so.11", "libnvinfer_plugin.so.11", "libnvonnxparser.so.11"):
-        library = folder / name
+def import_tensorrt(folder: Path, lean: Path | None = None) -> None:
+    """Make ``import tensorrt`` give NVIDIA's bindings.
+
+    Args:
+        lean: the lean runtime of the same major release; default: that of the environment.
+    """
+    lean = lean or _lean_runtime()
+    os.environ["TENSORRT_LEAN_LIBRARY"] = str(lean)
+    for name in ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser"):
+        library = folder / f"{name}.so{lean.suffix}"  # ".11"
         subprocess.run(
-            ["gcc", "-shared", "-fPIC", f"-Wl,-soname,{name}", str(STUB), "-ldl", "-o", str(library)],
+            ["gcc", "-shared", "-fPIC", f"-Wl,-soname,{library.name}", str(STUB), "-ldl", "-o", str(library)],
             check=True,
         )
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     sys.modules["tensorrt"] = importlib.import_module("tensorrt_bindings")
     sys.modules["tensorrt.plugin"] = importlib.import_module("tensorrt_bindings.plugin")
+
+
+def _lean_runtime() -> Path:
+    package = importlib.util.find_spec("tensorrt_lean_libs")
+    if package is None or not package.submodule_search_locations:
+        raise ModuleNotFoundError("tensorrt_lean_libs")
+    (found,) = Path(package.submodule_search_locations[0]).glob("libnvinfer_lean.so.*")
+    return found
 
 
 def ask(builder: ctypes.CDLL, operator: str, fields: dict[str, int], inputs: list[tuple[str, list[int]]]) -> Any:

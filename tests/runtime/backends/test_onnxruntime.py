@@ -12,7 +12,7 @@ from hostile import tiny_bundle
 from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
-from denseport.runtime.errors import BundleError
+from denseport.runtime.errors import BundleError, MachineError
 
 IMAGE = np.zeros((1, 3, 8, 8), np.float32)
 
@@ -50,6 +50,64 @@ def test_a_provider_that_fails_when_it_runs_is_not_replaced(
     with pytest.raises(BundleError, match="the provider failed"):
         session.run(IMAGE)
     assert capfd.readouterr() == ("", "")
+
+
+class Opened:
+    """A session on what ONNX Runtime 1.31.1's GPU wheel opens on where CUDA's libraries are absent: the CPU."""
+
+    given: dict[str, object]
+
+    def __init__(self, path: Path, options: onnxruntime.SessionOptions, **given: object) -> None:
+        Opened.given = given
+        self._inner = onnxruntime.capi.onnxruntime_inference_collection.InferenceSession(path, options)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+
+GPU = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+@pytest.fixture
+def gpu_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def preload() -> None:
+        print("Failed to load libcublas.so.13: libcublas.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider", *GPU])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Opened)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload)
+
+
+def test_a_gpu_that_cannot_start_is_not_replaced_by_the_cpu(
+    model: Path, gpu_wheel: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = r"cannot start CUDAExecutionProvider, and would take CPUExecutionProvider; not found: libcublas\.so\.13"
+    with pytest.raises(MachineError, match=words) as caught:
+        OnnxRuntimeSession(model, providers=GPU)
+    assert "onnxruntime-gpu" in str(caught.value) and capfd.readouterr() == ("", "")
+
+
+def test_missing_tensorrt_is_not_the_models_fault(
+    model: Path, gpu_wheel: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **named: object) -> None:
+        raise RuntimeError(
+            "onnxruntime_pybind_state.cc:729 Please install TensorRT libraries as mentioned in the GPU …"
+        )
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(MachineError, match="cannot start TensorrtExecutionProvider: TensorRT's libraries are missing"):
+        OnnxRuntimeSession(model, providers=("TensorrtExecutionProvider", "CPUExecutionProvider"))
+
+
+def test_fp32_is_fp32_on_a_gpu_and_new_sizes_are_not_tried_out(
+    model: Path, gpu_wheel: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Opened, "get_providers", lambda _: list(GPU), raising=False)
+    session = OnnxRuntimeSession(model, providers=GPU)
+    assert session.on_gpu and "CUDAExecutionProvider" in session.description
+    assert Opened.given["providers"] == list(GPU)
+    assert Opened.given["provider_options"] == [{"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}, {}]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""Engines at run time. What needs a GPU is played by fakes of TensorRT's and CUDA's objects, which know of nothing but
-the order and the arguments of the calls: these tests show this side's logic, not that an engine runs."""
+"""Engines at run time. What needs a GPU is played by fakes of TensorRT's objects and of CUDA's driver, which refuse
+what the originals refuse: these tests show this side's logic, not that an engine runs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cuda import FakeCuda, at
-from fake_tensorrt import LANDSCAPE, PORTRAIT, RECORD, FakeContext, FakeEngine, Machine
+from fake_cuda import FakeCuda
+from fake_tensorrt import (
+    LANDSCAPE,
+    PORTRAIT,
+    RECORD,
+    FakeContext,
+    FakeEngine,
+    FakeRtxContext,
+    FakeRuntimeCache,
+    FakeRuntimeConfig,
+    Machine,
+    expected,
+    image_of,
+)
 
 from denseport.runtime.backends.cuda import driver as cuda_module
 from denseport.runtime.backends.cuda.driver import open_cuda
@@ -29,14 +41,6 @@ HAS_DRIVER = Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0"
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     return Machine(monkeypatch, tmp_path / "fp16.engine")
-
-
-def image_of(*shape: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-
-
-def expected(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return 2 * image[:, :1, ::2, ::2]
 
 
 # Refusals.
@@ -117,8 +121,9 @@ def test_pycuda_is_taken_when_it_can_be_imported(monkeypatch: pytest.MonkeyPatch
         tried.append(name)
         if not found:
             raise ImportError(f"No module named {name}")
-        return FakeCuda()
+        return fake
 
+    fake = FakeCuda(monkeypatch)
     both = {name: functools.partial(implementation, name, True) for name in ("pycuda", "cuda-bindings")}
     monkeypatch.setattr(cuda_module, "IMPLEMENTATIONS", both)
     open_cuda()
@@ -178,7 +183,9 @@ def test_larger_inputs_grow_the_buffers(machine: Machine) -> None:
     assert len(machine.cuda.allocated) == 9 and machine.cuda.alive == 0
 
 
-def test_threads_have_contexts_of_their_own(machine: Machine) -> None:
+@pytest.mark.parametrize("graphs", [False, True])
+def test_threads_have_contexts_of_their_own(machine: Machine, graphs: bool) -> None:
+    """With graphs some record while others take and give back memory, contexts and recordings."""
     wrong: list[int] = []
 
     def work(seed: int) -> None:
@@ -187,14 +194,15 @@ def test_threads_have_contexts_of_their_own(machine: Machine) -> None:
             if not np.array_equal(session.run(image), expected(image)):
                 wrong.append(seed)
 
-    with machine.session(contexts=3) as session:
+    with machine.session(contexts=3, cuda_graphs=graphs) as session:
         threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(60)
             assert not thread.is_alive()
-    assert not wrong and 1 <= len(machine.engine.contexts) <= 3 and machine.cuda.alive == 0
+    assert not wrong and machine.cuda.alive == 0
+    assert machine.cuda.captures > 3 if graphs else 1 <= len(machine.engine.contexts) <= 3
 
 
 def test_cuda_graphs_are_kept_by_shape(machine: Machine) -> None:
@@ -210,55 +218,56 @@ def test_cuda_graphs_are_kept_by_shape(machine: Machine) -> None:
     assert machine.cuda.alive == 0
 
 
-def test_a_context_that_still_compiles_is_captured_later(machine: Machine) -> None:
-    machine.engine.compiling = 2
+def test_what_cannot_be_recorded_was_done_all_the_same(machine: Machine) -> None:
+    """As where an engine allocates while it runs: the recording is lost, the first run's result is not."""
+    machine.engine.allocates = True
     image = image_of(1, 3, 8, 8)
     with machine.session(cuda_graphs=True) as session:
-        for _ in range(5):
+        with pytest.warns(RuntimeWarning, match="no CUDA graph, work is queued anew each time: TensorRT could not run"):
             np.testing.assert_array_equal(session.run(image), expected(image))
-    assert (machine.cuda.captures, machine.cuda.launches) == (1, 2)
+        for _ in range(2):  # without another warning
+            np.testing.assert_array_equal(session.run(image), expected(image))
+    assert (machine.cuda.captures, machine.cuda.launches, machine.cuda.alive) == (1, 0, 0)
 
 
-class OnDevice:
-    """Host memory that claims to be the fake GPU's."""
+def test_the_default_stream_can_be_used_while_work_is_recorded(machine: Machine) -> None:
+    """As torch does it in another thread; with streams that are ordered with it the driver would refuse it (906)."""
+    execute, statuses = FakeContext.execute_async_v3, list[int]()
 
-    def __init__(self, array: np.ndarray[Any, Any], stream: int | None = None) -> None:
-        self.array = array
-        self.__cuda_array_interface__ = {
-            "shape": array.shape, "typestr": array.dtype.str, "data": (array.ctypes.data, False), "stream": stream,
-            "strides": array.strides, "version": 3,
-        }  # fmt: skip
+    def others_work() -> None:
+        with machine.cuda.current():
+            statuses.append(machine.cuda.enqueue(0, lambda: None))
+
+    def meanwhile(context: FakeContext, stream: int) -> bool:
+        if machine.cuda.is_recording(stream):
+            thread = threading.Thread(target=others_work)
+            thread.start()
+            thread.join()
+        return execute(context, stream)
+
+    image = image_of(1, 3, 8, 8)
+    with machine.session(cuda_graphs=True) as session, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeContext, "execute_async_v3", meanwhile)
+        for _ in range(3):
+            np.testing.assert_array_equal(session.run(image), expected(image))
+    assert statuses == [0] and (machine.cuda.captures, machine.cuda.launches) == (1, 2)
 
 
-def test_arrays_on_the_gpu_are_used_in_place(machine: Machine) -> None:
-    image = image_of(1, 3, 8, 12)
+def test_a_profile_that_tensorrt_refuses_is_explained(machine: Machine) -> None:
+    """Its binding raises RuntimeError, and never returns False."""
     with machine.session() as session:
-        result = session.run_device(OnDevice(image))
-        assert result.shape == (1, 1, 4, 6) and len(machine.cuda.allocated) == 2  # activations and the result
-        found = at(result.address, result.nbytes).view(np.float32).reshape(result.shape)
-        np.testing.assert_array_equal(found, expected(image))
-        assert machine.engine.contexts[0].addresses["image"] == image.ctypes.data
-        out = OnDevice(np.zeros((1, 1, 4, 6), np.float32))
-        assert session.run_device(OnDevice(image), out) is out
-        np.testing.assert_array_equal(out.array, expected(image))
-        assert len(machine.cuda.allocated) == 2 and machine.cuda.device_synchronizations == 0
-        session.run_device(OnDevice(image, stream=77), out)
-        assert machine.cuda.device_synchronizations == 1  # another library's stream may still write
-        del result
+        session.run(image_of(1, 3, 8, 12))
+        machine.engine.no_profiles = True
+        with pytest.raises(MachineError, match="refused optimization profile 1: no memory for the profile"):
+            session.run(image_of(1, 3, 24, 8))
     assert machine.cuda.alive == 0
 
 
-def test_arrays_on_the_gpu_that_do_not_fit_are_refused(machine: Machine) -> None:
-    image = image_of(1, 3, 8, 12)
+def test_layers_are_not_named_to_profilers_at_each_run(machine: Machine) -> None:
+    """Engines are built with detailed verbosity, for the inspector; at run time that costs."""
     with machine.session() as session:
-        with pytest.raises(InputError, match=r"the image is .* float64; the engine needs .* float32"):
-            session.run_device(OnDevice(image.astype(np.float64)))
-        with pytest.raises(InputError, match=r"out is \(1, 1, 4, 5\)"):
-            session.run_device(OnDevice(image), OnDevice(np.zeros((1, 1, 4, 5), np.float32)))
-        with pytest.raises(InputError, match="not contiguous"):
-            session.run_device(OnDevice(image[:, :, :, ::2]))
-        with pytest.raises(InputError, match="neither __cuda_array_interface__"):
-            session.run_device([1])
+        session.run(image_of(1, 3, 8, 8))
+        assert [context.nvtx_verbosity for context in machine.engine.contexts] == ["none"]
 
 
 def test_lines_are_collected_by_whoever_listens() -> None:
@@ -278,7 +287,14 @@ def test_lines_are_collected_by_whoever_listens() -> None:
 
 def test_the_fakes_have_no_call_that_the_real_objects_lack() -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
-    for fake, real in ((FakeContext, trt.IExecutionContext), (FakeEngine, trt.ICudaEngine)):
+    pairs = (
+        (FakeContext, trt.IExecutionContext),
+        (FakeRtxContext, trt.IExecutionContext),
+        (FakeEngine, trt.ICudaEngine),
+        (FakeRuntimeConfig, trt.IRuntimeConfig),
+        (FakeRuntimeCache, trt.IRuntimeCache),
+    )
+    for fake, real in pairs:
         for name in (name for name in vars(fake) if not name.startswith("_")):
             assert hasattr(real, name), f"{real.__name__}.{name}"
     assert trt.ExecutionContextAllocationStrategy.USER_MANAGED is not None

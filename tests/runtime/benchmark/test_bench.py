@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from browsing import CHROMIUM, shown
 from command_line import returned_by
+from hostile import tiny_manifest
 from numpy.typing import NDArray
 from progress_told import Told
 
@@ -32,6 +33,7 @@ from denseport.runtime.benchmark.speed import (
 )
 from denseport.runtime.benchmark.startup import measure_startup
 from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.manifest import Manifest, NetworkInput
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import BundleError, DenseportError, InputError
 
@@ -43,6 +45,10 @@ class Sleeping:
     artifact: str
     seconds: float
     description: str = "sleeps"
+    manifest: Manifest = field(default_factory=tiny_manifest)
+
+    def largest_batch(self, height: int, width: int) -> int | None:
+        return None
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         time.sleep(self.seconds * len(image))
@@ -54,6 +60,14 @@ class Sleeping:
 
     def __call__(self, image: NDArray[np.uint8]) -> None:
         time.sleep(2 * self.seconds)
+
+
+def test_a_network_of_one_image_at_a_time_is_not_given_more() -> None:
+    one = replace(tiny_manifest(), input=NetworkInput(shape=(1, 3, 4, 4)))
+    segmenters = [Sleeping("one", 0.001, manifest=one), Sleeping("any", 0.001)]
+    plan = Plan(rounds=1, seconds=0.01, concurrency=(1,), batches=(1, 2))
+    found = run_bench(segmenters, synthetic_image(4, 4), np.zeros((1, 3, 4, 4), np.float32), plan)
+    assert [[*each.batches] for each in found] == [[1], [1, 2]]
 
 
 def test_known_durations_are_found_and_compared() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from bundles import verdict as made_verdict
 from numpy.typing import NDArray
 
 from denseport.runtime.benchmark import race as race_module
@@ -91,3 +93,23 @@ def test_what_was_timed_is_kept_as_a_verdict(
     assert verdict.agreement == 0.997 and verdict.session.startswith("OpenVINO ")
     ending = ", and passed its audit" if accepted else "; made for OpenVINO on CPUs"
     assert verdict.reason == f"{ratio:.2f} times as fast as model.onnx on ONNX Runtime{ending}"
+
+
+def test_what_is_made_of_a_graph_over_its_budget_is_not_accepted(
+    sample_copy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """INT8 on OpenVINO computes what int8.onnx says: a calibration's budget holds for both."""
+    graph = dataclasses.replace(sample_copy.artifact("model.onnx"), precision="int8", made_of="model.onnx", proof=())
+    over = made_verdict(within_budget=False, accepted=False)
+    sample_copy.add("int8.onnx", dataclasses.replace(graph, record={"verdict": over}))
+    what = {"target": "openvino", "made_of": "int8.onnx", "record": {"audit": {"agreement": 0.93}}}
+    sample_copy.add("int8.openvino", dataclasses.replace(graph, **what))
+    monkeypatch.setattr(race_module, "race", lambda sessions, _: {name: [1 / len(name)] for name in sessions})
+    monkeypatch.setattr(race_module, "Segmenter", lambda *_, **__: nullcontext(SimpleNamespace(session=Session())))
+    (found,) = judge_audited(sample_copy, ["int8.openvino"], []).values()
+    assert found.speed_ratio > 1.1 and not found.within_budget and not found.accepted
+    assert found.reason == "int8.onnx, of which it is made, is over its budget"
+
+
+class Session:
+    description = "a session"

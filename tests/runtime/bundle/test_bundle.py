@@ -334,3 +334,24 @@ def failing_for(name: str, function: Any) -> Any:
         return function(path, *arguments)
 
     return wrapper
+
+
+def test_what_shares_a_file_goes_with_the_old_one(sample_copy: Bundle, tmp_path: Path) -> None:
+    """Artifacts for OpenVINO share another's file: once that is replaced, the file is not what they were audited on."""
+
+    def written(text: str) -> Path:
+        (tmp_path / "int8.onnx").write_text(text)
+        return tmp_path / "int8.onnx"
+
+    old, new = (sha256_of(written(text)) for text in ("old", "new"))
+    sample_copy.add("int8.onnx", onnx_artifact({"int8.onnx": old}, "int8"), [written("old")])
+    for name, files in {"int8.openvino": {"int8.onnx": old}, "own.openvino": {"own.onnx": "0" * 64}}.items():
+        sample_copy.add(name, onnx_artifact(files, "int8", target="openvino"))
+    same = onnx_artifact({"int8.onnx": old}, "int8", record={"calibration": {}})
+    assert sample_copy.outdated_by(same) == []
+    sample_copy.add("int8.onnx", same, [written("old")])
+    assert "int8.openvino" in sample_copy.manifest.artifacts
+    other = onnx_artifact({"int8.onnx": new}, "int8")
+    assert sorted(sample_copy.outdated_by(other)) == ["int8.onnx", "int8.openvino"]
+    sample_copy.add("int8.onnx", other, [written("new")])
+    assert list(Bundle(sample_copy.path).manifest.artifacts) == ["model.onnx", "own.openvino", "int8.onnx"]

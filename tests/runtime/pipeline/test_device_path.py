@@ -1,7 +1,6 @@
 """Images on the device, without a device: a fake of CUDA runs the real kernels on host memory.
 
 The slots are the real ones: ONNX Runtime's on its CPU provider with bound addresses, and TensorRT's over its fakes.
-What this cannot show is a GPU's own behaviour: order between streams, pinned memory, recorded graphs.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ import postprocess
 import pytest
 from bundles import steps
 from cpu_kernels import Kernels
-from fake_cuda import FakeCuda
+from fake_cuda import FakeCuda, at
 from fake_tensorrt import Machine
 from support import assert_same_classes
 
 from denseport.runtime.backends.cuda.device import DeviceNetwork
 from denseport.runtime.backends.cuda.onnxruntime import CudaExecutionSlot
+from denseport.runtime.backends.cuda.zero_copy import View
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.bundle import Bundle
@@ -37,25 +37,37 @@ from denseport.runtime.segmenter import Segmenter
 
 SIZES = [(96, 128), (128, 96), (61, 90), (48, 64), (150, 77)]  # images; fixed:64x48 shows them larger and smaller
 
+KERNELS = ["resize_normalise", "non_finite_f32", "image_mask_f32_u8"]
+
+
+class Slot(CudaExecutionSlot):
+    """On ONNX Runtime's CPU provider, whose memory counts as the fake device's."""
+
+    def __init__(self, session: Any, cuda: FakeCuda) -> None:
+        super().__init__(session, cuda, ("cpu", 0))
+        self._fake = cuda
+
+    def infer(self, image: View) -> View:
+        logits = super().infer(image)
+        self._fake.lend(logits.address, logits.nbytes)
+        return logits
+
 
 class OnDevice(OnnxRuntimeSession):
     """ONNX Runtime on the CPU with what it has with CUDA, on the fake device."""
 
-    def __init__(self, path: Path, cuda: FakeCuda, slots: int = 2) -> None:
+    def __init__(self, path: Path, cuda: FakeCuda, slots: int = 2, slot: type[Slot] = Slot) -> None:
         super().__init__(path, threads=1)
-        self.cuda, self.slots = cuda, slots
+        self.cuda, self.slots, self.slot = cuda, slots, slot
 
     def device_network(self) -> DeviceNetwork:
-        def slot() -> CudaExecutionSlot:
-            return CudaExecutionSlot(self._session, self.cuda, ("cpu", 0))
-
-        return DeviceNetwork(self.cuda, self.slots, False, slot)
+        return DeviceNetwork(self.cuda, self.slots, False, lambda: self.slot(self._session, self.cuda))
 
 
 @pytest.fixture
 def cuda(image_kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     monkeypatch.setattr(device_path, "image_ptx", lambda: b"PTX")
-    return FakeCuda(image_kernels)
+    return FakeCuda(monkeypatch, image_kernels)
 
 
 def opened(bundle: Bundle, cuda: FakeCuda, protocol: str = "fixed:64x48", **options: Any) -> Segmenter:
@@ -96,7 +108,7 @@ def logits_of(segmenter: Segmenter, image: np.ndarray[Any, Any]) -> np.ndarray[A
 def test_the_mask_is_the_hosts(segment: Segmenter, on_host: Segmenter, cuda: FakeCuda, size: tuple[int, int]) -> None:
     image = image_of(size)
     result = segment(image)
-    assert cuda.launched == ["resize_normalise", "image_mask_f32_u8"]
+    assert cuda.launched == KERNELS
     expected = on_host(image).mask
     assert result.mask.dtype == np.uint8 and result.mask.shape == size
     assert_same_classes(result.mask, expected, logits_of(on_host, image))
@@ -108,7 +120,7 @@ def test_an_image_as_it_was_tested_keeps_its_ratio(sample: Bundle, cuda: FakeCud
     image = image_of((97, 140))
     with opened(sample, cuda, "reference") as on_device, Segmenter(sample, threads=1) as host:
         assert_same_classes(on_device(image).mask, host(image).mask, logits_of(host, image))
-    assert cuda.launched[:2] == ["resize_normalise", "image_mask_f32_u8"]
+    assert cuda.launched[:3] == KERNELS
 
 
 def test_a_region_is_uploaded_alone(segment: Segmenter, on_host: Segmenter) -> None:
@@ -134,7 +146,7 @@ def test_batches_streams_and_clones_go_the_same_way(segment: Segmenter, cuda: Fa
         for results in (segment.batch(images), list(segment.stream(images)), [clone(p) for p in images]):
             for result, mask in zip(results, expected, strict=True):
                 np.testing.assert_array_equal(result.mask, mask)
-    assert len(cuda.launched) == 3 * 2 * len(images)
+    assert len(cuda.launched) == 3 * len(KERNELS) * len(images)
 
 
 # What the device does not do.
@@ -198,6 +210,18 @@ def test_a_session_of_the_callers_own_keeps_its_images_on_the_host(sample: Bundl
         assert segmenter.description.endswith("images on the CPU: tensors of a plain session are on the host")
 
 
+def test_logits_that_are_not_finite_are_refused_as_on_the_host(sample: Bundle, cuda: FakeCuda) -> None:
+    class Overflowing(Slot):
+        def infer(self, image: View) -> View:
+            logits = super().infer(image)
+            at(logits.address, 4).view(np.float32)[0] = np.inf
+            return logits
+
+    refused = pytest.raises(BundleError, match=r"model\.onnx gave logits that are not finite")
+    with opened(sample, cuda, slot=Overflowing) as segmenter, refused:
+        segmenter(image_of((96, 128)))
+
+
 def test_another_number_of_classes_is_refused(sample_copy: Bundle, cuda: FakeCuda) -> None:
     manifest = sample_copy.manifest
     sample_copy.__dict__["manifest"] = replace(manifest, classes=manifest.classes[1:], palette=manifest.palette[1:])
@@ -220,8 +244,8 @@ def test_nothing_is_allocated_once_the_largest_image_was_seen(segment: Segmenter
 
 def test_a_mask_is_one_byte_a_pixel_and_an_image_three(segment: Segmenter, cuda: FakeCuda) -> None:
     segment(image_of((50, 70)))
-    sizes = sorted(array.nbytes for array in cuda.allocated)
-    assert sizes == sorted([3 * 256 * 4, 50 * 70 * 3, 3 * 48 * 64 * 4, 50 * 70])  # levels, image, input, mask
+    # Levels, flag, image, input, mask.
+    assert sorted(cuda.allocated) == sorted([3 * 256 * 4, 4, 50 * 70 * 3, 3 * 48 * 64 * 4, 50 * 70])
 
 
 def test_threads_have_pipelines_of_their_own(segment: Segmenter, cuda: FakeCuda) -> None:
@@ -231,7 +255,7 @@ def test_threads_have_pipelines_of_their_own(segment: Segmenter, cuda: FakeCuda)
         for _ in range(4):
             for result, mask in zip(executor.map(segment, images), expected, strict=True):
                 np.testing.assert_array_equal(result.mask, mask)
-    assert len(cuda.allocated) <= 2 * 4 * 4  # two pipelines of four buffers, which grow a few times
+    assert len(cuda.allocated) <= 2 * 5 * 4  # two pipelines of five buffers, which grow a few times
 
 
 def test_closing_waits_for_the_image_under_way(sample: Bundle, cuda: FakeCuda) -> None:
@@ -277,8 +301,7 @@ def test_closing_waits_for_the_image_under_way(sample: Bundle, cuda: FakeCuda) -
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: FakeCuda) -> Machine:
-    made = Machine(monkeypatch, tmp_path / "fp16.engine")
-    made.cuda = made.engine.cuda = cuda
+    made = Machine(monkeypatch, tmp_path / "fp16.engine", cuda=cuda)
     made.engine.classes = 3
     return made
 
@@ -301,13 +324,22 @@ def test_an_engine_decides_as_the_host_does(machine: Machine, cuda: FakeCuda, gr
     for turn, size in enumerate(shapes):
         image = image_of(size, seed=turn)
         mask = np.empty(size, np.uint8)
-        assert path.paint(image, resized, mask) == 3
+        assert path.paint(image, resized, mask) == (3, True)
         assert (mask == engine_mask(image, protocol, resized)).mean() > 0.99
     # One recording a shape; what follows repeats it.
     assert (cuda.captures, cuda.launches) == ((2, 3) if graphs else (0, 0))
     assert len(machine.engine.contexts) == (2 if graphs else 1)
     path.close()
     assert cuda.alive == 0
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_logits_that_are_not_finite_are_told_and_forgotten(machine: Machine, graphs: bool) -> None:
+    path, mask = open_device_path(machine.session(cuda_graphs=graphs), whole((8, 12))), np.empty((20, 30), np.uint8)
+    for bad in (None, np.nan, -np.inf, None):
+        machine.engine.logit = bad
+        assert path.paint(image_of((20, 30)), (8, 12), mask) == (3, bad is None)
+    path.close()
 
 
 def test_a_size_that_the_engine_does_not_take_is_refused(machine: Machine) -> None:
@@ -326,7 +358,7 @@ def test_a_context_that_failed_is_not_used_again(machine: Machine, cuda: FakeCud
     with pytest.raises(MachineError, match="illegal memory access"):
         path.paint(image_of((20, 30)), (8, 12), mask)
     machine.engine.broken = False
-    assert path.paint(image_of((20, 30)), (8, 12), mask) == 3
+    assert path.paint(image_of((20, 30)), (8, 12), mask) == (3, True)
     assert len(machine.engine.contexts) == 2
     path.close()
     assert cuda.alive == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,10 +13,11 @@ import numpy as np
 import postprocess
 import pytest
 from bundles import steps
-from support import assert_same_classes
+from support import REPO, assert_same_classes
 
 from denseport.export.engine.build import EngineOptions, build_engine
 from denseport.export.engine.profile import profile_of
+from denseport.export.explain.baseline import torch_baseline
 from denseport.runtime.backends.cuda.buffers import Buffers
 from denseport.runtime.backends.cuda.driver import Cuda, open_cuda
 from denseport.runtime.backends.cuda.kernels.compile import image_ptx
@@ -87,9 +89,27 @@ def test_masks_are_the_cpus(cuda: Cuda, size: tuple[int, int], types: tuple[Any,
     assert (full.max(0) - chosen <= MARGIN * np.abs(full).max()).all()
 
 
-@pytest.fixture(scope="module", params=["onnxruntime", "tensorrt", "tensorrt, graphs", "tensorrt_rtx"])
+def torch_session(checkpoint: Path, bundle: Bundle, graphs: bool) -> Session:
+    """The checkpoint's network in torch, which needs no other package for the GPU (scripts/gpu/gpu_torch.py)."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(REPO / "scripts" / "gpu")
+        gpu_torch = importlib.import_module("gpu_torch")
+    found: Session = gpu_torch.TorchDeviceSession(torch_baseline(bundle.manifest, checkpoint)._model, graphs=graphs)
+    return found
+
+
+BACK_ENDS = ["torch", "torch, graphs", "onnxruntime", "tensorrt", "tensorrt, graphs", "tensorrt_rtx"]
+
+
+@pytest.fixture(scope="module", params=BACK_ENDS)
 def session(
-    request: pytest.FixtureRequest, exported: Callable[[str], Bundle], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    oracle: Path,
+    exported: Callable[[str], Bundle],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Callable[[], Session], Bundle]:
     """What opens a session whose tensors are on the GPU, and its bundle."""
     flavour, _, graphs = request.param.partition(", ")
@@ -97,6 +117,8 @@ def session(
         open_cuda()
         bundle = exported("tiny_dpt_project")
         model = bundle.verified("model.onnx")
+        if flavour == "torch":
+            return lambda: torch_session(oracle / "tiny_dpt_project.pth", bundle, bool(graphs)), bundle
         if flavour == "onnxruntime":
             providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
             OnnxRuntimeSession(model, providers=providers).close()

@@ -20,6 +20,7 @@ from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.bundle.steps import Resize, ResizeToMultiple
 from denseport.runtime.errors import BundleError, ImageError, InputError
 from denseport.runtime.pipeline import pipeline, sliding
+from denseport.runtime.pipeline.device_path import Painted
 from denseport.runtime.pipeline.pipeline import Pipeline
 from denseport.runtime.pipeline.reduce import Decision
 from denseport.runtime.pipeline.results import RequestedOutputs, Timings
@@ -170,15 +171,15 @@ class Painter:
     """A GPU that paints all pixels with class 2, of images that are not too high."""
 
     def __init__(self, classes: int = 3) -> None:
-        self.classes, self.seen = classes, list[tuple[int, int]]()
+        self.classes, self.finite, self.seen = classes, True, list[tuple[int, int]]()
 
     def takes(self, size: tuple[int, int], seen: tuple[int, int]) -> bool:
         return size[0] < 10 and seen[0] == 32
 
-    def paint(self, image: NDArray[np.uint8], size: tuple[int, int], mask: NDArray[Any]) -> int:
+    def paint(self, image: NDArray[np.uint8], size: tuple[int, int], mask: NDArray[Any]) -> Painted:
         self.seen.append(size)
         mask[:] = 2
-        return self.classes
+        return Painted(self.classes, self.finite)
 
 
 def test_a_gpu_does_all_of_it_where_masks_alone_are_wanted() -> None:
@@ -194,6 +195,9 @@ def test_a_gpu_does_all_of_it_where_masks_alone_are_wanted() -> None:
     assert painter.seen == [(32, 48)]
     painter.classes = 4
     with pytest.raises(BundleError, match="tells 4 classes apart, the manifest names 3"):
+        run.infer(run.prepare(IMAGE))
+    painter.classes, painter.finite = 3, False
+    with pytest.raises(BundleError, match="gave logits that are not finite"):
         run.infer(run.prepare(IMAGE))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from denseport.runtime.system import cpus, machine
-from denseport.runtime.system.cpus import arithmetic, has_bf16, usable_cpus
+from denseport.runtime.system.cpus import arithmetic, has_bf16, has_vnni, usable_cpus
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -73,6 +73,7 @@ def test_arithmetic_is_what_the_processors_flags_say(
         (tmp_path / "cpuinfo").write_text(text)
     assert arithmetic() == expected
     assert has_bf16() is ("BF16" in expected)
+    assert has_vnni() is ("VNNI" in expected or "DOTPROD" in expected)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_every_file_of_the_corpus_is_taken(name: str) -> None:
 def test_damaged_files_are_used_or_refused(name: str) -> None:
     target, seeds = TARGETS[name]
 
-    @settings(BOUNDED, max_examples=10 if name in ("manifest", "model") else 30 if name == "http" else 60)
+    @settings(BOUNDED, max_examples=10 if name in ("manifest", "model", "foreign") else 30 if name == "http" else 60)
     @given(st.sampled_from(seeds), SOME)
     def run(seed: Path, edits: list[Edit]) -> None:
         target(mutate(seed.read_bytes(), edits))

@@ -1,7 +1,9 @@
 """Compiles kernels to PTX with NVRTC, NVIDIA's run-time compiler, from its wheel; no CUDA toolkit, no GPU.
 
 One PTX for compute capability 7.5 serves every GPU since Turing: the driver turns it into machine code when it is
-loaded. NVRTC is pinned to 13.0, since a newer one writes a PTX version that drivers of CUDA 13.0 reject.
+loaded. NVRTC 13.0 marks its text as PTX 9.0, which only drivers of CUDA 13 take. The kernels need nothing that PTX 7.4
+lacks, so the mark is lowered to that, and drivers since CUDA 11.4 take it. NVRTC is pinned, since another release may
+write what the older language lacks.
 """
 
 from __future__ import annotations
@@ -10,18 +12,29 @@ import ctypes
 import functools
 import hashlib
 import importlib.util
+import re
 from contextlib import suppress
 from pathlib import Path
 
 from denseport.runtime.errors import MachineError, OutputError
 from denseport.runtime.system.files import cache_folder, write_atomic
 
-__all__ = ["COMMON", "IMAGE_SOURCES", "NVRTC_VERSION", "RESIZE_ARGMAX", "compile_ptx", "fingerprint", "image_ptx"]
+__all__ = [
+    "COMMON",
+    "IMAGE_SOURCES",
+    "NVRTC_VERSION",
+    "PTX_VERSION",
+    "RESIZE_ARGMAX",
+    "compile_ptx",
+    "fingerprint",
+    "image_ptx",
+]
 
 _HERE = Path(__file__).parent
 COMMON, RESIZE_ARGMAX = _HERE / "common.cu", _HERE / "resize_argmax.cu"
 IMAGE_SOURCES = (COMMON, RESIZE_ARGMAX, _HERE / "image.cu")
 NVRTC_VERSION = (13, 0)
+PTX_VERSION = b"7.4"
 _OPTIONS = (b"--gpu-architecture=compute_75", b"--std=c++17")
 _REMEDY = "pip install 'nvidia-cuda-nvrtc==13.0.*'"
 
@@ -48,17 +61,18 @@ def image_ptx() -> bytes:
 
 @functools.cache
 def compile_ptx(sources: tuple[Path, ...]) -> bytes:
-    """The PTX of every kernel in ``sources``, joined, as one text without the NUL that NVRTC puts at its end.
+    """The PTX 7.4 of every kernel in ``sources``, joined, as one text without the NUL that NVRTC puts at its end.
 
     Raises:
         MachineError: NVRTC 13.0 is not installed, or it rejects the source.
     """
-    return _Nvrtc().compile(_joined(sources), sources[-1].name.encode())
+    ptx = _Nvrtc().compile(_joined(sources), sources[-1].name.encode())
+    return re.sub(rb"(?m)^\.version \d+\.\d+$", b".version " + PTX_VERSION, ptx, count=1)
 
 
 def fingerprint(sources: tuple[Path, ...]) -> str:
-    """64 hex digits that change with the sources, the options and the compiler's version."""
-    return hashlib.sha256(repr((NVRTC_VERSION, _OPTIONS)).encode() + _joined(sources)).hexdigest()
+    """64 hex digits that change with the sources, the options and the versions of compiler and PTX."""
+    return hashlib.sha256(repr((NVRTC_VERSION, PTX_VERSION, _OPTIONS)).encode() + _joined(sources)).hexdigest()
 
 
 def _joined(sources: tuple[Path, ...]) -> bytes:

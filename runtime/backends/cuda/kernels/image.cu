@@ -48,6 +48,16 @@ DEVICE void resize_normalise_pixels(const unsigned char* __restrict__ image, con
   }
 }
 
+// Sets the flag where one of logits (classes, height, width) is infinite or no number; else leaves it as it is.
+template <typename T>
+DEVICE void flag_non_finite(const T* __restrict__ logits, int classes, int height, int width, int* flag) {
+  const unsigned pixels = (unsigned)height * width;
+  bool finite = true;
+  for (unsigned item = first_item(); item < pixels; item += item_stride())
+    for (int c = 0; c < classes; ++c) finite &= to_float(logits[(long long)c * pixels + item]) * 0.0f == 0.0f;
+  if (!finite) *flag = 1;
+}
+
 // ---------------------------------------------------------------------------------------------------------
 // Entry points. launch.py holds their names and the numbers that they are launched with.
 // ---------------------------------------------------------------------------------------------------------
@@ -69,3 +79,11 @@ IMAGE_MASK(image_mask_f32_u8, float, unsigned char)
 IMAGE_MASK(image_mask_f32_u16, float, unsigned short)
 IMAGE_MASK(image_mask_f16_u8, Half, unsigned char)
 IMAGE_MASK(image_mask_f16_u16, Half, unsigned short)
+
+#define NON_FINITE(NAME, T)                                                                                  \
+  extern "C" __global__ void __launch_bounds__(256)                                                          \
+      NAME(const T* __restrict__ logits, int classes, int height, int width, int* __restrict__ flag) {       \
+    flag_non_finite(logits, classes, height, width, flag);                                                   \
+  }
+NON_FINITE(non_finite_f32, float)
+NON_FINITE(non_finite_f16, Half)

@@ -20,6 +20,7 @@ __all__ = [
     "Size",
     "ceil_div",
     "image_mask",
+    "non_finite",
     "resize_normalise",
     "strips",
 ]
@@ -36,6 +37,7 @@ _CLASSES: dict[np.dtype[Any], str] = {np.dtype(np.uint8): "u8", np.dtype(np.uint
 KERNELS: tuple[str, ...] = (
     "resize_normalise",
     *(f"image_mask_{logits}_{classes}" for logits in _LOGITS.values() for classes in _CLASSES.values()),
+    *(f"non_finite_{logits}" for logits in _LOGITS.values()),
 )
 
 
@@ -75,6 +77,16 @@ def image_mask(
     """
     kernel = f"image_mask_{_LOGITS[np.dtype(logits)]}_{_CLASSES[np.dtype(mask)]}"
     return Launch(kernel, ceil_div(strips(1, size), 128), 128, (*shape, *network, *size))
+
+
+def non_finite(shape: tuple[int, int, int], logits: DTypeLike) -> Launch:
+    """logits -> one int32, which becomes 1 if one of them is not finite, and is left as it is if all are.
+
+    Args:
+        shape: of the logits: classes, height, width.
+        logits: their type, float32 or float16.
+    """
+    return Launch(f"non_finite_{_LOGITS[np.dtype(logits)]}", ceil_div(shape[1] * shape[2], 256), 256, shape)
 
 
 def strips(batch: Size, image: tuple[Size, Size]) -> Size:

@@ -8,7 +8,7 @@ import numpy as np
 import postprocess
 import pytest
 from bundles import steps
-from cpu_kernels import Kernels
+from cpu_kernels import POISON, Kernels
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -115,3 +115,16 @@ def test_any_grid_gives_the_same_result(image_kernels: Kernels) -> None:
     expected = image_kernels.run(plan, [image, table], (1, 3, *size), np.float32)
     one_thread = launch.Launch(plan.kernel, 1, 1, plan.scalars)
     np.testing.assert_array_equal(image_kernels.run(one_thread, [image, table], (1, 3, *size), np.float32), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 65504.0, 0.0])
+@pytest.mark.parametrize("place", [(0, 0, 0), (2, 1, 3), (6, 8, 10)])
+def test_logits_that_are_not_finite_are_flagged(
+    image_kernels: Kernels, dtype: Any, value: float, place: tuple[int, int, int]
+) -> None:
+    """The host's check is the same: no value but a finite one, in any class and corner."""
+    logits = np.full((7, 9, 11), -65504.0, dtype)
+    logits[place] = value
+    flag = image_kernels.run(launch.non_finite(logits.shape, dtype), [logits], (1,), np.int32)
+    assert flag[0] == (POISON if np.isfinite(logits).all() else 1)  # left as it was, or set

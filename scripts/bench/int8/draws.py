@@ -1,6 +1,6 @@
 """Whether the promise of INT8 holds: mIoU of both variants over random draws of calibration images.
 
-    python scripts/bench/draws.py BUNDLE --images street/images/training --data street --work DIR
+    python scripts/bench/int8/draws.py BUNDLE --images street/images/training --data street --work DIR
         [--draws 20] [--count 32]
 
 Each draw takes COUNT of the images at random (its number is the seed) and calibrates as `denseport calibrate` does by

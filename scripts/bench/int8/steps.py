@@ -1,6 +1,6 @@
 """What INT8 loses on a labelled set, step by step; the table of docs/int8.md.
 
-    python scripts/bench/int8.py BUNDLE --images DIR --data ROOT [--limit N] [--rows NAME …] [--work DIR] [--json]
+    python scripts/bench/int8/steps.py BUNDLE --images DIR --data ROOT [--limit N] [--rows NAME …] [--work DIR] [--json]
 
 Rows: ONNX Runtime's own static quantization with its defaults (``ort-minmax``), then the product's, each observer with
 every candidate layer in INT8, the same with smoothing, without attention's products, with weights rounded for the

@@ -1,0 +1,122 @@
+"""``denseport import``: an ONNX file that Denseport did not make, to a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from denseport.runtime.cli.arguments import path, real, size, whole
+
+NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # checked before the work starts
+HELP = "make a bundle of any ONNX file that gives a class for each pixel"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL.onnx", type=path, help="an FP32 network with an image as its only input"
+    )
+    parser.add_argument("-o", "--output", metavar="BUNDLE", type=path, required=True, help="the folder to make")
+    parser.add_argument(
+        "--classes", metavar="NAMES", help="names with commas between, a file with one a line, or how many there are"
+    )
+    parser.add_argument("--palette", metavar="FILE", type=path, help="a colour a line: R G B, or #rrggbb")
+    parser.add_argument("--name", help="what the model is called; default: as the file")
+    images = parser.add_argument_group("how images are prepared")
+    images.add_argument("--mean", nargs="+", type=real(), metavar="R", help="of each channel, in the network's order")
+    images.add_argument("--std", nargs="+", type=real(above=0), metavar="R", help="of each channel")
+    images.add_argument(
+        "--range", type=whole(1, 255), metavar="255|1", help="mean and std are of levels up to this; default: 255"
+    )
+    images.add_argument("--bgr", action="store_true", default=None, help="the network takes blue, green, red")
+    images.add_argument(
+        "--scale",
+        metavar=("LONG", "SHORT"),
+        nargs=2,
+        type=whole(1),
+        help="limits of the longer and the shorter side, pixels; the ratio is kept",
+    )
+    images.add_argument("--size", metavar="WxH", type=size(2**15), help="every image becomes this wide and high")
+    images.add_argument("--like", metavar="BUNDLE", type=path, help="a bundle whose classes and preparation hold here")
+    images.add_argument("--from-json", metavar="FILE", type=path, help="the same as fields of a manifest (JSON)")
+    ends = parser.add_argument_group("what the network takes and gives, where it is not found by running it")
+    ends.add_argument("--layout", choices=("NCHW", "NHWC"), help="of the input")
+    ends.add_argument("--output-name", metavar="NAME", help="of several outputs the one to take")
+    ends.add_argument("--gives", choices=("logits", "probabilities", "classes"), help="what the output holds")
+    ends.add_argument(
+        "--threshold",
+        type=real(above=0, below=1),
+        metavar="P",
+        help="of one channel: the second class is above it (0.5)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle, once the new one is whole")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from denseport.runtime.system.machine import require
+
+    require(NEEDED, "calibration")
+    from denseport.export.checkpoint.labels import read_classes, read_palette
+    from denseport.export.entrance.declared import Declared
+    from denseport.export.entrance.foreign import import_bundle
+    from denseport.runtime.system.progress import Terminal
+
+    classes = arguments.classes
+    if classes is not None:
+        classes = int(classes) if re.fullmatch(r"\d{1,9}", classes, re.ASCII) else read_classes(classes)
+    declared = Declared(
+        classes=classes,
+        palette=None if arguments.palette is None else read_palette(arguments.palette),
+        mean=arguments.mean,
+        std=arguments.std,
+        value_range=arguments.range,
+        bgr=arguments.bgr,
+        scale=tuple(arguments.scale) if arguments.scale else None,
+        size=arguments.size and arguments.size[::-1],
+        threshold=arguments.threshold,
+        like=arguments.like,
+        from_json=arguments.from_json,
+    )
+    bundle = import_bundle(
+        arguments.model,
+        arguments.output,
+        declared,
+        layout=arguments.layout,
+        output_name=arguments.output_name,
+        gives=arguments.gives,
+        name=arguments.name,
+        replace=arguments.force,
+        progress=Terminal(),
+    )
+    manifest = bundle.manifest
+    record = manifest.artifacts[manifest.source].record
+    if arguments.json:
+        about = {"bundle": str(bundle.path), "name": manifest.name, "warnings": manifest.provenance["warnings"]}
+        print(json.dumps({**about, **record}))
+        return 0
+    size = f"{manifest.parameters / 1e6:,.1f} M parameters, {len(manifest.classes)} classes"
+    print(f"{bundle.path}: {manifest.name}, {size}")
+    for line in _found(record):
+        print(f"  {line}")
+    return 0
+
+
+def _found(record: dict[str, Any]) -> Iterator[str]:
+    """What was found of the network, changed in its graph, and compared, for people."""
+    from denseport.runtime.system.text import count
+
+    ends, adapted = record["interface"], record["adapted"]
+    batch, channels, height, width = (size or "any" for size in ends["shape"])
+    sizes = f"batch {batch}, {channels} channels, width {width}, height {height}"
+    yield f"takes {ends['layout']}: {sizes}; gives {ends['gives']}"
+    if adapted["cut"]:
+        yield f"cut off at the end, since the runtime does it: {', '.join(adapted['cut'])}"
+    if adapted["added"]:
+        yield f"added at the ends: {', '.join(adapted['added'])}"
+    same, difference = min(check["agreement"] for check in record["checks"]), record["max_difference"]
+    agree = f"values differ by {difference:.1e} at most, {100 * same:.3f} % of the pixels get the same class"
+    yield f"compared with the file on {count(len(record['checks']), 'size')}: {agree}"
+    yield "that the file computes what its network did in training was not shown"

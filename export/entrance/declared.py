@@ -1,0 +1,271 @@
+"""What nobody can read off a foreign network: its classes, and how images are prepared for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from denseport.export.checkpoint.labels import colours_of
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.decode import decode_dataclass
+from denseport.runtime.bundle.manifest import Inference, Manifest
+from denseport.runtime.bundle.preprocessing import (
+    USUAL_RESIZE,
+    Preprocessing,
+    check_steps,
+    normalisation,
+    resized_to,
+    resizing,
+    with_resize,
+)
+from denseport.runtime.bundle.steps import Augmentation, Load, Normalise, Resize
+from denseport.runtime.errors import BundleError, InputError
+from denseport.runtime.media.overlay import default_palette
+
+__all__ = ["Declared", "Settings"]
+
+TEXT_LIMIT = 16 << 20  # bytes of a file of settings
+FRACTIONS = "--range 1 if they are of images in 0..1, --range 255 if they are grey levels"
+NO_NORMALISATION = "Give --mean R G B and --std R G B, or a bundle that is prepared alike with --like."
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The fields of a manifest that are no property of the graph; None: not said."""
+
+    classes: tuple[str, ...] | None = None
+    palette: tuple[tuple[int, int, int], ...] | None = None
+    preprocess: Preprocessing | None = None
+    inference: Inference | None = None
+    augmentation: Augmentation | None = None
+    align_corners: bool | None = None
+    threshold: float | None = None
+    reduce_zero_label: bool | None = None
+    label_map: dict[str, int] | None = None
+    ignore_index: int | None = None
+
+    def over(self, other: Settings) -> Settings:
+        """These settings, and the other's where these say nothing."""
+        return dataclasses.replace(other, **self.said())
+
+    def said(self) -> dict[str, Any]:
+        """The fields that are not None."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def of_manifest(cls, manifest: Manifest) -> Settings:
+        """Those of a bundle."""
+        return cls(**{each.name: getattr(manifest, each.name) for each in dataclasses.fields(cls)})
+
+    @classmethod
+    def read(cls, path: Path) -> Settings:
+        """Those of a JSON file: an object with fields of a manifest (docs/bundle.md).
+
+        Raises:
+            InputError: no such file, no JSON, a field that is unknown, mistyped, or no such setting.
+        """
+        remedy = "Give a JSON object with fields of a manifest: " + ", ".join(f.name for f in dataclasses.fields(cls))
+        try:
+            with path.open("rb") as file:
+                data = file.read(TEXT_LIMIT + 1)
+            if len(data) > TEXT_LIMIT:
+                raise ValueError(f"it has more than {TEXT_LIMIT >> 20} MiB")
+            found = json.loads(data)
+        except (OSError, ValueError, RecursionError) as err:
+            reason = getattr(err, "strerror", None) or err
+            raise InputError(f"--from-json {path}: cannot be read: {reason}", remedy) from err
+        try:
+            settings = decode_dataclass(cls, found, str(path), "settings")
+            if settings.preprocess is not None:
+                check_steps(settings.preprocess)
+            return settings
+        except (BundleError, ValueError) as err:
+            raise InputError(f"--from-json {getattr(err, 'message', err)}", remedy) from err
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What the user declares. ``from_json`` counts more than ``like``, and the fields here more than both.
+
+    Raises:
+        InputError: numbers that do not go together.
+    """
+
+    classes: Sequence[str] | int | None = None  # names in the order of the output's channels, or how many there are
+    palette: Sequence[tuple[int, int, int]] | None = None  # RGB of each class
+    mean: Sequence[float] | None = None  # of each channel, in the units of ``value_range``
+    std: Sequence[float] | None = None
+    value_range: float | None = None  # the largest level before mean and std: 255, or 1; None: 255
+    bgr: bool | None = None  # the network's order of channels; None: RGB
+    scale: tuple[int, int] | None = None  # limits of the longer and the shorter side, pixels; the ratio is kept
+    size: tuple[int, int] | None = None  # width, height to which every image is resized
+    threshold: float | None = None  # of one output channel: the probability above which a pixel is of the second class
+    like: Path | str | Bundle | None = None  # a bundle whose settings hold here too
+    from_json: Path | str | None = None  # a file of `Settings`
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and self.size is not None:
+            raise InputError("--scale and --size both say how large images become", "Leave one of them out.")
+        if (self.mean is None) != (self.std is None):
+            raise InputError("--mean and --std go together", "Give both, or neither.")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise InputError(f"--threshold {self.threshold:g} is not between 0 and 1", "Give a probability.")
+        if isinstance(self.classes, int) and not 1 <= self.classes <= 65536:
+            raise InputError(f"--classes {self.classes}: not in 1..65536", "Give the number of classes.")
+
+    @cached_property
+    def own(self) -> Settings:
+        """What ``like`` and ``from_json`` say."""
+        settings = Settings()
+        if self.like is not None:
+            bundle = self.like if isinstance(self.like, Bundle) else Bundle(self.like)
+            settings = Settings.of_manifest(bundle.manifest)
+        return settings if self.from_json is None else Settings.read(Path(self.from_json)).over(settings)
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes were named; None: nothing was said of them."""
+        if isinstance(self.classes, int):
+            return self.classes
+        names = self.classes if self.classes is not None else self.own.classes
+        return None if names is None else len(names)
+
+    def normalise(self, channels: int, *, takes_levels: bool) -> Normalise:
+        """How grey levels are normalised.
+
+        Args:
+            takes_levels: the network takes whole numbers, so that there is nothing to normalise.
+
+        Raises:
+            InputError: nobody said, or not for so many channels.
+        """
+        if self.mean is None or self.std is None:
+            if self.own.preprocess is not None:
+                found = normalisation(self.own.preprocess)
+                self._check_channels("mean and std of --like or --from-json", found.mean, channels)
+                return found if self.bgr is None else dataclasses.replace(found, bgr_to_rgb=not self.bgr)
+            if not takes_levels:
+                raise InputError("nothing says how images are normalised for the network", NO_NORMALISATION)
+            return Normalise((0.0,) * channels, (1.0,) * channels, bgr_to_rgb=not self.bgr)
+        self._check_channels("--mean", self.mean, channels)
+        self._check_channels("--std", self.std, channels)
+        unit = 255 / self._range(self.mean, self.std)
+        try:
+            mean, std = (tuple(round(float(value) * unit, 6) for value in each) for each in (self.mean, self.std))
+            found = Normalise(mean, std, bgr_to_rgb=not self.bgr)
+        except ValueError as err:
+            raise InputError(f"--mean {_words(self.mean)} --std {_words(self.std)}: {err}", NO_NORMALISATION) from err
+        if takes_levels and (any(found.mean) or set(found.std) != {1.0}):
+            raise InputError(
+                "the network takes whole grey levels, which --mean and --std would change", "Leave both out."
+            )
+        return found
+
+    def _range(self, mean: Sequence[float], std: Sequence[float]) -> float:
+        if self.value_range is not None:
+            if self.value_range not in (1, 255):
+                raise InputError(f"--range {self.value_range:g} is neither 1 nor 255", f"Give {FRACTIONS}.")
+            return self.value_range
+        if max(std) <= 1 and max(map(abs, mean)) <= 1:
+            said = f"--mean {_words(mean)} --std {_words(std)} may be of images in 0..1, or of grey levels 0..255"
+            raise InputError(said, f"Give {FRACTIONS}.")
+        return 255.0
+
+    @staticmethod
+    def _check_channels(option: str, given: Sequence[float], channels: int) -> None:
+        if len(given) != channels:
+            what = f"{option}: {len(given)} numbers, and the network takes {channels} channel{'s' * (channels > 1)}"
+            raise InputError(what, "Give one for each channel.")
+
+    def preprocess(self, channels: int, fixed: tuple[int, int] | None, *, takes_levels: bool) -> Preprocessing:
+        """The steps from an image to the network's input.
+
+        Args:
+            fixed: width and height, where the network takes one size only.
+
+        Raises:
+            InputError: nobody said how images are normalised, or how large they become.
+        """
+        normalise = self.normalise(channels, takes_levels=takes_levels)
+        given = self.own.preprocess
+        steps = (normalise,) if given is None else tuple(normalise if s.kind == "normalise" else s for s in given)
+        slides = self.own.inference is not None and self.own.inference.mode == "slide"
+        size = self.size if fixed is None or slides else self.size or fixed
+        try:
+            if self.scale is not None:
+                return resized_to(steps, self.scale, keep_ratio=True)
+            if size is not None:
+                return _of_one_size(steps, size)
+        except ValueError as err:
+            raise InputError(f"--scale or --size: {err}", "Give two sides in pixels.") from err
+        if given is None:
+            what = "nothing says how large images reach the network, which takes several sizes"
+            raise InputError(what, "Give --scale LONG SHORT (keeping the ratio), or --size WIDTHxHEIGHT.")
+        return steps
+
+    def names(self, classes: int) -> tuple[tuple[str, ...], list[str]]:
+        """A name for each class, and a warning where there are none.
+
+        Raises:
+            InputError: another number of names.
+        """
+        given = self.classes if not isinstance(self.classes, int) else None
+        given = given if given is not None or self.classes is not None else self.own.classes
+        if given is None:
+            words = "The file names no classes: they are called class 0, class 1, …. Name them with --classes."
+            return tuple(f"class {i}" for i in range(classes)), [words]
+        names = tuple(given)
+        if classes == 2 and len(names) == 1:
+            words = f"One class is named, {names[0]!r}: what is not above the threshold is called background."
+            return ("background", *names), [words]
+        self._check_number("--classes", names, {classes})
+        return names, []
+
+    @staticmethod
+    def _check_number(option: str, given: Sequence[Any], classes: set[int]) -> None:
+        if len(given) not in classes:
+            what = f"{option} gives {len(given)}, but the network tells {max(classes)} classes apart"
+            raise InputError(what, "Give one for each channel of its output, in their order.")
+
+    def colours(self, classes: int, named: int) -> tuple[tuple[int, int, int], ...]:
+        """An RGB colour for each class.
+
+        Args:
+            named: of two classes one may be named; the other is black.
+
+        Raises:
+            InputError: another number of colours, or no colours.
+        """
+        given = self.palette if self.palette is not None else self.own.palette
+        background = ((0, 0, 0),) * (classes - named)
+        if given is None or (self.palette is None and len(given) != classes):
+            return (*background, *default_palette(named))
+        self._check_number("--palette", given, {classes, named})
+        colours = colours_of(given)
+        if colours is None:
+            raise InputError(f"palette: {given!r} are not RGB triples in 0..255", "Give three whole numbers a class.")
+        return (*background, *colours) if len(colours) == named else colours
+
+    def resize_size(self) -> tuple[int, int] | None:
+        """(height, width) of the network's input where the protocol fixes it; None: images have several sizes."""
+        if self.size is not None:
+            return self.size[1], self.size[0]
+        resize = None if self.own.preprocess is None or self.scale is not None else resizing(self.own.preprocess)
+        return (resize.size[1], resize.size[0]) if isinstance(resize, Resize) and not resize.keep_ratio else None
+
+
+def _of_one_size(steps: Preprocessing, size: tuple[int, int]) -> Preprocessing:
+    """The steps with one resize, to ``size`` (width, height), sampled as before, and no pads."""
+    old = resizing(steps) or USUAL_RESIZE
+    kept = tuple(step for step in steps if isinstance(step, Load | Normalise))
+    return with_resize(kept, Resize(size, False, old.interpolation, old.library))
+
+
+def _words(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)

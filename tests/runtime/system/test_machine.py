@@ -1,0 +1,56 @@
+"""The GPUs of a machine, from what nvidia-smi prints on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from denseport.runtime.system.machine import inspect_machine
+
+GB10 = "GPU-aa11, NVIDIA GB10, 12.1, [N/A], 580.95.05"
+TWO = "GPU-1a, Tesla T4, 7.5, 15360, 580.1\nGPU-1b, NVIDIA L4, 8.9, 23034, 580.1\nGPU-2c, NVIDIA L4, 8.9, 23034, 580.1"
+
+
+@pytest.fixture(autouse=True)
+def _no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str) -> None:
+    program = tmp_path / "nvidia-smi"
+    # It refuses columns that it does not know, as the real one does.
+    columns = "--query-gpu=uuid,name,compute_cap,memory.total,driver_version"
+    program.write_text(f"#!/bin/sh\n[ $1 = {columns} ] || exit 2\nprintf '%s\\n' '{output}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+
+def test_memory_that_is_the_processors_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia_smi(tmp_path, monkeypatch, GB10)
+    (gpu,) = inspect_machine().gpus
+    assert (gpu.name, gpu.architecture, gpu.memory_mib, gpu.driver) == ("NVIDIA GB10", "sm_121", None, "580.95.05")
+
+
+@pytest.mark.parametrize(
+    ("environment", "names"),
+    [
+        ({}, ["NVIDIA L4", "NVIDIA L4", "Tesla T4"]),  # the newest first, as CUDA counts
+        ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, ["Tesla T4", "NVIDIA L4", "NVIDIA L4"]),
+        ({"CUDA_VISIBLE_DEVICES": "2"}, ["Tesla T4"]),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, ["Tesla T4", "NVIDIA L4"]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-1a"}, ["Tesla T4"]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-1"}, []),  # of two
+        ({"CUDA_VISIBLE_DEVICES": ""}, []),
+        ({"CUDA_VISIBLE_DEVICES": "2, -1, 0"}, ["Tesla T4"]),  # what follows an invalid one is not visible
+        ({"CUDA_VISIBLE_DEVICES": "MIG-77"}, ["NVIDIA L4", "NVIDIA L4", "Tesla T4"]),
+    ],
+)
+def test_gpus_are_those_that_cuda_shows_in_its_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], names: list[str]
+) -> None:
+    nvidia_smi(tmp_path, monkeypatch, TWO)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert [gpu.name for gpu in inspect_machine().gpus] == names
