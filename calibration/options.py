@@ -33,7 +33,7 @@ class Effort:
 
 EFFORTS: dict[EffortName, Effort] = {
     "low": Effort(1, 8, 0.05),
-    "medium": Effort(4, 24, 0.02),
+    "medium": Effort(2, 24, 0.02),
     "high": Effort(16, 96, 0.01),
 }
 
@@ -47,7 +47,7 @@ class CalibrationOptions:
     agreement: float | None = None  # least share of pixels with FP32's class, 0..1; None: see `budget_of`
     method: Method = "minmax"
     effort: EffortName = "medium"
-    smoothquant: bool = True  # migrate outliers from LayerNorms into the next weights
+    smoothquant: bool = True  # migrate outliers of what linear layers read into their weights
     float_layers: tuple[str, ...] = ()  # layers, with all below them, that stay float
     attention_float: bool = True  # attention's products stay float; else the search decides
     work: Path | None = None  # folder for statistics, kept; None: one in the user's cache until the run is done

@@ -1,7 +1,7 @@
 """The steps of a calibration: from a bundle's FP32 model to INT8 or FP8 artifacts with a record of how they were made.
 
-The steps are smoothing, thresholds and search, in the order that docs/int8.md measures. The bundle changes only when
-the quantized model is whole.
+The steps are smoothing, thresholds, rounding and search, in the order that docs/int8.md measures. The bundle changes
+only when the quantized model is whole.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from denseport.calibration.observe.observers import ChannelMaximum, Histogram, O
 from denseport.calibration.options import EFFORTS, CalibrationOptions, Effort
 from denseport.calibration.quantize.cpu import lower_for_cpu
 from denseport.calibration.quantize.placement import Group, activations, find_groups
-from denseport.calibration.quantize.smoothing import Smoothing, find_norms, smooth
+from denseport.calibration.quantize.qdq import RoundedWeight
+from denseport.calibration.quantize.rounding import round_weights
+from denseport.calibration.quantize.smoothing import Smoothing, linear_inputs, smooth
 from denseport.calibration.search.search import Budget, Search, Step, search
 from denseport.calibration.search.sensitivity import Loss, LossFile, Reference, sensitivities
 from denseport.export.graph.model import LOGITS, output_of, read_model, serialise
@@ -43,7 +45,7 @@ from denseport.runtime.system.text import count
 
 __all__ = ["CalibrationRecord", "Variant", "quantize_bundle"]
 
-_ROWS = 1024  # of each LayerNorm's output, all images together
+_ROWS = 1024  # of each tensor that a linear layer reads, all images together
 
 
 @dataclass(frozen=True)
@@ -206,13 +208,14 @@ def _estimate(
     effort = EFFORTS[options.effort]
     candidates = sum(group.is_candidate for group in groups)
     single = min(effort.single, measured)
-    # Observing adds about half a run to each image. About five sets are measured as a whole.
-    seconds = len(images) * 1.5 * once * (1 + options.smoothquant) + candidates * (single * once + opening)
-    seconds += 5 * (measured * once + opening)
+    # Observing adds about half a run to each image. Two variants are measured beside FP32.
+    seconds = len(images) * 1.5 * once * (1 + options.smoothquant) + 3 * (measured * once + opening)
+    # Over budget each group is measured alone, and then about five sets.
+    more = candidates * (single * once + opening) + 5 * (measured * once + opening)
     return (
-        f"about {max(1, round(seconds / 60))} min: {count(len(images), 'image')} to observe; "
-        f"{count(candidates, 'group')} of layers to measure on {count(single, 'image')} each, sets of groups on "
-        f"{measured}; {once:.2f} s for an image"
+        f"about {max(1, round(seconds / 60))} min: {count(len(images), 'image')} to observe, all layers in 8 bits to "
+        f"measure on {measured}; if they are over budget, about {max(1, round(more / 60))} min more: "
+        f"{count(candidates, 'group')} of layers to measure on {count(single, 'image')} each; {once:.2f} s for an image"
     )
 
 
@@ -222,6 +225,7 @@ class _Observed:
 
     smoothing: tuple[Smoothing, ...]
     limits: dict[str, float]  # by tensor: the magnitude that becomes the largest number
+    rounded: dict[str, RoundedWeight]  # by weight
     warnings: tuple[str, ...]  # what speaks against the images, with figures
     key: str  # a hash of the model, the images and the tensors
 
@@ -251,22 +255,32 @@ def _observe(
             collect(model, images, observers, threads=options.threads, state_file=file, key=key, progress=told)
         return key
 
-    norms = find_norms(model) if options.smoothquant else {}
-    if norms:
-        maxima = {name: ChannelMaximum() for name in norms}
-        rows = {name: RowSample(per_image=max(1, _ROWS // len(images)), capacity=_ROWS) for name in norms}
-        show("LayerNorms", {name: [maxima[name], rows[name]] for name in norms}, work / "norms.npz")
-        smoothing = smooth(model, maxima, rows).norms
     chosen, statistics = [group for group in groups if group.is_candidate], ImageStatistics()
+    layers = {name for group in chosen for name in group.nodes}
+
+    def sampled() -> dict[str, RowSample]:
+        """Of what candidate linear layers read."""
+        found = (name for name, linears in linear_inputs(model).items() if any(node.name in layers for node in linears))
+        return {name: RowSample(per_image=max(1, _ROWS // len(images)), capacity=_ROWS) for name in found}
+
+    if options.smoothquant and (rows := sampled()):
+        maxima = {name: ChannelMaximum() for name in rows}
+        show("channels", {name: [maxima[name], rows[name]] for name in rows}, work / "channels.npz")
+        smoothing = smooth(model, maxima, rows).tensors
+    rows = sampled()
     histograms = {name: Histogram() for name in activations(model, chosen)}
     observers: dict[str, list[Observer]] = {name: [histogram] for name, histogram in histograms.items()}
+    for name, sample in rows.items():
+        observers[name].append(sample)
     observers.setdefault(INPUT, []).append(statistics)
     key = show("tensors", observers, work / "tensors.npz")
     warnings = tuple(statistics.warnings())
     for warning in warnings:
         progress.say(f"warning: {warning}")
     limits = {name: threshold(histogram, options.method) for name, histogram in histograms.items()}
-    return _Observed(smoothing, limits, warnings, key)
+    progress.say("rounding weights")
+    rounded = round_weights(model, rows, limits) if options.precision == "int8" else {}
+    return _Observed(smoothing, limits, rounded, warnings, key)
 
 
 def _search(
@@ -281,14 +295,18 @@ def _search(
 ) -> tuple[Search, list[Variant]]:
     """The layers to quantize, and the graphs that follow; none if nothing keeps the budget."""
     effort, kind, limits, (images, labels) = EFFORTS[options.effort], options.precision, observed.limits, test
-    with progress.phase("measuring each layer") as told:
-        single = Reference(model, evenly_spaced(images, effort.single), threads=options.threads)
-        what = (observed.key, options.method, identity_of(images), str(effort.single), kind)
-        losses = LossFile(work / "losses.npz", *what)
-        if losses.damaged:
-            progress.say(f"{losses.path}: is damaged; its losses are measured again")
-        alone = sensitivities(single, model, limits, groups, kind=kind, losses=losses, progress=told)
-    del single
+    rounded = observed.rounded
+
+    def alone() -> dict[str, Loss]:
+        with progress.phase("measuring each layer") as told:
+            single = Reference(model, evenly_spaced(images, effort.single), threads=options.threads)
+            what = (observed.key, options.method, identity_of(images), str(effort.single), kind)
+            losses = LossFile(work / "losses.npz", *what)
+            if losses.damaged:
+                progress.say(f"{losses.path}: is damaged; its losses are measured again")
+            return sensitivities(
+                single, model, limits, groups, kind=kind, rounded=rounded, losses=losses, progress=told
+            )
 
     def said(step: Step) -> None:
         lost = "" if step.loss.miou is None else f"{step.loss.miou:+.2f} points of mIoU lost, "
@@ -301,8 +319,9 @@ def _search(
 
     progress.say(f"measuring sets of layers on {count(len(images), 'image')}")
     reference = Reference(model, images, labels, threads=options.threads)
-    batch = effort.batch
-    quantized, found = search(reference, model, limits, groups, budget, alone, kind=kind, batch=batch, told=said)
+    quantized, found = search(
+        reference, model, limits, groups, budget, alone, kind=kind, rounded=rounded, batch=effort.batch, told=said
+    )
     if not found.chosen:
         return found, []
     # ONNX Runtime runs FP8 only without its optimizations: that graph is for TensorRT.

@@ -27,6 +27,8 @@ from denseport.export.entrance.torch_to_onnx import (
 from denseport.export.entrance.write import MODEL, announce, made_with, refuse_inside, renamed, write_source
 from denseport.export.errors import CheckpointError
 from denseport.export.models.presets import PRESETS, Preset
+from denseport.export.models.segmentor import has_rewrites
+from denseport.export.models.spec import ModelSpec
 from denseport.runtime.bundle.bundle import Bundle, new_bundle
 from denseport.runtime.bundle.manifest import Manifest, NetworkInput, Reference
 from denseport.runtime.bundle.preprocessing import resized_to, resizing
@@ -36,8 +38,6 @@ from denseport.runtime.system.files import writing
 from denseport.runtime.system.progress import Progress, Silent
 
 __all__ = ["export_bundle"]
-
-PUBLISHED_PROTOCOL = "whole, keep-ratio 2048 x 512, single scale; ms + flip: ratios 0.5 to 1.75 of that scale (0.x)"
 
 
 def export_bundle(
@@ -87,7 +87,7 @@ def export_bundle(
         progress.say(f"reading {checkpoint}")
         source = read_checkpoint(checkpoint, config)
         recognised = recognise(source, preset)
-        source = _named(source, recognised.spec.num_classes, classes, palette)
+        source = _named(source, recognised.spec, classes, palette)
         model = load_model(source, recognised.spec, rewrite=rewrite, ema=ema)
         source = dataclasses.replace(source, warnings=(*source.warnings, *choose_weights(source, ema)[1]))
         manifest = _manifest(source, recognised, scale, sum(value.numel() for value in model.parameters()))
@@ -96,7 +96,7 @@ def export_bundle(
         with writing(output):
             files = export_onnx(model, folder / MODEL, opset, ir_version)
         progress.say("comparing ONNX Runtime with torch")
-        checks, rewritten = check_export(model, folder / MODEL), rewrite and manifest.architecture == "DPT"
+        checks, rewritten = check_export(model, folder / MODEL), rewrite and has_rewrites(recognised.spec)
         record = _record(checks, opset=opset, ir_version=ir_version, rewrite=rewritten, ema=ema)
         write_source(manifest, files, output, against="torch", record=record)
     return Bundle(output)
@@ -110,14 +110,15 @@ def _preset(preset: Preset | str | None) -> Preset | None:
 
 def _named(
     source: Checkpoint,
-    num_classes: int,
+    spec: ModelSpec,
     classes: Sequence[str] | None,
     palette: Sequence[tuple[int, int, int]] | None,
 ) -> Checkpoint:
     """The checkpoint with the names and colours that were given."""
     # A network with one output has two classes, and one or two names.
-    check_count("--classes", classes, {num_classes, min(num_classes, source.outputs)})
-    check_count("--palette", palette, {num_classes, min(num_classes, source.outputs)})
+    numbers = {spec.num_classes, 1} if spec.head.threshold is not None else {spec.num_classes}
+    check_count("--classes", classes, numbers)
+    check_count("--palette", palette, numbers)
     if classes is not None:
         source = dataclasses.replace(source, classes=tuple(classes))
     if palette is not None:
@@ -135,16 +136,16 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
         path = _scaled(path, scale)
     preprocess = path.preprocess
     resize = resizing(preprocess)
-    if isinstance(resize, Resize) and min(resize.size) < spec.backbone.patch_size:
+    if isinstance(resize, Resize) and min(resize.size) < spec.backbone.smallest:
         raise CheckpointError(
             f"{source.path}: its test scale {resize.size[0]} x {resize.size[1]} is below one patch of "
-            f"{spec.backbone.patch_size} pixels",
+            f"{spec.backbone.smallest} pixels",
             "Give limits of the longer and the shorter side, for example --scale 2048 512.",
         )
     reference = None
     if preset is not None:
-        figures = preset.mIoU, preset.mIoU_ms_flip
-        reference = Reference(preset.name, "ADE20K validation", PUBLISHED_PROTOCOL, *figures, recognised.recognised_by)
+        about = preset.name, f"{preset.dataset} validation", preset.protocol
+        reference = Reference(*about, preset.mIoU, preset.mIoU_ms_flip, recognised.recognised_by)
     threshold = spec.head.threshold
     classes, class_warnings = settings.class_names(source, spec.num_classes, is_binary=threshold is not None)
     warnings = [*source.warnings, *recognised.warnings, *path.warnings, *class_warnings]
@@ -156,7 +157,7 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
             name=preset.name if preset else Path(source.name).stem,
             architecture=spec.architecture,
             parameters=parameters,
-            patch_size=spec.backbone.patch_size,
+            patch_size=spec.backbone.smallest,
             stride=spec.stride,
             classes=classes,
             palette=palette,
@@ -167,7 +168,7 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
             label_map=source.label_map,
             ignore_index=source.ignore_index,
             reference=reference,
-            provenance=_provenance(source, warnings),
+            provenance=_provenance(source, warnings) | {"licence": preset.licence if preset else None},
             spec=dataclasses.asdict(spec),
             source=MODEL,
             task="segmentation",

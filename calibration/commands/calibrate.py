@@ -53,7 +53,11 @@ def _add_quantization(how: argparse._ArgumentGroup) -> None:
         ("--method", ("minmax", "percentile", "entropy", "mse"), "how the range of a tensor is chosen"),
         ("--effort", ("medium", "low", "high"), "how thoroughly the search looks"),
         ("--attention", ("float", "search"), "whether the search may put attention's products into 8 bits"),
-        ("--smoothquant", ("auto", "off"), "whether outliers of LayerNorms are migrated into the next weights"),
+        (
+            "--smoothquant",
+            ("auto", "off"),
+            "whether outliers of what linear layers read are migrated into their weights",
+        ),
     ):
         how.add_argument(option, choices=choices, default=choices[0], help=f"{words}; default: %(default)s")
     share = "smallest share of pixels that get the class that FP32 gives; default: 0.98, with --data 0.9"

@@ -10,7 +10,7 @@ nothing depends on a fusion:
 - A Conv, with a Relu behind it, becomes QLinearConv. Its output takes the scale of the next layer, or one of its own if
   no layer reads it directly: the only rounding that the portable graph does not have.
 - A MatMul or Gemm with its bias becomes MatMulIntegerToFloat, whose output is float.
-- Weights are rounded again so that no machine saturates (`unsaturated`).
+- Weights that could saturate on some machine are rounded again so that they cannot (`saturation`).
 - Sums, norms, softmax and the rest stay float.
 """
 
@@ -27,11 +27,11 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from denseport.calibration.observe.observers import LEVELS
 from denseport.calibration.quantize.placement import with_relu
+from denseport.calibration.quantize.saturation import can_saturate, unsaturated
 from denseport.export.graph.edit import new_constant, new_node, weight_of
 
-__all__ = ["LARGEST_PAIR", "CpuRecord", "lower_for_cpu", "unsaturated"]
+__all__ = ["CpuRecord", "lower_for_cpu"]
 
-LARGEST_PAIR = 128  # 255 * 128 < 2**15
 LARGEST_BIAS = 2.0**30  # of an INT32 bias: the sum of the products must fit beside it
 _MICROSOFT = "com.microsoft"
 _MIDDLE = 128  # uint8 for int8's 0
@@ -126,9 +126,14 @@ class _Writer:
         second, scales, zeros = factor.inputs
         weight = self.weights.get(str(factor.name))
         if weight is not None:
-            integers, steps = unsaturated(weight.T if options.get("transB") else weight)
-            second, scales = self.constant(node, "int8", integers), self.constant(node, "scale", steps)
-        last, bias = _with_bias(node, None if weight is None else len(steps))
+            integers, steps = weight_of(second), weight_of(scales)
+            assert integers is not None and steps is not None  # `qdq.quantize` made them
+            integers, weight = (integers.T, weight.T) if options.get("transB") else (integers, weight)
+            if can_saturate(integers):
+                integers, steps = unsaturated(weight)
+            second = self.constant(node, "int8", np.ascontiguousarray(integers))
+            scales = self.constant(node, "scale", steps)
+        last, bias = _with_bias(node, None if weight is None else weight.shape[1])
         inputs = [given.inputs[0], second, given.inputs[1], scales, given.inputs[2], zeros]
         inputs += [] if bias is None else [bias]
         made = ir.Node(_MICROSOFT, "MatMulIntegerToFloat", inputs, name=node.name)
@@ -181,33 +186,3 @@ def _with_bias(node: ir.Node, width: int | None) -> tuple[ir.Node, ir.Value | No
             if bias is not None and bias.shape == (width,):
                 return uses[0], value
     return node, None
-
-
-def unsaturated(weight: Array, least: Array | None = None) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Weights (K, N), summed along K in order, and a scale (N,) for each column: the smallest that cannot saturate.
-
-    The widest multiplication of x86 without VNNI (``vpmaddubsw``: AVX2, and AVX-512 without it) takes uint8 activations
-    and int8 weights and adds the products of two neighbours along the sum in 16 bits, saturating: 255 * (w0 + w1) must
-    not exceed 32767. Two weights of one sign may add up to 128 at most, and a scale that makes the largest single
-    weight 127 does not see to that: one pair in fifty of a Gaussian weight is over. Later machines add in 32 bits.
-
-    Args:
-        least: (N,) scales to stay above.
-    """
-    largest = np.abs(weight).max(axis=0) / LEVELS
-    pairs = np.abs(_pairs(weight)).max(axis=0, initial=0) / LARGEST_PAIR
-    scales = np.maximum(np.maximum(largest, pairs), 0 if least is None else least).astype(np.float32)
-    scales[scales == 0] = 1
-    integers = np.rint(weight / scales).clip(-LEVELS, LEVELS).astype(np.int16)
-    # Rounding may have moved both of a pair away from 0.
-    over = _pairs(integers)
-    over -= over.clip(-LARGEST_PAIR, LARGEST_PAIR)
-    integers[: 2 * len(over) : 2] -= over
-    return integers.astype(np.int8), scales
-
-
-def _pairs(weight: NDArray[Any]) -> NDArray[Any]:
-    """Sums of two neighbours; the last of an odd number has none."""
-    even = len(weight) // 2 * 2
-    sums: NDArray[Any] = weight[:even:2] + weight[1:even:2]
-    return sums

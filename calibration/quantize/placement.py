@@ -74,7 +74,8 @@ def find_groups(model: ir.Model, size: tuple[int, int]) -> tuple[Group, ...]:
         cost = sum(macs[str(member.name)] for member in members)
         name = _group_name(node, scopes, {_scope(first) for first in attention})
         names = tuple(str(member.name) for member in members)
-        kind, reason, possible = _judge(node, node in attention, node in last, cost / max(total, 1))
+        is_first, is_last = node is costly[0], node in last
+        kind, reason, possible = _judge(node, node in attention, is_first, is_last, cost / max(total, 1))
         groups.append(Group(name, kind, names, cost, reason, possible))
     if not any(group.possible for group in groups):
         raise CalibrationError("the model has no convolution and no linear layer to quantize")
@@ -118,7 +119,9 @@ def _last_layers(model: ir.Model) -> set[ir.Node]:
     return found
 
 
-def _judge(node: ir.Node, is_attention: bool, is_last: bool, share: float) -> tuple[str, str | None, bool]:
+def _judge(
+    node: ir.Node, is_attention: bool, is_first: bool, is_last: bool, share: float
+) -> tuple[str, str | None, bool]:
     """Kind of a group, why it stays float by default, whether it could be INT8 at all."""
     scope = _scope(node)
     if node.op_type == "ConvTranspose":
@@ -130,6 +133,9 @@ def _judge(node: ir.Node, is_attention: bool, is_last: bool, share: float) -> tu
     kind = "convolution" if node.op_type == "Conv" else "linear"
     if is_last or any(scope == layer or scope.startswith(f"{layer}.") for layer in FLOAT_LAYERS):
         return kind, "one of the last layers", True
+    if is_first and node.op_type == "Conv" and with_relu(node) is node:
+        # A patch embedding. The CPU variant has a convolution's output in INT8 too: this one doubled its whole loss.
+        return kind, "the first layer: all others add to its output", True
     if share < SMALLEST_SHARE:
         return kind, f"it is {100 * share:.2g} % of the multiply-adds: nothing to gain", True
     return kind, None, True

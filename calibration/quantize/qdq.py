@@ -25,7 +25,7 @@ from denseport.calibration.observe.observers import LEVELS
 from denseport.calibration.quantize.placement import Group
 from denseport.export.graph.edit import insert_behind, new_constant, new_node, weight_of
 
-__all__ = ["KINDS", "NO_BIAS", "Kind", "Quantization", "quantize", "weight_scales"]
+__all__ = ["KINDS", "NO_BIAS", "Kind", "Quantization", "RoundedWeight", "quantize", "weight_scales"]
 
 NO_BIAS = np.float32(1e-30)  # so small that adding it changes no sum but 0
 
@@ -39,6 +39,14 @@ class Kind:
 
 
 KINDS = {"int8": Kind(ir.DataType.INT8, LEVELS), "fp8": Kind(ir.DataType.FLOAT8E4M3FN, 448.0)}
+
+
+@dataclass(frozen=True)
+class RoundedWeight:
+    """A linear layer's weight in INT8, as the model holds it: (in, out), or (out, in) of a Gemm with transB."""
+
+    integers: NDArray[np.int8]
+    scales: NDArray[np.float32]  # (out,)
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,7 @@ def quantize(
     *,
     reasons: Mapping[str, str] | None = None,
     kind: str = "int8",
+    rounded: Mapping[str, RoundedWeight] | None = None,
 ) -> Quantization:
     """Let the chosen groups of a float model compute in 8 bits.
 
@@ -82,6 +91,7 @@ def quantize(
         chosen: names of those that compute in 8 bits.
         reasons: by name: why groups stay float that could be in 8 bits, for the record.
         kind: of `KINDS`: "int8", or "fp8" (e4m3).
+        rounded: by name: weights that `rounding.round_weights` rounded; the others go to the nearest step. INT8 only.
 
     Raises:
         CalibrationError: an unknown kind or group, a group that no engine computes in 8 bits, or a tensor without a
@@ -97,7 +107,7 @@ def quantize(
         if not group.possible:
             raise CalibrationError(f"{group.name}: cannot be quantized: {group.float_reason}")
     nodes = {str(node.name): node for node in model.graph}
-    writer = _Writer(model.graph, thresholds, KINDS[kind])
+    writer = _Writer(model.graph, thresholds, KINDS[kind], rounded or {})
     for name in (name for group in wanted for name in group.nodes):
         if nodes[name].op_type == "Conv" and kind == "int8":
             writer.part_readers(nodes[name])
@@ -119,8 +129,11 @@ def weight_scales(weight: NDArray[np.float32], axis: int, largest_number: float 
 class _Writer:
     """Inserts Q/DQ into a graph; a tensor or weight that several layers read gets one pair."""
 
-    def __init__(self, graph: ir.Graph, thresholds: Mapping[str, float], kind: Kind) -> None:
+    def __init__(
+        self, graph: ir.Graph, thresholds: Mapping[str, float], kind: Kind, rounded: Mapping[str, RoundedWeight]
+    ) -> None:
         self.graph = graph
+        self.rounded = rounded
         self.kind = kind
         self.thresholds = thresholds
         self.made: dict[tuple[str, int | None], ir.Value] = {}
@@ -164,12 +177,12 @@ class _Writer:
         return back.outputs[0]
 
     def _weight(self, value: ir.Value, weight: NDArray[Any], axis: int, node: ir.Node) -> ir.Value:
-        name = str(value.name)
-        scales = weight_scales(weight, axis, self.kind.largest)
-        shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-        dtype, largest = self.kind.dtype, self.kind.largest
-        clipped = (weight / scales.reshape(shape)).astype(np.float32).clip(-largest, largest)
-        rounded = (np.rint(clipped) if dtype.is_integer() else clipped).astype(dtype.numpy())
+        name, dtype = str(value.name), self.kind.dtype
+        known = self.rounded.get(name) if dtype.is_integer() else None
+        if known is not None:
+            rounded, scales = known.integers, known.scales
+        else:
+            rounded, scales = self._nearest(weight, axis)
         stored = new_constant(self.graph, f"{name}.{dtype.name.lower()}", rounded)
         scale = new_constant(self.graph, f"{name}.scale", scales)
         zero = new_constant(self.graph, f"{name}.zero_point", np.zeros(len(scales), rounded.dtype))
@@ -177,6 +190,14 @@ class _Writer:
         back = new_node("DequantizeLinear", inputs, {"axis": axis}, name=f"{name}/DequantizeLinear")
         self.graph.insert_before(node, back)
         return back.outputs[0]
+
+    def _nearest(self, weight: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """A weight's numbers in the 8-bit type, and the scales of its channels."""
+        dtype, largest = self.kind.dtype, self.kind.largest
+        scales = weight_scales(weight, axis, largest)
+        shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+        clipped = (weight / scales.reshape(shape)).astype(np.float32).clip(-largest, largest)
+        return (np.rint(clipped) if dtype.is_integer() else clipped).astype(dtype.numpy()), scales
 
 
 def _output_axis(node: ir.Node, rank: int) -> int:

@@ -1,7 +1,8 @@
 """Choose which layers compute in 8 bits, INT8 or FP8: the greatest saving whose measured loss keeps a budget.
 
 Every candidate starts in 8 bits. The result is measured as a whole, since losses of single layers do not add up. While
-it is over budget, the layer that loses most for what it saves goes back to float, and the rest is measured again.
+it is over budget, the layer that loses most for what it saves goes back to float, and the rest is measured again. Only
+then are single layers measured.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import onnx_ir as ir
 
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.quantize.placement import Group
-from denseport.calibration.quantize.qdq import Quantization, quantize
+from denseport.calibration.quantize.qdq import Quantization, RoundedWeight, quantize
 from denseport.calibration.search.sensitivity import Loss, Reference
 
 __all__ = ["Budget", "Search", "Step", "search"]
+
+SMALL_STEPS = 4  # from then on each step is twice the last: a network of which little stays is found in ten, not fifty
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Search:
     loss: Loss  # of the chosen set
     within: bool  # False: not even the smallest set that was tried keeps the budget
     steps: tuple[Step, ...]
-    sensitivities: Mapping[str, Loss]  # of each candidate alone
+    sensitivities: Mapping[str, Loss]  # of each candidate alone; empty: all together kept the budget
 
     def rows(self) -> list[dict[str, Any]]:
         """A table for the report, one row a group."""
@@ -112,39 +115,44 @@ def search(
     thresholds: Mapping[str, float],
     groups: Sequence[Group],
     budget: Budget,
-    losses: Mapping[str, Loss],
+    alone: Callable[[], Mapping[str, Loss]],
     *,
     kind: str = "int8",
+    rounded: Mapping[str, RoundedWeight] | None = None,
     batch: float = 0.02,
     told: Callable[[Step], None] = lambda step: None,
 ) -> tuple[ir.Model, Search]:
     """Quantize as many multiply-adds as the budget allows; the model, and how it was found.
 
     Args:
-        losses: of each candidate alone, as `sensitivities` gives them.
-        kind: of `qdq.KINDS`.
+        alone: measures the loss of each candidate alone, as `sensitivities` does; asked once, and only if all
+            candidates together are over budget.
+        kind, rounded: as of `qdq.quantize`.
         batch: largest share of the multiply-adds that goes back to float between two measurements; always one group.
+            It doubles from step to step after `SMALL_STEPS`.
         told: is given each set as soon as it is measured.
     """
     candidates = [group for group in groups if group.is_candidate]
     total = sum(group.macs for group in groups)
-    # Squared errors of independent layers add up, so they are what a layer costs.
-    harm = {g.name: losses[g.name].error ** 2 / max(g.macs, 1) for g in candidates}
-    chosen = sorted(candidates, key=lambda group: harm[group.name])
+    chosen, losses = list(candidates), dict[str, Loss]()
     steps: list[Step] = []
     reasons: dict[str, str] = {}
     dropped: list[Group] = []
     while True:
         names = [group.name for group in chosen]
         quantized = model.clone()
-        record = quantize(quantized, thresholds, groups, names, reasons=reasons, kind=kind)
+        record = quantize(quantized, thresholds, groups, names, reasons=reasons, kind=kind, rounded=rounded)
         loss = reference.measure(quantized)
         excess = budget.excess(loss)
         steps.append(Step(record.share, loss, excess <= 1, tuple(g.name for g in dropped)))
         told(steps[-1])
         if excess <= 1 or not chosen:
             return quantized, Search(tuple(names), record, loss, excess <= 1, tuple(steps), losses)
-        dropped = _worst(chosen, batch * total)
+        if not losses:
+            losses = dict(alone())
+            # Squared errors of independent layers add up, so they are what a layer costs.
+            chosen.sort(key=lambda group: losses[group.name].error ** 2 / max(group.macs, 1))
+        dropped = _worst(chosen, batch * total * 2 ** max(0, len(steps) - SMALL_STEPS))
         chosen = chosen[: -len(dropped)]
         for group in dropped:
             reasons[group.name] = f"over budget: alone it changes the logits by {100 * losses[group.name].error:.2g} %"

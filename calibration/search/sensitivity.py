@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.quantize.placement import Group
-from denseport.calibration.quantize.qdq import quantize
+from denseport.calibration.quantize.qdq import RoundedWeight, quantize
 from denseport.export.graph.probe import Probe
 from denseport.runtime.evaluation.metrics import ConfusionMatrix, LabelMap, mean_iou
 from denseport.runtime.system.arrays import read_arrays, write_arrays
@@ -125,13 +125,14 @@ def sensitivities(
     groups: Sequence[Group],
     *,
     kind: str = "int8",
+    rounded: Mapping[str, RoundedWeight] | None = None,
     losses: MutableMapping[str, Loss] | None = None,
     progress: StepCallback = no_steps,
 ) -> dict[str, Loss]:
     """The loss of each candidate group when it alone is quantized, by name.
 
     Args:
-        kind: of `qdq.KINDS`.
+        kind, rounded: as of `qdq.quantize`.
         losses: the known ones; each new one is entered as soon as it is measured.
     """
     names = [group.name for group in groups if group.is_candidate]
@@ -139,7 +140,7 @@ def sensitivities(
     for done, name in enumerate(names, start=1):
         if name not in losses:
             quantized = model.clone()
-            quantize(quantized, thresholds, groups, [name], kind=kind)
+            quantize(quantized, thresholds, groups, [name], kind=kind, rounded=rounded)
             losses[name] = reference.measure(quantized)
         progress(done, len(names))
     return {name: losses[name] for name in names}

@@ -19,16 +19,23 @@ CORRECT = (
 )
 FILES_LIMIT = 100
 
-# What a file of weights cannot show: the spec's name, its place in a configuration, an example of its type.
+# What a file of weights cannot show: the spec's name, its place in a configuration, an example of its type, or several
+# (a tuple).
 _HEAD, _NORMALISE, _DATA = "model.decode_head.", "model.data_preprocessor.", "test_dataloader.dataset."
 FIELDS: dict[str, tuple[str, Any]] = {
-    "num_heads": ("model.backbone.num_heads", 12),
+    "num_heads": ("model.backbone.num_heads", (12, [1])),
     "out_indices": ("model.backbone.out_indices", [2]),
     "norm_eps": ("model.backbone.norm_cfg.eps", 1e-6),
     "img_size": ("model.backbone.img_size", [512]),
+    "interpolate_mode": ("model.backbone.interpolate_mode", "bilinear"),
+    "with_cls_token": ("model.backbone.with_cls_token", True),
+    "strides": ("model.backbone.strides", [4]),
     "scales": ("model.neck.scales", [0.5]),
+    "in_index": (f"{_HEAD}in_index", (3, [0])),
     "readout": (f"{_HEAD}readout_type", "project"),
     "pool_scales": (f"{_HEAD}pool_scales", [1]),
+    "up_scale": (f"{_HEAD}up_scale", 4),
+    "decoder_heads": (f"{_HEAD}num_heads", 12),
     "align_corners": (f"{_HEAD}align_corners", False),
     "threshold": (f"{_HEAD}threshold", 0.3),
     "mean": (f"{_NORMALISE}mean", [0.5]),
@@ -99,7 +106,8 @@ def _fields(given: dict[str, Any], path: Path) -> dict[str, Any]:
             raise CheckpointError(what, f"Fields are {', '.join(FIELDS)}.")
         place, example = FIELDS[name]
         if not _is_like(value, example):
-            raise CheckpointError(f"{path}: {name} is {value!r}", f"Give a value like {json.dumps(example)}.")
+            examples = " or ".join(map(json.dumps, example if isinstance(example, tuple) else (example,)))
+            raise CheckpointError(f"{path}: {name} is {value!r}", f"Give a value like {examples}.")
         *parts, last = place.split(".")
         inner = config
         for part in parts:
@@ -109,6 +117,8 @@ def _fields(given: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _is_like(value: Any, example: Any) -> bool:
+    if isinstance(example, tuple):
+        return any(_is_like(value, each) for each in example)
     if isinstance(example, list):
         return isinstance(value, list) and all(_is_like(item, example[0]) for item in value)
     return type(value) is type(example) or (type(value) is int and type(example) is float)

@@ -1,7 +1,7 @@
 """Read a checkpoint without running any code of it.
 
 Three layouts: mmsegmentation 1.x (``meta.cfg``, ``meta.dataset_meta``), 0.x (``meta.config``, ``meta.CLASSES``,
-``meta.PALETTE``), and bare weights (a dict of tensors, or safetensors).
+``meta.PALETTE``), and bare weights (a dict of tensors, or safetensors). Folders: see `checkpoint.huggingface`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from denseport.export.checkpoint.config import apply_config, parse_config
+from denseport.export.checkpoint.huggingface import folder as huggingface
 from denseport.export.checkpoint.labels import Colours, labels_of, plain_text
 from denseport.export.errors import CheckpointError
 from denseport.runtime.errors import MachineError
@@ -34,7 +35,7 @@ class Checkpoint:
 
     path: Path
     sha256: str
-    layout: str  # "mmseg 1.x", "mmseg 0.x" or "weights only"
+    layout: str  # "mmseg 1.x", "mmseg 0.x", "weights only" or "Hugging Face"
     state_dict: dict[str, Tensor]
     ema_state_dict: dict[str, Tensor] = field(default_factory=dict)  # what mmengine's EMAHook put beside it
     config: dict[str, Any] = field(default_factory=dict)  # the configuration, parsed
@@ -58,12 +59,6 @@ class Checkpoint:
     def settings_from(self) -> str:
         """Where its settings were read, to begin a message with."""
         return f"{self.path} with --config {self.config_file}" if self.config_file else str(self.path)
-
-    @property
-    def outputs(self) -> int:
-        """Channels of the last layer: one for each class, or one for a class and its background."""
-        weight = self.state_dict.get("decode_head.conv_seg.weight")
-        return 0 if weight is None or weight.ndim == 0 else weight.shape[0]
 
 
 HOLD_WEIGHTS = "Give a file that holds a state dict, as mmsegmentation writes it."
@@ -111,7 +106,7 @@ _STUBBED = (
 
 
 def read_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
-    """Read a ``.pth`` / ``.pt`` / ``.safetensors`` file.
+    """Read a ``.pth`` / ``.pt`` / ``.safetensors`` file, or a Hugging Face folder.
 
     Args:
         config: a configuration that counts more than the file's own (`apply_config`).
@@ -121,10 +116,12 @@ def read_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
             containers and the training records that are known to be harmless; a configuration that cannot be read.
         MachineError: the file is safetensors, and that package is not installed.
     """
+    if huggingface.is_folder(path):
+        return _read_folder(path, config)
     try:
         if not path.is_file():
             reason = "no ordinary file" if path.exists() else "no such file"
-            reason = "this is a folder" if path.is_dir() else reason
+            reason = f"this is a folder, without {huggingface.CONFIG}" if path.is_dir() else reason
             raise CheckpointError(f"{path}: {reason}", "Give the .pth or .safetensors file.")
         sha256 = sha256_of(path)
     except OSError as err:
@@ -164,6 +161,17 @@ def read_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
         iterations=iterations if isinstance(iterations, int) else None,
         **labels,
     )
+
+
+def _read_folder(folder: Path, config: Path | None) -> Checkpoint:
+    if config is not None:
+        what = f"{folder}: --config is mmsegmentation's, and this folder is Hugging Face's"
+        raise CheckpointError(what, "Leave it out; correct the folder's own config.json.")
+    file = read_checkpoint(huggingface.weights_file(folder))
+    weights, settings, meta = huggingface.translate(folder, file.state_dict)
+    labels = labels_of(folder, meta, settings, first="meta")
+    about: dict[str, Any] = {"layout": "Hugging Face", "state_dict": weights, "config": settings}
+    return replace(file, path=folder, **about, **labels)
 
 
 def _configuration(path: Path, meta: Mapping[str, Any], config: Path | None) -> tuple[dict[str, Any], bool, list[str]]:

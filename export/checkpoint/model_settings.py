@@ -69,6 +69,8 @@ _HEAD: dict[str, Rule] = {
     "align_corners": CARRIED,
     "init_cfg": TRAINING,
 }
+_ONE_LEVEL: dict[str, Rule] = {**_HEAD, "input_transform": Only((None,))}
+_DROPS: dict[str, Rule] = dict.fromkeys(("drop_rate", "attn_drop_rate", "drop_path_rate"), TRAINING)
 _HEADS: dict[str, dict[str, Rule]] = {
     "DPTHead": {
         **_HEAD,
@@ -79,6 +81,37 @@ _HEADS: dict[str, dict[str, Rule]] = {
         "expand_channels": Only((False,)),
     },
     "UPerHead": {**_HEAD, "pool_scales": CARRIED},
+    "SETRUPHead": {
+        **_ONE_LEVEL,
+        "norm_layer": LAYER_NORM,
+        "num_convs": SHOWN,
+        "kernel_size": SHOWN,
+        "up_scale": CARRIED,
+    },
+    "SETRMLAHead": {**_HEAD, "mla_channels": SHOWN, "up_scale": CARRIED},
+    "SegmenterMaskTransformerHead": {
+        **_ONE_LEVEL,
+        **_DROPS,
+        "channels": TRAINING,  # of a convolution that upstream deletes
+        "threshold": Only((None,)),
+        "norm_cfg": LAYER_NORM,
+        "act_cfg": GELU,
+        "num_layers": SHOWN,
+        "num_heads": CARRIED,
+        "embed_dims": SHOWN,
+        "mlp_ratio": SHOWN,
+        "num_fcs": Only((2,)),
+        "qkv_bias": SHOWN,
+        "init_std": TRAINING,
+    },
+    "FCNHead": {
+        **_ONE_LEVEL,
+        "num_convs": Only((0,)),
+        "concat_input": Only((False,)),
+        # Of convolutions, of which there are none.
+        **dict.fromkeys(("kernel_size", "dilation", "conv_cfg", "norm_cfg", "act_cfg"), TRAINING),
+    },
+    "SegformerHead": {**_HEAD, "interpolate_mode": Only(("bilinear",))},
 }
 _BACKBONE: dict[str, Rule] = {
     "img_size": CARRIED,
@@ -102,9 +135,26 @@ _BACKBONE: dict[str, Rule] = {
     "pre_norm": Only((False,)),
     "final_norm": SHOWN,
     "interpolate_mode": CARRIED,
-    **dict.fromkeys(("drop_rate", "attn_drop_rate", "drop_path_rate"), TRAINING),
+    **_DROPS,
     **dict.fromkeys(("norm_eval", "with_cp", "frozen_exclude", "pretrained", "init_cfg"), TRAINING),
     "frozen_stages": TRAINING,  # of forks, after upstream's other backbones
+}
+_MIT: dict[str, Rule] = {
+    **dict.fromkeys(("in_channels", "embed_dims", "num_stages", "num_layers", "patch_sizes", "sr_ratios"), SHOWN),
+    **dict.fromkeys(("num_heads", "strides", "out_indices"), CARRIED),
+    "mlp_ratio": SHOWN,
+    "qkv_bias": SHOWN,
+    "norm_cfg": LAYER_NORM,
+    "act_cfg": GELU,
+    **_DROPS,
+    **dict.fromkeys(("with_cp", "pretrained", "init_cfg"), TRAINING),
+}
+_MLA: dict[str, Rule] = {
+    "in_channels": SHOWN,
+    "out_channels": SHOWN,
+    "norm_layer": LAYER_NORM,
+    "norm_cfg": BATCH_NORM,
+    "act_cfg": Config(RELU.keys, optional=True),
 }
 _NECK: dict[str, Rule] = {
     "in_channels": SHOWN,
@@ -125,8 +175,8 @@ _SEGMENTOR: dict[str, Rule] = {
 # Part of the network, "" for the whole: the types that there are, and the keys of each.
 MODEL: dict[str, dict[str, dict[str, Rule]]] = {
     "": {"EncoderDecoder": _SEGMENTOR},
-    "backbone": {"VisionTransformer": _BACKBONE},
-    "neck": {"MultiLevelNeck": _NECK},
+    "backbone": {"VisionTransformer": _BACKBONE, "MixVisionTransformer": _MIT},
+    "neck": {"MultiLevelNeck": _NECK, "MLANeck": _MLA},
     "decode_head": _HEADS,
 }
 

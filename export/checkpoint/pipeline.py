@@ -30,6 +30,8 @@ from denseport.runtime.bundle.steps import (
 __all__ = ["ImageSteps", "evaluated_pipeline", "image_steps"]
 
 Settings = Mapping[str, Any]
+# Of a VisionTransformer and of a MixVisionTransformer: they show how many channels an image has.
+FIRST_LAYERS = ("backbone.patch_embed.projection.weight", "backbone.layers.0.0.projection.weight")
 OLD_STEPS = {"MultiScaleFlipAug", "ImageToTensor", "DefaultFormatBundle", "Collect"}  # 1.x has none of them
 
 
@@ -87,8 +89,8 @@ def _image_steps(checkpoint: Checkpoint) -> ImageSteps:
 
 
 def _channels(checkpoint: Checkpoint) -> int:
-    weight = checkpoint.state_dict.get("backbone.patch_embed.projection.weight")
-    return weight.shape[1] if weight is not None and weight.dim() == 4 else 3
+    weights = [checkpoint.state_dict[key] for key in FIRST_LAYERS if key in checkpoint.state_dict]
+    return weights[0].shape[1] if weights and weights[0].dim() == 4 else 3
 
 
 def evaluated_pipeline(config: Settings) -> tuple[list[Settings] | None, list[str]]:

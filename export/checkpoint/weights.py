@@ -115,11 +115,13 @@ def load_model(checkpoint: Checkpoint, spec: ModelSpec, *, rewrite: bool = True,
 
 
 def _completed(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as float32, with the counters of BatchNorms and, where no layer has any, zero biases of attention."""
+    """Weights as float32, with counters of BatchNorms; zero biases of attention where no layer of a part has one."""
     weights = {key: value.float() if value.is_floating_point() else value for key, value in found.items()}
     biases = [key for key in wanted if key.endswith((".attn.attn.in_proj_bias", ".attn.attn.out_proj.bias"))]
-    if not any(key in weights for key in biases):
-        weights |= {key: torch.zeros(wanted[key].shape) for key in biases}
+    for part in ("backbone.", "decode_head."):
+        own = [key for key in biases if key.startswith(part)]
+        if not any(key in weights for key in own):
+            weights |= {key: torch.zeros(wanted[key].shape) for key in own}
     counters = [key for key in wanted if key.endswith(COUNTER)]
     counted = {
         key: weights[key].to(torch.int64) if key in weights else torch.zeros((), dtype=torch.int64) for key in counters

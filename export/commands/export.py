@@ -12,7 +12,12 @@ HELP = "export a checkpoint to a bundle with a checked ONNX model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=path, help="an mmsegmentation .pth, or .safetensors")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        type=path,
+        help="an mmsegmentation .pth, .safetensors, or a Hugging Face folder",
+    )
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=path, required=True, help="the folder to make")
     parser.add_argument("--config", metavar="FILE", type=path, help="mmsegmentation's .py, or a .json of settings")
     parser.add_argument("--classes", metavar="NAMES", help="names with commas between, or a file with one a line")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -68,10 +67,10 @@ def export_onnx(model: Segmentor, path: Path, opset: int = OPSET, ir_version: in
         ExportError: torch could not export the network, or specialised a size that must stay dynamic; an operator has
             no form in ``opset``.
     """
-    patch, channels = _side(model), model.spec.backbone.in_channels
+    unit, channels = model.spec.unit, model.spec.backbone.in_channels
     # Height and width differ and are no multiples of the patch, so that the exporter does not take two sizes for one,
     # and no level of the neck has one row, which it would take for a constant.
-    example = torch.zeros(2, channels, 5 * patch + 3, 6 * patch + 7)
+    example = torch.zeros(2, channels, 5 * unit + 3, 6 * unit + 7)
     dynamic = dict.fromkeys(DYNAMIC, torch.export.Dim.DYNAMIC)
     try:
         with quiet_exporter():
@@ -99,12 +98,6 @@ def export_onnx(model: Segmentor, path: Path, opset: int = OPSET, ir_version: in
     return [path, path.with_name(path.name + ".data")] if is_large else [path]
 
 
-def _side(model: Segmentor) -> int:
-    """Pixels of a square, of whole patches, of which a few give every level of the neck several rows and columns."""
-    scales = model.spec.neck.scales if model.spec.neck is not None else (1,)
-    return model.spec.backbone.patch_size * math.ceil(0.4 / min(scales))
-
-
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
     """Keep the exporter's notices to its own developers off the user's terminal."""
@@ -129,7 +122,7 @@ def check_export(
     Raises:
         ExportError: the logits differ by more than `TOLERANCE` times the largest of them (where that exceeds 1).
     """
-    p, c = _side(model), model.spec.backbone.in_channels
+    p, c = model.spec.unit, model.spec.backbone.in_channels
     shapes = shapes or [(1, c, 8 * p, 8 * p), (2, c, 5 * p, 7 * p), (1, c, 6 * p + 5, 4 * p + 9)]
     session = OnnxRuntimeSession(path)
     generator = torch.Generator().manual_seed(0)

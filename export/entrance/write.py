@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from denseport.export.models.presets import PERMISSIVE
 from denseport.runtime.bundle.artifact import ANY, Artifact
 from denseport.runtime.bundle.bundle import MANIFEST
 from denseport.runtime.bundle.comparison import proof_here
@@ -70,6 +71,8 @@ def announce(manifest: Manifest, progress: Progress, *, doing: str = "exporting"
     progress.say(f"{doing} {manifest.name} ({manifest.architecture}, {size})")
     for warning in manifest.provenance["warnings"]:
         progress.say(f"warning: {warning}")
+    if (licence := manifest.provenance.get("licence")) not in (None, PERMISSIVE):
+        progress.say(f"licence of the weights: {licence}")
     if uses_pillow(manifest.preprocess):
         progress.say("its images are decoded or resized by Pillow: machines that run the bundle need the extra pillow")
 

@@ -1,6 +1,7 @@
 """Fuse what the project's TensorRT plugin computes in one kernel: the last pass over a graph.
 
-    Resize (x2, bilinear) + Add             UpsampleAdd      DPT's fusion blocks; UPerNet's top-down path at one size
+    Resize (x2, bilinear) + Add             UpsampleAdd      DPT's fusion blocks; at one size UPerNet's top-down path
+                                                             and SegFormer's second level
     Resize (x2, x4, x16) + ArgMax + Cast    UpsampleArgmax   the end of a graph that gives masks, at one size
     Resize (to the input) + ArgMax + Cast   ResizeArgmax     the same at any size
 
@@ -125,7 +126,7 @@ def fuse(model: ir.Model) -> FusionRecord:
         reasons = "".join(f"\n  {node}: {reason}" for node, reason in left.items())
         raise ExportError(
             f"nothing to fuse: no bilinear x2 upsampling before an addition, no argmax of resized logits{reasons}",
-            "Leave --plugin out, or build for one size (--profile fixed:WxH), at which UPerNet's upsamplings are x2.",
+            "Leave --plugin out, or build for one size (--profile fixed:WxH), at which more upsamplings are x2.",
         )
     return FusionRecord(fused, left)
 

@@ -83,7 +83,8 @@ POLICY = (
     Rule(("Softmax",), WIDE, "a sum over all tokens; TensorRT-RTX fuses attention with it as without"),
     Rule((RESIDUAL,), WIDE, "sums over all layers, where a ViT's outliers live; the norms on it are FP32 anyway"),
     Rule((CONSTANT_RESIZE,), WIDE, "position embedding: part of the FP32 residual stream, tiny"),
-    Rule(("Div",), WIDE, "weights made from the image's size, for pooling"),
+    Rule(("ReduceL2", "Clip"), WIDE, "a vector's length: squares, which overflow FP16 above 256; one number a vector"),
+    Rule(("Div",), WIDE, "by an image's size, for pooling, or by a vector's length"),
     Rule(("QuantizeLinear", "DequantizeLinear"), EITHER, "the type of the float side, which the scale has too"),
     Rule(MOVES, EITHER, "moves or selects values, in the type that needs fewer casts"),
 )

@@ -78,7 +78,10 @@ def _name_nodes(graph: ir.Graph) -> None:
 
 
 def _name_tensors(graph: ir.Graph) -> None:
-    """Outputs take their node's name; constants that the exporter made take the name of the node they feed."""
+    """Outputs take their node's name; constants that the exporter made take the name of the node they feed.
+
+    A layer's own weight has the layer's name, with dots.
+    """
     kept = {value.name for value in (*graph.inputs, *graph.outputs)}
     for node in graph:
         for i, value in enumerate(node.outputs):
@@ -86,7 +89,7 @@ def _name_tensors(graph: ir.Graph) -> None:
                 value.name = str(node.name) if i == 0 else f"{node.name}:{i}"
                 value.shape = None  # an expression of torch's symbols; whoever loads the file infers it anew
         for i, constant in enumerate(node.inputs):
-            if constant is not None and constant.is_initializer() and str(constant.name).startswith("val_"):
+            if constant is not None and constant.is_initializer() and "." not in str(constant.name):
                 constant.name = f"{node.name}.constant{i}"
 
 

@@ -18,7 +18,7 @@ from denseport.export.graph.edit import new_constant, new_node, weight_of
 
 __all__ = ["UnpackRecord", "unpack_projections"]
 
-_NAMES = ("q", "k", "v")
+_NAMES = {3: ("q", "k", "v"), 2: ("k", "v")}  # by the number of parts; two where the query has another source
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def _unpack(graph: ir.Graph, split: ir.Node) -> str | None:
     sizes = _sizes(split, weight.shape[1])
     if sizes is None:
         return None
-    names = _NAMES if len(sizes) == len(_NAMES) else tuple(str(i) for i in range(len(sizes)))
+    names = _NAMES.get(len(sizes)) or tuple(str(i) for i in range(len(sizes)))
     starts = accumulate(sizes, initial=0)
     for name, start, size, output in zip(names, starts, sizes, split.outputs, strict=False):
         part = slice(start, start + size)

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from denseport.export.models.head_spec import DPTHeadSpec
 from denseport.export.models.layers import ConvModule, resize
-from denseport.export.models.spec import DPTHeadSpec
 
 __all__ = ["DPTHead", "FeatureFusionBlock", "PreActResidualConvUnit", "ReassembleBlocks"]
 
@@ -102,7 +102,7 @@ class FeatureFusionBlock(nn.Module):
 
 
 class DPTHead(nn.Module):
-    """Four (features, class token) pairs of the backbone to logits (B, classes, H/2, W/2)."""
+    """Four (features, class token) pairs of the backbone to logits (B, classes, H/2, W/2), or upsampled to H x W."""
 
     def __init__(self, dims: int, spec: DPTHeadSpec, num_classes: int, rewrite: bool = True) -> None:
         super().__init__()
@@ -116,10 +116,14 @@ class DPTHead(nn.Module):
         )
         self.project = ConvModule(channels, channels, 3)
         self.conv_seg = nn.Conv2d(channels, num_classes, 1)
+        self.upsamples_logits = spec.upsamples_logits
 
     def forward(self, levels: list[tuple[Tensor, Tensor]]) -> Tensor:
         features = [conv(x) for conv, x in zip(self.convs, self.reassemble_blocks(levels), strict=True)]
         x = self.fusion_blocks[0](features.pop())
         for block in self.fusion_blocks[1:]:
             x = block(x, features.pop())
-        return self.conv_seg(self.project(x))
+        logits = self.conv_seg(self.project(x))
+        if self.upsamples_logits:
+            logits = F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=True)
+        return logits

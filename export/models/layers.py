@@ -1,11 +1,12 @@
-"""Small modules that heads and necks share. Attribute names are mmcv's, so state dicts load as they are."""
+"""Small modules that several networks share. Attribute names are mmcv's, so state dicts load as they are."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ConvModule", "resize"]
+__all__ = ["Attention", "ConvModule", "LayerNorm2d", "resize", "to_map", "to_tokens"]
 
 
 class ConvModule(nn.Module):
@@ -21,6 +22,53 @@ class ConvModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.relu(self.bn(self.conv(x)))
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of maps (B, C, h, w)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with torch's packed projection (``in_proj_weight``: query, key, value).
+
+    x: (B, T, D) asks; ``context`` (B, S, D) is asked, by default x itself.
+    """
+
+    def __init__(self, dims: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(0.02 * torch.randn(3 * dims, dims))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dims))
+        self.out_proj = nn.Linear(dims, dims)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        d = x.shape[2]
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        if context is None:
+            q, k, v = F.linear(x, weight, bias).split(d, dim=2)  # 3 of (B, T, D)
+        else:
+            q = F.linear(x, weight[:d], bias[:d])
+            k, v = F.linear(context, weight[d:], bias[d:]).split(d, dim=2)
+        y = F.scaled_dot_product_attention(self.split(q), self.split(k), self.split(v))  # (B, heads, T, hd)
+        return self.out_proj(y.transpose(1, 2).reshape(x.shape))
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, heads, T, hd)."""
+        b, t, d = x.shape
+        return x.reshape(b, t, self.heads, d // self.heads).transpose(1, 2)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """A map (B, D, h, w) as tokens (B, h * w, D), row by row."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_map(x: Tensor, like: Tensor) -> Tensor:
+    """Tokens (B, h * w, D) as a map (B, D, h, w) of the size of ``like``."""
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], *like.shape[2:])
 
 
 def resize(x: Tensor, like: Tensor, align_corners: bool = False) -> Tensor:

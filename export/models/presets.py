@@ -1,17 +1,35 @@
-"""The published models: what they are and what they scored on ADE20K.
+"""The published models: what they are, what they scored, where their weights are and under which licence.
 
-Names are those of the released weights (``upernet_deit-s16_ln_mln_512x512_160k_ade20k_….pth``) without crop and data
-set. Figures: mmsegmentation's model zoo, V100, one image at a time; the mIoU was measured on whole images at keep-ratio
-2048 x 512, ms + flip over ratios 0.5 to 1.75 of that scale.
+Names are those of the released weights (``upernet_deit-s16_ln_mln_512x512_160k_ade20k_….pth``) without crop and, for
+ADE20K, data set. Figures: mmsegmentation's model zoo (the metafiles of 1.2.2; images per second of 0.30), one image at a
+time; the mIoU was measured as ``protocol`` says, ms + flip over ratios 0.5 to 1.75 of that scale.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
-from denseport.export.models.spec import DPTHeadSpec, ModelSpec, NeckSpec, UPerHeadSpec, ViTSpec, quarters
+from denseport.export.models.head_spec import (
+    DPTHeadSpec,
+    LinearHeadSpec,
+    MaskHeadSpec,
+    SegformerHeadSpec,
+    SETRMLAHeadSpec,
+    SETRUPHeadSpec,
+    UPerHeadSpec,
+)
+from denseport.export.models.spec import MiTSpec, MLANeckSpec, ModelSpec, NeckSpec, ViTSpec, quarters
 
-__all__ = ["PRESETS", "Preset", "find"]
+__all__ = ["PERMISSIVE", "PRESETS", "Preset", "find"]
+
+SERVER = "https://download.openmmlab.com/mmsegmentation/v0.5"
+PERMISSIVE = "Apache-2.0"  # mmsegmentation's, of its weights
+# https://github.com/NVlabs/SegFormer, README: "non-commercially, meaning for research or evaluation purposes only".
+MIT_ENCODER = (
+    "Apache-2.0 (mmsegmentation), but the encoder was trained from NVIDIA's MiT weights: research or evaluation only"
+)
+DIRECTORIES = {"DPT": "dpt", "UPerNet": "vit", "SETR": "setr", "Segmenter": "segmenter", "SegFormer": "segformer"}
 
 
 @dataclass(frozen=True)
@@ -24,14 +42,40 @@ class Preset:
     schedule: int  # training iterations
     mIoU: float  # percent, single scale
     mIoU_ms_flip: float  # percent, multi-scale and flip
-    fps: float  # images per second, V100
+    fps: float | None  # images per second, V100; None: not published
     memory_gb: float  # while training, per GPU
-    sha256_start: str  # first 8 hex digits of the released file
+    file: str  # of the released weights; its last eight letters are the start of its SHA-256
     spec: ModelSpec
+    dataset: str = "ADE20K"  # on whose validation images it was measured
+    scale: tuple[int, int] = (2048, 512)  # limits of the longer and the shorter side of an image, pixels
+    slide: tuple[int, int] | None = None  # side and stride of the windows, pixels; None: whole images
+    licence: str = PERMISSIVE  # of the weights
+
+    @property
+    def released(self) -> str:
+        """The file's name without date and hash: the name of its folder."""
+        return re.sub(r"(_\d{8}_\d{6})?-[0-9a-f]{8}\.pth$", "", self.file)
+
+    @property
+    def sha256_start(self) -> str:
+        """First 8 hex digits of the released file."""
+        return self.file[-12:-4]
+
+    @property
+    def weights(self) -> str:
+        """Where the released file is."""
+        return f"{SERVER}/{DIRECTORIES[self.spec.architecture]}/{self.released}/{self.file}"
+
+    @property
+    def protocol(self) -> str:
+        """How its mIoU was measured, in words."""
+        how = "whole" if self.slide is None else f"slide {self.slide[0]}/{self.slide[1]}"
+        ratios = "ms + flip: ratios 0.5 to 1.75 of that scale (0.x)"
+        return f"{how}, keep-ratio {self.scale[0]} x {self.scale[1]}, single scale; {ratios}"
 
 
 def _vit(size: str, *, grid: int, eps: float, final_norm: bool = False) -> ViTSpec:
-    dims, layers = {"S": (384, 12), "B": (768, 12), "L": (1024, 24)}[size]
+    dims, layers = {"T": (192, 12), "S": (384, 12), "B": (768, 12), "L": (1024, 24)}[size]
     return ViTSpec(
         embed_dims=dims,
         num_layers=layers,
@@ -53,6 +97,38 @@ def _upernet(size: str, *, neck: bool = False, norm: bool = False) -> ModelSpec:
     return ModelSpec(backbone, NeckSpec(backbone.embed_dims) if neck else None, UPerHeadSpec(512), num_classes=150)
 
 
+def _setr_vit(grid: int) -> ViTSpec:
+    return replace(_vit("L", grid=grid, eps=1e-6), interpolate_mode="bilinear", out_indices=(9, 14, 19, 23))
+
+
+def _setr_naive(grid: int, classes: int) -> ModelSpec:
+    return ModelSpec(_setr_vit(grid), None, SETRUPHeadSpec(256, kernel_size=1, in_index=(3,)), classes)
+
+
+def _setr_pup(grid: int, classes: int) -> ModelSpec:
+    return ModelSpec(_setr_vit(grid), None, SETRUPHeadSpec(256, num_convs=4, up_scale=2, in_index=(3,)), classes)
+
+
+def _setr_mla(grid: int, classes: int) -> ModelSpec:
+    backbone = replace(_setr_vit(grid), out_indices=quarters(24), with_cls_token=False)
+    return ModelSpec(backbone, MLANeckSpec(256), SETRMLAHeadSpec(512, 128), classes)
+
+
+def _segmenter(size: str, grid: int, *, linear: bool = False) -> ModelSpec:
+    backbone = _vit(size, grid=grid, eps=1e-6, final_norm=True)
+    dims = backbone.embed_dims
+    mask = MaskHeadSpec(dims, num_layers=2, num_heads=dims // 64, mlp_dims=4 * dims, in_index=(0,))
+    head = LinearHeadSpec(dims, in_index=(0,)) if linear else mask
+    return ModelSpec(replace(backbone, out_indices=(backbone.num_layers - 1,)), None, head, num_classes=150)
+
+
+def _segformer(size: int, classes: int) -> ModelSpec:
+    layers = ((2, 2, 2, 2), (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 18, 3), (3, 8, 27, 3), (3, 6, 40, 3))[size]
+    dims = (64, 128, 320, 512) if size else (32, 64, 160, 256)
+    backbone = MiTSpec(dims, layers, num_heads=(1, 2, 5, 8), mlp_dims=tuple(4 * width for width in dims))
+    return ModelSpec(backbone, None, SegformerHeadSpec(256), classes)
+
+
 _DPT_B = _dpt("B", grid=14, widths=(96, 192, 384, 768))
 _DPT_L = _dpt("L", grid=24, widths=(256, 512, 1024, 1024))
 _S, _S_MLN, _S_LN_MLN = _upernet("S"), _upernet("S", neck=True), _upernet("S", neck=True, norm=True)
@@ -60,19 +136,47 @@ _B, _B_MLN, _B_LN_MLN = _upernet("B"), _upernet("B", neck=True), _upernet("B", n
 
 # fmt: off
 _TABLE = [
-    Preset("dpt_vit-b16_160k",             "dpt_vit-b16_8xb2-160k_ade20k-512x512",                 "ViT-B",             160_000,    46.97, 48.34,   10.41, 8.09,  "db31cf52", _DPT_B),
-    Preset("dpt_vit-l16_160k",             "dpt_vit-l16_8xb2-160k_ade20k-512x512",                 "ViT-L",             160_000,    46.19, 46.97,   4.36,  18.37, "7b753ca6", _DPT_L),
-    Preset("upernet_vit-b16_mln_80k",      "vit_vit-b16_mln_upernet_8xb2-80k_ade20k-512x512",      "ViT-B + MLN",       80_000,     47.71, 49.51,   6.94,  9.20,  "0403cee1", _B_MLN),
-    Preset("upernet_vit-b16_mln_160k",     "vit_vit-b16_mln_upernet_8xb2-160k_ade20k-512x512",     "ViT-B + MLN",       160_000,    46.75, 48.46,   7.58,  9.20,  "852fa768", _B_MLN),
-    Preset("upernet_vit-b16_ln_mln_160k",  "vit_vit-b16-ln_mln_upernet_8xb2-160k_ade20k-512x512",  "ViT-B + LN + MLN",  160_000,    47.73, 49.95,   6.82,  9.21,  "f444c077", _B_LN_MLN),
-    Preset("upernet_deit-s16_80k",         "vit_deit-s16_upernet_8xb2-80k_ade20k-512x512",         "DeiT-S",            80_000,     42.96, 43.79,   29.85, 4.68,  "afc93ec2", _S),
-    Preset("upernet_deit-s16_160k",        "vit_deit-s16_upernet_8xb2-160k_ade20k-512x512",        "DeiT-S",            160_000,    42.87, 43.79,   29.19, 4.68,  "5110d916", _S),
-    Preset("upernet_deit-s16_mln_160k",    "vit_deit-s16_mln_upernet_8xb2-160k_ade20k-512x512",    "DeiT-S + MLN",      160_000,    43.82, 45.07,   11.18, 5.69,  "fb9a5dfb", _S_MLN),
-    Preset("upernet_deit-s16_ln_mln_160k", "vit_deit-s16-ln_mln_upernet_8xb2-160k_ade20k-512x512", "DeiT-S + LN + MLN", 160_000,    43.52, 45.01,   12.39, 5.69,  "c0cd652f", _S_LN_MLN),
-    Preset("upernet_deit-b16_80k",         "vit_deit-b16_upernet_8xb2-80k_ade20k-512x512",         "DeiT-B",            80_000,     45.24, 46.73,   9.69,  7.75,  "1e090789", _B),
-    Preset("upernet_deit-b16_160k",        "vit_deit-b16_upernet_8xb2-160k_ade20k-512x512",        "DeiT-B",            160_000,    45.36, 47.16,   10.39, 7.75,  "828705d7", _B),
-    Preset("upernet_deit-b16_mln_160k",    "vit_deit-b16_mln_upernet_8xb2-160k_ade20k-512x512",    "DeiT-B + MLN",      160_000,    45.46, 47.16,   7.78,  9.21,  "4e1450f3", _B_MLN),
-    Preset("upernet_deit-b16_ln_mln_160k", "vit_deit-b16-ln_mln_upernet_8xb2-160k_ade20k-512x512", "DeiT-B + LN + MLN", 160_000,    45.37, 47.23,   7.75,  9.21,  "8a959c14", _B_LN_MLN),
+    Preset("dpt_vit-b16_160k",             "dpt_vit-b16_8xb2-160k_ade20k-512x512",                 "ViT-B",             160_000, 46.97, 48.34, 10.41, 8.09,  "dpt_vit-b16_512x512_160k_ade20k-db31cf52.pth",                             _DPT_B),
+    Preset("dpt_vit-l16_160k",             "dpt_vit-l16_8xb2-160k_ade20k-512x512",                 "ViT-L",             160_000, 46.19, 46.97, 4.36,  18.37, "dpt_vit-l16_512x512_160k_ade20k-7b753ca6.pth",                             _DPT_L),
+    Preset("upernet_vit-b16_mln_80k",      "vit_vit-b16_mln_upernet_8xb2-80k_ade20k-512x512",      "ViT-B + MLN",       80_000,  47.71, 49.51, 6.94,  9.20,  "upernet_vit-b16_mln_512x512_80k_ade20k_20210624_130547-0403cee1.pth",      _B_MLN),
+    Preset("upernet_vit-b16_mln_160k",     "vit_vit-b16_mln_upernet_8xb2-160k_ade20k-512x512",     "ViT-B + MLN",       160_000, 46.75, 48.46, 7.58,  9.20,  "upernet_vit-b16_mln_512x512_160k_ade20k_20210624_130547-852fa768.pth",     _B_MLN),
+    Preset("upernet_vit-b16_ln_mln_160k",  "vit_vit-b16-ln_mln_upernet_8xb2-160k_ade20k-512x512",  "ViT-B + LN + MLN",  160_000, 47.73, 49.95, 6.82,  9.21,  "upernet_vit-b16_ln_mln_512x512_160k_ade20k_20210621_172828-f444c077.pth",  _B_LN_MLN),
+    Preset("upernet_deit-s16_80k",         "vit_deit-s16_upernet_8xb2-80k_ade20k-512x512",         "DeiT-S",            80_000,  42.96, 43.79, 29.85, 4.68,  "upernet_deit-s16_512x512_80k_ade20k_20210624_095228-afc93ec2.pth",         _S),
+    Preset("upernet_deit-s16_160k",        "vit_deit-s16_upernet_8xb2-160k_ade20k-512x512",        "DeiT-S",            160_000, 42.87, 43.79, 29.19, 4.68,  "upernet_deit-s16_512x512_160k_ade20k_20210621_160903-5110d916.pth",        _S),
+    Preset("upernet_deit-s16_mln_160k",    "vit_deit-s16_mln_upernet_8xb2-160k_ade20k-512x512",    "DeiT-S + MLN",      160_000, 43.82, 45.07, 11.18, 5.69,  "upernet_deit-s16_mln_512x512_160k_ade20k_20210621_161021-fb9a5dfb.pth",    _S_MLN),
+    Preset("upernet_deit-s16_ln_mln_160k", "vit_deit-s16-ln_mln_upernet_8xb2-160k_ade20k-512x512", "DeiT-S + LN + MLN", 160_000, 43.52, 45.01, 12.39, 5.69,  "upernet_deit-s16_ln_mln_512x512_160k_ade20k_20210621_161021-c0cd652f.pth", _S_LN_MLN),
+    Preset("upernet_deit-b16_80k",         "vit_deit-b16_upernet_8xb2-80k_ade20k-512x512",         "DeiT-B",            80_000,  45.24, 46.73, 9.69,  7.75,  "upernet_deit-b16_512x512_80k_ade20k_20210624_130529-1e090789.pth",         _B),
+    Preset("upernet_deit-b16_160k",        "vit_deit-b16_upernet_8xb2-160k_ade20k-512x512",        "DeiT-B",            160_000, 45.36, 47.16, 10.39, 7.75,  "upernet_deit-b16_512x512_160k_ade20k_20210621_180100-828705d7.pth",        _B),
+    Preset("upernet_deit-b16_mln_160k",    "vit_deit-b16_mln_upernet_8xb2-160k_ade20k-512x512",    "DeiT-B + MLN",      160_000, 45.46, 47.16, 7.78,  9.21,  "upernet_deit-b16_mln_512x512_160k_ade20k_20210621_191949-4e1450f3.pth",    _B_MLN),
+    Preset("upernet_deit-b16_ln_mln_160k", "vit_deit-b16-ln_mln_upernet_8xb2-160k_ade20k-512x512", "DeiT-B + LN + MLN", 160_000, 45.37, 47.23, 7.75,  9.21,  "upernet_deit-b16_ln_mln_512x512_160k_ade20k_20210623_153535-8a959c14.pth", _B_LN_MLN),
+    # SETR
+    Preset("setr_vit-l_naive_160k",           "setr_vit-l_naive_8xb2-160k_ade20k-512x512",    "ViT-L", 160_000, 48.28, 49.56, 4.72, 18.40, "setr_naive_512x512_160k_b16_ade20k_20210619_191258-061f24f5.pth",              _setr_naive(32, 150), slide=(512, 341)),
+    Preset("setr_vit-l_pup_160k",             "setr_vit-l_pup_8xb2-160k_ade20k-512x512",      "ViT-L", 160_000, 48.24, 49.99, 4.50, 19.54, "setr_pup_512x512_160k_b16_ade20k_20210619_191343-7e0ce826.pth",                _setr_pup(32, 150), slide=(512, 341)),
+    Preset("setr_vit-l_mla_b8_160k",          "setr_vit-l-mla_8xb1-160k_ade20k-512x512",      "ViT-L", 160_000, 47.34, 49.05, None, 10.96, "setr_mla_512x512_160k_b8_ade20k_20210619_191118-c6d21df0.pth",                 _setr_mla(32, 150), slide=(512, 341)),
+    Preset("setr_vit-l_mla_b16_160k",         "setr_vit-l_mla_8xb2-160k_ade20k-512x512",      "ViT-L", 160_000, 47.39, 49.37, 5.25, 17.30, "setr_mla_512x512_160k_b16_ade20k_20210619_191057-f9741de7.pth",                _setr_mla(32, 150), slide=(512, 341)),
+    Preset("setr_vit-l_naive_cityscapes_80k", "setr_vit-l_naive_8xb1-80k_cityscapes-768x768", "ViT-L", 80_000,  78.10, 80.22, 0.39, 24.06, "setr_naive_vit-large_8x1_768x768_80k_cityscapes_20211123_000505-20728e80.pth", _setr_naive(48, 19), dataset="Cityscapes", scale=(2049, 1025), slide=(768, 512)),
+    Preset("setr_vit-l_pup_cityscapes_80k",   "setr_vit-l_pup_8xb1-80k_cityscapes-768x768",   "ViT-L", 80_000,  79.21, 81.02, 0.37, 27.96, "setr_pup_vit-large_8x1_768x768_80k_cityscapes_20211122_155115-f6f37b8f.pth",   _setr_pup(48, 19), dataset="Cityscapes", scale=(2049, 1025), slide=(768, 512)),
+    Preset("setr_vit-l_mla_cityscapes_80k",   "setr_vit-l_mla_8xb1-80k_cityscapes-768x768",   "ViT-L", 80_000,  77.00, 79.59, 0.41, 24.10, "setr_mla_vit-large_8x1_768x768_80k_cityscapes_20211119_101003-7f8dccbe.pth",   _setr_mla(48, 19), dataset="Cityscapes", scale=(2049, 1025), slide=(768, 512)),
+    # Segmenter
+    Preset("segmenter_vit-t_mask_160k",   "segmenter_vit-t_mask_8xb1-160k_ade20k-512x512", "ViT-T", 160_000, 39.99, 40.83, 27.98, 1.21,  "segmenter_vit-t_mask_8x1_512x512_160k_ade20k_20220105_151706-ffcf7509.pth",   _segmenter("T", 32), slide=(512, 480)),
+    Preset("segmenter_vit-s_linear_160k", "segmenter_vit-s_fcn_8xb1-160k_ade20k-512x512",  "ViT-S", 160_000, 45.75, 46.82, 28.07, 1.78,  "segmenter_vit-s_linear_8x1_512x512_160k_ade20k_20220105_151713-39658c46.pth", _segmenter("S", 32, linear=True), slide=(512, 480)),
+    Preset("segmenter_vit-s_mask_160k",   "segmenter_vit-s_mask_8xb1-160k_ade20k-512x512", "ViT-S", 160_000, 46.19, 47.85, 24.80, 2.03,  "segmenter_vit-s_mask_8x1_512x512_160k_ade20k_20220105_151706-511bb103.pth",   _segmenter("S", 32), slide=(512, 480)),
+    Preset("segmenter_vit-b_mask_160k",   "segmenter_vit-b_mask_8xb1-160k_ade20k-512x512", "ViT-B", 160_000, 49.60, 51.07, 13.20, 4.20,  "segmenter_vit-b_mask_8x1_512x512_160k_ade20k_20220105_151706-bc533b08.pth",   _segmenter("B", 32), slide=(512, 480)),
+    Preset("segmenter_vit-l_mask_160k",   "segmenter_vit-l_mask_8xb1-160k_ade20k-512x512", "ViT-L", 160_000, 52.16, 53.65, None,  16.56, "segmenter_vit-l_mask_8x1_512x512_160k_ade20k_20220105_162750-7ef345be.pth",   _segmenter("L", 40), scale=(2560, 640), slide=(640, 608)),
+    # SegFormer
+    Preset("segformer_mit-b0_160k",            "segformer_mit-b0_8xb2-160k_ade20k-512x512",       "MiT-B0", 160_000, 37.41, 38.34, None,  2.10,  "segformer_mit-b0_512x512_160k_ade20k_20210726_101530-8ffa8fda.pth",           _segformer(0, 150), licence=MIT_ENCODER),
+    Preset("segformer_mit-b1_160k",            "segformer_mit-b1_8xb2-160k_ade20k-512x512",       "MiT-B1", 160_000, 40.97, 42.54, None,  2.60,  "segformer_mit-b1_512x512_160k_ade20k_20210726_112106-d70e859d.pth",           _segformer(1, 150), licence=MIT_ENCODER),
+    Preset("segformer_mit-b2_160k",            "segformer_mit-b2_8xb2-160k_ade20k-512x512",       "MiT-B2", 160_000, 45.58, 47.03, None,  3.60,  "segformer_mit-b2_512x512_160k_ade20k_20210726_112103-cbd414ac.pth",           _segformer(2, 150), licence=MIT_ENCODER),
+    Preset("segformer_mit-b3_160k",            "segformer_mit-b3_8xb2-160k_ade20k-512x512",       "MiT-B3", 160_000, 47.82, 48.81, None,  4.80,  "segformer_mit-b3_512x512_160k_ade20k_20210726_081410-962b98d2.pth",           _segformer(3, 150), licence=MIT_ENCODER),
+    Preset("segformer_mit-b4_160k",            "segformer_mit-b4_8xb2-160k_ade20k-512x512",       "MiT-B4", 160_000, 48.46, 49.76, None,  6.10,  "segformer_mit-b4_512x512_160k_ade20k_20210728_183055-7f509d7d.pth",           _segformer(4, 150), licence=MIT_ENCODER),
+    Preset("segformer_mit-b5_160k",            "segformer_mit-b5_8xb2-160k_ade20k-512x512",       "MiT-B5", 160_000, 49.13, 50.22, 11.89, 7.20,  "segformer_mit-b5_512x512_160k_ade20k_20210726_145235-94cedf59.pth",           _segformer(5, 150), licence=MIT_ENCODER),
+    Preset("segformer_mit-b5_640_160k",        "segformer_mit-b5_8xb2-160k_ade20k-640x640",       "MiT-B5", 160_000, 49.62, 50.36, None,  11.50, "segformer_mit-b5_640x640_160k_ade20k_20210801_121243-41d2845b.pth",           _segformer(5, 150), scale=(2048, 640), licence=MIT_ENCODER),
+    Preset("segformer_mit-b0_cityscapes_160k", "segformer_mit-b0_8xb1-160k_cityscapes-1024x1024", "MiT-B0", 160_000, 76.54, 78.22, 4.74,  3.64,  "segformer_mit-b0_8x1_1024x1024_160k_cityscapes_20211208_101857-e7f88502.pth", _segformer(0, 19), dataset="Cityscapes", scale=(2048, 1024), slide=(1024, 768), licence=MIT_ENCODER),
+    Preset("segformer_mit-b1_cityscapes_160k", "segformer_mit-b1_8xb1-160k_cityscapes-1024x1024", "MiT-B1", 160_000, 78.56, 79.73, 4.30,  4.49,  "segformer_mit-b1_8x1_1024x1024_160k_cityscapes_20211208_064213-655c7b3f.pth", _segformer(1, 19), dataset="Cityscapes", scale=(2048, 1024), slide=(1024, 768), licence=MIT_ENCODER),
+    Preset("segformer_mit-b2_cityscapes_160k", "segformer_mit-b2_8xb1-160k_cityscapes-1024x1024", "MiT-B2", 160_000, 81.08, 82.18, 3.36,  7.42,  "segformer_mit-b2_8x1_1024x1024_160k_cityscapes_20211207_134205-6096669a.pth", _segformer(2, 19), dataset="Cityscapes", scale=(2048, 1024), slide=(1024, 768), licence=MIT_ENCODER),
+    Preset("segformer_mit-b3_cityscapes_160k", "segformer_mit-b3_8xb1-160k_cityscapes-1024x1024", "MiT-B3", 160_000, 81.94, 83.14, 2.53,  10.86, "segformer_mit-b3_8x1_1024x1024_160k_cityscapes_20211206_224823-a8f8a177.pth", _segformer(3, 19), dataset="Cityscapes", scale=(2048, 1024), slide=(1024, 768), licence=MIT_ENCODER),
+    Preset("segformer_mit-b4_cityscapes_160k", "segformer_mit-b4_8xb1-160k_cityscapes-1024x1024", "MiT-B4", 160_000, 81.89, 83.38, 1.88,  15.07, "segformer_mit-b4_8x1_1024x1024_160k_cityscapes_20211207_080709-07f6c333.pth", _segformer(4, 19), dataset="Cityscapes", scale=(2048, 1024), slide=(1024, 768), licence=MIT_ENCODER),
+    Preset("segformer_mit-b5_cityscapes_160k", "segformer_mit-b5_8xb1-160k_cityscapes-1024x1024", "MiT-B5", 160_000, 82.25, 83.48, 1.39,  18.00, "segformer_mit-b5_8x1_1024x1024_160k_cityscapes_20211206_072934-87a052ec.pth", _segformer(5, 19), dataset="Cityscapes", scale=(2048, 1024), slide=(1024, 768), licence=MIT_ENCODER),
 ]
 # fmt: on
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _TABLE}
@@ -89,9 +193,7 @@ def find(*, sha256: str, names: tuple[str, ...]) -> tuple[Preset | None, str]:
         if sha256.startswith(preset.sha256_start):
             return preset, "hash of the released file"
     for preset in PRESETS.values():
-        stem, schedule = preset.name.rsplit("_", 1)
-        released = f"{stem}_512x512_{schedule}_ade20k"
         for name in names:
-            if name.startswith((released, preset.config)):
+            if name.startswith((preset.released, preset.config)):
                 return preset, f"the name {name!r}"
     return None, ""

@@ -5,47 +5,105 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from denseport.export.models.dpt import DPTHead
-from denseport.export.models.spec import DPTHeadSpec, ModelSpec
+from denseport.export.models.head_spec import (
+    DPTHeadSpec,
+    Head,
+    LinearHeadSpec,
+    MaskHeadSpec,
+    SegformerHeadSpec,
+    SETRMLAHeadSpec,
+    SETRUPHeadSpec,
+    UPerHeadSpec,
+)
+from denseport.export.models.mit import MixVisionTransformer
+from denseport.export.models.segformer import SegformerHead
+from denseport.export.models.segmenter import LinearHead, MaskTransformerHead
+from denseport.export.models.setr import MLANeck, SETRMLAHead, SETRUPHead
+from denseport.export.models.spec import Backbone, MiTSpec, MLANeckSpec, ModelSpec, NeckSpec, ViTSpec
 from denseport.export.models.upernet import MultiLevelNeck, UPerHead
 from denseport.export.models.vit import VisionTransformer
 
-__all__ = ["Segmentor", "build"]
+__all__ = ["Segmentor", "build", "has_rewrites"]
 
 
 class Segmentor(nn.Module):
     """Image (B, C, H, W), normalised float, RGB or grey, to the head's logits (B, classes, h, w), before any resize.
 
-    h, w are H, W over the spec's ``stride`` for multiples of 32; otherwise the padding to whole patches and an odd
-    token grid make them a little larger (``mmseg`` resizes, it does not crop).
+    h, w are H, W over the spec's ``stride`` for multiples of its ``unit``; otherwise padding to whole patches, patches
+    that overlap and an odd token grid make them a little larger (``mmseg`` resizes, it does not crop).
     """
 
     def __init__(self, spec: ModelSpec, rewrite: bool = True) -> None:
         super().__init__()
         self.spec = spec
-        dims, levels = spec.backbone.embed_dims, len(spec.backbone.out_indices)
-        self.backbone = VisionTransformer(spec.backbone)
-        self.neck = None
-        if spec.neck is not None:
-            self.neck = MultiLevelNeck(dims, levels, spec.neck)
-            dims = spec.neck.out_channels
-        self.decode_head: nn.Module
-        if isinstance(spec.head, DPTHeadSpec):
-            self.decode_head = DPTHead(dims, spec.head, spec.num_classes, rewrite)
-        else:
-            self.decode_head = UPerHead(dims, spec.head, spec.num_classes)
-        for module in self.decode_head.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eps = spec.head.norm_eps
+        self.backbone = _backbone(spec.backbone)
+        self.neck = _neck(spec)
+        self.decode_head = _with_eps(_head(spec.head, spec.widths, spec.num_classes, rewrite), spec.head.norm_eps)
 
     def forward(self, image: Tensor) -> Tensor:
         levels, wanted = self.backbone(image), self.spec.head.in_index
         if isinstance(self.decode_head, DPTHead):
             return self.decode_head([levels[i] for i in wanted])
-        maps = [features for features, _ in levels]
-        maps = self.neck(maps) if self.neck is not None else maps
+        if isinstance(self.backbone, VisionTransformer):
+            levels = [features for features, _ in levels]
+        maps = self.neck(levels) if self.neck is not None else levels
         return self.decode_head([maps[i] for i in wanted])
 
 
+def _backbone(spec: Backbone) -> nn.Module:
+    match spec:
+        case ViTSpec():
+            return VisionTransformer(spec)
+        case MiTSpec():
+            return MixVisionTransformer(spec)
+
+
+def _neck(spec: ModelSpec) -> nn.Module | None:
+    widths = spec.backbone.widths
+    match spec.neck:
+        case NeckSpec():
+            return MultiLevelNeck(widths[0], len(widths), spec.neck)
+        case MLANeckSpec():
+            return _with_eps(MLANeck(widths[0], len(widths), spec.neck), spec.neck.norm_eps)
+        case None:
+            return None
+
+
+def _head(spec: Head, widths: tuple[int, ...], num_classes: int, rewrite: bool) -> nn.Module:
+    match spec:
+        case DPTHeadSpec():
+            return DPTHead(widths[0], spec, num_classes, rewrite)
+        case UPerHeadSpec():
+            return UPerHead(widths[0], spec, num_classes)
+        case SETRUPHeadSpec():
+            return SETRUPHead(widths[0], spec, num_classes, rewrite)
+        case SETRMLAHeadSpec():
+            return SETRMLAHead(widths, spec, num_classes, rewrite)
+        case MaskHeadSpec():
+            return MaskTransformerHead(widths[0], spec, num_classes)
+        case LinearHeadSpec():
+            return LinearHead(widths[0], num_classes)
+        case SegformerHeadSpec():
+            return SegformerHead(widths, spec, num_classes, rewrite)
+
+
+def _with_eps(part: nn.Module, eps: float) -> nn.Module:
+    """A part of the network, its BatchNorms with the eps of their configuration."""
+    for module in part.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = eps
+    return part
+
+
+def has_rewrites(spec: ModelSpec) -> bool:
+    """Whether ``rewrite`` of `build` changes the order of a network's operations."""
+    return isinstance(spec.head, DPTHeadSpec | SETRUPHeadSpec | SETRMLAHeadSpec | SegformerHeadSpec)
+
+
 def build(spec: ModelSpec, *, rewrite: bool = True) -> Segmentor:
-    """The network of a spec, in evaluation mode, with random weights; ``rewrite``: see `models.dpt`."""
+    """The network of a spec, in evaluation mode, with random weights.
+
+    Args:
+        rewrite: with the exact rewrites of `models.dpt`, `models.setr`, `models.segformer`; else in upstream's order.
+    """
     return Segmentor(spec, rewrite).eval()

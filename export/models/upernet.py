@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from denseport.export.models.head_spec import UPerHeadSpec
 from denseport.export.models.layers import ConvModule, resize
 from denseport.export.models.operators import pyramid_matrix
-from denseport.export.models.spec import NeckSpec, UPerHeadSpec
+from denseport.export.models.spec import NeckSpec
 
 __all__ = ["MultiLevelNeck", "UPerHead"]
 

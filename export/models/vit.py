@@ -12,41 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from denseport.export.models.layers import Attention, to_tokens
 from denseport.export.models.operators import resize_pos_embed
 from denseport.export.models.spec import ViTSpec
 
-__all__ = ["Attention", "EncoderLayer", "PatchEmbed", "VisionTransformer"]
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with torch's packed projection (``in_proj_weight``: query, key, value)."""
-
-    def __init__(self, dims: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.in_proj_weight = nn.Parameter(0.02 * torch.randn(3 * dims, dims))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dims))
-        self.out_proj = nn.Linear(dims, dims)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, t, d = x.shape
-        packed = F.linear(x, self.in_proj_weight, self.in_proj_bias).split(d, dim=2)  # 3 of (B, T, D)
-        q, k, v = (y.reshape(b, t, self.heads, d // self.heads).transpose(1, 2) for y in packed)  # (B, heads, T, hd)
-        y = F.scaled_dot_product_attention(q, k, v)  # (B, heads, T, hd)
-        return self.out_proj(y.transpose(1, 2).reshape(b, t, d))
+__all__ = ["EncoderLayer", "PatchEmbed", "VisionTransformer"]
 
 
 class EncoderLayer(nn.Module):
     """Pre-norm transformer layer: x + attention(ln1(x)), then x + ffn(ln2(x)). GELU is the exact one."""
 
-    def __init__(self, spec: ViTSpec) -> None:
+    def __init__(self, dims: int, heads: int, hidden: int, eps: float) -> None:
         super().__init__()
-        dims, hidden = spec.embed_dims, spec.mlp_dims
         expand = nn.Sequential(nn.Linear(dims, hidden), nn.GELU())
         # mmcv wraps attention and feed-forward, hence the keys attn.attn.*, ffn.layers.0.0.* and ffn.layers.1.*.
-        self.ln1 = nn.LayerNorm(dims, eps=spec.norm_eps)
-        self.attn = nn.Sequential(OrderedDict(attn=Attention(dims, spec.num_heads)))
-        self.ln2 = nn.LayerNorm(dims, eps=spec.norm_eps)
+        self.ln1 = nn.LayerNorm(dims, eps=eps)
+        self.attn = nn.Sequential(OrderedDict(attn=Attention(dims, heads)))
+        self.ln2 = nn.LayerNorm(dims, eps=eps)
         self.ffn = nn.Sequential(OrderedDict(layers=nn.Sequential(expand, nn.Linear(hidden, dims))))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,15 +37,18 @@ class EncoderLayer(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping convolution; the image is zero-padded at the bottom and right to whole patches."""
+    """Non-overlapping convolution; the image is zero-padded at the bottom and right to whole patches, or cut."""
 
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__()
         self.patch_size = p = spec.patch_size
+        self.cuts_rest = spec.cuts_rest
         self.projection = nn.Conv2d(spec.in_channels, spec.embed_dims, p, stride=p, bias=spec.patch_bias)
 
     def forward(self, image: Tensor) -> Tensor:
         p = self.patch_size
+        if self.cuts_rest:
+            return self.projection(image)
         height, width = image.shape[2:]
         padded = F.pad(image, (0, (width + p - 1) // p * p - width, 0, (height + p - 1) // p * p - height))
         return self.projection(padded)  # (B, D, h, w)
@@ -82,15 +67,23 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(spec)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, spec.embed_dims))
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, rows * columns + 1, spec.embed_dims))
-        self.layers = nn.ModuleList(EncoderLayer(spec) for _ in range(spec.num_layers))
+        shape = spec.embed_dims, spec.num_heads, spec.mlp_dims, spec.norm_eps
+        self.layers = nn.ModuleList(EncoderLayer(*shape) for _ in range(spec.num_layers))
         if spec.final_norm:
             self.ln1 = nn.LayerNorm(spec.embed_dims, eps=spec.norm_eps)
+
+    def places(self, grid: Tensor, h: int, w: int) -> Tensor:
+        """The position embedding (1, D, gh, gw) of h x w tokens: (1, N, D)."""
+        mode = self.spec.interpolate_mode
+        if self.spec.keeps_equal_count:
+            return resize_pos_embed(grid, h, w, mode)
+        return to_tokens(F.interpolate(grid, size=(h, w), mode=mode, align_corners=False))
 
     def forward(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
         patches = self.patch_embed(image)  # (B, D, h, w)
         b, d, h, w = patches.shape
         grid = self.pos_embed[:, 1:].reshape(1, *self.spec.pos_grid, d).permute(0, 3, 1, 2)  # (1, D, gh, gw)
-        places = resize_pos_embed(grid, h, w, self.spec.interpolate_mode)
+        places = self.places(grid, h, w)
         x = patches.flatten(2).transpose(1, 2) + places  # (B, N, D)
         first = int(self.spec.with_cls_token)  # the index of the first patch
         if first:

@@ -83,9 +83,9 @@ class Manifest:
     """Everything that a deployment needs to know about a model."""
 
     name: str
-    architecture: str  # "DPT", "UPerNet", …; "imported ONNX"
+    architecture: str  # the network's name, such as "DPT" or "SegFormer"; "imported ONNX"
     parameters: int
-    patch_size: int  # pixels; a network input has at least one patch
+    patch_size: int  # pixels; a network input has at least one patch (SegFormer: its smallest side)
     stride: int  # input pixels per logit
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]  # RGB

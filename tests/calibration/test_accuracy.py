@@ -12,7 +12,8 @@ from denseport.calibration.observe.collect import collect
 from denseport.calibration.observe.observers import ChannelMaximum, Histogram, RowSample, threshold
 from denseport.calibration.quantize.placement import activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
-from denseport.calibration.quantize.smoothing import find_norms, smooth
+from denseport.calibration.quantize.rounding import round_weights
+from denseport.calibration.quantize.smoothing import linear_inputs, smooth
 from denseport.export.graph.model import read_model, serialise
 from denseport.export.graph.unpack import unpack_projections
 from denseport.runtime.evaluation.dataset import open_dataset
@@ -32,18 +33,21 @@ def test_the_sample_keeps_its_accuracy(shared: Path, tmp_path: Path) -> None:
     model = read_model(bundle.verified("model.onnx"))
     assert len(unpack_projections(model).projections) == 12
 
-    norms = find_norms(model)
-    maxima = {name: ChannelMaximum() for name in norms}
-    rows = {name: RowSample(per_image=20) for name in norms}
-    collect(model, images, {name: [maxima[name], rows[name]] for name in norms})
+    tensors = linear_inputs(model)
+    maxima = {name: ChannelMaximum() for name in tensors}
+    rows = {name: RowSample(per_image=20) for name in tensors}
+    collect(model, images, {name: [maxima[name], rows[name]] for name in tensors})
     smooth(model, maxima, rows)
 
     groups = find_groups(model, (240, 320))
     chosen = [group for group in groups if group.float_reason is None and group.kind != "attention"]
     histograms = {name: Histogram() for name in activations(model, chosen)}
-    collect(model, images, {name: [histogram] for name, histogram in histograms.items()})
+    rows = {name: RowSample(per_image=25, capacity=1024) for name in linear_inputs(model) if name in histograms}
+    observers = {name: [histogram, *([rows[name]] if name in rows else [])] for name, histogram in histograms.items()}
+    collect(model, images, observers)
     limits = {name: threshold(histogram, "minmax") for name, histogram in histograms.items()}
-    record = quantize(model, limits, groups, [group.name for group in chosen])
+    rounded = round_weights(model, rows, limits)
+    record = quantize(model, limits, groups, [group.name for group in chosen], rounded=rounded)
     assert record.share >= 0.8
 
     (bundle.path / "int8.onnx").write_bytes(serialise(model))

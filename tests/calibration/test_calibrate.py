@@ -161,7 +161,8 @@ def test_inspect_and_report_show_it(calibrated: Path, capsys: pytest.CaptureFixt
     assert main(["inspect", str(calibrated / "bundle"), "--verify"]) == 0
     out = capsys.readouterr().out
     record = Bundle(calibrated / "bundle").artifact("int8.onnx").record["calibration"]
-    assert f"calibrated on 3 images by minmax, {count(len(record['smoothing']), 'LayerNorm')} smoothed" in out
+    smoothed = sum(each["strength"] > 0 for each in record["smoothing"])
+    assert f"calibrated on 3 images by minmax, {count(smoothed, 'tensor')} smoothed" in out
     assert "times as fast as FP32" in out and "only 3 images" in out
     compared = [line.strip() for line in out.splitlines() if "compared with fp32" in line]
     assert len(compared) == 2, "once for each of int8.onnx and int8.cpu.onnx, although each was compared twice"
@@ -277,14 +278,16 @@ def test_nothing_is_written_where_nothing_keeps_the_budget(
 def test_an_interrupted_run_changes_nothing_and_is_resumed(
     bundle: Bundle, cache: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: Any, **__: Any) -> None:
+    def interrupt(*arguments: Any, **_: Any) -> None:
+        alone = arguments[5]
+        alone()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "search", interrupt)
         assert main(["calibrate", str(bundle.path), *QUICK, *FEW_LAYERS]) == 130
     assert sorted(path.name for path in bundle.path.iterdir()) == ["manifest.json", "model.onnx"]
-    assert {path.name for path in cache.rglob("*.*")} == {"norms.npz", "tensors.npz", "losses.npz"}
+    assert {path.name for path in cache.rglob("*.*")} == {"channels.npz", "tensors.npz", "losses.npz"}
     single = len(measured)
     assert single > 10
     assert main(["calibrate", str(bundle.path), *QUICK, *FEW_LAYERS, "--resume"]) == 0

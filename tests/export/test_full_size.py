@@ -17,7 +17,13 @@ SHAPES = [(1, 3, 512, 512), (1, 3, 512, 688), (2, 3, 512, 512)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dpt_vit-b16_160k", "upernet_deit-s16_ln_mln_160k"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("dpt_vit-b16_160k", "upernet_deit-s16_ln_mln_160k", "setr_vit-l_pup_160k", "segmenter_vit-b_mask_160k"),
+        *("segformer_mit-b0_160k", "segformer_mit-b5_160k"),
+    ],
+)
 def test_full_size_models_export_and_agree_with_torch(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build(PRESETS[name].spec).requires_grad_(False)

@@ -16,7 +16,8 @@ import pytest
 from fake_cuda import FakeCuda
 from support import REPO
 
-from denseport.export.models.spec import DPTHeadSpec, ModelSpec, ViTSpec
+from denseport.export.models.head_spec import DPTHeadSpec
+from denseport.export.models.spec import ModelSpec, ViTSpec
 from denseport.runtime.errors import InputError, MachineError
 
 torch = pytest.importorskip("torch")

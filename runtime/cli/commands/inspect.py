@@ -135,7 +135,7 @@ def _calibrated(name: str, artifact: Artifact) -> Iterator[str]:
 
     record, verdict = artifact.record.get("calibration"), MachineVerdict.of(artifact, name)
     if record is not None:
-        smoothed = count(sum(each["strength"] > 0 for each in record["smoothing"]), "LayerNorm")
+        smoothed = count(sum(each["strength"] > 0 for each in record["smoothing"]), "tensor")
         kind, share = record["precision"].upper(), f"{100 * record['share']:.1f} % of the multiply-adds"
         images = count(record["images"], "image")
         yield f"calibrated on {images} by {record['method']}, {smoothed} smoothed: {share} in {kind}"

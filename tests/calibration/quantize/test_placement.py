@@ -59,8 +59,9 @@ def test_names_are_the_layers_of_the_network(sample: Bundle) -> None:
     for layer in ("attn.attn/qkv", "attn.attn/scores", "attn.attn.out_proj", "ffn.layers.0.0", "ffn.layers.1"):
         assert f"backbone.layers.3.{layer}" in names
     assert len(names) == len(groups)
-    floats = {group.name: group for group in groups if group.float_reason == "one of the last layers"}
-    assert set(floats) == {"decode_head.project.bn", "decode_head.conv_seg"}
+    floats = {group.name: group.float_reason for group in groups if group.float_reason and group.possible}
+    assert floats["decode_head.project.bn"] == floats["decode_head.conv_seg"] == "one of the last layers"
+    assert floats["backbone.patch_embed.projection"] == "the first layer: all others add to its output"
     tokens, dims = 10 * 14 + 1, 96
     macs = {group.name: group.macs for group in groups}
     assert macs["backbone.layers.0.attn.attn/qkv"] == tokens * dims * 3 * dims

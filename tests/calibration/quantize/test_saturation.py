@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from denseport.calibration.quantize.cpu import unsaturated
+from denseport.calibration.quantize.saturation import can_saturate, unsaturated
 
 RNG = np.random.default_rng(3)
 
@@ -28,7 +28,7 @@ def test_no_pair_leaves_16_bits(shape: tuple[int, int]) -> None:
     integers, scales = unsaturated(weight)
     even = integers[: len(integers) // 2 * 2]
     low, high = pair_extremes(even) if len(even) else (0, 0)
-    assert low >= -(2**15) and high < 2**15
+    assert low >= -(2**15) and high < 2**15 and not can_saturate(integers)
     assert np.abs(integers.astype(int)).max() <= 127
     # Half a step by rounding; one more where rounding itself had gone over.
     assert (np.abs(integers * scales - weight) <= 1.51 * scales).all()
@@ -40,6 +40,11 @@ def test_a_gaussian_weight_keeps_most_of_its_digits() -> None:
     plain = np.abs(weight).max(axis=0) / 127
     scales = unsaturated(weight)[1]
     assert 1.1 < (scales / plain).mean() < 1.6  # 7 bits would take 2
+
+
+def test_a_pair_that_can_saturate_is_found() -> None:
+    assert can_saturate(np.int8([[100], [29], [127]])) and can_saturate(np.int8([[-100], [-29]]))
+    assert not can_saturate(np.int8([[100], [28], [127]])) and not can_saturate(np.int8([[100], [-127]]))
 
 
 def test_least_scales_and_empty_columns() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,8 @@ from graphs import tiny_model
 
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.quantize.placement import Group, activations, find_groups
-from denseport.calibration.quantize.qdq import quantize
+from denseport.calibration.quantize.qdq import Quantization, quantize
+from denseport.calibration.search import search as searching
 from denseport.calibration.search.search import Budget, Step, search
 from denseport.calibration.search.sensitivity import Loss, Reference, sensitivities
 from denseport.export.graph.model import serialise
@@ -87,16 +89,20 @@ def test_every_pixel_of_images_of_different_sizes_counts_alike(
     assert found == sum(each.sum() for each in same) / sum(each.size for each in same)
 
 
+def unneeded() -> Mapping[str, Loss]:
+    raise AssertionError("all candidates together keep the budget: no single layer is measured")
+
+
 def test_the_budget_holds_at_the_greatest_saving(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
     model, thresholds, groups = case
     reference, before = Reference(model, IMAGES), serialise(model)
     losses = sensitivities(reference, model, thresholds, groups)
-    generous, everything = search(reference, model, thresholds, groups, Budget(agreement=0.0), losses)
+    generous, everything = search(reference, model, thresholds, groups, Budget(agreement=0.0), unneeded)
     assert everything.within and len(everything.steps) == 1
     assert "block.out" in everything.chosen
 
     budget = Budget(agreement=0.9)
-    quantized, found = search(reference, model, thresholds, groups, budget, losses, batch=0)
+    quantized, found = search(reference, model, thresholds, groups, budget, lambda: losses, batch=0)
     assert found.within and found.loss.agreement >= 0.9 > found.steps[0].loss.agreement
     assert "block.out" not in found.chosen and len(found.chosen) == len(everything.chosen) - 1
     assert found.steps[-1].dropped == ("block.out",)
@@ -147,7 +153,7 @@ def test_layers_go_back_to_float_by_squared_error_per_multiply_add(
         thresholds,
         groups,
         Budget(agreement=0.995),
-        losses,
+        lambda: losses,
         batch=batch,
         told=told.append,  # type: ignore[arg-type]
     )
@@ -170,7 +176,7 @@ def test_two_percent_of_the_multiply_adds_go_back_between_two_measurements(
     other = next(group.name for group in groups if group.name not in ALONE)
     counted = [replace(group, macs={**macs, other: 1800}.get(group.name, 0)) for group in groups]
     losses = {name: Loss(error, 1.0) for name, error in ALONE.items()}
-    _, found = search(Counting(), model, thresholds, counted, Budget(agreement=0.96), losses)  # type: ignore[arg-type]
+    _, found = search(Counting(), model, thresholds, counted, Budget(agreement=0.96), lambda: losses)  # type: ignore[arg-type]
     assert [step.dropped for step in found.steps] == [(), ("stem", "right")]
     assert found.steps[0].share == 0.82 and found.rows()[0]["share"] in (0.01, 0.2)
 
@@ -180,7 +186,7 @@ def test_a_loss_at_the_limit_is_within_the_budget(
 ) -> None:
     model, thresholds, groups = case
     losses = {name: Loss(error, 1.0) for name, error in ALONE.items()}
-    _, found = search(Counting(), model, thresholds, groups, Budget(agreement=0.96), losses, batch=0)  # type: ignore[arg-type]
+    _, found = search(Counting(), model, thresholds, groups, Budget(agreement=0.96), lambda: losses, batch=0)  # type: ignore[arg-type]
     assert found.within and found.loss.agreement == 0.96
     assert found.chosen == ("block.out", "block.attn/qkv", "left", "block.attn/scores"), "the least harmful first"
     reasons = {row["group"]: row["reason"] for row in found.rows()}
@@ -198,14 +204,14 @@ def test_the_excess_is_that_of_the_tightest_limit() -> None:
 def test_a_budget_that_nothing_keeps_is_told(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -> None:
     model, thresholds, groups = case
     losses = {name: Loss(error, 1.0) for name, error in ALONE.items()}
-    _, found = search(Counting(), model, thresholds, groups, Budget(agreement=1.0), losses, batch=0)  # type: ignore[arg-type]
+    _, found = search(Counting(), model, thresholds, groups, Budget(agreement=1.0), lambda: losses, batch=0)  # type: ignore[arg-type]
     assert found.within and found.chosen == (), "only the float model keeps it"
 
     class Spoilt:
         def measure(self, model: ir.Model) -> Loss:
             return Loss(0.1, 0.5)
 
-    _, found = search(Spoilt(), model, thresholds, groups, Budget(agreement=0.9), losses)  # type: ignore[arg-type]
+    _, found = search(Spoilt(), model, thresholds, groups, Budget(agreement=0.9), lambda: losses)  # type: ignore[arg-type]
     assert not found.within and found.chosen == ()
 
 
@@ -234,3 +240,21 @@ def test_bad_input(case: tuple[ir.Model, dict[str, float], tuple[Group, ...]]) -
         with pytest.raises(CalibrationError, match=r"is not in 0\.\."):
             Budget(**bad)
     assert Budget(miou=0.5, agreement=0.9).excess(Loss(0.1, 0.95, -0.2)) == pytest.approx(0.5)
+
+
+def test_after_four_sets_each_step_is_twice_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [Group(f"layer{i}", "linear", (f"layer{i}",), 1) for i in range(60)]
+    kept: list[int] = []
+
+    def written(_: object, __: object, ___: object, names: list[str], **____: object) -> Quantization:
+        kept.append(len(names))
+        return Quantization("int8", (), ())
+
+    class Spoilt:
+        def measure(self, model: ir.Model) -> Loss:
+            return Loss(0.1, 0.5)
+
+    monkeypatch.setattr(searching, "quantize", written)
+    losses = {group.name: Loss(0.1, 1.0) for group in groups}
+    search(Spoilt(), tiny_model(), {}, groups, Budget(agreement=0.9), lambda: losses, batch=1 / 60)  # type: ignore[arg-type]
+    assert kept == [60, 59, 58, 57, 56, 54, 50, 42, 26, 0]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from denseport.export.checkpoint.contradictions import contradictions
+from denseport.export.checkpoint.file import Checkpoint
+from denseport.export.checkpoint.networks.dpt import DPTReader
+from denseport.export.checkpoint.networks.upernet import UPerNetReader
+from denseport.export.checkpoint.networks.vit import ViTReader
 
 VIT = {
     "backbone.patch_embed.projection.weight": (12, 3, 16, 16),
@@ -22,6 +28,14 @@ DPT = {
 UPERNET = {**VIT, "neck.convs.0.conv.weight": (12, 30, 1, 1), "decode_head.conv_seg.weight": (5, 21, 1, 1)}
 READOUT = {"decode_head.reassemble_blocks.readout_projects.0.0.weight": (12, 24)}
 LONG = {"backbone.layers.12.ln1.weight": (12,)}
+
+
+def contradictions(model: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    """As the reader of the network finds them whose head the shapes are of; of the backbone's without one."""
+    is_dpt = "decode_head.project.conv.weight" in shapes
+    kind = DPTReader if is_dpt else UPerNetReader if "decode_head.conv_seg.weight" in shapes else ViTReader
+    weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    return kind(Checkpoint(Path("c.pth"), "", "mmseg 1.x", weights, config={"model": model}), None).contradictions()
 
 
 @pytest.mark.parametrize(

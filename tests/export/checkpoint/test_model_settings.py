@@ -24,6 +24,7 @@ HEAD: dict[str, Any] = {
     "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0}, "ignore_index": 255,
     "sampler": None, "align_corners": False, "init_cfg": {"type": "Normal"},
 }  # fmt: skip
+DROPS = {"drop_rate": 0.0, "attn_drop_rate": 0.0, "drop_path_rate": 0.0}
 UPSTREAM: dict[tuple[str, str], dict[str, Any]] = {
     ("", "EncoderDecoder"): {
         "backbone": {}, "decode_head": {}, "neck": None, "auxiliary_head": None, "train_cfg": None, "test_cfg": None,
@@ -40,6 +41,31 @@ UPSTREAM: dict[tuple[str, str], dict[str, Any]] = {
     ("neck", "MultiLevelNeck"): {
         "in_channels": [8] * 4, "out_channels": 8, "scales": [0.5, 1, 2, 4], "norm_cfg": None, "act_cfg": None,
     },
+    ("backbone", "MixVisionTransformer"): {
+        "in_channels": 3, "embed_dims": 64, "num_stages": 4, "num_layers": [3, 4, 6, 3], "num_heads": [1, 2, 4, 8],
+        "patch_sizes": [7, 3, 3, 3], "strides": [4, 2, 2, 2], "sr_ratios": [8, 4, 2, 1], "out_indices": (0, 1, 2, 3),
+        "mlp_ratio": 4, "qkv_bias": True, **DROPS, "act_cfg": {"type": "GELU"},
+        "norm_cfg": {"type": "LN", "eps": 1e-6}, "pretrained": None, "init_cfg": None, "with_cp": False,
+    },
+    ("neck", "MLANeck"): {
+        "in_channels": [8] * 4, "out_channels": 8, "norm_layer": {"type": "LN", "eps": 1e-6, "requires_grad": True},
+        "norm_cfg": {"type": "BN"}, "act_cfg": None,
+    },
+    ("decode_head", "SETRUPHead"): {
+        **HEAD, "in_channels": 8, "norm_cfg": {"type": "BN"}, "num_convs": 1, "up_scale": 4, "kernel_size": 3,
+        "norm_layer": {"type": "LN", "eps": 1e-6, "requires_grad": True},
+    },
+    ("decode_head", "SETRMLAHead"): {**HEAD, "norm_cfg": {"type": "BN"}, "mla_channels": 128, "up_scale": 4},
+    ("decode_head", "SegmenterMaskTransformerHead"): {
+        **HEAD, **DROPS, "in_channels": 8, "num_layers": 2, "num_heads": 12, "embed_dims": 768, "mlp_ratio": 4,
+        "num_fcs": 2, "qkv_bias": True, "act_cfg": {"type": "GELU"}, "norm_cfg": {"type": "LN"}, "init_std": 0.02,
+    },
+    # By default two convolutions, which Denseport has not.
+    ("decode_head", "FCNHead"): {
+        **HEAD, "in_channels": 8, "num_convs": 0, "kernel_size": 3, "concat_input": False, "dilation": 1,
+        "norm_cfg": None,
+    },
+    ("decode_head", "SegformerHead"): {**HEAD, "norm_cfg": {"type": "BN"}, "interpolate_mode": "bilinear"},
     ("decode_head", "UPerHead"): {**HEAD, "pool_scales": (1, 2, 3, 6), "norm_cfg": {"type": "SyncBN"}},
     ("decode_head", "DPTHead"): {
         **HEAD, "input_transform": "multiple_select", "embed_dims": 768, "post_process_channels": [96, 192, 384, 768],
@@ -55,8 +81,12 @@ def test_upstreams_arguments_are_known_and_their_defaults_supported(part: str, k
 
 @pytest.mark.parametrize(("part", "kind"), UPSTREAM)
 def test_the_table_has_no_other_argument(part: str, kind: str) -> None:
-    extra = {"backbone": {"frozen_stages"}, "decode_head": {"input_transform"}}.get(part, set())
+    extra = {"VisionTransformer": {"frozen_stages"}}.get(kind, {"input_transform"} if part == "decode_head" else set())
     assert MODEL[part][kind].keys() == UPSTREAM[part, kind].keys() | extra
+
+
+def test_every_type_is_compared() -> None:
+    assert {(part, kind) for part, kinds in MODEL.items() for kind in kinds} == {*UPSTREAM}
 
 
 @pytest.mark.parametrize(("part", "kind"), UPSTREAM)
@@ -64,7 +94,7 @@ def test_an_unknown_key_is_refused_by_name(part: str, kind: str) -> None:
     ((problem, remedy),) = unsupported(part, {"window_size": 7}, kind)
     name = "model.window_size" if part == "" else f"model.{part}.window_size"
     assert problem.startswith(f"{name} is 7: mmsegmentation's {kind} has no such setting") and "Remove it" in remedy
-    if part != "neck" and part:
+    if part != "neck" and part and kind != "FCNHead":
         ((problem, _),) = unsupported(part, {"norm_cfg": {"bias": 0}}, kind)
         assert problem.startswith(f"model.{part}.norm_cfg.bias is 0: ")
 
@@ -87,6 +117,16 @@ def test_an_unknown_key_is_refused_by_name(part: str, kind: str) -> None:
         ("backbone", "VisionTransformer", {"pre_norm": 1}, "model.backbone.pre_norm is 1; only False is supported"),
         ("decode_head", "UPerHead", {"norm_cfg": None}, "model.decode_head.norm_cfg is None; only type='BN'"),
         ("neck", "MultiLevelNeck", {"norm_cfg": {"type": "BN"}}, "only None is supported"),
+        ("neck", "MLANeck", {"norm_cfg": None}, "model.neck.norm_cfg is None; only type='BN'"),
+        ("neck", "MLANeck", {"act_cfg": {"type": "GELU"}}, "model.neck.act_cfg.type is 'GELU'; only 'ReLU'"),
+        ("decode_head", "FCNHead", {"num_convs": 2}, "model.decode_head.num_convs is 2; only 0 is supported"),
+        ("decode_head", "FCNHead", {"concat_input": True}, "concat_input is True; only False is supported"),
+        ("decode_head", "SETRUPHead", {"norm_layer": {"type": "BN"}}, "norm_layer.type is 'BN'; only 'LN'"),
+        ("decode_head", "SETRUPHead", {"input_transform": "multiple_select"}, "only None is supported"),
+        ("decode_head", "SegformerHead", {"interpolate_mode": "nearest"}, "is 'nearest'; only 'bilinear' is supported"),
+        ("decode_head", "SegmenterMaskTransformerHead", {"threshold": 0.3}, "is 0.3; only None is supported"),
+        ("decode_head", "SegmenterMaskTransformerHead", {"num_fcs": 3}, "num_fcs is 3; only 2 is supported"),
+        ("backbone", "MixVisionTransformer", {"norm_cfg": {"type": "BN"}}, "norm_cfg.type is 'BN'; only 'LN'"),
     ],
 )
 def test_a_value_is_refused_by_name(part: str, kind: str, settings: dict[str, Any], words: str) -> None:

@@ -75,8 +75,8 @@ def test_one_after_the_other_on_one_graph() -> None:
     channels, rows = ChannelMaximum(), RowSample(4)
     for observer in (channels, rows):
         observer.update(np.random.default_rng(0).standard_normal((1, 60, 8)).astype(np.float32))
-    (norm,) = smooth(model, {"normed": channels}, {"normed": rows}).norms
-    assert norm.norm == "block.ln/LayerNormalization"
+    (tensor,) = smooth(model, {"normed": channels}, {"normed": rows}).tensors
+    assert (tensor.tensor, tensor.by) == ("normed", "LayerNormalization")
     source, limits = model.clone(), dict.fromkeys(activations(model, chosen), 1.0)
     names = [group.name for group in chosen]
     record = quantize(model, limits, groups, names)

@@ -8,7 +8,7 @@ from graphs import tiny_model
 
 from denseport.calibration.quantize.placement import activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
-from denseport.calibration.quantize.smoothing import find_norms
+from denseport.calibration.quantize.smoothing import linear_inputs
 from denseport.export.graph.model import serialise
 from denseport.export.graph.probe import Probe
 from denseport.export.graph.unpack import UnpackRecord, unpack_projections
@@ -37,7 +37,7 @@ def test_one_group_and_one_pair() -> None:
     qkv = next(group for group in after if group.name == "block.attn/qkv")
     assert len(qkv.nodes) == 3
     assert activations(unpacked, [qkv]) == ("normed",)
-    assert [len(linears) for _, linears in find_norms(unpacked).values()] == [3]
+    assert len(linear_inputs(unpacked)["normed"]) == 3
     quantize(unpacked, {"normed": 4.0}, after, [qkv.name])
     assert [node.op_type for node in unpacked.graph].count("QuantizeLinear") == 1
 

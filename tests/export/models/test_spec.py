@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
+from denseport.export.models.head_spec import DPTHeadSpec, UPerHeadSpec
 from denseport.export.models.presets import PRESETS
-from denseport.export.models.spec import DPTHeadSpec, ModelSpec, NeckSpec, UPerHeadSpec, ViTSpec, spec_of
+from denseport.export.models.spec import ModelSpec, NeckSpec, ViTSpec, spec_of
 from denseport.runtime.errors import BundleError
 
 

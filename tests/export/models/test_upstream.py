@@ -1,7 +1,7 @@
 """Networks with settings that no published model has, against what the real mmsegmentation 1.2.2 computed of them.
 
-``assets/upstream_networks.pth`` was made by ``MODELS.build(config)`` with random weights and BatchNorm statistics, both
-rounded to FP16, and ``_forward`` on a random image.
+``assets/upstream_networks.pth`` and ``upstream_families.pth`` were made by ``MODELS.build(config)`` with random weights
+and BatchNorm statistics, both rounded to FP16, and ``_forward`` on a random image.
 """
 
 from __future__ import annotations
@@ -20,12 +20,18 @@ from denseport.export.checkpoint.recognise import recognise
 from denseport.export.checkpoint.weights import load_model
 from denseport.export.entrance.torch_to_onnx import check_export, export_onnx
 
-NAMES = ("no_qkv_bias", "bilinear", "no_cls_token", "levels_exchanged", "one_layer", "dpt_aligned", "grey")
+NAMES = (
+    *("no_qkv_bias", "bilinear", "no_cls_token", "levels_exchanged", "one_layer", "dpt_aligned", "grey"),
+    # Drawn at random; SETR's heads are called up (naive, PUP) and mla.
+    *("segformer0", "segformer1", "segformer7", "segmenter0", "segmenter6", "linear5"),
+    *("up0", "up4", "mla0", "mla7"),
+)
 
 
 @cache
 def networks() -> dict[str, Any]:
-    return torch.load(ASSETS / "upstream_networks.pth", weights_only=True)
+    files = ("upstream_networks.pth", "upstream_families.pth")
+    return {name: each for file in files for name, each in torch.load(ASSETS / file, weights_only=True).items()}
 
 
 def checkpoint(name: str) -> Checkpoint:
@@ -52,6 +58,16 @@ def test_every_network_is_compared() -> None:
 @pytest.mark.parametrize("name", ["bilinear", "no_cls_token", "one_layer", "grey"])
 def test_the_export_computes_the_same(tmp_path: Path, name: str) -> None:
     """The rest of them need no rule of their own in ONNX."""
+    check(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES[7:])
+def test_the_export_of_other_families_computes_the_same(tmp_path: Path, name: str) -> None:
+    check(name, tmp_path)
+
+
+def check(name: str, tmp_path: Path) -> None:
     source = checkpoint(name)
     model = load_model(source, recognise(source).spec)
     export_onnx(model, tmp_path / "model.onnx")

@@ -126,6 +126,10 @@ def test_inspect_tells_what_is_unusual(call: Callable[..., Any], sample_copy: Bu
 def test_models(call: Callable[..., Any]) -> None:
     code, out, _ = call("models")
     assert code == 0 and out.count("UPerNet") >= 11 and "dpt_vit-l16_160k" in out
+    code, out, _ = call("models", "--family", "segformer")
+    assert code == 0 and out.count("SegFormer") == 13 and "DPT" not in out and "research or evaluation only" in out
+    assert "https://download.openmmlab.com/mmsegmentation/v0.5/segformer/segformer_mit-b0_512x512_160k_ade20k/" in out
+    refused(call("models", "--family", "swin"), "DPT, UPerNet, SETR, Segmenter, SegFormer")
     code, out, _ = call("models", "--json")
     assert code == 0 and {row["name"]: row["mIoU"] for row in json.loads(out)}["dpt_vit-b16_160k"] == 46.97
 

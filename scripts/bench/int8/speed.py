@@ -2,7 +2,7 @@
 
 ::
 
-    python scripts/bench/int8_speed.py MODEL.onnx [--size 512 512] [--attention] [--all-layers] [--rounds 5]
+    python scripts/bench/int8/speed.py MODEL.onnx [--size 512 512] [--attention] [--all-layers] [--rounds 5]
 
 Thresholds are the largest magnitudes on one random image: enough for speed, not for accuracy. Ratios are of the
 least CPU time, which other processes disturb less than the wall's, and of the least wall time.

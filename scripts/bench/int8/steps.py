@@ -1,9 +1,10 @@
 """What INT8 loses on a labelled set, step by step; the table of docs/int8.md.
 
-    python scripts/bench/int8.py BUNDLE --images DIR --data ROOT [--limit N] [--rows NAME …] [--work DIR] [--json]
+    python scripts/bench/int8/steps.py BUNDLE --images DIR --data ROOT [--limit N] [--rows NAME …] [--work DIR] [--json]
 
 Rows: ONNX Runtime's own static quantization with its defaults (``ort-minmax``), then the product's, each observer with
-every candidate layer in INT8, the same with smoothing, without attention's products, and the set that the search chose.
+every candidate layer in INT8, the same with smoothing, without attention's products, with weights rounded for the
+layers' outputs, and the set that the search chose.
 Calibration sees DIR only. Files are opened with ``session.x64quantprecision``, so that the losses are the models' and
 not the processor's. Statistics are kept in the work folder, and a row measured there is not measured again.
 """
@@ -17,7 +18,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,8 @@ from denseport.calibration.observe.observers import METHODS, ChannelMaximum, His
 from denseport.calibration.options import AGREEMENT
 from denseport.calibration.quantize.placement import activations, find_groups
 from denseport.calibration.quantize.qdq import quantize
-from denseport.calibration.quantize.smoothing import find_norms, smooth
+from denseport.calibration.quantize.rounding import round_weights
+from denseport.calibration.quantize.smoothing import linear_inputs, smooth
 from denseport.calibration.search.search import Budget, search
 from denseport.calibration.search.sensitivity import Reference, sensitivities
 from denseport.export.graph.model import read_model, serialise
@@ -51,6 +55,7 @@ ROWS = (
     *(f"{method}+smooth" for method in METHODS),
     "minmax-attention",
     "minmax+smooth-attention",
+    "minmax+smooth+round-attention",
     "percentile+smooth-attention",
     "search",
 )
@@ -86,48 +91,57 @@ class Bench:
         path = self.work / "smoothed.onnx"
         if not path.exists():
             model = self.model(False)
-            norms = find_norms(model)
-            maxima = {name: ChannelMaximum() for name in norms}
-            rows = {name: RowSample(per_image=max(1, 1024 // len(self.images)), capacity=1024) for name in norms}
-            collect(model, self.images, {n: [maxima[n], rows[n]] for n in norms}, threads=self.threads, progress=said)
+            tensors = linear_inputs(model)
+            maxima = {name: ChannelMaximum() for name in tensors}
+            rows = self.rows(tensors)
+            collect(model, self.images, {n: [maxima[n], rows[n]] for n in tensors}, threads=self.threads, progress=said)
             record = smooth(model, maxima, rows)
             path.write_bytes(serialise(model))
-            for row in record.norms:
-                print(f"  {row.norm}: {row.strength}, error {row.error_before:.4f} -> {row.error:.4f}", file=sys.stderr)
+            for row in record.tensors:
+                print(
+                    f"  {row.tensor}: {row.strength}, error {row.error_before:.4f} -> {row.error:.4f}", file=sys.stderr
+                )
         return unpacked(path)
 
-    def histograms(self, model: ir.Model, smoothed: bool) -> dict[str, Histogram]:
-        path = self.work / f"histograms{'-smoothed' if smoothed else ''}.pickle"
-        names = activations(model, [g for g in find_groups(model, self.size) if g.possible])
-        found = {name: Histogram() for name in names}
+    def observed(self, model: ir.Model, smoothed: bool) -> tuple[dict[str, Histogram], dict[str, RowSample]]:
+        """A histogram of each tensor, and rows of what linear layers read."""
+        path = self.work / f"tensors{'-smoothed' if smoothed else ''}.pickle"
         if path.exists():
-            for name, state in pickle.loads(path.read_bytes()).items():
-                found[name].restore(state)
-            return found
+            known: tuple[dict[str, Histogram], dict[str, RowSample]] = pickle.loads(path.read_bytes())
+            return known
+        names = activations(model, [g for g in find_groups(model, self.size) if g.possible])
+        histograms, rows = {name: Histogram() for name in names}, self.rows(linear_inputs(model))
         statistics = ImageStatistics()
-        observers: dict[str, list[Any]] = {name: [histogram] for name, histogram in found.items()}
+        observers: dict[str, list[Any]] = {name: [histogram] for name, histogram in histograms.items()}
+        for name, sample in rows.items():
+            observers.setdefault(name, []).append(sample)
         observers.setdefault("image", []).append(statistics)
         collect(model, self.images, observers, threads=self.threads, progress=said)
         for warning in statistics.warnings():
             print(f"  warning: {warning}", file=sys.stderr)
-        path.write_bytes(pickle.dumps({name: histogram.state() for name, histogram in found.items()}))
-        return found
+        path.write_bytes(pickle.dumps((histograms, rows)))
+        return histograms, rows
+
+    def rows(self, names: Iterable[str]) -> dict[str, RowSample]:
+        return {name: RowSample(per_image=max(1, 1024 // len(self.images)), capacity=1024) for name in names}
 
     def quantized(self, row: str) -> tuple[bytes, float]:
         """The model of a row and the share of its multiply-adds in INT8."""
         smoothed = "+smooth" in row or row == "search"
         method = next((m for m in METHODS if row.startswith(m)), "minmax")
         model = self.model(smoothed)
-        limits = {name: threshold(h, method) for name, h in self.histograms(model, smoothed).items()}
+        histograms, rows = self.observed(model, smoothed)
+        limits = {name: threshold(histogram, method) for name, histogram in histograms.items()}
+        rounded = round_weights(model, rows, limits) if "+round" in row or row == "search" else {}
         groups = find_groups(model, self.size)
         if row == "search":
             reference = Reference(model, evenly_spaced(self.images, 8), threads=self.threads)
-            alone = sensitivities(reference, model, limits, groups, progress=said)
-            result, found = search(reference, model, limits, groups, self.budget, alone)
+            alone = partial(sensitivities, reference, model, limits, groups, rounded=rounded, progress=said)
+            result, found = search(reference, model, limits, groups, self.budget, alone, rounded=rounded)
             (self.work / "search.json").write_text(json.dumps(found.to_dict(), indent=1))
             return serialise(result), found.quantization.share
         chosen = [g for g in groups if g.float_reason is None and not (g.kind == "attention" and "-attention" in row)]
-        record = quantize(model, limits, groups, [g.name for g in chosen])
+        record = quantize(model, limits, groups, [g.name for g in chosen], rounded=rounded)
         return serialise(model), record.share
 
     def plain(self) -> bytes:
