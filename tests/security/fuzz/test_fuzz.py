@@ -119,6 +119,7 @@ def test_odd_command_lines_end_with_a_documented_code(command: str, small: Path,
     missing = str(tmp_path / "missing")
     positional = {
         "export": [missing, "-o", str(tmp_path / "o")],
+        "import": [missing, "-o", str(tmp_path / "o")],
         "run": [str(small), missing, "-o", str(tmp_path / "o")],
         "inspect": [str(small)],
         "doctor": [missing],
