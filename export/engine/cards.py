@@ -23,7 +23,7 @@ CARDS: dict[str, tuple[str, ...]] = {
     "sm_120": ("rtx5060", "rtx5070", "rtx5080", "rtx5090", "rtxpro6000"),
     "sm_121": ("dgxspark", "gb10"),
 }
-_IGNORED = re.compile(r"[\s_-]|nvidia|geforce|tesla")
+_IGNORED = re.compile(r"nvidia|geforce|tesla|generation|sxm\d*|pcie|nvl|hbm\d?e?|\d+gb")  # words of a name
 _VARIANT = re.compile(r"(?<=\d)(ti|super|laptop|gpu)+$")
 
 
@@ -31,7 +31,8 @@ def architectures(targets: Iterable[str]) -> tuple[str, ...]:
     """Compute capabilities ("sm_89") of targets, each once, in their order.
 
     Args:
-        targets: compute capabilities as they are, or cards, such as "rtx4090" or "NVIDIA GeForce RTX 4090".
+        targets: compute capabilities as they are, or cards, such as "rtx4090", also as nvidia-smi prints them:
+            "NVIDIA A100-SXM4-80GB".
 
     Raises:
         InputError: a card that is not known; the message lists those that are.
@@ -42,7 +43,8 @@ def architectures(targets: Iterable[str]) -> tuple[str, ...]:
 def _architecture(target: str) -> str:
     if re.fullmatch(r"sm_\d+[a-z]?", target):
         return target  # the builder knows which it has
-    card = _VARIANT.sub("", _IGNORED.sub("", target.lower()))
+    words = re.split(r"[\s_-]+", target.lower())
+    card = _VARIANT.sub("", "".join(word for word in words if not _IGNORED.fullmatch(word)))
     for architecture, names in CARDS.items():
         if card in names:
             return architecture

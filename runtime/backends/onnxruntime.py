@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.artifact import ANY, FOR_CPU, FOR_TENSORRT
-from denseport.runtime.errors import BundleError, DenseportError, MachineError, is_out_of_memory
+from denseport.runtime.errors import BundleError, DenseportError, InputError, MachineError, is_out_of_memory
 from denseport.runtime.system.cpus import check_threads, usable_cpus
 from denseport.runtime.system.text import count
 
@@ -50,6 +50,7 @@ class OnnxRuntimeSession(Session):
         provider_options: of the first provider, as ONNX Runtime names them, beside `SETTINGS`.
 
     Raises:
+        InputError: there is no provider of that name.
         MachineError: ONNX Runtime, a provider, or a library that it needs, is missing.
         BundleError: ONNX Runtime cannot load the file.
     """
@@ -69,6 +70,9 @@ class OnnxRuntimeSession(Session):
             raise MachineError(
                 "ONNX Runtime is not installed", "pip install 'denseport[onnxruntime]' (or onnxruntime-gpu)"
             ) from err
+        known = (*onnxruntime.get_all_providers(), RTX)
+        if unknown := [name for name in providers if name not in known]:
+            raise InputError(f"ONNX Runtime has no provider {unknown[0]!r}", f"It has {', '.join(known)}.")
         available = {*onnxruntime.get_available_providers(), RTX}
         missing = [name for name in providers if name not in available]
         if missing:

@@ -125,14 +125,14 @@ class Predictions:
         video = item.kind == "video"
         return [item.output(self.folder, _of_video(FORMATS[name]) if video else FORMATS[name]) for name in self.formats]
 
-    def _save(self, name: str, path: Path, found: Segmentation, item: Input) -> None:
-        """Write a result in one of the formats."""
+    def _save(self, name: str, path: Path, found: Segmentation, item: Input, number: int = 1) -> None:
+        """Write a result, of the image or of the frame of that number, in one of the formats."""
         if name == "png":
             save_mask(path, found, grey=self.grey)
         elif name == "overlay":
             save_overlay(path, found, opacity=self.opacity)
         elif name == "coco":
-            save_coco(path, found, file_name=item.path.name)
+            save_coco(path, found, file_name=item.path.name, image_id=number)
         else:
             {"scores": save_scores, "geojson": save_geojson, "npz": save_npz}[name](path, found)
 
@@ -170,7 +170,7 @@ class Predictions:
             count = 0
             for count, found in enumerate(results, start=1):
                 for name, folder in folders.items():
-                    self._save(name, folder / f"{count:06}{Path(FORMATS[name]).suffix}", found, item)
+                    self._save(name, folder / f"{count:06}{Path(FORMATS[name]).suffix}", found, item, count)
                 if writer is not None:
                     writer.write(found.overlay(opacity=self.opacity))
         entry = {"input": str(item.path), "frames": count, "files": [str(path) for path in self._results(item)]}

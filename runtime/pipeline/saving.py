@@ -48,9 +48,9 @@ def save_scores(path: Path, found: Segmentation) -> None:
     write_image(path, np.rint(found.scores * 65535).astype(np.uint16))
 
 
-def save_coco(path: Path, found: Segmentation, *, file_name: str = "") -> None:
+def save_coco(path: Path, found: Segmentation, *, file_name: str = "", image_id: int = 1) -> None:
     """`Segmentation.to_coco` as JSON."""
-    _save_json(path, found.to_coco(file_name=file_name))
+    _save_json(path, found.to_coco(file_name=file_name, image_id=image_id))
 
 
 def save_geojson(path: Path, found: Segmentation) -> None:

@@ -12,7 +12,7 @@ from hostile import tiny_bundle
 from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
-from denseport.runtime.errors import BundleError, MachineError
+from denseport.runtime.errors import BundleError, InputError, MachineError
 
 IMAGE = np.zeros((1, 3, 8, 8), np.float32)
 
@@ -85,6 +85,12 @@ def test_a_gpu_that_cannot_start_is_not_replaced_by_the_cpu(
     with pytest.raises(MachineError, match=words) as caught:
         OnnxRuntimeSession(model, providers=GPU)
     assert "onnxruntime-gpu" in str(caught.value) and capfd.readouterr() == ("", "")
+
+
+def test_a_provider_that_nobody_has_is_a_mistyped_name(model: Path) -> None:
+    with pytest.raises(InputError, match="no provider 'CUDA'") as caught:
+        OnnxRuntimeSession(model, providers=["CUDA"])
+    assert "CUDAExecutionProvider" in caught.value.remedy and "NvTensorRTRTXExecutionProvider" in caught.value.remedy
 
 
 def test_missing_tensorrt_is_not_the_models_fault(

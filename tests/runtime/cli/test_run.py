@@ -79,18 +79,21 @@ def test_run_writes_the_formats_that_it_is_told(
 ) -> None:
     with VideoWriter(tmp_path / "clip.webm", 10) as writer:
         writer.write(read_image(photo))
+        writer.write(read_image(photo))
     inputs, formats = (photo, tmp_path / "clip.webm"), "coco,npz,scores,geojson,coco"
     code, out, _ = call("run", sample.path, *inputs, "-o", tmp_path / "out", "--format", formats, "--json")
     endings = ("coco.json", "arrays.npz", "scores.png", "polygons.geojson")
     places = [Path(file).name for file in json.loads(out)["results"][0]["files"]]
     assert code == 0 and places == [f"photo_{ending}" for ending in endings]
-    of_video = {f"clip_{ending.replace('.', '/000001.')}" for ending in endings}
+    of_video = {f"clip_{ending.replace('.', f'/00000{frame}.')}" for ending in endings for frame in (1, 2)}
     assert files(tmp_path / "out") == {*places, *of_video}
     with Segmenter(sample) as segmenter:
         expected = segmenter(photo, scores=True)
     assert expected.scores is not None
     assert json.loads((tmp_path / "out/photo_coco.json").read_text()) == expected.to_coco(file_name="photo.png")
     assert json.loads((tmp_path / "out/photo_polygons.geojson").read_text()) == expected.to_geojson()
+    (frame,) = json.loads((tmp_path / "out/clip_coco/000002.json").read_text())["images"]
+    assert (frame["id"], frame["file_name"]) == (2, "clip.webm")
     with np.load(tmp_path / "out/photo_arrays.npz") as arrays:
         np.testing.assert_array_equal(arrays["mask"], expected.mask)
         np.testing.assert_allclose(arrays["scores"], expected.scores, atol=1e-6)
