@@ -37,6 +37,12 @@ def f(a: int, b: int = 0) -> int:
 '''
 
 
+def test_the_table_of_mutants_names_files_that_are_there() -> None:
+    command = [sys.executable, REPO / "scripts/hardening/mutants", "nothing.py"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 2 and "no tests are named for nothing.py" in found.stderr
+
+
 def test_mutants_change_one_expression_each(tmp_path: Path) -> None:
     (tmp_path / "m.py").write_text(MODULE)
     mutants = mutants_of(tmp_path, "m.py")
