@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from denseport.runtime.cli.arguments import path, whole
 
@@ -50,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     require(NEEDED, "export,onnxruntime")
     from denseport.export.bundle import export_bundle
     from denseport.export.checkpoint.labels import read_classes, read_palette
+    from denseport.export.commands.made import say_made
     from denseport.runtime.system.progress import Terminal
     from denseport.runtime.system.text import count
 
@@ -69,14 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
         replace=arguments.force,
         progress=Terminal(),
     )
-    manifest = bundle.manifest
-    record = manifest.artifacts[manifest.source].record
-    if arguments.json:
-        about = {"bundle": str(bundle.path), "name": manifest.name, "warnings": manifest.provenance["warnings"]}
-        print(json.dumps({**about, **record}))
+    record = say_made(bundle, as_json=arguments.json)
+    if record is None:
         return 0
-    size = f"{manifest.parameters / 1e6:,.1f} M parameters, {len(manifest.classes)} classes"
-    print(f"{bundle.path}: {manifest.name}, {size}")
     for check in record["checks"]:
         batch, _, height, width = check["shape"]
         shape = f"{count(batch, 'image')} of {width} x {height} pixels"

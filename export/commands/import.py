@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -60,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     require(NEEDED, "calibration")
     from denseport.export.checkpoint.labels import read_classes, read_palette
+    from denseport.export.commands.made import say_made
     from denseport.export.entrance.declared import Declared
     from denseport.export.entrance.foreign import import_bundle
     from denseport.runtime.system.progress import Terminal
@@ -91,14 +91,9 @@ def run(arguments: argparse.Namespace) -> int:
         replace=arguments.force,
         progress=Terminal(),
     )
-    manifest = bundle.manifest
-    record = manifest.artifacts[manifest.source].record
-    if arguments.json:
-        about = {"bundle": str(bundle.path), "name": manifest.name, "warnings": manifest.provenance["warnings"]}
-        print(json.dumps({**about, **record}))
+    record = say_made(bundle, as_json=arguments.json)
+    if record is None:
         return 0
-    size = f"{manifest.parameters / 1e6:,.1f} M parameters, {len(manifest.classes)} classes"
-    print(f"{bundle.path}: {manifest.name}, {size}")
     for line in _found(record):
         print(f"  {line}")
     return 0
