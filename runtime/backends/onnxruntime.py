@@ -70,9 +70,9 @@ class OnnxRuntimeSession(Session):
             raise MachineError(
                 "ONNX Runtime is not installed", "pip install 'denseport[onnxruntime]' (or onnxruntime-gpu)"
             ) from err
-        known = (*onnxruntime.get_all_providers(), RTX)
+        known = {RTX, *onnxruntime.get_all_providers()}
         if unknown := [name for name in providers if name not in known]:
-            raise InputError(f"ONNX Runtime has no provider {unknown[0]!r}", f"It has {', '.join(known)}.")
+            raise InputError(f"ONNX Runtime has no provider {unknown[0]!r}", f"It has {', '.join(sorted(known))}.")
         available = {*onnxruntime.get_available_providers(), RTX}
         missing = [name for name in providers if name not in available]
         if missing:

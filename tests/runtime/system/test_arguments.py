@@ -54,7 +54,7 @@ def test_a_text_alone_is_one_and_a_path_is_not_empty() -> None:
 def test_a_provider_alone_is_one(sample: Bundle) -> None:
     with Segmenter(sample, threads=1, providers="CPUExecutionProvider") as segment:
         assert "CPUExecutionProvider" in segment.description
-    with pytest.raises(MachineError, match="has no CUDO"):
+    with pytest.raises(InputError, match="no provider 'CUDO'"):
         Segmenter(sample, providers="CUDO")
 
 
