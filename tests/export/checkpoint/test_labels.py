@@ -50,6 +50,12 @@ def test_names_that_the_configuration_does_not_hold_are_said(value: str) -> None
     assert "--classes" in found["warnings"][0] and "names.txt" in found["warnings"][0]
 
 
+def test_a_configuration_without_a_data_set_names_nothing() -> None:
+    for nothing in ("[]", "()", "None", "dict(type='ConcatDataset', datasets=[])", "dict(dataset=dict(datasets=[]))"):
+        found = labels({}, f"test_dataloader = dict(dataset={nothing})")
+        assert (found["classes"], found["palette"], found["warnings"]) == (None, None, ())
+
+
 def test_label_map() -> None:
     assert labels({"label_map": {0: 1, 3: -1, 4: 255}})["label_map"] == {"0": 1, "3": 255, "4": 255}
     assert labels({"label_map": None})["label_map"] == {}

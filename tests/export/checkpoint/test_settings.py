@@ -12,6 +12,7 @@ from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.settings import inference_of, palette_of, reduces_zero_label
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.manifest import Inference
+from denseport.runtime.media.overlay import default_palette
 
 LABELS = """
 test_pipeline = [
@@ -85,3 +86,12 @@ def test_a_palette_of_another_length_is_replaced_by_distinct_colours() -> None:
     assert palette_of(checkpoint("", palette=own), 2) == own
     for found in (palette_of(checkpoint("", palette=own), 20), palette_of(checkpoint(""), 20)):
         assert len(set(found)) == 20 and all(0 <= level <= 255 for colour in found for level in colour)
+
+
+def test_a_single_class_has_black_behind_it_and_no_other_number_has() -> None:
+    own, black = ((1, 2, 3),), (0, 0, 0)
+    assert palette_of(checkpoint("", palette=own, classes=("road",)), 2) == (black, *own)
+    two = (*own, (4, 5, 6))
+    assert palette_of(checkpoint("", palette=two, classes=("road",)), 2) == (black, *default_palette(1))
+    for classes, number in ((("road",), 3), (("road", "wall"), 2), (None, 2)):
+        assert palette_of(checkpoint("", classes=classes), number) == tuple(default_palette(number))

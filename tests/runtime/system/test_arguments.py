@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.errors import InputError, MachineError
+from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.task import LongRun
 from denseport.runtime.pipeline.stream import pipelined
 from denseport.runtime.segmenter import Segmenter
