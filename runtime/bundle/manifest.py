@@ -100,6 +100,7 @@ class Manifest:
     input: NetworkInput
     augmentation: Augmentation | None = None  # of the checkpoint's own test; None: an image is seen once
     align_corners: bool = False  # the logits are resized to the image with their corners on its corners
+    via_input: bool = True  # the logits are resized to the network's input, then to the image; False: to it at once
     threshold: float | None = None  # two classes of one output: the probability above which a pixel is of the second
     scores: bool = (
         True  # a softmax over the logits gives the network's probabilities; False: the largest counts, no more
