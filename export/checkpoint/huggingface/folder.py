@@ -14,7 +14,7 @@ from denseport.export.checkpoint.huggingface.family import GENERIC, Family
 from denseport.export.checkpoint.huggingface.segformer import SEGFORMER
 from denseport.export.errors import CheckpointError
 
-__all__ = ["CONFIG", "is_folder", "translate", "weights_file"]
+__all__ = ["CONFIG", "FAMILIES", "PROCESSOR", "WEIGHTS", "is_folder", "translate", "weights_file"]
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
