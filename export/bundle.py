@@ -139,7 +139,8 @@ def _manifest(
     source: Checkpoint, weights: Weights, recognised: Recognised, scale: tuple[int, int] | None, model: Segmentor
 ) -> Manifest:
     spec, preset = recognised.spec, recognised.preset
-    path = image_steps(source)
+    path = image_steps(source, recognised.usual)
+    inference, inference_warnings = settings.inference_of(source, recognised.usual)
     if scale is not None:
         path = _scaled(path, scale)
     preprocess = path.preprocess
@@ -156,7 +157,7 @@ def _manifest(
         reference = Reference(*about, preset.mIoU, preset.mIoU_ms_flip, recognised.recognised_by)
     threshold = spec.head.threshold
     classes, class_warnings = settings.class_names(source, spec.num_classes, is_binary=threshold is not None)
-    warnings = [*source.warnings, *recognised.warnings, *path.warnings, *class_warnings]
+    warnings = [*source.warnings, *recognised.warnings, *path.warnings, *inference_warnings, *class_warnings]
     palette = settings.palette_of(source, len(classes))
     if source.palette is not None and not {*source.palette} <= {*palette}:
         warnings.append(f"The file has {len(source.palette)} colours for {len(classes)} classes: others are taken.")
@@ -172,7 +173,7 @@ def _manifest(
             reduce_zero_label=settings.reduces_zero_label(source),
             preprocess=preprocess,
             augmentation=path.augmentation,
-            inference=settings.inference_of(source),
+            inference=inference,
             label_map=source.label_map,
             ignore_index=source.ignore_index,
             reference=reference,

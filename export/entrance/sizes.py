@@ -79,6 +79,11 @@ def first_size(search: Search, sides: tuple[int | None, int | None], hint: Size 
             f"{search.label}: gives an output of the same size for every input ({shapes}): its exporter fixed it",
             "Give the size that it was exported for (--size WIDTHxHEIGHT), or export it with dynamic sizes.",
         )
+    if size[0] != size[1] and output_layouts(found, (size[1], size[0]), search.batch):
+        raise ExportError(
+            f"{search.label}: exchanges height and width: its output has the shape {shapes} (width x height)",
+            "Export it with an output whose rows are the image's: (N, classes, height, width).",
+        )
     what = f"{search.label}: gives no class for each pixel: its output has the shape {shapes} (width x height)"
     raise ExportError(what, "Give a network for segmentation: (N, classes, height, width), or a map of classes.")
 
