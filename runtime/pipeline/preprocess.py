@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from denseport.runtime.bundle.preprocessing import Preprocessing, loading, normalisation, paddings, size_steps
 from denseport.runtime.bundle.steps import Pad
-from denseport.runtime.system.machine import require
 
 __all__ = ["fit_image", "fit_labels", "levels", "normalise"]
 
@@ -82,6 +81,8 @@ def _resize(image: NDArray[Any], size: tuple[int, int], interpolation: str, libr
         return image
     if library == "opencv":
         return cv2.resize(image, size[::-1], interpolation=CV2[interpolation])
+    from denseport.runtime.system.machine import require
+
     require(("PIL",), "pillow")
     from PIL import Image
 
