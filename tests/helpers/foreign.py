@@ -136,7 +136,8 @@ def estimating(end: str = "NHW", channels: int = 1) -> Graph:
     """
     g = Graph(("n", 3, "h", "w"))
     found = g.conv(g.node("Relu", g.conv("input", (3, 8), 2)), (8, channels), 2)
-    found = g.node("Mul", g.node("Sigmoid", found), g.constant(10))
+    found = g.node("Sigmoid", g.node("Mul", found, g.constant(0.1)))  # else most pixels are at 0 or at 10
+    found = g.node("Mul", found, g.constant(10))
     if end == "NHW":
         found = g.node("Squeeze", found, g.constant([1], "int64"))
     elif end == "NHWC":
