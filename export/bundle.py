@@ -33,7 +33,7 @@ from denseport.export.models.spec import ModelSpec
 from denseport.runtime.bundle.bundle import Bundle, new_bundle
 from denseport.runtime.bundle.manifest import Manifest, NetworkInput, Reference
 from denseport.runtime.bundle.preprocessing import resized_to, resizing
-from denseport.runtime.bundle.steps import Resize
+from denseport.runtime.bundle.steps import Resize, ResizeRounded
 from denseport.runtime.errors import InputError
 from denseport.runtime.system.files import writing
 from denseport.runtime.system.progress import Progress, Silent
@@ -145,7 +145,7 @@ def _manifest(
         path = _scaled(path, scale)
     preprocess = path.preprocess
     resize = resizing(preprocess)
-    if isinstance(resize, Resize) and min(resize.size) < spec.backbone.smallest:
+    if isinstance(resize, Resize | ResizeRounded) and min(resize.size) < spec.backbone.smallest:
         raise CheckpointError(
             f"{source.path}: its test scale {resize.size[0]} x {resize.size[1]} is below one patch of "
             f"{spec.backbone.smallest} pixels",
@@ -184,6 +184,7 @@ def _manifest(
             task="segmentation",
             input=NetworkInput(shape=(None, spec.backbone.in_channels, None, None)),
             align_corners=spec.head.align_corners,
+            via_input=source.layout != "Hugging Face",
             threshold=threshold,
         )
     except ValueError as err:
