@@ -58,7 +58,7 @@ def data(depth_sample: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path
 def changed(
     bundle: Bundle, folder: Path, change: Callable[[np.ndarray], np.ndarray], precision: str = "int8"
 ) -> Bundle:
-    """A copy of a bundle with an artifact more, ``other.onnx``, said to be INT8: the source with its last weight changed."""
+    """A copy of a bundle with an artifact ``other.onnx``, said to be INT8: the source, its last weight changed."""
 
     copy = Bundle(shutil.copytree(bundle.path, folder / "copy"))
     model = onnx.load(copy.path / "model.onnx")
