@@ -230,6 +230,9 @@ class SegmentationPipeline(Pipeline[Segmentation]):
 
     def _maps(self, job: Job, view: View, logits: Sequence[Logits]) -> list[LogitMap]:
         place = self._placement(view, job)
+        if not self.manifest.via_input and self.protocol.inference.mode == "whole" and view.cut == (0, 0):
+            _, height, width = logits[0].shape
+            place = replace(place, resized=(height, width))
         rows, cols = windows(place.resized, self.protocol.inference)
         return slide_maps(logits, rows, cols, place)
 

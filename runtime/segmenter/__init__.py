@@ -85,7 +85,8 @@ class Segmenter(Predictor[Segmentation]):
         from denseport.runtime.pipeline.device_path import open_device_path
 
         try:
-            device = open_device_path(session, self.protocol, align_corners=self.manifest.align_corners)
+            how = {"align_corners": self.manifest.align_corners, "via_input": self.manifest.via_input}
+            device = open_device_path(session, self.protocol, **how)
         except MachineError as err:
             self._images_on = f"; images on the CPU: {' '.join(filter(None, (err.message, err.remedy)))}"
             return None

@@ -63,7 +63,7 @@ def runner(
     manifest = replace(
         sample.manifest,
         preprocess=path.preprocess,
-        inference=inference_of(checkpoint),
+        inference=inference_of(checkpoint)[0],
         augmentation=path.augmentation,
         align_corners=align_corners,
         classes=tuple("abc"[:classes]),

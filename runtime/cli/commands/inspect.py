@@ -65,8 +65,9 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
         (height, width), (down, right) = inference.crop, inference.stride
         mode += f", windows {width} x {height}, every {right} x {down} pixels"
     corners = ", resized with aligned corners" if manifest.align_corners else ""
+    at_once = "" if manifest.via_input or manifest.depth else ", resized to the image at once"
     grid = f"one {manifest.output.removesuffix('s')} for {manifest.stride} x {manifest.stride} pixels"
-    yield "inference", f"{mode}; {grid}{corners}"
+    yield "inference", f"{mode}; {grid}{corners}{at_once}"
     if manifest.augmentation is not None:
         yield "views", manifest.augmentation.words
     if not manifest.scores:
