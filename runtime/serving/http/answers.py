@@ -45,7 +45,7 @@ class Format(StrEnum):
 
 
 # Of several images. A raw mask's size stands in the header of its answer.
-BatchFormat = Literal[Format.MASK, Format.OVERLAY, Format.JSON, Format.COCO, Format.GEOJSON, Format.NPZ]
+BatchFormat = Literal["mask", "overlay", "json", "coco", "geojson", "npz"]
 
 
 @dataclass(frozen=True)
