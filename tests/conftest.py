@@ -50,6 +50,21 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _threads_sleep() -> Iterator[None]:
+    """Idle threads of ONNX Runtime sleep. As a rule they spin for a while, on processors that other tests wait for."""
+    import onnxruntime
+
+    class Sleeping(onnxruntime.SessionOptions):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "SessionOptions", Sleeping)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of oracle files and data beside the repository; without it the test is skipped."""

@@ -102,6 +102,8 @@ def network_key(model: torch.nn.Module, *versions: int) -> str:
         settings = {key: value for key, value in vars(module).items() if not key.startswith("_")}
         digest.update(repr((name, type(module).__name__, sorted(settings.items()))).encode())
     for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if name.endswith("num_batches_tracked"):  # what training alone uses
+            continue
         digest.update(repr((name, value.dtype, value.shape)).encode() + value.detach().numpy().tobytes())
     return digest.hexdigest()
 
