@@ -14,7 +14,7 @@ from denseport.runtime.evaluation.depth.measure import DepthMeasurement
 from denseport.runtime.evaluation.gate import Gate, Verdict, threshold
 from denseport.runtime.system.text import count
 
-__all__ = ["BUDGETS", "D1_BUDGETS", "check_gate", "judge"]
+__all__ = ["BUDGETS", "D1_BUDGETS", "check_gate", "collapses", "judge"]
 
 # Percent by which AbsRel may grow, and points of d1 that may be lost. Chosen, not measured: 2 % is the goal for INT8,
 # and d1's are those of mIoU.
