@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from documents import DOCUMENTS, anchors, blocks, code_spans, commands, links, options, parsers, prose, title
 from foreign import segmenting
+from quantizing import shorten_races
 from support import ASSETS, NEEDS_TENSORRT, REPO, ROOTS, modules, small_images
 
 from denseport.runtime.bundle.bundle import Bundle
@@ -80,6 +81,7 @@ def desk(sample: Bundle, depth_sample: Bundle, tmp_path: Path, monkeypatch: pyte
         segmenting(classes=classes).save(tmp_path / model)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shorten_races(monkeypatch)
     return tmp_path
 
 

@@ -146,7 +146,7 @@ def test_a_form_that_holds_something_else_is_refused_by_name(server: Running) ->
 def test_parameters_are_those_of_single_requests(server: Running) -> None:
     assert_refused(send(server, IMAGES, format="raw"), 422, "format", "'npz'")
     assert_refused(send(server, IMAGES, artifact="int8.onnx"), 422, "no artifact 'int8.onnx'")
-    assert_refused(send(server, IMAGES, opacity="0.5"), 422, "opacity means nothing")
+    assert_refused(send(server, IMAGES, opacity="0.6"), 422, "opacity means nothing")
     assert_refused(send(server, IMAGES, smoothing="1"), 422, "'smoothing'")
 
 
