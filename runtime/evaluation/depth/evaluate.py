@@ -46,7 +46,8 @@ class DepthEvaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """What ``denseport eval --json`` prints."""
-        found, reading = self.measurement, self.reading
+        found, reading, seconds = self.measurement, self.reading, max(self.measurement.seconds, 1e-9)
+        runs = [{name: json_number(value) for name, value in run.items()} for run in (self.metrics, self.fp32 or {})]
         return {
             "artifact": self.artifact,
             "session": self.session,
@@ -59,13 +60,13 @@ class DepthEvaluation:
             "crop": reading.crop,
             "depth_scale": reading.scale,
             "aligned": self.aligned,
-            **{name: json_number(value) for name, value in self.metrics.items()},
-            "fp32": None if self.fp32 is None else {name: json_number(value) for name, value in self.fp32.items()},
+            **runs[0],
+            "fp32": runs[1] or None,
             "gate": None if self.gate is None else self.gate.to_dict(),
             "warnings": list(self.warnings),
             "seconds": round(found.seconds, 3),
-            "images_per_second": round(found.images / max(found.seconds, 1e-9), 3),
-            "session_share": round(found.session_seconds / max(found.seconds, 1e-9), 4),
+            "images_per_second": round(found.images / seconds, 3),
+            "session_share": round(found.session_seconds / seconds, 4),
         }
 
 
@@ -125,7 +126,7 @@ def evaluate_depth(
             fp32 = stack.enter_context(DepthEstimator(bundle, artifact=manifest.source, **common))
         progress.say(data.found)
         with progress.phase(f"measuring {artifact}") as told:
-            found = measure_depths(data, own, *limits, fp32=fp32, workers=workers, progress=told)
+            found = measure_depths(data, own, limits, fp32=fp32, workers=workers, progress=told)
         evaluation = _judged(own, data, found, gate)
     return _recorded(bundle, evaluation) if record else evaluation
 
@@ -159,7 +160,7 @@ def _judged(
         warnings.append(f"{nothing} of {found.images} images have no pixel that counts, and are left out of the means")
     return DepthEvaluation(
         metrics=found.means(),
-        fp32=None if found.fp32 is None else found.means(found.fp32),
+        fp32=found.means(1) if len(found.values) == 2 else None,
         artifact=estimator.artifact,
         session=estimator.description,
         protocol=estimator.protocol,
