@@ -62,6 +62,9 @@ def image_steps(checkpoint: Checkpoint) -> ImageSteps:
 
 
 def _image_steps(checkpoint: Checkpoint) -> ImageSteps:
+    if checkpoint.preprocess is not None:
+        check_steps(checkpoint.preprocess)
+        return ImageSteps(checkpoint.preprocess, None, ())
     pipeline, warnings = evaluated_pipeline(checkpoint.config)
     old = checkpoint.layout == "mmseg 0.x" or any(type_name(step) in OLD_STEPS for step in pipeline or ())
     reader = Reader(old=old, channels=_channels(checkpoint))

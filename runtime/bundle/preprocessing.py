@@ -85,9 +85,14 @@ def output_size(size: Size, step: SizeStep) -> Size:
     """(height, width) after a step.
 
     Raises:
-        ImageError: a side beyond `LARGEST_SIDE`.
+        ImageError: a side beyond `LARGEST_SIDE`, or of no pixels.
     """
     new = step.output(size)
+    if min(new) < 1:
+        raise ImageError(
+            f"an image of {size[1]} x {size[0]} would become {new[1]} x {new[0]} ({step.words}), without pixels",
+            "Crop or tile such a narrow image, or give a protocol with a size of its own: --protocol fixed:512x512.",
+        )
     if max(new) > max(LARGEST_SIDE, *size):
         raise ImageError(
             f"an image of {size[1]} x {size[0]} would become {new[1]} x {new[0]} ({step.words}); at most "

@@ -103,15 +103,21 @@ def test_the_export_computes_the_same(shared: Path, tmp_path: Path, name: str) -
 
 
 @pytest.mark.parametrize(
-    ("folder", "setting", "size"),
-    [("hf_segformer", "segformer", 64), ("hf_dpt_seg", "dpt_square", 96)],
+    ("folder", "setting"),
+    [
+        ("hf_segformer", "segformer"),
+        ("hf_segformer", "beit"),
+        ("hf_dpt_seg", "dpt_square"),
+        ("hf_dpt_seg", "dpt_keep32"),
+        ("hf_dpt_seg", "depth_anything"),
+        ("hf_dpt_seg", "dpt_dinov2_pad"),
+    ],
     indirect=["folder"],
 )
-def test_images_are_prepared_as_by_the_processor(shared: Path, folder: Path, setting: str, size: int) -> None:
-    change(folder, "preprocessor_config.json", size={"height": size, "width": size})
-    checkpoint = read_checkpoint(folder)
-    assert checkpoint.reduce_zero_label == (setting == "segformer")
-    path = image_steps(checkpoint)
+def test_images_are_prepared_as_by_the_processor(shared: Path, folder: Path, setting: str) -> None:
+    settings = json.loads((shared / "oracle_families/preprocess.json").read_text())[setting]["settings"]
+    change(folder, "preprocessor_config.json", **settings)
+    path = image_steps(read_checkpoint(folder))
     assert path.warnings == ()
     compared = 0
     with np.load(shared / "oracle_families/preprocess.npz") as golden:
@@ -162,6 +168,9 @@ def test_without_a_processor_its_steps_are_assumed(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "settings", "words"),
     [
+        ("preprocessor_config.json", {"keep_aspect_ratio": True}, "keep_aspect_ratio is True; only False is supported"),
+        ("preprocessor_config.json", {"size": 9.5}, "cannot be used: TypeError('9.5 is no whole number')"),
+        ("preprocessor_config.json", {"size": {"width": 0, "height": 9}}, "size (0, 9) has a side that is not in"),
         ("config.json", {"architectures": ["DPTForDepthEstimation"]}, "architectures is ['DPTForDepthEstimation']"),
         ("config.json", {"architectures": None}, "architectures is None"),
         ("config.json", {"architectures": 5}, "architectures is 5"),
