@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from denseport.export.checkpoint.file import Checkpoint
-from denseport.export.checkpoint.networks.dpt import DPTReader
+from denseport.export.checkpoint.networks.dpt import DepthAnythingReader, DPTDepthReader, DPTReader
 from denseport.export.checkpoint.networks.reader import Reader, model_of, shapes_of, unknown_network
 from denseport.export.checkpoint.networks.segformer import SegFormerReader
 from denseport.export.checkpoint.networks.segmenter import LinearReader, MaskReader
@@ -25,6 +25,8 @@ from denseport.export.models.spec import ModelSpec
 __all__ = ["READERS", "Recognised", "recognise"]
 
 READERS: tuple[type[Reader], ...] = (
+    DepthAnythingReader,
+    DPTDepthReader,
     DPTReader,
     UPerNetReader,
     SETRUPReader,
@@ -36,6 +38,8 @@ READERS: tuple[type[Reader], ...] = (
 
 # Keys that only other networks have, and what they are.
 FOREIGN = {
+    r"core\.core\..*": "it is ZoeDepth's, as the metric networks of Depth Anything V1 are",
+    r"pretrained\..*": "its encoder is neither a plain ViT nor DINOv2 with GELU (hybrid, BEiT, Swin, giant: not known)",
     r"backbone\..*\.(relative_position_bias_table|gamma_1)": "its backbone is BEiT's or MAE's (relative position bias)",
     r"backbone\.ln_pre\..*": "its backbone normalises the tokens before the first layer (pre_norm)",
     r"backbone\.patch_embed\.norm\..*": "its backbone normalises the patches (patch_norm)",

@@ -105,13 +105,16 @@ class DPTDepthHeadSpec(DepthHeadSpec):
     fits_levels = False
 
     projects: bool = field(default=False, kw_only=True)  # one more convolution and ReLU behind the fusion
-    inversion: tuple[float, float] | None = field(default=None, kw_only=True)  # a, b: the result is 1 / (a * x + b)
+    metres: bool = field(kw_only=True)  # larger is farther; else a disparity, larger nearer, up to a scale and a shift
+    inversion: tuple[float, float] | None = field(default=None, kw_only=True)  # a, b: metres are 1 / (a * x + b)
     kind: str = field(default="DPTDepthHead", init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.inversion is not None and not (0 < min(self.inversion) and max(self.inversion) < float("inf")):
             raise ValueError(f"inversion {self.inversion} is not a scale and a shift above 0")
+        if self.inversion is not None and not self.metres:
+            raise ValueError("an inversion gives metres")
 
     def stride(self, levels: Sequence[float]) -> float:
         return levels[0] / 16
@@ -131,6 +134,11 @@ class DepthAnythingHeadSpec(DepthHeadSpec):
         super().__post_init__()
         if self.max_depth is not None and not 0 < self.max_depth < float("inf"):
             raise ValueError(f"max_depth {self.max_depth} is no depth")
+
+    @property
+    def metres(self) -> bool:
+        """Larger is farther; else a disparity."""
+        return self.max_depth is not None
 
     def stride(self, levels: Sequence[float]) -> float:
         return 1

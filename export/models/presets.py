@@ -31,6 +31,8 @@ MIT_ENCODER = (
 )
 DIRECTORIES = {"DPT": "dpt", "UPerNet": "vit", "SETR": "setr", "Segmenter": "segmenter", "SegFormer": "segformer"}
 
+V2_LAYERS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}  # that feed Depth Anything V2's head; of all
+
 
 @dataclass(frozen=True)
 class Preset:

@@ -52,7 +52,7 @@ class Reader:
     def __init__(self, checkpoint: Checkpoint, published: ModelSpec | None) -> None:
         self.path, self.published, self.complete = checkpoint.path, published, checkpoint.complete
         self.settings_from = checkpoint.settings_from
-        self.hugging_face = checkpoint.layout == "Hugging Face"  # whose networks compute a little else
+        self.layout, self.follows_mmseg = checkpoint.layout, checkpoint.follows_mmseg
         self.shapes = shapes_of(checkpoint)
         self.model = model_of(checkpoint)
         self.warnings: list[str] = []
