@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.shared import SharedSession
 from denseport.runtime.bundle.artifact import FOR_OPENVINO, QUANTIZED
-from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.bundle import Bundle, refuse_other_task
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.preprocessing import loading
 from denseport.runtime.bundle.protocol import Protocol, parse_protocol
@@ -80,6 +80,7 @@ class Segmenter:
         session: Session | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+        refuse_other_task(self.bundle, "segmentation")
         self.protocol = protocol if isinstance(protocol, Protocol) else parse_protocol(protocol, self.bundle.manifest)
         self._threads = threads = check_threads(threads)
         from denseport.runtime.selection import Selection, select_artifact  # reads installed packages: slow to import

@@ -93,7 +93,7 @@ def write_source(
         precision="fp32",
         float_precision="fp32",
         target=ANY,
-        output="logits",
+        output=manifest.output,
         fused=False,
         made_of=None,
         main=files[0].name,
