@@ -99,24 +99,27 @@ def apply_config(path: Path, own: dict[str, Any] | None) -> tuple[dict[str, Any]
     return found, not has_fields or own is not None, warnings
 
 
-def with_fields(path: Path, own: dict[str, Any], known: Collection[str], what: str) -> tuple[dict[str, Any], list[str]]:
-    """Fields of a ``.json`` file over a configuration that is not mmsegmentation's; and warnings.
+def with_fields(path: Path, own: dict[str, Any], known: Collection[str], what: str) -> dict[str, Any]:
+    """A configuration that is not mmsegmentation's, with the fields of a ``.json`` file that it leaves open.
 
     Args:
         known: the fields that mean something for it.
         what: the checkpoint, to begin a message with.
 
     Raises:
-        CheckpointError: a whole configuration, or another field.
+        CheckpointError: a whole configuration, another field, or one that ``own`` says otherwise.
     """
     given = read_config(path)
-    remedy = f"Give a .json of settings: {', '.join(known)}."
+    remedy = f"Give a .json of settings that it does not hold: {', '.join(known)}."
     if not _holds_fields(path, given):
-        raise CheckpointError(f"{what}, and --config {path.name} is mmsegmentation's", remedy)
-    if other := sorted(given.keys() - {*known}):
-        raise CheckpointError(f"{what}: {path.name} says {', '.join(other)}, which is fixed there", remedy)
-    found, _, warnings = apply_config(path, own)
-    return found, warnings
+        raise CheckpointError(f"{what}, and --config is mmsegmentation's: {path.name}", remedy)
+    fields = _fields(given, path)
+    for name in given:
+        if name not in known or _at(own, FIELDS[name][0]) not in (None, given[name]):
+            said = _at(own, FIELDS[name][0])
+            where = "" if said is None else f", and the checkpoint {said!r}"
+            raise CheckpointError(f"{what}: {path.name} says {name} {given[name]!r}{where}", remedy)
+    return _merge(fields, own, str(path))
 
 
 def _holds_fields(path: Path, found: Mapping[str, Any]) -> bool:

@@ -180,11 +180,10 @@ def read_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
 def _read_folder(folder: Path, config: Path | None) -> Checkpoint:
     file = read_checkpoint(huggingface.weights_file(folder))
     found = huggingface.translate(folder, file.state_dict)
-    settings, warnings = found.config, list[str]()
+    settings = found.config
     if config is not None:
-        settings, warnings = with_fields(config, settings, FOLDER_FIELDS, f"{folder}: is Hugging Face's")
+        settings = with_fields(config, settings, FOLDER_FIELDS, f"{folder}: is Hugging Face's")
     labels = labels_of(folder, found.dataset_meta, settings, first="meta")
-    labels["warnings"] = (*warnings, *labels["warnings"])
     about: dict[str, Any] = {"layout": HUGGING_FACE, "state_dict": found.weights, "config": settings}
     about["config_file"] = plain_text(config.name) if config else ""
     return replace(file, path=folder, preprocess=found.preprocess, complete=True, **about, **labels)
@@ -194,15 +193,15 @@ def _read_layout(
     path: Path, sha256: str, layout: Layout, weights: dict[str, Tensor], config: Path | None
 ) -> Checkpoint:
     """A file of Depth Anything's or isl-org/DPT's own code."""
-    settings, warnings = {"model": layout.model}, list[str]()
+    settings: dict[str, Any] = {"model": layout.model}
     if config is not None:
-        settings, warnings = with_fields(config, settings, LAYOUT_FIELDS, f"{path}: is of {layout.name}'s own code")
+        settings = with_fields(config, settings, LAYOUT_FIELDS, f"{path}: is of {layout.name}'s own code")
     try:
         state_dict = layout.weights(weights)
     except ValueError as err:
         raise CheckpointError(f"{path}: {err}", "Give the file as it was released or trained.") from err
     labels = labels_of(path, layout.about, settings, first="config")
-    labels["warnings"] = (*warnings, *labels["warnings"])
+    labels["warnings"] = (*layout.warnings, *labels["warnings"])
     return Checkpoint(
         path=path,
         sha256=sha256,

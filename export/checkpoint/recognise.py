@@ -19,7 +19,7 @@ from denseport.export.checkpoint.networks.setr import SETRMLAReader, SETRUPReade
 from denseport.export.checkpoint.networks.upernet import UPerNetReader
 from denseport.export.errors import CheckpointError
 from denseport.export.models import presets
-from denseport.export.models.presets import Preset
+from denseport.export.models.presets import DepthPreset, Preset
 from denseport.export.models.spec import ModelSpec
 
 __all__ = ["READERS", "Recognised", "recognise"]
@@ -61,12 +61,12 @@ class Recognised:
     """A checkpoint's network, the published model it is (if any), and what had to be assumed."""
 
     spec: ModelSpec
-    preset: Preset | None
+    preset: Preset | DepthPreset | None
     recognised_by: str  # how the published model was recognised, in words; "" where it is none
     warnings: tuple[str, ...]
 
 
-def recognise(checkpoint: Checkpoint, preset: Preset | None = None) -> Recognised:
+def recognise(checkpoint: Checkpoint, preset: Preset | DepthPreset | None = None) -> Recognised:
     """The spec of a checkpoint.
 
     Args:
@@ -91,7 +91,13 @@ def recognise(checkpoint: Checkpoint, preset: Preset | None = None) -> Recognise
     if differences:  # an experiment named after a configuration, with another network in it
         published, recognised_by, reader = None, "", kind(checkpoint, None)
         spec = reader.spec()
-    return Recognised(spec, published, recognised_by, tuple(reader.warnings))
+    warnings = list(reader.warnings)
+    if isinstance(published, DepthPreset) and recognised_by.startswith("the name"):
+        warnings.append(
+            f"Taken for {published.name} by {recognised_by}, not by its hash: what the weights do not show (the layers "
+            "that feed the head, what its numbers mean) is that model's. Give it by --config if it is another."
+        )
+    return Recognised(spec, published, recognised_by, tuple(warnings))
 
 
 def _kind(checkpoint: Checkpoint) -> type[Reader]:
@@ -108,11 +114,15 @@ def _kind(checkpoint: Checkpoint) -> type[Reader]:
 
 
 def _differences(spec: ModelSpec, published: ModelSpec) -> list[str]:
-    """What differs between two specs, in words; the patch bias, which tools lose on the way, does not count."""
+    """What differs between two specs, in words; the patch bias, which tools lose on the way, does not count.
+
+    Of depth, nor does what transformers computes otherwise with the same weights.
+    """
     found, wanted = _settings(spec), _settings(published)
+    ported = {"backbone.pos_offset", "backbone.norm_eps", "head.align_corners"} if spec.task == "depth" else set()
     return [
         f"{name} is {found.get(name)}, published {wanted.get(name)}"
-        for name in sorted({*found, *wanted} - {"backbone.patch_bias"})
+        for name in sorted({*found, *wanted} - {"backbone.patch_bias", *ported})
         if found.get(name) != wanted.get(name)
     ]
 

@@ -1,8 +1,8 @@
 """DPT's fusion and its decode head (Ranftl et al., "Vision Transformers for Dense Prediction", 2021).
 
 Follows ``mmseg/models/decode_heads/dpt_head.py`` in arithmetic and in parameter names; `models.depth` has the heads for
-depth on the same fusion. Two rewrites are exact but for rounding and save work; ``rewrite=False`` keeps upstream's order
-for comparison:
+depth on the same fusion. Two rewrites are exact but for rounding and save work; ``rewrite=False`` keeps upstream's
+order for comparison:
 
 * The 1x1 ``project`` of a fusion block runs before the x2 upsampling, on a quarter of the pixels: it commutes with
   bilinear interpolation because the weights of each output sum to one.

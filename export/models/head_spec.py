@@ -111,7 +111,7 @@ class DPTDepthHeadSpec(DepthHeadSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.inversion is not None and not (0 < min(self.inversion) and max(self.inversion) < float("inf")):
+        if self.inversion is not None and not (min(self.inversion) > 0 and max(self.inversion) < float("inf")):
             raise ValueError(f"inversion {self.inversion} is not a scale and a shift above 0")
         if self.inversion is not None and not self.metres:
             raise ValueError("an inversion gives metres")

@@ -11,7 +11,6 @@ from denseport.export.models.head_spec import (
     DPTDepthHeadSpec,
     DPTHeadSpec,
     FusionSpec,
-    Head,
     LinearHeadSpec,
     MaskHeadSpec,
     SegformerHeadSpec,

@@ -34,7 +34,7 @@ class ViTSpec:
     pos_grid: tuple[int, int]  # rows, columns of the stored position embedding
     norm_eps: float  # of every LayerNorm; no checkpoint shows it
     final_norm: bool = False  # LayerNorm `ln1` behind the last layer only
-    norm_outputs: bool = False  # LayerNorm `ln1` on what each of `out_indices` gives, not on what goes to the next layer
+    norm_outputs: bool = False  # LayerNorm `ln1` on what each of `out_indices` gives; the next layer reads it without
     layer_scale: bool = False  # DINOv2's: what attention and feed-forward add is scaled, a factor for each channel
     patch_bias: bool = True  # released weights have it, checkpoints of mmsegmentation 1.2 lack it
     patch_size: int = 16

@@ -1,7 +1,7 @@
 """Vision Transformer backbone.
 
-Follows ``mmseg/models/backbones/vit.py`` (mmsegmentation 0.17 to 1.2) in arithmetic and in parameter names, and where the
-spec says so DINOv2 (``facebookresearch/dinov2``; Oquab et al., 2023), isl-org/DPT and transformers in arithmetic.
+Follows ``mmseg/models/backbones/vit.py`` (mmsegmentation 0.17 to 1.2) in arithmetic and in parameter names; where the
+spec says so, DINOv2 (``facebookresearch/dinov2``; Oquab et al., 2023), isl-org/DPT and transformers in arithmetic.
 Shapes: B batch, C channels, D embed_dims, h x w token grid, N = h*w, T = N + 1 tokens with the class token.
 """
 
@@ -37,16 +37,15 @@ class EncoderLayer(nn.Module):
     With layer scale, what is added is scaled by ls1 and ls2.
     """
 
-    def __init__(self, spec: ViTSpec) -> None:
+    def __init__(self, dims: int, heads: int, hidden: int, eps: float, layer_scale: bool = False) -> None:
         super().__init__()
-        dims, heads, hidden, eps = spec.embed_dims, spec.num_heads, spec.mlp_dims, spec.norm_eps
         expand = nn.Sequential(nn.Linear(dims, hidden), nn.GELU())
         # mmcv wraps attention and feed-forward, hence the keys attn.attn.*, ffn.layers.0.0.* and ffn.layers.1.*.
         self.ln1 = nn.LayerNorm(dims, eps=eps)
         self.attn = nn.Sequential(OrderedDict(attn=Attention(dims, heads)))
         self.ln2 = nn.LayerNorm(dims, eps=eps)
         self.ffn = nn.Sequential(OrderedDict(layers=nn.Sequential(expand, nn.Linear(hidden, dims))))
-        self.ls1, self.ls2 = (LayerScale(dims) if spec.layer_scale else nn.Identity() for _ in range(2))
+        self.ls1, self.ls2 = (LayerScale(dims) if layer_scale else nn.Identity() for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.ls1(self.attn(self.ln1(x)))
@@ -85,7 +84,8 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(spec)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, spec.embed_dims))
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, rows * columns + 1, spec.embed_dims))
-        self.layers = nn.ModuleList(EncoderLayer(spec) for _ in range(spec.num_layers))
+        shape = spec.embed_dims, spec.num_heads, spec.mlp_dims, spec.norm_eps, spec.layer_scale
+        self.layers = nn.ModuleList(EncoderLayer(*shape) for _ in range(spec.num_layers))
         if spec.final_norm or spec.norm_outputs:
             self.ln1 = nn.LayerNorm(spec.embed_dims, eps=spec.norm_eps)
 

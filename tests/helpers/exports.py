@@ -29,20 +29,21 @@ def shelf(factory: pytest.TempPathFactory) -> Path:
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
 
 
-def export_once(checkpoint: Path, folder: Path, target: Path) -> Bundle:
+def export_once(checkpoint: Path, folder: Path, target: Path, config: Path | None = None) -> Bundle:
     """A copy, at ``target``, of the bundle of a checkpoint; exported to ``folder`` unless that was done before."""
     from denseport.export import bundle as export  # it imports torch, which most tests do without
 
-    kept = folder / f"{checkpoint.stem}-{key(checkpoint)[:16]}"
+    kept = folder / f"{checkpoint.stem}-{key(checkpoint, config=config)[:16]}"
     with locked(kept.with_suffix(".lock")):
         if not kept.exists():
-            export.export_bundle(checkpoint, kept)
+            export.export_bundle(checkpoint, kept, config=config)
     return Bundle(shutil.copytree(kept, target))
 
 
-def key(checkpoint: Path, package: Path = PACKAGE) -> str:
-    """What an export depends on: the checkpoint, the sources and the versions of the libraries."""
-    digest = hashlib.sha256(checkpoint.read_bytes())
+def key(checkpoint: Path, package: Path = PACKAGE, *, config: Path | None = None) -> str:
+    """What an export depends on: the checkpoint, a file or a folder, the sources and the versions of the libraries."""
+    files = sorted(checkpoint.iterdir()) if checkpoint.is_dir() else [checkpoint]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in (*files, *([config] if config else []))))
     for path in sorted(sources(package)):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
     digest.update(" ".join(version(library) for library in LIBRARIES).encode())

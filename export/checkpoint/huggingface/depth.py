@@ -1,6 +1,6 @@
 """DPTForDepthEstimation and DepthAnythingForDepthEstimation as heads for depth on mmsegmentation's ViT, or on DINOv2.
 
-Sources: transformers 4.57 and 5.24, ``models/{dpt,depth_anything,dinov2}`` and ``conversion_mapping.py`` for the names of
+Sources: transformers 4.57 and 5.24, ``models/{dpt,depth_anything,dinov2}``; ``conversion_mapping.py`` for the names of
 both generations. transformers' own DPT takes square inputs only; this network any.
 """
 
@@ -88,7 +88,7 @@ def _dinov2(own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _taps(own: Mapping[str, Any], layers: int) -> list[int]:
-    """The layers that feed the head, from 0; ``out_indices`` count from 1, and ``out_features`` say the same by name."""
+    """The layers that feed the head, from 0; ``out_indices`` count from 1, ``out_features`` say the same by name."""
     indices, features = own.get("out_indices"), own.get("out_features")
     named = None if features is None else [int(name.removeprefix("stage")) for name in features]
     if indices is None and named is None:

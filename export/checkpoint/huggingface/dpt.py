@@ -135,7 +135,9 @@ def packed_renamed(weights: Mapping[str, Tensor], layer: str, names: Mapping[str
         layer: how the keys of a layer of the encoder begin; its only group is the layer's number.
     """
     used = {key: value for key, value in weights.items() if not key.startswith(UNUSED)}
-    used = packed(used, rf"{layer}attention\.attention\.(query|key|value)\.(weight|bias)", rf"{OURS}attn.attn.in_proj_\3")
+    used = packed(
+        used, rf"{layer}attention\.attention\.(query|key|value)\.(weight|bias)", rf"{OURS}attn.attn.in_proj_\3"
+    )
     return all_renamed(used, lambda key: renamed(key, names))
 
 

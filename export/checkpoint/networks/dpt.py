@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from denseport.export.checkpoint.config import look_up
-from denseport.export.checkpoint.networks.reader import flag, number, numbers
+from denseport.export.checkpoint.networks.original import DEPTH_ANYTHING
+from denseport.export.checkpoint.networks.reader import number, numbers
 from denseport.export.checkpoint.networks.vit import ViTReader
 from denseport.export.errors import CheckpointError
 from denseport.export.models.head_spec import DepthAnythingHeadSpec, DPTDepthHeadSpec, DPTHeadSpec, FusionSpec
 from denseport.export.models.presets import V2_LAYERS
-from denseport.export.models.spec import ModelSpec, ViTSpec
+from denseport.export.models.spec import ViTSpec
 
 __all__ = ["DPTDepthReader", "DPTReader", "DepthAnythingReader"]
 
@@ -27,7 +28,9 @@ class FusionReader(ViTReader):
     def fusion(self, levels: int) -> dict[str, Any]:
         """The settings that every such head has."""
         readout = "project"
-        if f"{BLOCKS}.readout_projects.0.0.weight" not in self.shapes:
+        if self.layout == DEPTH_ANYTHING and f"{BLOCKS}.readout_projects.0.0.weight" not in self.shapes:
+            readout = "ignore"  # the other of its code's two ways
+        elif f"{BLOCKS}.readout_projects.0.0.weight" not in self.shapes:
             head = self.published.head if self.published else None
             published = head.readout if isinstance(head, FusionSpec) else None
             readout = str(self.hidden("decode_head.readout_type", "ignore", published, "ignore"))
@@ -80,9 +83,9 @@ class DepthReader(FusionReader):
     def ask(self, missing: Sequence[str], example: dict[str, Any]) -> CheckpointError:
         """The refusal of a file that does not say what its depth depends on."""
         return CheckpointError(
-            f"{self.settings_from}: the weights do not show {' nor '.join(missing)}, and a wrong guess gives depth that "
-            "looks right",
-            f"Name the published model by --preset (see denseport models), or give a .json by --config, such as "
+            f"{self.settings_from}: the weights do not show {' nor '.join(missing)}; a wrong guess would give depth "
+            "that looks right",
+            "Name the published model by --preset (see denseport models), or give a .json by --config, such as "
             f"{json.dumps(example)}.",
         )
 
@@ -128,12 +131,13 @@ class DepthAnythingReader(DepthReader):
     architecture, sign = "Depth Anything", "decode_head.output_conv1."
     kinds: ClassVar = {"": "EncoderDecoder", "backbone": "VisionTransformer", "decode_head": "DepthAnythingHead"}
 
-    def spec(self) -> ModelSpec:
-        missing, example, published = list[str](), dict[str, Any](), self.published
+    def backbone(self) -> ViTSpec:
+        missing, example = list[str](), dict[str, Any]()
         layers, dims = self.count(r"backbone\.layers\.(\d+)\."), self.shape("backbone.cls_token", 3)[2]
-        if published is not None and isinstance(own := published.backbone, ViTSpec):
-            if (own.embed_dims, own.num_layers) != (dims, layers):
-                published = self.published = None
+        own = self.published.backbone if self.published else None
+        if isinstance(own, ViTSpec) and (own.embed_dims, own.num_layers) != (dims, layers):
+            self.published = None
+        published = self.published
         if published is None and look_up(self.model, "backbone", "out_indices") is None:
             missing.append("which layers feed the head (V1: the last four; V2: others)")
             example["out_indices"] = list(V2_LAYERS.get(layers, range(layers - 4, layers)))
@@ -142,7 +146,7 @@ class DepthAnythingReader(DepthReader):
             example["depth"] = RELATIVE
         if missing:
             raise self.ask(missing, example)
-        return super().spec()
+        return super().backbone()
 
     def head(self, levels: int) -> DepthAnythingHeadSpec:
         published = self.published.head if self.published else None

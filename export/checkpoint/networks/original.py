@@ -1,8 +1,8 @@
 """Depth Anything's and isl-org/DPT's own files under mmsegmentation's keys: bare weights, without a configuration.
 
-Sources: ``depth_anything_v2/{dpt,dinov2}.py`` (DepthAnything/Depth-Anything-V2; V1 has the same keys), ``dpt/models.py``,
-``dpt/vit.py`` and ``run_{monodepth,segmentation}.py`` (isl-org/DPT). What these files cannot show is asked for by the
-readers.
+Sources: ``depth_anything_v2/{dpt,dinov2}.py`` (DepthAnything/Depth-Anything-V2; V1 has the same keys);
+``dpt/{models,vit}.py`` and ``run_{monodepth,segmentation}.py`` (isl-org/DPT). The readers ask for what these files
+cannot show.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Layout:
     interpolation: str  # of the position embedding
     preprocess: Preprocessing
     about: Mapping[str, Any]  # of the data set
+    warnings: tuple[str, ...] = ()
 
     def weights(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Under mmsegmentation's keys.
@@ -74,7 +75,7 @@ def _encoder(prefix: str) -> dict[str, str]:
 
 def _fusion(prefix: str) -> dict[str, str]:
     """Of the decoder: levels from fine to coarse, refinenets from the last to the first."""
-    names = {}
+    names: dict[str, str] = {}
     for i in range(1, 5):
         block, ours = rf"{prefix}refinenet{i}\.", rf"{HEAD}fusion_blocks.{4 - i}."
         names |= {
@@ -87,7 +88,7 @@ def _fusion(prefix: str) -> dict[str, str]:
 
 
 def _isl_reassembly() -> dict[str, str]:
-    names = {}
+    names: dict[str, str] = {}
     for i in range(4):
         level = rf"pretrained\.act_postprocess{i + 1}\."
         names |= {
@@ -140,6 +141,10 @@ LAYOUTS = (
         interpolation="bilinear",
         preprocess=_isl_steps(480),
         about={"reduce_zero_label": True},  # it counts the classes of ADE20K from 1
+        warnings=(
+            "isl-org/DPT resizes logits to the image by bicubic interpolation, Denseport by bilinear, as transformers: "
+            "masks may differ along the borders of classes.",
+        ),
     ),
     Layout(
         name=ISL,

@@ -243,8 +243,8 @@ def unknown_network(path: Path, shapes: Shapes, model: Mapping[str, Any], reason
     said = f" Its configuration says {' + '.join(str(kind) for kind in kinds)}." if any(kinds) else ""
     return CheckpointError(
         f"{path}: not a network that Denseport knows: {reason} (it has {', '.join(parts)}).{said}",
-        "Denseport exports mmsegmentation's DPT, UPerNet, SETR and Segmenter with a VisionTransformer backbone, and "
-        "SegFormer; `denseport models` lists the published ones.",
+        "Denseport exports mmsegmentation's DPT, UPerNet, SETR and Segmenter with a VisionTransformer backbone, "
+        "SegFormer, Depth Anything, and DPT for depth; `denseport models` lists the published ones.",
     )
 
 
