@@ -1,4 +1,4 @@
-"""Run a bundle: image in, mask out. No torch, no onnx.
+"""Run a bundle: image in, mask or depth out. No torch, no onnx.
 
 The names below are imported on first use, so that ``denseport --help`` needs neither numpy nor OpenCV.
 """
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from denseport.runtime.evaluation.evaluate import evaluate as evaluate
     from denseport.runtime.evaluation.gate import Gate as Gate
     from denseport.runtime.evaluation.report import Evaluation as Evaluation
+    from denseport.runtime.pipeline.depth import Depth as Depth
     from denseport.runtime.pipeline.results import Segmentation as Segmentation
     from denseport.runtime.pipeline.results import Timings as Timings
     from denseport.runtime.segmenter import Segmenter as Segmenter
+    from denseport.runtime.segmenter.depth import DepthEstimator as DepthEstimator
 
 # ONNX Runtime's wheels write an identifier below the home folder and look for their makers' server as soon as they are
 # imported. Every part of Denseport imports this module first.
@@ -26,6 +28,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 _HOMES = {
     "Bundle": "bundle.bundle",
     "DenseportError": "errors",
+    "Depth": "pipeline.depth",
+    "DepthEstimator": "segmenter.depth",
     "Evaluation": "evaluation.evaluate",
     "Gate": "evaluation.gate",
     "Segmentation": "pipeline.results",
@@ -34,7 +38,18 @@ _HOMES = {
     "evaluate": "evaluation.evaluate",
 }
 
-__all__ = ["Bundle", "DenseportError", "Evaluation", "Gate", "Segmentation", "Segmenter", "Timings", "evaluate"]
+__all__ = [
+    "Bundle",
+    "DenseportError",
+    "Depth",
+    "DepthEstimator",
+    "Evaluation",
+    "Gate",
+    "Segmentation",
+    "Segmenter",
+    "Timings",
+    "evaluate",
+]
 
 
 def __getattr__(name: str) -> Any:

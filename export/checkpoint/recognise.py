@@ -17,10 +17,13 @@ from denseport.export.checkpoint.networks.segformer import SegFormerReader
 from denseport.export.checkpoint.networks.segmenter import LinearReader, MaskReader
 from denseport.export.checkpoint.networks.setr import SETRMLAReader, SETRUPReader
 from denseport.export.checkpoint.networks.upernet import UPerNetReader
+from denseport.export.checkpoint.pipeline import Usual
 from denseport.export.errors import CheckpointError
 from denseport.export.models import presets
 from denseport.export.models.presets import DepthPreset, Preset
 from denseport.export.models.spec import ModelSpec
+from denseport.runtime.bundle.manifest import Inference
+from denseport.runtime.bundle.steps import Resize
 
 __all__ = ["READERS", "Recognised", "recognise"]
 
@@ -63,14 +66,18 @@ class Recognised:
     spec: ModelSpec
     preset: Preset | DepthPreset | None
     recognised_by: str  # how the published model was recognised, in words; "" where it is none
+    usual: Usual  # how that model, or the published ones of its kind, are tested
     warnings: tuple[str, ...]
 
 
-def recognise(checkpoint: Checkpoint, preset: Preset | DepthPreset | None = None) -> Recognised:
+def recognise(
+    checkpoint: Checkpoint, preset: Preset | DepthPreset | None = None, *, name: str | None = None
+) -> Recognised:
     """The spec of a checkpoint.
 
     Args:
         preset: what the user says it is; an error if its sizes say otherwise.
+        name: under which it was fetched, where its path does not tell it.
 
     Raises:
         CheckpointError: another architecture, an option that is not supported, or not that preset.
@@ -78,7 +85,7 @@ def recognise(checkpoint: Checkpoint, preset: Preset | DepthPreset | None = None
     kind = _kind(checkpoint)
     published, recognised_by = preset, "the command line" if preset else ""
     if preset is None:
-        names = (checkpoint.path.name, checkpoint.experiment)
+        names = (name or checkpoint.path.name, checkpoint.experiment)
         published, recognised_by = presets.find(sha256=checkpoint.sha256, names=names)
     reader = kind(checkpoint, published.spec if published else None)
     spec = reader.spec()
@@ -97,7 +104,15 @@ def recognise(checkpoint: Checkpoint, preset: Preset | DepthPreset | None = None
             f"Taken for {published.name} by {recognised_by}, not by its hash: what the weights do not show (the layers "
             "that feed the head, what its numbers mean) is that model's. Give it by --config if it is another."
         )
-    return Recognised(spec, published, recognised_by, tuple(warnings))
+    return Recognised(spec, published, recognised_by, _usual(reader, spec, published), tuple(warnings))
+
+
+def _usual(reader: Reader, spec: ModelSpec, published: Preset | DepthPreset | None) -> Usual:
+    usual = reader.usual(spec.backbone)
+    if not isinstance(published, Preset):
+        return usual
+    windows = published.slide and Inference("slide", (published.slide[0],) * 2, (published.slide[1],) * 2)
+    return Usual(Resize(published.scale, keep_ratio=True), usual.normalise, windows or Inference())
 
 
 def _kind(checkpoint: Checkpoint) -> type[Reader]:

@@ -46,6 +46,7 @@ class Settings:
     inference: Inference | None = None
     augmentation: Augmentation | None = None
     align_corners: bool | None = None
+    via_input: bool | None = None
     threshold: float | None = None
     reduce_zero_label: bool | None = None
     label_map: dict[str, int] | None = None

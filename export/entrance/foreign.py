@@ -213,6 +213,7 @@ def _manifest(
             depth=declared.depth_output,
             input=NetworkInput(shape=ends.shape, divisor=found.divisor),
             align_corners=corners,
+            via_input=adapted.align_corners is not None or own.via_input is not False,  # a resize that was cut did so
             threshold=ends.threshold,
             scores=scores,
         )

@@ -25,7 +25,7 @@ from denseport.export.models.head_spec import (
 )
 from denseport.export.models.spec import MiTSpec, MLANeckSpec, ModelSpec, NeckSpec, ViTSpec, quarters
 
-__all__ = ["DEPTH_PRESETS", "PERMISSIVE", "PRESETS", "V2_LAYERS", "DepthPreset", "Preset", "find"]
+__all__ = ["DEPTH_PRESETS", "PERMISSIVE", "PRESETS", "PUBLISHED", "V2_LAYERS", "DepthPreset", "Preset", "find"]
 
 SERVER = "https://download.openmmlab.com/mmsegmentation/v0.5"
 PERMISSIVE = "Apache-2.0"  # mmsegmentation's, of its weights
@@ -59,6 +59,11 @@ class Preset:
     def released(self) -> str:
         """The file's name without date and hash: the name of its folder."""
         return re.sub(r"(_\d{8}_\d{6})?-[0-9a-f]{8}\.pth$", "", self.file)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is called."""
+        return self.name, self.released, self.config
 
     @property
     def sha256_start(self) -> str:
@@ -202,10 +207,10 @@ class DepthPreset:
     The starts of hashes were read in public scripts that check downloads; no released file could be had here.
     """
 
-    name: str  # of the released file, without its ending
+    file: str  # that was released
     hub: str  # of the folder with the same weights on the Hugging Face hub; "" where there is none
     backbone: str
-    sha256_start: str  # of the released file
+    sha256_start: str  # of the released file, 8 or 16 hex digits
     spec: ModelSpec  # as the released file's own code has it
     weights: str  # where the released file is
     nyu: tuple[float, float] | None = None  # AbsRel and d1 on NYUv2
@@ -214,6 +219,16 @@ class DepthPreset:
 
     dataset = "NYUv2 and KITTI"
     mIoU = mIoU_ms_flip = None
+
+    @property
+    def name(self) -> str:
+        """The released file's, without its ending."""
+        return self.file.rpartition(".")[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is called."""
+        return self.name, self.hub
 
     @property
     def protocol(self) -> str:
@@ -270,14 +285,14 @@ def _da_preset(size: str, version: int, sha256_start: str, **figures: Any) -> De
         place = f"depth-anything/Depth-Anything-V2-{word}/resolve/main"
         figures["licence"] = PERMISSIVE if size == "S" else NON_COMMERCIAL
     spec = _depth_anything(size, V2_LAYERS if version == 2 else None)
-    return DepthPreset(name, hub, f"ViT-{size}", sha256_start, spec, f"{HUB}/{place}/{name}.pth", **figures)
+    return DepthPreset(f"{name}.pth", hub, f"ViT-{size}", sha256_start, spec, f"{HUB}/{place}/{name}.pth", **figures)
 
 
 def _da_metric(size: str, data: str, where: str, max_depth: float, sha256_start: str) -> DepthPreset:
     word = {"S": "Small", "B": "Base", "L": "Large"}[size]
     name = f"depth_anything_v2_metric_{data.lower()}_vit{size.lower()}"
     return DepthPreset(
-        name,
+        f"{name}.pth",
         f"Depth-Anything-V2-Metric-{where}-{word}-hf",
         f"ViT-{size}",
         sha256_start,
@@ -303,10 +318,11 @@ _DEPTH_TABLE = [
     _da_metric("S", "VKITTI",   "Outdoor", 80.0, "9203e538d35255c9"),
     _da_metric("B", "VKITTI",   "Outdoor", 80.0, "4dad67a7cc10b462"),
     _da_metric("L", "VKITTI",   "Outdoor", 80.0, "239b1054a369e66d"),
-    DepthPreset("dpt_large-midas-2f21e586", "dpt-large", "ViT-L", "2f21e586", _midas(), f"{_DPT}/dpt_large-midas-2f21e586.pt", licence="MIT"),
+    DepthPreset("dpt_large-midas-2f21e586.pt", "dpt-large", "ViT-L", "2f21e586", _midas(), f"{_DPT}/dpt_large-midas-2f21e586.pt", licence="MIT"),
 ]
 # fmt: on
 DEPTH_PRESETS: dict[str, DepthPreset] = {preset.name: preset for preset in _DEPTH_TABLE}
+PUBLISHED: dict[str, Preset | DepthPreset] = {**PRESETS, **DEPTH_PRESETS}
 
 
 def find(*, sha256: str, names: tuple[str, ...]) -> tuple[Preset | DepthPreset | None, str]:
@@ -317,8 +333,7 @@ def find(*, sha256: str, names: tuple[str, ...]) -> tuple[Preset | DepthPreset |
         names: file name and experiment name, to be matched with the names of released weights. Of depth the whole name
             counts: what a fine-tuned file's name begins with does not say what its numbers mean.
     """
-    every: list[Preset | DepthPreset] = [*PRESETS.values(), *DEPTH_PRESETS.values()]
-    for published in every:
+    for published in PUBLISHED.values():
         if sha256.startswith(published.sha256_start):
             return published, "hash of the released file"
     for preset in PRESETS.values():
@@ -327,6 +342,6 @@ def find(*, sha256: str, names: tuple[str, ...]) -> tuple[Preset | DepthPreset |
                 return preset, f"the name {name!r}"
     for depth in DEPTH_PRESETS.values():
         for name in names:
-            if name in (depth.hub, f"{depth.name}.pth", f"{depth.name}.pt", f"{depth.name}.safetensors"):
+            if name in (depth.hub, depth.file, f"{depth.name}.safetensors"):
                 return depth, f"the name {name!r}"
     return None, ""

@@ -122,6 +122,7 @@ class Manifest:
     depth: DepthOutput | None = None  # of the task "depth", and of no other
     augmentation: Augmentation | None = None  # of the checkpoint's own test; None: an image is seen once
     align_corners: bool = False  # what the network gives is resized to the image, corners on corners
+    via_input: bool = True  # the logits are resized to the network's input, then to the image; False: to it at once
     threshold: float | None = None  # two classes of one output: the probability above which a pixel is of the second
     scores: bool = (
         True  # a softmax over the logits gives the network's probabilities; False: the largest counts, no more

@@ -23,13 +23,13 @@ __all__ = [
     "described",
     "is_usual",
     "loading",
+    "needs_pillow",
     "normalisation",
     "output_size",
     "paddings",
     "resized_to",
     "resizing",
     "size_steps",
-    "uses_pillow",
     "with_resize",
     "without_pads",
     "without_resize",
@@ -50,13 +50,13 @@ def check_steps(steps: Preprocessing) -> None:
         raise ValueError("preprocess needs at most one load, which is first, and one normalise")
     if not all(isinstance(step, Pad) and step.mode == "constant" for step in paddings(steps)):
         raise ValueError("preprocess: after normalise comes nothing but pads of mode constant")
-    if loading(steps).float32 and uses_pillow(size_steps(steps)):
+    if loading(steps).float32 and any(getattr(step, "library", "") == "pillow" for step in size_steps(steps)):
         raise ValueError("preprocess: Pillow does not resize images of float32")
 
 
-def uses_pillow(steps: Preprocessing) -> bool:
-    """Whether Pillow decodes or resizes: a machine that runs the bundle then needs the extra ``pillow``."""
-    return any(getattr(step, "library", "") == "pillow" for step in steps)
+def needs_pillow(steps: Preprocessing) -> bool:
+    """Whether Pillow decodes files: a machine that opens any then needs the extra ``pillow``. Resizing needs none."""
+    return loading(steps).library == "pillow"
 
 
 def loading(steps: Preprocessing) -> Load:

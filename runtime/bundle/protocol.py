@@ -60,6 +60,9 @@ def parse_protocol(text: str, manifest: Manifest) -> Protocol:
     base = Protocol(text, manifest.preprocess, manifest.inference, input=manifest.input)
     if text == "reference":
         return replace(base, augmentation=manifest.augmentation)
+    if manifest.task == "depth" and text.partition(":")[0] in ("ms-flip", "slide", "native"):
+        what = f"the protocol {text} is of segmentation: it averages probabilities, or joins windows"
+        raise InputError(what, "Give reference, or fixed:WIDTHxHEIGHT.")
     if text in ("ms-flip", "ms-flip:0.x", "ms-flip:1.x"):
         # 0.x applies the ratios to the test scale, as the published figures did; 1.x to the image, as its tta_pipeline.
         own = resizing(base.preprocess) or ResizeBy((1.0, 1.0), round_down=True)

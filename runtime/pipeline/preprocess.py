@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from denseport.runtime.bundle.preprocessing import Preprocessing, loading, normalisation, paddings, size_steps
 from denseport.runtime.bundle.steps import Pad
-from denseport.runtime.system.machine import require
 
 __all__ = ["fit_image", "fit_labels", "levels", "normalise"]
 
@@ -44,9 +43,6 @@ def fit_image(image: NDArray[np.uint8], steps: Preprocessing, *, flip: bool = Fa
 
     Returns:
         (h, w, 3) uint8 BGR, or float32.
-
-    Raises:
-        MachineError: a step needs Pillow, and it is not installed.
     """
     load, shown = loading(steps), image
     if load.grey or len(normalisation(steps).mean) == 1:  # changes nothing where a grey file was read
@@ -82,11 +78,9 @@ def _resize(image: NDArray[Any], size: tuple[int, int], interpolation: str, libr
         return image
     if library == "opencv":
         return cv2.resize(image, size[::-1], interpolation=CV2[interpolation])
-    require(("PIL",), "pillow")
-    from PIL import Image
+    from denseport.runtime.pipeline import pillow_resize  # few bundles need it
 
-    resampling = Image.Resampling[interpolation.upper()]
-    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size[::-1], resampling))
+    return pillow_resize.resize(image, size, interpolation)
 
 
 def _pad(image: NDArray[Any], step: Pad, mode: str, value: Sequence[float]) -> NDArray[Any]:

@@ -49,7 +49,7 @@ ONLY_READ = {
     r"^denseport bench ": "takes long: tests/runtime/benchmark/test_bench.py",
 }
 # Options of programs of ours that are no sub-commands.
-FOREIGN = {"--slow", "--fused"}
+FOREIGN = {"--slow", "--fused", "--weights"}
 # Paths that documents name and that are made, given or fetched.
 MADE = re.compile(r"docs/gpu/")
 

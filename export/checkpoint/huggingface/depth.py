@@ -117,7 +117,7 @@ def _dpt(config: Mapping[str, Any]) -> dict[str, Any]:
         "projects": config.get("add_projection", False),
     }
     backbone = dpt.vit_backbone(config) if own is None else _dinov2(own)
-    return {"backbone": backbone, "decode_head": _head("DPTDepthHead", config, **settings)}
+    return {**dpt.WHOLE, "backbone": backbone, "decode_head": _head("DPTDepthHead", config, **settings)}
 
 
 def _depth_anything(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _depth_anything(config: Mapping[str, Any]) -> dict[str, Any]:
         "depth": {"metric": "metres"}.get(kind, kind),
         **({} if largest is None else {"max_depth": largest}),
     }
-    return {"backbone": _dinov2(own), "decode_head": _head("DepthAnythingHead", config, **settings)}
+    return {**dpt.WHOLE, "backbone": _dinov2(own), "decode_head": _head("DepthAnythingHead", config, **settings)}
 
 
 def _weights(weights: Mapping[str, Tensor], config: Mapping[str, Any], head: Mapping[str, str]) -> dict[str, Tensor]:

@@ -79,6 +79,7 @@ HARMLESS = frozenset({
     "backbone_featmap_shape", "backbone_kwargs", "neck_ignore_stages", "use_autobackbone", "use_pretrained_backbone",
     "use_timm_backbone",
 })  # fmt: skip
+WHOLE = {"type": "EncoderDecoder", "test_cfg": {"mode": "whole"}}
 PROCESSORS = frozenset({"DPTImageProcessor", "DPTImageProcessorFast", "DPTFeatureExtractor"})
 PROCESSOR = {
     "size": {"height": 384, "width": 384},
@@ -124,8 +125,7 @@ def _model(config: Mapping[str, Any]) -> dict[str, Any]:
         "norm_cfg": {"type": "BN"},
         "align_corners": False,
     }
-    whole = {"type": "EncoderDecoder", "test_cfg": {"mode": "whole"}}
-    return {**whole, "backbone": vit_backbone(config), "decode_head": head}
+    return {**WHOLE, "backbone": vit_backbone(config), "decode_head": head}
 
 
 def packed_renamed(weights: Mapping[str, Tensor], layer: str, names: Mapping[str, str]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from denseport.export.checkpoint.huggingface.segformer import SEGFORMER
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.preprocessing import Preprocessing
 
-__all__ = ["CONFIG", "Translation", "is_folder", "translate", "weights_file"]
+__all__ = ["CONFIG", "FAMILIES", "PROCESSOR", "WEIGHTS", "Translation", "is_folder", "translate", "weights_file"]
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")

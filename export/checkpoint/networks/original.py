@@ -53,7 +53,8 @@ class Layout:
         eps = {"type": "LN", "eps": 1e-6}
         backbone = {"norm_cfg": eps, "interpolate_mode": self.interpolation, "with_cls_token": True}
         head = {"in_index": [0, 1, 2, 3], "norm_cfg": {"type": "BN", "eps": 1e-5}, **self.head}
-        return {"backbone": {"type": "VisionTransformer", **backbone}, "decode_head": head}
+        whole = {"type": "EncoderDecoder", "test_cfg": {"mode": "whole"}}
+        return {**whole, "backbone": {"type": "VisionTransformer", **backbone}, "decode_head": head}
 
 
 def _encoder(prefix: str) -> dict[str, str]:

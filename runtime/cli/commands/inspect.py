@@ -65,7 +65,8 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
         (height, width), (down, right) = inference.crop, inference.stride
         mode += f", windows {width} x {height}, every {right} x {down} pixels"
     corners = ", resized with aligned corners" if manifest.align_corners else ""
-    yield "inference", f"{mode}; one logit for {manifest.stride} x {manifest.stride} pixels{corners}"
+    at_once = "" if manifest.via_input else ", resized to the image at once"
+    yield "inference", f"{mode}; one logit for {manifest.stride} x {manifest.stride} pixels{corners}{at_once}"
     if manifest.augmentation is not None:
         yield "views", manifest.augmentation.words
     if not manifest.scores:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from io import BytesIO
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -19,9 +22,14 @@ from denseport.runtime.media.overlay import class_shares, overlay
 from denseport.runtime.pipeline.results import Segmentation
 from denseport.runtime.pipeline.saving import encode_npz
 
-__all__ = ["Answer", "AnswerOptions", "Coco", "Format", "FoundClass", "Report", "encode", "encode_report"]
+__all__ = [
+    "Answer", "AnswerOptions", "BatchFormat", "Coco", "Format", "FoundClass", "GeoJson", "Report", "encode",
+    "encode_report", "pack",
+]  # fmt: skip
 
 JPEG_QUALITY = 92
+# What is no JSON, in a zip.
+ENDINGS = {"image/png": "png", "image/jpeg": "jpg", "application/x-npz": "npz"}
 
 
 class Format(StrEnum):
@@ -34,6 +42,10 @@ class Format(StrEnum):
     COCO = "coco"  # JSON: a document of COCO's, with run lengths
     GEOJSON = "geojson"  # JSON: polygons in pixels
     NPZ = "npz"  # numpy's arrays: mask, and scores, the probability of each pixel's class
+
+
+# Of several images. A raw mask's size stands in the header of its answer.
+BatchFormat = Literal[Format.MASK, Format.OVERLAY, Format.JSON, Format.COCO, Format.GEOJSON, Format.NPZ]
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,14 @@ class Coco:
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     categories: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class GeoJson:
+    """GeoJSON's document of one image (`denseport.runtime.media.shapes.geojson`)."""
+
+    type: Literal["FeatureCollection"]
+    features: list[dict[str, Any]]
 
 
 def encode(found: Segmentation, options: AnswerOptions, manifest: Manifest) -> Answer:
@@ -143,3 +163,14 @@ def encode_report(found: Segmentation, milliseconds: dict[str, float], manifest:
 
 def _json(document: dict[str, Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False).encode()
+
+
+def pack(answers: Sequence[Answer]) -> Answer:
+    """The answers to several images as one, in their order: a list of JSON, or a zip of 1.png, 2.png, …"""
+    if answers[0].media_type not in ENDINGS:
+        return Answer(b"[" + b",".join(each.body for each in answers) + b"]", "application/json")
+    packed = BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:  # not compressed: its entries are
+        for number, each in enumerate(answers, 1):
+            archive.writestr(zipfile.ZipInfo(f"{number}.{ENDINGS[each.media_type]}"), each.body)
+    return Answer(packed.getvalue(), "application/zip")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from foreign import MEAN, STD, Graph, computed
+from foreign import MEAN, METRES, STD, computed, declared_depth, estimating
 
 from denseport.export.entrance.declared import Declared
 from denseport.export.entrance.foreign import import_bundle
@@ -20,30 +19,11 @@ from denseport.runtime.cli.main import main
 from denseport.runtime.errors import InputError
 from denseport.runtime.segmenter import Segmenter
 
-METRES = DepthOutput("metres", "farther", 10.0, "bicubic")
-
-
-def estimating(end: str = "NHW", channels: int = 1) -> Graph:
-    """A network of stride 4 whose output, up to 10, has the layout ``end``."""
-    g = Graph(("n", 3, "h", "w"))
-    found = g.conv(g.node("Relu", g.conv("input", (3, 8), 2)), (8, channels), 2)
-    found = g.node("Mul", g.node("Sigmoid", found), g.constant(10))
-    if end == "NHW":
-        found = g.node("Squeeze", found, g.constant([1], "int64"))
-    elif end == "NHWC":
-        found = g.node("Transpose", found, perm=[0, 2, 3, 1])
-    g.output(found)
-    return g
-
-
-def declared(**fields: Any) -> Declared:
-    return Declared(**{"task": "depth", "depth": METRES, "mean": MEAN, "std": STD, "size": (96, 64), **fields})
-
 
 @pytest.mark.parametrize("end", ["NCHW", "NHW", "NHWC"])
 def test_depths_come_out_as_the_file_gives_them(tmp_path: Path, end: str) -> None:
     path = estimating(end).save(tmp_path / "network.onnx")
-    bundle = import_bundle(path, tmp_path / "bundle", declared(align_corners=True))
+    bundle = import_bundle(path, tmp_path / "bundle", declared_depth(align_corners=True))
     manifest, source = bundle.manifest, bundle.artifact("model.onnx")
     assert (manifest.task, manifest.depth, manifest.classes, manifest.palette) == ("depth", METRES, (), ())
     assert manifest.align_corners and manifest.stride == 4 and source.output == "depth"
@@ -78,11 +58,11 @@ def test_the_command_declares_what_the_numbers_mean(tmp_path: Path, capsys: pyte
 def test_several_channels_are_no_depth(tmp_path: Path) -> None:
     path = estimating("NCHW", channels=2).save(tmp_path / "network.onnx")
     with pytest.raises(ExportError, match="a depth has one channel"):
-        import_bundle(path, tmp_path / "bundle", declared())
+        import_bundle(path, tmp_path / "bundle", declared_depth())
 
 
 def test_a_segmenter_refuses_a_depth_bundle(tmp_path: Path) -> None:
     path = estimating().save(tmp_path / "network.onnx")
-    bundle = import_bundle(path, tmp_path / "bundle", declared())
+    bundle = import_bundle(path, tmp_path / "bundle", declared_depth())
     with pytest.raises(InputError, match=r"is for depth, not for segmentation\n.*DepthEstimator"):
         Segmenter(bundle)

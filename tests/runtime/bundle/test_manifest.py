@@ -59,6 +59,7 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         "augmentation": None,
         "budgets": {},
         "align_corners": False,
+        "via_input": True,
         "threshold": None,
         "scores": True,
         "label_map": {},

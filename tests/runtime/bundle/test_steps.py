@@ -17,12 +17,12 @@ from denseport.runtime.bundle.preprocessing import (
     described,
     is_usual,
     loading,
+    needs_pillow,
     output_size,
     paddings,
     resized_to,
     resizing,
     size_steps,
-    uses_pillow,
     with_resize,
     without_pads,
     without_resize,
@@ -277,6 +277,6 @@ def test_what_the_gpu_can_do_too(steps: Any, usual: bool) -> None:
 
 
 def test_what_needs_pillow() -> None:
-    assert not uses_pillow(steps())
-    assert uses_pillow((Load(library="pillow"), NORMALISE))
-    assert uses_pillow((PAD, ResizeBy((1, 1), library="pillow"), NORMALISE))
+    assert not needs_pillow(steps())
+    assert needs_pillow((Load(library="pillow"), NORMALISE))
+    assert not needs_pillow((PAD, ResizeBy((1, 1), library="pillow"), NORMALISE))
