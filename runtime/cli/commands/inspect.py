@@ -65,16 +65,22 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
         (height, width), (down, right) = inference.crop, inference.stride
         mode += f", windows {width} x {height}, every {right} x {down} pixels"
     corners = ", resized with aligned corners" if manifest.align_corners else ""
-    at_once = "" if manifest.via_input else ", resized to the image at once"
-    yield "inference", f"{mode}; one logit for {manifest.stride} x {manifest.stride} pixels{corners}{at_once}"
+    at_once = "" if manifest.via_input or manifest.depth else ", resized to the image at once"
+    grid = f"one {manifest.output.removesuffix('s')} for {manifest.stride} x {manifest.stride} pixels"
+    yield "inference", f"{mode}; {grid}{corners}{at_once}"
     if manifest.augmentation is not None:
         yield "views", manifest.augmentation.words
     if not manifest.scores:
         yield "scores", "none: the network tells the class of a pixel, not how likely it is"
     if manifest.threshold is not None:
         yield "threshold", f"{manifest.classes[1]} where its probability is above {manifest.threshold:g}"
-    names = ", ".join(manifest.classes[:6]) + (", …" if len(manifest.classes) > 6 else "")
-    yield "classes", f"{len(manifest.classes)}: {names}"
+    if manifest.depth is not None:
+        limit = "" if manifest.depth.largest is None else f", up to {manifest.depth.largest:g}"
+        larger, how = manifest.depth.larger_is, manifest.depth.interpolation
+        yield "depth", f"{manifest.depth.unit}{limit}, larger is {larger}; {how} to the image"
+    else:
+        names = ", ".join(manifest.classes[:6]) + (", …" if len(manifest.classes) > 6 else "")
+        yield "classes", f"{len(manifest.classes)}: {names}"
     if labels := _labels(manifest):
         yield "labels", labels
     recognised = "none: not recognised as a published model"
@@ -120,7 +126,7 @@ def _of_artifact(bundle: Bundle, name: str) -> Iterator[str]:
     if difference is not None:
         sizes = count(len(artifact.record["checks"]), "size")
         against = next((each.against for each in artifact.proof if each.figures == "checks"), "torch")
-        yield f"checked against {against} on {sizes}: logits differ by {difference:.1e} at most"
+        yield f"checked against {against} on {sizes}: {artifact.output} differ by {difference:.1e} at most"
     yield from _calibrated(name, artifact)
     yield from _measured(artifact)
     if not artifact.is_compared:  # in its own arithmetic, with FP32 or labels
@@ -161,10 +167,11 @@ def _measured(artifact: Artifact) -> Iterator[str]:
     if accuracy is not None:
         verdict = {None: "", True: ", passed", False: ", FAILED"}[accuracy["gate"] and accuracy["gate"]["passed"]]
         where = f"{count(accuracy['images'], 'image')}, {accuracy['protocol']['description']}, {accuracy['date'][:10]}"
-        miou = "unknown: no pixel counted" if accuracy["mIoU"] is None else f"{accuracy['mIoU']:.2f}"
+        name, digits = ("AbsRel", 4) if "AbsRel" in accuracy else ("mIoU", 2)
+        figure = "unknown: no pixel counted" if accuracy[name] is None else f"{accuracy[name]:.{digits}f}"
         others = [each.arithmetic for each in artifact.proof if each.figures == "accuracy"]
         how = "".join(f", computed in {each.upper()}" for each in others if each != artifact.float_precision)
-        yield f"mIoU {miou} ({where}){verdict}{how}"
+        yield f"{name} {figure} ({where}){verdict}{how}"
 
 
 def _built(name: str, artifact: Artifact) -> Iterator[str]:
