@@ -30,6 +30,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferenc
 
 from denseport.export.errors import ExportError
 from denseport.export.graph.casts import Caster, fewest_casts
+from denseport.export.graph.edit import of_sizes
 from denseport.export.graph.model import DEPTH
 from denseport.export.graph.probe import Ranges
 from denseport.runtime.errors import InputError
@@ -226,18 +227,11 @@ def _slots(node: ir.Node, opsets: Mapping[str, int], narrow: Format) -> _Slots:
 
 def _kinds(graph: ir.Graph) -> dict[ir.Node, str]:
     """The kind of each node in the words of `POLICY`."""
-    kinds, stream, sizes = {}, set[ir.Value | None](), set[ir.Value | None]()
-    ends = _ends(graph)
+    kinds, stream, sizes, ends = {}, set[ir.Value | None](), of_sizes(graph), _ends(graph)
     for node in graph:
         kinds[node] = node.op_type
-        varying = [value for value in node.inputs if value is not None and not value.is_initializer()]
-        if varying and (node.op_type in ("Shape", "Size") or all(value in sizes for value in varying)):
-            sizes.update(node.outputs)
-            if _is_float(node) and node.op_type not in MOVES:
-                kinds[node] = OF_SIZES
-                continue
-        if node in ends:
-            kinds[node] = OF_DEPTH
+        if node in ends or (node in sizes and _is_float(node) and node.op_type not in MOVES):
+            kinds[node] = OF_DEPTH if node in ends else OF_SIZES
             continue
         carries = any(value in stream for value in node.inputs)
         constant = any(value is not None and value.is_initializer() for value in node.inputs)

@@ -139,6 +139,7 @@ def _of_artifact(bundle: Bundle, name: str) -> Iterator[str]:
 def _calibrated(name: str, artifact: Artifact) -> Iterator[str]:
     """What `denseport calibrate` did and found."""
     from denseport.runtime.bundle.verdict import MachineVerdict
+    from denseport.runtime.evaluation.metrics import agreement_words
 
     record, verdict = artifact.record.get("calibration"), MachineVerdict.of(artifact, name)
     if record is not None:
@@ -150,7 +151,7 @@ def _calibrated(name: str, artifact: Artifact) -> Iterator[str]:
         for warning in record["warnings"]:
             yield f"warning: {warning}"
     if verdict is not None:
-        accuracy = f"{100 * verdict.agreement:.2f} % of the pixels get the class that FP32 gives"
+        accuracy = agreement_words(verdict.agreement, artifact.output)
         if verdict.miou is not None and verdict.fp32_miou is not None:
             images = count(verdict.labelled, "image")
             accuracy += f", mIoU {verdict.miou:.2f} (FP32 {verdict.fp32_miou:.2f}) on {images}"
@@ -160,9 +161,11 @@ def _calibrated(name: str, artifact: Artifact) -> Iterator[str]:
 
 def _measured(artifact: Artifact) -> Iterator[str]:
     """What `denseport build` and `denseport eval --record` measured."""
+    from denseport.runtime.evaluation.metrics import agreement_words
+
     audit, accuracy = artifact.record.get("audit"), artifact.record.get("accuracy")
     if audit is not None:
-        agreement = f"{100 * audit['agreement']:.3f} % of the pixels get the class that FP32 gives"
+        agreement = agreement_words(audit["agreement"], artifact.output, digits=3)
         yield f"audited on {count(audit['images'], 'image')}: {agreement}"
     if accuracy is not None:
         verdict = {None: "", True: ", passed", False: ", FAILED"}[accuracy["gate"] and accuracy["gate"]["passed"]]
