@@ -28,7 +28,7 @@ from denseport.calibration.quantize.rounding import round_weights
 from denseport.calibration.quantize.smoothing import Smoothing, linear_inputs, smooth
 from denseport.calibration.search.search import Budget, Search, Step, search
 from denseport.calibration.search.sensitivity import Loss, LossFile, Reference, sensitivities
-from denseport.export.graph.model import MASK, output_of, read_model, serialise
+from denseport.export.graph.model import DEPTH, MASK, output_of, read_model, serialise
 from denseport.export.graph.probe import Probe
 from denseport.export.graph.unpack import unpack_projections
 from denseport.runtime.backends.onnxruntime import INPUT
@@ -296,6 +296,7 @@ def _search(
     """The layers to quantize, and the graphs that follow; none if nothing keeps the budget."""
     effort, kind, limits, (images, labels) = EFFORTS[options.effort], options.precision, observed.limits, test
     rounded, output = observed.rounded, output_of(model)
+    plural = "depths" if output == DEPTH else output
 
     def alone() -> dict[str, Loss]:
         with progress.phase("measuring each layer") as told:
@@ -313,7 +314,7 @@ def _search(
         verdict = "within" if step.within else "over"
         progress.say(
             f"{100 * step.share:.1f} % of the multiply-adds in {kind.upper()}: {lost}"
-            f"{agreement_words(step.loss.agreement, output)}, {output} differ by {100 * step.loss.error:.2g} %: "
+            f"{agreement_words(step.loss.agreement, output)}, {plural} differ by {100 * step.loss.error:.2g} %: "
             f"{verdict} budget"
         )
 
