@@ -27,7 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([_row(preset) for preset in presets], indent=1))
         return 0
-    classes, depths = ([each for each in presets if isinstance(each, kind)] for kind in (Preset, DepthPreset))
+    classes = [preset for preset in presets if isinstance(preset, Preset)]
+    depths = [preset for preset in presets if isinstance(preset, DepthPreset)]
     if classes:
         _print(classes, addresses=arguments.family is not None)
     if classes and depths:

@@ -15,7 +15,7 @@ from denseport.export.models.head_spec import DepthAnythingHeadSpec, DPTDepthHea
 from denseport.export.models.presets import V2_LAYERS
 from denseport.export.models.spec import ViTSpec
 
-__all__ = ["DPTDepthReader", "DPTReader", "DepthAnythingReader"]
+__all__ = ["DPTDepthReader", "DPTReader", "DepthAnythingReader", "DepthReader", "FusionReader"]
 
 BLOCKS = "decode_head.reassemble_blocks"
 UNIT = "decode_head.fusion_blocks.0.res_conv_unit2.conv1"
