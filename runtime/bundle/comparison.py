@@ -12,6 +12,7 @@ from denseport.runtime.system.machine import inspect_machine
 
 __all__ = ["comparing_command", "proof_here", "proved"]
 
+
 def proof_here(
     against: str,
     figures: str,
