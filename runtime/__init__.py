@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from denseport.runtime.bundle.bundle import Bundle as Bundle
     from denseport.runtime.errors import DenseportError as DenseportError
+    from denseport.runtime.evaluation.depth.evaluate import evaluate_depth as evaluate_depth
     from denseport.runtime.evaluation.evaluate import evaluate as evaluate
     from denseport.runtime.evaluation.gate import Gate as Gate
     from denseport.runtime.evaluation.report import Evaluation as Evaluation
@@ -36,6 +37,7 @@ _HOMES = {
     "Segmenter": "segmenter",
     "Timings": "pipeline.results",
     "evaluate": "evaluation.evaluate",
+    "evaluate_depth": "evaluation.depth.evaluate",
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "Segmenter",
     "Timings",
     "evaluate",
+    "evaluate_depth",
 ]
 
 

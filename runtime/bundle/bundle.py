@@ -183,10 +183,15 @@ class Bundle:
             self.manifest = manifest
 
 
-def refuse_other_task(bundle: Bundle, wanted: str) -> None:
-    """Raises InputError for a bundle whose network does something else than ``wanted``."""
+def refuse_other_task(bundle: Bundle, wanted: str, instead: str | None = None) -> None:
+    """Raises InputError for a bundle whose network does something else than ``wanted``.
+
+    Args:
+        instead: what takes it; default: the class that opens it.
+    """
     if (task := bundle.manifest.task) != wanted:
         opens = {"depth": "denseport.runtime.DepthEstimator", "segmentation": "denseport.runtime.Segmenter"}[task]
+        opens = instead or opens
         raise InputError(f"{bundle.path}: its network is for {task}, not for {wanted}", f"In Python: {opens}(bundle).")
 
 
