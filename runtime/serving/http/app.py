@@ -145,12 +145,12 @@ def _add_images(app: "FastAPI", service: Service, metrics: Metrics) -> None:
     )  # fmt: skip
     async def batch(
         request: Request,
-        format: Annotated[BatchFormat, Query(description=FORMATS)] = Format.MASK,
+        format: Annotated[BatchFormat, Query(description=FORMATS)] = "mask",
         artifact: Artifact = None,
         opacity: Opacity = OPACITY,
         legend: Legend = LEGEND,
     ) -> Response:
-        options = _options(request, service.check(artifact), format, opacity, legend)
+        options = _options(request, service.check(artifact), Format(format), opacity, legend)
         images = await _arrived(read_images(request, limits.max_bytes, limits.max_images), limits)
         answers, total = [], defaultdict[str, float](float)
         for found, milliseconds, answer in await service.segment_all(images, options, request.is_disconnected):

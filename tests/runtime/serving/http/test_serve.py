@@ -116,6 +116,7 @@ def test_an_image_alone_is_taken_as_a_form_is(server: Running, mask: np.ndarray,
 def test_another_type_of_body_is_refused_with_both_ways(server: Running, kind: str) -> None:
     response = server.client.post("/v1/segment", content=IMAGE, headers={"Content-Type": kind})
     assert response.status_code == 400 and "-F image=@" in response.json()["remedy"]
+    assert f"the content type is {kind!r}" in response.json()["error"] and "image/webp" in response.json()["error"]
     assert "--data-binary" in response.json()["remedy"]
 
 
@@ -276,10 +277,12 @@ def test_a_form_without_the_image_is_refused(server: Running) -> None:
     assert_refused(
         post("/v1/segment", files={"image": IMAGE}, data={"format": "json"}), 400, "a text 'format'", "?format="
     )
+    assert_refused(post("/v1/segment", files={"image": (None, IMAGE)}), 400, "a text 'image'", "-F image=@")
     empty = {"Content-Type": "multipart/form-data; boundary=x"}
     assert_refused(post("/v1/segment", content=b"--x--\r\n", headers=empty), 400, "no file 'image'")
     broken = {"Content-Type": "multipart/form-data; boundary=x"}
     assert_refused(post("/v1/segment", content=b"--y\r\n", headers=broken), 400, "damaged")
+    assert_refused(post("/v1/segment", content=b"", headers=broken), 400, "no last boundary")
 
 
 def test_parameters_are_checked_before_the_image(server: Running) -> None:

@@ -1,10 +1,10 @@
 """A row of docs/verification.md: a full-size network with random weights, exported, typed, calibrated and built.
 
-    python scripts/bench/family.py segmenter_vit-b_mask_160k [--work DIR] [--steps export compare]
-    python scripts/bench/family.py FOLDER        # a Hugging Face folder, or another checkpoint
+    python scripts/family.py segmenter_vit-b_mask_160k [--work DIR] [--steps export compare]
+    python scripts/family.py FOLDER        # a Hugging Face folder, or another checkpoint
 
 Every step is a process of its own, whose time and peak memory (with those of its children) are printed beside what it
-found. Images are smooth noise of 512 x 512 pixels; random weights keep no class under any change, so that budgets are
+found. Images are the photographs in tests/assets. Random weights keep no class under any change, so that budgets are
 switched off and agreements say little of trained networks. What is in DIR already is not made again.
 """
 
@@ -21,9 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from calibrate import make_images
-
-HERE = Path(__file__).parent
+BENCH = Path(__file__).parent / "bench"
+PHOTOS = Path(__file__).parents[1] / "tests/assets/street/images"
 DENSEPORT = [sys.executable, "-m", "denseport.runtime.cli.main"]
 # Batch, height and width of what torch and ONNX Runtime are compared on.
 COMPARE = """
@@ -60,18 +59,18 @@ def measured(*command: str | Path) -> dict[str, Any]:
 
 def steps(given: str, work: Path) -> dict[str, list[str | Path]]:
     """The commands of a row, by name."""
-    bundle, images = work / "bundle", work / "images"
+    bundle = work / "bundle"
     checkpoint, preset = (work / "random.pth", given) if not Path(given).exists() else (Path(given), "")
     export = [*DENSEPORT, "export", checkpoint, "-o", bundle, "--json"]
     if preset:
-        export = [sys.executable, HERE / "random_bundle.py", bundle, "--preset", preset, "--checkpoint", checkpoint]
-    few = ["--images", images, "--json"]
-    engine = [sys.executable, HERE / "engine.py", preset or Path(given).name]
+        export = [sys.executable, BENCH / "random_bundle.py", bundle, "--preset", preset, "--checkpoint", checkpoint]
+    photos = ["--images", PHOTOS, "--json"]
+    engine = [sys.executable, BENCH / "engine.py", preset or Path(given).name]
     return {
         "export": export,
         "compare": [sys.executable, "-c", COMPARE, checkpoint, bundle / "model.onnx", preset],
-        "fp16": [*DENSEPORT, "build", bundle, "--limit", "2", *few],
-        "int8": [*DENSEPORT, "calibrate", bundle, "--agreement", "0", "--effort", "low", *few],
+        "fp16": [*DENSEPORT, "build", bundle, "--limit", "2", *photos],
+        "int8": [*DENSEPORT, "calibrate", bundle, "--agreement", "0", "--effort", "low", *photos],
         "rtx-fp16": [*engine, "--onnx", bundle / "fp16.onnx", "--profile", "reference"],
         "rtx-int8": [*engine, "--onnx", bundle / "int8.onnx", "--profile", "fixed:512x512"],
     }
@@ -111,9 +110,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         work = arguments.work or Path(name)
-        if not (work / "images").exists():
-            work.mkdir(exist_ok=True)
-            make_images(work / "images", 4, (512, 512))
+        work.mkdir(exist_ok=True)
         known = work / "results.json"
         results = json.loads(known.read_text()) if known.exists() else {}
         for step, command in steps(arguments.network, work).items():
