@@ -1,6 +1,10 @@
 // The program denseport-cpp: `run` segments image files.
+#include <unistd.h>
+
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <iostream>
 
 #include <opencv2/core.hpp>
@@ -14,9 +18,12 @@ using std::filesystem::path;
 constexpr const char* USAGE =
     "usage: denseport-cpp run BUNDLE IMAGE... -o OUTPUT [--artifact NAME] [--protocol NAME] [--threads N] [--quiet]\n"
     "       denseport-cpp inspect BUNDLE [--artifact NAME] [--protocol NAME]\n"
+    "       denseport-cpp bench BUNDLE IMAGE [--artifact NAME] [--protocol NAME] [--threads N]\n"
     "\n"
     "run      writes a mask, a PNG whose pixels are classes: OUTPUT.png of one image, else a folder with one for each\n"
     "inspect  says which artifact runs here, on what and why, and why not the others\n"
+    "bench    opens the bundle; then answers each line of standard input with the seconds of the image, or, where the\n"
+    "         line is \"memory\", with the MiB that are resident\n"
     "\n"
     "  --artifact NAME   which one runs; default: the best for this machine\n"
     "  --protocol NAME   how images reach the network; default: reference, as the checkpoint was tested\n"
@@ -67,11 +74,12 @@ Arguments parse(const std::vector<std::string>& given) {
         else
             found.images.push_back(word);
     }
-    if (found.command != "run" && found.command != "inspect")
-        refuse("no command " + found.command + "; there are run and inspect");
+    if (found.command != "run" && found.command != "inspect" && found.command != "bench")
+        refuse("no command " + found.command + "; there are run, inspect and bench");
     if (found.bundle.empty()) refuse(found.command + " needs a bundle");
     if (found.command == "run" && (found.images.empty() || found.output.empty()))
         refuse("run needs images, and -o OUTPUT");
+    if (found.command == "bench" && found.images.size() != 1) refuse("bench needs one image");
     return found;
 }
 
@@ -86,13 +94,32 @@ path target(const Arguments& arguments, const path& image) {
     return arguments.output / (image.stem().string() + ".png");
 }
 
-void report(const denseport::Error& error) { std::cerr << "error: " << error.what() << '\n'; }
+// Without what acts on a terminal: control characters, and those that turn the direction of writing. A bundle's author
+// could write them into a record.
+std::string printable(const std::string& text) {
+    std::string found;
+    for (std::size_t i = 0; i < text.size();) {
+        const auto first = static_cast<unsigned char>(text[i]);
+        unsigned long point = first < 0x80 ? first : first & (first < 0xE0 ? 0x1F : 0x0F);
+        std::size_t length = 1;
+        for (; i + length < text.size() && (text[i + length] & 0xC0) == 0x80; ++length)
+            point = point << 6 | (text[i + length] & 0x3F);
+        const bool acts = (point < 0x20 && point != '\n') || (0x7F <= point && point < 0xA0) || point == 0x61C ||
+                          (0x200E <= point && point <= 0x200F) || (0x2028 <= point && point <= 0x202E) ||
+                          (0x2066 <= point && point <= 0x2069);
+        found += acts ? "?" : text.substr(i, length);
+        i += length;
+    }
+    return found;
+}
+
+void report(const denseport::Error& error) { std::cerr << "error: " << printable(error.what()) << '\n'; }
 
 // The exit code; an image that cannot be segmented does not keep the others from it.
 int run(const Arguments& arguments) {
     const denseport::Segmenter segment(arguments.bundle, arguments.options);
-    if (!arguments.quiet) std::cerr << segment.description() << " (" << segment.why() << ")\n";
-    if (!segment.caution().empty()) std::cerr << "caution: " << segment.caution() << '\n';
+    if (!arguments.quiet) std::cerr << printable(segment.description() + " (" + segment.why() + ")\n");
+    if (!segment.caution().empty()) std::cerr << printable("caution: " + segment.caution() + "\n");
     int code = 0;
     for (const path& image : arguments.images) {
         try {
@@ -114,10 +141,29 @@ int run(const Arguments& arguments) {
 
 int inspect(const Arguments& arguments) {
     const denseport::Segmenter segment(arguments.bundle, arguments.options);
-    std::cout << segment.name() << ": " << segment.classes().size() << " classes\n"
-              << "runs: " << segment.description() << " (" << segment.why() << ")\n";
-    if (!segment.caution().empty()) std::cout << "caution: " << segment.caution() << '\n';
-    for (const auto& [name, reason] : segment.passed_over()) std::cout << "not " << name << ": " << reason << '\n';
+    std::string said = segment.name() + ": " + std::to_string(segment.classes().size()) + " classes\n";
+    said += "runs: " + segment.description() + " (" + segment.why() + ")\n";
+    if (!segment.caution().empty()) said += "caution: " + segment.caution() + "\n";
+    for (const auto& [name, reason] : segment.passed_over()) said += "not " + name + ": " + reason + "\n";
+    std::cout << printable(said);
+    return 0;
+}
+
+double resident_mib() {
+    double whole = 0, resident = 0;  // pages
+    std::ifstream("/proc/self/statm") >> whole >> resident;
+    return resident * double(sysconf(_SC_PAGESIZE)) / (1 << 20);
+}
+
+// As scripts/bench/cpp.py asks.
+int bench(const Arguments& arguments) {
+    const denseport::Segmenter segment(arguments.bundle, arguments.options);
+    for (std::string line; std::getline(std::cin, line);) {
+        const auto begin = std::chrono::steady_clock::now();
+        if (line != "memory") segment(arguments.images[0]);
+        const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+        std::cout << (line == "memory" ? resident_mib() : seconds.count()) << std::endl;
+    }
     return 0;
 }
 
@@ -131,6 +177,7 @@ int main(int count, char** words) {
     }
     try {
         const Arguments arguments = parse(given);
+        if (arguments.command == "bench") return bench(arguments);
         return arguments.command == "run" ? run(arguments) : inspect(arguments);
     } catch (const denseport::Error& error) {
         report(error);

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from bundles import steps
-from cpp import BUILDS, OPENVINO, assert_same_mask, built, for_openvino, run, segment
+from cpp import OPENVINO, assert_same_mask, built, for_openvino, run, segment
 from support import ASSETS, ORACLE_MODELS, assert_same_classes
 
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle
@@ -25,9 +25,9 @@ PROTOCOLS = (
 )
 
 
-@pytest.fixture(params=BUILDS)
+@pytest.fixture(params=["release", "sanitized"])
 def program(request: pytest.FixtureRequest) -> Path:
-    return built(request.param)
+    return built(f"{request.param}/denseport-cpp")
 
 
 @pytest.mark.parametrize("artifact", ["model.onnx", OPENVINO])
@@ -104,9 +104,7 @@ def test_masks_are_the_oracles(
 def test_the_samples_masks_are_mmsegmentations(
     program: Path, sample: Bundle, shared: Path, tmp_path: Path, name: str
 ) -> None:
-    (image,) = [
-        path for folder in ("ade20k_val", "street") for path in (shared / "data" / folder).rglob(f"{name}.jpg")
-    ]
+    (image,) = [path for folder in ("ade20k_val", "street") for path in (shared / "data" / folder).rglob(f"{name}.jpg")]
     expected = cv2.imread(str(shared / f"data/masks/B_{name}.png"), cv2.IMREAD_UNCHANGED)
     (mask,) = segment(program, sample.path, [image], tmp_path, "--artifact", "model.onnx")
     with Segmenter(sample, artifact="model.onnx", threads=1) as segmenter:

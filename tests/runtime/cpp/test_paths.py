@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 from bundles import onnx_artifact
-from cpp import BUILDS, built, read_mask, run
+from cpp import built, read_mask, run
 from onnx import TensorProto, helper, numpy_helper
 from support import ASSETS, SHARED
 from torch import Tensor
@@ -27,16 +27,15 @@ from denseport.runtime.bundle.preprocessing import uses_pillow
 from denseport.runtime.system.files import sha256_of
 
 CASES = SHARED / "cases/mmseg"
-# Whose images OpenCV 4.6 (Debian 12) and 5.0 (the wheel) resize to other grey levels: tests/runtime/cpp/test_opencv.py.
 NAMES = json.loads((CASES / "cases.json").read_text()) if CASES.is_dir() else {}
 with np.load(ASSETS / "upstream_test_paths.npz") as _stored:
     STORED = {key: _stored[key] for key in _stored.files}
 PATHS = sorted(key.removesuffix("_config") for key in STORED if key.endswith("_config"))
 
 
-@pytest.fixture(params=BUILDS)
+@pytest.fixture(params=["release", "sanitized"])
 def program(request: pytest.FixtureRequest) -> Path:
-    return built(request.param)
+    return built(f"{request.param}/denseport-cpp")
 
 
 def network(weight: Tensor, threshold: float | None) -> onnx.ModelProto:
@@ -108,7 +107,7 @@ def test_a_drawn_test_path_gives_mmsegmentations_mask(program: Path, name: str, 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "label_map"])
 def test_a_checkpoint_gives_mmsegmentations_mask(name: str, tmp_path: Path) -> None:
-    program = built("release")
+    program = built("release/denseport-cpp")
     golden = np.load(CASES / "cases.npz")
     bundle = export_bundle(CASES / f"{name}.pth", tmp_path / "bundle")
     image = tmp_path / NAMES[name]["image"]

@@ -1,6 +1,7 @@
 // Runs an ONNX artifact with ONNX Runtime, on the CPU; as denseport.runtime.backends.onnxruntime.
 #include <onnxruntime_c_api.h>
 
+#include <cstdlib>
 #include <functional>
 
 #include "backends/session.hpp"
@@ -39,6 +40,8 @@ using Owned = std::unique_ptr<T, std::function<void(T*)>>;
 
 OrtEnv* environment() {
     static const Owned<OrtEnv> found = [] {
+        // Else its releases since 1.29 write an identifier and look for a server of their makers.
+        setenv("ORT_DISABLE_TELEMETRY", "1", 0);
         OrtEnv* made = nullptr;
         check(api().CreateEnv(ORT_LOGGING_LEVEL_ERROR, "denseport", &made));  // its warnings are about fusions
         check(api().DisableTelemetryEvents(made));

@@ -34,9 +34,8 @@ public:
     // Fills in the next field that holds bytes; false at the end.
     bool next(Field& field) {
         while (at_ < stop_) {
-            const std::size_t start = at_;
             const std::uint64_t tag = varint(), number = tag >> 3, wire = tag & 7;
-            if (number == 0 || tag > LARGEST_TAG) throw no_message(start);
+            if (number == 0 || tag > LARGEST_TAG) throw no_message(at_);
             if (wire == 2) {
                 const std::uint64_t length = varint();
                 const std::size_t begin = at_;
@@ -51,7 +50,7 @@ public:
             else if (wire == 5)
                 skip(4);
             else
-                throw no_message(start);
+                throw no_message(at_);
         }
         return false;
     }

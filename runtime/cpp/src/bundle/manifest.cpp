@@ -82,13 +82,16 @@ void check_labels(const Object& fields) {
     fields.get<bool>("reduce_zero_label");
     const auto ignored = fields.get<long long>("ignore_index", 255);
     if (ignored < 0 || ignored > 255) throw fields.at().error("ignore_index " + shown(ignored) + " is not in 0..255");
-    for (const auto& [key, label] : fields.get<std::map<std::string, long long>>("label_map", {})) {
+    const auto mapped = fields.get<std::map<std::string, long long>>("label_map", {});
+    std::vector<std::string> pairs;
+    bool usual = true;
+    for (const auto& [key, label] : mapped) {
         const bool is_number = !key.empty() && key.size() < 9 &&
                                std::all_of(key.begin(), key.end(), [](unsigned char c) { return std::isdigit(c); });
-        if (!is_number || std::stoi(key) > 255 || label < 0 || label > 255)
-            throw fields.at().error("label_map {" + in_quotes(key) + ": " + shown(label) +
-                                    "} does not map labels in 0..255 to such");
+        usual = usual && is_number && std::stoi(key) <= 255 && 0 <= label && label <= 255;
+        pairs.push_back(in_quotes(key) + ": " + shown(label));
     }
+    if (!usual) throw fields.at().error("label_map {" + joined(pairs) + "} does not map labels in 0..255 to such");
 }
 
 void check_numbers(const Object& fields, const Manifest& manifest) {

@@ -28,7 +28,7 @@ Augmentation multi_scale(const Steps& steps, bool of_image) {
 // "512:341" or "1024x512".
 std::optional<Pair> two_numbers(const std::string& text, const std::string& pattern) {
     std::smatch found;
-    if (!std::regex_match(text, found, std::regex(pattern))) return std::nullopt;
+    if (text.size() > 32 || !std::regex_match(text, found, std::regex(pattern))) return std::nullopt;
     return Pair{std::stoll(found[1]), std::stoll(found[2])};
 }
 

@@ -8,6 +8,7 @@
 #include <opencv2/imgcodecs.hpp>
 #include <opencv2/imgproc.hpp>
 
+#include "media/codecs.hpp"
 #include "system/files.hpp"
 #include "system/text.hpp"
 
@@ -80,7 +81,7 @@ cv::Mat decode_image(const Bytes& data, const std::string& name, const Load& loa
         (load.grey ? cv::IMREAD_GRAYSCALE : cv::IMREAD_COLOR) | (load.orientation ? 0 : cv::IMREAD_IGNORE_ORIENTATION);
     cv::Mat image;
     try {
-        image = cv::imdecode(data, flags);
+        image = codecs().decode(data, flags);
     } catch (const cv::Exception& error) {
         if (is_out_of_memory(error.what()))
             throw MachineError(name + ": memory ran out when it was decoded", "Scale it down, or free some.");

@@ -5,6 +5,7 @@
 #include <opencv2/imgcodecs.hpp>
 
 #include "denseport/denseport.hpp"
+#include "media/codecs.hpp"
 #include "system/files.hpp"
 #include "system/text.hpp"
 
@@ -67,7 +68,7 @@ void save_mask(const std::filesystem::path& file, const cv::Mat& mask, const std
                           "Give the mask of a Segmentation.");
     Bytes grey;
     try {
-        cv::imencode(".png", mask, grey, mask.depth() == CV_8U ? RUNS : std::vector<int>{});
+        codecs().encode_png(mask, grey, mask.depth() == CV_8U ? RUNS : std::vector<int>{});
     } catch (const cv::Exception& error) {
         throw OutputError(file.string() + ": cannot be encoded: " + error.err, "Write a smaller mask.");
     }
