@@ -149,6 +149,9 @@ def _open(
         name = next(name for name, is_given in given.items() if is_given)
         raise InputError(f"--{name} belongs to --data", "Name the folder of labelled images with --data.")
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    if bundle.manifest.task != "segmentation":
+        what = f"{bundle.path}: calibration is of segmentation; its network is for {bundle.manifest.task}"
+        raise InputError(what, "Build it in 16 bits instead: denseport build BUNDLE --precision fp16.")
     refuse_unwritable(bundle.path)
     if data is None:
         return bundle, None

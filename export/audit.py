@@ -12,12 +12,13 @@ import onnx_ir as ir
 
 from denseport.export.graph.compare.divergence import find_divergence
 from denseport.export.graph.mask import append_mask
-from denseport.export.graph.model import LOGITS, output_of, read_model, save_model
+from denseport.export.graph.model import DEPTH, LOGITS, MASK, output_of, read_model, save_model
 from denseport.export.graph.rounding import emulate_rounding
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.tensorrt import TensorRTSession
 from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.comparison import NEAR
 from denseport.runtime.bundle.engine_record import BuildRecord
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.evaluation.gate import AGREEMENTS
@@ -37,12 +38,14 @@ class Audit:
     """What an artifact is worth beside FP32, on images."""
 
     images: int
-    agreement: float  # share of logit positions, or of a mask's pixels, with FP32's class
+    agreement: float  # share of logit positions, or of a mask's pixels, with FP32's class; of depths, those near FP32's
     worst_image: float  # the same, of the worst image
-    logit_error: float | None  # largest difference of logits / largest logit, over all images; None: a mask has none
+    # Largest difference of logits or depths / largest of them, over all images; None: a mask has none.
+    logit_error: float | None
     finite: bool | None  # all logits are; None: a mask does not show it
     worst_layer: str | None  # the first layer that differs by more than NOTED, else the one that differs most
     passed: bool
+    of: str = LOGITS  # what was compared: also `MASK` or `DEPTH`
 
     def to_dict(self) -> dict[str, Any]:
         """The form for JSON: the error of logits that are not finite is null."""
@@ -73,7 +76,7 @@ def audit_graph(bundle: Bundle, typed: Path, precision: str, images: Sequence[Pa
         ir.save(graph, emulated, external_data=f"{emulated.name}.data")  # in FP32 it is larger than a protobuf may be
         reference = _reference(trusted, output, folder, bundle.manifest.align_corners)
         inputs = NetworkInputs.of_bundle(chosen, bundle.manifest)
-        result = _compare(reference, OnnxRuntimeSession(emulated), inputs, precision)
+        result = _compare(reference, OnnxRuntimeSession(emulated), inputs, precision, output)
         worst = find_divergence(trusted, emulated, inputs[0], NOTED)
     return replace(result, worst_layer=f"{worst.node} ({worst.operator}): {worst.difference}" if worst else None)
 
@@ -91,18 +94,19 @@ def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: s
     with work_folder(bundle.path) as folder, TensorRTSession(engine, record) as session:
         trusted = bundle.verified(manifest.source)
         reference = _reference(trusted, record.output, folder, manifest.align_corners)
-        return _compare(reference, session, inputs, precision)
+        return _compare(reference, session, inputs, precision, record.output)
 
 
 def audit_session(bundle: Bundle, session: Session, precision: str, images: Sequence[Path]) -> Audit:
     """Compare an opened artifact that gives logits with FP32 on up to `AUDITED` images."""
     inputs = NetworkInputs.of_bundle(evenly_spaced(images, AUDITED), bundle.manifest)
-    return _compare(OnnxRuntimeSession(bundle.verified(bundle.manifest.source)), session, inputs, precision)
+    reference = OnnxRuntimeSession(bundle.verified(bundle.manifest.source))
+    return _compare(reference, session, inputs, precision, bundle.manifest.output)
 
 
 def _reference(fp32: Path, output: str, folder: Path, align_corners: bool) -> Session:
     """FP32, ending in logits or masks as what is compared with it."""
-    if output == LOGITS:
+    if output != MASK:
         return OnnxRuntimeSession(fp32)
     model, path = read_model(fp32), folder / "reference.onnx"
     append_mask(model, align_corners=align_corners)
@@ -110,16 +114,18 @@ def _reference(fp32: Path, output: str, folder: Path, align_corners: bool) -> Se
     return OnnxRuntimeSession(path)
 
 
-def _compare(reference: Session, suspect: Session, inputs: NetworkInputs, precision: str) -> Audit:
+def _compare(reference: Session, suspect: Session, inputs: NetworkInputs, precision: str, output: str) -> Audit:
     shares, errors, finite = list[float](), list[float](), list[bool]()
     for image in inputs:
         expected, found = reference.run(image), suspect.run(image)
-        if found.dtype.kind == "i":
+        if output == MASK:
             shares.append(float((expected == found).mean()))
             continue
         finite.append(bool(np.isfinite(found).all()))
-        shares.append(float((expected.argmax(1) == found.argmax(1)).mean()))
-        errors.append(float(np.abs(expected - found).max() / max(np.abs(expected).max(), 1e-12)))
+        differences, largest = np.abs(expected - found), max(float(np.abs(expected).max()), 1e-12)
+        is_same = differences < NEAR * largest if output == DEPTH else expected.argmax(1) == found.argmax(1)
+        shares.append(float(is_same.mean()))
+        errors.append(float(differences.max() / largest))
     agreement = float(np.mean(shares))
     return Audit(
         images=len(inputs),
@@ -129,4 +135,5 @@ def _compare(reference: Session, suspect: Session, inputs: NetworkInputs, precis
         finite=all(finite) if finite else None,
         worst_layer=None,
         passed=all(finite) and agreement >= AGREEMENTS[precision],
+        of=output,
     )

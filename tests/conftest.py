@@ -118,6 +118,17 @@ def sample_copy(sample: Bundle, tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def depth_sample(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle of a small network with random weights that gives depths in metres."""
+    from foreign import declared_depth, estimating
+
+    from denseport.export.entrance.foreign import import_bundle
+
+    folder = tmp_path_factory.mktemp("depth")
+    return import_bundle(estimating().save(folder / "tiny.onnx"), folder / "bundle", declared_depth())
+
+
+@pytest.fixture(scope="session")
 def image_kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     """The runtime's kernels around the network, compiled by g++."""
     return compile_kernels(IMAGE_SOURCES, launch.KERNELS, tmp_path_factory.mktemp("image_kernels"))

@@ -23,6 +23,7 @@ from denseport.export.checkpoint.config import apply_config, parse_config
 from denseport.export.checkpoint.huggingface import folder as huggingface
 from denseport.export.checkpoint.labels import Colours, labels_of, plain_text
 from denseport.export.errors import CheckpointError
+from denseport.runtime.bundle.preprocessing import Preprocessing
 from denseport.runtime.errors import MachineError
 from denseport.runtime.system.files import sha256_of
 
@@ -41,6 +42,7 @@ class Checkpoint:
     config: dict[str, Any] = field(default_factory=dict)  # the configuration, parsed
     config_file: str = ""  # the file that it is from; "" where the checkpoint holds it
     complete: bool = True  # what the configuration does not say has upstream's default; otherwise it is not known
+    preprocess: Preprocessing | None = None  # of a Hugging Face processor; else the configuration says it
     classes: tuple[str, ...] | None = None
     palette: Colours | None = None
     reduce_zero_label: bool | None = None  # whether label 0 means "ignore" in the data set's masks
@@ -168,10 +170,10 @@ def _read_folder(folder: Path, config: Path | None) -> Checkpoint:
         what = f"{folder}: --config is mmsegmentation's, and this folder is Hugging Face's"
         raise CheckpointError(what, "Leave it out; correct the folder's own config.json.")
     file = read_checkpoint(huggingface.weights_file(folder))
-    weights, settings, meta = huggingface.translate(folder, file.state_dict)
-    labels = labels_of(folder, meta, settings, first="meta")
-    about: dict[str, Any] = {"layout": "Hugging Face", "state_dict": weights, "config": settings}
-    return replace(file, path=folder, **about, **labels)
+    found = huggingface.translate(folder, file.state_dict)
+    labels = labels_of(folder, found.dataset_meta, found.config, first="meta")
+    about: dict[str, Any] = {"layout": "Hugging Face", "state_dict": found.weights, "config": found.config}
+    return replace(file, path=folder, preprocess=found.preprocess, **about, **labels)
 
 
 def _configuration(path: Path, meta: Mapping[str, Any], config: Path | None) -> tuple[dict[str, Any], bool, list[str]]:

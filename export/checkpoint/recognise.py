@@ -17,10 +17,13 @@ from denseport.export.checkpoint.networks.segformer import SegFormerReader
 from denseport.export.checkpoint.networks.segmenter import LinearReader, MaskReader
 from denseport.export.checkpoint.networks.setr import SETRMLAReader, SETRUPReader
 from denseport.export.checkpoint.networks.upernet import UPerNetReader
+from denseport.export.checkpoint.pipeline import Usual
 from denseport.export.errors import CheckpointError
 from denseport.export.models import presets
 from denseport.export.models.presets import Preset
 from denseport.export.models.spec import ModelSpec
+from denseport.runtime.bundle.manifest import Inference
+from denseport.runtime.bundle.steps import Resize
 
 __all__ = ["READERS", "Recognised", "recognise"]
 
@@ -59,6 +62,7 @@ class Recognised:
     spec: ModelSpec
     preset: Preset | None
     recognised_by: str  # how the published model was recognised, in words; "" where it is none
+    usual: Usual  # how that model, or the published ones of its kind, are tested
     warnings: tuple[str, ...]
 
 
@@ -87,7 +91,15 @@ def recognise(checkpoint: Checkpoint, preset: Preset | None = None) -> Recognise
     if differences:  # an experiment named after a configuration, with another network in it
         published, recognised_by, reader = None, "", kind(checkpoint, None)
         spec = reader.spec()
-    return Recognised(spec, published, recognised_by, tuple(reader.warnings))
+    return Recognised(spec, published, recognised_by, _usual(reader, spec, published), tuple(reader.warnings))
+
+
+def _usual(reader: Reader, spec: ModelSpec, published: Preset | None) -> Usual:
+    usual = reader.usual(spec.backbone)
+    if published is None:
+        return usual
+    windows = published.slide and Inference("slide", (published.slide[0],) * 2, (published.slide[1],) * 2)
+    return Usual(Resize(published.scale, keep_ratio=True), usual.normalise, windows or Inference())
 
 
 def _kind(checkpoint: Checkpoint) -> type[Reader]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from denseport.export.checkpoint.config import CORRECT, look_up
 from denseport.export.checkpoint.file import Checkpoint
-from denseport.export.checkpoint.pipeline import evaluated_pipeline
+from denseport.export.checkpoint.pipeline import USUAL, Usual, evaluated_pipeline
 from denseport.export.checkpoint.pipeline_keys import check_keys, type_name, whole_pair
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.manifest import Inference
@@ -15,8 +15,8 @@ from denseport.runtime.media.overlay import default_palette
 __all__ = ["class_names", "inference_of", "palette_of", "reduces_zero_label"]
 
 
-def inference_of(checkpoint: Checkpoint) -> Inference:
-    """Whole or slide, as ``model.test_cfg`` says; whole where nothing does.
+def inference_of(checkpoint: Checkpoint, usual: Usual = USUAL) -> tuple[Inference, list[str]]:
+    """Whole or slide, as ``model.test_cfg`` says; where nothing does it is assumed, with a warning.
 
     Raises:
         CheckpointError: another mode, or windows that leave gaps.
@@ -27,21 +27,36 @@ def inference_of(checkpoint: Checkpoint) -> Inference:
             f"{checkpoint.settings_from}: test_cfg and model.test_cfg both say how to test, as mmsegmentation refuses",
             "Leave one of the two in the configuration.",
         )
-    if test is None and "type" not in (outer := look_up(checkpoint.config, "test_cfg") or {}):
+    outer = look_up(checkpoint.config, "test_cfg")
+    if test is None and not (isinstance(outer, Mapping) and "type" in outer):
         test = outer  # of early 0.x; 1.x names its loop so
+    if test is None and checkpoint.layout == "Hugging Face":  # transformers knows no windows
+        return Inference(), []
+    if test is None:
+        return usual.inference, [
+            "The file does not say whether the network is given whole images or windows of them: assumed "
+            f"{_words(usual.inference)}, as the published models were tested. Change it with --config."
+        ]
     try:
-        if not isinstance(test, Mapping | None):
+        if not isinstance(test, Mapping):
             raise ValueError("it is no dict")
-        own = check_keys("model.test_cfg", test or {})
+        own = check_keys("model.test_cfg", test)
         if own["mode"] == "whole":
-            return Inference()
-        return Inference(own["mode"], whole_pair(own["crop_size"]), whole_pair(own["stride"]))
+            return Inference(), []
+        return Inference(own["mode"], whole_pair(own["crop_size"]), whole_pair(own["stride"])), []
     except CheckpointError as err:
         raise CheckpointError(f"{checkpoint.settings_from}: {err.message}", err.remedy) from err
     except (TypeError, ValueError, OverflowError) as err:
         raise CheckpointError(
             f"{checkpoint.settings_from}: model.test_cfg {test!r} cannot be used: {err}", CORRECT
         ) from err
+
+
+def _words(inference: Inference) -> str:
+    if inference.crop is None or inference.stride is None:
+        return "whole images"
+    sizes = [f"{width} x {height}" for height, width in (inference.crop, inference.stride)]
+    return f"windows of {sizes[0]} pixels with a stride of {sizes[1]}"
 
 
 def class_names(

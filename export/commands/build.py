@@ -253,10 +253,12 @@ def _layer_lines(layers: dict[str, Any] | None) -> list[str]:
 
 
 def _audit_lines(audit: dict[str, Any] | None) -> list[str]:
+    from denseport.runtime.bundle.comparison import agreement_words
+
     if audit is None:
         return ["not audited: give --images to check FP16's range and to compare with FP32"]
     lines = [
-        f"{'PASS' if audit['passed'] else 'FAIL'}: {100 * audit['agreement']:.3f} % of the pixels get FP32's class "
+        f"{'PASS' if audit['passed'] else 'FAIL'}: {agreement_words(audit['agreement'], audit['of'])} "
         f"(worst image {100 * audit['worst_image']:.3f} %), {count(audit['images'], 'image')}"
     ]
     return lines + ([f"  layer that differs most: {audit['worst_layer']}"] if audit["worst_layer"] else [])

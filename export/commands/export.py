@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint",
         metavar="CHECKPOINT",
         type=path,
-        help="an mmsegmentation .pth, .safetensors, or a Hugging Face folder",
+        help="an mmsegmentation .pth, .safetensors, or a Hugging Face folder; or what is fetched: a name of denseport "
+        "models, or hf:ORG/NAME[@REVISION]",
     )
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=path, required=True, help="the folder to make")
     parser.add_argument("--config", metavar="FILE", type=path, help="mmsegmentation's .py, or a .json of settings")
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of two sets of weights in the file, take the averaged (EMA), or the others; default: the plain "
         "state_dict, which mmsegmentation tests",
     )
+    parser.add_argument("--offline", action="store_true", help="fetch nothing: take named weights from the cache")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle, once the new one is whole")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -67,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         rewrite=not arguments.no_rewrite,
         ema=arguments.ema,
         replace=arguments.force,
+        offline=arguments.offline,
         progress=Terminal(),
     )
     record = say_made(bundle, as_json=arguments.json)

@@ -348,10 +348,10 @@ def test_a_name_of_training_is_worth_a_hint(tmp_path: Path, stem: str, capsys: p
 def test_the_extra_pillow_is_named_where_a_bundle_needs_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], needs: bool
 ) -> None:
-    weights, backend = torch.load(SAMPLE, weights_only=True), "pillow" if needs else "cv2"
-    text = weights["meta"]["cfg"].replace(
-        "keep_ratio=True, scale=(\n", f"keep_ratio=True, backend={backend!r}, scale=(\n"
-    )
+    """To decode files, not to resize as it does."""
+    weights, setting = torch.load(SAMPLE, weights_only=True), "imdecode_backend" if needs else "backend"
+    place = "type='LoadImageFromFile'" if needs else "keep_ratio=True"
+    text = weights["meta"]["cfg"].replace(place, f"{place}, {setting}='pillow'")
     assert text != weights["meta"]["cfg"]
     weights["meta"]["cfg"] = text
     torch.save(weights, tmp_path / "mine.pth")

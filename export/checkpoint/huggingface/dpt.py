@@ -117,5 +117,9 @@ DPT = Family(
         "resample": 3,
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
+        "keep_aspect_ratio": False,
+        "ensure_multiple_of": 1,
+        "do_pad": False,
+        "size_divisor": None,
     },
 )  # fmt: skip

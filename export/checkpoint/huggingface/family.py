@@ -34,7 +34,7 @@ class Family:
     model: Callable[[Mapping[str, Any]], dict[str, Any]]  # config.json to ``model`` of a configuration
     weights: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]  # under mmsegmentation's keys
     processors: frozenset[str]  # classes of preprocessor_config.json
-    processor: Mapping[str, Any]  # their defaults
+    processor: Mapping[str, Any]  # their defaults; a key beyond the common ones, such as do_pad, is then carried out
 
 
 def renamed(key: str, names: Names) -> str:

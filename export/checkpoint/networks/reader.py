@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 from denseport.export.checkpoint.config import CORRECT, look_up
 from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.model_settings import last_part, unsupported
+from denseport.export.checkpoint.pipeline import USUAL, Usual
 from denseport.export.errors import CheckpointError
 from denseport.export.models.head_spec import Head
 from denseport.export.models.spec import Backbone, ModelSpec, Neck
@@ -84,6 +85,10 @@ class Reader:
     def shown(self) -> dict[str, Any]:
         """Settings that the weights show, by full name; None where they do not show it after all."""
         raise NotImplementedError
+
+    def usual(self, backbone: Backbone) -> Usual:
+        """How the published models of this kind were tested."""
+        return USUAL
 
     def spec(self) -> ModelSpec:
         """The spec.

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 from denseport.export.checkpoint.config import look_up
 from denseport.export.checkpoint.networks.reader import Reader, flag, number, numbers
 from denseport.export.errors import CheckpointError
-from denseport.export.models.spec import ViTSpec, quarters
+from denseport.export.models.spec import Backbone, ViTSpec, quarters
+from denseport.runtime.bundle.steps import LARGEST_SIDE
 
-__all__ = ["ViTReader", "check_channels", "layers_shown", "ratio_shown"]
+__all__ = ["ViTReader", "check_channels", "layers_shown", "ratio_shown", "trained_on"]
 
 HEAD_DIMS = 64  # channels of an attention head of every published ViT
 
@@ -93,6 +94,13 @@ class ViTReader(Reader):
         said = look_up(self.model, "backbone", "patch_size", default=patch)
         found["backbone.patch_size"] = [patch, patch] if isinstance(said, (list, tuple)) else patch
         return found
+
+
+def trained_on(backbone: Backbone) -> tuple[int, int]:
+    """Height and width of the images that the network was trained on, pixels, as the position embedding shows them."""
+    assert isinstance(backbone, ViTSpec)  # the only one that a ViTReader reads
+    height, width = (min(side * backbone.patch_size, LARGEST_SIDE // 4) for side in backbone.pos_grid)
+    return height, width
 
 
 def check_channels(reader: Reader, channels: int) -> None:

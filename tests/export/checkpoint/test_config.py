@@ -110,6 +110,7 @@ def test_what_is_no_data_is_refused_when_it_is_asked_for(value: str) -> None:
         *("model['heads']: int = 4", "x, model['heads'] = 1, 2", "x = model['heads'] = 4"),
         *("for k in model: model[k] = 4", "if 1: model = dict(heads=4)", "def model(): pass", "import model"),
         *("other['n'].clear()", "x = [f(other)]", "same.clear()", "with open(same) as f: pass", "(model := dict())"),
+        *("x = (model := 4)", "x = [1, (model := dict(heads=4))]"),
         *("exec('model = 1')", "globals()['model'] = 4", "from x import *", "x = vars()"),
     ],
 )
@@ -249,7 +250,7 @@ def test_fields_of_bare_weights(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=words):
             apply_config(write(tmp_path, {"b.json": json.dumps(bad)}), None)
-    for bad in ({"num_heads": True}, {"out_indices": [1.5]}, {"align_corners": 1}):
+    for bad in ({"num_heads": True}, {"out_indices": [1.5]}, {"out_indices": [1, "2"]}, {"align_corners": 1}):
         with pytest.raises(CheckpointError, match="Give a value like"):
             apply_config(write(tmp_path, {"b.json": json.dumps(bad)}), None)
 
