@@ -135,7 +135,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the folders that exports were written to; none takes time."""
     found = list[str]()
 
-    def export_bundle(checkpoint: Path, folder: Path) -> None:
+    def export_bundle(checkpoint: Path, folder: Path, config: Path | None) -> None:
         found.append(folder.name.rpartition("-")[0])
         folder.mkdir()
         (folder / "manifest.json").write_text((REPO / "tests/security/fuzz/corpus/manifest_full.json").read_text())
