@@ -1,4 +1,4 @@
-"""A service of your own with FastAPI: an image is uploaded, shares, polygons or an overlay come back.
+"""A service of your own with FastAPI: an image is uploaded; shares, a mask, polygons or an overlay come back.
 
     pip install '.[serve,onnxruntime]'
     BUNDLE=out/dpt-b uvicorn --app-dir examples fastapi_service:app --port 8200
@@ -49,6 +49,11 @@ async def segmented(request: Request, upload: UploadFile) -> Segmentation:
 @app.post("/shares")
 async def shares(request: Request, image: UploadFile) -> dict[str, float]:
     return (await segmented(request, image)).shares()
+
+
+@app.post("/mask")
+async def mask(request: Request, image: UploadFile) -> Response:
+    return Response((await segmented(request, image)).to_png(), media_type="image/png")
 
 
 @app.post("/polygons")

@@ -15,15 +15,14 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.decode import decode_dataclass
 from denseport.runtime.bundle.manifest import OUTPUTS, DepthOutput, Inference, Manifest
 from denseport.runtime.bundle.preprocessing import (
-    USUAL_RESIZE,
     Preprocessing,
     check_steps,
     normalisation,
+    of_one_size,
     resized_to,
     resizing,
-    with_resize,
 )
-from denseport.runtime.bundle.steps import Augmentation, Load, Normalise, Resize
+from denseport.runtime.bundle.steps import Augmentation, Normalise, Resize
 from denseport.runtime.errors import BundleError, InputError
 from denseport.runtime.media.overlay import default_palette
 
@@ -240,7 +239,7 @@ class Declared:
             if self.scale is not None:
                 return resized_to(steps, self.scale, keep_ratio=True)
             if size is not None:
-                return _of_one_size(steps, size)
+                return of_one_size(steps, size)
         except ValueError as err:
             raise InputError(f"--scale or --size: {err}", "Give two sides in pixels.") from err
         if given is None:
@@ -297,13 +296,6 @@ class Declared:
             return self.size[1], self.size[0]
         resize = None if self.own.preprocess is None or self.scale is not None else resizing(self.own.preprocess)
         return (resize.size[1], resize.size[0]) if isinstance(resize, Resize) and not resize.keep_ratio else None
-
-
-def _of_one_size(steps: Preprocessing, size: tuple[int, int]) -> Preprocessing:
-    """The steps with one resize, to ``size`` (width, height), sampled as before, and no pads."""
-    old = resizing(steps) or USUAL_RESIZE
-    kept = tuple(step for step in steps if isinstance(step, Load | Normalise))
-    return with_resize(kept, Resize(size, False, old.interpolation, old.library))
 
 
 def _words(values: Sequence[float]) -> str:

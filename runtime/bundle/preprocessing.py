@@ -25,13 +25,13 @@ __all__ = [
     "loading",
     "needs_pillow",
     "normalisation",
+    "of_one_size",
     "output_size",
     "paddings",
     "resized_to",
     "resizing",
     "size_steps",
     "with_resize",
-    "without_pads",
     "without_resize",
 ]
 
@@ -122,14 +122,16 @@ def resized_to(steps: Preprocessing, size: tuple[int, int], *, keep_ratio: bool)
     return with_resize(steps, Resize(size, keep_ratio, old.interpolation, old.library))
 
 
+def of_one_size(steps: Preprocessing, size: tuple[int, int]) -> Preprocessing:
+    """The steps with one resize, to ``size`` (width, height), sampled as before, and no pads."""
+    kept = tuple(step for step in steps if isinstance(step, Load | Normalise))
+    old = resizing(steps) or USUAL_RESIZE
+    return with_resize(kept, Resize(size, False, old.interpolation, old.library))
+
+
 def without_resize(steps: Preprocessing) -> Preprocessing:
     """The steps for an image that keeps its own size."""
     return tuple(step for step in steps if not isinstance(step, ResizeStep))
-
-
-def without_pads(steps: Preprocessing) -> Preprocessing:
-    """The steps without those that add pixels."""
-    return tuple(step for step in steps if not isinstance(step, Pad))
 
 
 def is_usual(steps: Preprocessing) -> bool:

@@ -13,9 +13,8 @@ from denseport.runtime.bundle.manifest import Inference, Manifest, NetworkInput
 from denseport.runtime.bundle.preprocessing import (
     Preprocessing,
     described,
-    resized_to,
+    of_one_size,
     resizing,
-    without_pads,
     without_resize,
 )
 from denseport.runtime.bundle.steps import LARGEST_SIDE, Augmentation, ResizeBy
@@ -82,8 +81,7 @@ def parse_protocol(text: str, manifest: Manifest) -> Protocol:
     if match := re.fullmatch(r"fixed:(\d{1,5})x(\d{1,5})", text):
         size = (int(match[1]), int(match[2]))
         if manifest.patch_size <= min(size) <= max(size) <= LARGEST_SIDE:
-            steps = resized_to(without_resize(without_pads(manifest.preprocess)), size, keep_ratio=False)
-            return replace(base, preprocess=steps, inference=Inference())
+            return replace(base, preprocess=of_one_size(manifest.preprocess, size), inference=Inference())
     raise InputError(
         f"no protocol {text!r} for a network with patches of {manifest.patch_size} pixels",
         "Give reference, ms-flip, ms-flip:1.x, slide, slide:CROP:STRIDE, native, native:CROP:STRIDE or "

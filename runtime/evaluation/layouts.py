@@ -249,7 +249,7 @@ def find_listed(
         raise DatasetError(f"{path}: the list is empty", "Name one image a line, or an image and its mask.")
     first, known = lines[0], dict[str, list[Path]]()
     if not first.pairs(bases) and (len(first.fields) == 1 or first.whole is not None):
-        known = _known_names(root, image_suffix, mask_suffix, must=len(first.fields) == 1)
+        known = _known_names(root, image_suffix, mask_suffix)
     if len(first.fields) == 1 or first.whole in known:
         folder, layout = find_layout(root, image_suffix, mask_suffix)
         samples: list[Sample] = [_named(path, folder, layout, line, known) for line in lines]
@@ -285,13 +285,9 @@ def _lines(path: Path) -> Iterator[_Line]:
             yield _Line(number, fields, whole)
 
 
-def _known_names(root: Path, image_suffix: str | None, mask_suffix: str | None, *, must: bool) -> dict[str, list[Path]]:
-    """Images of a layout by name, in all of its splits.
-
-    Args:
-        must: there has to be a layout; else none means no names.
-    """
-    if not must and not _ways(root):
+def _known_names(root: Path, image_suffix: str | None, mask_suffix: str | None) -> dict[str, list[Path]]:
+    """Images of the root's layout by name, in all of its splits; none where there is no layout."""
+    if not _ways(root):
         return {}
     folder, layout = find_layout(root, image_suffix, mask_suffix)
     images, found = folder / layout.images, dict[str, list[Path]]()

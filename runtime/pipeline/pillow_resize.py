@@ -88,17 +88,17 @@ def _resized(image: NDArray[np.uint8], new: int, interpolation: str) -> NDArray[
     return out.reshape(new, *image.shape[1:])
 
 
-@lru_cache(maxsize=64)  # images of a stream have few sizes
+@lru_cache(maxsize=16)  # images of a stream have few sizes
 def _tiles(old: int, new: int, interpolation: str) -> list[_Tile]:
     first, weights = _weights(old, new, FILTERS[interpolation])
-    taps, tiles = weights.shape[1], []
-    for start in range(0, new, ROWS):
-        stop = min(start + ROWS, new)
-        low, high = int(first[start]), int(first[stop - 1]) + taps
-        matrix = np.zeros((stop - start, high - low))
-        band = first[start:stop, None] - low + np.arange(taps)
-        np.put_along_axis(matrix, band, weights[start:stop], axis=1)
-        tiles.append(_Tile(slice(start, stop), slice(low, min(high, old)), matrix[:, : old - low]))
+    starts = np.arange(0, new, ROWS)
+    band = (first - np.repeat(first[starts], ROWS)[:new])[:, None] + np.arange(weights.shape[1])
+    matrix = np.zeros((new, int(band.max()) + 1))
+    np.put_along_axis(matrix, band, weights, axis=1)
+    tiles = []
+    for start, low in zip(starts.tolist(), first[starts].tolist(), strict=True):
+        outputs, inputs = slice(start, start + ROWS), slice(low, min(low + matrix.shape[1], old))
+        tiles.append(_Tile(outputs, inputs, matrix[outputs, : inputs.stop - low]))
     return tiles
 
 

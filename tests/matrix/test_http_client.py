@@ -33,7 +33,7 @@ one = segment.sync(client=client, body=SegmentFilesBody(files[0]), format_=Forma
 files[0].payload.seek(0)
 several = batch.sync(client=client, body=BatchBody(files), format_=BatchFormat.JSON)
 files[0].payload.seek(0)
-refused = segment.sync(client=client, body=SegmentFilesBody(files[0]), format_=Format.JSON, opacity=0.5)
+refused = segment.sync(client=client, body=SegmentFilesBody(files[0]), format_=Format.JSON, opacity=0.6)
 assert isinstance(refused, Failure)
 print(json.dumps([told.to_dict(), one.to_dict(), [each.to_dict() for each in several], refused.to_dict()]))
 """

@@ -100,6 +100,8 @@ def test_fastapi_service(tmp_path: Path) -> None:
                 expected, data = segment(path), path.read_bytes()
                 assert client.post("/shares", files={"image": data}).json() == expected.shares()
                 assert client.post("/polygons", files={"image": data}).json() == expected.to_geojson(simplify=1.0)
+                mask = client.post("/mask", files={"image": data}).content
+                np.testing.assert_array_equal(stored_indices(mask), expected.mask)
                 overlay = client.post("/overlay", files={"image": data})
                 assert overlay.headers["content-type"] == "image/jpeg"
                 painted = cv2.imdecode(np.frombuffer(overlay.content, np.uint8), cv2.IMREAD_COLOR)

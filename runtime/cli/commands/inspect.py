@@ -126,7 +126,8 @@ def _of_artifact(bundle: Bundle, name: str) -> Iterator[str]:
     if difference is not None:
         sizes = count(len(artifact.record["checks"]), "size")
         against = next((each.against for each in artifact.proof if each.figures == "checks"), "torch")
-        yield f"checked against {against} on {sizes}: {artifact.output} differ by {difference:.1e} at most"
+        gives = "depths" if artifact.output == "depth" else artifact.output
+        yield f"checked against {against} on {sizes}: {gives} differ by {difference:.1e} at most"
     yield from _calibrated(name, artifact)
     yield from _measured(artifact)
     if not artifact.is_compared:  # in its own arithmetic, with FP32 or labels

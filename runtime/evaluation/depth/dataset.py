@@ -6,7 +6,6 @@ A depth file is a PNG of 16 bits, whose values are metres times a scale, or a .n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,12 +17,15 @@ from denseport.runtime.errors import DatasetError, ImageError
 from denseport.runtime.evaluation.depth.metrics import CROPS
 from denseport.runtime.evaluation.layouts import Sample, files_by_name, some
 from denseport.runtime.media.images import reading
-from denseport.runtime.media.inputs import IMAGE_SUFFIXES
 from denseport.runtime.system.text import count
 
 __all__ = ["DepthDataset", "DepthReading", "open_depth_dataset"]
 
 ENDINGS = (".png", ".npy")
+PAIRING = (
+    "Give each image a .png or .npy of its name, say how names end with --image-suffix and --depth-suffix, or list the "
+    "pairs in a file."
+)
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,19 @@ class _Layout:
     name: str
     images: str  # a folder, as is the next
     depths: str
-    parts: tuple[str, str]  # what a depth's name has, and its image's has instead
+    parts: tuple[str, str] = ("", "")  # what a depth's name has, and its image's has instead
     reading: DepthReading = field(default_factory=DepthReading)
 
 
-NYU, KITTI = DepthReading(1000.0, most=10.0), DepthReading(256.0, most=80.0)
+TWO_FOLDERS = _Layout("two folders", "images", "depths")
+NYU = _Layout("NYUv2, rgb_* and sync_depth_*", "", "", ("sync_depth_", "rgb_"), DepthReading(1000.0, most=10.0))
+KITTI_PARTS = ("_groundtruth_depth_", "_image_")
 LAYOUTS = (
-    _Layout("KITTI's depth selection", "image", "groundtruth_depth", ("_groundtruth_depth_", "_image_"), KITTI),
-    _Layout("images and depths", "images", "depths", ("", "")),
-    _Layout("rgb and depth", "rgb", "depth", ("", "")),
-    _Layout("image and depth", "image", "depth", ("", "")),
+    _Layout("KITTI's depth selection", "image", "groundtruth_depth", KITTI_PARTS, DepthReading(256.0, most=80.0)),
+    replace(TWO_FOLDERS, name="images and depths"),
+    _Layout("rgb and depth", "rgb", "depth"),
+    _Layout("image and depth", "image", "depth"),
 )
-NYU_FILES = _Layout("NYUv2, rgb_* and sync_depth_*", "", "", ("sync_depth_", "rgb_"), NYU)
 
 
 @dataclass(frozen=True)
@@ -91,30 +94,24 @@ class DepthDataset:
             ImageError: the file cannot be read.
             DatasetError: it holds no depths.
         """
-        with reading(sample.mask):
-            data = sample.mask.read_bytes()
-        if sample.mask.suffix.lower() == ".npy":
-            depth = _of_npy(sample.mask)
-        else:
-            values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
-            if values is None:
-                raise ImageError(f"{sample.mask}: damaged, or no PNG", "Copy or save it again.")
-            if values.ndim != 2 or values.dtype != np.uint16:
-                what = f"{sample.mask}: is {values.shape} of {values.dtype}, not a grey PNG of 16 bits"
-                raise DatasetError(what, "Save metres times a scale as such, or metres as .npy.")
-            assert self.reading.scale is not None  # __post_init__
-            depth = values.astype(np.float32) / np.float32(self.reading.scale)
-        return np.nan_to_num(depth, nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _of_npy(path: Path) -> NDArray[np.float32]:
-    try:
-        depth = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as err:
-        raise ImageError(f"{path}: no array of numpy: {err}", "Save it again with numpy.save.") from err
-    if not isinstance(depth, np.ndarray) or depth.ndim != 2 or depth.dtype.kind != "f":
-        raise DatasetError(f"{path}: is no (H, W) array of floats", "Save metres as (H, W) float32.")
-    return depth.astype(np.float32)
+        path, scale = sample.mask, self.reading.scale
+        with reading(path):
+            data = path.read_bytes()
+        try:
+            if path.suffix.lower() == ".npy":
+                stored, kind, scale = np.load(path, allow_pickle=False), "f", 1.0
+            else:
+                stored, kind = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED), "u"
+        except (cv2.error, OSError, ValueError, EOFError) as err:
+            raise ImageError(f"{path}: cannot be decoded: {err}", "Copy or save it again.") from err
+        if stored is None:
+            raise ImageError(f"{path}: damaged, or no PNG", "Copy or save it again.")
+        if stored.ndim != 2 or stored.dtype.kind != kind or stored.dtype == np.uint8:
+            what = f"{path}: is {stored.shape} of {stored.dtype}, not a grey PNG of 16 bits nor (H, W) floats"
+            raise DatasetError(what, "Save metres times a scale as such a PNG, or metres as .npy.")
+        depth: NDArray[np.float32] = stored.astype(np.float32) / np.float32(scale)
+        depth[~np.isfinite(depth)] = 0
+        return depth
 
 
 def open_depth_dataset(
@@ -139,18 +136,17 @@ def open_depth_dataset(
     Raises:
         DatasetError: a file or folder that is missing or has no partner, or PNGs without a scale.
     """
-    root, settings = Path(data), settings or DepthReading()
-    ends = image_suffix or "", depth_suffix or ""
+    root, other, settings = Path(data), None if depths is None else Path(depths), settings or DepthReading()
     try:
         if list_file is not None:
-            samples, words = _listed(Path(list_file), (root, *([Path(depths)] if depths is not None else [])))
+            samples, words = _listed(Path(list_file), [each for each in (root, other) if each is not None])
             return DepthDataset(samples, settings, words)
-        layout = replace(LAYOUTS[1], name="two folders") if depths is not None else _layout_of(root)
-        places = (root, Path(depths)) if depths is not None else (root / layout.images, root / layout.depths)
-        samples = _pairs(*places, layout, ends)
+        layout = _layout_of(root) if other is None else TWO_FOLDERS
+        images, folder = (root / layout.images, root / layout.depths) if other is None else (root, other)
+        samples = _pairs(images, folder, layout.parts, image_suffix, depth_suffix)
     except OSError as err:
         raise DatasetError(f"{err.filename}: cannot be searched: {err.strerror}", "Check its permissions.") from err
-    words = f"{count(len(samples), 'image')} of {places[0]} with depths of {places[1]}; {layout.name}"
+    words = f"{count(len(samples), 'image')} of {images} with depths of {folder}; {layout.name}"
     return DepthDataset(samples, settings.over(layout.reading), words)
 
 
@@ -158,8 +154,8 @@ def _layout_of(root: Path) -> _Layout:
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder", "Check the path.")
     found = [each for each in LAYOUTS if (root / each.images).is_dir() and (root / each.depths).is_dir()]
-    if not found and any(root.glob("rgb_*")) | any(root.glob("*/rgb_*")):
-        found = [NYU_FILES]
+    if not found and (any(root.glob("rgb_*")) or any(root.glob("*/rgb_*"))):
+        return NYU
     if len(found) == 1:
         return found[0]
     names = "; ".join(f"{each.images}/ and {each.depths}/" for each in found or LAYOUTS)
@@ -167,62 +163,48 @@ def _layout_of(root: Path) -> _Layout:
     raise DatasetError(f"{root}: {what}", "Give the folder of images as --data, and the one of depths with --depths.")
 
 
-def _pairs(images: Path, depths: Path, layout: _Layout, ends: tuple[str, str]) -> tuple[Sample, ...]:
+def _pairs(
+    images: Path, depths: Path, parts: tuple[str, str], image_suffix: str | None, depth_suffix: str | None
+) -> tuple[Sample, ...]:
     """Images and depths of the same names, but for the layout's parts and the endings."""
-    old, new = layout.parts
-    depth_of: dict[str, Path] = {}
-    for ending in (ends[1],) if ends[1] else ENDINGS:
-        depth_of |= {name.replace(old, new) if old else name: each for name, each in _with(depths, ending, old).items()}
-    image_of = {name: each for name, each in files_by_name(images, ends[0]).items() if each not in depth_of.values()}
+    old, new = parts
+    depth_of = {
+        name.replace(old, new) if old else name: file
+        for ending in ((depth_suffix,) if depth_suffix else ENDINGS)
+        for name, file in files_by_name(depths, ending).items()
+        if old in file.name
+    }
+    files = files_by_name(images, image_suffix or "").items()
+    image_of = {name: file for name, file in files if file not in depth_of.values()}
     alone = sorted(image_of.keys() ^ depth_of.keys())
     if alone or not image_of:
-        what = (
-            f"{len(alone)} images or depths have no partner, such as {some(alone)}" if alone else "there are no images"
-        )
-        raise DatasetError(
-            f"{images} and {depths}: {what}",
-            "Give each image a .png or .npy of its name, say how names end with --image-suffix and --depth-suffix, or "
-            "list the pairs in a file.",
-        )
+        what = f"{len(alone)} images or depths have no partner, such as {some(alone)}" if alone else "no images"
+        raise DatasetError(f"{images} and {depths}: {what}", PAIRING)
     return tuple(Sample(name, image_of[name], depth_of[name]) for name in sorted(image_of))
 
 
-def _with(folder: Path, ending: str, part: str) -> Mapping[str, Path]:
-    """Files that end so and hold a part in their name, by name."""
-    return {name: each for name, each in files_by_name(folder, ending).items() if part in each.name}
-
-
-def _listed(path: Path, bases: tuple[Path, ...]) -> tuple[tuple[Sample, ...], str]:
+def _listed(path: Path, bases: list[Path]) -> tuple[tuple[Sample, ...], str]:
     """The pairs of a list such as those of the Eigen split: an image, its depth or None, perhaps the focal length."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as err:
         raise DatasetError(f"{path}: the list cannot be read: {err}", "Name a text file in UTF-8.") from err
-    samples, without = list[Sample](), 0
+    samples, without, places = list[Sample](), 0, [*bases, path.parent]
     for number, line in enumerate(lines, start=1):
         fields = line.split("\t") if "\t" in line else line.split()
         if not fields or fields[0].startswith("#"):
             continue
-        if len(fields) not in (2, 3):
-            what = f"{path}, line {number}: expected 'image depth', found {count(len(fields), 'field')}"
+        if len(fields) not in (2, 3) or (fields[1] != "None" and Path(fields[1]).suffix.lower() not in ENDINGS):
+            what = f"{path}, line {number}: expected 'image depth', the depth a .png or .npy"
             raise DatasetError(what, "Separate names that hold blanks by a tab.")
         if fields[1] == "None":
             without += 1
             continue
-        files = [
-            next((base / each for base in (*bases, path.parent) if (base / each).is_file()), None)
-            for each in fields[:2]
-        ]
-        image, depth = files
-        if image is None or depth is None:
-            missing = fields[0] if image is None else fields[1]
-            where = " or ".join(map(str, (*bases, path.parent)))
-            raise DatasetError(
-                f"{path}, line {number}: there is no {missing!r} in {where}", "Check --data and --depths."
-            )
-        if image.suffix.lower() not in IMAGE_SUFFIXES or depth.suffix.lower() not in ENDINGS:
-            what = f"{path}, line {number}: expected an image, and a .png or .npy of depths"
-            raise DatasetError(what, "Give 'image depth'.")
-        samples.append(Sample(fields[0], image, depth))
+        files = [next((base / each for base in places if (base / each).is_file()), None) for each in fields[:2]]
+        if files[0] is None or files[1] is None:
+            missing, where = fields[0] if files[0] is None else fields[1], " or ".join(map(str, places))
+            what = f"{path}, line {number}: there is no {missing!r} in {where}"
+            raise DatasetError(what, "Check --data and --depths.")
+        samples.append(Sample(fields[0], files[0], files[1]))
     left_out = f", {without} without a depth left out" if without else ""
     return tuple(samples), f"{count(len(samples), 'image')} of {path}; pairs of a list{left_out}"

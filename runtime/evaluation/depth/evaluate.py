@@ -46,7 +46,8 @@ class DepthEvaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """What ``denseport eval --json`` prints."""
-        found, reading = self.measurement, self.reading
+        found, reading, seconds = self.measurement, self.reading, max(self.measurement.seconds, 1e-9)
+        runs = [{name: json_number(value) for name, value in run.items()} for run in (self.metrics, self.fp32 or {})]
         return {
             "artifact": self.artifact,
             "session": self.session,
@@ -59,13 +60,13 @@ class DepthEvaluation:
             "crop": reading.crop,
             "depth_scale": reading.scale,
             "aligned": self.aligned,
-            **{name: json_number(value) for name, value in self.metrics.items()},
-            "fp32": None if self.fp32 is None else {name: json_number(value) for name, value in self.fp32.items()},
+            **runs[0],
+            "fp32": runs[1] or None,
             "gate": None if self.gate is None else self.gate.to_dict(),
             "warnings": list(self.warnings),
             "seconds": round(found.seconds, 3),
-            "images_per_second": round(found.images / max(found.seconds, 1e-9), 3),
-            "session_share": round(found.session_seconds / max(found.seconds, 1e-9), 4),
+            "images_per_second": round(found.images / seconds, 3),
+            "session_share": round(found.session_seconds / seconds, 4),
         }
 
 
@@ -116,8 +117,7 @@ def evaluate_depth(
         ends = {"image_suffix": image_suffix, "depth_suffix": depth_suffix}
         data = open_depth_dataset(data, depths=depths, list_file=list_file, settings=settings, **ends)
     data = replace(data, samples=data.samples[: None if limit is None else whole("limit", limit, 1)])
-    data = replace(data, reading=_complete(data.reading, manifest))
-    assert data.reading.least is not None and data.reading.most is not None  # they are now
+    data, limits = _complete(data, manifest)
     with ExitStack() as stack:
         common: dict[str, Any] = {"protocol": protocol, "threads": threads}
         own = stack.enter_context(DepthEstimator(bundle, artifact=artifact, **common))
@@ -126,29 +126,27 @@ def evaluate_depth(
             fp32 = stack.enter_context(DepthEstimator(bundle, artifact=manifest.source, **common))
         progress.say(data.found)
         with progress.phase(f"measuring {artifact}") as told:
-            limits = data.reading.least, data.reading.most
-            found = measure_depths(data, own, *limits, fp32=fp32, workers=workers, progress=told)
+            found = measure_depths(data, own, limits, fp32=fp32, workers=workers, progress=told)
         evaluation = _judged(own, data, found, gate)
     return _recorded(bundle, evaluation) if record else evaluation
 
 
-def _complete(reading: DepthReading, manifest: Manifest) -> DepthReading:
-    """The settings with all limits.
+def _complete(data: DepthDataset, manifest: Manifest) -> tuple[DepthDataset, tuple[float, float]]:
+    """The data set with its limits, and these: metres from which and up to which measured depths count.
 
     Raises:
         InputError: nothing says the largest depth that counts.
     """
     assert manifest.depth is not None  # of a depth bundle
     largest = manifest.depth.largest if manifest.depth.unit == "metres" else None
-    found = reading.over(DepthReading(least=LEAST, most=largest))
-    if found.most is None:
+    reading = data.reading.over(DepthReading(least=LEAST, most=largest))
+    if reading.most is None:
         what = "nothing says up to how many metres measured depths count"
         raise InputError(what, "Give --max-depth: 10 is usual for NYUv2, 80 for KITTI.")
-    if not (found.least is not None and 0 < found.least < found.most):
-        raise InputError(
-            f"--min-depth {found.least} and --max-depth {found.most} do not go together", "Give 0 < min < max."
-        )
-    return found
+    if reading.least is None or not 0 < reading.least < reading.most:
+        what = f"--min-depth {reading.least} and --max-depth {reading.most} do not go together"
+        raise InputError(what, "Both are above 0, and the second is larger.")
+    return replace(data, reading=reading), (reading.least, reading.most)
 
 
 def _judged(
@@ -162,7 +160,7 @@ def _judged(
         warnings.append(f"{nothing} of {found.images} images have no pixel that counts, and are left out of the means")
     return DepthEvaluation(
         metrics=found.means(),
-        fp32=None if found.fp32 is None else found.means(found.fp32),
+        fp32=found.means(1) if len(found.values) == 2 else None,
         artifact=estimator.artifact,
         session=estimator.description,
         protocol=estimator.protocol,

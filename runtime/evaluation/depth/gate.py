@@ -14,7 +14,7 @@ from denseport.runtime.evaluation.depth.measure import DepthMeasurement
 from denseport.runtime.evaluation.gate import Gate, Verdict, threshold
 from denseport.runtime.system.text import count
 
-__all__ = ["BUDGETS", "D1_BUDGETS", "check_gate", "judge"]
+__all__ = ["BUDGETS", "D1_BUDGETS", "check_gate", "collapses", "judge"]
 
 # Percent by which AbsRel may grow, and points of d1 that may be lost. Chosen, not measured: 2 % is the goal for INT8,
 # and d1's are those of mIoU.
@@ -44,47 +44,44 @@ def judge(gate: Gate, found: DepthMeasurement, manifest: Manifest, precision: st
         InputError: no budget for the precision.
     """
     budget = threshold(BUDGETS, precision, gate.budget if gate.budget is not None else manifest.budgets.get(precision))
-    own, reasons, interval = found.means(), list[str](), None
+    own, reasons, notes, interval = found.means(), list[str](), list[str](), None
     if isinstance(gate.against, float):
         other, name = gate.against, f"the given AbsRel, {gate.against:g}"
     else:
-        assert found.fp32 is not None  # it was run for this gate
-        fp32 = found.means(found.fp32)
+        fp32, may = found.means(1), D1_BUDGETS[precision]
         other, name = fp32["AbsRel"], f"FP32 on the same {count(found.images, 'image')}, AbsRel {fp32['AbsRel']:.4f}"
         interval, lost = _bootstrap(found), 100 * (fp32["d1"] - own["d1"])
-        if not lost <= D1_BUDGETS[precision]:
-            reasons.append(
-                f"d1 {own['d1']:.4f} is {lost:.2f} points below FP32's; {D1_BUDGETS[precision]:g} may be lost"
-            )
+        if lost > may:
+            reasons.append(f"d1 {own['d1']:.4f} is {lost:.2f} points below FP32's; {may:g} may be lost")
     grown = 100 * (own["AbsRel"] / other - 1) if other else np.inf
-    if not grown <= budget:
+    if np.isnan(grown):
+        reasons = ["there is no AbsRel: no pixel counts, or depths are not finite"]
+    elif grown > budget:
         reasons.insert(0, f"AbsRel {own['AbsRel']:.4f} is {grown:.2f} % above {name}; the budget is {budget:g} %")
-    notes: tuple[str, ...] = ()
-    if interval is not None and not reasons and interval[0] < -budget:
-        notes = (f"{found.images} images are too few to be sure: the 95 % interval reaches beyond the budget",)
+    elif interval is not None and interval[0] < -budget:
+        notes = [f"{found.images} images are too few to be sure: the 95 % interval reaches beyond the budget"]
     reasons += collapses(found)
-    return Verdict(not reasons, tuple(reasons), name, -float(grown), budget, interval, notes)
+    return Verdict(not reasons, tuple(reasons), name, -float(grown), budget, interval, tuple(notes))
 
 
 def collapses(found: DepthMeasurement) -> list[str]:
     """What no metric excuses: depths that are not finite, constant where FP32's are not, or at the network's limit."""
-    own, fp32, told = found.counts, found.fp32, list[str]()
-    if bad := int(own.non_finite.sum()):
+    told, beside = list[str](), len(found.values) == 2
+    if bad := int(found.column("non_finite").sum()):
         told.append(f"the depths of {bad} of {found.images} images are not finite")
-    flat = own.constant & ~(fp32.constant if fp32 is not None else np.zeros_like(own.constant))
-    if flat.any():
-        beside = ", where FP32's are not" if fp32 is not None else ""
-        told.append(f"the depths of {int(flat.sum())} of {found.images} images are constant{beside}")
-    share, other = own.saturated.mean(), fp32.saturated.mean() if fp32 is not None else 0.0
-    if share > AT_LIMIT and share > 2 * other:
+    flat = int((found.column("constant") > (found.column("constant", 1) if beside else 0)).sum())
+    if flat:
+        where = ", where FP32's are not" if beside else ""
+        told.append(f"the depths of {flat} of {found.images} images are constant{where}")
+    share, other = found.column("saturated").mean(), found.column("saturated", 1).mean() if beside else 0.0
+    if share > max(AT_LIMIT, 2 * other):
         told.append(f"{100 * share:.1f} % of all pixels are at the network's limit (FP32: {100 * other:.1f} %)")
     return told
 
 
 def _bootstrap(found: DepthMeasurement) -> tuple[float, float] | None:
     """The 95 % interval of the change of AbsRel, percent, a loss negative; None for fewer than two images."""
-    assert found.fp32 is not None  # asked for with FP32 alone
-    pairs = np.stack([each.metrics[found.pixels > 0, 0] for each in (found.counts, found.fp32)], 1)
+    pairs = np.stack([found.column("AbsRel", run)[found.pixels > 0] for run in (0, 1)], 1)
     n = len(pairs)
     if n < 2 or not np.isfinite(pairs).all():
         return None

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.bundle.manifest import Manifest
-from denseport.runtime.media.images import encode_palette_png
-from denseport.runtime.media.overlay import class_shares, overlay
+from denseport.runtime.media.overlay import class_shares
 from denseport.runtime.pipeline.results import Segmentation
 from denseport.runtime.pipeline.saving import encode_npz
 
@@ -45,7 +44,7 @@ class Format(StrEnum):
 
 
 # Of several images. A raw mask's size stands in the header of its answer.
-BatchFormat = Literal[Format.MASK, Format.OVERLAY, Format.JSON, Format.COCO, Format.GEOJSON, Format.NPZ]
+BatchFormat = Literal["mask", "overlay", "json", "coco", "geojson", "npz"]
 
 
 @dataclass(frozen=True)
@@ -106,13 +105,14 @@ class GeoJson:
     features: list[dict[str, Any]]
 
 
-def encode(found: Segmentation, options: AnswerOptions, manifest: Manifest) -> Answer:
+def encode(found: Segmentation, options: AnswerOptions) -> Answer:
     """What was found, in every format but `Format.JSON`."""
     if options.format is Format.OVERLAY:
-        image = overlay(
-            found.image, found.mask, manifest.classes, manifest.palette, opacity=options.opacity, legend=options.legend
-        )
-        return Answer(_opencv(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]), "image/jpeg")
+        image = found.overlay(opacity=options.opacity, legend=options.legend)
+        done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        if not done:
+            raise RuntimeError(f"OpenCV cannot encode {image.shape} of {image.dtype} as JPEG")
+        return Answer(data.tobytes(), "image/jpeg")
     if options.format is Format.RAW:
         return _raw(found.mask, options.gzip)
     if options.format is Format.NPZ:
@@ -121,9 +121,7 @@ def encode(found: Segmentation, options: AnswerOptions, manifest: Manifest) -> A
         is_coco = options.format is Format.COCO
         document = found.to_coco() if is_coco else found.to_geojson()
         return Answer(_json(document), "application/json" if is_coco else "application/geo+json")
-    if len(manifest.palette) > 256:
-        return Answer(_opencv(".png", found.mask.astype(np.uint16), []), "image/png")
-    return Answer(encode_palette_png(found.mask, manifest.palette), "image/png")
+    return Answer(found.to_png(), "image/png")
 
 
 def _raw(mask: NDArray[np.unsignedinteger[Any]], gzip: bool) -> Answer:
@@ -135,13 +133,6 @@ def _raw(mask: NDArray[np.unsignedinteger[Any]], gzip: bool) -> Answer:
         body = packer.compress(body) + packer.flush()
         headers["Content-Encoding"] = "gzip"
     return Answer(body, "application/octet-stream", headers)
-
-
-def _opencv(suffix: str, image: NDArray[Any], params: list[int]) -> bytes:
-    done, data = cv2.imencode(suffix, image, params)
-    if not done:
-        raise RuntimeError(f"OpenCV cannot encode {image.shape} of {image.dtype} as {suffix}")
-    return bytes(data)
 
 
 def encode_report(found: Segmentation, milliseconds: dict[str, float], manifest: Manifest) -> Answer:

@@ -36,6 +36,7 @@ __all__ = ["create_app"]
 
 T = TypeVar("T")
 
+OPACITY, LEGEND = 0.5, True  # of an overlay, unless a request says otherwise
 SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
@@ -109,22 +110,14 @@ def _add_model(app: "FastAPI", service: Service) -> None:
 def _add_images(app: "FastAPI", service: Service, metrics: Metrics) -> None:
     from fastapi import Query, Request
     from fastapi.responses import Response
-    from pydantic import Field
-    from pydantic.json_schema import SkipJsonSchema
 
     limits, artifacts = service.limits, {"enum": list(service.manifest.artifacts)}
-    # Without null, which a URL cannot say, and without defaults, which generated clients would send.
     Artifact = Annotated[
-        str | SkipJsonSchema[None],
+        str | None,
         Query(description="one of /v1/model's; default: its default_artifact", json_schema_extra=artifacts),
     ]
-    Opacity = Annotated[
-        Annotated[float, Field(ge=0, le=1)] | SkipJsonSchema[None],
-        Query(description="of an overlay's colours, with format=overlay; default: 0.5"),
-    ]
-    Legend = Annotated[
-        bool | SkipJsonSchema[None], Query(description="beside an overlay, with format=overlay; default: true")
-    ]
+    Opacity = Annotated[float, Query(ge=0, le=1, description="of an overlay's colours, with format=overlay")]
+    Legend = Annotated[bool, Query(description="beside an overlay, with format=overlay")]
 
     @app.post(
         SEGMENT, tags=["model"], summary="Segment an image", description=SEGMENT_TEXT, response_class=Response,
@@ -134,8 +127,8 @@ def _add_images(app: "FastAPI", service: Service, metrics: Metrics) -> None:
         request: Request,
         format: Annotated[Format, Query(description=FORMATS + RAW)] = Format.MASK,
         artifact: Artifact = None,
-        opacity: Opacity = None,
-        legend: Legend = None,
+        opacity: Opacity = OPACITY,
+        legend: Legend = LEGEND,
     ) -> Response:
         options = _options(request, service.check(artifact), format, opacity, legend)
         data = await _arrived(read_image(request, limits.max_bytes), limits)
@@ -152,12 +145,12 @@ def _add_images(app: "FastAPI", service: Service, metrics: Metrics) -> None:
     )  # fmt: skip
     async def batch(
         request: Request,
-        format: Annotated[BatchFormat, Query(description=FORMATS)] = Format.MASK,
+        format: Annotated[BatchFormat, Query(description=FORMATS)] = "mask",
         artifact: Artifact = None,
-        opacity: Opacity = None,
-        legend: Legend = None,
+        opacity: Opacity = OPACITY,
+        legend: Legend = LEGEND,
     ) -> Response:
-        options = _options(request, service.check(artifact), format, opacity, legend)
+        options = _options(request, service.check(artifact), Format(format), opacity, legend)
         images = await _arrived(read_images(request, limits.max_bytes, limits.max_images), limits)
         answers, total = [], defaultdict[str, float](float)
         for found, milliseconds, answer in await service.segment_all(images, options, request.is_disconnected):
@@ -170,16 +163,13 @@ def _add_images(app: "FastAPI", service: Service, metrics: Metrics) -> None:
         return Response(answer.body, media_type=answer.media_type, headers=headers)
 
 
-def _options(
-    request: "Request", artifact: str, format: Format, opacity: float | None, legend: bool | None
-) -> AnswerOptions:
-    """What a request asks for. Refuses parameters that would be ignored."""
+def _options(request: "Request", artifact: str, format: Format, opacity: float, legend: bool) -> AnswerOptions:
+    """What a request asks for. Refuses what would change nothing, but for defaults, which generated clients send."""
     check_names(request.query_params, PARAMETERS)
-    for name, value in (("opacity", opacity), ("legend", legend)):
-        if value is not None and format is not Format.OVERLAY:
+    for name, changed in (("opacity", opacity != OPACITY), ("legend", legend != LEGEND)):
+        if changed and format is not Format.OVERLAY:
             raise Refusal(422, f"{name} means nothing with format={format}", "Leave it out, or ask for format=overlay.")
-    gzip = _accepts_gzip(request.headers.get("accept-encoding", ""))
-    return AnswerOptions(format, artifact, 0.5 if opacity is None else opacity, legend is not False, gzip)
+    return AnswerOptions(format, artifact, opacity, legend, _accepts_gzip(request.headers.get("accept-encoding", "")))
 
 
 async def _arrived(upload: Awaitable[T], limits: Limits) -> T:

@@ -178,7 +178,7 @@ class Service:
         times["network"] = found.timings.infer
         times["postprocess"] = found.timings.postprocess
         last = time.perf_counter()
-        answer = None if options.format is Format.JSON else encode(found, options, self.manifest)
+        answer = None if options.format is Format.JSON else encode(found, options)
         _lap(times, "encode", last)
         return found, times, answer or encode_report(found, times, self.manifest)
 

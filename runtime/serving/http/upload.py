@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING
 
 from denseport.runtime.serving.http.limits import Refusal
@@ -19,6 +19,7 @@ SEGMENT = "/v1/segment"
 BATCH = "/v1/batch"
 PARAMETERS = ("format", "artifact", "opacity", "legend")  # of both
 FIELD = "image"  # of the form
+_FORM_TYPE = "multipart/form-data"
 # Content types of a body that is an image. Which one, the image itself tells.
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "application/octet-stream")
 _FORM = f"Send a form: curl -F {FIELD}=@street.jpg URL"
@@ -50,7 +51,7 @@ async def read_image(request: Request, max_bytes: int) -> bytes:
         Refusal: 400, neither an image nor such a form, or a damaged one; 413, by `Admission`.
     """
     if _content_type(request)[0].decode("latin-1") not in IMAGE_TYPES:
-        headers = _form_headers(request, "neither multipart/form-data nor an image", _EXAMPLE)
+        headers = _form_headers(request, (_FORM_TYPE, *IMAGE_TYPES), _EXAMPLE)
         several = Refusal(400, "the form has several files", f"Send one, or all of them to {BATCH}.")
         return (await _read_form(request, headers, max_bytes, 1, several))[0]
     from starlette.requests import ClientDisconnect
@@ -67,7 +68,7 @@ async def read_images(request: Request, max_bytes: int, max_images: int) -> list
     Raises:
         Refusal: 400, no such form, or a damaged one; 413, more images, or by `Admission`.
     """
-    headers = _form_headers(request, "not multipart/form-data", _FORM)
+    headers = _form_headers(request, (_FORM_TYPE,), _FORM)
     too_many = Refusal(413, f"the form has more than {max_images} images", "Send them in several requests.")
     return await _read_form(request, headers, max_bytes, max_images, too_many)
 
@@ -81,9 +82,19 @@ async def _read_form(
 
     class InMemory(MultiPartParser):
         spool_max_size = max_bytes + 1  # beyond it Starlette makes a file in /tmp
+        is_whole = False
 
+        def on_end(self) -> None:
+            self.is_whole = True
+
+    async def stream() -> AsyncGenerator[bytes]:
+        async for data in request.stream():
+            yield data
+        if not parser.is_whole:  # Starlette takes what was complete till then
+            raise MultiPartException("it has no last boundary")
+
+    parser = InMemory(headers, stream(), max_files=max_files, max_fields=_MOST_TEXTS)
     try:
-        parser = InMemory(headers, request.stream(), max_files=max_files, max_fields=_MOST_TEXTS)
         form = await parser.parse()
     except MultiPartException as err:
         if err.message.startswith("Too many files"):
@@ -95,8 +106,8 @@ async def _read_form(
         files = form.multi_items()
         for name, each in files:
             if isinstance(each, str):
-                where = f"Parameters stand in the URL: {SEGMENT}?format=json."
-                raise Refusal(400, f"the form has a text {name!r}; it takes only files {FIELD!r}", where)
+                where = f"{_FORM}; parameters stand in the URL: {SEGMENT}?format=json."
+                raise Refusal(400, f"the form has a text {name!r}; it takes only files, each called {FIELD!r}", where)
             if name != FIELD:
                 raise Refusal(400, f"the form has a file {name!r}; each must be called {FIELD!r}", _FORM)
         if not files:
@@ -106,13 +117,13 @@ async def _read_form(
         await form.close()
 
 
-def _form_headers(request: Request, expected: str, remedy: str) -> Headers:
+def _form_headers(request: Request, taken: Sequence[str], remedy: str) -> Headers:
     """A form's content type, with its boundary and nothing else."""
     from starlette.datastructures import Headers
 
     kind, options = _content_type(request)
-    if kind != b"multipart/form-data":
-        raise Refusal(400, f"the request is {expected}", remedy)
+    if (found := kind.decode("latin-1")) != _FORM_TYPE:
+        raise Refusal(400, f"the content type is {found[:80]!r}; taken are {', '.join(taken)}", remedy)
     boundary = options.get(b"boundary", b"")
     if not _BOUNDARY.fullmatch(boundary):
         raise Refusal(400, "the form is damaged: it has no boundary of at most 70 letters", remedy)

@@ -71,7 +71,8 @@ def test_onnx_runtime_computes_what_the_real_classes_do(
         session = OnnxRuntimeSession(tmp_path / "model.onnx")
     else:
         config = config_of(name, tmp_path)
-        bundle = export_once(checkpoint_of(families / name), shelf(tmp_path_factory), tmp_path / "bundle", config)
+        checkpoint, folder = checkpoint_of(families / name), shelf(tmp_path_factory)
+        bundle = export_once(checkpoint, folder, tmp_path / "bundle", config=config)
         session = OnnxRuntimeSession(bundle.verified("model.onnx"))
     for image, key in pairs(families / name):
         check(families / name, key, session.run(image))

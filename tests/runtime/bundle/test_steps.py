@@ -18,13 +18,13 @@ from denseport.runtime.bundle.preprocessing import (
     is_usual,
     loading,
     needs_pillow,
+    of_one_size,
     output_size,
     paddings,
     resized_to,
     resizing,
     size_steps,
     with_resize,
-    without_pads,
     without_resize,
 )
 from denseport.runtime.bundle.steps import (
@@ -224,7 +224,7 @@ def test_lists_are_taken_apart() -> None:
     assert size_steps(every) == (PAD, RESIZE) and paddings(every) == (Pad(divisor=8),)
     assert resizing(every) is RESIZE and resizing((PAD, ResizeToMultiple((8, 8)), NORMALISE)) is None
     assert without_resize((ResizeToMultiple((8, 8)), *every)) == (LOAD, PAD, NORMALISE, Pad(divisor=8))
-    assert without_pads(every) == (LOAD, RESIZE, NORMALISE)
+    assert of_one_size(every, (5, 6)) == (LOAD, Resize((5, 6), False, "area"), NORMALISE)
     other = Resize((5, 6), False)
     assert with_resize(every, other) == (LOAD, PAD, other, NORMALISE, Pad(divisor=8))
     assert with_resize((LOAD, PAD, NORMALISE), other) == (LOAD, other, PAD, NORMALISE)

@@ -116,7 +116,7 @@ def test_files_that_hold_no_depths_are_refused(tmp_path: Path) -> None:
     for data, error, words in (
         (cv2.imencode(".png", np.zeros((2, 2), np.uint8))[1].tobytes(), DatasetError, "not a grey PNG of 16 bits"),
         (b"nothing", ImageError, "damaged"),
-        (b"", ImageError, "damaged"),
+        (b"", ImageError, "cannot be decoded"),
     ):
         (tmp_path / "depths").mkdir(exist_ok=True)
         (tmp_path / "depths/a.png").write_bytes(data)
@@ -127,10 +127,10 @@ def test_files_that_hold_no_depths_are_refused(tmp_path: Path) -> None:
     for array, error in ((np.zeros((2, 2, 3), np.float32), DatasetError), (np.zeros((2, 2), int), DatasetError)):
         np.save(tmp_path / "depths/a.npy", array)
         found = open_depth_dataset(tmp_path)
-        with pytest.raises(error, match=r"no \(H, W\) array of floats"):
+        with pytest.raises(error, match=r"nor \(H, W\) floats"):
             found.read_depth(found.samples[0])
     (tmp_path / "depths/a.npy").write_bytes(b"\x93NUMPY nonsense")
-    with pytest.raises(ImageError, match="no array of numpy"):
+    with pytest.raises(ImageError, match="cannot be decoded"):
         found.read_depth(found.samples[0])
     for reading in ({"scale": -1.0}, {"crop": "middle"}):
         with pytest.raises(DatasetError):

@@ -143,10 +143,22 @@ def test_a_form_that_holds_something_else_is_refused_by_name(server: Running) ->
     assert_refused(post("/v1/batch", content=b"--x--\r\n", headers=boundary), 400, "no file 'image'")
 
 
+def test_a_form_that_ends_early_is_refused(server: Running) -> None:
+    """Whichever of its last bytes are missing: its first images are not taken for all."""
+    part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n%b\r\n'
+    body = b"".join(part % data for data in IMAGES) + b"--x--"
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert len(unpacked(server.client.post("/v1/batch", content=body, headers=headers))) == 3
+    for missing in (1, 2, 4, 6, 60, len(IMAGES[2]) + 5, len(part % IMAGES[2]) + 5):
+        response = server.client.post("/v1/batch", content=body[:-missing], headers=headers)
+        assert_refused(response, 400, "no last boundary")
+
+
 def test_parameters_are_those_of_single_requests(server: Running) -> None:
-    assert_refused(send(server, IMAGES, format="raw"), 422, "format", "'npz'")
+    told = send(server, IMAGES, format="raw")
+    assert_refused(told, 422, "format: Input should be 'mask', 'overlay'")
     assert_refused(send(server, IMAGES, artifact="int8.onnx"), 422, "no artifact 'int8.onnx'")
-    assert_refused(send(server, IMAGES, opacity="0.5"), 422, "opacity means nothing")
+    assert_refused(send(server, IMAGES, opacity="0.6"), 422, "opacity means nothing")
     assert_refused(send(server, IMAGES, smoothing="1"), 422, "'smoothing'")
 
 
