@@ -95,8 +95,12 @@ def build_variant(
         append_mask(model, align_corners=bundle.manifest.align_corners)
     fusion = fuse(model) if fused else None
     record = {"fusion": dataclasses.asdict(fusion)} if fusion is not None else {}
-    output = MASK if mask else bundle.manifest.output
-    what = {"precision": precision, "output": output, "fused": fused, "record": record}
+    what = {
+        "precision": precision,
+        "output": MASK if mask else bundle.manifest.output,
+        "fused": fused,
+        "record": record,
+    }
     return name, fusion, _write_graph(bundle, model, name, source, images, progress, **what)
 
 

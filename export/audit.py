@@ -12,17 +12,16 @@ import onnx_ir as ir
 
 from denseport.export.graph.compare.divergence import find_divergence
 from denseport.export.graph.mask import append_mask
-from denseport.export.graph.model import DEPTH, LOGITS, MASK, output_of, read_model, save_model
+from denseport.export.graph.model import MASK, output_of, read_model, save_model
 from denseport.export.graph.rounding import emulate_rounding
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.tensorrt import TensorRTSession
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.comparison import NEAR
 from denseport.runtime.bundle.engine_record import BuildRecord
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.evaluation.gate import AGREEMENTS
-from denseport.runtime.evaluation.metrics import json_number
+from denseport.runtime.evaluation.metrics import agreement, json_number
 from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced
 from denseport.runtime.system.files import work_folder
 from denseport.runtime.system.progress import Progress
@@ -38,14 +37,13 @@ class Audit:
     """What an artifact is worth beside FP32, on images."""
 
     images: int
-    agreement: float  # share of logit positions, or of a mask's pixels, with FP32's class; of depths, those near FP32's
+    output: str  # what was compared: "logits", "mask" or "depth"
+    agreement: float  # with FP32 (`denseport.runtime.evaluation.metrics.agreement`), 0..1
     worst_image: float  # the same, of the worst image
-    # Largest difference of logits or depths / largest of them, over all images; None: a mask has none.
-    logit_error: float | None
-    finite: bool | None  # all logits are; None: a mask does not show it
+    logit_error: float | None  # largest difference / largest logit or depth, over all images; None: a mask has none
+    finite: bool | None  # all logits or depths are; None: a mask does not show it
     worst_layer: str | None  # the first layer that differs by more than NOTED, else the one that differs most
     passed: bool
-    of: str = LOGITS  # what was compared: also `MASK` or `DEPTH`
 
     def to_dict(self) -> dict[str, Any]:
         """The form for JSON: the error of logits that are not finite is null."""
@@ -98,14 +96,14 @@ def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: s
 
 
 def audit_session(bundle: Bundle, session: Session, precision: str, images: Sequence[Path]) -> Audit:
-    """Compare an opened artifact that gives logits with FP32 on up to `AUDITED` images."""
+    """Compare an opened artifact that gives logits or depths with FP32 on up to `AUDITED` images."""
     inputs = NetworkInputs.of_bundle(evenly_spaced(images, AUDITED), bundle.manifest)
     reference = OnnxRuntimeSession(bundle.verified(bundle.manifest.source))
     return _compare(reference, session, inputs, precision, bundle.manifest.output)
 
 
 def _reference(fp32: Path, output: str, folder: Path, align_corners: bool) -> Session:
-    """FP32, ending in logits or masks as what is compared with it."""
+    """FP32, ending in logits, depths or masks as what is compared with it."""
     if output != MASK:
         return OnnxRuntimeSession(fp32)
     model, path = read_model(fp32), folder / "reference.onnx"
@@ -118,22 +116,19 @@ def _compare(reference: Session, suspect: Session, inputs: NetworkInputs, precis
     shares, errors, finite = list[float](), list[float](), list[bool]()
     for image in inputs:
         expected, found = reference.run(image), suspect.run(image)
+        shares.append(agreement(expected, found, output))
         if output == MASK:
-            shares.append(float((expected == found).mean()))
             continue
         finite.append(bool(np.isfinite(found).all()))
-        differences, largest = np.abs(expected - found), max(float(np.abs(expected).max()), 1e-12)
-        is_same = differences < NEAR * largest if output == DEPTH else expected.argmax(1) == found.argmax(1)
-        shares.append(float(is_same.mean()))
-        errors.append(float(differences.max() / largest))
-    agreement = float(np.mean(shares))
+        errors.append(float(np.abs(expected - found).max() / max(np.abs(expected).max(), 1e-12)))
+    mean = float(np.mean(shares))
     return Audit(
         images=len(inputs),
-        agreement=agreement,
+        output=output,
+        agreement=mean,
         worst_image=min(shares),
         logit_error=max(errors, default=None),
         finite=all(finite) if finite else None,
         worst_layer=None,
-        passed=all(finite) and agreement >= AGREEMENTS[precision],
-        of=output,
+        passed=all(finite) and mean >= AGREEMENTS[precision],
     )

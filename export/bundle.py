@@ -27,7 +27,8 @@ from denseport.export.entrance.torch_to_onnx import (
 )
 from denseport.export.entrance.write import MODEL, announce, made_with, refuse_inside, renamed, write_source
 from denseport.export.errors import CheckpointError
-from denseport.export.models.presets import PRESETS, Preset
+from denseport.export.models.head_spec import DepthAnythingHeadSpec, DPTDepthHeadSpec
+from denseport.export.models.presets import PUBLISHED, DepthPreset, Preset
 from denseport.export.models.segmentor import Segmentor, has_rewrites
 from denseport.export.models.spec import ModelSpec
 from denseport.runtime.bundle.bundle import Bundle, new_bundle
@@ -45,7 +46,7 @@ def export_bundle(
     checkpoint: Path | str,
     output: Path | str,
     *,
-    preset: Preset | str | None = None,
+    preset: Preset | DepthPreset | str | None = None,
     config: Path | str | None = None,
     classes: Sequence[str] | None = None,
     palette: Sequence[tuple[int, int, int]] | None = None,
@@ -59,13 +60,14 @@ def export_bundle(
     offline: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
-    """Export a checkpoint and keep the bundle only if ONNX Runtime computes what torch computes.
+    """Export a checkpoint, for classes or for depth; the bundle is kept only if ONNX Runtime computes what torch does.
 
     Args:
         checkpoint: a file, a folder, or a name, fetched unless ``offline`` (`export.entrance.fetch.fetch_weights`).
         preset: the published model that the checkpoint is, or its name; default: recognised, or none.
         config: mmsegmentation's configuration, ``.py`` or ``.json``, or a ``.json`` of settings that weights cannot
-            show (`denseport.export.checkpoint.config.FIELDS`); it counts more than the checkpoint's own.
+            show (`denseport.export.checkpoint.config.FIELDS`); it counts more than the checkpoint's own. Of files that
+            are not mmsegmentation's: a ``.json`` of what they leave open.
         classes, palette: a name and an RGB colour (0..255) for each class; default: the checkpoint's own.
         name: what the bundle's manifest calls the model; default: the published model's name, or the file's.
         scale: limits of the longer and the shorter side, pixels; default: the checkpoint's own.
@@ -87,7 +89,7 @@ def export_bundle(
     refuse_inside(output, (checkpoint, config), replace=replace)
     with new_bundle(output, replace=replace) as folder:
         weights, source = _read(checkpoint, config, progress, offline=offline)
-        recognised = recognise(source, preset)
+        recognised = recognise(source, preset, name=weights.name)
         source = _named(source, recognised.spec, classes, palette)
         model = load_model(source, recognised.spec, rewrite=rewrite, ema=ema)
         source = dataclasses.replace(source, warnings=(*source.warnings, *choose_weights(source, ema)[1]))
@@ -108,10 +110,10 @@ def _read(checkpoint: Path, config: Path | None, progress: Progress, *, offline:
     return weights, read_checkpoint(weights.path, config)
 
 
-def _preset(preset: Preset | str | None) -> Preset | None:
-    if isinstance(preset, str) and preset not in PRESETS:
+def _preset(preset: Preset | DepthPreset | str | None) -> Preset | DepthPreset | None:
+    if isinstance(preset, str) and preset not in PUBLISHED:
         raise InputError(f"no preset {preset!r}", similar_presets(preset))
-    return PRESETS[preset] if isinstance(preset, str) else preset
+    return PUBLISHED[preset] if isinstance(preset, str) else preset
 
 
 def _named(
@@ -139,6 +141,12 @@ def _manifest(
     source: Checkpoint, weights: Weights, recognised: Recognised, scale: tuple[int, int] | None, model: Segmentor
 ) -> Manifest:
     spec, preset = recognised.spec, recognised.preset
+    if spec.task == "depth" and source.preprocess is None:
+        what = f"{source.path}: nothing says how images are prepared: it has no preprocessor_config.json"
+        raise CheckpointError(what, "Fetch that file too.")
+    if spec.task == "depth" and scale is not None:
+        what = f"--scale {scale[0]} {scale[1]}: the size for a depth network follows the rule of {source.layout}"
+        raise CheckpointError(what, "Leave --scale out.")
     path = image_steps(source, recognised.usual)
     inference, inference_warnings = settings.inference_of(source, recognised.usual)
     if scale is not None:
@@ -155,12 +163,8 @@ def _manifest(
     if preset is not None:
         about = preset.name, f"{preset.dataset} validation", preset.protocol
         reference = Reference(*about, preset.mIoU, preset.mIoU_ms_flip, recognised.recognised_by)
-    threshold = spec.head.threshold
-    classes, class_warnings = settings.class_names(source, spec.num_classes, is_binary=threshold is not None)
-    warnings = [*source.warnings, *recognised.warnings, *path.warnings, *inference_warnings, *class_warnings]
-    palette = settings.palette_of(source, len(classes))
-    if source.palette is not None and not {*source.palette} <= {*palette}:
-        warnings.append(f"The file has {len(source.palette)} colours for {len(classes)} classes: others are taken.")
+    gives, warnings = _gives(source, spec)
+    warnings = [*source.warnings, *recognised.warnings, *path.warnings, *inference_warnings, *warnings]
     try:
         return Manifest(
             name=preset.name if preset else weights.name or Path(source.name).stem,
@@ -168,8 +172,7 @@ def _manifest(
             parameters=sum(value.numel() for value in model.parameters()),
             patch_size=spec.backbone.smallest,
             stride=spec.stride,
-            classes=classes,
-            palette=palette,
+            **gives,
             reduce_zero_label=settings.reduces_zero_label(source),
             preprocess=preprocess,
             augmentation=path.augmentation,
@@ -181,14 +184,26 @@ def _manifest(
             | {"licence": preset.licence if preset else weights.licence},
             spec=dataclasses.asdict(spec),
             source=MODEL,
-            task="segmentation",
+            task=spec.task,
             input=NetworkInput(shape=(None, spec.backbone.in_channels, None, None)),
             align_corners=spec.head.align_corners,
-            via_input=source.layout != "Hugging Face",
-            threshold=threshold,
+            via_input=source.follows_mmseg,
+            threshold=spec.head.threshold,
         )
     except ValueError as err:
         raise CheckpointError(f"{source.path}: {err}", CORRECT) from err
+
+
+def _gives(source: Checkpoint, spec: ModelSpec) -> tuple[dict[str, Any], list[str]]:
+    """Fields of the manifest that say what the network gives, classes or depth, and warnings."""
+    if isinstance(spec.head, DPTDepthHeadSpec | DepthAnythingHeadSpec):
+        return {"classes": (), "palette": (), "depth": settings.depth_of(source, spec.head)}, []
+    binary = spec.head.threshold is not None
+    classes, warnings = settings.class_names(source, spec.num_classes, is_binary=binary)
+    palette = settings.palette_of(source, len(classes))
+    if source.palette is not None and not {*source.palette} <= {*palette}:
+        warnings.append(f"The file has {len(source.palette)} colours for {len(classes)} classes: others are taken.")
+    return {"classes": classes, "palette": palette}, warnings
 
 
 def _scaled(path: ImageSteps, scale: tuple[int, int]) -> ImageSteps:

@@ -1,4 +1,4 @@
-"""What a checkpoint's configuration says besides its network and its pipeline: windows, classes, labels."""
+"""What a checkpoint says besides its network and its pipeline: windows, classes, labels, the meaning of depths."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Mapping
 
 from denseport.export.checkpoint.config import CORRECT, look_up
 from denseport.export.checkpoint.file import Checkpoint
+from denseport.export.checkpoint.networks.original import DEPTH_ANYTHING
 from denseport.export.checkpoint.pipeline import USUAL, Usual, evaluated_pipeline
 from denseport.export.checkpoint.pipeline_keys import check_keys, type_name, whole_pair
 from denseport.export.errors import CheckpointError
-from denseport.runtime.bundle.manifest import Inference
+from denseport.export.models.head_spec import DepthAnythingHeadSpec, DPTDepthHeadSpec
+from denseport.runtime.bundle.manifest import DepthOutput, Inference
 from denseport.runtime.media.overlay import default_palette
 
-__all__ = ["class_names", "inference_of", "palette_of", "reduces_zero_label"]
+__all__ = ["class_names", "depth_of", "inference_of", "palette_of", "reduces_zero_label"]
 
 
 def inference_of(checkpoint: Checkpoint, usual: Usual = USUAL) -> tuple[Inference, list[str]]:
@@ -57,6 +59,19 @@ def _words(inference: Inference) -> str:
         return "whole images"
     sizes = [f"{width} x {height}" for height, width in (inference.crop, inference.stride)]
     return f"windows of {sizes[0]} pixels with a stride of {sizes[1]}"
+
+
+def depth_of(checkpoint: Checkpoint, head: DPTDepthHeadSpec | DepthAnythingHeadSpec) -> DepthOutput:
+    """What a head's numbers mean, and how the checkpoint's own code resizes them to the image."""
+    largest = head.max_depth if isinstance(head, DepthAnythingHeadSpec) else None
+    if isinstance(head, DPTDepthHeadSpec) and head.inversion is not None:
+        largest = 1 / head.inversion[1]  # of what is zero before the inversion
+    return DepthOutput(
+        unit="metres" if head.metres else "relative",
+        larger_is="farther" if head.metres else "nearer",
+        largest=largest,
+        interpolation="bilinear" if checkpoint.layout == DEPTH_ANYTHING else "bicubic",
+    )
 
 
 def class_names(

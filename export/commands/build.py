@@ -253,12 +253,13 @@ def _layer_lines(layers: dict[str, Any] | None) -> list[str]:
 
 
 def _audit_lines(audit: dict[str, Any] | None) -> list[str]:
-    from denseport.runtime.bundle.comparison import agreement_words
-
     if audit is None:
         return ["not audited: give --images to check FP16's range and to compare with FP32"]
+    from denseport.runtime.evaluation.metrics import agreement_words
+
+    words, worst = (agreement_words(audit[name], audit["output"], digits=3) for name in ("agreement", "worst_image"))
     lines = [
-        f"{'PASS' if audit['passed'] else 'FAIL'}: {agreement_words(audit['agreement'], audit['of'])} "
-        f"(worst image {100 * audit['worst_image']:.3f} %), {count(audit['images'], 'image')}"
+        f"{'PASS' if audit['passed'] else 'FAIL'}: {words}; {count(audit['images'], 'image')}",
+        f"  worst image: {worst}",
     ]
     return lines + ([f"  layer that differs most: {audit['worst_layer']}"] if audit["worst_layer"] else [])

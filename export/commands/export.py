@@ -15,11 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint",
         metavar="CHECKPOINT",
         type=path,
-        help="an mmsegmentation .pth, .safetensors, or a Hugging Face folder; or what is fetched: a name of denseport "
-        "models, or hf:ORG/NAME[@REVISION]",
+        help="a .pth, .pt or .safetensors of mmsegmentation, Depth Anything or isl-org/DPT, or a Hugging Face folder; "
+        "or what is fetched: a name of denseport models, or hf:ORG/NAME[@REVISION]",
     )
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=path, required=True, help="the folder to make")
-    parser.add_argument("--config", metavar="FILE", type=path, help="mmsegmentation's .py, or a .json of settings")
+    parser.add_argument(
+        "--config", metavar="FILE", type=path, help="mmsegmentation's .py, or a .json of what the file does not say"
+    )
     parser.add_argument("--classes", metavar="NAMES", help="names with commas between, or a file with one a line")
     parser.add_argument("--palette", metavar="FILE", type=path, help="a colour a line: R G B, or #rrggbb")
     parser.add_argument("--name", help="what the model is called; default: as the published one, or the file")
@@ -78,5 +80,6 @@ def run(arguments: argparse.Namespace) -> int:
     for check in record["checks"]:
         batch, _, height, width = check["shape"]
         shape = f"{count(batch, 'image')} of {width} x {height} pixels"
-        print(f"  ONNX Runtime against torch, {shape}: logits differ by {check['max_difference']:.1e} at most")
+        gives = bundle.manifest.output
+        print(f"  ONNX Runtime against torch, {shape}: {gives} differs by {check['max_difference']:.1e} at most")
     return 0

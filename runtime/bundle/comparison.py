@@ -10,9 +10,7 @@ from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.verdict import kind_of
 from denseport.runtime.system.machine import inspect_machine
 
-__all__ = ["NEAR", "agreement_words", "comparing_command", "proof_here", "proved"]
-
-NEAR = 0.01  # of the largest depth: two depths that differ by less agree. Chosen, not measured
+__all__ = ["comparing_command", "proof_here", "proved"]
 
 
 def proof_here(
@@ -49,17 +47,6 @@ def proved(artifact: Artifact) -> str:
         f"{each.figures} against {each.against} in {each.arithmetic.upper()} ({each.machine}), {each.date[:10]}"
         for each in artifact.proof
     )
-
-
-def agreement_words(share: float, output: str, digits: int = 3) -> str:
-    """How much of what an artifact gives agrees with FP32.
-
-    Args:
-        output: of the artifact.
-    """
-    same = f"the depths are within {100 * NEAR:g} % of the largest of FP32's"
-    same = same if output == "depth" else "the pixels get the class that FP32 gives"
-    return f"{100 * share:.{digits}f} % of {same}"
 
 
 def comparing_command(name: str, manifest: Manifest) -> str:

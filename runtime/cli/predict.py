@@ -146,14 +146,16 @@ class Predictions:
             frames: Iterable[NDArray[np.uint8]] = tqdm(
                 reader, total=reader.frames or None, unit="frame", desc=item.path.name, disable=not sys.stderr.isatty()
             )
-            results = stack.enter_context(closing(model.stream(frames, smoothing=self.smoothing, **self._wanted)))
+            results: Iterable[Any] = stack.enter_context(
+                closing(model.stream(frames, smoothing=self.smoothing, **self._wanted))
+            )
             count = 0
             for count, found in enumerate(results, start=1):
                 for name, folder in folders.items():
                     end = Path(self.writing.endings[name]).suffix
                     self.writing.save(name, folder / f"{count:06}{end}", found, item, count)
                 if writer is not None:
-                    writer.write(self.writing.overlay(found))
+                    writer.write(found.overlay(opacity=self.writing.opacity))
         entry = {"input": str(item.path), "frames": count, "files": [str(path) for path in self._results(item)]}
         if reader.frames - reader.read > 1:  # one may be the rounding of a duration
             entry["warning"] = (

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from denseport.runtime.errors import InputError
 from denseport.runtime.media.images import write_image
 from denseport.runtime.media.inputs import Input
@@ -24,16 +21,14 @@ __all__ = ["FORMATS", "DepthWriting", "MaskWriting", "Writing"]
 class Writing(ABC):
     """What is written of the results of one task."""
 
-    endings: ClassVar[dict[str, str]]  # of each format: how the name of a result ends
+    opacity: float  # of the overlays' colours, 0 to 1
+
     task: ClassVar[str]
+    endings: ClassVar[dict[str, str]]  # of each format: how the name of a result ends
 
     @abstractmethod
     def save(self, name: str, path: Path, found: Any, item: Input, number: int) -> None:
         """Write a result, of the image or of the frame of that number, in one of the formats."""
-
-    @abstractmethod
-    def overlay(self, found: Any) -> NDArray[np.uint8]:
-        """A frame of a video of overlays."""
 
     @abstractmethod
     def told(self, found: Any) -> dict[str, Any]:
@@ -51,7 +46,7 @@ class Writing(ABC):
 class MaskWriting(Writing):
     """Masks, and what is made of them."""
 
-    opacity: float = 0.5  # of the overlays' colours, 0 to 1
+    opacity: float = 0.5
     grey: bool = False  # masks without a palette
 
     task = "segmentation"
@@ -74,10 +69,6 @@ class MaskWriting(Writing):
         else:
             {"scores": save_scores, "geojson": save_geojson, "npz": save_npz}[name](path, found)
 
-    def overlay(self, found: Any) -> NDArray[np.uint8]:
-        painted: NDArray[np.uint8] = found.overlay(opacity=self.opacity)
-        return painted
-
     def told(self, found: Any) -> dict[str, Any]:
         names, shares = found.classes, class_shares(found.mask, len(found.classes))
         return {"classes": [{"index": i, "name": names[i], "percent": round(100 * s, 3)} for i, s in shares]}
@@ -87,7 +78,7 @@ class MaskWriting(Writing):
 class DepthWriting(Writing):
     """Depths."""
 
-    opacity: float = 1.0  # of the overlays' colours, 0 to 1
+    opacity: float = 1.0
     scale: float | None = None  # of PNGs: values a unit
 
     task = "depth"
@@ -100,13 +91,9 @@ class DepthWriting(Writing):
 
     def save(self, name: str, path: Path, found: Any, item: Input, number: int) -> None:
         if name == "overlay":
-            write_image(path, self.overlay(found))
+            write_image(path, found.overlay(opacity=self.opacity))
         else:
             found.save(path, scale=self.scale if name == "png" else None)
-
-    def overlay(self, found: Any) -> NDArray[np.uint8]:
-        painted: NDArray[np.uint8] = found.overlay(opacity=self.opacity)
-        return painted
 
     def told(self, found: Any) -> dict[str, Any]:
         least, most = found.span

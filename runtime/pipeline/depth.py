@@ -66,13 +66,9 @@ class Depth:
         Raises:
             InputError: an opacity outside [0, 1].
         """
-        span = self.span if span is None else span
-        colours = coloured(
-            self.depth, span, near_is_large=self.larger_is == "nearer", image=self.image, opacity=opacity
-        )
-        return (
-            with_colour_bar(colours, span, self.unit, near_is_large=self.larger_is == "nearer") if legend else colours
-        )
+        span, nearer = span or self.span, self.larger_is == "nearer"
+        colours = coloured(self.depth, span, near_is_large=nearer, image=self.image, opacity=opacity)
+        return with_colour_bar(colours, span, self.unit, near_is_large=nearer) if legend else colours
 
     def to_png(self, scale: float | None = None) -> DepthPng:
         """A grey PNG of 16 bits, whose values are ``(depth - offset) * scale``; it holds both as text.

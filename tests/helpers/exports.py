@@ -34,36 +34,39 @@ def shelf(factory: pytest.TempPathFactory) -> Path:
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
 
 
-def export_once(checkpoint: Path, folder: Path, target: Path, others: Iterable[Path] = ()) -> Bundle:
+def export_once(
+    checkpoint: Path, folder: Path, target: Path, others: Iterable[Path] = (), *, config: Path | None = None
+) -> Bundle:
     """A copy, at ``target``, of the bundle of a checkpoint; exported to ``folder`` unless that was done before.
 
     Args:
+        config: given with the first checkpoint.
         others: checkpoints that the tests need too. While another process exports the first, one of them is exported.
     """
-    if _exported(checkpoint, folder, wait=False) is None:
+    if _exported(checkpoint, folder, config, wait=False) is None:
         next((other for other in others if _exported(other, folder, wait=False)), None)
-        _exported(checkpoint, folder, wait=True)
-    return Bundle(shutil.copytree(_place(checkpoint, folder), target))
+        _exported(checkpoint, folder, config, wait=True)
+    return Bundle(shutil.copytree(_place(checkpoint, folder, config), target))
 
 
-def _exported(checkpoint: Path, folder: Path, *, wait: bool) -> bool | None:
+def _exported(checkpoint: Path, folder: Path, config: Path | None = None, *, wait: bool) -> bool | None:
     """Whether an export had to be made; None: another process is at it."""
     from denseport.export import bundle as export  # it imports torch, which most tests do without
 
-    kept = _place(checkpoint, folder)
+    kept = _place(checkpoint, folder, config)
     with locked(kept.with_suffix(".lock"), wait=wait) as is_ours:
         if not is_ours:
             return None
         if kept.exists():
             return False
         with networks_once(folder):
-            export.export_bundle(checkpoint, kept)
+            export.export_bundle(checkpoint, kept, config=config)
         return True
 
 
 @cache
-def _place(checkpoint: Path, folder: Path) -> Path:
-    return folder / f"{checkpoint.stem}-{key(checkpoint)[:16]}"
+def _place(checkpoint: Path, folder: Path, config: Path | None) -> Path:
+    return folder / f"{checkpoint.stem}-{key(checkpoint, config=config)[:16]}"
 
 
 @contextmanager
@@ -90,9 +93,11 @@ def networks_once(folder: Path) -> Iterator[None]:
         yield
 
 
-def key(checkpoint: Path, package: Path = PACKAGE) -> str:
-    """What an export depends on: the checkpoint, the sources and the versions of the libraries."""
-    return hashlib.sha256(checkpoint.read_bytes() + _tools(package)).hexdigest()
+def key(checkpoint: Path, package: Path = PACKAGE, *, config: Path | None = None) -> str:
+    """What an export depends on: the checkpoint, a file or a folder, the sources and the versions of the libraries."""
+    files = sorted(checkpoint.iterdir()) if checkpoint.is_dir() else [checkpoint]
+    data = b"".join(file.read_bytes() for file in (*files, *([config] if config else [])))
+    return hashlib.sha256(data + _tools(package)).hexdigest()
 
 
 def network_key(model: torch.nn.Module, *versions: int) -> str:

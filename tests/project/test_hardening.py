@@ -135,7 +135,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the folders that exports were written to; none takes time."""
     found = list[str]()
 
-    def export_bundle(checkpoint: Path, folder: Path) -> None:
+    def export_bundle(checkpoint: Path, folder: Path, config: Path | None) -> None:
         found.append(folder.name.rpartition("-")[0])
         folder.mkdir()
         (folder / "manifest.json").write_text((REPO / "tests/security/fuzz/corpus/manifest_full.json").read_text())
@@ -162,7 +162,7 @@ def test_while_another_process_exports_one_that_is_needed_too_is_exported(tmp_pa
     with ThreadPoolExecutor() as pool:
         with locked(kept / f"asked-{key(asked)[:16]}.lock"):
             found = pool.submit(export_once, asked, kept, tmp_path / "asked", checkpoints)
-            until(lambda: len(made) == 2)
+            until(lambda: len(made) == 2, 60)
             assert not found.done()
         assert found.result().path == tmp_path / "asked"
     assert made == ["there", "next", "asked"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from denseport.export.checkpoint.huggingface.depth import DEPTH_ANYTHING, DPT_DEPTH
 from denseport.export.checkpoint.huggingface.dpt import DPT
 from denseport.export.checkpoint.huggingface.family import GENERIC
 from denseport.export.checkpoint.huggingface.json_file import OTHER, check_settings, read_object
@@ -21,7 +22,7 @@ __all__ = ["CONFIG", "FAMILIES", "PROCESSOR", "WEIGHTS", "Translation", "is_fold
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-FAMILIES = {family.architecture: family for family in (SEGFORMER, DPT)}
+FAMILIES = {family.architecture: family for family in (SEGFORMER, DPT, DPT_DEPTH, DEPTH_ANYTHING)}
 
 
 @dataclass(frozen=True)
@@ -68,20 +69,24 @@ def translate(folder: Path, weights: Mapping[str, Tensor]) -> Translation:
     names = config.get("architectures")
     family = next((family for name, family in FAMILIES.items() if names == [name]), None)
     if family is None:
-        known = f"of Hugging Face's classes, {' and '.join(FAMILIES)} are known"
+        known = f"of Hugging Face's classes, {', '.join(FAMILIES)} are known"
         raise CheckpointError(f"{path}: architectures is {names!r}; {known}", OTHER)
     carried = family.carried | {"architectures", "id2label"}
-    check_settings(path, config, carried | family.harmless | GENERIC, family.only)
+    own = config.get("backbone_config")
+    parts = {f"backbone_config.{key}": value for key, value in own.items()} if isinstance(own, Mapping) else {}
+    check_settings(path, {**config, **parts}, carried | family.harmless | GENERIC, family.only)
+    meta: dict[str, Any] = {}
     try:
         model = family.model(config)
-        classes = tuple(str(config["id2label"][str(i)]) for i in range(len(config["id2label"])))
-    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as err:
+        if "num_classes" in model["decode_head"]:
+            names = config["id2label"]
+            meta["classes"] = tuple(str(names[str(i)]) for i in range(len(names)))
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as err:
         raise CheckpointError(f"{path}: cannot be used: {err!r}", "Fetch the file again.") from err
-    meta: dict[str, Any] = {"classes": classes}
     preprocess = None
     if (folder / PROCESSOR).is_file():
         preprocess, meta["reduce_zero_label"] = processor_steps(folder / PROCESSOR, family)
     try:
-        return Translation(family.weights(weights), {"model": model}, meta, preprocess)
+        return Translation(family.weights(weights, config), {"model": model}, meta, preprocess)
     except ValueError as err:
         raise CheckpointError(f"{folder}: {err}", "Save the model again with transformers.") from err

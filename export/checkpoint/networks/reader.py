@@ -53,7 +53,7 @@ class Reader:
     def __init__(self, checkpoint: Checkpoint, published: ModelSpec | None) -> None:
         self.path, self.published, self.complete = checkpoint.path, published, checkpoint.complete
         self.settings_from = checkpoint.settings_from
-        self.hugging_face = checkpoint.layout == "Hugging Face"  # whose networks compute a little else
+        self.layout, self.follows_mmseg = checkpoint.layout, checkpoint.follows_mmseg
         self.shapes = shapes_of(checkpoint)
         self.model = model_of(checkpoint)
         self.warnings: list[str] = []
@@ -248,8 +248,8 @@ def unknown_network(path: Path, shapes: Shapes, model: Mapping[str, Any], reason
     said = f" Its configuration says {' + '.join(str(kind) for kind in kinds)}." if any(kinds) else ""
     return CheckpointError(
         f"{path}: not a network that Denseport knows: {reason} (it has {', '.join(parts)}).{said}",
-        "Denseport exports mmsegmentation's DPT, UPerNet, SETR and Segmenter with a VisionTransformer backbone, and "
-        "SegFormer; `denseport models` lists the published ones.",
+        "Denseport exports mmsegmentation's DPT, UPerNet, SETR and Segmenter with a VisionTransformer backbone, "
+        "SegFormer, Depth Anything, and DPT for depth; `denseport models` lists the published ones.",
     )
 
 

@@ -139,8 +139,8 @@ def _of_artifact(bundle: Bundle, name: str) -> Iterator[str]:
 
 def _calibrated(name: str, artifact: Artifact) -> Iterator[str]:
     """What `denseport calibrate` did and found."""
-    from denseport.runtime.bundle.comparison import agreement_words
     from denseport.runtime.bundle.verdict import MachineVerdict
+    from denseport.runtime.evaluation.metrics import agreement_words
 
     record, verdict = artifact.record.get("calibration"), MachineVerdict.of(artifact, name)
     if record is not None:
@@ -152,7 +152,7 @@ def _calibrated(name: str, artifact: Artifact) -> Iterator[str]:
         for warning in record["warnings"]:
             yield f"warning: {warning}"
     if verdict is not None:
-        accuracy = agreement_words(verdict.agreement, artifact.output, 2)
+        accuracy = agreement_words(verdict.agreement, artifact.output)
         if verdict.miou is not None and verdict.fp32_miou is not None:
             images = count(verdict.labelled, "image")
             accuracy += f", mIoU {verdict.miou:.2f} (FP32 {verdict.fp32_miou:.2f}) on {images}"
@@ -162,11 +162,11 @@ def _calibrated(name: str, artifact: Artifact) -> Iterator[str]:
 
 def _measured(artifact: Artifact) -> Iterator[str]:
     """What `denseport build` and `denseport eval --record` measured."""
-    from denseport.runtime.bundle.comparison import agreement_words
+    from denseport.runtime.evaluation.metrics import agreement_words
 
     audit, accuracy = artifact.record.get("audit"), artifact.record.get("accuracy")
     if audit is not None:
-        agreement = agreement_words(audit["agreement"], artifact.output)
+        agreement = agreement_words(audit["agreement"], artifact.output, digits=3)
         yield f"audited on {count(audit['images'], 'image')}: {agreement}"
     if accuracy is not None:
         verdict = {None: "", True: ", passed", False: ", FAILED"}[accuracy["gate"] and accuracy["gate"]["passed"]]

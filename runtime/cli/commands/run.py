@@ -143,9 +143,13 @@ def _writing(arguments: argparse.Namespace, task: str) -> Writing:
     if given := [name for name in others if getattr(arguments, name) not in (None, False)]:
         what = f"--{given[0].replace('_', '-')} is not for a network of {task}"
         raise InputError(what, "Leave it out; --format says what is written.")
-    writing = DepthWriting(**opacity, scale=arguments.depth_scale) if task == "depth" else MaskWriting(**opacity)
-    writing.check(_chosen(arguments))
-    return replace(writing, grey=arguments.grey) if isinstance(writing, MaskWriting) else writing
+    if arguments.depth_scale is not None and "png" not in _chosen(arguments):
+        raise InputError("--depth-scale is of PNGs, and none is written", "Leave it out, or add png to --format.")
+    made: Writing = MaskWriting(**opacity, grey=arguments.grey)
+    if task == "depth":
+        made = DepthWriting(**opacity, scale=arguments.depth_scale)
+    made.check(_chosen(arguments))
+    return made
 
 
 def _check(arguments: argparse.Namespace) -> None:

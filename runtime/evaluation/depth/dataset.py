@@ -107,9 +107,7 @@ class DepthDataset:
         if stored is None:
             raise ImageError(f"{path}: damaged, or no PNG", "Copy or save it again.")
         if stored.ndim != 2 or stored.dtype.kind != kind or stored.dtype == np.uint8:
-            what = (
-                f"{path}: is {stored.shape} of {stored.dtype}, not a grey PNG of 16 bits nor a (H, W) array of floats"
-            )
+            what = f"{path}: is {stored.shape} of {stored.dtype}, not a grey PNG of 16 bits nor (H, W) floats"
             raise DatasetError(what, "Save metres times a scale as such a PNG, or metres as .npy.")
         depth: NDArray[np.float32] = stored.astype(np.float32) / np.float32(scale)
         depth[~np.isfinite(depth)] = 0

@@ -204,7 +204,7 @@ def test_without_a_processor_its_steps_are_assumed(folder: Path) -> None:
         ("preprocessor_config.json", {"keep_aspect_ratio": True}, "keep_aspect_ratio is True; only False is supported"),
         ("preprocessor_config.json", {"size": 9.5}, "cannot be used: TypeError('9.5 is no whole number')"),
         ("preprocessor_config.json", {"size": {"width": 0, "height": 9}}, "size (0, 9) has a side that is not in"),
-        ("config.json", {"architectures": ["DPTForDepthEstimation"]}, "architectures is ['DPTForDepthEstimation']"),
+        ("config.json", {"architectures": ["ZoeDepthForDepthEstimation"]}, "is ['ZoeDepthForDepthEstimation']; of"),
         ("config.json", {"architectures": None}, "architectures is None"),
         ("config.json", {"architectures": 5}, "architectures is 5"),
         ("config.json", {"num_encoder_blocks": 10**9}, "num_stages is 1000000000, and the weights show 4"),
@@ -282,6 +282,7 @@ def test_folders_that_cannot_be_read_are_refused(folder: Path, tmp_path: Path) -
         return str(caught.value)
 
     assert "this is a folder, without config.json" in refusal(tmp_path)
+    (tmp_path / "c.py").write_text("model = dict()")
     assert "--config is mmsegmentation's" in refusal(folder, tmp_path / "c.py")
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     assert "holds neither model.safetensors nor pytorch_model.bin" in refusal(folder)

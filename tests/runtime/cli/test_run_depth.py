@@ -67,6 +67,7 @@ def test_a_video_becomes_depths_and_a_video(
         (["--no-mask"], "--no-mask is not for a network of depth"),
         (["--server", "http://localhost:1"], "--server is not for a network of depth"),
         (["--protocol", "ms-flip"], "ms-flip is of segmentation"),
+        (["--depth-scale", "10", "--format", "npy"], "--depth-scale is of PNGs"),
     ],
     ids=str,
 )
