@@ -164,9 +164,10 @@ def test_keys_of_other_networks_are_refused(shared: Path, name: str, key: str, r
     assert reason in str(caught.value)
 
 
-def test_a_neck_without_weights_is_refused(shared: Path) -> None:
+@pytest.mark.parametrize("neck", [{"type": "MultiLevelNeck"}, "MultiLevelNeck"])
+def test_a_neck_without_weights_is_refused(shared: Path, neck: Any) -> None:
     checkpoint = read(shared, "setr_naive")
-    model = {**checkpoint.config["model"], "neck": {"type": "MultiLevelNeck"}}
+    model = {**checkpoint.config["model"], "neck": neck}
     with pytest.raises(CheckpointError, match=r"model.neck.type is 'MultiLevelNeck', and its weights have no neck"):
         recognise(dataclasses.replace(checkpoint, config={"model": model}))
 
