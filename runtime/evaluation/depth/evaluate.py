@@ -113,9 +113,12 @@ def evaluate_depth(
     gate = gate if gate is None or isinstance(gate, Gate) else Gate(gate)
     if gate is not None:
         check_gate(gate, manifest, artifact)
+    how: dict[str, Any] = {"depths": depths, "list_file": list_file, "settings": settings}
+    how |= {"image_suffix": image_suffix, "depth_suffix": depth_suffix}
     if not isinstance(data, DepthDataset):
-        ends = {"image_suffix": image_suffix, "depth_suffix": depth_suffix}
-        data = open_depth_dataset(data, depths=depths, list_file=list_file, settings=settings, **ends)
+        data = open_depth_dataset(data, **how)
+    elif lost := [name for name, value in how.items() if value is not None]:
+        raise InputError(f"{lost[0]}: of a path, and the data set is open already", "Give it to open_depth_dataset.")
     data = replace(data, samples=data.samples[: None if limit is None else whole("limit", limit, 1)])
     data, limits = _complete(data, manifest)
     with ExitStack() as stack:

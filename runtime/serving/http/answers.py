@@ -22,8 +22,8 @@ from denseport.runtime.pipeline.results import Segmentation
 from denseport.runtime.pipeline.saving import encode_npz
 
 __all__ = [
-    "Answer", "AnswerOptions", "BatchFormat", "Coco", "Format", "FoundClass", "GeoJson", "Report", "encode",
-    "encode_report", "pack",
+    "JPEG_QUALITY", "Answer", "AnswerOptions", "BatchFormat", "Coco", "Format", "FoundClass", "GeoJson", "MaskAnswers",
+    "Report", "encode", "encode_report", "pack",
 ]  # fmt: skip
 
 JPEG_QUALITY = 92
@@ -51,7 +51,7 @@ BatchFormat = Literal["mask", "overlay", "json", "coco", "geojson", "npz"]
 class AnswerOptions:
     """What a request asks for besides its image."""
 
-    format: Format
+    format: StrEnum  # one of the answers' formats
     artifact: str
     opacity: float  # of an overlay's colours, [0, 1]
     legend: bool  # beside an overlay
@@ -105,9 +105,35 @@ class GeoJson:
     features: list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class MaskAnswers:
+    """What a server does with an image and its result, of segmentation."""
+
+    manifest: Manifest
+
+    formats = Format
+
+    def ask(self, segment: Any, image: NDArray[np.uint8], options: AnswerOptions) -> Segmentation:
+        """The result for an image, with all that the format holds."""
+        found: Segmentation = segment(image, scores=options.format == Format.NPZ)
+        return found
+
+    def numbers(self, found: Segmentation) -> NDArray[Any]:
+        """What is equal for equal images."""
+        return found.mask
+
+    def encode(self, found: Segmentation, options: AnswerOptions) -> Answer | None:
+        """The answer; None: it is the report, which tells how long the encoding took."""
+        return None if options.format == Format.JSON else encode(found, options)
+
+    def report(self, found: Segmentation, milliseconds: dict[str, float]) -> Answer:
+        """The result in JSON."""
+        return encode_report(found, milliseconds, self.manifest)
+
+
 def encode(found: Segmentation, options: AnswerOptions) -> Answer:
     """What was found, in every format but `Format.JSON`."""
-    if options.format is Format.OVERLAY:
+    if options.format == Format.OVERLAY:
         image = found.overlay(opacity=options.opacity, legend=options.legend)
         done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         if not done:
