@@ -74,7 +74,7 @@ def calibrate(
         images: images like the application's, without labels: folders, files or globs.
         limit: images to take, spread evenly.
         data, masks, split: labelled images for a budget on mIoU, as in `open_dataset`, or an open data set; never the
-            set that the artifact is gated with.
+            set that the artifact is gated with. None for depth, whose budget is on the change of FP32's depths.
         data_limit: labelled images to take, spread evenly.
         report: HTML file to write.
 
@@ -152,6 +152,9 @@ def _open(
     refuse_unwritable(bundle.path)
     if data is None:
         return bundle, None
+    if bundle.manifest.task == "depth":
+        what = "--data: a depth network is calibrated against FP32's depths, without labels"
+        raise InputError(what, "Leave it out; --agreement 0.98 lets depths change by 2 % of their mean.")
     if not isinstance(data, Dataset):
         data = open_dataset(data, masks=masks, split=split, default_split="training", manifest=bundle.manifest)
     return bundle, replace(data, samples=tuple(evenly_spaced(data.samples, limit)))

@@ -55,17 +55,20 @@ def write_report(
     """
     name = record.options.precision.upper()
     values = {"manifest": manifest, "record": record, "verdicts": verdicts, "precision": name}
-    write_atomic(path, render(_TEMPLATE, **values, plot=_plot(record, name), created=datetime.now(UTC)).encode())
+    write_atomic(
+        path, render(_TEMPLATE, **values, plot=_plot(record, name, manifest.output), created=datetime.now(UTC)).encode()
+    )
     return path
 
 
-def _plot(record: CalibrationRecord, name: str) -> str:
+def _plot(record: CalibrationRecord, name: str, output: str) -> str:
     """The steps of the search."""
     budget, steps = record.budget, record.search.steps
     if budget.miou is not None:
         unit, limit, losses = "points of mIoU lost", budget.miou, [step.loss.miou or 0.0 for step in steps]
     else:
-        unit, limit = "% of the pixels change class", 100 * (1 - (budget.agreement or 0))
+        unit = "change of the depths, % of their mean" if output == "depth" else "% of the pixels change class"
+        limit = 100 * (1 - (budget.agreement or 0))
         losses = [100 * (1 - step.loss.agreement) for step in steps]
     points = [(100 * step.share, loss) for step, loss in zip(steps, losses, strict=True)]
     return chart(

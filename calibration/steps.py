@@ -28,7 +28,7 @@ from denseport.calibration.quantize.rounding import round_weights
 from denseport.calibration.quantize.smoothing import Smoothing, linear_inputs, smooth
 from denseport.calibration.search.search import Budget, Search, Step, search
 from denseport.calibration.search.sensitivity import Loss, LossFile, Reference, sensitivities
-from denseport.export.graph.model import LOGITS, output_of, read_model, serialise
+from denseport.export.graph.model import DEPTH, MASK, output_of, read_model, serialise
 from denseport.export.graph.probe import Probe
 from denseport.export.graph.unpack import unpack_projections
 from denseport.runtime.backends.onnxruntime import INPUT
@@ -36,7 +36,7 @@ from denseport.runtime.bundle.artifact import ANY, FOR_CPU, FOR_TENSORRT
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.comparison import proof_here, proved
 from denseport.runtime.evaluation.dataset import Dataset
-from denseport.runtime.evaluation.metrics import LabelMap
+from denseport.runtime.evaluation.metrics import LabelMap, agreement_words
 from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced
 from denseport.runtime.system.files import sha256_of, work_folder, writing
 from denseport.runtime.system.machine import inspect_machine
@@ -110,8 +110,8 @@ def quantize_bundle(
     """
     start = time.monotonic()
     model = read_model(bundle.verified(bundle.manifest.source))
-    if output_of(model) != LOGITS:
-        raise CalibrationError(f"{bundle.path}: its source model gives no logits", "Export or import it again.")
+    if output_of(model) == MASK:
+        raise CalibrationError(f"{bundle.path}: its source model gives masks", "Export or import it again.")
     unpack_projections(model)
     progress.say(f"reading {count(len(images), 'image')}")
     sizes = check_images(images)
@@ -295,7 +295,8 @@ def _search(
 ) -> tuple[Search, list[Variant]]:
     """The layers to quantize, and the graphs that follow; none if nothing keeps the budget."""
     effort, kind, limits, (images, labels) = EFFORTS[options.effort], options.precision, observed.limits, test
-    rounded = observed.rounded
+    rounded, output = observed.rounded, output_of(model)
+    plural = "depths" if output == DEPTH else output
 
     def alone() -> dict[str, Loss]:
         with progress.phase("measuring each layer") as told:
@@ -312,9 +313,9 @@ def _search(
         lost = "" if step.loss.miou is None else f"{step.loss.miou:+.2f} points of mIoU lost, "
         verdict = "within" if step.within else "over"
         progress.say(
-            f"{100 * step.share:.1f} % of the multiply-adds in {kind.upper()}: {lost}{100 * step.loss.agreement:.2f} % "
-            f"of the pixels get the class that FP32 gives, logits differ by {100 * step.loss.error:.2g} %: {verdict} "
-            "budget"
+            f"{100 * step.share:.1f} % of the multiply-adds in {kind.upper()}: {lost}"
+            f"{agreement_words(step.loss.agreement, output)}, {plural} differ by {100 * step.loss.error:.2g} %: "
+            f"{verdict} budget"
         )
 
     progress.say(f"measuring sets of layers on {count(len(images), 'image')}")

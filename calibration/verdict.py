@@ -13,12 +13,13 @@ from denseport.calibration.search.search import Budget
 from denseport.calibration.search.sensitivity import Loss
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.benchmark.race import FASTER, TIMED, measured_here, race, speed_ratio
-from denseport.runtime.bundle.artifact import MADE_FOR
+from denseport.runtime.bundle.artifact import MADE_FOR, Artifact
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.comparison import proof_here
 from denseport.runtime.bundle.verdict import MachineVerdict
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.measure import measure_dataset
+from denseport.runtime.evaluation.metrics import agreement_words
 from denseport.runtime.pipeline.network_input import evenly_spaced
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.selection import CUDA, select_artifact
@@ -93,7 +94,7 @@ def judge(
     times = race(sessions, evenly_spaced(images, TIMED))
     measured = loss if accuracy is None else accuracy.loss
     ratio = speed_ratio(times[bundle.manifest.source], times[name])
-    within, accepted, reason = _decide(name, artifact.target, ratio, measured, budget)
+    within, accepted, reason = _decide(name, artifact, ratio, measured, budget)
     verdict = MachineVerdict(
         **measured_here(on_gpu=on_gpu),
         session=sessions[name].description,
@@ -113,13 +114,12 @@ def judge(
     return verdict
 
 
-def _decide(name: str, target: str, ratio: float, loss: Loss, budget: Budget) -> tuple[bool, bool, str]:
+def _decide(name: str, artifact: Artifact, ratio: float, loss: Loss, budget: Budget) -> tuple[bool, bool, str]:
     """Whether the loss is within the budget, whether the artifact is accepted, and why."""
     if budget.excess(loss) > 1:
-        lost = "" if loss.miou is None else f"loses {loss.miou:.2f} points of mIoU and "
-        kept = f"keeps FP32's class on {100 * loss.agreement:.2f} % of the pixels"
-        return False, False, f"{name} is over its budget: it {lost}{kept}"
+        lost = "" if loss.miou is None else f"{loss.miou:.2f} points of mIoU are lost, "
+        return False, False, f"{name} is over its budget: {lost}{agreement_words(loss.agreement, artifact.output)}"
     speed = f"{ratio:.2f} times as fast as FP32"
     if ratio < FASTER:
-        return True, False, f"{speed}; made for {MADE_FOR[target]}"
+        return True, False, f"{speed}; made for {MADE_FOR[artifact.target]}"
     return True, True, f"{speed}, within its budget"

@@ -15,7 +15,6 @@ from pathlib import Path
 import cv2
 
 from denseport.runtime import DenseportError, Segmenter
-from denseport.runtime.media.images import decode_image
 
 LARGEST = 50_000_000  # bytes
 
@@ -29,8 +28,7 @@ async def serve(bundle: Path, port: int) -> None:
                 while (length := int.from_bytes(await reader.readexactly(4), "big")) <= LARGEST:
                     data = await reader.readexactly(length)
                     try:
-                        image = await asyncio.to_thread(decode_image, data, "the request")
-                        mask = (await segment.submit(image)).mask  # given up when the client goes and we are cancelled
+                        mask = (await segment.submit(data)).mask  # given up when the client goes and we are cancelled
                         png = cv2.imencode(".png", mask)[1].tobytes()
                     except DenseportError:
                         png = b""

@@ -10,10 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-
 from denseport.runtime import Segmenter
-from denseport.runtime.media.images import write_mask
 
 
 def main() -> None:
@@ -26,12 +23,10 @@ def main() -> None:
     images = sorted(path for path in arguments.folder.iterdir() if path.suffix in (".jpg", ".png"))
 
     with Segmenter(arguments.bundle) as segment:
-        classes = segment.manifest.classes
         # The stream keeps the order, and reads ahead only as far as its short queues have room.
         for path, result in zip(images, segment.stream(images, scores=True), strict=True):
-            write_mask(arguments.output / f"{path.stem}.png", result.mask)
-            shares = np.bincount(result.mask.ravel(), minlength=len(classes)) / result.mask.size
-            top = ", ".join(f"{classes[i]} {shares[i]:.0%}" for i in np.argsort(-shares)[:3])
+            result.save(arguments.output / f"{path.stem}.png")
+            top = ", ".join(f"{name} {share:.0%}" for name, share in list(result.shares().items())[:3])
             print(f"{path.name}: {top}; mean score {result.scores.mean():.2f}; network {result.timings.infer:.0f} ms")
 
 

@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 
 from denseport.runtime import Segmenter
-from denseport.runtime.media.overlay import overlay
 from denseport.runtime.media.videos import VideoWriter
 
 
@@ -42,9 +41,7 @@ def main() -> None:
         Segmenter(arguments.bundle) as segment,
         closing(segment.stream(frames_of(capture), depth=1, smoothing=0.6)) as results,
     ):
-        painted = (
-            overlay(result.image, result.mask, segment.manifest.classes, segment.manifest.palette) for result in results
-        )
+        painted = (result.overlay() for result in results)
         if arguments.output:
             with VideoWriter(arguments.output, capture.get(cv2.CAP_PROP_FPS) or 25.0) as writer:
                 for image in painted:

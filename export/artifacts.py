@@ -22,7 +22,7 @@ from denseport.export.errors import BuildError, ExportError
 from denseport.export.graph.compare.quantized import LayerCheck, check_layers, part_concatenations, release
 from denseport.export.graph.fusion import FusionRecord, fuse
 from denseport.export.graph.mask import append_mask
-from denseport.export.graph.model import LOGITS, MASK, read_model, save_model, serialise
+from denseport.export.graph.model import MASK, read_model, save_model, serialise
 from denseport.export.graph.precision import PrecisionRecord, set_types
 from denseport.export.graph.probe import observe
 from denseport.runtime.backends.openvino import OpenVinoSession
@@ -95,7 +95,12 @@ def build_variant(
         append_mask(model, align_corners=bundle.manifest.align_corners)
     fusion = fuse(model) if fused else None
     record = {"fusion": dataclasses.asdict(fusion)} if fusion is not None else {}
-    what = {"precision": precision, "output": MASK if mask else LOGITS, "fused": fused, "record": record}
+    what = {
+        "precision": precision,
+        "output": MASK if mask else bundle.manifest.output,
+        "fused": fused,
+        "record": record,
+    }
     return name, fusion, _write_graph(bundle, model, name, source, images, progress, **what)
 
 

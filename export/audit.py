@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from denseport.export.graph.compare.divergence import find_divergence
 from denseport.export.graph.mask import append_mask
-from denseport.export.graph.model import LOGITS, output_of, read_model, save_model
+from denseport.export.graph.model import MASK, output_of, read_model, save_model
 from denseport.export.graph.rounding import emulate_rounding
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.session import Session
@@ -21,7 +21,7 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.evaluation.gate import AGREEMENTS
-from denseport.runtime.evaluation.metrics import json_number
+from denseport.runtime.evaluation.metrics import agreement, json_number
 from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced
 from denseport.runtime.system.files import work_folder
 from denseport.runtime.system.progress import Progress
@@ -37,10 +37,11 @@ class Audit:
     """What an artifact is worth beside FP32, on images."""
 
     images: int
-    agreement: float  # share of logit positions, or of a mask's pixels, with FP32's class
+    output: str  # what was compared: "logits", "mask" or "depth"
+    agreement: float  # with FP32 (`denseport.runtime.evaluation.metrics.agreement`), 0..1
     worst_image: float  # the same, of the worst image
-    logit_error: float | None  # largest difference of logits / largest logit, over all images; None: a mask has none
-    finite: bool | None  # all logits are; None: a mask does not show it
+    logit_error: float | None  # largest difference / largest logit or depth, over all images; None: a mask has none
+    finite: bool | None  # all logits or depths are; None: a mask does not show it
     worst_layer: str | None  # the first layer that differs by more than NOTED, else the one that differs most
     passed: bool
 
@@ -73,7 +74,7 @@ def audit_graph(bundle: Bundle, typed: Path, precision: str, images: Sequence[Pa
         ir.save(graph, emulated, external_data=f"{emulated.name}.data")  # in FP32 it is larger than a protobuf may be
         reference = _reference(trusted, output, folder, bundle.manifest.align_corners)
         inputs = NetworkInputs.of_bundle(chosen, bundle.manifest)
-        result = _compare(reference, OnnxRuntimeSession(emulated), inputs, precision)
+        result = _compare(reference, OnnxRuntimeSession(emulated), inputs, precision, output)
         worst = find_divergence(trusted, emulated, inputs[0], NOTED)
     return replace(result, worst_layer=f"{worst.node} ({worst.operator}): {worst.difference}" if worst else None)
 
@@ -91,18 +92,19 @@ def audit_engine(bundle: Bundle, engine: Path, record: BuildRecord, precision: s
     with work_folder(bundle.path) as folder, TensorRTSession(engine, record) as session:
         trusted = bundle.verified(manifest.source)
         reference = _reference(trusted, record.output, folder, manifest.align_corners)
-        return _compare(reference, session, inputs, precision)
+        return _compare(reference, session, inputs, precision, record.output)
 
 
 def audit_session(bundle: Bundle, session: Session, precision: str, images: Sequence[Path]) -> Audit:
-    """Compare an opened artifact that gives logits with FP32 on up to `AUDITED` images."""
+    """Compare an opened artifact that gives logits or depths with FP32 on up to `AUDITED` images."""
     inputs = NetworkInputs.of_bundle(evenly_spaced(images, AUDITED), bundle.manifest)
-    return _compare(OnnxRuntimeSession(bundle.verified(bundle.manifest.source)), session, inputs, precision)
+    reference = OnnxRuntimeSession(bundle.verified(bundle.manifest.source))
+    return _compare(reference, session, inputs, precision, bundle.manifest.output)
 
 
 def _reference(fp32: Path, output: str, folder: Path, align_corners: bool) -> Session:
-    """FP32, ending in logits or masks as what is compared with it."""
-    if output == LOGITS:
+    """FP32, ending in logits, depths or masks as what is compared with it."""
+    if output != MASK:
         return OnnxRuntimeSession(fp32)
     model, path = read_model(fp32), folder / "reference.onnx"
     append_mask(model, align_corners=align_corners)
@@ -110,23 +112,23 @@ def _reference(fp32: Path, output: str, folder: Path, align_corners: bool) -> Se
     return OnnxRuntimeSession(path)
 
 
-def _compare(reference: Session, suspect: Session, inputs: NetworkInputs, precision: str) -> Audit:
+def _compare(reference: Session, suspect: Session, inputs: NetworkInputs, precision: str, output: str) -> Audit:
     shares, errors, finite = list[float](), list[float](), list[bool]()
     for image in inputs:
         expected, found = reference.run(image), suspect.run(image)
-        if found.dtype.kind == "i":
-            shares.append(float((expected == found).mean()))
+        shares.append(agreement(expected, found, output))
+        if output == MASK:
             continue
         finite.append(bool(np.isfinite(found).all()))
-        shares.append(float((expected.argmax(1) == found.argmax(1)).mean()))
         errors.append(float(np.abs(expected - found).max() / max(np.abs(expected).max(), 1e-12)))
-    agreement = float(np.mean(shares))
+    mean = float(np.mean(shares))
     return Audit(
         images=len(inputs),
-        agreement=agreement,
+        output=output,
+        agreement=mean,
         worst_image=min(shares),
         logit_error=max(errors, default=None),
         finite=all(finite) if finite else None,
         worst_layer=None,
-        passed=all(finite) and agreement >= AGREEMENTS[precision],
+        passed=all(finite) and mean >= AGREEMENTS[precision],
     )

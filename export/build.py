@@ -40,7 +40,7 @@ CHOICES = {
     "precision": ("fp32", "fp16", "bf16", *QUANTIZED),
     "float_precision": ("fp32", "fp16", "bf16"),
     "engine": ("onnx", "openvino", "tensorrt", "tensorrt_rtx"),
-    "output": ("logits", "mask"),
+    "output": ("logits", "mask"),  # logits: what the network gives, also where that is depth
     "plugin": ("auto", "on", "off"),
 }
 
@@ -101,7 +101,7 @@ def build(
         float_precision: what the float part of int8 and fp8 computes in: "fp32"; "fp16", or on OpenVINO "bf16".
         engine: "onnx" (the graph alone), "openvino" (which computes a graph of the bundle in "fp32", "bf16" or
             "int8"), "tensorrt" or "tensorrt_rtx".
-        output: "logits", or "mask": a class for each pixel of the network's input.
+        output: "logits", which is depth of a depth network, or "mask": a class for each pixel of the network's input.
         plugin: fused upsampling: "on", "off", or "auto": TensorRT keeps the faster, the others do without.
         images: like the application's: folders, files or globs; on them FP16's range is checked and results are
             compared with FP32. None: nothing is audited.
@@ -249,6 +249,8 @@ class _Order:
 
     def check(self, bundle: Bundle) -> None:
         """Refuse choices that do not go together, or that leave nothing to do."""
+        if self.output == "mask" and bundle.manifest.task == "depth":
+            raise InputError("--output mask: a depth network gives no classes", "Leave it out.")
         if self.engine == "openvino":
             self._check_openvino()
         elif self.float_precision == "bf16":
@@ -349,7 +351,7 @@ def _engine(
         progress=progress,
     )
     why = too_narrow(record.profiles, parse_protocol("reference", bundle.manifest))
-    if why and record.output == "logits":
+    if why and record.output != "mask":
         height, width = record.profiles[0].optimum[2:]
         progress.say(f"{name} {why}: it runs when asked for, --artifact {name} --protocol fixed:{width}x{height}")
     file = bundle.path / name

@@ -15,6 +15,7 @@ from denseport.export.checkpoint.labels import check_count, colours_of
 from denseport.export.checkpoint.pipeline import ImageSteps, image_steps
 from denseport.export.checkpoint.recognise import Recognised, recognise
 from denseport.export.checkpoint.weights import choose_weights, load_model
+from denseport.export.entrance.fetch import Weights, fetch_weights, similar_presets
 from denseport.export.entrance.torch_to_onnx import (
     IR_VERSION,
     OPSET,
@@ -26,13 +27,14 @@ from denseport.export.entrance.torch_to_onnx import (
 )
 from denseport.export.entrance.write import MODEL, announce, made_with, refuse_inside, renamed, write_source
 from denseport.export.errors import CheckpointError
-from denseport.export.models.presets import PRESETS, Preset
-from denseport.export.models.segmentor import has_rewrites
+from denseport.export.models.head_spec import DepthAnythingHeadSpec, DPTDepthHeadSpec
+from denseport.export.models.presets import DepthPreset, Preset, published
+from denseport.export.models.segmentor import Segmentor, has_rewrites
 from denseport.export.models.spec import ModelSpec
 from denseport.runtime.bundle.bundle import Bundle, new_bundle
 from denseport.runtime.bundle.manifest import Manifest, NetworkInput, Reference
 from denseport.runtime.bundle.preprocessing import resized_to, resizing
-from denseport.runtime.bundle.steps import Resize
+from denseport.runtime.bundle.steps import Resize, ResizeRounded
 from denseport.runtime.errors import InputError
 from denseport.runtime.system.files import writing
 from denseport.runtime.system.progress import Progress, Silent
@@ -44,7 +46,7 @@ def export_bundle(
     checkpoint: Path | str,
     output: Path | str,
     *,
-    preset: Preset | str | None = None,
+    preset: Preset | DepthPreset | str | None = None,
     config: Path | str | None = None,
     classes: Sequence[str] | None = None,
     palette: Sequence[tuple[int, int, int]] | None = None,
@@ -55,14 +57,17 @@ def export_bundle(
     rewrite: bool = True,
     ema: bool | None = None,
     replace: bool = False,
+    offline: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
-    """Export a checkpoint and keep the bundle only if ONNX Runtime computes what torch computes.
+    """Export a checkpoint, for classes or for depth; the bundle is kept only if ONNX Runtime computes what torch does.
 
     Args:
+        checkpoint: a file, a folder, or a name, fetched unless ``offline`` (`export.entrance.fetch.fetch_weights`).
         preset: the published model that the checkpoint is, or its name; default: recognised, or none.
         config: mmsegmentation's configuration, ``.py`` or ``.json``, or a ``.json`` of settings that weights cannot
-            show (`denseport.export.checkpoint.config.FIELDS`); it counts more than the checkpoint's own.
+            show (`denseport.export.checkpoint.config.FIELDS`); it counts more than the checkpoint's own. Of files that
+            are not mmsegmentation's: a ``.json`` of what they leave open.
         classes, palette: a name and an RGB colour (0..255) for each class; default: the checkpoint's own.
         name: what the bundle's manifest calls the model; default: the published model's name, or the file's.
         scale: limits of the longer and the shorter side, pixels; default: the checkpoint's own.
@@ -73,25 +78,22 @@ def export_bundle(
         replace: replace an existing bundle.
 
     Raises:
-        CheckpointError: the file, its network or its settings cannot be used; the message says which.
+        CheckpointError, ServerError: the file, its network or its settings cannot be used, or not fetched.
         ExportError: the graph differs from torch; nothing is written.
         InputError: no such preset; another number of names or colours than of classes; no such opset or IR version.
         OutputError: ``output`` exists, cannot be written, or is to be replaced and holds a file that is read.
     """
     progress, checkpoint, output = progress or Silent(), Path(checkpoint), Path(output)
-    preset = _preset(preset)
+    preset, config = _preset(preset), None if config is None else Path(config)
     check_versions(opset, ir_version)
-    config = None if config is None else Path(config)
     refuse_inside(output, (checkpoint, config), replace=replace)
     with new_bundle(output, replace=replace) as folder:
-        progress.say(f"reading {checkpoint}")
-        source = read_checkpoint(checkpoint, config)
-        recognised = recognise(source, preset)
+        weights, source = _read(checkpoint, config, progress, offline=offline)
+        recognised = recognise(source, preset, name=weights.name)
         source = _named(source, recognised.spec, classes, palette)
         model = load_model(source, recognised.spec, rewrite=rewrite, ema=ema)
         source = dataclasses.replace(source, warnings=(*source.warnings, *choose_weights(source, ema)[1]))
-        manifest = _manifest(source, recognised, scale, sum(value.numel() for value in model.parameters()))
-        manifest = renamed(manifest, name, progress)
+        manifest = renamed(_manifest(source, weights, recognised, scale, model), name, progress)
         announce(manifest, progress)
         with writing(output):
             files = export_onnx(model, folder / MODEL, opset, ir_version)
@@ -102,10 +104,18 @@ def export_bundle(
     return Bundle(output)
 
 
-def _preset(preset: Preset | str | None) -> Preset | None:
-    if isinstance(preset, str) and preset not in PRESETS:
-        raise InputError(f"no preset {preset!r}", "See denseport models for their names.")
-    return PRESETS[preset] if isinstance(preset, str) else preset
+def _read(checkpoint: Path, config: Path | None, progress: Progress, *, offline: bool) -> tuple[Weights, Checkpoint]:
+    weights = fetch_weights(checkpoint, offline=offline, progress=progress)
+    progress.say(f"reading {weights.path}")
+    return weights, read_checkpoint(weights.path, config)
+
+
+def _preset(preset: Preset | DepthPreset | str | None) -> Preset | DepthPreset | None:
+    if not isinstance(preset, str):
+        return preset
+    if preset not in published():
+        raise InputError(f"no preset {preset!r}", similar_presets(preset))
+    return published()[preset]
 
 
 def _named(
@@ -129,14 +139,23 @@ def _named(
     return source
 
 
-def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int] | None, parameters: int) -> Manifest:
+def _manifest(
+    source: Checkpoint, weights: Weights, recognised: Recognised, scale: tuple[int, int] | None, model: Segmentor
+) -> Manifest:
     spec, preset = recognised.spec, recognised.preset
-    path = image_steps(source)
+    if spec.task == "depth" and source.preprocess is None:
+        what = f"{source.path}: nothing says how images are prepared: it has no preprocessor_config.json"
+        raise CheckpointError(what, "Fetch that file too.")
+    if spec.task == "depth" and scale is not None:
+        what = f"--scale {scale[0]} {scale[1]}: the size for a depth network follows the rule of {source.layout}"
+        raise CheckpointError(what, "Leave --scale out.")
+    path = image_steps(source, recognised.usual)
+    inference, inference_warnings = settings.inference_of(source, recognised.usual)
     if scale is not None:
         path = _scaled(path, scale)
     preprocess = path.preprocess
     resize = resizing(preprocess)
-    if isinstance(resize, Resize) and min(resize.size) < spec.backbone.smallest:
+    if isinstance(resize, Resize | ResizeRounded) and min(resize.size) < spec.backbone.smallest:
         raise CheckpointError(
             f"{source.path}: its test scale {resize.size[0]} x {resize.size[1]} is below one patch of "
             f"{spec.backbone.smallest} pixels",
@@ -146,38 +165,47 @@ def _manifest(source: Checkpoint, recognised: Recognised, scale: tuple[int, int]
     if preset is not None:
         about = preset.name, f"{preset.dataset} validation", preset.protocol
         reference = Reference(*about, preset.mIoU, preset.mIoU_ms_flip, recognised.recognised_by)
-    threshold = spec.head.threshold
-    classes, class_warnings = settings.class_names(source, spec.num_classes, is_binary=threshold is not None)
-    warnings = [*source.warnings, *recognised.warnings, *path.warnings, *class_warnings]
-    palette = settings.palette_of(source, len(classes))
-    if source.palette is not None and not {*source.palette} <= {*palette}:
-        warnings.append(f"The file has {len(source.palette)} colours for {len(classes)} classes: others are taken.")
+    gives, warnings = _gives(source, spec)
+    warnings = [*source.warnings, *recognised.warnings, *path.warnings, *inference_warnings, *warnings]
     try:
         return Manifest(
-            name=preset.name if preset else Path(source.name).stem,
+            name=preset.name if preset else weights.name or Path(source.name).stem,
             architecture=spec.architecture,
-            parameters=parameters,
+            parameters=sum(value.numel() for value in model.parameters()),
             patch_size=spec.backbone.smallest,
             stride=spec.stride,
-            classes=classes,
-            palette=palette,
+            **gives,
             reduce_zero_label=settings.reduces_zero_label(source),
             preprocess=preprocess,
             augmentation=path.augmentation,
-            inference=settings.inference_of(source),
+            inference=inference,
             label_map=source.label_map,
             ignore_index=source.ignore_index,
             reference=reference,
-            provenance=_provenance(source, warnings) | {"licence": preset.licence if preset else None},
+            provenance=_provenance(source, weights, warnings)
+            | {"licence": preset.licence if preset else weights.licence},
             spec=dataclasses.asdict(spec),
             source=MODEL,
-            task="segmentation",
+            task=spec.task,
             input=NetworkInput(shape=(None, spec.backbone.in_channels, None, None)),
             align_corners=spec.head.align_corners,
-            threshold=threshold,
+            via_input=source.follows_mmseg,
+            threshold=spec.head.threshold,
         )
     except ValueError as err:
         raise CheckpointError(f"{source.path}: {err}", CORRECT) from err
+
+
+def _gives(source: Checkpoint, spec: ModelSpec) -> tuple[dict[str, Any], list[str]]:
+    """Fields of the manifest that say what the network gives, classes or depth, and warnings."""
+    if isinstance(spec.head, DPTDepthHeadSpec | DepthAnythingHeadSpec):
+        return {"classes": (), "palette": (), "depth": settings.depth_of(source, spec.head)}, []
+    binary = spec.head.threshold is not None
+    classes, warnings = settings.class_names(source, spec.num_classes, is_binary=binary)
+    palette = settings.palette_of(source, len(classes))
+    if source.palette is not None and not {*source.palette} <= {*palette}:
+        warnings.append(f"The file has {len(source.palette)} colours for {len(classes)} classes: others are taken.")
+    return {"classes": classes, "palette": palette}, warnings
 
 
 def _scaled(path: ImageSteps, scale: tuple[int, int]) -> ImageSteps:
@@ -200,9 +228,10 @@ def _scaled(path: ImageSteps, scale: tuple[int, int]) -> ImageSteps:
     return dataclasses.replace(path, preprocess=preprocess, augmentation=views)
 
 
-def _provenance(source: Checkpoint, warnings: list[str]) -> dict[str, Any]:
+def _provenance(source: Checkpoint, weights: Weights, warnings: list[str]) -> dict[str, Any]:
     return {
         "checkpoint": source.name,
+        "address": weights.address,
         "sha256": source.sha256,
         "layout": source.layout,
         "config": source.config_file,

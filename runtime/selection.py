@@ -217,8 +217,8 @@ def _why_made_for_others(artifact: Artifact, on_gpu: bool) -> str:
 
 
 def why_no_logits(artifact: Artifact) -> str:
-    """Why a `Segmenter` cannot use an artifact's output; empty if it can."""
-    if artifact.output == "logits":
+    """Why an artifact's output cannot be resized to the image; empty if it can."""
+    if artifact.output != "mask":
         return ""
     return "gives masks of the network's input, not logits that can be resized to the image"
 

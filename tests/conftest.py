@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from cpu_kernels import Kernels, compile_kernels
-from exports import export_once, shelf
+from exports import export_once, networks_once, shelf
 from hypothesis import settings
-from support import ASSETS, SHARED
+from support import ASSETS, ORACLE_MODELS, SHARED
 
 from denseport.runtime.backends.cuda.kernels import launch
 from denseport.runtime.backends.cuda.kernels.compile import IMAGE_SOURCES
@@ -37,6 +38,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="Ray is heavy, and listens to the network: scripts/test --ray"))
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """For ``-m alone``, only the files with such tests are read: two of two hundred."""
+    if config.option.markexpr == "alone" and collection_path.name.startswith("test_") and collection_path.is_file():
+        return None if "pytest.mark.alone" in collection_path.read_text(encoding="utf-8") else True
+    return None
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: the collector of garbage need not look at it again and again."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads_sleep() -> Iterator[None]:
+    """Idle threads of ONNX Runtime sleep. As a rule they spin for a while, on processors that other tests wait for."""
+    import onnxruntime
+
+    class Sleeping(onnxruntime.SessionOptions):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "SessionOptions", Sleeping)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of oracle files and data beside the repository; without it the test is skipped."""
@@ -59,7 +87,7 @@ def exported(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     def export(name: str) -> Bundle:
         if name not in bundles:
             folder = tmp_path_factory.mktemp("bundles") / name
-            bundles[name] = export_once(oracle / f"{name}.pth", shelf(tmp_path_factory), folder)
+            bundles[name] = export_once(oracle / f"{name}.pth", shelf(tmp_path_factory), folder, _oracle_models())
         return bundles[name]
 
     return export
@@ -69,13 +97,35 @@ def exported(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The bundle of the small trained checkpoint that the repository holds."""
     folder = tmp_path_factory.mktemp("bundles") / "sample"
-    return export_once(ASSETS / "dpt_tiny_street.pth", shelf(tmp_path_factory), folder)
+    return export_once(ASSETS / "dpt_tiny_street.pth", shelf(tmp_path_factory), folder, _oracle_models())
+
+
+def _oracle_models() -> list[Path]:
+    return [path for name in ORACLE_MODELS if (path := SHARED / "oracle" / f"{name}.pth").is_file()]
+
+
+@pytest.fixture(scope="module")
+def each_network_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests of a module take the graph of a network that this run has exported before."""
+    with networks_once(shelf(tmp_path_factory)):
+        yield
 
 
 @pytest.fixture
 def sample_copy(sample: Bundle, tmp_path: Path) -> Bundle:
     """The sample's bundle, to be changed or damaged."""
     return Bundle(shutil.copytree(sample.path, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def depth_sample(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle of a small network with random weights that gives depths in metres."""
+    from foreign import declared_depth, estimating
+
+    from denseport.export.entrance.foreign import import_bundle
+
+    folder = tmp_path_factory.mktemp("depth")
+    return import_bundle(estimating().save(folder / "tiny.onnx"), folder / "bundle", declared_depth())
 
 
 @pytest.fixture(scope="session")

@@ -104,6 +104,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from denseport.calibration.calibrate import judge_again
+    from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.errors import InputError
     from denseport.runtime.system.progress import Terminal
 
@@ -116,12 +117,14 @@ def _measure(arguments: argparse.Namespace) -> int:
         arguments.bundle, name, arguments.images, **_data(arguments), threads=threads, progress=Terminal()
     )
     result = {"bundle": str(arguments.bundle), "verdicts": {name: asdict(verdict)}}
-    print(json.dumps(result, indent=1) if arguments.json else "\n".join(_verdict_lines(name, verdict)))
+    output = Bundle(arguments.bundle).manifest.output
+    print(json.dumps(result, indent=1) if arguments.json else "\n".join(_verdict_lines(name, verdict, output)))
     return 0 if verdict.within_budget else 1
 
 
 def _lines(result: Calibration) -> list[str]:
     from denseport.calibration.report import summary
+    from denseport.runtime.bundle.bundle import Bundle
 
     record, found = result.record, result.record.search
     lines, kind = [*summary(record), ""], record.options.precision.upper()
@@ -135,7 +138,7 @@ def _lines(result: Calibration) -> list[str]:
         )
         lines += [f"warning: {text}" for text in record.warnings]
         for name, verdict in result.verdicts.items():
-            lines += _verdict_lines(name, verdict)
+            lines += _verdict_lines(name, verdict, Bundle(result.bundle).manifest.output)
         lines += _untried(result)
     return lines + ([] if result.report is None else [f"report: {result.report}"])
 
@@ -151,13 +154,15 @@ def _untried(result: Calibration) -> list[str]:
     return [f"OpenVINO may run it faster on this processor; this tells: {command}"]
 
 
-def _verdict_lines(name: str, verdict: MachineVerdict) -> list[str]:
+def _verdict_lines(name: str, verdict: MachineVerdict, output: str) -> list[str]:
+    from denseport.runtime.evaluation.metrics import agreement_words
+
     lines = [f"{name}: {verdict.words}"]
     if verdict.miou is not None and verdict.fp32_miou is not None:
         lines.append(
             f"  mIoU {verdict.miou:.2f}, FP32 {verdict.fp32_miou:.2f}, on {count(verdict.labelled, 'labelled image')}"
         )
-    lines.append(f"  {100 * verdict.agreement:.2f} % of the pixels get the class that FP32 gives")
+    lines.append(f"  {agreement_words(verdict.agreement, output)}")
     if not verdict.accepted:
         lines.append(f"  it runs here with --artifact {name}")
     return lines

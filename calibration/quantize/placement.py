@@ -16,12 +16,19 @@ import numpy as np
 import onnx_ir as ir
 
 from denseport.calibration.errors import CalibrationError
-from denseport.export.graph.edit import weight_of
+from denseport.export.graph.edit import of_sizes, weight_of
 from denseport.export.graph.probe import Probe
 
 __all__ = ["FLOAT_LAYERS", "Group", "activations", "find_groups", "with_relu"]
 
-FLOAT_LAYERS = ("decode_head.conv_seg", "decode_head.project")  # of the last ones: no later layer can mend their loss
+# Of the last ones: no later layer can mend their loss. The last three are of depth.
+FLOAT_LAYERS = (
+    "decode_head.conv_seg",
+    "decode_head.project",
+    "decode_head.head.2",
+    "decode_head.head.4",
+    "decode_head.output_conv2",
+)
 SMALLEST_SHARE = 1e-4  # of all multiply-adds; conversions around a smaller layer cost more than it saves
 
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
@@ -61,7 +68,8 @@ def find_groups(model: ir.Model, size: tuple[int, int]) -> tuple[Group, ...]:
         raise CalibrationError(
             f"the model is quantized already: it holds {', '.join(quantized)}", "Calibrate the FP32 model, model.onnx."
         )
-    costly = [node for node in model.graph if node.op_type in _COSTLY]
+    sizes = of_sizes(model.graph)  # a position embedding that is resized by products
+    costly = [node for node in model.graph if node.op_type in _COSTLY and node not in sizes]
     macs = _multiply_adds(model, costly, size)
     attention = _attention_products(model)
     together: dict[ir.Node, tuple[ir.Node, ...]] = {**attention, **_projections(costly, attention)}

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from denseport.calibration.errors import CalibrationError
 from denseport.calibration.quantize.placement import Group
 from denseport.calibration.quantize.qdq import RoundedWeight, quantize
+from denseport.export.graph.model import DEPTH, output_of
 from denseport.export.graph.probe import Probe
-from denseport.runtime.evaluation.metrics import ConfusionMatrix, LabelMap, mean_iou
+from denseport.runtime.evaluation.metrics import ConfusionMatrix, LabelMap, agreement, mean_iou
 from denseport.runtime.system.arrays import read_arrays, write_arrays
 from denseport.runtime.system.progress import StepCallback, no_steps
 
@@ -27,8 +28,8 @@ __all__ = ["Loss", "LossFile", "Reference", "sensitivities"]
 class Loss:
     """The difference between a quantized model and FP32 on the same images."""
 
-    error: float  # of the logits: norm of the difference / norm of FP32's, all images together
-    agreement: float  # share of logit pixels that keep FP32's class, 0..1
+    error: float  # of the logits or depths: norm of the difference / norm of FP32's, all images together
+    agreement: float  # `denseport.runtime.evaluation.metrics.agreement`, 0..1
     miou: float | None = None  # points of mIoU lost on labelled images; below 0: gained
 
 
@@ -62,7 +63,7 @@ class LossFile(dict[str, Loss]):
 
 
 class Reference:
-    """FP32's logits on a few images, kept in memory as float16 to compare with.
+    """FP32's logits on a few images, kept in memory as float16 to compare with; or its depths, as float32.
 
     Args:
         images: normalised (1, 3, H, W).
@@ -86,14 +87,17 @@ class Reference:
         if labels is not None and len(labels) != len(images):
             raise CalibrationError(f"{len(images)} images, but labels for {len(labels)}", "Give a mask for each image.")
         self.images, self.labels, self.threads = images, labels, threads
-        probe = Probe(model, threads=threads)
-        self._logits = [probe.run(image)[0].astype(np.float16) for image in images]
+        probe, self.output = Probe(model, threads=threads), output_of(model)
+        if labels is not None and self.output == DEPTH:
+            raise CalibrationError("depths have no classes to label", "Leave the labels out.")
+        kept = np.float32 if self.output == DEPTH else np.float16
+        self._logits = [probe.run(image)[0].astype(kept) for image in images]
         self._miou = self._measured([logits.argmax(1) for logits in self._logits])
 
     def measure(self, model: ir.Model) -> Loss:
         """What ``model`` loses on the images."""
         probe = Probe(model, threads=self.threads)
-        squares, difference, same, pixels = 0.0, 0.0, 0, 0
+        squares, difference, same, pixels = 0.0, 0.0, 0.0, 0
         classes = []
         for image, reference in zip(self.images, self._logits, strict=True):
             logits = probe.run(image)[0]
@@ -101,7 +105,7 @@ class Reference:
             difference += _square(logits - expected)
             squares += _square(expected)
             classes.append(logits.argmax(1))
-            same += int(np.count_nonzero(classes[-1] == reference.argmax(1)))
+            same += agreement(reference, logits, self.output) * classes[-1].size
             pixels += classes[-1].size
         found = self._measured(classes)
         lost = None if found is None or self._miou is None else self._miou - found

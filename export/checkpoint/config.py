@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from denseport.export.checkpoint.python_data import DUMPED, TEXT_LIMIT, Assignments, Unknown, settled
 from denseport.export.errors import CheckpointError
 
-__all__ = ["CORRECT", "apply_config", "look_up", "parse_config", "read_config"]
+__all__ = ["CORRECT", "apply_config", "look_up", "parse_config", "read_config", "with_fields"]
 
 # The remedy for a setting that the weights or Denseport contradict.
 CORRECT = (
@@ -38,6 +38,9 @@ FIELDS: dict[str, tuple[str, Any]] = {
     "decoder_heads": (f"{_HEAD}num_heads", 12),
     "align_corners": (f"{_HEAD}align_corners", False),
     "threshold": (f"{_HEAD}threshold", 0.3),
+    "depth": (f"{_HEAD}depth", "relative"),
+    "max_depth": (f"{_HEAD}max_depth", 20.0),
+    "inversion": (f"{_HEAD}inversion", [0.5]),
     "mean": (f"{_NORMALISE}mean", [0.5]),
     "std": (f"{_NORMALISE}std", [0.5]),
     "bgr_to_rgb": (f"{_NORMALISE}bgr_to_rgb", True),
@@ -83,8 +86,7 @@ def apply_config(path: Path, own: dict[str, Any] | None) -> tuple[dict[str, Any]
         CheckpointError: as `read_config`, and a field that is unknown or of another type.
     """
     found = read_config(path)
-    has_fields = path.suffix == ".json" and not found.keys() & {"model", "data", "test_dataloader", "test_pipeline"}
-    if has_fields:
+    if has_fields := _holds_fields(path, found):
         found = _merge(_fields(found, path), own or {}, str(path))
     names = (
         [] if own is None else [name for part in USED for name in _differences(_at(found, part), _at(own, part), part)]
@@ -95,6 +97,33 @@ def apply_config(path: Path, own: dict[str, Any] | None) -> tuple[dict[str, Any]
         said = f"--config differs from the checkpoint's own configuration in {', '.join(names[:5])}{more}"
         warnings.append(f"{said}: --config is used.")
     return found, not has_fields or own is not None, warnings
+
+
+def with_fields(path: Path, own: dict[str, Any], known: Collection[str], what: str) -> dict[str, Any]:
+    """A configuration that is not mmsegmentation's, with the fields of a ``.json`` file that it leaves open.
+
+    Args:
+        known: the fields that mean something for it.
+        what: the checkpoint, to begin a message with.
+
+    Raises:
+        CheckpointError: a whole configuration, another field, or one that ``own`` says otherwise.
+    """
+    given = read_config(path)
+    remedy = f"Give a .json of settings that it does not hold: {', '.join(known)}."
+    if not _holds_fields(path, given):
+        raise CheckpointError(f"{what}, and --config is mmsegmentation's: {path.name}", remedy)
+    fields = _fields(given, path)
+    for name in given:
+        if name not in known or _at(own, FIELDS[name][0]) not in (None, given[name]):
+            said = _at(own, FIELDS[name][0])
+            where = "" if said is None else f", and the checkpoint {said!r}"
+            raise CheckpointError(f"{what}: {path.name} says {name} {given[name]!r}{where}", remedy)
+    return _merge(fields, own, str(path))
+
+
+def _holds_fields(path: Path, found: Mapping[str, Any]) -> bool:
+    return path.suffix == ".json" and not found.keys() & {"model", "data", "test_dataloader", "test_pipeline"}
 
 
 def _fields(given: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -19,14 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from denseport.export.checkpoint.config import apply_config, parse_config
+from denseport.export.checkpoint.config import apply_config, parse_config, with_fields
 from denseport.export.checkpoint.huggingface import folder as huggingface
 from denseport.export.checkpoint.labels import Colours, labels_of, plain_text
+from denseport.export.checkpoint.networks.original import DEPTH_ANYTHING, ISL, Layout, layout_of
 from denseport.export.errors import CheckpointError
+from denseport.runtime.bundle.preprocessing import Preprocessing
 from denseport.runtime.errors import MachineError
 from denseport.runtime.system.files import sha256_of
 
-__all__ = ["Checkpoint", "read_checkpoint"]
+__all__ = ["HUGGING_FACE", "Checkpoint", "read_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,13 @@ class Checkpoint:
 
     path: Path
     sha256: str
-    layout: str  # "mmseg 1.x", "mmseg 0.x", "weights only" or "Hugging Face"
+    layout: str  # "mmseg 1.x", "mmseg 0.x", "weights only", `HUGGING_FACE`, or a name of `networks.original`
     state_dict: dict[str, Tensor]
     ema_state_dict: dict[str, Tensor] = field(default_factory=dict)  # what mmengine's EMAHook put beside it
     config: dict[str, Any] = field(default_factory=dict)  # the configuration, parsed
     config_file: str = ""  # the file that it is from; "" where the checkpoint holds it
     complete: bool = True  # what the configuration does not say has upstream's default; otherwise it is not known
+    preprocess: Preprocessing | None = None  # of a Hugging Face processor, or of a layout; else the configuration's
     classes: tuple[str, ...] | None = None
     palette: Colours | None = None
     reduce_zero_label: bool | None = None  # whether label 0 means "ignore" in the data set's masks
@@ -56,11 +59,20 @@ class Checkpoint:
         return plain_text(self.path.name)
 
     @property
+    def follows_mmseg(self) -> bool:
+        """Whether its code is mmsegmentation's; the others compute a little else with the same weights."""
+        return self.layout not in (HUGGING_FACE, DEPTH_ANYTHING, ISL)
+
+    @property
     def settings_from(self) -> str:
         """Where its settings were read, to begin a message with."""
         return f"{self.path} with --config {self.config_file}" if self.config_file else str(self.path)
 
 
+HUGGING_FACE = "Hugging Face"
+# Fields of --config that mean something where a folder, or the code of a layout, says the rest.
+FOLDER_FIELDS = ("depth",)
+LAYOUT_FIELDS = ("num_heads", "out_indices", "readout", "depth", "max_depth", "inversion")
 HOLD_WEIGHTS = "Give a file that holds a state dict, as mmsegmentation writes it."
 # Of weights and counters; others (8 bits, complex) are not those of a training checkpoint.
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32)
@@ -133,6 +145,8 @@ def read_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
             "Give the file that mmsegmentation or torch.save wrote, not one tensor of it.",
         )
     state_dict = _state_dict(path, data)
+    if (own_layout := layout_of(state_dict)) is not None:
+        return _read_layout(path, sha256, own_layout, state_dict, config)
     meta = data.get("meta") if "state_dict" in data else None
     ema = data.get("ema_state_dict") if "state_dict" in data else None
     layout = "mmseg 1.x"
@@ -164,14 +178,41 @@ def read_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
 
 
 def _read_folder(folder: Path, config: Path | None) -> Checkpoint:
-    if config is not None:
-        what = f"{folder}: --config is mmsegmentation's, and this folder is Hugging Face's"
-        raise CheckpointError(what, "Leave it out; correct the folder's own config.json.")
     file = read_checkpoint(huggingface.weights_file(folder))
-    weights, settings, meta = huggingface.translate(folder, file.state_dict)
-    labels = labels_of(folder, meta, settings, first="meta")
-    about: dict[str, Any] = {"layout": "Hugging Face", "state_dict": weights, "config": settings}
-    return replace(file, path=folder, **about, **labels)
+    found = huggingface.translate(folder, file.state_dict)
+    settings = found.config
+    if config is not None:
+        settings = with_fields(config, settings, FOLDER_FIELDS, f"{folder}: is Hugging Face's")
+    labels = labels_of(folder, found.dataset_meta, settings, first="meta")
+    about: dict[str, Any] = {"layout": HUGGING_FACE, "state_dict": found.weights, "config": settings}
+    about["config_file"] = plain_text(config.name) if config else ""
+    return replace(file, path=folder, preprocess=found.preprocess, complete=True, **about, **labels)
+
+
+def _read_layout(
+    path: Path, sha256: str, layout: Layout, weights: dict[str, Tensor], config: Path | None
+) -> Checkpoint:
+    """A file of Depth Anything's or isl-org/DPT's own code."""
+    settings: dict[str, Any] = {"model": layout.model}
+    if config is not None:
+        settings = with_fields(config, settings, LAYOUT_FIELDS, f"{path}: is of {layout.name}'s own code")
+    try:
+        state_dict = layout.weights(weights)
+    except ValueError as err:
+        raise CheckpointError(f"{path}: {err}", "Give the file as it was released or trained.") from err
+    labels = labels_of(path, layout.about, settings, first="config")
+    labels["warnings"] = (*layout.warnings, *labels["warnings"])
+    return Checkpoint(
+        path=path,
+        sha256=sha256,
+        layout=layout.name,
+        state_dict=state_dict,
+        config=settings,
+        config_file=plain_text(config.name) if config else "",
+        complete=False,
+        preprocess=layout.preprocess,
+        **labels,
+    )
 
 
 def _configuration(path: Path, meta: Mapping[str, Any], config: Path | None) -> tuple[dict[str, Any], bool, list[str]]:

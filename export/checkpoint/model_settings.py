@@ -69,6 +69,15 @@ _HEAD: dict[str, Rule] = {
     "align_corners": CARRIED,
     "init_cfg": TRAINING,
 }
+# Not mmsegmentation's: readers of other files say so what these networks are.
+_DEPTH: dict[str, Rule] = {
+    **{key: _HEAD[key] for key in ("channels", "in_index", "align_corners", "norm_cfg")},
+    "post_process_channels": SHOWN,
+    "readout_type": CARRIED,
+    "unit_norm": SHOWN,
+    "unit_bias": SHOWN,
+    "depth": CARRIED,
+}
 _ONE_LEVEL: dict[str, Rule] = {**_HEAD, "input_transform": Only((None,))}
 _DROPS: dict[str, Rule] = dict.fromkeys(("drop_rate", "attn_drop_rate", "drop_path_rate"), TRAINING)
 _HEADS: dict[str, dict[str, Rule]] = {
@@ -80,6 +89,8 @@ _HEADS: dict[str, dict[str, Rule]] = {
         "patch_size": TRAINING,  # upstream does not read it
         "expand_channels": Only((False,)),
     },
+    "DPTDepthHead": {**_DEPTH, "projects": SHOWN, "inversion": CARRIED},
+    "DepthAnythingHead": {**_DEPTH, "max_depth": CARRIED},
     "UPerHead": {**_HEAD, "pool_scales": CARRIED},
     "SETRUPHead": {
         **_ONE_LEVEL,

@@ -14,6 +14,7 @@ from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.pipeline_keys import type_name
 from denseport.export.checkpoint.pipeline_steps import Reader
 from denseport.export.errors import CheckpointError
+from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.preprocessing import (
     USUAL_NORMALISE,
     USUAL_RESIZE,
@@ -25,13 +26,15 @@ from denseport.runtime.bundle.preprocessing import (
 from denseport.runtime.bundle.steps import (
     Augmentation,
     Normalise,
+    Resize,
 )
 
-__all__ = ["ImageSteps", "evaluated_pipeline", "image_steps"]
+__all__ = ["USUAL", "ImageSteps", "Usual", "evaluated_pipeline", "image_steps"]
 
 Settings = Mapping[str, Any]
 # Of a VisionTransformer and of a MixVisionTransformer: they show how many channels an image has.
 FIRST_LAYERS = ("backbone.patch_embed.projection.weight", "backbone.layers.0.0.projection.weight")
+WHOLE = Inference()
 OLD_STEPS = {"MultiScaleFlipAug", "ImageToTensor", "DefaultFormatBundle", "Collect"}  # 1.x has none of them
 
 
@@ -44,14 +47,26 @@ class ImageSteps:
     warnings: tuple[str, ...]
 
 
-def image_steps(checkpoint: Checkpoint) -> ImageSteps:
+@dataclass(frozen=True)
+class Usual:
+    """How the published models of a kind are tested: assumed of a file that does not say how its own is."""
+
+    resize: Resize = USUAL_RESIZE
+    normalise: Normalise = USUAL_NORMALISE
+    inference: Inference = WHOLE
+
+
+USUAL = Usual()
+
+
+def image_steps(checkpoint: Checkpoint, usual: Usual = USUAL) -> ImageSteps:
     """The test path of a checkpoint; what it does not say is assumed, and each assumption is a warning.
 
     Raises:
         CheckpointError: it holds a step or a key that is not supported, or settings that cannot be used.
     """
     try:
-        return _image_steps(checkpoint)
+        return _image_steps(checkpoint, usual)
     except (AttributeError, KeyError, IndexError, OverflowError, TypeError, ValueError) as err:
         raise CheckpointError(
             f"{checkpoint.settings_from}: its test pipeline cannot be used: {err!r}", CORRECT
@@ -61,7 +76,10 @@ def image_steps(checkpoint: Checkpoint) -> ImageSteps:
         raise CheckpointError(f"{where}{err.message}", err.remedy) from err
 
 
-def _image_steps(checkpoint: Checkpoint) -> ImageSteps:
+def _image_steps(checkpoint: Checkpoint, usual: Usual) -> ImageSteps:
+    if checkpoint.preprocess is not None:
+        check_steps(checkpoint.preprocess)
+        return ImageSteps(checkpoint.preprocess, None, ())
     pipeline, warnings = evaluated_pipeline(checkpoint.config)
     old = checkpoint.layout == "mmseg 0.x" or any(type_name(step) in OLD_STEPS for step in pipeline or ())
     reader = Reader(old=old, channels=_channels(checkpoint))
@@ -74,13 +92,15 @@ def _image_steps(checkpoint: Checkpoint) -> ImageSteps:
         reader.read_preprocessor(preprocessor)
     steps = reader.steps
     if pipeline is None:
-        steps = with_resize(steps, USUAL_RESIZE)
+        steps = with_resize(steps, usual.resize)
+        longer, shorter = usual.resize.size
         warnings.append(
-            "The file does not say how images are resized: assumed keep-ratio 2048 x 512. Change it with --scale."
+            f"The file does not say how images are resized: assumed keep-ratio {longer} x {shorter}. "
+            "Change it with --scale."
         )
     if not any(isinstance(step, Normalise) for step in steps):
-        steps = (*steps, USUAL_NORMALISE)
-        assumed = f"mean {USUAL_NORMALISE.mean}, std {USUAL_NORMALISE.std}"
+        steps = (*steps, usual.normalise)
+        assumed = f"mean {usual.normalise.mean}, std {usual.normalise.std}"
         warnings.append(f"The file does not say how images are normalised: assumed {assumed}.")
     if reader.channels == 1 and not loading(steps).grey:
         warnings.append("The network takes one channel, and the test pipeline loads colours: images are made grey.")

@@ -1,4 +1,4 @@
-"""What a checkpoint's configuration says besides its network and its pipeline: windows, classes, labels."""
+"""What a checkpoint says besides its network and its pipeline: windows, classes, labels, the meaning of depths."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections.abc import Mapping
 
 from denseport.export.checkpoint.config import CORRECT, look_up
 from denseport.export.checkpoint.file import Checkpoint
-from denseport.export.checkpoint.pipeline import evaluated_pipeline
+from denseport.export.checkpoint.networks.original import DEPTH_ANYTHING
+from denseport.export.checkpoint.pipeline import USUAL, Usual, evaluated_pipeline
 from denseport.export.checkpoint.pipeline_keys import check_keys, type_name, whole_pair
 from denseport.export.errors import CheckpointError
-from denseport.runtime.bundle.manifest import Inference
+from denseport.export.models.head_spec import DepthAnythingHeadSpec, DPTDepthHeadSpec
+from denseport.runtime.bundle.manifest import DepthOutput, Inference
 from denseport.runtime.media.overlay import default_palette
 
-__all__ = ["class_names", "inference_of", "palette_of", "reduces_zero_label"]
+__all__ = ["class_names", "depth_of", "inference_of", "palette_of", "reduces_zero_label"]
 
 
-def inference_of(checkpoint: Checkpoint) -> Inference:
-    """Whole or slide, as ``model.test_cfg`` says; whole where nothing does.
+def inference_of(checkpoint: Checkpoint, usual: Usual = USUAL) -> tuple[Inference, list[str]]:
+    """Whole or slide, as ``model.test_cfg`` says; where nothing does it is assumed, with a warning.
 
     Raises:
         CheckpointError: another mode, or windows that leave gaps.
@@ -27,21 +29,49 @@ def inference_of(checkpoint: Checkpoint) -> Inference:
             f"{checkpoint.settings_from}: test_cfg and model.test_cfg both say how to test, as mmsegmentation refuses",
             "Leave one of the two in the configuration.",
         )
-    if test is None and "type" not in (outer := look_up(checkpoint.config, "test_cfg") or {}):
+    outer = look_up(checkpoint.config, "test_cfg")
+    if test is None and not (isinstance(outer, Mapping) and "type" in outer):
         test = outer  # of early 0.x; 1.x names its loop so
+    if test is None and checkpoint.layout == "Hugging Face":  # transformers knows no windows
+        return Inference(), []
+    if test is None:
+        return usual.inference, [
+            "The file does not say whether the network is given whole images or windows of them: assumed "
+            f"{_words(usual.inference)}, as the published models were tested. Change it with --config."
+        ]
     try:
-        if not isinstance(test, Mapping | None):
+        if not isinstance(test, Mapping):
             raise ValueError("it is no dict")
-        own = check_keys("model.test_cfg", test or {})
+        own = check_keys("model.test_cfg", test)
         if own["mode"] == "whole":
-            return Inference()
-        return Inference(own["mode"], whole_pair(own["crop_size"]), whole_pair(own["stride"]))
+            return Inference(), []
+        return Inference(own["mode"], whole_pair(own["crop_size"]), whole_pair(own["stride"])), []
     except CheckpointError as err:
         raise CheckpointError(f"{checkpoint.settings_from}: {err.message}", err.remedy) from err
     except (TypeError, ValueError, OverflowError) as err:
         raise CheckpointError(
             f"{checkpoint.settings_from}: model.test_cfg {test!r} cannot be used: {err}", CORRECT
         ) from err
+
+
+def _words(inference: Inference) -> str:
+    if inference.crop is None or inference.stride is None:
+        return "whole images"
+    sizes = [f"{width} x {height}" for height, width in (inference.crop, inference.stride)]
+    return f"windows of {sizes[0]} pixels with a stride of {sizes[1]}"
+
+
+def depth_of(checkpoint: Checkpoint, head: DPTDepthHeadSpec | DepthAnythingHeadSpec) -> DepthOutput:
+    """What a head's numbers mean, and how the checkpoint's own code resizes them to the image."""
+    largest = head.max_depth if isinstance(head, DepthAnythingHeadSpec) else None
+    if isinstance(head, DPTDepthHeadSpec) and head.inversion is not None:
+        largest = 1 / head.inversion[1]  # of what is zero before the inversion
+    return DepthOutput(
+        unit="metres" if head.metres else "relative",
+        larger_is="farther" if head.metres else "nearer",
+        largest=largest,
+        interpolation="bilinear" if checkpoint.layout == DEPTH_ANYTHING else "bicubic",
+    )
 
 
 def class_names(

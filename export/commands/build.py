@@ -255,8 +255,11 @@ def _layer_lines(layers: dict[str, Any] | None) -> list[str]:
 def _audit_lines(audit: dict[str, Any] | None) -> list[str]:
     if audit is None:
         return ["not audited: give --images to check FP16's range and to compare with FP32"]
+    from denseport.runtime.evaluation.metrics import agreement_words
+
+    words, worst = (agreement_words(audit[name], audit["output"], digits=3) for name in ("agreement", "worst_image"))
     lines = [
-        f"{'PASS' if audit['passed'] else 'FAIL'}: {100 * audit['agreement']:.3f} % of the pixels get FP32's class "
-        f"(worst image {100 * audit['worst_image']:.3f} %), {count(audit['images'], 'image')}"
+        f"{'PASS' if audit['passed'] else 'FAIL'}: {words}; {count(audit['images'], 'image')}",
+        f"  worst image: {worst}",
     ]
     return lines + ([f"  layer that differs most: {audit['worst_layer']}"] if audit["worst_layer"] else [])

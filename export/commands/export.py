@@ -15,10 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint",
         metavar="CHECKPOINT",
         type=path,
-        help="an mmsegmentation .pth, .safetensors, or a Hugging Face folder",
+        help="a .pth, .pt or .safetensors of mmsegmentation, Depth Anything or isl-org/DPT, or a Hugging Face folder; "
+        "or what is fetched: a name of denseport models, or hf:ORG/NAME[@REVISION]",
     )
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=path, required=True, help="the folder to make")
-    parser.add_argument("--config", metavar="FILE", type=path, help="mmsegmentation's .py, or a .json of settings")
+    parser.add_argument(
+        "--config", metavar="FILE", type=path, help="mmsegmentation's .py, or a .json of what the file does not say"
+    )
     parser.add_argument("--classes", metavar="NAMES", help="names with commas between, or a file with one a line")
     parser.add_argument("--palette", metavar="FILE", type=path, help="a colour a line: R G B, or #rrggbb")
     parser.add_argument("--name", help="what the model is called; default: as the published one, or the file")
@@ -39,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of two sets of weights in the file, take the averaged (EMA), or the others; default: the plain "
         "state_dict, which mmsegmentation tests",
     )
+    parser.add_argument("--offline", action="store_true", help="fetch nothing: take named weights from the cache")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle, once the new one is whole")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -67,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         rewrite=not arguments.no_rewrite,
         ema=arguments.ema,
         replace=arguments.force,
+        offline=arguments.offline,
         progress=Terminal(),
     )
     record = say_made(bundle, as_json=arguments.json)
@@ -75,5 +80,6 @@ def run(arguments: argparse.Namespace) -> int:
     for check in record["checks"]:
         batch, _, height, width = check["shape"]
         shape = f"{count(batch, 'image')} of {width} x {height} pixels"
-        print(f"  ONNX Runtime against torch, {shape}: logits differ by {check['max_difference']:.1e} at most")
+        gives = bundle.manifest.output
+        print(f"  ONNX Runtime against torch, {shape}: {gives} differs by {check['max_difference']:.1e} at most")
     return 0

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from denseport.runtime.cli.arguments import path, real, size, whole
 
+if TYPE_CHECKING:
+    from denseport.runtime.bundle.manifest import DepthOutput
+
 NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # checked before the work starts
-HELP = "make a bundle of any ONNX file that gives a class for each pixel"
+HELP = "make a bundle of any ONNX file that gives a class or a depth for each pixel"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--palette", metavar="FILE", type=path, help="a colour a line: R G B, or #rrggbb")
     parser.add_argument("--name", help="what the model is called; default: as the file")
+    depth = parser.add_argument_group("a network that estimates depth")
+    depth.add_argument("--task", choices=("segmentation", "depth"), help="default: segmentation, or as --like")
+    depth.add_argument("--unit", choices=("metres", "relative"), help="relative: up to a scale and a shift")
+    depth.add_argument("--larger-is", choices=("farther", "nearer"), help="what larger numbers mean; metres: farther")
+    depth.add_argument("--largest", type=real(above=0), metavar="X", help="the network's own limit (max_depth)")
+    words = "how depths are resized to the image; default: bilinear"
+    depth.add_argument("--interpolation", choices=("bilinear", "bicubic"), help=words)
+    words = "their corners lie on the image's corners; default: no"
+    depth.add_argument("--align-corners", action=argparse.BooleanOptionalAction, help=words)
     images = parser.add_argument_group("how images are prepared")
     images.add_argument("--mean", nargs="+", type=real(), metavar="R", help="of each channel, in the network's order")
     images.add_argument("--std", nargs="+", type=real(above=0), metavar="R", help="of each channel")
@@ -68,6 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
     if classes is not None:
         classes = int(classes) if re.fullmatch(r"\d{1,9}", classes, re.ASCII) else read_classes(classes)
     declared = Declared(
+        task=arguments.task,
+        depth=_depth(arguments),
+        align_corners=arguments.align_corners,
         classes=classes,
         palette=None if arguments.palette is None else read_palette(arguments.palette),
         mean=arguments.mean,
@@ -99,6 +114,26 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _depth(arguments: argparse.Namespace) -> DepthOutput | None:
+    """What the options say of a depth network's numbers; None: nothing."""
+    from denseport.runtime.bundle.manifest import DepthOutput
+    from denseport.runtime.errors import InputError
+
+    given = [name for name in ("larger_is", "largest", "interpolation") if getattr(arguments, name) is not None]
+    if arguments.unit is None:
+        if given:
+            raise InputError(f"--{given[0].replace('_', '-')} goes with --unit", "Give --task depth --unit UNIT too.")
+        return None
+    larger_is = arguments.larger_is or ("farther" if arguments.unit == "metres" else "")
+    if not larger_is:
+        what = "--unit relative: nothing says what larger numbers mean"
+        raise InputError(what, "Give --larger-is nearer or --larger-is farther.")
+    try:
+        return DepthOutput(arguments.unit, larger_is, arguments.largest, arguments.interpolation or "bilinear")
+    except ValueError as err:
+        raise InputError(f"--unit {arguments.unit} --larger-is {larger_is}: {err}", "Correct the options.") from err
+
+
 def _found(record: dict[str, Any]) -> Iterator[str]:
     """What was found of the network, changed in its graph, and compared, for people."""
     from denseport.runtime.system.text import count
@@ -111,7 +146,9 @@ def _found(record: dict[str, Any]) -> Iterator[str]:
         yield f"cut off at the end, since the runtime does it: {', '.join(adapted['cut'])}"
     if adapted["added"]:
         yield f"added at the ends: {', '.join(adapted['added'])}"
-    same, difference = min(check["agreement"] for check in record["checks"]), record["max_difference"]
-    agree = f"values differ by {difference:.1e} at most, {100 * same:.3f} % of the pixels get the same class"
+    agree = f"values differ by {record['max_difference']:.1e} at most"
+    if ends["gives"] != "depth":
+        same = min(check["agreement"] for check in record["checks"])
+        agree += f", {100 * same:.3f} % of the pixels get the same class"
     yield f"compared with the file on {count(len(record['checks']), 'size')}: {agree}"
     yield "that the file computes what its network did in training was not shown"

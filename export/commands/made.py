@@ -18,6 +18,10 @@ def say_made(bundle: Bundle, *, as_json: bool) -> dict[str, Any] | None:
         about = {"bundle": str(bundle.path), "name": manifest.name, "warnings": manifest.provenance["warnings"]}
         print(json.dumps({**about, **record}))
         return None
-    size = f"{manifest.parameters / 1e6:,.1f} M parameters, {len(manifest.classes)} classes"
+    gives = f"{len(manifest.classes)} classes"
+    if (depth := manifest.depth) is not None:
+        limit = f" up to {depth.largest:.4g}" if depth.largest else ""
+        gives = f"depth in metres{limit}" if depth.unit == "metres" else f"relative depth, larger is {depth.larger_is}"
+    size = f"{manifest.parameters / 1e6:,.1f} M parameters, {gives}"
     print(f"{bundle.path}: {manifest.name}, {size}")
     return record

@@ -30,8 +30,8 @@ class Check:
     """One comparison of ONNX Runtime with what is trusted."""
 
     shape: tuple[int, ...]  # of the input
-    max_difference: float  # of the logits or probabilities, absolute; 0 of classes
-    agreement: float  # share of pixels whose class is the same
+    max_difference: float  # of the logits, probabilities or depths, absolute; 0 of classes
+    agreement: float  # share of pixels whose class is the same; 1 of depths
     logits: tuple[int, ...]  # shape of the adapted graph's output
 
 

@@ -1,4 +1,4 @@
-"""What nobody can read off a foreign network: its classes, and how images are prepared for it."""
+"""What nobody can read off a foreign network: its classes or its depths, and how images are prepared for it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from typing import Any
 from denseport.export.checkpoint.labels import colours_of
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.decode import decode_dataclass
-from denseport.runtime.bundle.manifest import Inference, Manifest
+from denseport.runtime.bundle.manifest import OUTPUTS, DepthOutput, Inference, Manifest
 from denseport.runtime.bundle.preprocessing import (
-    USUAL_RESIZE,
     Preprocessing,
     check_steps,
     normalisation,
+    of_one_size,
     resized_to,
     resizing,
-    with_resize,
 )
-from denseport.runtime.bundle.steps import Augmentation, Load, Normalise, Resize
+from denseport.runtime.bundle.steps import Augmentation, Normalise, Resize
 from denseport.runtime.errors import BundleError, InputError
 from denseport.runtime.media.overlay import default_palette
 
@@ -38,12 +37,15 @@ NO_NORMALISATION = "Give --mean R G B and --std R G B, or a bundle that is prepa
 class Settings:
     """The fields of a manifest that are no property of the graph; None: not said."""
 
+    task: str | None = None
+    depth: DepthOutput | None = None
     classes: tuple[str, ...] | None = None
     palette: tuple[tuple[int, int, int], ...] | None = None
     preprocess: Preprocessing | None = None
     inference: Inference | None = None
     augmentation: Augmentation | None = None
     align_corners: bool | None = None
+    via_input: bool | None = None
     threshold: float | None = None
     reduce_zero_label: bool | None = None
     label_map: dict[str, int] | None = None
@@ -97,6 +99,9 @@ class Declared:
         InputError: numbers that do not go together.
     """
 
+    task: str | None = None  # "segmentation" or "depth"; None: as ``like`` or ``from_json``, else segmentation
+    depth: DepthOutput | None = None  # of a depth network
+    align_corners: bool | None = None  # of a depth network: depths are resized with their corners on the image's
     classes: Sequence[str] | int | None = None  # names in the order of the output's channels, or how many there are
     palette: Sequence[tuple[int, int, int]] | None = None  # RGB of each class
     mean: Sequence[float] | None = None  # of each channel, in the units of ``value_range``
@@ -112,6 +117,9 @@ class Declared:
     def __post_init__(self) -> None:
         if self.scale is not None and self.size is not None:
             raise InputError("--scale and --size both say how large images become", "Leave one of them out.")
+        if self.task not in (None, *OUTPUTS):
+            raise InputError(f"--task {self.task!r} is unknown", f"Choose one of {', '.join(OUTPUTS)}.")
+        self._check_task()
         if (self.mean is None) != (self.std is None):
             raise InputError("--mean and --std go together", "Give both, or neither.")
         if self.threshold is not None and not 0 < self.threshold < 1:
@@ -121,6 +129,28 @@ class Declared:
         if isinstance(self.classes, int) and not 1 <= self.classes <= 65536:
             raise InputError(f"--classes {self.classes}: not in 1..65536", "Give the number of classes.")
 
+    def _check_task(self) -> None:
+        """Refuse what is of the other task, and a depth of which nothing is said."""
+        if not self.is_depth and (self.depth, self.align_corners) != (None, None):
+            what = "--unit, --larger-is, --interpolation and --align-corners are of depth networks"
+            raise InputError(what, "Add --task depth, or leave them out.")
+        if self.is_depth and self.depth_output is None:
+            what = "nothing says what the numbers of the depth network mean"
+            raise InputError(what, "Give --unit metres, or --unit relative --larger-is nearer (or farther).")
+        for name in ("classes", "palette", "threshold"):
+            if self.is_depth and getattr(self, name) is not None:
+                raise InputError(f"--{name} means nothing for a depth network", "Leave it out.")
+
+    @property
+    def is_depth(self) -> bool:
+        """Whether the network estimates depth."""
+        return (self.task or self.own.task) == "depth"
+
+    @property
+    def depth_output(self) -> DepthOutput | None:
+        """What the numbers of a depth network mean."""
+        return self.depth if self.depth is not None else self.own.depth
+
     @cached_property
     def own(self) -> Settings:
         """What ``like`` and ``from_json`` say."""
@@ -128,6 +158,9 @@ class Declared:
         if self.like is not None:
             bundle = self.like if isinstance(self.like, Bundle) else Bundle(self.like)
             settings = Settings.of_manifest(bundle.manifest)
+            if self.task not in (None, settings.task):
+                what = f"--like {bundle.path}: is of the task {settings.task}, not {self.task}"
+                raise InputError(what, "Name a bundle of that task, or leave --like out.")
         return settings if self.from_json is None else Settings.read(Path(self.from_json)).over(settings)
 
     @property
@@ -206,7 +239,7 @@ class Declared:
             if self.scale is not None:
                 return resized_to(steps, self.scale, keep_ratio=True)
             if size is not None:
-                return _of_one_size(steps, size)
+                return of_one_size(steps, size)
         except ValueError as err:
             raise InputError(f"--scale or --size: {err}", "Give two sides in pixels.") from err
         if given is None:
@@ -263,13 +296,6 @@ class Declared:
             return self.size[1], self.size[0]
         resize = None if self.own.preprocess is None or self.scale is not None else resizing(self.own.preprocess)
         return (resize.size[1], resize.size[0]) if isinstance(resize, Resize) and not resize.keep_ratio else None
-
-
-def _of_one_size(steps: Preprocessing, size: tuple[int, int]) -> Preprocessing:
-    """The steps with one resize, to ``size`` (width, height), sampled as before, and no pads."""
-    old = resizing(steps) or USUAL_RESIZE
-    kept = tuple(step for step in steps if isinstance(step, Load | Normalise))
-    return with_resize(kept, Resize(size, False, old.interpolation, old.library))
 
 
 def _words(values: Sequence[float]) -> str:

@@ -18,7 +18,7 @@ from denseport.export.entrance.onnx_file import ForeignModel, read_onnx
 from denseport.export.entrance.write import MODEL, announce, made_with, refuse_inside, renamed, write_source
 from denseport.export.errors import ExportError
 from denseport.export.graph.ends import CLASSES, NCHW, NHWC, PROBABILITIES, EndsRecord, adapt_ends
-from denseport.export.graph.model import LOGITS, save_model
+from denseport.export.graph.model import DEPTH, LOGITS, save_model
 from denseport.runtime.bundle.bundle import Bundle, new_bundle
 from denseport.runtime.bundle.manifest import Inference, Manifest, NetworkInput
 from denseport.runtime.bundle.preprocessing import Preprocessing, paddings
@@ -60,7 +60,7 @@ def import_bundle(
     replace: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
-    """Make a bundle of an ONNX file with one image as its input, if it gives a class for each pixel.
+    """Make a bundle of an ONNX file with one image as its input, if it gives a class or a depth for each pixel.
 
     Its source has the house's ends: what lies behind the logits is cut off, layouts are turned, and classes become
     logits of ones and zeros. It is kept only if it gives, at three sizes, what the file gives. Nothing shows that the
@@ -68,7 +68,7 @@ def import_bundle(
 
     Args:
         model: the ONNX file; its weights may lie in files beside it.
-        declared: classes, and how images are prepared.
+        declared: classes or depths, and how images are prepared.
         layout: of the input, "NCHW" or "NHWC"; default: found.
         output_name: of several outputs the one to take.
         gives: "logits", "probabilities" or "classes"; default: found by the values.
@@ -83,6 +83,8 @@ def import_bundle(
     for option, value, known in (("layout", layout, (NCHW, NHWC)), ("gives", gives, (LOGITS, PROBABILITIES, CLASSES))):
         if value is not None and value not in known:
             raise InputError(f"--{option} {value!r} is unknown", f"Choose one of {', '.join(known)}.")
+    if declared.is_depth and gives is not None:
+        raise InputError(f"--gives {gives} is of networks that tell classes apart", "Leave it out with --task depth.")
     path, output, progress = Path(model), Path(output), progress or Silent()
     refuse_inside(output, (path,), replace=replace)
     with new_bundle(output, replace=replace) as folder:
@@ -154,7 +156,8 @@ def _found(
         dims = (None,) * 4 if image.shape is None else tuple(image.shape)
         sides = dims[2:] if each == NCHW else dims[1:3]
         threshold = declared.threshold if declared.threshold is not None else declared.own.threshold
-        wanted = Wanted(declared.resize_size(), gives, declared.num_classes, threshold)
+        gives = DEPTH if declared.is_depth else gives
+        wanted = Wanted(declared.resize_size(), gives, None if declared.is_depth else declared.num_classes, threshold)
         try:
             return network, samples, find_interface(network, (dims[0], *sides), samples, label, wanted)
         except ExportError as err:
@@ -177,8 +180,7 @@ def _manifest(
     dtype = foreign.model.original.graph.inputs[0].dtype
     takes_levels = dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
     steps = declared.preprocess(len(samples.mean), fixed, takes_levels=takes_levels)
-    names, warnings = declared.names(ends.classes)
-    named = 1 if ends.classes == 2 and declared.num_classes == 1 else ends.classes
+    names, colours, warnings = _classes(declared, ends.classes)
     if declared.bgr is None and own.preprocess is None and len(samples.mean) == 3:
         warnings.append("Nothing says in which order the network takes colours: RGB is assumed. --bgr says BGR.")
     scores = adapted.scores and found.scores
@@ -186,7 +188,8 @@ def _manifest(
         warnings.append("The network tells the class of a pixel, not how likely it is: there are no scores.")
     warnings = [*found.warnings, *warnings]
     packages = ("onnx", "onnxruntime") if foreign.reference is None else ("torch", "onnx", "onnxruntime")
-    corners = adapted.align_corners if adapted.align_corners is not None else bool(own.align_corners)
+    corners = adapted.align_corners if adapted.align_corners is not None else declared.align_corners
+    corners = bool(own.align_corners if corners is None else corners)
     try:
         return Manifest(
             name=foreign.name,
@@ -195,7 +198,7 @@ def _manifest(
             patch_size=found.divisor,
             stride=1,  # known once the graph is adapted
             classes=names,
-            palette=declared.colours(ends.classes, named),
+            palette=colours,
             reduce_zero_label=bool(own.reduce_zero_label),
             preprocess=_padded(steps, found.divisor),
             augmentation=own.augmentation,
@@ -206,14 +209,25 @@ def _manifest(
             provenance={**foreign.about, **made_with(packages, warnings)},
             spec={},
             source=MODEL,
-            task="segmentation",
+            task="depth" if declared.is_depth else "segmentation",
+            depth=declared.depth_output,
             input=NetworkInput(shape=ends.shape, divisor=found.divisor),
             align_corners=corners,
+            via_input=adapted.align_corners is not None or own.via_input is not False,  # a resize that was cut did so
             threshold=ends.threshold,
             scores=scores,
         )
     except ValueError as err:
         raise InputError(f"{foreign.label}: {err}", "Correct what --like, --from-json or the options say.") from err
+
+
+def _classes(declared: Declared, classes: int) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], list[str]]:
+    """Names, colours and warnings; a depth network has none."""
+    if declared.is_depth:
+        return (), (), []
+    names, warnings = declared.names(classes)
+    named = 1 if classes == 2 and declared.num_classes == 1 else classes
+    return names, declared.colours(classes, named), warnings
 
 
 def _padded(steps: Preprocessing, divisor: int) -> Preprocessing:

@@ -28,7 +28,7 @@ from denseport.export.entrance.sizes import (
 )
 from denseport.export.errors import ExportError
 from denseport.export.graph.ends import CLASSES, NCHW, NHW, NHWC, PROBABILITIES, Ends
-from denseport.export.graph.model import LOGITS
+from denseport.export.graph.model import DEPTH, LOGITS
 from denseport.runtime.bundle.steps import LARGEST_SIDE
 from denseport.runtime.errors import InputError
 
@@ -42,7 +42,7 @@ class Wanted:
     """What the user says of a network's ends; None: it is found."""
 
     size: Size | None = None  # height, width of what the network is given, where a protocol fixes it
-    gives: str | None = None  # LOGITS, PROBABILITIES or CLASSES
+    gives: str | None = None  # LOGITS, PROBABILITIES, CLASSES or DEPTH
     classes: int | None = None  # named
     threshold: float | None = None  # of a single channel
 
@@ -113,6 +113,11 @@ def _output(runs: dict[Size, Found], search: Search, wanted: Wanted) -> tuple[st
     if not possible:
         shapes = ", ".join(f"{found.shape} for {size[1]} x {size[0]}" for size, found in runs.items())
         raise ExportError(f"{search.label}: its output is a grid over its input at some sizes only: {shapes}")
+    if wanted.gives == DEPTH:
+        possible = [each for each in possible if as_nchw(next(iter(runs.values())), each).shape[1] == 1]
+        if not possible:
+            shape = next(iter(runs.values())).shape
+            raise ExportError(f"{search.label}: gives {shape}: a depth has one channel", "Leave --task depth out.")
     if wanted.classes is not None:  # of two layouts that may be, the one that has the named classes
         named = [each for each in possible if as_nchw(next(iter(runs.values())), each).shape[1] == wanted.classes]
         possible = named or possible
@@ -153,6 +158,8 @@ def _classes(
 ) -> tuple[int, float | None]:
     """The number of classes, and the threshold where a single channel tells two apart."""
     named = wanted.classes
+    if gives == DEPTH:
+        return 1, None
     if gives == CLASSES:
         if channels != 1:
             raise ExportError(f"{label}: a map of classes has one channel; this output has {channels}")

@@ -16,7 +16,7 @@ from onnx_ir.passes import common
 
 from denseport.export.checkpoint.labels import plain_text
 from denseport.export.errors import ExportError
-from denseport.export.graph.model import LOGITS, MASK, PROTOBUF_LIMIT, weight_bytes
+from denseport.export.graph.model import DEPTH, LOGITS, MASK, PROTOBUF_LIMIT, weight_bytes
 from denseport.runtime.backends.onnxruntime import INPUT
 from denseport.runtime.bundle.external_data import external_files
 
@@ -160,7 +160,7 @@ def _name(model: ir.Model) -> None:
     """Each node a name of its own, and what it computes the same, as in the graphs that Denseport exports."""
     common.ClearMetadataAndDocStringPass()(model)
     graphs = (model.graph, *model.graph.subgraphs())
-    taken = {INPUT, LOGITS, MASK, *(value.name for value in model.graph.inputs)}
+    taken = {INPUT, LOGITS, MASK, DEPTH, *(value.name for value in model.graph.inputs)}
 
     def unused(name: str) -> str:
         name = plain_text(name).removeprefix("ends/")  # those are of `denseport.export.graph.ends`

@@ -60,6 +60,7 @@ def first_size(search: Search, sides: tuple[int | None, int | None], hint: Size 
     given = [] if hint is None else [hint]
     candidates = dict.fromkeys((sides[0] or h, sides[1] or w) for h, w in (*FIRST, *given, *((n, n) for n in USUAL)))
     for size in candidates:
+        _check_not_exchanged(search, size)
         if search.fits(size):
             others = {found.shape for other, found in search.found.items() if other != size}
             if size not in given and search.found[size].shape in others:
@@ -81,6 +82,19 @@ def first_size(search: Search, sides: tuple[int | None, int | None], hint: Size 
         )
     what = f"{search.label}: gives no class for each pixel: its output has the shape {shapes} (width x height)"
     raise ExportError(what, "Give a network for segmentation: (N, classes, height, width), or a map of classes.")
+
+
+def _check_not_exchanged(search: Search, size: Size) -> None:
+    """Refuse a network whose rows are the image's columns: at a square size it would seem to be right."""
+    found = search.run(size)
+    if found is None or size[0] == size[1] or output_layouts(found, size, search.batch):
+        return
+    if output_layouts(found, (size[1], size[0]), search.batch):
+        what = f"{search.label}: exchanges height and width: its output has the shape {found.shape}"
+        raise ExportError(
+            f"{what} for an image of {size[1]} x {size[0]} (width x height)",
+            "Export it with an output whose rows are the image's rows.",
+        )
 
 
 def output_layouts(found: Found, size: Size, batch: int) -> list[str]:

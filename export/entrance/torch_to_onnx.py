@@ -20,6 +20,7 @@ from denseport.export.graph.tidy import DYNAMIC, tidy
 from denseport.export.models.operators import onnx_translations
 from denseport.export.models.segmentor import Segmentor
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.bundle.manifest import OUTPUTS
 from denseport.runtime.errors import InputError
 
 __all__ = [
@@ -55,7 +56,7 @@ def check_versions(opset: int, ir_version: int) -> None:
 
 
 def export_onnx(model: Segmentor, path: Path, opset: int = OPSET, ir_version: int = IR_VERSION) -> list[Path]:
-    """Write ``model`` as ONNX; input ``image`` and output ``logits`` have dynamic batch, height and width.
+    """Write ``model`` as ONNX; input ``image`` and output ``logits`` or ``depth`` have dynamic batch, height and width.
 
     Args:
         opset, ir_version: of ONNX, in the limits of `check_versions`; older ones are for older servers.
@@ -79,7 +80,7 @@ def export_onnx(model: Segmentor, path: Path, opset: int = OPSET, ir_version: in
                 traced,
                 (),
                 input_names=["image"],
-                output_names=["logits"],
+                output_names=[OUTPUTS[model.spec.task]],
                 dynamo=True,
                 opset_version=max(opset, TRACED_OPSET),
                 custom_translation_table=onnx_translations(),
@@ -120,7 +121,7 @@ def check_export(
         shapes: of the inputs (N, C, H, W); default: three that differ in batch, aspect, padding and odd token grids.
 
     Raises:
-        ExportError: the logits differ by more than `TOLERANCE` times the largest of them (where that exceeds 1).
+        ExportError: logits or depths differ by more than `TOLERANCE` times the largest of them (where that exceeds 1).
     """
     p, c = model.spec.unit, model.spec.backbone.in_channels
     shapes = shapes or [(1, c, 8 * p, 8 * p), (2, c, 5 * p, 7 * p), (1, c, 6 * p + 5, 4 * p + 9)]
@@ -139,7 +140,7 @@ def check_export(
         allowed = TOLERANCE * max(1.0, float(np.abs(want).max()))
         if not check.max_difference <= allowed:
             raise ExportError(
-                f"for an input of {shape} the logits of ONNX Runtime differ from torch's by "
+                f"for an input of {shape} the {OUTPUTS[model.spec.task]} of ONNX Runtime differs from torch's by "
                 f"{check.max_difference:.2g}; {allowed:.2g} is allowed",
                 "No bundle was written. Please report this with the checkpoint's configuration and versions.",
             )

@@ -16,7 +16,7 @@ from denseport.runtime.bundle.artifact import ANY, Artifact
 from denseport.runtime.bundle.bundle import MANIFEST
 from denseport.runtime.bundle.comparison import proof_here
 from denseport.runtime.bundle.manifest import Manifest
-from denseport.runtime.bundle.preprocessing import uses_pillow
+from denseport.runtime.bundle.preprocessing import needs_pillow
 from denseport.runtime.errors import InputError, OutputError
 from denseport.runtime.system.files import sha256_of, write_atomic
 from denseport.runtime.system.progress import Progress
@@ -73,8 +73,8 @@ def announce(manifest: Manifest, progress: Progress, *, doing: str = "exporting"
         progress.say(f"warning: {warning}")
     if (licence := manifest.provenance.get("licence")) not in (None, PERMISSIVE):
         progress.say(f"licence of the weights: {licence}")
-    if uses_pillow(manifest.preprocess):
-        progress.say("its images are decoded or resized by Pillow: machines that run the bundle need the extra pillow")
+    if needs_pillow(manifest.preprocess):
+        progress.say("its image files are decoded by Pillow: machines that open any need the extra pillow")
 
 
 def write_source(
@@ -93,7 +93,7 @@ def write_source(
         precision="fp32",
         float_precision="fp32",
         target=ANY,
-        output="logits",
+        output=manifest.output,
         fused=False,
         made_of=None,
         main=files[0].name,

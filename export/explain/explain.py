@@ -116,17 +116,19 @@ class _Chain:
         self.own, self.own_warnings = self.bundled, ["no checkpoint was given: compared with the bundle's settings"]
         self.model: Segmentor | None = None
         if self.checkpoint is not None:
-            given = bundle.manifest.provenance.get("config")
-            if given:
-                self.own_warnings = [f"exported with --config {given}: the bundle's settings are taken for right"]
-            else:
-                path = image_steps(self.checkpoint)
-                self.own_warnings = list(path.warnings)
-                self.own = Protocol(protocol.name, path.preprocess, inference_of(self.checkpoint), path.augmentation)
             # The network as it was exported: of the same preset, with the same rewrites.
             reference, record = bundle.manifest.reference, bundle.artifact(self.source).record
             preset = PRESETS.get(reference.preset) if reference is not None else None
-            spec = spec_of(bundle.manifest.spec) if given else recognise(self.checkpoint, preset).spec
+            if given := manifest.provenance.get("config"):
+                self.own_warnings = [f"exported with --config {given}: the bundle's settings are taken for right"]
+                spec = spec_of(manifest.spec)
+            else:
+                recognised = recognise(self.checkpoint, preset)
+                spec = recognised.spec
+                path = image_steps(self.checkpoint, recognised.usual)
+                inference, assumed = inference_of(self.checkpoint, recognised.usual)
+                self.own_warnings = [*path.warnings, *assumed]
+                self.own = Protocol(protocol.name, path.preprocess, inference, path.augmentation)
             if not given and json.loads(json.dumps(asdict(spec))) != manifest.spec:
                 raise CheckpointError(
                     f"{self.checkpoint.path}: is of another network than {bundle.path}",

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["insert_behind", "new_constant", "new_node", "weight_of"]
+__all__ = ["insert_behind", "new_constant", "new_node", "of_sizes", "weight_of"]
 
 
 def weight_of(value: ir.Value | None) -> NDArray[Any] | None:
@@ -16,6 +16,17 @@ def weight_of(value: ir.Value | None) -> NDArray[Any] | None:
     if value is None or not value.is_initializer() or value.const_value is None:
         return None
     return value.const_value.numpy()
+
+
+def of_sizes(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes that compute something from the input's size and from constants alone, not from the image."""
+    found, values = set[ir.Node](), set[ir.Value | None]()
+    for node in graph:
+        varying = [value for value in node.inputs if value is not None and not value.is_initializer()]
+        if varying and (node.op_type in ("Shape", "Size") or all(value in values for value in varying)):
+            found.add(node)
+            values.update(node.outputs)
+    return found
 
 
 def new_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:

@@ -1,4 +1,5 @@
-"""Give a foreign graph the ends of the house: ``image`` (N, C, H, W) float32 in, ``logits`` (N, classes, h, w) out.
+"""Give a foreign graph the ends of the house: ``image`` (N, C, H, W) float32 in, ``logits`` (N, classes, h, w) out, or
+``depth`` (N, 1, h, w).
 
 What a graph does behind its logits the runtime does itself, and better where it knows the logits: an argmax, a softmax
 or a resize to the input's size at the end is cut off. Where they cannot be found behind other operators, a node or two
@@ -16,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from denseport.export.graph.edit import new_constant, new_node
-from denseport.export.graph.model import LOGITS
+from denseport.export.graph.model import DEPTH, LOGITS
 from denseport.runtime.backends.onnxruntime import INPUT
 
 __all__ = ["CLASSES", "NCHW", "NHW", "NHWC", "PROBABILITIES", "TO_NCHW", "TO_NHWC", "Ends", "EndsRecord", "adapt_ends"]
@@ -36,10 +37,10 @@ class Ends:
 
     shape: tuple[int | None, int, int | None, int | None]  # of the input: N, channels, H, W; None: any
     layout: str  # of the input: NCHW or NHWC
-    gives: str  # LOGITS, PROBABILITIES or CLASSES
+    gives: str  # LOGITS, PROBABILITIES, CLASSES or DEPTH
     output_layout: str  # NCHW, NHWC or, of classes or a single channel, NHW
-    channels: int  # of the output; 1 of classes
-    classes: int  # that are told apart: of one channel with a threshold two
+    channels: int  # of the output; 1 of classes and of depth
+    classes: int  # that are told apart: of one channel with a threshold two; 1 of depth
     full_size: bool  # the output has the input's height and width
     threshold: float | None = None  # of one channel: the probability above which a pixel is of the second class
 
@@ -88,7 +89,7 @@ def adapt_ends(model: ir.Model, ends: Ends) -> EndsRecord:
         value = back[-1].outputs[0]
     graph.extend([node for node in back if node.graph is None])
     graph.outputs[0] = value
-    value.name, value.dtype = LOGITS, FLOAT
+    value.name, value.dtype = DEPTH if ends.gives == DEPTH else LOGITS, FLOAT
     value.shape = ir.Shape(["batch" if ends.shape[0] is None else ends.shape[0], ends.classes, "rows", "columns"])
     RemoveUnusedNodesPass()(model)
     added = tuple(node.op_type for node in (*front, *back))

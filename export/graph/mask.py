@@ -39,8 +39,8 @@ def append_mask(model: ir.Model, *, align_corners: bool = False) -> MaskRecord:
     Raises:
         ExportError: the graph does not end in logits, or is of an opset before 15.
     """
-    if output_of(model) != LOGITS:
-        raise ExportError(f"the graph ends in {MASK} already", "Start from the graph that ends in logits.")
+    if (ends := output_of(model)) != LOGITS:
+        raise ExportError(f"the graph ends in {ends}, not in {LOGITS}", "Start from a graph that ends in logits.")
     if model.opset_imports[""] < 15:  # Shape has no start and end before
         what = f"a mask needs opset 15 or newer; this graph is of {model.opset_imports['']}"
         raise ExportError(what, "Export the checkpoint again with --opset 15 or newer.")

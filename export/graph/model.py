@@ -11,9 +11,19 @@ from denseport.export.errors import ExportError
 from denseport.runtime.backends.onnxruntime import INPUT
 from denseport.runtime.system.files import work_folder, writing
 
-__all__ = ["LOGITS", "MASK", "PROTOBUF_LIMIT", "output_of", "read_model", "save_model", "serialise", "weight_bytes"]
+__all__ = [
+    "DEPTH",
+    "LOGITS",
+    "MASK",
+    "PROTOBUF_LIMIT",
+    "output_of",
+    "read_model",
+    "save_model",
+    "serialise",
+    "weight_bytes",
+]
 
-LOGITS, MASK = "logits", "mask"  # what a graph of a bundle can end in
+LOGITS, MASK, DEPTH = "logits", "mask", "depth"  # what a graph of a bundle can end in
 PROTOBUF_LIMIT = 2**31 - 2**20  # bytes; a single ONNX file cannot be larger
 
 
@@ -32,17 +42,17 @@ def read_model(path: Path) -> ir.Model:
 
 
 def output_of(model: ir.Model) -> str:
-    """What a graph of a bundle ends in: `LOGITS` or `MASK`.
+    """What a graph of a bundle ends in: `LOGITS`, `MASK` or `DEPTH`.
 
     Raises:
         ExportError: it has another output, or another input than ``image``.
     """
     graph = model.graph
     names = [value.name for value in graph.inputs], [value.name for value in graph.outputs]
-    if names not in (([INPUT], [LOGITS]), ([INPUT], [MASK])):
+    if names not in [([INPUT], [output]) for output in (LOGITS, MASK, DEPTH)]:
         raise ExportError(
-            f"the graph has the inputs {names[0]} and the outputs {names[1]}; expected {INPUT!r}, and {LOGITS!r} or "
-            f"{MASK!r}",
+            f"the graph has the inputs {names[0]} and the outputs {names[1]}; expected {INPUT!r}, and {LOGITS!r}, "
+            f"{MASK!r} or {DEPTH!r}",
             "Export the model again.",
         )
     return str(names[1][0])

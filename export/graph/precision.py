@@ -30,6 +30,8 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferenc
 
 from denseport.export.errors import ExportError
 from denseport.export.graph.casts import Caster, fewest_casts
+from denseport.export.graph.edit import of_sizes
+from denseport.export.graph.model import DEPTH
 from denseport.export.graph.probe import Ranges
 from denseport.runtime.errors import InputError
 
@@ -68,6 +70,8 @@ class Rule:
 
 
 RESIDUAL, CONSTANT_RESIZE, MOVE = "Add (residual stream)", "Resize (of a constant)", "(moves)"
+OF_SIZES, OF_DEPTH = "(of sizes)", "(of the depth)"
+ENDS = ("Add", "Clip", "Div", "Max", "Mul", "Reciprocal", "Sigmoid")  # that make a depth of the last layer's numbers
 NORMS = ("LayerNormalization", "BatchNormalization", "InstanceNormalization", "GroupNormalization")
 MOVES = (
     "Concat", "Expand", "Flatten", "Identity", "Pad", "Reshape", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
@@ -85,6 +89,8 @@ POLICY = (
     Rule((CONSTANT_RESIZE,), WIDE, "position embedding: part of the FP32 residual stream, tiny"),
     Rule(("ReduceL2", "Clip"), WIDE, "a vector's length: squares, which overflow FP16 above 256; one number a vector"),
     Rule(("Div",), WIDE, "by an image's size, for pooling, or by a vector's length"),
+    Rule((OF_SIZES,), WIDE, "computed from the input's size and constants alone: places, which FP16 cannot tell apart"),
+    Rule((OF_DEPTH,), WIDE, "turns one number a pixel into a depth: its rounding would be the depth's"),
     Rule(("QuantizeLinear", "DequantizeLinear"), EITHER, "the type of the float side, which the scale has too"),
     Rule(MOVES, EITHER, "moves or selects values, in the type that needs fewer casts"),
 )
@@ -221,9 +227,12 @@ def _slots(node: ir.Node, opsets: Mapping[str, int], narrow: Format) -> _Slots:
 
 def _kinds(graph: ir.Graph) -> dict[ir.Node, str]:
     """The kind of each node in the words of `POLICY`."""
-    kinds, stream = {}, set[ir.Value | None]()
+    kinds, stream, sizes, ends = {}, set[ir.Value | None](), of_sizes(graph), _ends(graph)
     for node in graph:
         kinds[node] = node.op_type
+        if node in ends or (node in sizes and _is_float(node) and node.op_type not in MOVES):
+            kinds[node] = OF_DEPTH if node in ends else OF_SIZES
+            continue
         carries = any(value in stream for value in node.inputs)
         constant = any(value is not None and value.is_initializer() for value in node.inputs)
         if node.op_type == "Add" and (_feeds_norm(node) or (carries and not constant)):
@@ -233,6 +242,21 @@ def _kinds(graph: ir.Graph) -> dict[ir.Node, str]:
         if kinds[node] == RESIDUAL or (carries and node.op_type in MOVES):
             stream.update(node.outputs)
     return kinds
+
+
+def _ends(graph: ir.Graph) -> set[ir.Node]:
+    """What a depth network does, number by number, to what its last layer gives."""
+    ends, value = set[ir.Node](), graph.outputs[0]
+    while value.name == DEPTH or ends:
+        node = value.producer()
+        if node is None or node.op_type not in ENDS:
+            break
+        inputs = [each for each in node.inputs if each is not None and not each.is_initializer()]
+        if len(inputs) != 1:
+            break
+        ends.add(node)
+        (value,) = inputs
+    return ends
 
 
 def _feeds_norm(node: ir.Node) -> bool:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx.helper import make_node
 
 from denseport.export.errors import ExportError
-from denseport.export.graph.model import LOGITS, serialise
+from denseport.export.graph.model import serialise
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.system.cpus import usable_cpus
 
@@ -34,7 +34,7 @@ class Probe:
 
     Args:
         model: one input (N, 3, H, W) float32. Weights in files of their own are read from there.
-        outputs: tensors to give; default: the logits. Nodes that they do not need are not run.
+        outputs: tensors to give; default: the model's own. Nodes that they do not need are not run.
         shapes: of these tensors give the shapes, after the outputs.
         largest: of these tensors give the largest magnitude, a number, after the shapes.
         as_written: compute each node as it stands, without ONNX Runtime's optimizations.
@@ -49,7 +49,7 @@ class Probe:
     def __init__(
         self,
         model: ir.Model,
-        outputs: Iterable[str] = (LOGITS,),
+        outputs: Iterable[str] | None = None,
         *,
         shapes: Sequence[str] = (),
         largest: Sequence[str] = (),
@@ -57,7 +57,8 @@ class Probe:
         threads: int | None = None,
         name: str = "the model",
     ) -> None:
-        self.outputs = [*outputs, *(each + SHAPE for each in shapes), *(each + LARGEST for each in largest)]
+        given = [str(value.name) for value in model.graph.outputs] if outputs is None else outputs
+        self.outputs = [*given, *(each + SHAPE for each in shapes), *(each + LARGEST for each in largest)]
         self._name, self._input = name, str(model.graph.inputs[0].name)
         proto = ir.to_proto(model)
         nodes = _with_probes(proto.graph, shapes, largest)

@@ -95,14 +95,14 @@ def _name_tensors(graph: ir.Graph) -> None:
 
 def _name_sizes(graph: ir.Graph) -> None:
     """Name the free dimensions of input and output, once it is sure that they are free."""
-    image, logits = graph.inputs[0].shape, graph.outputs[0].shape
+    image, found = graph.inputs[0].shape, graph.outputs[0].shape
     fixed = [name for i, name in DYNAMIC.items() if image is None or isinstance(image[i], int)]
     if image is None or fixed:
         raise ExportError(f"the exported graph's input has a fixed {fixed[0]}")
-    if logits is None or isinstance(logits[2], int) or isinstance(logits[3], int):
-        raise ExportError("the exported graph's logits have a fixed size")
+    if found is None or isinstance(found[2], int) or isinstance(found[3], int):
+        raise ExportError(f"the exported graph's {graph.outputs[0].name} have a fixed size")
     graph.inputs[0].shape = ir.Shape(["batch", image[1], "height", "width"])
-    graph.outputs[0].shape = ir.Shape(["batch", logits[1], "rows", "columns"])
+    graph.outputs[0].shape = ir.Shape(["batch", found[1], "rows", "columns"])
 
 
 def _drop_notes(model: ir.Model) -> None:

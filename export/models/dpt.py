@@ -1,7 +1,8 @@
-"""DPT decode head (Ranftl et al., "Vision Transformers for Dense Prediction", 2021).
+"""DPT's fusion and its decode head (Ranftl et al., "Vision Transformers for Dense Prediction", 2021).
 
-Follows ``mmseg/models/decode_heads/dpt_head.py`` in arithmetic and in parameter names. Two rewrites are exact but for
-rounding and save work; ``rewrite=False`` keeps upstream's order for comparison:
+Follows ``mmseg/models/decode_heads/dpt_head.py`` in arithmetic and in parameter names; `models.depth` has the heads for
+depth on the same fusion. Two rewrites are exact but for rounding and save work; ``rewrite=False`` keeps upstream's
+order for comparison:
 
 * The 1x1 ``project`` of a fusion block runs before the x2 upsampling, on a quarter of the pixels: it commutes with
   bilinear interpolation because the weights of each output sum to one.
@@ -17,16 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from denseport.export.models.head_spec import DPTHeadSpec
+from denseport.export.models.head_spec import DepthHeadSpec, DPTHeadSpec, FusionSpec
 from denseport.export.models.layers import ConvModule, resize
 
-__all__ = ["DPTHead", "FeatureFusionBlock", "PreActResidualConvUnit", "ReassembleBlocks"]
+__all__ = ["DPTHead", "FeatureFusionBlock", "FusionHead", "PreActResidualConvUnit", "ReassembleBlocks"]
 
 
 class ReassembleBlocks(nn.Module):
     """Tokens of four layers to feature maps at strides 4, 8, 16 and 32."""
 
-    def __init__(self, dims: int, spec: DPTHeadSpec, rewrite: bool) -> None:
+    def __init__(self, dims: int, spec: FusionSpec, rewrite: bool) -> None:
         super().__init__()
         widths = spec.post_process_channels
         self.readout = spec.readout
@@ -68,62 +69,79 @@ class ReassembleBlocks(nn.Module):
 
 
 class PreActResidualConvUnit(nn.Module):
-    """x + BN(conv(ReLU(BN(conv(ReLU(x))))))."""
+    """x + BN(conv(ReLU(BN(conv(ReLU(x)))))), or without BN."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, spec: FusionSpec) -> None:
         super().__init__()
-        self.conv1 = ConvModule(channels, channels, 3, relu=False)
-        self.conv2 = ConvModule(channels, channels, 3, relu=False)
+        c, norm, bias = spec.channels, spec.unit_norm, spec.unit_bias
+        self.conv1 = ConvModule(c, c, 3, relu=False, norm=norm, bias=bias)
+        self.conv2 = ConvModule(c, c, 3, relu=False, norm=norm, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
 class FeatureFusionBlock(nn.Module):
-    """Add the encoder's feature, refine, upsample x2 (corners aligned), project."""
+    """Add the encoder's feature, refine, upsample (corners aligned), project."""
 
-    def __init__(self, channels: int, first: bool, rewrite: bool) -> None:
+    def __init__(self, spec: FusionSpec, first: bool, rewrite: bool) -> None:
         super().__init__()
         self.rewrite = rewrite
-        self.project = ConvModule(channels, channels, 1, norm=False, relu=False, bias=True)
+        self.fits_levels = isinstance(spec, DepthHeadSpec) and spec.fits_levels
+        self.project = ConvModule(spec.channels, spec.channels, 1, norm=False, relu=False, bias=True)
         if not first:
-            self.res_conv_unit1 = PreActResidualConvUnit(channels)
-        self.res_conv_unit2 = PreActResidualConvUnit(channels)
+            self.res_conv_unit1 = PreActResidualConvUnit(spec)
+        self.res_conv_unit2 = PreActResidualConvUnit(spec)
 
-    def forward(self, x: Tensor, feature: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, feature: Tensor | None = None, size: torch.Size | None = None) -> Tensor:
+        """``size``: height and width of the result; None: twice those of x."""
         if feature is not None:
             # An odd token grid makes the decoder one row or column larger than the encoder's feature.
-            x = x + self.res_conv_unit1(resize(feature, like=x))
+            x = x + self.res_conv_unit1(feature if self.fits_levels else resize(feature, like=x))
         x = self.res_conv_unit2(x)
         if self.rewrite:
             x = self.project(x)
-        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        by = {"scale_factor": 2} if size is None else {"size": size}
+        x = F.interpolate(x, mode="bilinear", align_corners=True, **by)
         return x if self.rewrite else self.project(x)
 
 
-class DPTHead(nn.Module):
+class FusionHead(nn.Module):
+    """Four (features, class token) pairs of the backbone, fused to one map."""
+
+    def __init__(self, dims: int, spec: FusionSpec, rewrite: bool) -> None:
+        super().__init__()
+        self.fits_levels = isinstance(spec, DepthHeadSpec) and spec.fits_levels
+        self.reassemble_blocks = ReassembleBlocks(dims, spec, rewrite)
+        self.convs = nn.ModuleList(
+            ConvModule(c, spec.channels, 3, norm=False, relu=False) for c in spec.post_process_channels
+        )
+        self.fusion_blocks = nn.ModuleList(
+            FeatureFusionBlock(spec, first=i == 0, rewrite=rewrite) for i in range(len(self.convs))
+        )
+
+    def fuse(self, levels: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """A map (B, channels, 8 h, 8 w) of features (B, D, h, w), or a little larger where h or w is odd."""
+        features = [conv(x) for conv, x in zip(self.convs, self.reassemble_blocks(levels), strict=True)]
+        coarsest = features.pop()
+        # Only the coarsest level is not half as large as the next: ceil(h / 2) rows beside h.
+        x = self.fusion_blocks[0](coarsest, size=features[-1].shape[2:] if self.fits_levels else None)
+        for block in self.fusion_blocks[1:]:
+            x = block(x, features.pop())
+        return x
+
+
+class DPTHead(FusionHead):
     """Four (features, class token) pairs of the backbone to logits (B, classes, H/2, W/2), or upsampled to H x W."""
 
     def __init__(self, dims: int, spec: DPTHeadSpec, num_classes: int, rewrite: bool = True) -> None:
-        super().__init__()
-        channels = spec.channels
-        self.reassemble_blocks = ReassembleBlocks(dims, spec, rewrite)
-        self.convs = nn.ModuleList(
-            ConvModule(c, channels, 3, norm=False, relu=False) for c in spec.post_process_channels
-        )
-        self.fusion_blocks = nn.ModuleList(
-            FeatureFusionBlock(channels, first=i == 0, rewrite=rewrite) for i in range(len(self.convs))
-        )
-        self.project = ConvModule(channels, channels, 3)
-        self.conv_seg = nn.Conv2d(channels, num_classes, 1)
+        super().__init__(dims, spec, rewrite)
+        self.project = ConvModule(spec.channels, spec.channels, 3)
+        self.conv_seg = nn.Conv2d(spec.channels, num_classes, 1)
         self.upsamples_logits = spec.upsamples_logits
 
     def forward(self, levels: list[tuple[Tensor, Tensor]]) -> Tensor:
-        features = [conv(x) for conv, x in zip(self.convs, self.reassemble_blocks(levels), strict=True)]
-        x = self.fusion_blocks[0](features.pop())
-        for block in self.fusion_blocks[1:]:
-            x = block(x, features.pop())
-        logits = self.conv_seg(self.project(x))
+        logits = self.conv_seg(self.project(self.fuse(levels)))
         if self.upsamples_logits:
             logits = F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=True)
         return logits

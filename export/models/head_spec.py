@@ -11,7 +11,11 @@ from typing import ClassVar
 
 __all__ = [
     "LARGEST_SCALE",
+    "DPTDepthHeadSpec",
     "DPTHeadSpec",
+    "DepthAnythingHeadSpec",
+    "DepthHeadSpec",
+    "FusionSpec",
     "Head",
     "HeadSpec",
     "LinearHeadSpec",
@@ -55,15 +59,13 @@ class HeadSpec:
 
 
 @dataclass(frozen=True)
-class DPTHeadSpec(HeadSpec):
-    """DPT decode head (Ranftl et al., 2021)."""
-
-    architecture = "DPT"
+class FusionSpec(HeadSpec):
+    """What DPT's heads share (Ranftl et al., 2021): tokens of four layers as maps, fused from coarse to fine."""
 
     post_process_channels: tuple[int, ...]  # width of each reassembled level
     readout: str = "project"  # what becomes of the class token: project, add, ignore
-    upsamples_logits: bool = False  # by two, corners aligned
-    kind: str = field(default="DPTHead", init=False)
+    unit_norm: bool = field(default=True, kw_only=True)  # BatchNorm behind the convolutions of the fusion's units
+    unit_bias: bool = field(default=False, kw_only=True)  # bias of these convolutions
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,9 +73,75 @@ class DPTHeadSpec(HeadSpec):
         if self.readout not in READOUTS:
             raise ValueError(f"readout {self.readout!r} is none of {', '.join(READOUTS)}")
 
+
+@dataclass(frozen=True)
+class DPTHeadSpec(FusionSpec):
+    """DPT decode head."""
+
+    architecture = "DPT"
+
+    upsamples_logits: bool = False  # by two, corners aligned
+    kind: str = field(default="DPTHead", init=False)
+
     def stride(self, levels: Sequence[float]) -> float:
         # Four times as fine for the first fusion, and twice by the last.
         return levels[0] / (16 if self.upsamples_logits else 8)
+
+
+@dataclass(frozen=True)
+class DepthHeadSpec(FusionSpec):
+    """A head on DPT's fusion that gives a depth, or a disparity, for each pixel; zero or above."""
+
+    fits_levels: ClassVar[bool]  # what is upsampled takes the next level's size; else the level takes its size
+
+    depth_channels: int = field(kw_only=True)  # of the map before the last convolution
+
+
+@dataclass(frozen=True)
+class DPTDepthHeadSpec(DepthHeadSpec):
+    """DPT's and MiDaS's head for depth: every upsampling is by two."""
+
+    architecture = "DPT"
+    fits_levels = False
+
+    projects: bool = field(default=False, kw_only=True)  # one more convolution and ReLU behind the fusion
+    metres: bool = field(kw_only=True)  # larger is farther; else a disparity, larger nearer, up to a scale and a shift
+    inversion: tuple[float, float] | None = field(default=None, kw_only=True)  # a, b: metres are 1 / (a * x + b)
+    kind: str = field(default="DPTDepthHead", init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.inversion is not None and not (min(self.inversion) > 0 and max(self.inversion) < float("inf")):
+            raise ValueError(f"inversion {self.inversion} is not a scale and a shift above 0")
+        if self.inversion is not None and not self.metres:
+            raise ValueError("an inversion gives metres")
+
+    def stride(self, levels: Sequence[float]) -> float:
+        return levels[0] / 16
+
+
+@dataclass(frozen=True)
+class DepthAnythingHeadSpec(DepthHeadSpec):
+    """Depth Anything's head (Yang et al., 2024), V1 and V2: its map has the size of the image's whole patches."""
+
+    architecture = "Depth Anything"
+    fits_levels = True
+
+    max_depth: float | None = field(default=None, kw_only=True)  # what a sigmoid is multiplied by; None: ReLU
+    kind: str = field(default="DepthAnythingHead", init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_depth is not None and not 0 < self.max_depth < float("inf"):
+            raise ValueError(f"max_depth {self.max_depth} is no depth")
+
+    @property
+    def metres(self) -> bool:
+        """Larger is farther; else a disparity."""
+        return self.max_depth is not None
+
+    def stride(self, levels: Sequence[float]) -> float:
+        return 1
 
 
 @dataclass(frozen=True)
@@ -172,7 +240,17 @@ class SegformerHeadSpec(HeadSpec):
     kind: str = field(default="SegformerHead", init=False)
 
 
-Head = DPTHeadSpec | UPerHeadSpec | SETRUPHeadSpec | SETRMLAHeadSpec | MaskHeadSpec | LinearHeadSpec | SegformerHeadSpec
+Head = (
+    DPTHeadSpec
+    | DPTDepthHeadSpec
+    | DepthAnythingHeadSpec
+    | UPerHeadSpec
+    | SETRUPHeadSpec
+    | SETRMLAHeadSpec
+    | MaskHeadSpec
+    | LinearHeadSpec
+    | SegformerHeadSpec
+)
 
 
 def _check_scale(scale: int, name: str) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from onnxscript import opset20 as op
 from torch import Tensor
 
-__all__ = ["onnx_translations", "pyramid_matrix", "resize_pos_embed"]
+__all__ = ["onnx_translations", "pyramid_matrix", "resize_pos_embed", "resize_with_offset"]
 
 CUBIC_COEFF = -0.75  # torch's bicubic kernel (Keys, 1981)
 
@@ -67,6 +67,35 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         torch.ops.denseport.resize_pos_embed.default: _resize_pos_embed_onnx,
         torch.ops.aten.scaled_dot_product_attention.default: _attention_onnx,
     }
+
+
+def resize_with_offset(grid: Tensor, height: int, width: int, offset: float) -> Tensor:
+    """Position embedding (1, D, gh, gw) to (1, D, height, width), bicubic, as DINOv2's own code has it.
+
+    Its factors are (height + offset) / gh and (width + offset) / gw: the grid is laid over ``offset`` more places than
+    there are. A grid of that very size stays as it is. Two small products, because factors that follow from the shape
+    are no input that engines take.
+    """
+    rows, columns = grid.shape[2:]
+    # 0 where neither side differs: an if would tie the graph to one answer.
+    one = torch.ones(1, device=grid.device)
+    differs = ((one * height - rows).abs() + (one * width - columns).abs()).clamp(max=1)
+    down = _cubic_matrix(rows, height, offset * differs)
+    across = _cubic_matrix(columns, width, offset * differs)
+    return down @ grid @ across.T
+
+
+def _cubic_matrix(n: int, m: int, offset: Tensor) -> Tensor:
+    """(m, n): bicubic interpolation of n places at m, half-pixel centres, with the factor (m + offset) / n."""
+    place = (torch.arange(m, device=offset.device) + 0.5) * n / (m + offset) - 0.5
+    taps = place.floor()[:, None] + torch.arange(-1, 3, device=offset.device)  # (m, 4)
+    t, a = (place[:, None] - taps).abs(), CUBIC_COEFF
+    near = ((a + 2) * t - (a + 3)) * t * t + 1
+    far = ((t - 5) * t + 8) * t * a - 4 * a
+    weights = torch.where(t <= 1, near, far)
+    # Places beyond the border take those on it.
+    hits = taps.clamp(0, n - 1)[:, :, None] == torch.arange(n, device=offset.device)  # (m, 4, n)
+    return (weights[:, :, None] * hits.to(weights.dtype)).sum(1)
 
 
 def pyramid_matrix(n: int, scales: tuple[int, ...], like: Tensor) -> Tensor:

@@ -8,9 +8,13 @@ time; the mIoU was measured as ``protocol`` says, ms + flip over ratios 0.5 to 1
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from denseport.export.models.head_spec import (
+    DepthAnythingHeadSpec,
+    DPTDepthHeadSpec,
     DPTHeadSpec,
     LinearHeadSpec,
     MaskHeadSpec,
@@ -21,7 +25,7 @@ from denseport.export.models.head_spec import (
 )
 from denseport.export.models.spec import MiTSpec, MLANeckSpec, ModelSpec, NeckSpec, ViTSpec, quarters
 
-__all__ = ["PERMISSIVE", "PRESETS", "Preset", "find"]
+__all__ = ["DEPTH_PRESETS", "PERMISSIVE", "PRESETS", "V2_LAYERS", "DepthPreset", "Preset", "find", "published"]
 
 SERVER = "https://download.openmmlab.com/mmsegmentation/v0.5"
 PERMISSIVE = "Apache-2.0"  # mmsegmentation's, of its weights
@@ -55,6 +59,11 @@ class Preset:
     def released(self) -> str:
         """The file's name without date and hash: the name of its folder."""
         return re.sub(r"(_\d{8}_\d{6})?-[0-9a-f]{8}\.pth$", "", self.file)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is called."""
+        return self.name, self.released, self.config
 
     @property
     def sha256_start(self) -> str:
@@ -181,19 +190,162 @@ _TABLE = [
 # fmt: on
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _TABLE}
 
+V2_LAYERS: Mapping[int, tuple[int, ...]] = {
+    12: (2, 5, 8, 11),
+    24: (4, 11, 17, 23),
+    40: (9, 19, 29, 39),
+}  # that feed Depth Anything V2's head; of all
+NON_COMMERCIAL = "CC-BY-NC-4.0: no commercial use"
+FINE_TUNED = "fine-tuned from weights under CC-BY-NC-4.0 (no commercial use); see its own model card"
 
-def find(*, sha256: str, names: tuple[str, ...]) -> tuple[Preset | None, str]:
+
+@dataclass(frozen=True)
+class DepthPreset:
+    """A published network for depth.
+
+    Its figures are zero-shot, after the least-squares fit of scale and shift (Yang et al., "Depth Anything V2", table 2).
+    The starts of hashes were read in public scripts that check downloads; no released file could be had here.
+    """
+
+    file: str  # that was released
+    hub: str  # of the folder with the same weights on the Hugging Face hub; "" where there is none
+    backbone: str
+    sha256_start: str  # of the released file, 8 or 16 hex digits
+    spec: ModelSpec  # as the released file's own code has it
+    weights: str  # where the released file is
+    nyu: tuple[float, float] | None = None  # AbsRel and d1 on NYUv2
+    kitti: tuple[float, float] | None = None
+    licence: str = PERMISSIVE
+
+    dataset = "NYUv2 and KITTI"
+    mIoU = mIoU_ms_flip = None
+
+    @property
+    def name(self) -> str:
+        """The released file's, without its ending."""
+        return self.file.rpartition(".")[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is called."""
+        return self.name, self.hub
+
+    @property
+    def protocol(self) -> str:
+        """What was published, in words."""
+        if self.nyu is None or self.kitti is None:
+            return "no figure on NYUv2 or KITTI was published with these weights"
+        (nyu, nyu_1), (kitti, kitti_1) = self.nyu, self.kitti
+        figures = f"AbsRel {nyu:.3f}, d1 {nyu_1:.3f} on NYUv2; AbsRel {kitti:.3f}, d1 {kitti_1:.3f} on KITTI"
+        return f"zero-shot, scale and shift fitted to each image: {figures}"
+
+
+def _depth_anything(
+    size: str, layers: Mapping[int, tuple[int, ...]] | None, max_depth: float | None = None
+) -> ModelSpec:
+    """``layers``: that feed the head, by the number of all; None: the last four, as in V1."""
+    vit = _vit(size, grid=37, eps=1e-6)
+    backbone = replace(
+        vit,
+        out_indices=layers[vit.num_layers] if layers else tuple(range(vit.num_layers - 4, vit.num_layers)),
+        patch_size=14,
+        norm_outputs=True,
+        layer_scale=True,
+        keeps_equal_count=False,
+        pos_offset=0.1,
+        cuts_rest=True,
+    )
+    channels, widths = {
+        "S": (64, (48, 96, 192, 384)),
+        "B": (128, (96, 192, 384, 768)),
+        "L": (256, (256, 512, 1024, 1024)),
+    }[size]
+    head = DepthAnythingHeadSpec(
+        channels, widths, "ignore", unit_norm=False, unit_bias=True, depth_channels=32, max_depth=max_depth,
+        align_corners=True,
+    )  # fmt: skip
+    return ModelSpec(backbone, None, head, num_classes=0)
+
+
+def _midas() -> ModelSpec:
+    vit = replace(_vit("L", grid=24, eps=1e-6), interpolate_mode="bilinear", keeps_equal_count=False, cuts_rest=True)
+    head = DPTDepthHeadSpec(
+        256, (256, 512, 1024, 1024), unit_norm=False, unit_bias=True, depth_channels=32, metres=False
+    )  # fmt: skip
+    return ModelSpec(vit, None, head, num_classes=0)
+
+
+def _da_preset(size: str, version: int, sha256_start: str, **figures: Any) -> DepthPreset:
+    word, letter = {"S": "Small", "B": "Base", "L": "Large"}[size], size.lower()
+    if version == 1:
+        name, hub = f"depth_anything_vit{letter}14", f"depth-anything-{word.lower()}-hf"
+        place = "spaces/LiheYoung/Depth-Anything/resolve/main/checkpoints"
+    else:
+        name, hub = f"depth_anything_v2_vit{letter}", f"Depth-Anything-V2-{word}-hf"
+        place = f"depth-anything/Depth-Anything-V2-{word}/resolve/main"
+        figures["licence"] = PERMISSIVE if size == "S" else NON_COMMERCIAL
+    spec = _depth_anything(size, V2_LAYERS if version == 2 else None)
+    return DepthPreset(f"{name}.pth", hub, f"ViT-{size}", sha256_start, spec, f"{HUB}/{place}/{name}.pth", **figures)
+
+
+def _da_metric(size: str, data: str, where: str, max_depth: float, sha256_start: str) -> DepthPreset:
+    word = {"S": "Small", "B": "Base", "L": "Large"}[size]
+    name = f"depth_anything_v2_metric_{data.lower()}_vit{size.lower()}"
+    return DepthPreset(
+        f"{name}.pth",
+        f"Depth-Anything-V2-Metric-{where}-{word}-hf",
+        f"ViT-{size}",
+        sha256_start,
+        _depth_anything(size, V2_LAYERS, max_depth),
+        f"{HUB}/depth-anything/Depth-Anything-V2-Metric-{data}-{word}/resolve/main/{name}.pth",
+        licence=PERMISSIVE if size == "S" else FINE_TUNED,
+    )
+
+
+HUB = "https://huggingface.co"
+_DPT = "https://github.com/isl-org/DPT/releases/download/1_0"
+# fmt: off
+_DEPTH_TABLE = [
+    _da_preset("S", 1, "59afe57cfd9f4284", nyu=(0.053, 0.972), kitti=(0.080, 0.936)),
+    _da_preset("B", 1, "64ae214ae4e27424", nyu=(0.046, 0.979), kitti=(0.080, 0.939)),
+    _da_preset("L", 1, "6c6a383e33e51c5f", nyu=(0.043, 0.981), kitti=(0.076, 0.947)),
+    _da_preset("S", 2, "715fade13be8f229", nyu=(0.053, 0.973), kitti=(0.078, 0.936)),
+    _da_preset("B", 2, "0d2b7002e62d39d6", nyu=(0.049, 0.976), kitti=(0.078, 0.939)),
+    _da_preset("L", 2, "a7ea19fa0ed99244", nyu=(0.045, 0.979), kitti=(0.074, 0.946)),
+    _da_metric("S", "Hypersim", "Indoor",  20.0, "b782898d8a3e8be1"),
+    _da_metric("B", "Hypersim", "Indoor",  20.0, "9dc9e274c5eff55c"),
+    _da_metric("L", "Hypersim", "Indoor",  20.0, "6f82ff2bc543ac02"),
+    _da_metric("S", "VKITTI",   "Outdoor", 80.0, "9203e538d35255c9"),
+    _da_metric("B", "VKITTI",   "Outdoor", 80.0, "4dad67a7cc10b462"),
+    _da_metric("L", "VKITTI",   "Outdoor", 80.0, "239b1054a369e66d"),
+    DepthPreset("dpt_large-midas-2f21e586.pt", "dpt-large", "ViT-L", "2f21e586", _midas(), f"{_DPT}/dpt_large-midas-2f21e586.pt", licence="MIT"),
+]
+# fmt: on
+DEPTH_PRESETS: dict[str, DepthPreset] = {preset.name: preset for preset in _DEPTH_TABLE}
+
+
+def published() -> dict[str, Preset | DepthPreset]:
+    """Every published model by its name."""
+    return {**PRESETS, **DEPTH_PRESETS}
+
+
+def find(*, sha256: str, names: tuple[str, ...]) -> tuple[Preset | DepthPreset | None, str]:
     """The preset that a checkpoint is, and how it was recognised; (None, "") when it is none of them.
 
     Args:
         sha256: hash of the file; the released files carry its start in their names.
-        names: file name and experiment name, to be matched with the names of released weights.
+        names: file name and experiment name, to be matched with the names of released weights. Of depth the whole name
+            counts: what a fine-tuned file's name begins with does not say what its numbers mean.
     """
-    for preset in PRESETS.values():
-        if sha256.startswith(preset.sha256_start):
-            return preset, "hash of the released file"
+    for each in published().values():
+        if sha256.startswith(each.sha256_start):
+            return each, "hash of the released file"
     for preset in PRESETS.values():
         for name in names:
             if name.startswith((preset.released, preset.config)):
                 return preset, f"the name {name!r}"
+    for depth in DEPTH_PRESETS.values():
+        for name in names:
+            if name in (depth.hub, depth.file, f"{depth.name}.safetensors"):
+                return depth, f"the name {name!r}"
     return None, ""

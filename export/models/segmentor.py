@@ -1,13 +1,16 @@
-"""The whole network: normalised image in, logits out."""
+"""The whole network: normalised image in, logits or depth out."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from denseport.export.models.dpt import DPTHead
+from denseport.export.models.depth import DepthAnythingHead, DPTDepthHead
+from denseport.export.models.dpt import DPTHead, FusionHead
 from denseport.export.models.head_spec import (
+    DepthAnythingHeadSpec,
+    DPTDepthHeadSpec,
     DPTHeadSpec,
-    Head,
+    FusionSpec,
     LinearHeadSpec,
     MaskHeadSpec,
     SegformerHeadSpec,
@@ -29,6 +32,8 @@ __all__ = ["Segmentor", "build", "has_rewrites"]
 class Segmentor(nn.Module):
     """Image (B, C, H, W), normalised float, RGB or grey, to the head's logits (B, classes, h, w), before any resize.
 
+    A head for depth gives (B, 1, h, w), zero or above, in metres or up to a scale and a shift.
+
     h, w are H, W over the spec's ``stride`` for multiples of its ``unit``; otherwise padding to whole patches, patches
     that overlap and an odd token grid make them a little larger (``mmseg`` resizes, it does not crop).
     """
@@ -38,11 +43,11 @@ class Segmentor(nn.Module):
         self.spec = spec
         self.backbone = _backbone(spec.backbone)
         self.neck = _neck(spec)
-        self.decode_head = _with_eps(_head(spec.head, spec.widths, spec.num_classes, rewrite), spec.head.norm_eps)
+        self.decode_head = _with_eps(_head(spec, rewrite), spec.head.norm_eps)
 
     def forward(self, image: Tensor) -> Tensor:
         levels, wanted = self.backbone(image), self.spec.head.in_index
-        if isinstance(self.decode_head, DPTHead):
+        if isinstance(self.decode_head, FusionHead):
             return self.decode_head([levels[i] for i in wanted])
         if isinstance(self.backbone, VisionTransformer):
             levels = [features for features, _ in levels]
@@ -69,22 +74,27 @@ def _neck(spec: ModelSpec) -> nn.Module | None:
             return None
 
 
-def _head(spec: Head, widths: tuple[int, ...], num_classes: int, rewrite: bool) -> nn.Module:
-    match spec:
-        case DPTHeadSpec():
-            return DPTHead(widths[0], spec, num_classes, rewrite)
-        case UPerHeadSpec():
-            return UPerHead(widths[0], spec, num_classes)
-        case SETRUPHeadSpec():
-            return SETRUPHead(widths[0], spec, num_classes, rewrite)
-        case SETRMLAHeadSpec():
-            return SETRMLAHead(widths, spec, num_classes, rewrite)
-        case MaskHeadSpec():
-            return MaskTransformerHead(widths[0], spec, num_classes)
+def _head(spec: ModelSpec, rewrite: bool) -> nn.Module:
+    widths, classes = spec.widths, spec.num_classes
+    match spec.head:
+        case DPTHeadSpec() as head:
+            return DPTHead(widths[0], head, classes, rewrite)
+        case DPTDepthHeadSpec() as head:
+            return DPTDepthHead(widths[0], head, rewrite)
+        case DepthAnythingHeadSpec() as head:
+            return DepthAnythingHead(widths[0], head, spec.backbone.smallest, rewrite)
+        case UPerHeadSpec() as head:
+            return UPerHead(widths[0], head, classes)
+        case SETRUPHeadSpec() as head:
+            return SETRUPHead(widths[0], head, classes, rewrite)
+        case SETRMLAHeadSpec() as head:
+            return SETRMLAHead(widths, head, classes, rewrite)
+        case MaskHeadSpec() as head:
+            return MaskTransformerHead(widths[0], head, classes)
         case LinearHeadSpec():
-            return LinearHead(widths[0], num_classes)
-        case SegformerHeadSpec():
-            return SegformerHead(widths, spec, num_classes, rewrite)
+            return LinearHead(widths[0], classes)
+        case SegformerHeadSpec() as head:
+            return SegformerHead(widths, head, classes, rewrite)
 
 
 def _with_eps(part: nn.Module, eps: float) -> nn.Module:
@@ -97,7 +107,7 @@ def _with_eps(part: nn.Module, eps: float) -> nn.Module:
 
 def has_rewrites(spec: ModelSpec) -> bool:
     """Whether ``rewrite`` of `build` changes the order of a network's operations."""
-    return isinstance(spec.head, DPTHeadSpec | SETRUPHeadSpec | SETRMLAHeadSpec | SegformerHeadSpec)
+    return isinstance(spec.head, FusionSpec | SETRUPHeadSpec | SETRMLAHeadSpec | SegformerHeadSpec)
 
 
 def build(spec: ModelSpec, *, rewrite: bool = True) -> Segmentor:

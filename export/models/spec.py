@@ -14,7 +14,7 @@ from math import ceil, prod
 from operator import mul
 from typing import Any
 
-from denseport.export.models.head_spec import LARGEST_SCALE, DPTHeadSpec, Head, check_eps
+from denseport.export.models.head_spec import LARGEST_SCALE, DepthHeadSpec, FusionSpec, Head, check_eps
 from denseport.runtime.bundle.decode import decode_dataclass
 
 __all__ = ["Backbone", "MLANeckSpec", "MiTSpec", "ModelSpec", "Neck", "NeckSpec", "ViTSpec", "quarters", "spec_of"]
@@ -34,12 +34,15 @@ class ViTSpec:
     pos_grid: tuple[int, int]  # rows, columns of the stored position embedding
     norm_eps: float  # of every LayerNorm; no checkpoint shows it
     final_norm: bool = False  # LayerNorm `ln1` behind the last layer only
+    norm_outputs: bool = False  # LayerNorm `ln1` on what each of `out_indices` gives; the next layer reads it without
+    layer_scale: bool = False  # DINOv2's: what attention and feed-forward add is scaled, a factor for each channel
     patch_bias: bool = True  # released weights have it, checkpoints of mmsegmentation 1.2 lack it
     patch_size: int = 16
     in_channels: int = 3  # of the image: 3 colours, or 1
     interpolate_mode: str = "bicubic"  # how the position embedding is resized: bicubic, bilinear
     with_cls_token: bool = True  # whether the class token goes through the layers
     keeps_equal_count: bool = True  # the position embedding is not resized where the number of tokens is the same
+    pos_offset: float = 0.0  # DINOv2's own code, 0.1: h rows of patches take places of a grid of h + 0.1 (bicubic)
     cuts_rest: bool = False  # what is less than a patch at the bottom and right is cut off; else zeros complete it
     kind: str = field(default="VisionTransformer", init=False)
 
@@ -50,6 +53,10 @@ class ViTSpec:
         check_eps(self.norm_eps)
         if self.num_heads < 1 or self.embed_dims % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide embed_dims {self.embed_dims}")
+        if self.final_norm and self.norm_outputs:
+            raise ValueError("final_norm and norm_outputs are two places of one LayerNorm")
+        if not 0 <= self.pos_offset < 1 or (self.pos_offset and self.interpolate_mode != "bicubic"):
+            raise ValueError(f"pos_offset {self.pos_offset} is not in 0 to 1, of bicubic interpolation")
         indices = self.out_indices
         inside = all(0 <= i < self.num_layers for i in indices)
         if not indices or not inside or list(indices) != sorted(set(indices)):
@@ -187,22 +194,29 @@ class ModelSpec:
     backbone: Backbone
     neck: Neck | None
     head: Head
-    num_classes: int
+    num_classes: int  # 0 of depth
 
     def __post_init__(self) -> None:
         levels = len(self._levels)
         if not self.head.in_index or not all(0 <= i < levels for i in self.head.in_index):
             raise ValueError(f"decode_head.in_index {self.head.in_index} does not go with {levels} levels")
-        if isinstance(self.head, DPTHeadSpec) and not (
+        if isinstance(self.head, FusionSpec) and not (
             isinstance(self.backbone, ViTSpec) and self.backbone.with_cls_token
         ):
             raise ValueError("with_cls_token=False does not go with DPT, whose backbone gives the class token")
+        if (self.num_classes == 0) != (self.task == "depth"):
+            raise ValueError(f"num_classes {self.num_classes} does not go with {self.head.kind}")
         if self.head.threshold is not None and self.num_classes != 2:
             raise ValueError(f"decode_head.threshold divides two classes, not {self.num_classes}")
 
     @property
     def architecture(self) -> str:
         return self.head.architecture
+
+    @property
+    def task(self) -> str:
+        """What the network is for: "segmentation" or "depth"."""
+        return "depth" if isinstance(self.head, DepthHeadSpec) else "segmentation"
 
     @property
     def _levels(self) -> tuple[float, ...]:

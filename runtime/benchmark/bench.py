@@ -21,7 +21,8 @@ from denseport.runtime.errors import DenseportError, InputError, MachineError, O
 from denseport.runtime.media.images import read_image
 from denseport.runtime.pipeline.network_input import network_inputs
 from denseport.runtime.pipeline.pipeline import checked_image
-from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.segmenter.opening import open_predictor
+from denseport.runtime.segmenter.predictor import Predictor
 from denseport.runtime.system.arguments import optional_path, several
 from denseport.runtime.system.files import refuse_unwritable
 from denseport.runtime.system.progress import Progress, Silent
@@ -132,14 +133,14 @@ def _read(image: Path | str | Image | None) -> Image:
 
 def _open(
     bundle: Bundle, artifacts: Sequence[str], threads: int | None, stack: ExitStack, progress: Progress
-) -> tuple[list[Segmenter], dict[str, str]]:
-    """A segmenter for each artifact that runs here, and why the others do not."""
-    opened, skipped = [], {}
+) -> tuple[list[Predictor[Any]], dict[str, str]]:
+    """A predictor for each artifact that runs here, and why the others do not."""
+    opened, skipped = list[Predictor[Any]](), dict[str, str]()
     for name in artifacts or bundle.manifest.artifacts:
         progress.say(f"opening {name}")
         try:
             recorded_miou(bundle, name)  # a damaged record, before hours of work
-            opened.append(stack.enter_context(Segmenter(bundle, artifact=name, threads=threads)))
+            opened.append(stack.enter_context(open_predictor(bundle, artifact=name, threads=threads)))
         except DenseportError as err:
             if artifacts or (name == bundle.manifest.source and not isinstance(err, MachineError)):
                 raise
@@ -149,7 +150,7 @@ def _open(
     return opened, skipped
 
 
-def _baseline(name: str, other: Segmenter, checkpoint: Path | str | None, threads: int | None) -> Segmenter:
+def _baseline(name: str, other: Predictor[Any], checkpoint: Path | str | None, threads: int | None) -> Predictor[Any]:
     """Found through its entry point, as the runtime knows no torch."""
     try:
         (entry,) = entry_points(group="denseport.baselines", name=name)
@@ -157,7 +158,7 @@ def _baseline(name: str, other: Segmenter, checkpoint: Path | str | None, thread
     except (ImportError, ValueError) as err:
         raise MachineError(f"--baseline {name}: not installed: {err}", "pip install 'denseport[export]'") from err
     session = make(other.manifest, None if checkpoint is None else Path(checkpoint), threads)
-    return Segmenter(other.bundle, artifact=name, protocol=other.protocol, session=session, threads=threads)
+    return open_predictor(other.bundle, artifact=name, protocol=other.protocol, session=session, threads=threads)
 
 
 def _keep(bundle: Bundle, details: dict[str, Any]) -> None:

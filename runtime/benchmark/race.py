@@ -19,7 +19,8 @@ from denseport.runtime.benchmark.turns import in_turns
 from denseport.runtime.bundle.artifact import MADE_FOR
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.verdict import MachineVerdict, kind_of
-from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.segmenter.opening import open_predictor
+from denseport.runtime.segmenter.predictor import Predictor
 from denseport.runtime.system.machine import inspect_machine
 
 __all__ = ["FASTER", "TIMED", "judge_audited", "measured_here", "race", "speed_ratio"]
@@ -87,7 +88,8 @@ def judge_audited(
     """
     source = bundle.manifest.source
     with ExitStack() as stack:
-        opened = {name: stack.enter_context(Segmenter(bundle, artifact=name)) for name in (source, *names)}
+        opened: dict[str, Predictor[Any]]
+        opened = {name: stack.enter_context(open_predictor(bundle, artifact=name)) for name in (source, *names)}
         sessions = {name: segmenter.session for name, segmenter in opened.items()}
         times = race(sessions, images)
         descriptions = {name: session.description for name, session in sessions.items()}

@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.benchmark.turns import in_turns
-from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.segmenter.predictor import Predictor
 from denseport.runtime.system.arguments import real, whole
 from denseport.runtime.system.progress import Progress, Silent
 from denseport.runtime.system.text import count
@@ -132,7 +133,7 @@ def synthetic_image(height: int, width: int) -> NDArray[np.uint8]:
 
 
 def run_bench(
-    segmenters: Sequence[Segmenter],
+    segmenters: Sequence[Predictor[Any]],
     image: NDArray[np.uint8],
     tensor: NDArray[np.float32],
     plan: Plan,
@@ -187,7 +188,7 @@ def run_bench(
     ]
 
 
-def _takes(segmenter: Segmenter, batch: NDArray[np.float32], progress: Progress) -> bool:
+def _takes(segmenter: Predictor[Any], batch: NDArray[np.float32], progress: Progress) -> bool:
     """Whether a network and its session take a batch; says so where they do not."""
     limits = segmenter.session.largest_batch(*batch.shape[2:]), segmenter.manifest.input.shape[0]
     most = min(filter(None, limits), default=len(batch))

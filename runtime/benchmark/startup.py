@@ -1,7 +1,7 @@
 """Start-up and memory of one artifact, in a process of its own: ``python -m denseport.runtime.benchmark.startup``.
 
-Prints JSON: milliseconds to import the package, to open the artifact and to the first mask; peak memory in MiB after
-the first mask and after a few more.
+Prints JSON: milliseconds to import the package, to open the artifact and to the first result; peak memory in MiB after
+the first one and after a few more.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def measure_startup(bundle: Path, artifact: str, size: tuple[int, int], threads:
 def _main(bundle: str, artifact: str, height: str, width: str, threads: str) -> dict[str, Any]:
     times = [time.perf_counter()]
     from denseport.runtime.benchmark.speed import synthetic_image
-    from denseport.runtime.segmenter import Segmenter
+    from denseport.runtime.segmenter.opening import open_predictor
 
     image = synthetic_image(int(height), int(width))
     times.append(time.perf_counter())
-    with Segmenter(bundle, artifact=artifact, threads=int(threads) or None) as segment:
+    with open_predictor(bundle, artifact=artifact, threads=int(threads) or None) as segment:
         times.append(time.perf_counter())
         segment(image)
         times.append(time.perf_counter())

@@ -57,7 +57,7 @@ class Artifact:
     precision: str  # one of FLOATS or QUANTIZED
     float_precision: str  # what the float part of a quantized artifact computes in; else the precision
     target: str  # what it is made for: one of TARGETS
-    output: str  # "logits" of the head, or "mask": classes of the network's input
+    output: str  # "logits" of the head; "mask": classes of the network's input; "depth" of the head
     fused: bool  # holds nodes that the project's plugin computes (`denseport.export.graph.fusion`)
     made_of: str | None  # the artifact that it was made of; None: the checkpoint
     main: str  # the file that is opened
@@ -69,7 +69,7 @@ class Artifact:
         _one_of("kind", self.kind, ("onnx", "engine"))
         _one_of("precision", self.precision, FLOATS + QUANTIZED)
         _one_of("target", self.target, TARGETS)
-        _one_of("output", self.output, ("logits", "mask"))
+        _one_of("output", self.output, ("logits", "mask", "depth"))
         _one_of("float_precision", self.float_precision, (self.precision,) if self.precision in FLOATS else FLOATS)
         _one_of("main", self.main, tuple(self.files))
         for proof in self.proof:

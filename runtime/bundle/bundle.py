@@ -12,7 +12,7 @@ from typing import Any
 
 from denseport.runtime.bundle.artifact import Artifact, Proof
 from denseport.runtime.bundle.manifest import Manifest
-from denseport.runtime.errors import BundleError, OutputError
+from denseport.runtime.errors import BundleError, InputError, OutputError
 from denseport.runtime.system.files import (
     exchange,
     folders_above,
@@ -24,7 +24,7 @@ from denseport.runtime.system.files import (
     writing,
 )
 
-__all__ = ["MANIFEST", "Bundle", "has_manifest", "new_bundle"]
+__all__ = ["MANIFEST", "Bundle", "has_manifest", "new_bundle", "refuse_other_task"]
 
 MANIFEST = "manifest.json"
 LOCK = ".denseport-lock"  # there while a process writes the bundle; no file of any artifact
@@ -181,6 +181,18 @@ class Bundle:
             manifest = dataclasses.replace(self.manifest, artifacts=artifacts)
             write_atomic(self.path / MANIFEST, manifest.to_json().encode())
             self.manifest = manifest
+
+
+def refuse_other_task(bundle: Bundle, wanted: str, instead: str | None = None) -> None:
+    """Raises InputError for a bundle whose network does something else than ``wanted``.
+
+    Args:
+        instead: what takes it; default: the class that opens it.
+    """
+    if (task := bundle.manifest.task) != wanted:
+        opens = {"depth": "denseport.runtime.DepthEstimator", "segmentation": "denseport.runtime.Segmenter"}[task]
+        opens = instead or opens
+        raise InputError(f"{bundle.path}: its network is for {task}, not for {wanted}", f"In Python: {opens}(bundle).")
 
 
 @contextmanager

@@ -19,9 +19,10 @@ from denseport.runtime.bundle.steps import LARGEST_SIDE, Augmentation
 from denseport.runtime.errors import BundleError
 from denseport.runtime.system.terminal import CONTROLS
 
-__all__ = ["FORMAT_VERSION", "Inference", "Manifest", "NetworkInput", "Reference"]
+__all__ = ["FORMAT_VERSION", "OUTPUTS", "DepthOutput", "Inference", "Manifest", "NetworkInput", "Reference"]
 
 FORMAT_VERSION = 2
+OUTPUTS = {"segmentation": "logits", "depth": "depth"}  # of each task: what its network gives, and its tensor's name
 # Names are printed, one a line: a name with a line break could add any line.
 _UNPRINTABLE = re.compile(f"[\t\n{CONTROLS}]")
 
@@ -79,6 +80,26 @@ class NetworkInput:
 
 
 @dataclass(frozen=True)
+class DepthOutput:
+    """What the numbers of a depth network mean, and how they are resized to the image."""
+
+    unit: str  # "metres"; "relative": known up to a scale and a shift, which differ from image to image
+    larger_is: str  # "farther": a depth; "nearer": a disparity
+    largest: float | None  # the network gives no larger number (max_depth), in the unit; None: it has no limit
+    interpolation: str  # to the image: "bilinear" or "bicubic" (a = -0.75), neither with antialias
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("metres", "relative"):
+            raise ValueError(f"unit {self.unit!r} is neither 'metres' nor 'relative'")
+        if self.larger_is not in (("farther",) if self.unit == "metres" else ("farther", "nearer")):
+            raise ValueError(f"larger_is {self.larger_is!r} is not 'farther', nor 'nearer' of relative depth")
+        if self.largest is not None and not self.largest > 0:
+            raise ValueError(f"largest {self.largest} is not above 0")
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"interpolation {self.interpolation!r} is neither 'bilinear' nor 'bicubic'")
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything that a deployment needs to know about a model."""
 
@@ -86,8 +107,8 @@ class Manifest:
     architecture: str  # the network's name, such as "DPT" or "SegFormer"; "imported ONNX"
     parameters: int
     patch_size: int  # pixels; a network input has at least one patch (SegFormer: its smallest side)
-    stride: int  # input pixels per logit
-    classes: tuple[str, ...]
+    stride: int  # input pixels per logit, or per depth
+    classes: tuple[str, ...]  # empty of depth, as the palette
     palette: tuple[tuple[int, int, int], ...]  # RGB
     reduce_zero_label: bool  # the data set's masks count from 1, 0 is ignored
     preprocess: Preprocessing
@@ -96,10 +117,12 @@ class Manifest:
     provenance: dict[str, Any]  # checkpoint and its hash, versions, warnings given
     spec: dict[str, Any]  # the network, for people; `denseport.export.models.spec` has the meaning
     source: str  # the artifact that all others are made of and compared with: the checkpoint's network in FP32
-    task: str  # "segmentation"
+    task: str  # a key of `OUTPUTS`
     input: NetworkInput
+    depth: DepthOutput | None = None  # of the task "depth", and of no other
     augmentation: Augmentation | None = None  # of the checkpoint's own test; None: an image is seen once
-    align_corners: bool = False  # the logits are resized to the image with their corners on its corners
+    align_corners: bool = False  # what the network gives is resized to the image, corners on corners
+    via_input: bool = True  # the logits are resized to the network's input, then to the image; False: to it at once
     threshold: float | None = None  # two classes of one output: the probability above which a pixel is of the second
     scores: bool = (
         True  # a softmax over the logits gives the network's probabilities; False: the largest counts, no more
@@ -107,12 +130,14 @@ class Manifest:
     label_map: dict[str, int] = field(default_factory=dict)  # a label in the masks, 0 dropped, to its class
     ignore_index: int = 255  # the label that is not counted, once mapped
     artifacts: dict[str, Artifact] = field(default_factory=dict)
-    budgets: dict[str, float] = field(default_factory=dict)  # mIoU points a precision may lose; default: the gate's own
+    # What a precision may lose: points of mIoU, or percent by which AbsRel may grow; default: the gate's own.
+    budgets: dict[str, float] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        if self.task != "segmentation":
-            raise ValueError(f"task {self.task!r} is not 'segmentation', the only one so far")
+        if self.task not in OUTPUTS:
+            raise ValueError(f"task {self.task!r} is none of {', '.join(OUTPUTS)}")
+        self._check_depth() if self.task == "depth" else self._check_classes()
         check_steps(self.preprocess)
         if (channels := len(normalisation(self.preprocess).mean)) != self.input.shape[1]:
             raise ValueError(f"mean and std are of {channels} channels, the network takes {self.input.shape[1]}")
@@ -124,21 +149,39 @@ class Manifest:
         for precision, points in self.budgets.items():
             if precision not in FLOATS + QUANTIZED or not 0 <= points <= 100:
                 raise ValueError(f"budget {precision!r}: {points} is not 0..100 points of a known precision")
-        if self.threshold is not None and not (len(self.classes) == 2 and 0 < self.threshold < 1):
-            raise ValueError(f"threshold {self.threshold} is not a probability that divides two classes")
         if not 0 <= self.ignore_index <= 255:
             raise ValueError(f"ignore_index {self.ignore_index} is not in 0..255")
         if not all(key.isdecimal() and int(key) <= 255 and 0 <= new <= 255 for key, new in self.label_map.items()):
             raise ValueError(f"label_map {self.label_map} does not map labels in 0..255 to such")
-        if not self.classes:
-            raise ValueError("a model has at least one class")
-        if not all(0 <= level <= 255 for colour in self.palette for level in colour):
-            raise ValueError("the palette is not within 0..255")
         for text in (self.name, self.architecture, self.source, *self.classes, *self.artifacts):
             if _UNPRINTABLE.search(text):
                 raise ValueError(f"the name {text!r} holds control characters")
+
+    def _check_classes(self) -> None:
+        if self.depth is not None:
+            raise ValueError("depth is said of a network that tells classes apart")
+        if not self.classes:
+            raise ValueError("a model has at least one class")
         if len(self.palette) != len(self.classes):
             raise ValueError(f"{len(self.palette)} colours for {len(self.classes)} classes")
+        if not all(0 <= level <= 255 for colour in self.palette for level in colour):
+            raise ValueError("the palette is not within 0..255")
+        if self.threshold is not None and not (len(self.classes) == 2 and 0 < self.threshold < 1):
+            raise ValueError(f"threshold {self.threshold} is not a probability that divides two classes")
+
+    def _check_depth(self) -> None:
+        if self.depth is None:
+            raise ValueError("a depth network without depth: its unit and its direction")
+        for name in ("classes", "palette", "threshold", "reduce_zero_label", "label_map", "augmentation"):
+            if getattr(self, name):
+                raise ValueError(f"{name} means nothing for depth")
+        if self.inference.mode != "whole":
+            raise ValueError("depth is not estimated in sliding windows: their depths do not join")
+
+    @property
+    def output(self) -> str:
+        """What the network gives: "logits" or "depth", the name of its tensor."""
+        return OUTPUTS[self.task]
 
     def graph(self, precision: str, float_precision: str | None = None) -> str | None:
         """The ONNX artifact that variants and engines of a precision are made of; None where there is none.
@@ -152,7 +195,7 @@ class Manifest:
         if precision == "fp32":
             return self.source
         floats = precision if precision in FLOATS else float_precision or "fp32"
-        wanted = ("onnx", precision, floats, "logits", False)
+        wanted = ("onnx", precision, floats, self.output, False)
         found = [
             name
             for name, a in self.artifacts.items()
@@ -186,8 +229,8 @@ class Manifest:
                 "Export or import it again, or use the Denseport that wrote the bundle.",
             )
         manifest = decode_dataclass(cls, data, where, "manifest")
-        a = manifest.artifacts.get(manifest.source)
-        if a is None or (a.kind, a.precision, a.output, a.made_of) != ("onnx", "fp32", "logits", None):
-            what = "is no artifact of kind onnx and precision fp32 that gives logits and is made of no other"
+        a, gives = manifest.artifacts.get(manifest.source), manifest.output
+        if a is None or (a.kind, a.precision, a.output, a.made_of) != ("onnx", "fp32", gives, None):
+            what = f"is no artifact of kind onnx and precision fp32 that gives {gives} and is made of no other"
             raise BundleError(f"{where}: manifest.source: {manifest.source!r} {what}", "Export or import it again.")
         return manifest

@@ -23,15 +23,15 @@ __all__ = [
     "described",
     "is_usual",
     "loading",
+    "needs_pillow",
     "normalisation",
+    "of_one_size",
     "output_size",
     "paddings",
     "resized_to",
     "resizing",
     "size_steps",
-    "uses_pillow",
     "with_resize",
-    "without_pads",
     "without_resize",
 ]
 
@@ -50,13 +50,13 @@ def check_steps(steps: Preprocessing) -> None:
         raise ValueError("preprocess needs at most one load, which is first, and one normalise")
     if not all(isinstance(step, Pad) and step.mode == "constant" for step in paddings(steps)):
         raise ValueError("preprocess: after normalise comes nothing but pads of mode constant")
-    if loading(steps).float32 and uses_pillow(size_steps(steps)):
+    if loading(steps).float32 and any(getattr(step, "library", "") == "pillow" for step in size_steps(steps)):
         raise ValueError("preprocess: Pillow does not resize images of float32")
 
 
-def uses_pillow(steps: Preprocessing) -> bool:
-    """Whether Pillow decodes or resizes: a machine that runs the bundle then needs the extra ``pillow``."""
-    return any(getattr(step, "library", "") == "pillow" for step in steps)
+def needs_pillow(steps: Preprocessing) -> bool:
+    """Whether Pillow decodes files: a machine that opens any then needs the extra ``pillow``. Resizing needs none."""
+    return loading(steps).library == "pillow"
 
 
 def loading(steps: Preprocessing) -> Load:
@@ -85,9 +85,14 @@ def output_size(size: Size, step: SizeStep) -> Size:
     """(height, width) after a step.
 
     Raises:
-        ImageError: a side beyond `LARGEST_SIDE`.
+        ImageError: a side beyond `LARGEST_SIDE`, or of no pixels.
     """
     new = step.output(size)
+    if min(new) < 1:
+        raise ImageError(
+            f"an image of {size[1]} x {size[0]} would become {new[1]} x {new[0]} ({step.words}), without pixels",
+            "Crop or tile such a narrow image, or give a protocol with a size of its own: --protocol fixed:512x512.",
+        )
     if max(new) > max(LARGEST_SIDE, *size):
         raise ImageError(
             f"an image of {size[1]} x {size[0]} would become {new[1]} x {new[0]} ({step.words}); at most "
@@ -117,14 +122,16 @@ def resized_to(steps: Preprocessing, size: tuple[int, int], *, keep_ratio: bool)
     return with_resize(steps, Resize(size, keep_ratio, old.interpolation, old.library))
 
 
+def of_one_size(steps: Preprocessing, size: tuple[int, int]) -> Preprocessing:
+    """The steps with one resize, to ``size`` (width, height), sampled as before, and no pads."""
+    kept = tuple(step for step in steps if isinstance(step, Load | Normalise))
+    old = resizing(steps) or USUAL_RESIZE
+    return with_resize(kept, Resize(size, False, old.interpolation, old.library))
+
+
 def without_resize(steps: Preprocessing) -> Preprocessing:
     """The steps for an image that keeps its own size."""
     return tuple(step for step in steps if not isinstance(step, ResizeStep))
-
-
-def without_pads(steps: Preprocessing) -> Preprocessing:
-    """The steps without those that add pixels."""
-    return tuple(step for step in steps if not isinstance(step, Pad))
 
 
 def is_usual(steps: Preprocessing) -> bool:

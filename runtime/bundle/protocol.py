@@ -13,9 +13,8 @@ from denseport.runtime.bundle.manifest import Inference, Manifest, NetworkInput
 from denseport.runtime.bundle.preprocessing import (
     Preprocessing,
     described,
-    resized_to,
+    of_one_size,
     resizing,
-    without_pads,
     without_resize,
 )
 from denseport.runtime.bundle.steps import LARGEST_SIDE, Augmentation, ResizeBy
@@ -60,6 +59,9 @@ def parse_protocol(text: str, manifest: Manifest) -> Protocol:
     base = Protocol(text, manifest.preprocess, manifest.inference, input=manifest.input)
     if text == "reference":
         return replace(base, augmentation=manifest.augmentation)
+    if manifest.task == "depth" and text.partition(":")[0] in ("ms-flip", "slide", "native"):
+        what = f"the protocol {text} is of segmentation: it averages probabilities, or joins windows"
+        raise InputError(what, "Give reference, or fixed:WIDTHxHEIGHT.")
     if text in ("ms-flip", "ms-flip:0.x", "ms-flip:1.x"):
         # 0.x applies the ratios to the test scale, as the published figures did; 1.x to the image, as its tta_pipeline.
         own = resizing(base.preprocess) or ResizeBy((1.0, 1.0), round_down=True)
@@ -79,8 +81,7 @@ def parse_protocol(text: str, manifest: Manifest) -> Protocol:
     if match := re.fullmatch(r"fixed:(\d{1,5})x(\d{1,5})", text):
         size = (int(match[1]), int(match[2]))
         if manifest.patch_size <= min(size) <= max(size) <= LARGEST_SIDE:
-            steps = resized_to(without_resize(without_pads(manifest.preprocess)), size, keep_ratio=False)
-            return replace(base, preprocess=steps, inference=Inference())
+            return replace(base, preprocess=of_one_size(manifest.preprocess, size), inference=Inference())
     raise InputError(
         f"no protocol {text!r} for a network with patches of {manifest.patch_size} pixels",
         "Give reference, ms-flip, ms-flip:1.x, slide, slide:CROP:STRIDE, native, native:CROP:STRIDE or "

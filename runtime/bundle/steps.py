@@ -5,7 +5,8 @@ is in `denseport.runtime.pipeline.preprocess`. A new kind needs its dataclass an
 there. Sizes of images are (height, width); sizes and factors in a step are width, height.
 
 Sources: ``mmcv/transforms/{loading,processing}.py``, ``mmcv/image/geometric.py`` (2.1), ``mmseg/datasets/transforms``,
-``mmseg/models/data_preprocessor.py`` and ``mmseg/utils/misc.py`` (1.2.2), ``mmseg/datasets/pipelines`` (0.30).
+``mmseg/models/data_preprocessor.py`` and ``mmseg/utils/misc.py`` (1.2.2), ``mmseg/datasets/pipelines`` (0.30);
+``models/dpt/image_processing_dpt.py`` (transformers 4.57), ``transforms.py`` of MiDaS and of Depth Anything.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ __all__ = [
     "Pad",
     "Resize",
     "ResizeBy",
+    "ResizeRounded",
     "ResizeShortestEdge",
     "ResizeStep",
     "ResizeToMultiple",
@@ -38,6 +40,7 @@ INTERPOLATIONS = {
     "pillow": ("nearest", "bilinear", "bicubic", "box", "lanczos", "hamming"),
 }
 PAD_MODES = ("constant", "edge", "reflect", "symmetric")
+RULES = ("minimal", "lower_bound", "stretch")
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,7 @@ class Resize:
 
     def __post_init__(self) -> None:
         _check_sampling(self)
-        if not 1 <= min(self.size) <= max(self.size) <= LARGEST_SIDE:
-            raise ValueError(f"size {self.size} has a side that is not in 1..{LARGEST_SIDE} pixels")
+        _check_size(self.size)
 
     def output(self, size: Size) -> Size:
         """(height, width) of the result for an image of ``size``, as every size step has it."""
@@ -175,8 +177,51 @@ class ResizeToMultiple:
 
 
 @dataclass(frozen=True)
+class ResizeRounded:
+    """Resize towards a size, each side to the nearest multiple of a number, half to even; as DPT and Depth Anything.
+
+    The factors of the two sides are those that lead to ``size``. A very narrow image may be left without pixels.
+    """
+
+    size: tuple[int, int]  # width, height in pixels
+    rule: str  # both sides by the factor nearer to 1 ("minimal") or the larger ("lower_bound"); else "stretch"
+    divisor: int = 1  # pixels; "lower_bound" rounds up where the nearest multiple is below ``size``
+    interpolation: str = "bilinear"
+    library: str = "opencv"
+    kind: str = field(default="resize_rounded", init=False)
+
+    def __post_init__(self) -> None:
+        _check_sampling(self)
+        _one_of("rule", self.rule, RULES)
+        _check_size(self.size)
+        _check_divisor((self.divisor,))
+
+    def output(self, size: Size) -> Size:
+        wanted = self.size[::-1]
+        factors = [new / old for new, old in zip(wanted, size, strict=True)]
+        if self.rule != "stretch":
+            one = max(factors) if self.rule == "lower_bound" else min(factors, key=lambda factor: abs(1 - factor))
+            factors = [one, one]
+        height, width = (self._rounded(*each) for each in zip(size, factors, wanted, strict=True))
+        return height, width
+
+    def _rounded(self, side: int, factor: float, least: int) -> int:
+        units = factor * side / self.divisor
+        rounded = round(units) * self.divisor
+        return math.ceil(units) * self.divisor if self.rule == "lower_bound" and rounded < least else rounded
+
+    def scaled(self, ratio: float) -> ResizeRounded:
+        return replace(self, size=(int(self.size[0] * ratio), int(self.size[1] * ratio)))
+
+    @property
+    def words(self) -> str:
+        multiples = f", multiples of {self.divisor}" if self.divisor > 1 else ""
+        return f"{self.rule.replace('_', ' ')} {self.size[0]} x {self.size[1]}{multiples}{_sampling(self)}"
+
+
+@dataclass(frozen=True)
 class Pad:
-    """Add pixels at the right and at the bottom, up to a size or to a multiple; never cuts."""
+    """Add pixels, up to a size or to a multiple; never cuts."""
 
     size: tuple[int, int] | None = None  # width, height
     divisor: int | None = None
@@ -184,6 +229,7 @@ class Pad:
     value: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of each channel, in the order that it has at this step
     mode: str = "constant"
     crop: bool = False  # the logits of what was added are cut off, before they are resized to the image
+    centred: bool = False  # half of them at the left and at the top; else all at the right and at the bottom
     kind: str = field(default="pad", init=False)
 
     def __post_init__(self) -> None:
@@ -192,10 +238,12 @@ class Pad:
             raise ValueError("a pad has a size, or a divisor, or is square")
         if self.size is None and self.divisor is None and not self.square:
             raise ValueError("a pad needs a size or a divisor, or is square")
-        if self.size is not None and not 1 <= min(self.size) <= max(self.size) <= LARGEST_SIDE:
-            raise ValueError(f"size {self.size} has a side that is not in 1..{LARGEST_SIDE} pixels")
+        if self.size is not None:
+            _check_size(self.size)
         if self.divisor is not None:
             _check_divisor((self.divisor,))
+        if self.centred and self.crop:
+            raise ValueError("the logits of a centred pad are not cut off")
         if not all(map(math.isfinite, self.value)):
             raise ValueError(f"value {self.value} is not three numbers")
 
@@ -207,13 +255,20 @@ class Pad:
         width, height = self.size or (0, 0)
         return max(size[0], height), max(size[1], width)
 
+    def added(self, size: Size) -> tuple[Size, Size]:
+        """Pixels at the top and at the bottom, at the left and at the right of an image of ``size``."""
+        rows, cols = (new - old for new, old in zip(self.output(size), size, strict=True))
+        top, left = (rows // 2, cols // 2) if self.centred else (0, 0)
+        return (top, rows - top), (left, cols - left)
+
     @property
     def words(self) -> str:
         to = [f"{self.size[0]} x {self.size[1]}"] if self.size else []
         to += ["a square"] if self.square else []
         to += [f"multiples of {self.divisor}"] if self.divisor else []
         filled = "" if self.mode == "constant" else f" ({self.mode})"
-        return f"padded to {' of '.join(to)}{filled}{', cut off again' if self.crop else ''}"
+        where = ", centred" if self.centred else ", cut off again" if self.crop else ""
+        return f"padded to {' of '.join(to)}{filled}{where}"
 
 
 @dataclass(frozen=True)
@@ -232,10 +287,10 @@ class Normalise:
             raise ValueError(f"std {self.std} is not as many positive numbers")
 
 
-ResizeStep = Resize | ResizeBy | ResizeShortestEdge | ResizeToMultiple
+ResizeStep = Resize | ResizeBy | ResizeShortestEdge | ResizeToMultiple | ResizeRounded
 SizeStep = ResizeStep | Pad
 Step = Load | SizeStep | Normalise
-Scale = Resize | ResizeBy | ResizeShortestEdge  # what chooses the size at which the network sees an image
+Scale = Resize | ResizeBy | ResizeShortestEdge | ResizeRounded  # chooses the size at which an image is seen
 
 
 @dataclass(frozen=True)
@@ -266,6 +321,11 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 def _check_sampling(step: ResizeStep) -> None:
     _one_of("library", step.library, LIBRARIES)
     _one_of(f"{step.library}'s interpolation", step.interpolation, INTERPOLATIONS[step.library])
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    if not 1 <= min(size) <= max(size) <= LARGEST_SIDE:
+        raise ValueError(f"size {size} has a side that is not in 1..{LARGEST_SIDE} pixels")
 
 
 def _check_divisor(divisor: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Images and videos to masks and overlays on disk: what ``denseport run`` writes."""
+"""Images and videos to results on disk: what ``denseport run`` does."""
 
 from __future__ import annotations
 
@@ -18,32 +18,23 @@ from tqdm import tqdm
 
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.preprocessing import loading
+from denseport.runtime.cli.writing import Writing
 from denseport.runtime.errors import DenseportError, OutputError, ServerError
 from denseport.runtime.media.images import read_image
 from denseport.runtime.media.inputs import Input
-from denseport.runtime.media.overlay import class_shares
 from denseport.runtime.media.videos import VideoReader, VideoWriter
 from denseport.runtime.pipeline.results import Segmentation
-from denseport.runtime.pipeline.saving import save_coco, save_geojson, save_mask, save_npz, save_overlay, save_scores
 from denseport.runtime.system.files import new_folder, writing
 
 if TYPE_CHECKING:
     from denseport.runtime.segmenter import Segmenter
+    from denseport.runtime.segmenter.depth import DepthEstimator
     from denseport.runtime.serving.triton.client import Client
 
-__all__ = ["FORMATS", "Model", "Predictions", "RemoteModel"]
+__all__ = ["Model", "Predictions", "RemoteModel"]
 
 _NOWHERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # nothing can be written, whatever its name
-_FRAME = re.compile(r"\d{6,}\.(png|json|geojson|npz)")  # a result of a video
-# What is written, and how the names of the results end; of a video: a folder of them, one a frame.
-FORMATS = {
-    "png": "_mask.png",
-    "overlay": "_overlay.png",
-    "scores": "_scores.png",
-    "coco": "_coco.json",
-    "geojson": "_polygons.geojson",
-    "npz": "_arrays.npz",
-}
+_FRAME = re.compile(r"\d{6,}\.(png|json|geojson|npz|npy)")  # a result of a video
 
 
 @dataclass(frozen=True)
@@ -66,7 +57,7 @@ class RemoteModel:
             yield self(image)
 
 
-Model: TypeAlias = "Segmenter | RemoteModel"
+Model: TypeAlias = "Segmenter | DepthEstimator | RemoteModel"
 
 
 @dataclass
@@ -74,9 +65,8 @@ class Predictions:
     """What to write for each input, the results, and the failures."""
 
     folder: Path
-    formats: tuple[str, ...]  # of `FORMATS`
-    opacity: float  # of the overlays' colours, 0 to 1
-    grey: bool  # masks without a palette
+    formats: tuple[str, ...]  # of the writing's endings; of a video: a folder of each, one file a frame
+    writing: Writing
     smoothing: float  # of videos (`denseport.runtime.pipeline.temporal`)
     results: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
@@ -122,37 +112,27 @@ class Predictions:
 
     def _results(self, item: Input) -> list[Path]:
         """Where the results of an input go, in the order of the formats."""
+        endings = [(name, self.writing.endings[name]) for name in self.formats]
         video = item.kind == "video"
-        return [item.output(self.folder, _of_video(FORMATS[name]) if video else FORMATS[name]) for name in self.formats]
-
-    def _save(self, name: str, path: Path, found: Segmentation, item: Input, number: int = 1) -> None:
-        """Write a result, of the image or of the frame of that number, in one of the formats."""
-        if name == "png":
-            save_mask(path, found, grey=self.grey)
-        elif name == "overlay":
-            save_overlay(path, found, opacity=self.opacity)
-        elif name == "coco":
-            save_coco(path, found, file_name=item.path.name, image_id=number)
-        else:
-            {"scores": save_scores, "geojson": save_geojson, "npz": save_npz}[name](path, found)
+        return [item.output(self.folder, _of_video(name, end) if video else end) for name, end in endings]
 
     def _image(self, model: Model, item: Input) -> dict[str, Any]:
         image = read_image(item.path, loading(model.manifest.preprocess))
         found = model(image, **self._wanted)
         written = self._results(item)
         for name, path in zip(self.formats, written, strict=True):
-            self._save(name, path, found, item)
+            self.writing.save(name, path, found, item, 1)
         return {
             "input": str(item.path),
             "width": image.shape[1],
             "height": image.shape[0],
-            "classes": _shares(model.manifest.classes, found.mask),
+            **self.writing.told(found),
             "files": [str(path) for path in written],
         }
 
     @property
     def _wanted(self) -> dict[str, Any]:
-        """What is asked for beside the mask; a server takes no such question."""
+        """What is asked for beside the result itself; a server takes no such question."""
         return {"scores": True} if "scores" in self.formats else {}
 
     def _video(self, model: Model, item: Input) -> dict[str, Any]:
@@ -166,13 +146,16 @@ class Predictions:
             frames: Iterable[NDArray[np.uint8]] = tqdm(
                 reader, total=reader.frames or None, unit="frame", desc=item.path.name, disable=not sys.stderr.isatty()
             )
-            results = stack.enter_context(closing(model.stream(frames, smoothing=self.smoothing, **self._wanted)))
+            results: Iterable[Any] = stack.enter_context(
+                closing(model.stream(frames, smoothing=self.smoothing, **self._wanted))
+            )
             count = 0
             for count, found in enumerate(results, start=1):
                 for name, folder in folders.items():
-                    self._save(name, folder / f"{count:06}{Path(FORMATS[name]).suffix}", found, item, count)
+                    end = Path(self.writing.endings[name]).suffix
+                    self.writing.save(name, folder / f"{count:06}{end}", found, item, count)
                 if writer is not None:
-                    writer.write(found.overlay(opacity=self.opacity))
+                    writer.write(found.overlay(opacity=self.writing.opacity))
         entry = {"input": str(item.path), "frames": count, "files": [str(path) for path in self._results(item)]}
         if reader.frames - reader.read > 1:  # one may be the rounding of a duration
             entry["warning"] = (
@@ -182,8 +165,8 @@ class Predictions:
         return entry
 
 
-def _of_video(ending: str) -> str:
-    return "_overlay.webm" if ending == FORMATS["overlay"] else ending.partition(".")[0]
+def _of_video(name: str, ending: str) -> str:
+    return "_overlay.webm" if name == "overlay" else ending.partition(".")[0]
 
 
 def _place(path: Path) -> Path:
@@ -193,8 +176,3 @@ def _place(path: Path) -> Path:
 
 def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))  # Path.resolve() raises an error about links that lead in a circle
-
-
-def _shares(classes: Sequence[str], mask: NDArray[Any]) -> list[dict[str, Any]]:
-    shares = class_shares(mask, len(classes))
-    return [{"index": i, "name": classes[i], "percent": round(100 * share, 3)} for i, share in shares]

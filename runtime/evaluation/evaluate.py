@@ -10,14 +10,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from denseport.runtime.bundle.artifact import FOR_OPENVINO
-from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.comparison import proof_here
+from denseport.runtime.bundle.bundle import Bundle, refuse_other_task
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.evaluation.dataset import Dataset, open_dataset
 from denseport.runtime.evaluation.gate import Gate, published_miou
 from denseport.runtime.evaluation.metrics import Scores
+from denseport.runtime.evaluation.record import float_warnings, note_accuracy
 from denseport.runtime.evaluation.report import Evaluation, worst_images, write_report
 from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.evaluation.task import LongRun, Task, open_task, refuse_state
@@ -96,6 +95,7 @@ def _checked(bundle: Path | str | Bundle, run: LongRun, report: Path | None, *, 
     if run.state is not None and not run.merge:
         refuse_state(run.state, resume=run.resume)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    refuse_other_task(bundle, "segmentation", "denseport.runtime.evaluation.depth.evaluate.evaluate_depth")
     if record:
         refuse_unwritable(bundle.path)
     return bundle
@@ -141,15 +141,7 @@ def _warnings(segmenter: Segmenter, scores: Scores, found: Measurement) -> list[
         )
     if scores.mIoU != scores.mIoU:
         warnings.append("there is no mIoU: every pixel of the masks is ignored")
-    artifact = segmenter.bundle.artifact(segmenter.artifact)
-    floats = artifact.float_precision
-    if floats != "fp32" and not found.on_gpu and artifact.target != FOR_OPENVINO:
-        warnings.append(
-            f"ONNX Runtime computes {floats} in FP32 on a CPU and skips most of its rounding: this is not the "
-            f"accuracy of an engine, and no comparison in {floats.upper()}. denseport build audits with the rounding "
-            "emulated"
-        )
-    return warnings
+    return [*warnings, *float_warnings(segmenter.bundle.artifact(segmenter.artifact), on_gpu=found.on_gpu)]
 
 
 def _told(setting: object) -> str:
@@ -205,25 +197,13 @@ def _write_report(folder: Path, task: Task, found: Evaluation) -> Path:
 
 
 def _recorded(segmenter: Segmenter, found: Evaluation, run: LongRun) -> Evaluation:
-    """Record the result, unless the record has one in the artifact's arithmetic and this is in another: a warning."""
-    bundle, source, result = segmenter.bundle, segmenter.manifest.source, found.to_dict()
+    """Record the result, or say in a warning why not."""
+    bundle, result, fp32 = segmenter.bundle, found.to_dict(), found.measurement.fp32_confusion
     kept = {key: result[key] for key in ("mIoU", "mAcc", "aAcc", "images", "protocol", "agreement", "gate")}
-    artifact, on_gpu = bundle.artifact(found.artifact), found.measurement.on_gpu
-    elsewhere = run.ray is not None or found.measurement.measured < found.measurement.images
-    how = {"on_gpu": on_gpu, "elsewhere": elsewhere}
-    proof = proof_here("labels", "accuracy", artifact.float_precision, **how, target=artifact.target)
-    accuracies = [each for each in artifact.proof if each.figures == "accuracy"]
-    if any(each.arithmetic == artifact.float_precision != proof.arithmetic for each in accuracies):
-        why_not = (
-            f"not recorded: the accuracy in the record was measured in {artifact.float_precision.upper()} on "
-            f"{accuracies[0].machine}; what {proof.arithmetic.upper()} gives does not replace it"
-        )
-        return replace(found, warnings=(*found.warnings, why_not))
-    kept["date"] = proof.date
-    bundle.note(found.artifact, {"accuracy": kept}, proof)
-    fp32 = found.measurement.fp32_confusion
-    if fp32 is not None and "accuracy" not in bundle.artifact(source).record:
+    beside = None
+    if fp32 is not None:
         scores = fp32.scores(bundle.manifest.classes).to_dict()
-        kept |= {name: scores[name] for name in ("mIoU", "mAcc", "aAcc")} | {"agreement": None, "gate": None}
-        bundle.note(source, {"accuracy": kept}, replace(proof, arithmetic="fp32"))
-    return found
+        beside = kept | {name: scores[name] for name in ("mIoU", "mAcc", "aAcc")} | {"agreement": None, "gate": None}
+    elsewhere = run.ray is not None or found.measurement.measured < found.measurement.images
+    how = {"on_gpu": found.measurement.on_gpu, "elsewhere": elsewhere}
+    return replace(found, warnings=(*found.warnings, *note_accuracy(bundle, found.artifact, kept, **how, fp32=beside)))

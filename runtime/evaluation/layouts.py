@@ -11,7 +11,18 @@ from denseport.runtime.errors import DatasetError
 from denseport.runtime.media.inputs import IMAGE_SUFFIXES
 from denseport.runtime.system.text import count
 
-__all__ = ["ADE20K", "Found", "Layout", "Sample", "find_layout", "find_listed", "find_pairs", "find_split", "some"]
+__all__ = [
+    "ADE20K",
+    "Found",
+    "Layout",
+    "Sample",
+    "files_by_name",
+    "find_layout",
+    "find_listed",
+    "find_pairs",
+    "find_split",
+    "some",
+]
 
 _ADE_FOLDER = "ADEChallengeData2016"
 _ALIASES = {"validation": "val", "val": "validation", "training": "train", "train": "training"}
@@ -138,7 +149,7 @@ def find_pairs(images: Path, masks: Path, layout: Layout, rule: str) -> Found:
 
     A folder's own files count or, where it holds none, those of its sub-folders, as of Cityscapes' cities.
     """
-    image_of, mask_of = _by_name(images, layout.image_suffix), _by_name(masks, layout.mask_suffix)
+    image_of, mask_of = files_by_name(images, layout.image_suffix), files_by_name(masks, layout.mask_suffix)
     if masks != images or layout.mask_suffix != Layout.mask_suffix:  # masks may lie beside the images, or below
         are_masks = set(mask_of.values())
         image_of = {name: file for name, file in image_of.items() if file not in are_masks}
@@ -172,7 +183,7 @@ def _pairing_remedy(image_of: Mapping[str, Path], mask_of: Mapping[str, Path]) -
     return "Give each image a PNG mask of the same name, or list the pairs in a file."
 
 
-def _by_name(folder: Path, suffix: str) -> dict[str, Path]:
+def files_by_name(folder: Path, suffix: str) -> dict[str, Path]:
     """Files by name without suffix: a folder's own or, where it has none, those of its sub-folders as ``sub/name``."""
     if not folder.is_dir():
         raise DatasetError(f"{folder}: there is no such folder", "Check the path.")
@@ -238,7 +249,7 @@ def find_listed(
         raise DatasetError(f"{path}: the list is empty", "Name one image a line, or an image and its mask.")
     first, known = lines[0], dict[str, list[Path]]()
     if not first.pairs(bases) and (len(first.fields) == 1 or first.whole is not None):
-        known = _known_names(root, image_suffix, mask_suffix, must=len(first.fields) == 1)
+        known = _known_names(root, image_suffix, mask_suffix)
     if len(first.fields) == 1 or first.whole in known:
         folder, layout = find_layout(root, image_suffix, mask_suffix)
         samples: list[Sample] = [_named(path, folder, layout, line, known) for line in lines]
@@ -274,17 +285,13 @@ def _lines(path: Path) -> Iterator[_Line]:
             yield _Line(number, fields, whole)
 
 
-def _known_names(root: Path, image_suffix: str | None, mask_suffix: str | None, *, must: bool) -> dict[str, list[Path]]:
-    """Images of a layout by name, in all of its splits.
-
-    Args:
-        must: there has to be a layout; else none means no names.
-    """
-    if not must and not _ways(root):
+def _known_names(root: Path, image_suffix: str | None, mask_suffix: str | None) -> dict[str, list[Path]]:
+    """Images of the root's layout by name, in all of its splits; none where there is no layout."""
+    if not _ways(root):
         return {}
     folder, layout = find_layout(root, image_suffix, mask_suffix)
     images, found = folder / layout.images, dict[str, list[Path]]()
-    by_split = (_by_name(each, layout.image_suffix) for each in _folders(images))
+    by_split = (files_by_name(each, layout.image_suffix) for each in _folders(images))
     for files in (_files(images, layout.image_suffix), *by_split):
         for name, file in files.items():
             found.setdefault(name, []).append(file)

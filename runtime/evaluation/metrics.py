@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from denseport.runtime.errors import DatasetError, InputError
 
-__all__ = ["ClassScore", "ConfusionMatrix", "LabelMap", "Scores", "json_number", "mean_iou"]
+__all__ = [
+    "ClassScore",
+    "ConfusionMatrix",
+    "LabelMap",
+    "Scores",
+    "agreement",
+    "agreement_words",
+    "json_number",
+    "mean_iou",
+]
 
 LabelMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 """(H, W) class indices. In a truth the type's largest value, 255 or 65535, marks pixels to ignore."""
@@ -133,6 +142,33 @@ class Scores:
                 {**row._asdict(), "IoU": json_number(row.IoU), "Acc": json_number(row.Acc)} for row in self.per_class
             ],
         }
+
+
+def agreement(expected: NDArray[Any], found: NDArray[Any], output: str) -> float:
+    """How far what a network gives for some images is what FP32 gives, 0..1.
+
+    Of classes the share of places with the same class; of depths what their mean change, as a share of FP32's mean
+    depth, lacks to 1: a relative depth has no unit, and may be 0.
+
+    Args:
+        expected, found: (N, C, h, w) logits, or (N, 1, h, w) depths; (N, h, w) classes.
+        output: "logits", "mask" or "depth".
+    """
+    if output != "depth":
+        one, other = (each if each.dtype.kind == "i" else each.argmax(1) for each in (expected, found))
+        return float((one == other).mean())
+    change = np.abs(expected - found, dtype=np.float64).mean()
+    mean = np.abs(expected, dtype=np.float64).mean()
+    if not np.isfinite(change):
+        return 0.0
+    return max(0.0, 1 - float(change / mean)) if mean else float(change == 0)
+
+
+def agreement_words(share: float, output: str, digits: int = 2) -> str:
+    """An `agreement`, in words."""
+    if output == "depth":
+        return f"depths differ from FP32's by {100 * (1 - share):.{digits}f} % of their mean"
+    return f"{100 * share:.{digits}f} % of the pixels get the class that FP32 gives"
 
 
 def json_number(value: float) -> float | None:

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from denseport.runtime.bundle.steps import Load
 from denseport.runtime.errors import ImageError, MachineError, OutputError, is_out_of_memory
 from denseport.runtime.system.files import write_atomic
-from denseport.runtime.system.machine import require
 
 __all__ = [
     "LOAD",
@@ -30,6 +29,7 @@ __all__ = [
     "encode_palette_png",
     "is_cut_short",
     "open_image",
+    "png_chunk",
     "read_image",
     "reading",
     "write_image",
@@ -178,6 +178,8 @@ def decode_image(data: bytes, name: str, load: Load = LOAD) -> NDArray[np.uint8]
 
 def _decode_with_pillow(data: bytes, name: str, load: Load) -> NDArray[np.uint8]:
     """As mmcv's back end "pillow" (``mmcv/image/io.py``): grey with transparency lies on a canvas of one colour."""
+    from denseport.runtime.system.machine import require
+
     require(("PIL",), "pillow")
     from PIL import Image, ImageOps
 
@@ -301,9 +303,10 @@ def encode_palette_png(mask: NDArray[Any], palette: Sequence[Sequence[int]]) -> 
     colours = np.zeros((entries, 3), np.uint8)
     colours[: len(palette)] = palette
     grey = cv2.imencode(".png", mask.astype(np.uint8, copy=False), _RUNS)[1].tobytes()
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
-    return PNG_SIGNATURE + header + _chunk(b"PLTE", colours.tobytes()) + grey[len(PNG_SIGNATURE) + len(header) :]
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
+    return PNG_SIGNATURE + header + png_chunk(b"PLTE", colours.tobytes()) + grey[len(PNG_SIGNATURE) + len(header) :]
 
 
-def _chunk(kind: bytes, body: bytes) -> bytes:
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    """A chunk of a PNG file: its length, kind, body and checksum."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -16,17 +16,29 @@ from numpy.typing import NDArray
 from denseport.runtime.errors import InputError
 from denseport.runtime.system.text import count
 
-__all__ = ["RGB", "class_shares", "default_palette", "overlay", "palette_image"]
+__all__ = [
+    "FAINT",
+    "PANEL",
+    "RGB",
+    "SMALLEST_SIDE",
+    "TEXT",
+    "class_shares",
+    "default_palette",
+    "draw_text",
+    "overlay",
+    "palette_image",
+    "text_width",
+]
 
 RGB = tuple[int, int, int]
 
-_PANEL = (30, 27, 26)  # BGR
-_TEXT = (236, 232, 230)
-_FAINT = (172, 165, 162)
+PANEL = (30, 27, 26)  # BGR
+TEXT = (236, 232, 230)
+FAINT = (172, 165, 162)
 _RIM = (110, 103, 100)
 _WEIGHT = 500  # of the font: a little above regular, for light text on dark
 _SMALLEST_SHARE = 0.001  # classes below it share the legend's last line
-_SMALLEST_SIDE = 256  # px; an image whose longer side is shorter is enlarged beside a legend
+SMALLEST_SIDE = 256  # px; an image whose longer side is shorter is enlarged beside a legend
 _OUTLINE = 0.6  # opacity of the white line between regions
 _MOST_LINES = 16  # of a legend below the image
 
@@ -101,7 +113,7 @@ def overlay(
     """
     palette = default_palette(len(classes)) if palette is None else palette
     _check(image_bgr, mask, classes, palette, opacity)
-    factor = math.ceil(_SMALLEST_SIDE / max(mask.shape)) if legend else 1
+    factor = math.ceil(SMALLEST_SIDE / max(mask.shape)) if legend else 1
     labels = _enlarge(_labels(mask, len(classes)), factor)
     image = _enlarge(image_bgr, factor)
     colours = palette_image(labels, palette)
@@ -111,7 +123,7 @@ def overlay(
         return blended
     names = [name.strip() for name in classes]  # mmsegmentation's ADE20K has "bed "
     layout = _layout(*labels.shape, tuple(names))
-    canvas = np.full((*layout.size, 3), _PANEL, np.uint8)
+    canvas = np.full((*layout.size, 3), PANEL, np.uint8)
     canvas[: image.shape[0], : image.shape[1]] = blended
     lines = _lines(class_shares(mask, len(classes)), names, palette, len(layout.places))
     for line, place in zip(lines, layout.places, strict=False):
@@ -194,7 +206,7 @@ def _layout(height: int, width: int, names: tuple[str, ...]) -> _Layout:
     text = max(13, round(0.028 * math.sqrt(short * min(long, 2 * short))))
     line_height = round(1.75 * text)
     texts = (*names, "ignored", f"{len(names)} others")
-    longest = max(_text_width(name, 32) for name in texts) / 32  # in units of the text size
+    longest = max(text_width(name, 32) for name in texts) / 32  # in units of the text size
     # 1.6 for the swatch, 4.2 for the share
     line_width = round(text * (1.6 + min(longest, 11.0) + 4.2))
     if below := width > 2 * height:
@@ -232,22 +244,22 @@ def _lines(
 
 def _draw_line(canvas: NDArray[np.uint8], line: _Line, place: tuple[int, int, int], text: int) -> None:
     left, baseline, right = place
-    colour = _TEXT if line.colour else _FAINT
+    colour = TEXT if line.colour else FAINT
     if line.colour:  # a square, with a rim that keeps a dark one apart from the panel
         top, rim = baseline - round(0.85 * text), max(1, text // 14)
         canvas[top : top + text, left : left + text] = _RIM
         canvas[top + rim : top + text - rim, left + rim : left + text - rim] = list(line.colour)[::-1]
     percent = f"{line.share:.1%}".replace("%", " %") if line.share >= 0.0005 else "<0.1 %"
-    start = right - _text_width(percent, text)
-    _draw_text(canvas, percent, (start, baseline), _FAINT, text)
+    start = right - text_width(percent, text)
+    draw_text(canvas, percent, (start, baseline), FAINT, text)
     name = _elide(line.name, start - left - round(2.2 * text), text)
-    _draw_text(canvas, name, (left + round(1.6 * text), baseline), colour, text)
+    draw_text(canvas, name, (left + round(1.6 * text), baseline), colour, text)
 
 
 # Text: OpenCV 5 has a TrueType font, OpenCV 4 the strokes of Hershey
 
 
-def _draw_text(
+def draw_text(
     image: NDArray[np.uint8], text: str, origin: tuple[int, int], colour: tuple[int, int, int], size: int
 ) -> None:
     """Draws a text with its baseline's left end at ``origin`` (x, y); ``size`` in pixels."""
@@ -259,7 +271,8 @@ def _draw_text(
 
 
 @lru_cache(maxsize=4096)
-def _text_width(text: str, size: int) -> int:
+def text_width(text: str, size: int) -> int:
+    """Of a text drawn by `draw_text`, in pixels."""
     if hasattr(cv2, "FontFace"):
         return int(cv2.getTextSize((0, 0), text, (0, 0), _font(), size, _WEIGHT)[2])
     return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size / 32, max(1, size // 16))[0][0])
@@ -272,8 +285,8 @@ def _font() -> cv2.FontFace:
 
 def _elide(text: str, width: int, size: int) -> str:
     """Cuts a text to ``width`` pixels, and marks the cut."""
-    if _text_width(text, size) <= width:
+    if text_width(text, size) <= width:
         return text
-    while text and _text_width(f"{text}...", size) > width:
+    while text and text_width(f"{text}...", size) > width:
         text = text[:-1].rstrip()
     return f"{text}..."

@@ -35,11 +35,13 @@ Mask = NDArray[np.unsignedinteger[Any]]
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
 
 
-def open_device_path(session: Session, protocol: Protocol, *, align_corners: bool = False) -> DevicePath:
+def open_device_path(
+    session: Session, protocol: Protocol, *, align_corners: bool = False, via_input: bool = True
+) -> DevicePath:
     """The session's images on the GPU: where its tensors are there, and the network sees whole images once.
 
     Args:
-        align_corners: of the manifest.
+        align_corners, via_input: of the manifest.
 
     Raises:
         MachineError: the images stay on the CPU, and why.
@@ -48,6 +50,8 @@ def open_device_path(session: Session, protocol: Protocol, *, align_corners: boo
         raise MachineError(f"the protocol is {protocol.description}")
     if align_corners:
         raise MachineError("the logits are resized with aligned corners, which the GPU's kernel does not do")
+    if not via_input:
+        raise MachineError("the logits are resized to the image at once, which the GPU's kernel does not do")
     return DevicePath(session, session.device_network(), protocol.preprocess, image_ptx())
 
 

@@ -1,19 +1,22 @@
-"""The way of an image to its segmentation, in three steps that run one after another or side by side.
+"""The way of an image to its result, in three steps that run one after another or side by side.
 
-`prepare` decodes, resizes and normalises; `infer` runs the network; `finish` turns its logits into classes. Images are
-(H, W, 3) uint8 BGR, [0, 255]; network inputs (1, C, h, w) float32; logits (C, h / stride, w / stride) float32.
+`prepare` decodes, resizes and normalises; `infer` runs the network; `finish` turns its logits into classes
+(`SegmentationPipeline`), or its depths into depths of the image (`denseport.runtime.pipeline.depth`). Images are
+(H, W, 3) uint8 BGR, [0, 255]; network inputs (1, C, h, w) float32; logits (C, h / stride, w / stride) float32, of
+depth with C = 1.
 """
 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +36,13 @@ from denseport.runtime.pipeline.views import View, protocol_views, windows
 if TYPE_CHECKING:
     from denseport.runtime.pipeline.device_path import DevicePath
 
-__all__ = ["Image", "Job", "Pipeline", "Region", "checked_image"]
+__all__ = ["Image", "Job", "Logits", "Pipeline", "Region", "SegmentationPipeline", "checked_image"]
 
 # (H, W, 3) uint8 BGR; a file, its bytes, an object open for reading them; or Pillow's.
 Image = NDArray[np.uint8] | Path | str | bytes | BinaryIO | PillowImage
 Region = tuple[int, int, int, int]  # x, y, width, height; pixels from the image's upper left corner
 Logits = NDArray[np.float32]  # (C, h, w)
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -67,14 +71,13 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Pipeline:
-    """What a segmenter does to every image. Holds no state of its own: safe in threads.
+class Pipeline(ABC, Generic[Result]):
+    """What is done to every image. Holds no state of its own: safe in threads.
 
     Args:
         name: of the artifact.
         where: the bundle, for messages.
         threads: for post-processing; None: all that this process may use.
-        device: the session, where it also takes images and gives masks on the GPU.
     """
 
     manifest: Manifest
@@ -83,7 +86,21 @@ class Pipeline:
     protocol: Protocol
     session: SharedSession
     threads: int | None
-    device: DevicePath | None = None
+
+    gives: ClassVar[str]  # what the network gives, in the plural
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Of the network's output."""
+
+    @abstractmethod
+    def _maps(self, job: Job, view: View, logits: Sequence[Logits]) -> list[LogitMap]:
+        """What the network gave of a view's windows, or of the one whole, and its way to the image's pixels."""
+
+    @abstractmethod
+    def finish(self, job: Job) -> Result:
+        """From what the network gave to the result at the image's own size."""
 
     def prepare(
         self,
@@ -119,30 +136,22 @@ class Pipeline:
         return job
 
     def _fits_device(self, job: Job) -> bool:
-        """Whether the GPU does all of it: it gives masks and nothing else."""
-        return self.device is not None and job.requested == MASK_ONLY and self.device.takes(job.size, job.views[0].size)
+        """Whether the GPU does all of it."""
+        return False
 
     def infer(self, job: Job, *, keep_logits: bool = False) -> Job:
         """Run the network.
 
-        A single view of sliding windows is decided on the way, so that the logits need not be held.
-
         Args:
-            keep_logits: hold them all the same; `prepare` was told so too.
+            keep_logits: hold them, whatever else could be done; `prepare` was told so too.
         """
         begin = time.perf_counter()
-        if job.on_device:
-            self._paint(job)
-        elif job.single is None and len(job.views) == 1 and not keep_logits:
-            self._slide(job)
-            return job  # with timings of its own
-        else:
-            job.maps = [
-                self._maps(job, view, [self._network(each)[0] for each in inputs])
-                for view, inputs in zip(job.views, job.inputs, strict=True)
-            ]
-            if not keep_logits:
-                self.check_finite(job.maps)
+        job.maps = [
+            self._maps(job, view, [self._network(each)[0] for each in inputs])
+            for view, inputs in zip(job.views, job.inputs, strict=True)
+        ]
+        if not keep_logits:
+            self.check_finite(job.maps)
         job.inputs = []
         job.timings = replace(job.timings, infer=_ms(time.perf_counter() - begin))
         return job
@@ -157,9 +166,73 @@ class Pipeline:
             self.check_finite(job.maps)
             job.timings = replace(job.timings, infer=each)
 
+    def _network(self, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits or depths (N, C, h, w) of a batch, of as many channels as the manifest says."""
+        logits = self.session.run(tensor)
+        self._check_channels(logits.shape[1] if logits.ndim == 4 else 0)
+        return logits
+
+    def _check_channels(self, found: int) -> None:
+        if found != self.channels:
+            raise BundleError(
+                f"{self.where}: {self._of_channels(found)}",
+                "Export or import it again; a manifest is not to be edited by hand.",
+            )
+
+    @abstractmethod
+    def _of_channels(self, found: int) -> str:
+        """What is wrong with so many, in words."""
+
+    def check_finite(self, views: list[list[LogitMap]]) -> None:
+        """Raises BundleError for logits or depths, of `infer`, that are not finite."""
+        self._check_finite(*(part.logits for view in views for part in view))
+
+    def _check_finite(self, *logits: Logits) -> None:
+        """A NaN wins every comparison or none: a mask would be whole, and wrong."""
+        if not all(isfinite(part.max()) and isfinite(part.min()) for part in logits):  # a NaN is both
+            raise self._not_finite()
+
+    def _not_finite(self) -> BundleError:
+        return BundleError(
+            f"{self.where}: {self.name} gave {self.gives} that are not finite",
+            "Choose another artifact; of segmentation denseport eval --explain says where they come from.",
+        )
+
+
+@dataclass(frozen=True)
+class SegmentationPipeline(Pipeline[Segmentation]):
+    """What a segmenter does to every image.
+
+    Args:
+        device: the session, where it also takes images and gives masks on the GPU.
+    """
+
+    gives = "logits"
+    device: DevicePath | None = None
+
+    @property
+    def channels(self) -> int:
+        return len(self.manifest.classes)
+
+    def _fits_device(self, job: Job) -> bool:
+        """The GPU gives masks and nothing else."""
+        return self.device is not None and job.requested == MASK_ONLY and self.device.takes(job.size, job.views[0].size)
+
+    def infer(self, job: Job, *, keep_logits: bool = False) -> Job:
+        """Run the network; a single view of sliding windows is decided on the way, so that no logits need be held."""
+        if job.on_device:
+            self._paint(job)
+        elif job.single is None and len(job.views) == 1 and not keep_logits:
+            self._slide(job)
+        else:
+            super().infer(job, keep_logits=keep_logits)
+        return job
+
     def _maps(self, job: Job, view: View, logits: Sequence[Logits]) -> list[LogitMap]:
-        """The logits of a view's windows, or of the one whole, and their way to the image's pixels."""
         place = self._placement(view, job)
+        if not self.manifest.via_input and self.protocol.inference.mode == "whole" and view.cut == (0, 0):
+            _, height, width = logits[0].shape
+            place = replace(place, resized=(height, width))
         rows, cols = windows(place.resized, self.protocol.inference)
         return slide_maps(logits, rows, cols, place)
 
@@ -175,12 +248,14 @@ class Pipeline:
 
     def _paint(self, job: Job) -> None:
         assert self.device is not None  # _fits_device
+        begin = time.perf_counter()
         job.canvas = Canvas((len(self.manifest.classes), *job.size), job.requested, self.decision)
         with self.session.in_use():
             found = self.device.paint(job.image, job.views[0].size, job.canvas.mask)
-        self._check_classes(found.classes)
+        self._check_channels(found.classes)
         if not found.finite:
             raise self._not_finite()
+        job.timings = replace(job.timings, infer=_ms(time.perf_counter() - begin))
 
     def _slide(self, job: Job) -> None:
         """Decide the windows of the one view one by one."""
@@ -213,34 +288,8 @@ class Pipeline:
             postprocess=_ms(slid.seconds_painting),
         )
 
-    def _network(self, tensor: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (N, C, h, w) of a batch, of as many classes as the manifest names."""
-        logits = self.session.run(tensor)
-        self._check_classes(logits.shape[1] if logits.ndim == 4 else 0)
-        return logits
-
-    def _check_classes(self, found: int) -> None:
-        named = len(self.manifest.classes)
-        if found != named:
-            raise BundleError(
-                f"{self.where}: {self.name} tells {found} classes apart, the manifest names {named}",
-                "Export or import it again; a manifest is not to be edited by hand.",
-            )
-
-    def check_finite(self, views: list[list[LogitMap]]) -> None:
-        """Raises BundleError for logits, of `infer`, that are not finite."""
-        self._check_finite(*(part.logits for view in views for part in view))
-
-    def _check_finite(self, *logits: Logits) -> None:
-        """A NaN wins every comparison or none: the mask would be whole, and wrong."""
-        if not all(isfinite(part.max()) and isfinite(part.min()) for part in logits):  # a NaN is both
-            raise self._not_finite()
-
-    def _not_finite(self) -> BundleError:
-        return BundleError(
-            f"{self.where}: {self.name} gave logits that are not finite",
-            "Choose another artifact; denseport eval --explain says where they come from.",
-        )
+    def _of_channels(self, found: int) -> str:
+        return f"{self.name} tells {found} classes apart, the manifest names {self.channels}"
 
     def finish(self, job: Job) -> Segmentation:
         """Resample the logits to the image's own size and decide, tile by tile."""

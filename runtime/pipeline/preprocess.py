@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from denseport.runtime.bundle.preprocessing import Preprocessing, loading, normalisation, paddings, size_steps
 from denseport.runtime.bundle.steps import Pad
-from denseport.runtime.system.machine import require
 
 __all__ = ["fit_image", "fit_labels", "levels", "normalise"]
 
@@ -44,9 +43,6 @@ def fit_image(image: NDArray[np.uint8], steps: Preprocessing, *, flip: bool = Fa
 
     Returns:
         (h, w, 3) uint8 BGR, or float32.
-
-    Raises:
-        MachineError: a step needs Pillow, and it is not installed.
     """
     load, shown = loading(steps), image
     if load.grey or len(normalisation(steps).mean) == 1:  # changes nothing where a grey file was read
@@ -56,7 +52,7 @@ def fit_image(image: NDArray[np.uint8], steps: Preprocessing, *, flip: bool = Fa
         if isinstance(step, Pad):
             if flip:
                 fitted, flip = np.ascontiguousarray(fitted[:, ::-1]), False
-            fitted = _pad(fitted, step.output(_size(fitted)), step.mode, step.value)
+            fitted = _pad(fitted, step, step.mode, step.value)
         else:
             fitted = _resize(fitted, step.output(_size(fitted)), step.interpolation, step.library)
     return np.ascontiguousarray(fitted[:, ::-1]) if flip else fitted
@@ -65,11 +61,11 @@ def fit_image(image: NDArray[np.uint8], steps: Preprocessing, *, flip: bool = Fa
 def fit_labels(labels: LabelMap, steps: Preprocessing) -> NDArray[Any]:
     """Labels (H, W) where the network sees their pixels: the nearest one, the type's largest where pixels are added."""
     for step in (*size_steps(steps), *paddings(steps)):
-        size = step.output(_size(labels))
         if isinstance(step, Pad):
-            labels = _pad(labels, size, "constant", (np.iinfo(labels.dtype).max,) * 3)
+            labels = _pad(labels, step, "constant", (np.iinfo(labels.dtype).max,) * 3)
         else:
-            labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)  # type: ignore[assignment]
+            size = step.output(_size(labels))[::-1]
+            labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)  # type: ignore[assignment]
     return labels
 
 
@@ -82,18 +78,16 @@ def _resize(image: NDArray[Any], size: tuple[int, int], interpolation: str, libr
         return image
     if library == "opencv":
         return cv2.resize(image, size[::-1], interpolation=CV2[interpolation])
-    require(("PIL",), "pillow")
-    from PIL import Image
+    from denseport.runtime.pipeline import pillow_resize  # few bundles need it
 
-    resampling = Image.Resampling[interpolation.upper()]
-    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size[::-1], resampling))
+    return pillow_resize.resize(image, size, interpolation)
 
 
-def _pad(image: NDArray[Any], size: tuple[int, int], mode: str, value: Sequence[float]) -> NDArray[Any]:
-    below, right = size[0] - image.shape[0], size[1] - image.shape[1]
-    if not below and not right:
+def _pad(image: NDArray[Any], step: Pad, mode: str, value: Sequence[float]) -> NDArray[Any]:
+    (top, bottom), (left, right) = step.added(_size(image))
+    if not any((top, bottom, left, right)):
         return image
-    return cv2.copyMakeBorder(image, 0, below, 0, right, BORDERS[mode], value=tuple(value))
+    return cv2.copyMakeBorder(image, top, bottom, left, right, BORDERS[mode], value=tuple(value))
 
 
 def normalise(image: NDArray[Any], preprocess: Preprocessing) -> NDArray[np.float32]:

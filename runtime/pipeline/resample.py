@@ -46,7 +46,7 @@ class ResampleMatrix:
 
     n_in: int
     start: NDArray[np.intp]  # (n_out,), each band lies inside the input
-    weights: Floats  # (n_out, taps), never negative
+    weights: Floats  # (n_out, taps); below zero in `cubic` alone
 
     @classmethod
     @lru_cache(maxsize=64)  # images of a stream have few sizes
@@ -66,6 +66,24 @@ class ResampleMatrix:
         fraction = source - below
         above = np.minimum(below + 1, n_in - 1)
         return cls._banded(n_in, np.stack([below, above], 1), np.stack([1 - fraction, fraction], 1))
+
+    @classmethod
+    @lru_cache(maxsize=64)
+    def cubic(cls, n_in: int, n_out: int, align_corners: bool = False) -> ResampleMatrix:
+        """Bicubic resize without antialias, as torch has it: a = -0.75, the border repeated."""
+        if n_in < 1 or n_out < 1:
+            raise InputError(f"cannot resize {n_in} samples to {n_out}: both must be positive")
+        at = np.arange(n_out, dtype=np.float32)
+        if align_corners:
+            source = np.float32(n_in - 1) / np.float32(max(n_out - 1, 1)) * at
+        else:
+            scale = np.float64(np.float32(n_in) / np.float32(n_out))
+            source = (scale * (at + 0.5) - 0.5).astype(np.float32)
+        first = np.minimum(np.floor(source), n_in - 1)
+        fraction = np.clip(source - first, 0, 1)
+        index = first.astype(np.intp)[:, None] + np.arange(-1, 3)
+        weight = _cubic_kernel(np.abs(fraction[:, None] - np.arange(-1, 3, dtype=np.float32)))
+        return cls._banded(n_in, index.clip(0, n_in - 1), weight)
 
     @classmethod
     def _banded(cls, n_in: int, index: NDArray[np.intp], weight: NDArray[np.floating[Any]]) -> ResampleMatrix:
@@ -116,6 +134,13 @@ class ResampleMatrix:
         weights[span] = self.weights / counts[span, None]
         return ResampleMatrix(self.n_in, start, weights)
 
+    def apply(self, values: Floats) -> Floats:
+        """(n_in, any) -> (n_out, any)."""
+        out = self.weights[:, :1] * values[self.start]
+        for tap in range(1, self.weights.shape[1]):
+            out += self.weights[:, tap, None] * values[self.start + tap]
+        return out
+
     def block(self, low: int, high: int) -> tuple[slice, Floats]:
         """The inputs that outputs ``low:high`` touch, and the dense (outputs, inputs) matrix between them."""
         rows, taps = np.nonzero(self.weights[low:high])
@@ -131,6 +156,13 @@ class ResampleMatrix:
     def blocks(self) -> list[tuple[slice, Floats]]:
         """`block` of each tile along the axis."""
         return [self.block(low, min(low + TILE, self.n_out)) for low in range(0, self.n_out, TILE)]
+
+
+def _cubic_kernel(distance: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """The weight of a sample so far away, from 0 to 2; a = -0.75."""
+    a, x = -0.75, distance
+    near: NDArray[np.floating[Any]] = ((a + 2) * x - (a + 3)) * x * x + 1
+    return np.where(x <= 1, near, ((a * x - 5 * a) * x + 8 * a) * x - 4 * a)
 
 
 @dataclass(frozen=True, eq=False)

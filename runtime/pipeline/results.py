@@ -132,6 +132,16 @@ class Segmentation:
 
         return overlay(self.image, self.mask, self.classes, self.palette, opacity=opacity, legend=legend)
 
+    def to_png(self) -> bytes:
+        """The mask as a PNG: class indices, shown in the palette's colours; beyond 256 classes, 16-bit grey."""
+        from denseport.runtime.media.images import encode_palette_png
+
+        if len(self.palette) <= 256:
+            return encode_palette_png(self.mask, self.palette)
+        import cv2
+
+        return cv2.imencode(".png", self.mask.astype(np.uint16))[1].tobytes()
+
     def save(self, path: Path | str) -> None:
         """Write the result as the end of the name says; the file is whole or not there.
 

@@ -6,6 +6,7 @@ postprocess_result) and ``mmseg/models/decode_heads/decode_head.py`` (predict_by
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,20 +146,32 @@ def window_input(shown: NDArray[Any], view: View, row: Span, col: Span) -> NDArr
     Args:
         shown: of `show`; what is padded after normalising lies beyond it.
     """
-    part = shown[slice(*row), slice(*col)]
+    pads = [step for step in paddings(view.steps) if isinstance(step, Pad)]  # all of them: check_steps
+    (rows, cols), *frames = _frames((shown.shape[0], shown.shape[1]), pads)
+    part = shown[_inside(row, rows), _inside(col, cols)]
     height, width = row[1] - row[0], col[1] - col[0]
     if part.shape[:2] == (height, width):
         return normalise(part, view.steps)
-    # From the outermost pad inwards, each with its value.
-    at, pads = (shown.shape[0], shown.shape[1]), []
-    for step in paddings(view.steps):
-        at = step.output(at)
-        assert isinstance(step, Pad)  # check_steps
-        pads.append((at, step.value))
     channels = len(normalisation(view.steps).mean)
     out = np.empty((1, channels, height, width), np.float32)
-    for (bottom, right), value in reversed(pads):
-        out[..., : max(0, bottom - row[0]), : max(0, right - col[0])] = np.reshape(value[:channels], (-1, 1, 1))
+    for pad, (down, across) in reversed([*zip(pads, frames, strict=True)]):  # from the outermost inwards
+        out[..., _inside(down, row), _inside(across, col)] = np.reshape(pad.value[:channels], (-1, 1, 1))
     if part.size:
-        out[..., : part.shape[0], : part.shape[1]] = normalise(part, view.steps)
+        out[..., _inside(rows, row), _inside(cols, col)] = normalise(part, view.steps)
     return out
+
+
+def _frames(size: Size, pads: Sequence[Pad]) -> list[tuple[Span, Span]]:
+    """Rows and columns, of what the network sees, that an image of ``size`` takes up, and the same after each pad."""
+    frames = [((0, size[0]), (0, size[1]))]
+    for pad in pads:
+        (top, _), (left, _) = pad.added(size)
+        size = pad.output(size)
+        frames = [((a + top, b + top), (c + left, d + left)) for (a, b), (c, d) in frames]
+        frames.append(((0, size[0]), (0, size[1])))
+    return frames
+
+
+def _inside(part: Span, whole: Span) -> slice:
+    """Where ``part`` lies in ``whole``, counted from its start; what is beyond it is left out."""
+    return slice(max(part[0] - whole[0], 0), max(min(part[1], whole[1]) - whole[0], 0))

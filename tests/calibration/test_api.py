@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from progress_told import Told
+from quantizing import shorten_races
 from support import ASSETS
 
 from denseport.calibration.calibrate import calibrate, judge_again
 from denseport.calibration.options import CalibrationOptions
-from denseport.runtime.benchmark import race
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import DenseportError
@@ -23,7 +23,7 @@ FEW_LAYERS = ("backbone", "decode_head.fusion_blocks")  # stay float, so that it
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(race, "ROUNDS", (3, 3))
+    shorten_races(monkeypatch)
 
 
 def test_a_calibration_returns_and_records_its_verdicts(

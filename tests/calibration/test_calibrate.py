@@ -16,13 +16,13 @@ import onnxruntime
 import pytest
 from command_line import returned_by
 from planting import with_graph
+from quantizing import shorten_races
 from support import ASSETS
 
 from denseport.calibration import calibrate as whole
 from denseport.calibration import steps as pipeline
 from denseport.calibration.search.sensitivity import Reference
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
-from denseport.runtime.benchmark import race
 from denseport.runtime.bundle.artifact import ANY
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.protocol import parse_protocol
@@ -48,7 +48,7 @@ def seen_by_the_network(bundle: Bundle, images: Sequence[Path]) -> NetworkInputs
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's cache, which a test must not touch; and short races."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(race, "ROUNDS", (3, 3))
+    shorten_races(monkeypatch)
     return tmp_path / "cache/denseport/calibrate"
 
 
@@ -64,7 +64,7 @@ def calibrated(sample: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path
     shutil.copytree(sample.path, folder / "bundle")
     arguments = ["--report", str(folder / "int8.html"), "--work", str(folder / "work"), "--attention", "search"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(race, "ROUNDS", (3, 3))
+        shorten_races(patch)
         assert main(["calibrate", str(folder / "bundle"), *QUICK, "--keep-float", *LEFT_OUT, *arguments]) == 0
     return folder
 

@@ -101,14 +101,21 @@ def test_the_graph_speaks_the_models_words_and_no_machines(sample: Bundle) -> No
     assert sizes == ["batch", 3, "height", "width"]
 
 
-def test_weights_beyond_the_limit_go_to_a_file_of_their_own(
+def test_an_older_opset_and_weights_beyond_the_limit_in_a_file_of_their_own(
     oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Two settings that have nothing to do with each other, in one export."""
     monkeypatch.setattr("denseport.export.entrance.torch_to_onnx.PROTOBUF_LIMIT", 1000)
-    bundle = export_bundle(oracle / "tiny_dpt_add.pth", tmp_path / "bundle")
+    bundle = export_bundle(oracle / "tiny_upernet_mln.pth", tmp_path / "bundle", opset=13, ir_version=7)
     assert contents(bundle.path) == {"manifest.json", "model.onnx", "model.onnx.data"}
-    assert list(bundle.manifest.artifacts["model.onnx"].files) == ["model.onnx", "model.onnx.data"]
-    golden = np.load(oracle / "tiny_dpt_add.npz")
+    artifact = bundle.manifest.artifacts["model.onnx"]
+    assert list(artifact.files) == ["model.onnx", "model.onnx.data"]
+    model = onnx.load(bundle.path / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert ([(e.domain, e.version) for e in model.opset_import], model.ir_version) == ([("", 13)], 7)
+    assert (artifact.record["opset"], artifact.record["ir_version"]) == (13, 7)
+    assert artifact.record["max_difference"] <= LOGITS_TOLERANCE
+    golden = np.load(oracle / "tiny_upernet_mln.npz")
     logits = OnnxRuntimeSession(bundle.verified("model.onnx")).run(golden["in_64x64"])
     np.testing.assert_allclose(logits, golden["head_64x64"], atol=LOGITS_TOLERANCE)
     data = bundle.path / "model.onnx.data"
@@ -341,27 +348,15 @@ def test_a_name_of_training_is_worth_a_hint(tmp_path: Path, stem: str, capsys: p
 def test_the_extra_pillow_is_named_where_a_bundle_needs_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], needs: bool
 ) -> None:
-    weights, backend = torch.load(SAMPLE, weights_only=True), "pillow" if needs else "cv2"
-    text = weights["meta"]["cfg"].replace(
-        "keep_ratio=True, scale=(\n", f"keep_ratio=True, backend={backend!r}, scale=(\n"
-    )
+    """To decode files, not to resize as it does."""
+    weights, setting = torch.load(SAMPLE, weights_only=True), "imdecode_backend" if needs else "backend"
+    place = "type='LoadImageFromFile'" if needs else "keep_ratio=True"
+    text = weights["meta"]["cfg"].replace(place, f"{place}, {setting}='pillow'")
     assert text != weights["meta"]["cfg"]
     weights["meta"]["cfg"] = text
     torch.save(weights, tmp_path / "mine.pth")
     export_bundle(tmp_path / "mine.pth", tmp_path / "bundle", progress=Terminal())
     assert ("need the extra pillow" in capsys.readouterr().err) == needs
-
-
-def test_an_older_opset_and_ir_version(oracle: Path, tmp_path: Path) -> None:
-    bundle = export_bundle(oracle / "tiny_upernet_mln.pth", tmp_path / "bundle", opset=13, ir_version=7)
-    model = onnx.load(bundle.path / "model.onnx")
-    onnx.checker.check_model(model, full_check=True)
-    assert ([(e.domain, e.version) for e in model.opset_import], model.ir_version) == ([("", 13)], 7)
-    record = bundle.manifest.artifacts["model.onnx"].record
-    assert (record["opset"], record["ir_version"]) == (13, 7) and record["max_difference"] <= LOGITS_TOLERANCE
-    golden = np.load(oracle / "tiny_upernet_mln.npz")
-    logits = OnnxRuntimeSession(bundle.verified("model.onnx")).run(golden["in_64x64"])
-    np.testing.assert_allclose(logits, golden["head_64x64"], atol=LOGITS_TOLERANCE)
 
 
 @pytest.mark.usefixtures("ready_made")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from bundles import onnx_artifact
-from quantizing import write_quantized
+from quantizing import shorten_races, write_quantized
 from support import ASSETS
 
 from denseport.export import build as build_module
@@ -37,6 +37,7 @@ needs_vnni = pytest.mark.skipif(not has_vnni(), reason="this processor has no VN
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shorten_races(monkeypatch)
 
 
 @pytest.mark.parametrize("precision", HERE)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from bundles import engine_artifact, proof
 from fake_tensorrt import RECORD
+from foreign import MEAN, STD, segmenting
 from support import ASSETS
 
 from denseport.export import artifacts as build_module
 from denseport.export import build as whole_module
 from denseport.export.build import build
+from denseport.export.entrance.declared import Declared
+from denseport.export.entrance.foreign import import_bundle
 from denseport.runtime import evaluate
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
@@ -50,8 +54,10 @@ def test_a_cpus_fp32_does_not_replace_what_was_measured_in_fp16(bundle: Bundle) 
 
 
 def test_an_audited_artifact_is_not_replaced_by_one_that_is_not(
-    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    network = segmenting().save(tmp_path / "network.onnx")  # a small one: it is built ten times
+    bundle = import_bundle(network, tmp_path / "bundle", Declared(classes=4, mean=MEAN, std=STD, size=(96, 64)))
     path, images = str(bundle.path), ["--images", IMAGES, "--limit", "1"]
     for name, more in (("fp16.onnx", []), ("fp16.mask.onnx", ["--output", "mask"])):
         assert main(["build", path, *more, *images]) == 0

@@ -8,11 +8,12 @@ from typing import Any
 
 from denseport.runtime.bundle.artifact import FLOATS, Artifact, Proof
 from denseport.runtime.bundle.engine_record import BuildRecord
+from denseport.runtime.bundle.manifest import DepthOutput, Inference, Manifest, NetworkInput, Reference
 from denseport.runtime.bundle.preprocessing import USUAL_NORMALISE, Preprocessing
 from denseport.runtime.bundle.steps import Resize
 from denseport.runtime.bundle.verdict import MachineVerdict
 
-__all__ = ["engine_artifact", "onnx_artifact", "proof", "steps", "verdict"]
+__all__ = ["depth_manifest", "engine_artifact", "manifest", "onnx_artifact", "proof", "steps", "verdict"]
 
 
 def onnx_artifact(files: dict[str, str], precision: str = "fp32", **fields: Any) -> Artifact:
@@ -66,3 +67,39 @@ def verdict(**values: Any) -> dict[str, Any]:
     }
     found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(MachineVerdict(**{**usual, **values}))))
     return found
+
+
+def manifest(**changes: Any) -> Manifest:
+    """Of two classes, with something in most fields, but for ``changes``."""
+    fields: dict[str, Any] = {
+        "name": "tiny",
+        "architecture": "DPT",
+        "parameters": 1000,
+        "patch_size": 16,
+        "stride": 2,
+        "classes": ("wall", "ciel bleu é 天"),
+        "palette": ((1, 2, 3), (4, 5, 255)),
+        "reduce_zero_label": True,
+        "preprocess": steps((1024, 240)),
+        "inference": Inference("slide", (64, 64), (42, 42)),
+        "reference": Reference("dpt", "ADE20K", "whole", 46.97, None, "hash"),
+        "provenance": {"warnings": [], "iterations": None},
+        "spec": {"neck": None},
+        "source": "model.onnx",
+        "task": "segmentation",
+        "input": NetworkInput(),
+        "artifacts": {
+            "model.onnx": onnx_artifact(
+                {"model.onnx": "0" * 64}, proof=(proof(figures="checks"),), record={"checks": [1.5]}
+            )
+        },
+    }
+    return Manifest(**{**fields, **changes})
+
+
+def depth_manifest(**changes: Any) -> Manifest:
+    """Of metres up to 20, but for ``changes``."""
+    source = {"model.onnx": onnx_artifact({"model.onnx": "0" * 64}, output="depth")}
+    fields = {"task": "depth", "classes": (), "palette": (), "reduce_zero_label": False, "inference": Inference()}
+    fields |= {"depth": DepthOutput("metres", "farther", 20.0, "bicubic"), "artifacts": source, "reference": None}
+    return manifest(**{**fields, **changes})

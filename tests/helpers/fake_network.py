@@ -20,7 +20,7 @@ from denseport.runtime.backends.shared import SharedSession
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import NetworkInput
 from denseport.runtime.bundle.protocol import parse_protocol
-from denseport.runtime.pipeline.pipeline import Pipeline
+from denseport.runtime.pipeline.pipeline import SegmentationPipeline
 
 __all__ = ["WEIGHT", "network", "runner"]
 
@@ -52,7 +52,7 @@ def runner(
     align_corners: bool = False,
     weight: Tensor = WEIGHT,
     threshold: float | None = None,
-) -> Pipeline:
+) -> SegmentationPipeline:
     """What runs a bundle of the checkpoint, with `network` in the place of its network.
 
     Args:
@@ -63,7 +63,7 @@ def runner(
     manifest = replace(
         sample.manifest,
         preprocess=path.preprocess,
-        inference=inference_of(checkpoint),
+        inference=inference_of(checkpoint)[0],
         augmentation=path.augmentation,
         align_corners=align_corners,
         classes=tuple("abc"[:classes]),
@@ -73,4 +73,4 @@ def runner(
         input=NetworkInput("image", (None, weight.shape[1], None, None)),
     )
     session = SharedSession(FakeSession(weight, threshold))
-    return Pipeline(manifest, Path(), "fake", parse_protocol("reference", manifest), session, 1)
+    return SegmentationPipeline(manifest, Path(), "fake", parse_protocol("reference", manifest), session, 1)

@@ -11,9 +11,13 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["MEAN", "STD", "Graph", "computed", "normalised", "segmenting"]
+from denseport.export.entrance.declared import Declared
+from denseport.runtime.bundle.manifest import DepthOutput
+
+__all__ = ["MEAN", "METRES", "STD", "Graph", "computed", "declared_depth", "estimating", "normalised", "segmenting"]
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+METRES = DepthOutput("metres", "farther", 10.0, "bicubic")
 TYPES = {np.dtype("float32"): TensorProto.FLOAT, np.dtype("uint8"): TensorProto.UINT8}
 
 
@@ -122,3 +126,26 @@ def computed(path: Path, value: NDArray[Any], output: int = 0) -> NDArray[Any]:
     session = onnxruntime.InferenceSession(path)
     found: NDArray[Any] = session.run(None, {session.get_inputs()[0].name: value})[output]
     return found
+
+
+def estimating(end: str = "NHW", channels: int = 1) -> Graph:
+    """A network of stride 4 that gives depths up to 10.
+
+    Args:
+        end: the layout of its output.
+    """
+    g = Graph(("n", 3, "h", "w"))
+    found = g.conv(g.node("Relu", g.conv("input", (3, 8), 2)), (8, channels), 2)
+    found = g.node("Sigmoid", g.node("Mul", found, g.constant(0.1)))  # else most pixels are at 0 or at 10
+    found = g.node("Mul", found, g.constant(10))
+    if end == "NHW":
+        found = g.node("Squeeze", found, g.constant([1], "int64"))
+    elif end == "NHWC":
+        found = g.node("Transpose", found, perm=[0, 2, 3, 1])
+    g.output(found)
+    return g
+
+
+def declared_depth(**fields: Any) -> Declared:
+    """Metres of images of 96 x 64 pixels, but for ``fields``."""
+    return Declared(**{"task": "depth", "depth": METRES, "mean": MEAN, "std": STD, "size": (96, 64), **fields})

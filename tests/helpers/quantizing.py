@@ -1,4 +1,4 @@
-"""Write typed graphs, and 8-bit ones with ranges of one image: to look at graphs and engines, not for accuracy."""
+"""Write typed graphs, and 8-bit ones with ranges of one image, to look at graphs and engines; shorten races."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from denseport.calibration.quantize.placement import activations, find_groups
@@ -14,6 +15,7 @@ from denseport.export.graph.model import PROTOBUF_LIMIT, read_model, save_model,
 from denseport.export.graph.precision import PrecisionRecord, set_types
 from denseport.export.graph.probe import Probe, observe
 from denseport.export.graph.unpack import unpack_projections
+from denseport.runtime.benchmark import race
 
 
 def write_typed(
@@ -47,3 +49,9 @@ def write_quantized(source: Path, target: Path, image: NDArray[np.float32], kind
     quantize(model, limits, groups, [group.name for group in chosen], kind=kind)
     target.write_bytes(serialise(model))
     return sum(len(group.nodes) for group in chosen)
+
+
+def shorten_races(patch: pytest.MonkeyPatch) -> None:
+    """Time networks for a tenth of a second, not for ten: for tests that look at the verdict, not at the speeds."""
+    patch.setattr(race, "ROUNDS", (3, 3))
+    patch.setattr(race, "SETTLED", 0.0)

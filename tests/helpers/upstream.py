@@ -112,9 +112,10 @@ def inference(tensor: Tensor, results: Settings, test_cfg: Settings, network: Ne
 
 
 def sample(image: NDArray[Any], size: tuple[int, int], how: str, backend: str = "cv2") -> NDArray[Any]:
-    """mmcv.imresize; size: width, height."""
+    """mmcv.imresize; size: width, height. Pillow is called twice: 13 alone may begin with the height, 12 did not."""
     if backend == "pillow":
-        return np.array(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling[how.upper()]))
+        pixels, way = Image.fromarray(np.ascontiguousarray(image)), Image.Resampling[how.upper()]
+        return np.array(pixels.resize((size[0], pixels.height), way).resize(size, way))
     return cv2.resize(image, size, interpolation=CV2[how])
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from documents import DOCUMENTS, anchors, blocks, code_spans, commands, links, options, parsers, prose, title
 from foreign import segmenting
+from quantizing import shorten_races
 from support import ASSETS, NEEDS_TENSORRT, REPO, ROOTS, modules, small_images
 
 from denseport.runtime.bundle.bundle import Bundle
@@ -49,13 +50,15 @@ ONLY_READ = {
     r"^denseport bench ": "takes long: tests/runtime/benchmark/test_bench.py",
 }
 # Options of programs of ours that are no sub-commands.
-FOREIGN = {"--slow", "--fused"}
+FOREIGN = {"--slow", "--fused", "--weights"}
 # Paths that documents name and that are made, given or fetched.
 MADE = re.compile(r"docs/gpu/")
 
 
 @pytest.fixture
-def desk(sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def desk(
+    sample: Bundle, depth_sample: Bundle, each_network_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A working folder in which everything lies that the documents give a name to, small."""
     images = small_images(tmp_path / "images")
     for folder in ("photos", "more"):
@@ -68,6 +71,10 @@ def desk(sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     (tmp_path / "clip.webm").rename(tmp_path / "clip.mp4")
     for bundle in ("BUNDLE", "bundle", "out/dpt-b"):
         shutil.copytree(sample.path, tmp_path / bundle)
+    shutil.copytree(depth_sample.path, tmp_path / "depth-bundle")
+    (tmp_path / "depths").mkdir()
+    for image in images:
+        np.save(tmp_path / f"depths/{image.stem}.npy", np.full(read_image(image).shape[:2], 3.0, np.float32))
     for data in ("street", "ROOT", "ADEChallengeData2016"):
         (tmp_path / data).symlink_to(ASSETS / "street")
     for checkpoint in ("dpt_vit-b16.pth", "CHECKPOINT"):
@@ -76,6 +83,7 @@ def desk(sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         segmenting(classes=classes).save(tmp_path / model)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shorten_races(monkeypatch)
     return tmp_path
 
 

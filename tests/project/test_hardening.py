@@ -6,12 +6,15 @@ import ast
 import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from exports import export_once, key, sources
+from exports import export_once, key, locked, network_key, sources
 from mutation import mutants_of
+from serving import until
 from support import ASSETS, REPO
+from torch import nn
 
 from denseport.export import bundle as export
 
@@ -114,17 +117,52 @@ def test_the_sources_of_an_export_are_all_that_it_imports() -> None:
     )
 
 
-def test_an_export_is_shared_and_its_copies_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = list[Path]()
+def test_a_graph_is_taken_for_the_same_layers_settings_and_weights_alone() -> None:
+    def network(bias: float = 0.0, **settings: object) -> nn.Module:
+        convolution, pooling = nn.Conv2d(1, 1, 3), nn.AvgPool2d(2)
+        for value, number in ((convolution.weight, 1.0), (convolution.bias, bias)):
+            nn.init.constant_(value, number)
+        vars(pooling).update(settings)
+        return nn.Sequential(convolution, pooling)
 
-    def export_bundle(checkpoint: Path, folder: Path) -> None:
-        made.append(folder)
+    others = [network(1.0), network(stride=1), network(rewrite=True), nn.Sequential(nn.ReLU(), *network())]
+    keys = [network_key(each) for each in (network(), *others)]
+    assert network_key(network()) == keys[0] and len({*keys, network_key(network(), 13)}) == 6
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the folders that exports were written to; none takes time."""
+    found = list[str]()
+
+    def export_bundle(checkpoint: Path, folder: Path, config: Path | None) -> None:
+        found.append(folder.name.rpartition("-")[0])
         folder.mkdir()
         (folder / "manifest.json").write_text((REPO / "tests/security/fuzz/corpus/manifest_full.json").read_text())
 
     monkeypatch.setattr(export, "export_bundle", export_bundle)
+    return found
+
+
+def test_an_export_is_shared_and_its_copies_are_not(tmp_path: Path, made: list[str]) -> None:
     sample = ASSETS / "dpt_tiny_street.pth"
     one, two = (export_once(sample, tmp_path / "kept", tmp_path / name) for name in ("one", "two"))
     (one.path / "manifest.json").write_text("spoilt")
     three = export_once(sample, tmp_path / "kept", tmp_path / "three")
-    assert len(made) == 1 and two.manifest == three.manifest
+    assert made == ["dpt_tiny_street"] and two.manifest == three.manifest
+
+
+def test_while_another_process_exports_one_that_is_needed_too_is_exported(tmp_path: Path, made: list[str]) -> None:
+    checkpoints = [tmp_path / f"{name}.pth" for name in ("asked", "there", "next", "last")]
+    for path in checkpoints:
+        path.write_bytes(path.name.encode())
+    asked, there, *_ = checkpoints
+    kept = tmp_path / "kept"
+    export_once(there, kept, tmp_path / "copy")
+    with ThreadPoolExecutor() as pool:
+        with locked(kept / f"asked-{key(asked)[:16]}.lock"):
+            found = pool.submit(export_once, asked, kept, tmp_path / "asked", checkpoints)
+            until(lambda: len(made) == 2, 60)
+            assert not found.done()
+        assert found.result().path == tmp_path / "asked"
+    assert made == ["there", "next", "asked"]

@@ -26,8 +26,16 @@ time.sleep(0.5)  # its files came within a tenth of that
 PROBE = "from denseport.export.graph.probe import Probe"
 
 
-@pytest.mark.parametrize("first", ["", "import denseport.export, onnxruntime", "import denseport.calibration", PROBE])
-@pytest.mark.parametrize("cache", [False, True], ids=["home", "XDG_CACHE_HOME"])
+@pytest.mark.parametrize(
+    ("first", "cache"),
+    [
+        ("", False),
+        ("", True),
+        ("import denseport.export, onnxruntime", False),
+        ("import denseport.calibration", False),
+        (PROBE, True),
+    ],
+)
 def test_a_bundle_that_ran_leaves_nothing_in_the_home_folder(tmp_path: Path, first: str, cache: bool) -> None:
     """With ONNX Runtime 1.31.1's telemetry there would be .cache/Microsoft/DeveloperTools/.onnxruntime."""
     bundle = tiny_bundle(tmp_path / "bundle")

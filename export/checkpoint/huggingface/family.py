@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["GENERIC", "Family", "all_renamed", "packed", "renamed"]
+__all__ = ["GENERIC", "OF_TEXT", "Family", "all_renamed", "packed", "renamed"]
 
 Names = Mapping[str, str]  # regular expressions for the beginning of a key, and what takes its place
 
@@ -20,6 +20,17 @@ GENERIC = frozenset({
     "initializer_range", "label2id", "num_labels", "output_attentions", "output_hidden_states", "problem_type",
     "return_dict", "semantic_loss_ignore_index", "torch_dtype", "torchscript", "transformers_version",
     "use_return_dict",
+})  # fmt: skip
+# Of networks for text: transformers 4 wrote them into ``backbone_config`` with their defaults.
+OF_TEXT = frozenset({
+    "add_cross_attention", "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward",
+    "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping",
+    "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty", "forced_bos_token_id",
+    "forced_eos_token_id", "id2label", "is_decoder", "is_encoder_decoder", "length_penalty", "max_length", "min_length",
+    "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "output_scores", "pad_token_id",
+    "prefix", "remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "sep_token_id",
+    "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
+    "tie_word_embeddings", "tokenizer_class", "top_k", "top_p", "typical_p", "use_bfloat16",
 })  # fmt: skip
 
 
@@ -32,9 +43,10 @@ class Family:
     only: Mapping[str, tuple[Any, ...]]  # keys that are supported with some values
     harmless: frozenset[str]  # further keys that change no prediction
     model: Callable[[Mapping[str, Any]], dict[str, Any]]  # config.json to ``model`` of a configuration
-    weights: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]  # under mmsegmentation's keys
+    # Weights under mmsegmentation's keys, of those that the file has and of config.json.
+    weights: Callable[[Mapping[str, Tensor], Mapping[str, Any]], dict[str, Tensor]]
     processors: frozenset[str]  # classes of preprocessor_config.json
-    processor: Mapping[str, Any]  # their defaults
+    processor: Mapping[str, Any]  # their defaults; a key beyond the common ones, such as do_pad, is then carried out
 
 
 def renamed(key: str, names: Names) -> str:

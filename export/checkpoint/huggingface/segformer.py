@@ -98,7 +98,7 @@ def _named_as_by_four(key: str) -> str:
     return key
 
 
-def _weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _weights(weights: Mapping[str, Tensor], _: Mapping[str, Any]) -> dict[str, Tensor]:
     """Under mmsegmentation's keys: projections packed, pointwise convolutions as such, the finest level first."""
     four = all_renamed(weights, _named_as_by_four)
     projection = rf"{BLOCK}attention\.self\.(query|key|value)\.(weight|bias)"

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 from denseport.export.checkpoint.config import CORRECT, look_up
 from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.model_settings import last_part, unsupported
+from denseport.export.checkpoint.pipeline import USUAL, Usual
 from denseport.export.errors import CheckpointError
 from denseport.export.models.head_spec import Head
 from denseport.export.models.spec import Backbone, ModelSpec, Neck
@@ -52,7 +53,7 @@ class Reader:
     def __init__(self, checkpoint: Checkpoint, published: ModelSpec | None) -> None:
         self.path, self.published, self.complete = checkpoint.path, published, checkpoint.complete
         self.settings_from = checkpoint.settings_from
-        self.hugging_face = checkpoint.layout == "Hugging Face"  # whose networks compute a little else
+        self.layout, self.follows_mmseg = checkpoint.layout, checkpoint.follows_mmseg
         self.shapes = shapes_of(checkpoint)
         self.model = model_of(checkpoint)
         self.warnings: list[str] = []
@@ -84,6 +85,10 @@ class Reader:
     def shown(self) -> dict[str, Any]:
         """Settings that the weights show, by full name; None where they do not show it after all."""
         raise NotImplementedError
+
+    def usual(self, backbone: Backbone) -> Usual:
+        """How the published models of this kind were tested."""
+        return USUAL
 
     def spec(self) -> ModelSpec:
         """The spec.
@@ -243,8 +248,8 @@ def unknown_network(path: Path, shapes: Shapes, model: Mapping[str, Any], reason
     said = f" Its configuration says {' + '.join(str(kind) for kind in kinds)}." if any(kinds) else ""
     return CheckpointError(
         f"{path}: not a network that Denseport knows: {reason} (it has {', '.join(parts)}).{said}",
-        "Denseport exports mmsegmentation's DPT, UPerNet, SETR and Segmenter with a VisionTransformer backbone, and "
-        "SegFormer; `denseport models` lists the published ones.",
+        "Denseport exports mmsegmentation's DPT, UPerNet, SETR and Segmenter with a VisionTransformer backbone, "
+        "SegFormer, Depth Anything, and DPT for depth; `denseport models` lists the published ones.",
     )
 
 

@@ -5,16 +5,27 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from denseport.export.checkpoint.networks.reader import Shapes, number
-from denseport.export.checkpoint.networks.vit import ViTReader, layers_shown, ratio_shown
+from denseport.export.checkpoint.networks.vit import ViTReader, layers_shown, ratio_shown, trained_on
+from denseport.export.checkpoint.pipeline import Usual
 from denseport.export.models.head_spec import LinearHeadSpec, MaskHeadSpec
+from denseport.export.models.spec import Backbone
+from denseport.runtime.bundle.manifest import Inference
+from denseport.runtime.bundle.steps import Normalise, Resize
 
 __all__ = ["LinearReader", "MaskReader", "SegmenterReader"]
+
+NORMALISE = Normalise((127.5,) * 3, (127.5,) * 3, bgr_to_rgb=True)
 
 
 class SegmenterReader(ViTReader):
     """What both have: the last layer alone feeds the head."""
 
     architecture = "Segmenter"
+
+    def usual(self, backbone: Backbone) -> Usual:
+        height, width = trained_on(backbone)
+        windows = Inference("slide", (height, width), (max(1, height - 32), max(1, width - 32)))
+        return Usual(Resize((4 * max(height, width), min(height, width)), keep_ratio=True), NORMALISE, windows)
 
     def assumed_layers(self, layers: int) -> tuple[int, ...]:
         return (layers - 1,)

@@ -6,9 +6,11 @@ from typing import Any, ClassVar
 
 from denseport.export.checkpoint.config import look_up
 from denseport.export.checkpoint.networks.reader import Shapes, number
-from denseport.export.checkpoint.networks.vit import ViTReader
+from denseport.export.checkpoint.networks.vit import ViTReader, trained_on
+from denseport.export.checkpoint.pipeline import Usual
 from denseport.export.models.head_spec import SETRMLAHeadSpec, SETRUPHeadSpec
-from denseport.export.models.spec import MLANeckSpec
+from denseport.export.models.spec import Backbone, MLANeckSpec
+from denseport.runtime.bundle.manifest import Inference
 
 __all__ = ["SETRMLAReader", "SETRReader", "SETRUPReader"]
 
@@ -21,6 +23,10 @@ class SETRReader(ViTReader):
 
     architecture, sign = "SETR", "decode_head.up_convs."
     interpolation = "bilinear"
+
+    def usual(self, backbone: Backbone) -> Usual:
+        height, width = trained_on(backbone)
+        return Usual(inference=Inference("slide", (height, width), (max(1, 2 * height // 3), max(1, 2 * width // 3))))
 
     def up_scale(self, assumed: int) -> int:
         published = self.published.head if self.published else None

@@ -7,11 +7,13 @@ import re
 from typing import Any, ClassVar
 
 from denseport.export.checkpoint.config import look_up
+from denseport.export.checkpoint.networks.original import DEPTH_ANYTHING
 from denseport.export.checkpoint.networks.reader import Reader, flag, number, numbers
 from denseport.export.errors import CheckpointError
-from denseport.export.models.spec import ViTSpec, quarters
+from denseport.export.models.spec import Backbone, ViTSpec, quarters
+from denseport.runtime.bundle.steps import LARGEST_SIDE
 
-__all__ = ["ViTReader", "check_channels", "layers_shown", "ratio_shown"]
+__all__ = ["ViTReader", "check_channels", "layers_shown", "ratio_shown", "trained_on"]
 
 HEAD_DIMS = 64  # channels of an attention head of every published ViT
 
@@ -45,6 +47,7 @@ class ViTReader(Reader):
         indices = self.hidden("backbone.out_indices", -1, published and published.out_indices, assumed)
         eps = self.hidden("backbone.norm_cfg.eps", 1e-5, published and published.norm_eps, self.norm_eps)
         indices = (indices,) if isinstance(indices, int) else numbers("backbone.out_indices", indices, int)
+        normed, scaled = (f"backbone.{key}" in self.shapes for key in ("ln1.weight", "layers.0.ls1.gamma"))
         return ViTSpec(
             embed_dims=dims,
             num_layers=layers,
@@ -54,14 +57,17 @@ class ViTReader(Reader):
             out_indices=tuple(sorted({layers + i if i < 0 else i for i in indices})),
             pos_grid=self._pos_grid(tokens, patch),
             norm_eps=number("backbone.norm_cfg.eps", eps, float),
-            final_norm="backbone.ln1.weight" in self.shapes,
+            final_norm=normed and not scaled,
+            norm_outputs=normed and scaled,  # as DINOv2 in every network that takes several of its layers
+            layer_scale=scaled,
             patch_bias="backbone.patch_embed.projection.bias" in self.shapes,
             patch_size=patch,
             in_channels=channels,
             interpolate_mode=str(self.said("backbone.interpolate_mode", "bicubic", self.interpolation)),
             with_cls_token=flag("backbone.with_cls_token", self.said("backbone.with_cls_token", True, self.cls_token)),
-            keeps_equal_count=not self.hugging_face,
-            cuts_rest=self.hugging_face,
+            keeps_equal_count=self.follows_mmseg,
+            pos_offset=0.1 if self.layout == DEPTH_ANYTHING else 0.0,
+            cuts_rest=not self.follows_mmseg,
         )
 
     def _pos_grid(self, tokens: int, patch: int) -> tuple[int, int]:
@@ -93,6 +99,13 @@ class ViTReader(Reader):
         said = look_up(self.model, "backbone", "patch_size", default=patch)
         found["backbone.patch_size"] = [patch, patch] if isinstance(said, (list, tuple)) else patch
         return found
+
+
+def trained_on(backbone: Backbone) -> tuple[int, int]:
+    """Height and width of the images that the network was trained on, pixels, as the position embedding shows them."""
+    assert isinstance(backbone, ViTSpec)  # the only one that a ViTReader reads
+    height, width = (min(side * backbone.patch_size, LARGEST_SIDE // 4) for side in backbone.pos_grid)
+    return height, width
 
 
 def check_channels(reader: Reader, channels: int) -> None:

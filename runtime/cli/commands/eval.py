@@ -8,13 +8,14 @@ import re
 from typing import TYPE_CHECKING
 
 from denseport.runtime.cli.arguments import path, real, whole
+from denseport.runtime.cli.eval_depth import add_depth_options, check_task, evaluate_depths
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
     from denseport.runtime.evaluation.gate import Verdict
     from denseport.runtime.evaluation.report import Evaluation
 
-HELP = "measure accuracy on labelled images, and pass or fail the artifact"
+HELP = "measure accuracy on labelled images or measured depths, and pass or fail the artifact"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--label-map", type=_label, nargs="+", metavar="OLD:NEW", help=words)
     data.add_argument("--ignore-index", type=whole(0), metavar="N", help="ignored label; default: the bundle's, 255")
     data.add_argument("--limit", type=whole(1), metavar="N", help="only the first N images")
+    add_depth_options(parser.add_argument_group("data of a depth network"))
     _add_gate(parser.add_argument_group("gate"))
     work = parser.add_argument_group("running")
     work.add_argument("--workers", type=whole(1), default=2, metavar="N", help="threads beside the network; default: 2")
@@ -75,10 +77,14 @@ def _add_gate(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--gate",
         metavar="WITH",
-        help="compare with reference (the published mIoU), the FP32 artifact (model.onnx), or a mIoU in percent",
+        help="compare with reference (the published mIoU), the FP32 artifact (model.onnx), or a mIoU in percent; of "
+        "depth with the FP32 artifact or an AbsRel",
     )
     group.add_argument(
-        "--budget", type=real(0, 100), metavar="POINTS", help="mIoU that may be lost; default: by precision"
+        "--budget",
+        type=real(0, 100),
+        metavar="POINTS",
+        help="mIoU that may be lost, or percent by which AbsRel may grow; default: by precision",
     )
     group.add_argument(
         "--agreement",
@@ -123,6 +129,10 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.system.progress import Terminal
 
     _check(arguments)
+    bundle = Bundle(arguments.bundle)
+    check_task(arguments, bundle.manifest.task)
+    if bundle.manifest.task == "depth":
+        return evaluate_depths(arguments, bundle)
     gate = None
     if arguments.gate is not None:
         gate = Gate(arguments.gate, arguments.budget, arguments.agreement, arguments.strict)
@@ -134,14 +144,13 @@ def run(arguments: argparse.Namespace) -> int:
     work |= {"gate": gate, "progress": Terminal()}
     if arguments.shard is not None:
         refuse_state(arguments.state, resume=arguments.resume)
-        bundle = Bundle(arguments.bundle)
         dataset = open_data(bundle, arguments.data, **data)
         shard = evaluate_shard(bundle, dataset, arguments.shard, arguments.state, resume=arguments.resume, **work)
         text = "shard {shard}: {images} of {of} images, kept in {state}; add the shards up with --merge"
         print(json.dumps(shard.to_dict(), indent=1) if arguments.json else text.format(**shard.to_dict()))
         return 0
     found = evaluate(
-        arguments.bundle,
+        bundle,
         arguments.data,
         **data,
         **work,

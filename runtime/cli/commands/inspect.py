@@ -65,15 +65,22 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
         (height, width), (down, right) = inference.crop, inference.stride
         mode += f", windows {width} x {height}, every {right} x {down} pixels"
     corners = ", resized with aligned corners" if manifest.align_corners else ""
-    yield "inference", f"{mode}; one logit for {manifest.stride} x {manifest.stride} pixels{corners}"
+    at_once = "" if manifest.via_input or manifest.depth else ", resized to the image at once"
+    grid = f"one {manifest.output.removesuffix('s')} for {manifest.stride} x {manifest.stride} pixels"
+    yield "inference", f"{mode}; {grid}{corners}{at_once}"
     if manifest.augmentation is not None:
         yield "views", manifest.augmentation.words
     if not manifest.scores:
         yield "scores", "none: the network tells the class of a pixel, not how likely it is"
     if manifest.threshold is not None:
         yield "threshold", f"{manifest.classes[1]} where its probability is above {manifest.threshold:g}"
-    names = ", ".join(manifest.classes[:6]) + (", …" if len(manifest.classes) > 6 else "")
-    yield "classes", f"{len(manifest.classes)}: {names}"
+    if manifest.depth is not None:
+        limit = "" if manifest.depth.largest is None else f", up to {manifest.depth.largest:g}"
+        larger, how = manifest.depth.larger_is, manifest.depth.interpolation
+        yield "depth", f"{manifest.depth.unit}{limit}, larger is {larger}; {how} to the image"
+    else:
+        names = ", ".join(manifest.classes[:6]) + (", …" if len(manifest.classes) > 6 else "")
+        yield "classes", f"{len(manifest.classes)}: {names}"
     if labels := _labels(manifest):
         yield "labels", labels
     recognised = "none: not recognised as a published model"
@@ -119,7 +126,8 @@ def _of_artifact(bundle: Bundle, name: str) -> Iterator[str]:
     if difference is not None:
         sizes = count(len(artifact.record["checks"]), "size")
         against = next((each.against for each in artifact.proof if each.figures == "checks"), "torch")
-        yield f"checked against {against} on {sizes}: logits differ by {difference:.1e} at most"
+        gives = "depths" if artifact.output == "depth" else artifact.output
+        yield f"checked against {against} on {sizes}: {gives} differ by {difference:.1e} at most"
     yield from _calibrated(name, artifact)
     yield from _measured(artifact)
     if not artifact.is_compared:  # in its own arithmetic, with FP32 or labels
@@ -132,6 +140,7 @@ def _of_artifact(bundle: Bundle, name: str) -> Iterator[str]:
 def _calibrated(name: str, artifact: Artifact) -> Iterator[str]:
     """What `denseport calibrate` did and found."""
     from denseport.runtime.bundle.verdict import MachineVerdict
+    from denseport.runtime.evaluation.metrics import agreement_words
 
     record, verdict = artifact.record.get("calibration"), MachineVerdict.of(artifact, name)
     if record is not None:
@@ -143,7 +152,7 @@ def _calibrated(name: str, artifact: Artifact) -> Iterator[str]:
         for warning in record["warnings"]:
             yield f"warning: {warning}"
     if verdict is not None:
-        accuracy = f"{100 * verdict.agreement:.2f} % of the pixels get the class that FP32 gives"
+        accuracy = agreement_words(verdict.agreement, artifact.output)
         if verdict.miou is not None and verdict.fp32_miou is not None:
             images = count(verdict.labelled, "image")
             accuracy += f", mIoU {verdict.miou:.2f} (FP32 {verdict.fp32_miou:.2f}) on {images}"
@@ -153,17 +162,20 @@ def _calibrated(name: str, artifact: Artifact) -> Iterator[str]:
 
 def _measured(artifact: Artifact) -> Iterator[str]:
     """What `denseport build` and `denseport eval --record` measured."""
+    from denseport.runtime.evaluation.metrics import agreement_words
+
     audit, accuracy = artifact.record.get("audit"), artifact.record.get("accuracy")
     if audit is not None:
-        agreement = f"{100 * audit['agreement']:.3f} % of the pixels get the class that FP32 gives"
+        agreement = agreement_words(audit["agreement"], artifact.output, digits=3)
         yield f"audited on {count(audit['images'], 'image')}: {agreement}"
     if accuracy is not None:
         verdict = {None: "", True: ", passed", False: ", FAILED"}[accuracy["gate"] and accuracy["gate"]["passed"]]
         where = f"{count(accuracy['images'], 'image')}, {accuracy['protocol']['description']}, {accuracy['date'][:10]}"
-        miou = "unknown: no pixel counted" if accuracy["mIoU"] is None else f"{accuracy['mIoU']:.2f}"
+        name, digits = ("AbsRel", 4) if "AbsRel" in accuracy else ("mIoU", 2)
+        figure = "unknown: no pixel counted" if accuracy[name] is None else f"{accuracy[name]:.{digits}f}"
         others = [each.arithmetic for each in artifact.proof if each.figures == "accuracy"]
         how = "".join(f", computed in {each.upper()}" for each in others if each != artifact.float_precision)
-        yield f"mIoU {miou} ({where}){verdict}{how}"
+        yield f"{name} {figure} ({where}){verdict}{how}"
 
 
 def _built(name: str, artifact: Artifact) -> Iterator[str]:

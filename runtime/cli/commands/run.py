@@ -1,4 +1,4 @@
-"""``denseport run``: images, folders and videos to masks and overlays."""
+"""``denseport run``: images, folders and videos to masks or depths, and overlays."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
     from denseport.runtime.cli.predict import Model, Predictions, RemoteModel
+    from denseport.runtime.cli.writing import Writing
     from denseport.runtime.media.inputs import Input
 
-HELP = "segment images and videos: masks, overlays with legend, JSON"
+HELP = "run a bundle on images and videos: masks or depths, overlays with legend, JSON"
 CONNECT_SECONDS = 5.0  # that a server may take to answer at first; a mistyped address should not cost a minute
 
 
@@ -32,9 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--opacity",
         type=real(0, 1),
-        default=0.5,
         metavar="X",
-        help="opacity of the colours, 0 to 1; default: %(default)s",
+        help="opacity of the colours, 0 to 1; default: 0.5, of depth 1",
     )
     parser.add_argument(
         "--protocol",
@@ -56,14 +56,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ONNX Runtime's execution providers, best first; default: automatic",
     )
     parser.add_argument(
+        "--depth-scale",
+        type=real(above=0),
+        metavar="N",
+        help="depth PNGs: values a unit; default: of metres 1000 (256 beyond 54 m), else what spreads each image's",
+    )
+    parser.add_argument(
         "--grey", action="store_true", help="write masks as grey PNGs, whose pixels OpenCV reads as class indices too"
     )
     parser.add_argument(
         "--format",
         type=_formats,
         metavar="LIST",
-        help="what is written, with commas between: png (masks), overlay, scores (probabilities, 16-bit PNG), coco, "
-        "geojson, npz; default: png,overlay",
+        help="what is written, with commas between: png (masks; depths of 16 bits), overlay, npz; of masks scores "
+        "(probabilities, 16-bit PNG), coco, geojson; of depths npy; default: png,overlay",
     )
     parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster, or 'local' for one on this machine")
     parser.add_argument("--no-overlay", action="store_true", help="write masks only")
@@ -78,16 +84,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.cli.predict import Predictions
     from denseport.runtime.errors import InputError
     from denseport.runtime.media.inputs import find_inputs
 
     _check(arguments)
+    writing = _writing(arguments, Bundle(arguments.bundle).manifest.task)
     inputs = find_inputs(arguments.inputs)
     smoothing = arguments.temporal_smoothing
     if smoothing and not any(item.kind == "video" for item in inputs):
         raise InputError("--temporal-smoothing is for videos, and no input is one", "Leave it out.")
-    job = Predictions(arguments.output, _chosen(arguments), arguments.opacity, arguments.grey, smoothing)
+    job = Predictions(arguments.output, _chosen(arguments), writing, smoothing)
     job.refuse_overwriting(inputs)
     bar = tqdm(total=len(inputs), unit="file", disable=len(inputs) < 2 or not sys.stderr.isatty())
     try:
@@ -110,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _formats(text: str) -> tuple[str, ...]:
     """The names of a list, each once."""
-    from denseport.runtime.cli.predict import FORMATS
+    from denseport.runtime.cli.writing import FORMATS
 
     names = tuple(dict.fromkeys(text.split(",")))
     if unknown := [name for name in names if name not in FORMATS]:
@@ -123,6 +131,25 @@ def _chosen(arguments: argparse.Namespace) -> tuple[str, ...]:
     if arguments.format is not None:
         return tuple(arguments.format)
     return ("png",) * (not arguments.no_mask) + ("overlay",) * (not arguments.no_overlay)
+
+
+def _writing(arguments: argparse.Namespace, task: str) -> Writing:
+    """How the results of a task are written; refuses the options of the other one."""
+    from denseport.runtime.cli.writing import DepthWriting, MaskWriting
+    from denseport.runtime.errors import InputError
+
+    opacity = {} if arguments.opacity is None else {"opacity": arguments.opacity}
+    others = {"depth": ("grey", "no_mask", "server"), "segmentation": ("depth_scale",)}[task]
+    if given := [name for name in others if getattr(arguments, name) not in (None, False)]:
+        what = f"--{given[0].replace('_', '-')} is not for a network of {task}"
+        raise InputError(what, "Leave it out; --format says what is written.")
+    if arguments.depth_scale is not None and "png" not in _chosen(arguments):
+        raise InputError("--depth-scale is of PNGs, and none is written", "Leave it out, or add png to --format.")
+    made: Writing = MaskWriting(**opacity, grey=arguments.grey)
+    if task == "depth":
+        made = DepthWriting(**opacity, scale=arguments.depth_scale)
+    made.check(_chosen(arguments))
+    return made
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -151,14 +178,14 @@ def _check(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def _open(arguments: argparse.Namespace) -> Iterator[Model]:
-    """The model that segments the images; its description goes to standard error."""
-    from denseport.runtime.segmenter import Segmenter
+    """The model that runs on the images; its description goes to standard error."""
+    from denseport.runtime.segmenter.opening import open_predictor
 
     if arguments.server is not None:
         with _connect(arguments) as server:
             yield server
         return
-    with Segmenter(arguments.bundle, **_settings(arguments), threads=arguments.threads) as segmenter:
+    with open_predictor(arguments.bundle, **_settings(arguments), threads=arguments.threads) as segmenter:
         print(segmenter.description, file=sys.stderr)
         for name, reason in segmenter.selection.others.items():
             print(f"  not {name}: {reason}", file=sys.stderr)
@@ -199,9 +226,9 @@ def _open_actor(
     bundle: Path, settings: dict[str, Any], job: Predictions, threads: int
 ) -> Callable[[Sequence[Input]], Predictions]:
     """The work of an actor of ``--ray``: a batch of inputs to results and failures."""
-    from denseport.runtime.segmenter import Segmenter
+    from denseport.runtime.segmenter.opening import open_predictor
 
-    segmenter = Segmenter(bundle, **settings, threads=threads)
+    segmenter = open_predictor(bundle, **settings, threads=threads)
 
     def handle(items: Sequence[Input]) -> Predictions:
         done = replace(job, results=[], failures=[])
@@ -239,6 +266,8 @@ def _report(job: Predictions, *, as_json: bool) -> None:
         return
     for result in job.results:
         top = ", ".join(f"{c['name']} {c['percent']:.1f} %" for c in result.get("classes", [])[:4])
+        if "unit" in result:
+            top = f"{result['least']:.4g} to {result['most']:.4g} {result['unit']}, larger is {result['larger_is']}"
         found = top or count(result.get("frames", 0), "frame")
         print(f"{result['input']}: {found}" + "".join(f"\n  {file}" for file in result["files"]))
         if "warning" in result:

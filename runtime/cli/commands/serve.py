@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--concurrency", whole(1), 2, "N", "images segmented at once; default: %(default)s"),
         ("--queue", whole(0), 16, "N", "most requests that wait; default: %(default)s"),
         ("--max-bytes", whole(1), 32 << 20, "N", "largest request; default: 32 MiB"),
-        ("--max-pixels", whole(1), 40_000_000, "N", "most pixels of an image; default: 40 million"),
+        ("--max-pixels", whole(1), 40_000_000, "N", "most pixels of a request's images; default: 40 million"),
+        ("--max-images", whole(1), 16, "N", "most images of a request; default: %(default)s"),
         ("--timeout", real(above=0), 60.0, "SECONDS", "longest time for an answer; default: %(default)g"),
     )
 
@@ -37,7 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.serving.http.server import serve
 
     given = arguments
-    limits = Limits(given.max_bytes, given.max_pixels, given.concurrency, given.queue, given.timeout)
+    names = ("max_bytes", "max_pixels", "max_images", "concurrency", "queue", "timeout")
+    limits = Limits(**{name: getattr(arguments, name) for name in names})
     accepted = serve(
         Bundle(given.bundle), limits, given.host, given.port, artifact=given.artifact, threads=given.threads
     )

@@ -7,7 +7,7 @@ away what a client goes on sending after its answer, instead of closing on it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from denseport.runtime.serving.http.limits import Limits, Refusal
@@ -21,20 +21,22 @@ PIECE = 1 << 16  # bytes of an answer that are handed to uvicorn at once
 
 
 class Admission:
-    """Lets POST requests for ``path`` in while there is room, and counts them out.
+    """Lets POST requests for ``paths`` in while there is room, and counts them out.
 
     Args:
         answered: told the status and the seconds of each such request, refused ones included.
     """
 
-    def __init__(self, app: ASGIApp, path: str, limits: Limits, answered: Callable[[int, float], None]) -> None:
-        self._app, self._path, self._limits, self._answered = app, path, limits, answered
+    def __init__(
+        self, app: ASGIApp, paths: Sequence[str], limits: Limits, answered: Callable[[int, float], None]
+    ) -> None:
+        self._app, self._paths, self._limits, self._answered = app, paths, limits, answered
         self.active = 0  # requests inside
         self.accepted = 0  # ever let in
         self.draining = False  # set at shutdown: requests inside are answered, others refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != self._path or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["path"] not in self._paths or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send, self._limits.max_bytes, last=lambda: self.draining)

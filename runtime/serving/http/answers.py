@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from io import BytesIO
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.bundle.manifest import Manifest
-from denseport.runtime.media.images import encode_palette_png
-from denseport.runtime.media.overlay import class_shares, overlay
+from denseport.runtime.media.overlay import class_shares
 from denseport.runtime.pipeline.results import Segmentation
 from denseport.runtime.pipeline.saving import encode_npz
 
-__all__ = ["Answer", "AnswerOptions", "Coco", "Format", "FoundClass", "Report", "encode", "encode_report"]
+__all__ = [
+    "Answer", "AnswerOptions", "BatchFormat", "Coco", "Format", "FoundClass", "GeoJson", "Report", "encode",
+    "encode_report", "pack",
+]  # fmt: skip
 
 JPEG_QUALITY = 92
+# What is no JSON, in a zip.
+ENDINGS = {"image/png": "png", "image/jpeg": "jpg", "application/x-npz": "npz"}
 
 
 class Format(StrEnum):
@@ -34,6 +41,10 @@ class Format(StrEnum):
     COCO = "coco"  # JSON: a document of COCO's, with run lengths
     GEOJSON = "geojson"  # JSON: polygons in pixels
     NPZ = "npz"  # numpy's arrays: mask, and scores, the probability of each pixel's class
+
+
+# Of several images. A raw mask's size stands in the header of its answer.
+BatchFormat = Literal["mask", "overlay", "json", "coco", "geojson", "npz"]
 
 
 @dataclass(frozen=True)
@@ -86,13 +97,22 @@ class Coco:
     categories: list[dict[str, Any]]
 
 
-def encode(found: Segmentation, options: AnswerOptions, manifest: Manifest) -> Answer:
+@dataclass(frozen=True)
+class GeoJson:
+    """GeoJSON's document of one image (`denseport.runtime.media.shapes.geojson`)."""
+
+    type: Literal["FeatureCollection"]
+    features: list[dict[str, Any]]
+
+
+def encode(found: Segmentation, options: AnswerOptions) -> Answer:
     """What was found, in every format but `Format.JSON`."""
     if options.format is Format.OVERLAY:
-        image = overlay(
-            found.image, found.mask, manifest.classes, manifest.palette, opacity=options.opacity, legend=options.legend
-        )
-        return Answer(_opencv(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]), "image/jpeg")
+        image = found.overlay(opacity=options.opacity, legend=options.legend)
+        done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        if not done:
+            raise RuntimeError(f"OpenCV cannot encode {image.shape} of {image.dtype} as JPEG")
+        return Answer(data.tobytes(), "image/jpeg")
     if options.format is Format.RAW:
         return _raw(found.mask, options.gzip)
     if options.format is Format.NPZ:
@@ -101,9 +121,7 @@ def encode(found: Segmentation, options: AnswerOptions, manifest: Manifest) -> A
         is_coco = options.format is Format.COCO
         document = found.to_coco() if is_coco else found.to_geojson()
         return Answer(_json(document), "application/json" if is_coco else "application/geo+json")
-    if len(manifest.palette) > 256:
-        return Answer(_opencv(".png", found.mask.astype(np.uint16), []), "image/png")
-    return Answer(encode_palette_png(found.mask, manifest.palette), "image/png")
+    return Answer(found.to_png(), "image/png")
 
 
 def _raw(mask: NDArray[np.unsignedinteger[Any]], gzip: bool) -> Answer:
@@ -115,13 +133,6 @@ def _raw(mask: NDArray[np.unsignedinteger[Any]], gzip: bool) -> Answer:
         body = packer.compress(body) + packer.flush()
         headers["Content-Encoding"] = "gzip"
     return Answer(body, "application/octet-stream", headers)
-
-
-def _opencv(suffix: str, image: NDArray[Any], params: list[int]) -> bytes:
-    done, data = cv2.imencode(suffix, image, params)
-    if not done:
-        raise RuntimeError(f"OpenCV cannot encode {image.shape} of {image.dtype} as {suffix}")
-    return bytes(data)
 
 
 def encode_report(found: Segmentation, milliseconds: dict[str, float], manifest: Manifest) -> Answer:
@@ -143,3 +154,14 @@ def encode_report(found: Segmentation, milliseconds: dict[str, float], manifest:
 
 def _json(document: dict[str, Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False).encode()
+
+
+def pack(answers: Sequence[Answer]) -> Answer:
+    """The answers to several images as one, in their order: a list of JSON, or a zip of 1.png, 2.png, …"""
+    if answers[0].media_type not in ENDINGS:
+        return Answer(b"[" + b",".join(each.body for each in answers) + b"]", "application/json")
+    packed = BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:  # not compressed: its entries are
+        for number, each in enumerate(answers, 1):
+            archive.writestr(zipfile.ZipInfo(f"{number}.{ENDINGS[each.media_type]}"), each.body)
+    return Answer(packed.getvalue(), "application/zip")

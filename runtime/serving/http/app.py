@@ -5,56 +5,39 @@ FastAPI is imported where it is used, so annotations must be evaluated there: no
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from collections import defaultdict
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from denseport.runtime.errors import MachineError
 from denseport.runtime.serving.http.admission import Admission
-from denseport.runtime.serving.http.answers import AnswerOptions, Coco, Format, Report
-from denseport.runtime.serving.http.limits import Refusal
+from denseport.runtime.serving.http.answers import AnswerOptions, BatchFormat, Format, pack
+from denseport.runtime.serving.http.limits import Limits, Refusal
 from denseport.runtime.serving.http.metrics import Metrics
-from denseport.runtime.serving.http.page import SAMPLE, load_page
+from denseport.runtime.serving.http.openapi import (
+    BATCH_BODY,
+    BATCH_TEXT,
+    FORMATS,
+    RAW,
+    SEGMENT_BODY,
+    SEGMENT_TEXT,
+    batch_responses,
+    segment_responses,
+)
+from denseport.runtime.serving.http.page import SAMPLE, load_page, load_reference
 from denseport.runtime.serving.http.schema import Failure, ModelInfo, State, describe
 from denseport.runtime.serving.http.service import Service
-from denseport.runtime.serving.http.upload import FIELD, IMAGE_TYPES, read_upload
+from denseport.runtime.serving.http.upload import BATCH, PARAMETERS, SEGMENT, check_names, read_image, read_images
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from fastapi import FastAPI, Request
 
-__all__ = ["SEGMENT", "create_app"]
+__all__ = ["create_app"]
 
-SEGMENT = "/v1/segment"
+T = TypeVar("T")
+
+OPACITY, LEGEND = 0.5, True  # of an overlay, unless a request says otherwise
 SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-
-# Of the description of `SEGMENT`.
-FORMATS = (
-    "mask: PNG; overlay: JPEG; json: classes and shares; raw: indices; coco: run lengths; geojson: polygons; "
-    "npz: mask and scores, of numpy"
-)
-IMAGE = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP or BMP"}
-FORM = {"type": "object", "required": [FIELD], "properties": {FIELD: IMAGE}, "additionalProperties": False}
-BINARY = {"schema": {"type": "string", "format": "binary"}}
-BODY = {"multipart/form-data": {"schema": FORM}, **{kind: {"schema": IMAGE} for kind in IMAGE_TYPES}}
-CONTENT = {
-    "image/png": BINARY,
-    "image/jpeg": BINARY,
-    "application/geo+json": {"schema": {"type": "object"}},
-    "application/x-npz": BINARY,
-    "application/octet-stream": BINARY,
-}
-ERRORS = {
-    400: "The request or the image is damaged.",
-    408: "The image did not arrive in time.",
-    413: "More bytes, pixels or JPEG scans than the server takes.",
-    415: "An image of another format.",
-    422: "A parameter that does not fit, or an image without one whole patch.",
-    500: "The server failed.",
-    503: "The queue is full, or the server is shutting down; Retry-After says when to try again.",
-    504: "No answer in time.",
-}
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"model": Report | Coco, "description": "In the format asked for.", "content": CONTENT},
-    **{status: {"model": Failure, "description": text} for status, text in ERRORS.items()},
-}
 
 
 def create_app(service: Service) -> Admission:
@@ -73,17 +56,19 @@ def create_app(service: Service) -> Admission:
         title=f"Denseport: {service.manifest.name}",
         summary="Semantic segmentation: an image in, a mask out.",
         version="1",
-        docs_url=None,  # both load scripts from elsewhere
+        docs_url=None,  # these load scripts from elsewhere; ours is added below
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,  # what generated clients call a request
         redirect_slashes=False,  # they would lead to whatever host the request names
     )
     # Made before admission is, whose count it shows.
     metrics = Metrics(service.manifest.name, lambda: admission.active)
-    admission = Admission(app, SEGMENT, service.limits, metrics.answered)
+    admission = Admission(app, (SEGMENT, BATCH), service.limits, metrics.answered)
     _add_errors(app)
-    _add_api(app, service, metrics)
+    _add_model(app, service)
+    _add_images(app, service, metrics)
     _add_states(app, service, metrics, admission)
-    _add_page(app)
+    _add_pages(app)
     return admission
 
 
@@ -101,11 +86,11 @@ def _add_errors(app: "FastAPI") -> None:
     @app.exception_handler(RequestValidationError)
     async def mistyped(request: Request, err: RequestValidationError) -> JSONResponse:
         found = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in err.errors())
-        return JSONResponse({"error": found, "remedy": "See /openapi.json."}, 422)
+        return JSONResponse({"error": found, "remedy": "See /docs."}, 422)
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, err: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": err.detail, "remedy": "See /openapi.json."}, err.status_code, err.headers)
+        return JSONResponse({"error": err.detail, "remedy": "See /docs."}, err.status_code, err.headers)
 
     @app.exception_handler(Exception)
     async def broken(request: Request, err: Exception) -> JSONResponse:
@@ -113,49 +98,97 @@ def _add_errors(app: "FastAPI") -> None:
         return JSONResponse({"error": "the server failed", "remedy": "See its log."}, 500)
 
 
-def _add_api(app: "FastAPI", service: Service, metrics: Metrics) -> None:
+def _add_model(app: "FastAPI", service: Service) -> None:
+    from fastapi import Request
+
+    @app.get("/v1/model", tags=["model"], summary="What is served, and what was measured on it")
+    async def model(request: Request) -> ModelInfo:
+        check_names(request.query_params, ())
+        return describe(service)
+
+
+def _add_images(app: "FastAPI", service: Service, metrics: Metrics) -> None:
     from fastapi import Query, Request
     from fastapi.responses import Response
 
-    @app.get("/v1/model", tags=["model"], summary="What is served, and what was measured on it")
-    async def model() -> ModelInfo:
-        return describe(service)
-
-    artifacts = {"enum": list(service.manifest.artifacts)}
+    limits, artifacts = service.limits, {"enum": list(service.manifest.artifacts)}
+    Artifact = Annotated[
+        str | None,
+        Query(description="one of /v1/model's; default: its default_artifact", json_schema_extra=artifacts),
+    ]
+    Opacity = Annotated[float, Query(ge=0, le=1, description="of an overlay's colours, with format=overlay")]
+    Legend = Annotated[bool, Query(description="beside an overlay, with format=overlay")]
 
     @app.post(
-        SEGMENT, tags=["model"], summary="Segment an image", responses=RESPONSES, response_class=Response,
-        openapi_extra={"requestBody": {"required": True, "content": BODY}},
+        SEGMENT, tags=["model"], summary="Segment an image", description=SEGMENT_TEXT, response_class=Response,
+        responses=segment_responses(), openapi_extra={"requestBody": SEGMENT_BODY},
     )  # fmt: skip
     async def segment(
         request: Request,
-        format: Annotated[Format, Query(description=FORMATS)] = Format.MASK,
-        artifact: Annotated[
-            str | None,
-            Query(description="one of /v1/model's; default: its default_artifact", json_schema_extra=artifacts),
-        ] = None,
-        opacity: Annotated[float, Query(ge=0, le=1, description="of an overlay's colours")] = 0.5,
-        legend: Annotated[bool, Query(description="beside an overlay")] = True,
-    ) -> Response:  # fmt: skip
-        gzip = _accepts_gzip(request.headers.get("accept-encoding", ""))
-        options = AnswerOptions(format, service.check(artifact), opacity, legend, gzip)
-        try:
-            async with asyncio.timeout(service.limits.timeout):
-                data = await read_upload(request, service.limits.max_bytes)
-        except TimeoutError as err:
-            raise Refusal(408, f"no whole image within {service.limits.timeout:g} s", "Try again.") from err
+        format: Annotated[Format, Query(description=FORMATS + RAW)] = Format.MASK,
+        artifact: Artifact = None,
+        opacity: Opacity = OPACITY,
+        legend: Legend = LEGEND,
+    ) -> Response:
+        options = _options(request, service.check(artifact), format, opacity, legend)
+        data = await _arrived(read_image(request, limits.max_bytes), limits)
         found, milliseconds, answer = await service.segment(data, options)
         metrics.segmented(found, milliseconds)
         height, width = found.mask.shape
-        headers = {
-            # https://www.w3.org/TR/server-timing/; browsers draw it.
-            "Server-Timing": ", ".join(f"{stage};dur={value:.2f}" for stage, value in milliseconds.items()),
-            "X-Artifact": found.artifact,
-            "X-Mask-Width": str(width),
-            "X-Mask-Height": str(height),
-            "Cache-Control": "no-store",
-        }
-        return Response(answer.body, media_type=answer.media_type, headers=SAFE | headers | answer.headers)
+        size = {"X-Mask-Width": str(width), "X-Mask-Height": str(height)}
+        headers = SAFE | _told(found.artifact, milliseconds) | size | answer.headers
+        return Response(answer.body, media_type=answer.media_type, headers=headers)
+
+    @app.post(
+        BATCH, tags=["model"], summary="Segment several images", description=BATCH_TEXT, response_class=Response,
+        responses=batch_responses(), openapi_extra={"requestBody": BATCH_BODY},
+    )  # fmt: skip
+    async def batch(
+        request: Request,
+        format: Annotated[BatchFormat, Query(description=FORMATS)] = "mask",
+        artifact: Artifact = None,
+        opacity: Opacity = OPACITY,
+        legend: Legend = LEGEND,
+    ) -> Response:
+        options = _options(request, service.check(artifact), Format(format), opacity, legend)
+        images = await _arrived(read_images(request, limits.max_bytes, limits.max_images), limits)
+        answers, total = [], defaultdict[str, float](float)
+        for found, milliseconds, answer in await service.segment_all(images, options, request.is_disconnected):
+            metrics.segmented(found, milliseconds)
+            answers.append(answer)
+            for stage, value in milliseconds.items():
+                total[stage] += value
+        answer = await asyncio.to_thread(pack, answers)
+        headers = SAFE | _told(options.artifact, total)
+        return Response(answer.body, media_type=answer.media_type, headers=headers)
+
+
+def _options(request: "Request", artifact: str, format: Format, opacity: float, legend: bool) -> AnswerOptions:
+    """What a request asks for. Refuses what would change nothing, but for defaults, which generated clients send."""
+    check_names(request.query_params, PARAMETERS)
+    for name, changed in (("opacity", opacity != OPACITY), ("legend", legend != LEGEND)):
+        if changed and format is not Format.OVERLAY:
+            raise Refusal(422, f"{name} means nothing with format={format}", "Leave it out, or ask for format=overlay.")
+    return AnswerOptions(format, artifact, opacity, legend, _accepts_gzip(request.headers.get("accept-encoding", "")))
+
+
+async def _arrived(upload: Awaitable[T], limits: Limits) -> T:
+    """What was uploaded, in time."""
+    try:
+        async with asyncio.timeout(limits.timeout):
+            return await upload
+    except TimeoutError as err:
+        raise Refusal(408, f"no whole image within {limits.timeout:g} s", "Try again.") from err
+
+
+def _told(artifact: str, milliseconds: dict[str, float]) -> dict[str, str]:
+    """Headers of every answer."""
+    return {
+        # https://www.w3.org/TR/server-timing/; browsers draw it.
+        "Server-Timing": ", ".join(f"{stage};dur={value:.2f}" for stage, value in milliseconds.items()),
+        "X-Artifact": artifact,
+        "Cache-Control": "no-store",
+    }
 
 
 def _accepts_gzip(accepted: str) -> bool:
@@ -168,7 +201,7 @@ def _accepts_gzip(accepted: str) -> bool:
 
 
 def _add_states(app: "FastAPI", service: Service, metrics: Metrics, admission: Admission) -> None:
-    from fastapi.responses import Response
+    from fastapi.responses import PlainTextResponse, Response
 
     @app.get("/health", tags=["state"], summary="The process lives")
     async def health() -> State:
@@ -183,21 +216,31 @@ def _add_states(app: "FastAPI", service: Service, metrics: Metrics, admission: A
         await service.prove()
         return State("ready")
 
-    @app.get("/metrics", tags=["state"], summary="Figures for Prometheus", response_class=Response)
+    @app.get(
+        "/metrics",
+        tags=["state"],
+        summary="Figures for Prometheus",
+        operation_id="metrics",
+        response_class=PlainTextResponse,
+    )
     async def figures() -> Response:
         body, media_type = metrics.exposition()
         return Response(body, media_type=media_type)
 
 
-def _add_page(app: "FastAPI") -> None:
+def _add_pages(app: "FastAPI") -> None:
+    """After all that is described on one of them."""
     from fastapi.responses import Response
 
-    html, headers = load_page()
     image = SAMPLE.read_bytes()
 
-    @app.get("/", include_in_schema=False)
-    async def index() -> Response:
-        return Response(html, media_type="text/html", headers=SAFE | headers)
+    def add(path: str, page: tuple[bytes, dict[str, str]]) -> None:
+        @app.get(path, include_in_schema=False)
+        async def show() -> Response:
+            return Response(page[0], media_type="text/html", headers=SAFE | page[1])
+
+    add("/", load_page())
+    add("/docs", load_reference(app.openapi()))
 
     @app.get("/sample.jpg", include_in_schema=False)
     async def sample() -> Response:

@@ -58,7 +58,7 @@ def http_protocol() -> type[H11Protocol]:
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                body = json.dumps({"error": "the request is not HTTP/1.1", "remedy": "See /openapi.json."}).encode()
+                body = json.dumps({"error": "the request is not HTTP/1.1", "remedy": "See /docs."}).encode()
                 headers = [
                     ("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")
                 ]  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ from denseport.runtime.errors import ImageError
 from denseport.runtime.media.images import LOAD, PNG_SIGNATURE, decode_image
 from denseport.runtime.serving.http.limits import MAX_SIDE, Limits, Refusal
 
-__all__ = ["decode_upload", "image_size"]
+__all__ = ["check_sizes", "decode_upload", "image_size", "naming"]
 
 NAME = "the image"  # in messages; what the client calls it is never used
 
@@ -54,6 +56,35 @@ def decode_upload(data: bytes, limits: Limits, load: Load = LOAD) -> NDArray[np.
     if image.shape[0] * image.shape[1] != width * height:  # EXIF may have turned it
         raise Refusal(400, f"{NAME} is damaged: its header states another size", "Convert it to PNG or JPEG.")
     return image
+
+
+def check_sizes(images: Sequence[bytes], limits: Limits) -> None:
+    """Refuse several images that have too many pixels together.
+
+    Raises:
+        Refusal: 413; 400 and 415 as of `decode_upload`. It names the first image that is too much.
+    """
+    pixels = 0
+    for number, data in enumerate(images, 1):
+        with naming(number, len(images)):
+            width, height = image_size(data)
+            pixels += width * height
+            if pixels > limits.max_pixels:
+                raise Refusal(
+                    413,
+                    f"{NAME} is {width} x {height}: with those before it, {pixels} pixels; "
+                    f"the limit is {limits.max_pixels} together",
+                    "Send fewer images in a request, or scale them down.",
+                )
+
+
+@contextmanager
+def naming(number: int, count: int) -> Iterator[None]:
+    """Refusals within the block say which of the request's images they are about; ``number`` counts from 1."""
+    try:
+        yield
+    except Refusal as err:
+        raise Refusal(err.status, f"image {number} of {count}: {err.message}", err.remedy) from err
 
 
 def image_size(data: bytes) -> tuple[int, int]:

@@ -17,13 +17,14 @@ class Limits:
     """What one server process accepts. Encoded images in memory: at most ``admitted * max_bytes``."""
 
     max_bytes: int = 32 << 20  # of a request's body
-    max_pixels: int = 40_000_000  # of an image, width times height
+    max_pixels: int = 40_000_000  # of a request's images, width times height
+    max_images: int = 16  # of a request
     concurrency: int = 2  # images processed at once: one is decoded or encoded while the network runs on another
     queue: int = 16  # accepted requests that wait beyond those; 0 refuses whatever cannot start at once
     timeout: float = 60.0  # seconds, for the upload, and again from there to the answer
 
     def __post_init__(self) -> None:
-        for name, least in (("max_bytes", 1), ("max_pixels", 1), ("concurrency", 1), ("queue", 0)):
+        for name, least in (("max_bytes", 1), ("max_pixels", 1), ("max_images", 1), ("concurrency", 1), ("queue", 0)):
             whole(f"--{name.replace('_', '-')}", getattr(self, name), least)
         if not 0 < self.timeout < float("inf"):
             raise InputError(f"--timeout {self.timeout} is not a positive number of seconds", "Give seconds above 0.")

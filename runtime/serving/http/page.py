@@ -1,14 +1,18 @@
-"""The page: one document that holds its script and style, and may load nothing from elsewhere."""
+"""The pages: one to look at images, one that describes the API. Neither loads anything from elsewhere."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from importlib.resources import files
+import re
+from pathlib import Path
+from typing import Any
 
-__all__ = ["SAMPLE", "load_page"]
+from denseport.runtime.media.page import render
 
-STATIC = files("denseport.runtime.serving.http") / "static"
+__all__ = ["SAMPLE", "load_page", "load_reference"]
+
+STATIC = Path(__file__).parent / "static"
 SAMPLE = STATIC / "sample.jpg"  # an image to try
 
 
@@ -16,22 +20,40 @@ def load_page() -> tuple[bytes, dict[str, str]]:
     """The HTML with page.css and page.js inside, and headers whose policy allows these two by their hashes."""
     html, style, script = ((STATIC / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     html = html.replace("/* page.css */", style).replace("/* page.js */", script)
-    policy = {
-        "default-src": "'none'",
+    sources = {
         "style-src": _hash(style),
         "script-src": _hash(script),
         "img-src": "'self' blob: data:",
         "connect-src": "'self'",
+    }
+    return html.encode(), _headers(sources)
+
+
+def load_reference(openapi: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
+    """A description of the API as HTML without any script, and headers whose policy allows its style alone.
+
+    Args:
+        openapi: the document of /openapi.json.
+    """
+    html = render(STATIC / "reference.html", api=openapi)
+    styles = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    return html.encode(), _headers({"style-src": " ".join(map(_hash, styles)), "img-src": "data:"})
+
+
+def _headers(sources: dict[str, str]) -> dict[str, str]:
+    """Of a page that may load from these sources alone."""
+    policy = {
+        "default-src": "'none'",
+        **sources,
         "base-uri": "'none'",
         "form-action": "'none'",
         "frame-ancestors": "'none'",
     }
-    headers = {
+    return {
         "Content-Security-Policy": "; ".join(f"{key} {value}" for key, value in policy.items()),
         "Cross-Origin-Opener-Policy": "same-origin",
         "Cache-Control": "no-cache",
     }
-    return html.encode(), headers
 
 
 def _hash(text: str) -> str:

@@ -63,7 +63,8 @@ class ModelInfo:
     running: str  # the default artifact, and on what
     formats: list[str]
     max_bytes: int  # of a request
-    max_pixels: int  # of an image
+    max_pixels: int  # of a request's images
+    max_images: int  # of a request
     max_side: int
 
 
@@ -82,6 +83,7 @@ def describe(service: Service) -> ModelInfo:
         formats=[str(each) for each in Format],
         max_bytes=limits.max_bytes,
         max_pixels=limits.max_pixels,
+        max_images=limits.max_images,
         max_side=MAX_SIDE,
     )
 

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -21,7 +21,7 @@ from denseport.runtime.pipeline.results import Segmentation
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.selection import why_unsupported
 from denseport.runtime.serving.http.answers import Answer, AnswerOptions, Format, encode, encode_report
-from denseport.runtime.serving.http.images import decode_upload
+from denseport.runtime.serving.http.images import check_sizes, decode_upload, naming
 from denseport.runtime.serving.http.limits import Limits, Refusal
 from denseport.runtime.system.machine import inspect_machine
 
@@ -76,15 +76,21 @@ class Service:
             raise Refusal(422, f"{artifact} does not run on this server: {reason}", "Ask for another artifact.")
         return artifact
 
-    async def segment(self, data: bytes, options: AnswerOptions) -> tuple[Segmentation, dict[str, float], Answer]:
+    async def segment(
+        self, data: bytes, options: AnswerOptions, deadline: float | None = None
+    ) -> tuple[Segmentation, dict[str, float], Answer]:
         """Decode, segment and encode one image in a thread; the second result is the milliseconds of each stage.
+
+        Args:
+            deadline: of `time.monotonic`; default: the timeout from now.
 
         Raises:
             Refusal: 400, 413 or 415 for an image that is not taken, 422 for one that has no whole patch, 504 when
                 the time is out.
         """
         queued = time.perf_counter()
-        found, milliseconds, answer = await self._within(lambda: self._work(data, options, queued))
+        seconds = self.limits.timeout if deadline is None else deadline - time.monotonic()
+        found, milliseconds, answer = await self._within(lambda: self._work(data, options, queued), seconds)
         if found.artifact == self.default:
             self._proved = time.monotonic()
         totals = self._times[found.artifact]
@@ -93,6 +99,27 @@ class Service:
                 totals[stage] = totals.get(stage, 0.0) + value
         self._images[found.artifact] += 1
         return found, milliseconds, answer
+
+    async def segment_all(
+        self, images: Sequence[bytes], options: AnswerOptions, gone: Callable[[], Awaitable[bool]]
+    ) -> list[tuple[Segmentation, dict[str, float], Answer]]:
+        """Segment the images of one request, one after another: between two of them, others have their turn.
+
+        Args:
+            gone: whether the client is; then the rest is left.
+
+        Raises:
+            Refusal: as `segment`, with the number of the image; 413, too many pixels together; 504 for all.
+        """
+        check_sizes(images, self.limits)
+        results = []
+        deadline = time.monotonic() + self.limits.timeout
+        for number, data in enumerate(images, 1):
+            if await gone():
+                raise Refusal(400, "the client went away")
+            with naming(number, len(images)):
+                results.append(await self.segment(data, options, deadline))
+        return results
 
     def mean_times(self, artifact: str) -> dict[str, float] | None:
         """Mean milliseconds of each stage over the images so far; None before the first."""
@@ -109,7 +136,7 @@ class Service:
             if time.monotonic() - self._proved < CANARY_EVERY:
                 return
             try:
-                mask = await self._within(lambda: self._open[self.default](self._canary).mask)
+                mask = await self._within(lambda: self._open[self.default](self._canary).mask, self.limits.timeout)
             except Exception as err:  # whatever went wrong, images should go elsewhere
                 raise Refusal(503, f"the canary image failed: {type(err).__name__}", "See the server's log.") from err
             if not np.array_equal(mask, self._expected):
@@ -122,11 +149,11 @@ class Service:
         for segmenter in self._open.values():
             segmenter.close()
 
-    async def _within(self, work: Callable[[], T]) -> T:
+    async def _within(self, work: Callable[[], T], seconds: float) -> T:
         """Run ``work`` in a thread. At the timeout, work that still waits is dropped, and so is a later result."""
         future: Future[T] = self._pool.submit(work)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.timeout)
+            return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
         except TimeoutError as err:
             raise Refusal(
                 504, f"no answer within {self.limits.timeout:g} s", "Send a smaller image, or try again later."
@@ -151,7 +178,7 @@ class Service:
         times["network"] = found.timings.infer
         times["postprocess"] = found.timings.postprocess
         last = time.perf_counter()
-        answer = None if options.format is Format.JSON else encode(found, options, self.manifest)
+        answer = None if options.format is Format.JSON else encode(found, options)
         _lap(times, "encode", last)
         return found, times, answer or encode_report(found, times, self.manifest)
 

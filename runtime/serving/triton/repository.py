@@ -16,7 +16,7 @@ from string import Template
 from typing import Any
 
 from denseport.runtime.bundle.bundle import Bundle, has_manifest
-from denseport.runtime.errors import OutputError
+from denseport.runtime.errors import InputError, OutputError
 from denseport.runtime.serving.triton.config import Config, to_pbtxt
 from denseport.runtime.serving.triton.variants import LABELS, Options, Served, model_name, served_models
 from denseport.runtime.system.files import folders_above, sha256_of, work_folder, write_atomic, writing
@@ -51,6 +51,9 @@ def export_repository(bundle: Bundle, repository: Path, options: Options) -> Exp
         InputError: the back end cannot serve the bundle.
         OutputError: the repository cannot be written, or holds something else under the model's name.
     """
+    if bundle.manifest.task != "segmentation":
+        what = f"{bundle.path}: its network is for {bundle.manifest.task}; Triton's models here are of segmentation"
+        raise InputError(what, "Serve it over HTTP with denseport serve, or call denseport.runtime.DepthEstimator.")
     name = model_name(bundle, options.name)
     models = served_models(bundle, options)
     paths = [path for model in models for path in model.files.values() if isinstance(path, Path)]

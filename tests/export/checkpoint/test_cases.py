@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import postprocess
 import pytest
+from quantizing import shorten_races
 
 from denseport.calibration.calibrate import calibrate
-from denseport.export import bundle as export_module
 from denseport.export.build import build
 from denseport.export.bundle import export_bundle
-from denseport.export.models.segmentor import Segmentor
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.errors import InputError
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.serving.triton.variants import Options, served_models
 
+# Most cases differ in their configuration alone, and have one network.
+pytestmark = pytest.mark.usefixtures("each_network_once")
 CASES = Path("cases/mmseg")
 
 
@@ -30,26 +29,6 @@ CASES = Path("cases/mmseg")
 def facts(shared: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((shared / CASES / "cases.json").read_text())
     return found
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _networks_exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Most cases differ in their configuration alone: the same network is exported, and compared with torch, once."""
-    shelf, export = tmp_path_factory.mktemp("networks"), export_module.export_onnx
-
-    def export_once(model: Segmentor, path: Path, *more: Any, **options: Any) -> list[Path]:
-        digest = hashlib.sha256(repr((model.spec, more, options)).encode())
-        for value in model.state_dict().values():
-            digest.update(value.numpy().tobytes())
-        kept = shelf / f"{digest.hexdigest()}.onnx"
-        if not kept.exists():
-            export(model, kept, *more, **options)
-        shutil.copy(kept, path)
-        return [path]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_module, "export_onnx", export_once)
-        yield
 
 
 NAMES = (
@@ -83,7 +62,9 @@ def test_a_checkpoint_gives_mmsegmentations_mask(
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3)
 
 
-def test_a_network_of_one_channel_goes_all_the_way(shared: Path, tmp_path: Path) -> None:
+def test_a_network_of_one_channel_goes_all_the_way(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Typed, quantized and served like any other; engines have three channels so far, and say so."""
     bundle = export_bundle(shared / CASES / "one_channel.pth", tmp_path / "bundle")
     images = [tmp_path / f"{i}.png" for i in range(4)]
@@ -91,7 +72,11 @@ def test_a_network_of_one_channel_goes_all_the_way(shared: Path, tmp_path: Path)
         shutil.copy(shared / CASES / "image.png", image)
     built = build(bundle, images=images)
     assert built.passed
-    assert calibrate(bundle.path, images, limit=4).verdicts
+    shorten_races(monkeypatch)
+    assert calibrate(bundle.path, images, limit=4).verdicts.keys() == {"int8.onnx", "int8.cpu.onnx"}
+    artifacts = Bundle(bundle.path).manifest.artifacts
+    assert artifacts.keys() == {"model.onnx", "fp16.onnx", "int8.onnx", "int8.cpu.onnx"}
+    assert [proof.figures for proof in artifacts["fp16.onnx"].proof] == ["audit"]
     with Segmenter(bundle.path, artifact="int8.cpu.onnx", threads=2) as segmenter:
         assert segmenter(images[0]).mask.shape == (121, 160)
     (network, _) = served_models(Bundle(bundle.path), Options(backend="onnxruntime"))

@@ -107,6 +107,8 @@ def test_classes_that_are_given(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_bytes(b"\xff")
     with pytest.raises(InputError, match="cannot be read"):
         read_classes(str(tmp_path / "names.txt"))
+    with pytest.raises(InputError, match=r"^/proc/self/mem: cannot be read: Input/output error"):
+        read_classes("/proc/self/mem")
 
 
 def test_a_palette_that_is_given(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from denseport.export.checkpoint.file import Checkpoint, read_checkpoint
+from denseport.export.checkpoint.pipeline import image_steps
 from denseport.export.checkpoint.recognise import recognise
-from denseport.export.checkpoint.settings import class_names
+from denseport.export.checkpoint.settings import class_names, inference_of
 from denseport.export.errors import CheckpointError
 from denseport.export.models.spec import MLANeckSpec
+from denseport.runtime.bundle.preprocessing import normalisation
 
 
 def read(shared: Path, name: str) -> Checkpoint:
@@ -29,6 +31,20 @@ def changed(checkpoint: Checkpoint, part: str, **settings: Any) -> Checkpoint:
 
 def bare(checkpoint: Checkpoint) -> Checkpoint:
     return Checkpoint(Path("mine.pth"), checkpoint.sha256, "weights only", checkpoint.state_dict)
+
+
+def test_bare_weights_are_tested_as_the_published_models_are(shared: Path) -> None:
+    """The oracle's own windows and its own normalisation, which its configuration says, but for the stride."""
+    whole = read(shared, "segmenter_mask")
+    recognised = recognise(bare(whole))
+    found = image_steps(bare(whole), recognised.usual)
+    inference, warnings = inference_of(bare(whole), recognised.usual)
+    assert normalisation(found.preprocess) == normalisation(image_steps(whole).preprocess)
+    assert normalisation(found.preprocess).mean == (127.5,) * 3
+    assert inference == dataclasses.replace(inference_of(whole)[0], stride=(32, 32))
+    resized, normalised, *_ = found.warnings
+    assert "keep-ratio 256 x 64" in resized and "mean (127.5, 127.5, 127.5)" in normalised
+    assert len(warnings) == 1 and "windows of 64 x 64 pixels with a stride of 32 x 32" in warnings[0]
 
 
 LN = {"type": "LN"}
@@ -148,9 +164,10 @@ def test_keys_of_other_networks_are_refused(shared: Path, name: str, key: str, r
     assert reason in str(caught.value)
 
 
-def test_a_neck_without_weights_is_refused(shared: Path) -> None:
+@pytest.mark.parametrize("neck", [{"type": "MultiLevelNeck"}, "MultiLevelNeck"])
+def test_a_neck_without_weights_is_refused(shared: Path, neck: Any) -> None:
     checkpoint = read(shared, "setr_naive")
-    model = {**checkpoint.config["model"], "neck": {"type": "MultiLevelNeck"}}
+    model = {**checkpoint.config["model"], "neck": neck}
     with pytest.raises(CheckpointError, match=r"model.neck.type is 'MultiLevelNeck', and its weights have no neck"):
         recognise(dataclasses.replace(checkpoint, config={"model": model}))
 

@@ -9,6 +9,7 @@ import pytest
 
 from denseport.export.checkpoint.config import parse_config
 from denseport.export.checkpoint.file import Checkpoint
+from denseport.export.checkpoint.pipeline import Usual
 from denseport.export.checkpoint.settings import inference_of, palette_of, reduces_zero_label
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.manifest import Inference
@@ -22,8 +23,8 @@ test_pipeline = [
 """
 
 
-def checkpoint(text: str, **changes: Any) -> Checkpoint:
-    return Checkpoint(Path("c.pth"), "", "mmseg 1.x", {}, config=parse_config(text), **changes)
+def checkpoint(text: str, layout: str = "mmseg 1.x", **changes: Any) -> Checkpoint:
+    return Checkpoint(Path("c.pth"), "", layout, {}, config=parse_config(text), **changes)
 
 
 def with_test_cfg(text: str) -> Checkpoint:
@@ -31,14 +32,21 @@ def with_test_cfg(text: str) -> Checkpoint:
 
 
 def test_inference_mode() -> None:
-    assert inference_of(checkpoint("")) == Inference()
-    assert inference_of(checkpoint("model = None")) == Inference()
-    assert inference_of(with_test_cfg("dict(mode='whole')")) == Inference()
+    assert inference_of(with_test_cfg("dict(mode='whole')")) == (Inference(), [])
     slide = with_test_cfg("dict(mode='slide', crop_size=(512, 480), stride=[341, 320])")
-    assert inference_of(slide) == Inference("slide", crop=(512, 480), stride=(341, 320))
+    assert inference_of(slide) == (Inference("slide", crop=(512, 480), stride=(341, 320)), [])
     early = "model = dict(test_cfg=None)\ntest_cfg = dict(mode='slide', crop_size=(9, 9), stride=(6, 6))"  # 0.x
-    assert inference_of(checkpoint(early)) == Inference("slide", (9, 9), (6, 6))
-    assert inference_of(checkpoint("test_cfg = dict(type='TestLoop')")) == Inference()
+    assert inference_of(checkpoint(early)) == (Inference("slide", (9, 9), (6, 6)), [])
+
+
+@pytest.mark.parametrize("text", ["", "model = None", "test_cfg = dict(type='TestLoop')\nmodel = dict()"])
+def test_what_no_test_cfg_says_is_assumed_with_a_warning(text: str) -> None:
+    found, (warning,) = inference_of(checkpoint(text))
+    assert found == Inference() and "assumed whole images" in warning
+    windows = Inference("slide", (512, 480), (341, 320))
+    found, (warning,) = inference_of(checkpoint(text), Usual(inference=windows))
+    assert found == windows and "assumed windows of 480 x 512 pixels with a stride of 320 x 341" in warning
+    assert inference_of(checkpoint(text, layout="Hugging Face")) == (Inference(), [])
 
 
 @pytest.mark.parametrize(
@@ -63,8 +71,7 @@ def test_a_test_cfg_that_cannot_be_used_is_refused(text: str) -> None:
 
 def test_a_test_cfg_beside_the_model_counts_as_in_0x() -> None:
     outer = "test_cfg = dict(mode='slide', crop_size=(64, 48), stride=(32, 24))"
-    assert inference_of(checkpoint(f"{outer}\nmodel = dict()")) == Inference("slide", (64, 48), (32, 24))
-    assert inference_of(checkpoint("test_cfg = dict(type='TestLoop')\nmodel = dict()")) == Inference()  # 1.x's
+    assert inference_of(checkpoint(f"{outer}\nmodel = dict()"))[0] == Inference("slide", (64, 48), (32, 24))
     with pytest.raises(CheckpointError, match="both say how to test"):
         inference_of(checkpoint(f"{outer}\nmodel = dict(test_cfg=dict(mode='whole'))"))
 

@@ -117,7 +117,10 @@ def mmengine(source: Checkpoint, **more: Tensor) -> Checkpoint:
     return dataclasses.replace(source, ema_state_dict=others | more)
 
 
-ITERATIONS, EPOCHS = {"runner": {"type": "IterBasedRunner"}}, {"train_cfg": {"type": "EpochBasedTrainLoop"}}
+ITERATIONS, EPOCHS = (
+    {"runner": {"type": "IterBasedRunner"}, "train_cfg": None},
+    {"train_cfg": {"type": "EpochBasedTrainLoop"}},
+)
 
 
 @pytest.mark.parametrize(

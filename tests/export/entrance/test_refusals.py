@@ -100,6 +100,7 @@ def constant() -> Graph:
         (two_outputs, USUAL, "Name the one to take: --output-name NAME"),
         (two_outputs, [*USUAL, "--output-name", "aux"], "It has t2, t1."),
         (classifier, USUAL, "gives no class for each pixel"),
+        (behind("Transpose", perm=[0, 1, 3, 2]), USUAL, "exchanges height and width: its output has"),
         (behind("Log"), USUAL, "gives NaN for an image of 320 x 256"),
         (behind("Sigmoid"), USUAL, "whose sum is not 1"),
         (segmenting, [*USUAL, "--gives", "probabilities"], "gives numbers beyond 0 to 1: no probabilities"),

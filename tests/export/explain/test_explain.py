@@ -26,6 +26,7 @@ from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.dataset import Dataset, Sample, open_dataset
 from denseport.runtime.system.files import sha256_of
 
+pytestmark = pytest.mark.usefixtures("each_network_once")
 CHECKPOINT = ASSETS / "dpt_tiny_street.pth"
 STEPS = ("protocol", "export", "precision", "engine")
 
@@ -151,13 +152,7 @@ def test_a_collapsed_layer_is_named_with_the_magnitude_that_overflowed(
     assert len(culprit.causes) == 1 and weight in culprit.causes[0] and "infinite" in culprit.causes[0]
 
 
-def test_faults_of_three_steps_are_named_apart_and_their_losses_add_up(
-    bundle: Bundle, sample: Bundle, wide_images: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The sample is such an export, and a few seconds old; the tests above make one of their own.
-    monkeypatch.setattr(
-        "denseport.export.explain.explain.export_onnx", lambda model, path, *_: [sample.path / path.name]
-    )
+def test_faults_of_three_steps_are_named_apart_and_their_losses_add_up(bundle: Bundle, wide_images: Dataset) -> None:
     bundle = with_preprocess(bundle, bgr_to_rgb=False)
     with_graph(bundle, lambda graph: set_attribute(graph, "backbone/Resize", mode="nearest"))
     with_graph(bundle, lambda graph: overflow(graph, "backbone.layers.1.ln2.bias"), "fp16.onnx", "fp16")

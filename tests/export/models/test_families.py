@@ -114,5 +114,6 @@ def test_the_sliding_windows_of_these_configurations_slide(families: Path) -> No
     from denseport.export.checkpoint.settings import inference_of
 
     for name in NAMES:
-        found = inference_of(read_checkpoint(families / f"mmseg_{name}/checkpoint.pth"))
+        found, warnings = inference_of(read_checkpoint(families / f"mmseg_{name}/checkpoint.pth"))
+        assert not warnings
         assert found == (Inference() if name == "segformer" else Inference("slide", (64, 64), (42, 42)))

@@ -23,8 +23,11 @@ from denseport.export.models.presets import PRESETS, Preset
 from denseport.export.models.segmentor import Segmentor, build
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.manifest import Inference
 
 FIRST = [preset for preset in PRESETS.values() if preset.spec.architecture in ("DPT", "UPerNet")]
+# Of configs/_base_/models of mmsegmentation 1.2.2.
+IMAGENET, MEANS = (123.675, 116.28, 103.53), {"Segmenter": (127.5, 127.5, 127.5)}
 OTHERS = [preset for preset in PRESETS.values() if preset not in FIRST]
 PATCH_BIAS = "backbone.patch_embed.projection.bias"  # released weights have it, 1.2.2's classes do not
 
@@ -129,6 +132,15 @@ def test_presets_of_other_families_are_upstreams(preset: Preset) -> None:
     config = {"model": given["model"]}  # what cannot be seen in keys: heads, layers, eps, scales
     checkpoint = Checkpoint(Path("mine.pth"), "0" * 64, "mmseg 1.x", model.state_dict(), config=config)
     assert (recognise(checkpoint).spec, recognise(checkpoint).warnings) == (preset.spec, ())
+    bare = Checkpoint(Path("mine.pth"), "0" * 64, "weights only", model.state_dict())
+    usual, guessed = recognise(bare, preset).usual, recognise(bare).usual  # how it is tested where nothing says it
+    inference = Inference("slide", *(tuple(window[key]) for key in ("crop_size", "stride"))) if window else Inference()
+    assert (list(usual.resize.size), usual.resize.keep_ratio, usual.inference) == (given["scale"], True, inference)
+    assert usual.normalise.mean == MEANS.get(preset.spec.architecture, IMAGENET) and usual.normalise.bgr_to_rgb
+    if preset.spec.architecture != "SegFormer":  # whose keys do not show the size that it was trained on
+        assert (guessed.normalise, guessed.inference) == (usual.normalise, usual.inference)
+    if preset.dataset == "ADE20K" and preset.spec.architecture == "Segmenter":
+        assert guessed == usual
 
 
 def test_every_published_model_has_a_preset() -> None:

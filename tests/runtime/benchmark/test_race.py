@@ -105,7 +105,7 @@ def test_what_is_made_of_a_graph_over_its_budget_is_not_accepted(
     what = {"target": "openvino", "made_of": "int8.onnx", "record": {"audit": {"agreement": 0.93}}}
     sample_copy.add("int8.openvino", dataclasses.replace(graph, **what))
     monkeypatch.setattr(race_module, "race", lambda sessions, _: {name: [1 / len(name)] for name in sessions})
-    monkeypatch.setattr(race_module, "Segmenter", lambda *_, **__: nullcontext(SimpleNamespace(session=Session())))
+    monkeypatch.setattr(race_module, "open_predictor", lambda *_, **__: nullcontext(SimpleNamespace(session=Session())))
     (found,) = judge_audited(sample_copy, ["int8.openvino"], []).values()
     assert found.speed_ratio > 1.1 and not found.within_budget and not found.accepted
     assert found.reason == "int8.onnx, of which it is made, is over its budget"

@@ -10,40 +10,13 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
-from bundles import onnx_artifact, proof, steps
+from bundles import depth_manifest, manifest, onnx_artifact, proof
 from support import REPO
 
 from denseport.runtime.bundle.artifact import TARGETS, Artifact
-from denseport.runtime.bundle.manifest import Inference, Manifest, NetworkInput, Reference
+from denseport.runtime.bundle.manifest import Inference, Manifest
 from denseport.runtime.bundle.steps import Step
 from denseport.runtime.errors import BundleError
-
-
-def manifest(**changes: Any) -> Manifest:
-    fields: dict[str, Any] = {
-        "name": "tiny",
-        "architecture": "DPT",
-        "parameters": 1000,
-        "patch_size": 16,
-        "stride": 2,
-        "classes": ("wall", "ciel bleu é 天"),
-        "palette": ((1, 2, 3), (4, 5, 255)),
-        "reduce_zero_label": True,
-        "preprocess": steps((1024, 240)),
-        "inference": Inference("slide", (64, 64), (42, 42)),
-        "reference": Reference("dpt", "ADE20K", "whole", 46.97, None, "hash"),
-        "provenance": {"warnings": [], "iterations": None},
-        "spec": {"neck": None},
-        "source": "model.onnx",
-        "task": "segmentation",
-        "input": NetworkInput(),
-        "artifacts": {
-            "model.onnx": onnx_artifact(
-                {"model.onnx": "0" * 64}, proof=(proof(figures="checks"),), record={"checks": [1.5]}
-            )
-        },
-    }
-    return Manifest(**{**fields, **changes})
 
 
 def artifact_of(data: dict[str, Any]) -> dict[str, Any]:
@@ -61,12 +34,14 @@ LEAST = {"model.onnx": onnx_artifact({"model.onnx": "0" * 64})}
 
 
 @pytest.mark.parametrize(
-    "original", [manifest(), manifest(reference=None, inference=Inference(), artifacts=LEAST)], ids=["full", "least"]
+    "original",
+    [manifest(), manifest(reference=None, inference=Inference(), artifacts=LEAST), depth_manifest()],
+    ids=["full", "least", "depth"],
 )
 def test_what_is_written_comes_back(original: Manifest) -> None:
     text = original.to_json()
     assert Manifest.from_json(text, "m.json") == original
-    assert "天" in text and json.loads(text)["format_version"] == 2
+    assert ("天" in text) == bool(original.classes) and json.loads(text)["format_version"] == 2
     assert text.startswith('{\n "name": "tiny",\n "architecture"') and text.endswith("}\n")
 
 
@@ -80,9 +55,11 @@ def test_whole_numbers_stand_for_floats() -> None:
 def test_every_field_without_a_default_is_needed(name: str) -> None:
     text = changed(lambda data: data.pop(name))
     defaults = {
+        "depth": None,
         "augmentation": None,
         "budgets": {},
         "align_corners": False,
+        "via_input": True,
         "threshold": None,
         "scores": True,
         "label_map": {},
@@ -195,7 +172,7 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
             "opencv's interpolation 'box' is none of nearest",
         ),
         (lambda data: data["preprocess"][0].update(library="gd"), "library 'gd' is none of opencv, pillow"),
-        (lambda data: data.update(task="depth"), "task 'depth' is not 'segmentation'"),
+        (lambda data: data.update(task="normals"), "task 'normals' is none of segmentation, depth"),
         (lambda data: data.update(input=None), "manifest.input: expected NetworkInput, found null"),
         (lambda data: data["input"].update(shape=[1, 4, None, None]), "not 'image' with 3 or 1 channels"),
         (lambda data: data["input"].update(shape=[None, 3, 0, None]), "a size that is not in 1..32768"),
@@ -230,7 +207,7 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         (lambda data: artifact_of(data).update(kind="ir"), "kind 'ir' is none of onnx, engine"),
         (lambda data: artifact_of(data).update(precision="int4"), "precision 'int4' is none of fp32, fp16"),
         (lambda data: artifact_of(data).update(float_precision="fp16"), "float_precision 'fp16' is none of fp32"),
-        (lambda data: artifact_of(data).update(output="depth"), "output 'depth' is none of logits, mask"),
+        (lambda data: artifact_of(data).update(output="boxes"), "output 'boxes' is none of logits, mask, depth"),
         (lambda data: artifact_of(data).update(main="b.onnx"), "main 'b.onnx' is none of model.onnx"),
         (lambda data: artifact_of(data).update(files={}), "main 'model.onnx' is none of"),
         (lambda data: artifact_of(data).update(fused="no"), 'fused: expected bool, found "no"'),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,14 +17,14 @@ from denseport.runtime.bundle.preprocessing import (
     described,
     is_usual,
     loading,
+    needs_pillow,
+    of_one_size,
     output_size,
     paddings,
     resized_to,
     resizing,
     size_steps,
-    uses_pillow,
     with_resize,
-    without_pads,
     without_resize,
 )
 from denseport.runtime.bundle.steps import (
@@ -33,6 +35,7 @@ from denseport.runtime.bundle.steps import (
     Pad,
     Resize,
     ResizeBy,
+    ResizeRounded,
     ResizeShortestEdge,
     ResizeToMultiple,
     rescaled_size,
@@ -65,7 +68,12 @@ GREY = Normalise((120.0,), (60.0,), bgr_to_rgb=False)
         (ResizeShortestEdge(5, 8), (4, 8), "shorter side 5, longer at most 8"),
         (ResizeToMultiple((8, 3)), (12, 24), "up to multiples of 8 (width) and 3 (height)"),
         (ResizeToMultiple((10, 10)), (10, 20), "up to multiples of 10"),
+        (ResizeRounded((30, 20), "stretch", 8), (16, 32), "stretch 30 x 20, multiples of 8"),  # 2.5 to even
+        (ResizeRounded((30, 18), "minimal", 7), (14, 28), "minimal 30 x 18, multiples of 7"),  # by 1.5
+        (ResizeRounded((30, 18), "minimal"), (15, 30), "minimal 30 x 18"),
+        (ResizeRounded((30, 18), "lower_bound", 7), (21, 35), "lower bound 30 x 18, multiples of 7"),
         (Pad((30, 5)), (10, 30), "padded to 30 x 5"),  # never cuts
+        (Pad(divisor=16, centred=True), (16, 32), "padded to multiples of 16, centred"),
         (Pad((5, 30), crop=True), (30, 20), "padded to 5 x 30, cut off again"),
         (Pad(divisor=8, mode="edge"), (16, 24), "padded to multiples of 8 (edge)"),
         (Pad(square=True), (20, 20), "padded to a square"),
@@ -93,6 +101,7 @@ def test_scales_of_multi_scale_testing() -> None:
     assert Resize((101, 51), True, "nearest").scaled(0.5) == Resize((50, 25), True, "nearest")
     assert ResizeBy((1.0, 2.0)).scaled(1.5) == ResizeBy((1.5, 3.0))
     assert ResizeShortestEdge(51, 101).scaled(0.5) == ResizeShortestEdge(25, 50)
+    assert ResizeRounded((51, 101), "minimal", 14).scaled(0.5) == ResizeRounded((25, 50), "minimal", 14)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +115,11 @@ def test_scales_of_multi_scale_testing() -> None:
         (lambda side: ResizeShortestEdge(9, side), [1, LARGEST_SIDE], [0, LARGEST_SIDE + 1]),
         (lambda side: ResizeToMultiple((side, 9)), [1, LARGEST_SIDE], [0, LARGEST_SIDE + 1]),
         (lambda side: ResizeToMultiple((9, side)), [1, LARGEST_SIDE], [0, LARGEST_SIDE + 1]),
+        (lambda side: ResizeRounded((side, 9), "minimal"), [1, LARGEST_SIDE], [0, LARGEST_SIDE + 1]),
+        (lambda side: ResizeRounded((9, side), "minimal"), [1, LARGEST_SIDE], [0, LARGEST_SIDE + 1]),
+        (lambda side: ResizeRounded((9, 9), "minimal", side), [1, LARGEST_SIDE], [0, LARGEST_SIDE + 1]),
+        (lambda rule: ResizeRounded((9, 9), rule), ["minimal", "lower_bound", "stretch"], ["upper_bound"]),
+        (lambda kind: ResizeRounded((9, 9), "minimal", 1, kind), ["nearest"], ["box"]),
         (lambda side: Pad((side, 9)), [1, LARGEST_SIDE], [0, LARGEST_SIDE + 1]),
         (lambda side: Pad((9, side)), [1, LARGEST_SIDE], [0, LARGEST_SIDE + 1]),
         (lambda side: Pad(divisor=side), [1, LARGEST_SIDE], [0, LARGEST_SIDE + 1]),
@@ -137,6 +151,13 @@ def test_a_pad_has_one_way_to_its_size() -> None:
             Pad(**bad)
     with pytest.raises(ValueError, match="needs a size or a divisor"):
         Pad()
+    with pytest.raises(ValueError, match="centred pad are not cut off"):
+        Pad((9, 9), crop=True, centred=True)
+
+
+def test_where_a_pad_adds() -> None:
+    assert Pad(divisor=16).added((10, 21)) == ((0, 6), (0, 11))
+    assert Pad(divisor=16, centred=True).added((10, 21)) == ((3, 3), (5, 6))  # the odd one at the right
 
 
 def test_defaults_are_the_usual() -> None:
@@ -149,8 +170,10 @@ def test_defaults_are_the_usual() -> None:
     assert (USUAL_RESIZE.size, USUAL_RESIZE.keep_ratio) == ((2048, 512), True)
     published = Normalise((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), bgr_to_rgb=True)
     assert published == USUAL_NORMALISE
-    kinds = [Load(), USUAL_RESIZE, ResizeBy((1, 1)), ResizeShortestEdge(1, 1), ResizeToMultiple((1, 1)), Pad((1, 1))]
-    names = ["load", "resize", "resize_by", "resize_shortest_edge", "resize_to_multiple", "pad", "normalise"]
+    resizes = [USUAL_RESIZE, ResizeBy((1, 1)), ResizeShortestEdge(1, 1), ResizeToMultiple((1, 1))]
+    kinds = [Load(), *resizes, ResizeRounded((1, 1), "stretch"), Pad((1, 1))]
+    names = ["load", "resize", "resize_by", "resize_shortest_edge", "resize_to_multiple", "resize_rounded"]
+    names += ["pad", "normalise"]
     assert [step.kind for step in (*kinds, GREY)] == names
 
 
@@ -171,6 +194,23 @@ def test_no_step_makes_an_image_huge_that_was_not() -> None:
     assert output_size((LARGEST_SIDE + 5, 1), Pad((9, 9))) == (LARGEST_SIDE + 5, 9)
 
 
+def test_no_step_leaves_an_image_without_pixels() -> None:
+    """As transformers' rule does; it then fails in Pillow."""
+    step = ResizeRounded((518, 518), "minimal", 14)
+    assert step.output((1, 1000)) == (0, 518)
+    with pytest.raises(ImageError, match=r"1000 x 1 would become 518 x 0 \(minimal 518 x 518, multiples of 14\)"):
+        output_size((1, 1000), step)
+
+
+def test_sizes_are_those_of_transformers(shared: Path) -> None:
+    """Its DPT's rule, stretching or not, for 84 sizes."""
+    table = json.loads((shared / "oracle_families/preprocess.json").read_text())["sizes"]
+    for height, width, side, multiple, keep, new_height, new_width in table["rows"]:
+        step = ResizeRounded((side, side), "minimal" if keep else "stretch", multiple)
+        assert step.output((height, width)) == (new_height, new_width), (height, width, step)
+    assert len(table["rows"]) == 84
+
+
 # Lists of steps
 
 
@@ -184,7 +224,7 @@ def test_lists_are_taken_apart() -> None:
     assert size_steps(every) == (PAD, RESIZE) and paddings(every) == (Pad(divisor=8),)
     assert resizing(every) is RESIZE and resizing((PAD, ResizeToMultiple((8, 8)), NORMALISE)) is None
     assert without_resize((ResizeToMultiple((8, 8)), *every)) == (LOAD, PAD, NORMALISE, Pad(divisor=8))
-    assert without_pads(every) == (LOAD, RESIZE, NORMALISE)
+    assert of_one_size(every, (5, 6)) == (LOAD, Resize((5, 6), False, "area"), NORMALISE)
     other = Resize((5, 6), False)
     assert with_resize(every, other) == (LOAD, PAD, other, NORMALISE, Pad(divisor=8))
     assert with_resize((LOAD, PAD, NORMALISE), other) == (LOAD, other, PAD, NORMALISE)
@@ -225,6 +265,8 @@ def test_an_order_that_cannot_be_carried_out_is_refused(bad: Any) -> None:
         ((USUAL_RESIZE, USUAL_RESIZE, NORMALISE), False),
         ((PAD, NORMALISE), False),
         ((USUAL_RESIZE, NORMALISE, PAD), False),
+        ((ResizeRounded((9, 9), "minimal", 14), NORMALISE), True),
+        ((ResizeRounded((9, 9), "minimal", 14, "bicubic"), NORMALISE), False),
         ((Load(grey=True), USUAL_RESIZE, NORMALISE), False),
         ((Load(float32=True), USUAL_RESIZE, NORMALISE), False),
         ((USUAL_RESIZE, GREY), False),
@@ -235,6 +277,6 @@ def test_what_the_gpu_can_do_too(steps: Any, usual: bool) -> None:
 
 
 def test_what_needs_pillow() -> None:
-    assert not uses_pillow(steps())
-    assert uses_pillow((Load(library="pillow"), NORMALISE))
-    assert uses_pillow((PAD, ResizeBy((1, 1), library="pillow"), NORMALISE))
+    assert not needs_pillow(steps())
+    assert needs_pillow((Load(library="pillow"), NORMALISE))
+    assert not needs_pillow((PAD, ResizeBy((1, 1), library="pillow"), NORMALISE))

@@ -109,14 +109,14 @@ def test_inspect_tells_what_is_unusual(call: Callable[..., Any], sample_copy: Bu
     data["preprocess"].insert(0, {"kind": "load", "orientation": False, "grey": True, "float32": True})
     data["preprocess"].append({"kind": "pad", "divisor": 32, "crop": True})
     scale = {"kind": "resize_by", "factor": [0.5, 0.5]}
-    data |= {"align_corners": True, "augmentation": {"scales": [scale], "flip": True}}
+    data |= {"align_corners": True, "via_input": False, "augmentation": {"scales": [scale], "flip": True}}
     data |= {"reduce_zero_label": True, "label_map": {"3": 1}, "ignore_index": 7}
     path.write_text(json.dumps(data), encoding="utf-8")
     code, out, _ = call("inspect", sample_copy.path)
     assert code == 0
     for words in (
         "EXIF orientation ignored, grey, float32, keep-ratio 1024 x 160, padded to multiples of 32, cut off again",
-        "one logit for 2 x 2 pixels, resized with aligned corners",
+        "one logit for 2 x 2 pixels, resized with aligned corners, resized to the image at once",
         "flip (by 0.5)",
         "masks count from 1, 0 is not counted; mapped 3:1; 7 is not counted",
     ):

@@ -106,9 +106,9 @@ def test_the_size_depends_on_the_image_and_not_on_what_it_shows() -> None:
 def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Collects the texts that are drawn from now on."""
     drawn: list[str] = []
-    draw = visualize._draw_text
+    draw = visualize.draw_text
     monkeypatch.setattr(
-        visualize, "_draw_text", lambda panel, text, *rest: (drawn.append(text), draw(panel, text, *rest))
+        visualize, "draw_text", lambda panel, text, *rest: (drawn.append(text), draw(panel, text, *rest))
     )
     return drawn
 
@@ -149,12 +149,12 @@ def test_a_long_name_is_elided(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_opencv_4_has_no_font_and_still_gets_a_legend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(cv2, "FontFace", raising=False)
-    visualize._text_width.cache_clear()
+    visualize.text_width.cache_clear()
     visualize._layout.cache_clear()
     image, mask = scene(360, 480)
     panel = overlay(image, mask, CLASSES, PALETTE)[:, 480:]
     assert (panel.min(axis=-1) > 150).any()
-    visualize._text_width.cache_clear()
+    visualize.text_width.cache_clear()
     visualize._layout.cache_clear()
 
 

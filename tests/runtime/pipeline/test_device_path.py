@@ -206,6 +206,8 @@ def test_a_session_of_the_callers_own_keeps_its_images_on_the_host(sample: Bundl
     protocol = parse_protocol("fixed:64x48", sample.manifest)
     with pytest.raises(MachineError, match=r"^tensors of a plain session are on the host$"):
         open_device_path(Plain(), protocol)
+    with pytest.raises(MachineError, match=r"^the logits are resized to the image at once"):
+        open_device_path(Plain(), protocol, via_input=False)
     with Segmenter(sample, session=Plain(), protocol=protocol, device_path=True) as segmenter:
         assert segmenter.description.endswith("images on the CPU: tensors of a plain session are on the host")
 

@@ -15,6 +15,7 @@ from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.protocol import parse_protocol
+from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced, network_inputs
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.progress import Silent
@@ -73,6 +74,9 @@ def test_one_of_them_stands_for_each_image(sample: Bundle, photo: Path, protocol
 
 def test_items_are_spread_from_the_first_to_the_last() -> None:
     assert evenly_spaced(range(10), 4) == [0, 3, 6, 9] and evenly_spaced(range(3), 4) == [0, 1, 2]
+    assert evenly_spaced(range(10), 1) == [0]
+    with pytest.raises(InputError, match="limit cannot be 0"):
+        evenly_spaced(range(10), 0)
 
 
 def test_ranges_and_audits_of_sliding_windows_see_windows(

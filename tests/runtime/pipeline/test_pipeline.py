@@ -21,7 +21,7 @@ from denseport.runtime.bundle.steps import Resize, ResizeToMultiple
 from denseport.runtime.errors import BundleError, ImageError, InputError
 from denseport.runtime.pipeline import pipeline, sliding
 from denseport.runtime.pipeline.device_path import Painted
-from denseport.runtime.pipeline.pipeline import Pipeline
+from denseport.runtime.pipeline.pipeline import SegmentationPipeline
 from denseport.runtime.pipeline.reduce import Decision
 from denseport.runtime.pipeline.results import RequestedOutputs, Timings
 
@@ -50,11 +50,11 @@ class Colours(Session):
         return logits
 
 
-def runs(protocol: str = "reference", session: Session | None = None, **changes: Any) -> Pipeline:
+def runs(protocol: str = "reference", session: Session | None = None, **changes: Any) -> SegmentationPipeline:
     """The tiny bundle's pipeline: the shorter side becomes 32 pixels unless the protocol says otherwise."""
     manifest = replace(tiny_manifest(), **changes)
     shared = SharedSession(session or Colours())
-    return Pipeline(manifest, Path("bundle"), "model.onnx", parse_protocol(protocol, manifest), shared, 1)
+    return SegmentationPipeline(manifest, Path("bundle"), "model.onnx", parse_protocol(protocol, manifest), shared, 1)
 
 
 @pytest.mark.parametrize("region", [(0, 0, 6, 4), (0, 0, 1, 1), (5, 3, 1, 1), (0, 3, 6, 1), (5, 0, 1, 4), (1, 2, 3, 2)])

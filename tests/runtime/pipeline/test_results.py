@@ -81,6 +81,15 @@ def test_each_ending_has_its_format(found: Segmentation, tmp_path: Path) -> None
     found.save(str(tmp_path / "text.png"))
 
 
+def test_a_png_in_memory_is_the_file(found: Segmentation, tmp_path: Path) -> None:
+    found.save(tmp_path / "a.png")
+    assert found.to_png() == (tmp_path / "a.png").read_bytes()
+    many = replace(found, mask=found.mask + np.uint16(300), palette=((1, 2, 3),) * 310)
+    with Image.open(io.BytesIO(many.to_png())) as image:
+        assert image.mode == "I;16"
+        np.testing.assert_array_equal(np.asarray(image), many.mask)
+
+
 @pytest.mark.parametrize("name", ["a.bmp", "a", "no/such/folder.txt"])
 def test_another_ending_is_refused_and_nothing_written(found: Segmentation, tmp_path: Path, name: str) -> None:
     with pytest.raises(OutputError, match="no result is"):

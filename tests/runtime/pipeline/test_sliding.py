@@ -99,8 +99,8 @@ def test_the_native_protocol_never_resizes(sample: Bundle) -> None:
     assert "own size" in protocol.description
     shapes: list[tuple[int, ...]] = []
     with Segmenter(sample, protocol=protocol, threads=1) as segmenter:
-        run = segmenter._session.run
-        segmenter._session.run = lambda image: shapes.append(image.shape) or run(image)  # type: ignore[assignment, func-returns-value]
+        run = segmenter.session.run
+        segmenter.session.run = lambda image: shapes.append(image.shape) or run(image)  # type: ignore[assignment, func-returns-value]
         assert segmenter(np.zeros((70, 130, 3), np.uint8)).mask.shape == (70, 130)
     assert shapes == [(1, 3, 64, 64)] * 2 * 3
 
@@ -114,8 +114,8 @@ def test_windows_have_the_height_the_width_and_the_strides_of_the_protocol(sampl
     inputs = ((image[..., ::-1] - np.float32([1, 2, 3])) / np.float32([2, 4, 5])).transpose(2, 0, 1)[None]
     seen: list[np.ndarray] = []
     with Segmenter(sample, protocol=protocol, threads=1) as segmenter:
-        run = segmenter._session.run
-        segmenter._session.run = lambda window: seen.append(window) or run(window)  # type: ignore[assignment, func-returns-value]
+        run = segmenter.session.run
+        segmenter.session.run = lambda window: seen.append(window) or run(window)  # type: ignore[assignment, func-returns-value]
         mask = segmenter(image).mask
         maps = segmenter.predict(image)[0]
     expected = [inputs[..., top : top + 32, left : left + 48] for top in rows for left in columns]

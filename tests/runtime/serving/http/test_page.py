@@ -373,6 +373,16 @@ def test_the_policy_lets_nothing_else_run(browser: Browser, server: Running) -> 
     assert set(blocked) == {"script-src-elem", "connect-src", "undefined"}
 
 
+def test_the_description_of_the_api_is_shown_as_it_was_made(page: Page, server: Running) -> None:
+    """Its policy allows its style; on a narrow screen only tables and examples scroll sideways."""
+    page.get_by_role("link", name="description").click()
+    expect(page.get_by_role("heading", name="POST /v1/batch")).to_be_visible()
+    assert page.evaluate("getComputedStyle(document.body).margin") == "0px"
+    accessible(page)
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
 def test_the_document_names_no_other_origin() -> None:
     text = load_page()[0].decode()
     assert not re.search(r"https?://|//[a-z]+\.", text)

@@ -116,6 +116,7 @@ def test_an_image_alone_is_taken_as_a_form_is(server: Running, mask: np.ndarray,
 def test_another_type_of_body_is_refused_with_both_ways(server: Running, kind: str) -> None:
     response = server.client.post("/v1/segment", content=IMAGE, headers={"Content-Type": kind})
     assert response.status_code == 400 and "-F image=@" in response.json()["remedy"]
+    assert f"the content type is {kind!r}" in response.json()["error"] and "image/webp" in response.json()["error"]
     assert "--data-binary" in response.json()["remedy"]
 
 
@@ -217,8 +218,6 @@ def test_openapi_describes_it(server: Running) -> None:
     document = server.client.get("/openapi.json").json()
     OpenAPI.model_validate(document)
     schemas = document["components"]["schemas"]
-    used = re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(document))
-    assert used and set(used) <= set(schemas)
     operation = document["paths"]["/v1/segment"]["post"]
     assert {"200", "400", "408", "413", "415", "422", "500", "503", "504"} == set(operation["responses"])
     assert operation["requestBody"]["content"]["multipart/form-data"]["schema"]["required"] == ["image"]
@@ -273,11 +272,17 @@ def test_a_bomb_is_refused_before_it_is_decoded(server: Running, monkeypatch: py
 def test_a_form_without_the_image_is_refused(server: Running) -> None:
     post = server.client.post
     assert_refused(post("/v1/segment", content=IMAGE), 400, "multipart/form-data", "curl")
-    assert_refused(post("/v1/segment", files={"file": IMAGE}), 400, "no file 'image'")
-    assert_refused(post("/v1/segment", files=[("image", IMAGE), ("image", IMAGE)]), 400, "damaged")
-    assert_refused(post("/v1/segment", files={"image": IMAGE}, data={"more": "fields"}), 400, "damaged")
+    assert_refused(post("/v1/segment", files={"file": IMAGE}), 400, "a file 'file'", "-F image=@")
+    assert_refused(post("/v1/segment", files=[("image", IMAGE), ("image", IMAGE)]), 400, "several", "/v1/batch")
+    assert_refused(
+        post("/v1/segment", files={"image": IMAGE}, data={"format": "json"}), 400, "a text 'format'", "?format="
+    )
+    assert_refused(post("/v1/segment", files={"image": (None, IMAGE)}), 400, "a text 'image'", "-F image=@")
+    empty = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert_refused(post("/v1/segment", content=b"--x--\r\n", headers=empty), 400, "no file 'image'")
     broken = {"Content-Type": "multipart/form-data; boundary=x"}
     assert_refused(post("/v1/segment", content=b"--y\r\n", headers=broken), 400, "damaged")
+    assert_refused(post("/v1/segment", content=b"", headers=broken), 400, "no last boundary")
 
 
 def test_parameters_are_checked_before_the_image(server: Running) -> None:
@@ -285,8 +290,14 @@ def test_parameters_are_checked_before_the_image(server: Running) -> None:
     assert_refused(server.segment(b"", artifact="../../etc/passwd"), 422, "no artifact")
     assert_refused(server.segment(b"", opacity=1.5), 422, "opacity")
     assert_refused(server.segment(b"", format="tiff"), 422, "format")
+    assert_refused(server.segment(b"", opacty=0.5), 422, "'opacty'", "opacity")
+    assert_refused(server.segment(b"", format="json", opacity=0.6), 422, "opacity means nothing", "overlay")
+    assert_refused(server.segment(b"", legend="false"), 422, "legend means nothing")
+    assert server.segment(IMAGE, opacity=0.5, legend="true").status_code == 200  # generated clients send defaults
+    assert_refused(server.client.post("/v1/segment?format=json&format=raw"), 422, "'format' is given twice")
+    assert_refused(server.client.get("/v1/model?artifact=model.onnx"), 422, "'artifact'", "none")
     assert_refused(server.client.get("/v1/segment"), 405)
-    for path in ("/nothing", "/%2e%2e/%2e%2e/etc/passwd", "/sample.jpg/../../setup.cfg", "/docs"):
+    for path in ("/nothing", "/%2e%2e/%2e%2e/etc/passwd", "/sample.jpg/../../setup.cfg", "/docs/"):
         assert_refused(server.client.get(path), 404)
 
 
@@ -376,6 +387,7 @@ def test_beyond_the_queue_it_says_when_to_come_back(sample: Bundle, monkeypatch:
 
 def test_it_answers_when_the_time_is_out(sample: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(sample, Limits(concurrency=1, timeout=0.4)) as started:
+        until(lambda: started.segment(IMAGE).status_code == 200)  # loads what Python loads when it is first needed
         with monkeypatch.context() as patch:
             gate = Gate(patch)
             try:
@@ -409,7 +421,14 @@ def test_a_failure_of_ours_shows_nothing_of_the_machine(sample: Bundle, monkeypa
 
 
 def test_limits_are_checked() -> None:
-    for wrong in ({"max_bytes": 0}, {"concurrency": 0}, {"queue": -1}, {"timeout": 0.0}, {"timeout": float("nan")}):
+    for wrong in (
+        {"max_bytes": 0},
+        {"max_images": 0},
+        {"concurrency": 0},
+        {"queue": -1},
+        {"timeout": 0.0},
+        {"timeout": float("nan")},
+    ):
         with pytest.raises(InputError, match=next(iter(wrong)).replace("_", "-")):
             Limits(**wrong)  # type: ignore[arg-type]
 

@@ -39,7 +39,7 @@ NAMES = [
 PATHS = [
     "/../../etc/passwd", "/..%2f..%2fetc%2fpasswd", "/%2e%2e/%2e%2e/etc/passwd", "/static/../../../etc/passwd",
     "//etc/passwd", "/sample.jpg/../manifest.json", "/sample.jpg%00.png", "/model.onnx", "/manifest.json", "/page.html",
-    "/.%00./", "/docs", "http://x/../../etc/passwd", "*", "/v1/../../model.onnx", "/v1/model/",
+    "/.%00./", "/docs/", "http://x/../../etc/passwd", "*", "/v1/../../model.onnx", "/v1/model/",
     "/" + "../" * 1000 + "etc/passwd",
 ]  # fmt: skip
 

@@ -1,0 +1,186 @@
+"""DPTForDepthEstimation and DepthAnythingForDepthEstimation as heads for depth on mmsegmentation's ViT, or on DINOv2.
+
+Sources: transformers 4.57 and 5.24, ``models/{dpt,depth_anything,dinov2}``; ``conversion_mapping.py`` for the names of
+both generations. transformers' own DPT takes square inputs only; this network any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from denseport.export.checkpoint.huggingface import dpt
+from denseport.export.checkpoint.huggingface.family import GENERIC, OF_TEXT, Family, all_renamed, renamed
+
+__all__ = ["DEPTH_ANYTHING", "DPT_DEPTH"]
+
+LAYER, OURS = r"backbone\.encoder\.layer\.(\d+)\.", r"backbone.layers.\1."
+FIVE_TO_FOUR = {
+    rf"({LAYER})attention\.q_proj\.": r"\1attention.attention.query.",
+    rf"({LAYER})attention\.k_proj\.": r"\1attention.attention.key.",
+    rf"({LAYER})attention\.v_proj\.": r"\1attention.attention.value.",
+    rf"({LAYER})attention\.o_proj\.": r"\1attention.output.dense.",
+}
+DINOV2 = {
+    r"backbone\.embeddings\.cls_token$": "backbone.cls_token",
+    r"backbone\.embeddings\.position_embeddings$": "backbone.pos_embed",
+    r"backbone\.embeddings\.patch_embeddings\.": "backbone.patch_embed.",
+    rf"{LAYER}norm(\d)\.": rf"{OURS}ln\2.",
+    rf"{LAYER}attention\.output\.dense\.": rf"{OURS}attn.attn.out_proj.",
+    rf"{LAYER}layer_scale(\d)\.lambda1$": rf"{OURS}ls\2.gamma",
+    rf"{LAYER}mlp\.fc1\.": rf"{OURS}ffn.layers.0.0.",
+    rf"{LAYER}mlp\.fc2\.": rf"{OURS}ffn.layers.1.",
+    r"backbone\.layernorm\.": "backbone.ln1.",
+}
+DPT_HEAD = {r"head\.head\.": "decode_head.head.", r"head\.projection\.": "decode_head.projection.conv."}
+DEPTH_ANYTHING_HEAD = {
+    r"head\.conv1\.": "decode_head.output_conv1.",
+    r"head\.conv2\.": "decode_head.output_conv2.0.",
+    r"head\.conv3\.": "decode_head.output_conv2.2.",
+}
+# Keys of ``backbone_config``, as `Family` has those of config.json.
+BACKBONE_CARRIED = {
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "layer_norm_eps", "image_size",
+    "patch_size", "num_channels", "qkv_bias", "out_indices", "out_features", "stage_names", "apply_layernorm",
+}  # fmt: skip
+BACKBONE_ONLY: dict[str, tuple[Any, ...]] = {
+    "model_type": ("dinov2",),
+    "hidden_act": ("gelu",),
+    "use_swiglu_ffn": (False,),
+    "pruned_heads": ({},),
+}
+BACKBONE_HARMLESS = {
+    "layerscale_value", "drop_path_rate", "use_mask_token",  # of training
+    "reshape_hidden_states",  # what its code does to the same numbers
+    "architectures",
+}  # fmt: skip
+
+
+def _parts(keys: set[str] | frozenset[str]) -> frozenset[str]:
+    return frozenset(f"backbone_config.{key}" for key in keys)
+
+
+DINOV2_KNOWN = _parts(BACKBONE_CARRIED | BACKBONE_HARMLESS | GENERIC | OF_TEXT)
+DINOV2_ONLY = {f"backbone_config.{key}": values for key, values in BACKBONE_ONLY.items()}
+
+
+def _dinov2(own: Mapping[str, Any]) -> dict[str, Any]:
+    """The encoder in mmsegmentation's words; defaults are those of transformers' Dinov2Config."""
+    layers = own.get("num_hidden_layers", 12)
+    return {
+        "type": "VisionTransformer",
+        "img_size": own.get("image_size", 224),
+        "patch_size": own.get("patch_size", 14),
+        "in_channels": own.get("num_channels", 3),
+        "embed_dims": own.get("hidden_size", 768),
+        "num_layers": layers,
+        "num_heads": own.get("num_attention_heads", 12),
+        "mlp_ratio": own.get("mlp_ratio", 4),
+        "qkv_bias": own.get("qkv_bias", True),
+        "out_indices": _taps(own, layers),
+        "norm_cfg": {"type": "LN", "eps": own.get("layer_norm_eps", 1e-6)},
+        "interpolate_mode": "bicubic",
+        "with_cls_token": True,
+        "patch_bias": True,
+    }
+
+
+def _taps(own: Mapping[str, Any], layers: int) -> list[int]:
+    """The layers that feed the head, from 0; ``out_indices`` count from 1, ``out_features`` say the same by name."""
+    indices, features = own.get("out_indices"), own.get("out_features")
+    named = None if features is None else [int(name.removeprefix("stage")) for name in features]
+    if indices is None and named is None:
+        indices = [layers]
+    if indices is not None and named is not None and list(indices) != named:
+        raise ValueError(f"out_indices {indices} and out_features {features} differ")
+    return [i - 1 for i in indices or named or ()]
+
+
+def _head(kind: str, config: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+    common = {"in_index": [0, 1, 2, 3], "norm_cfg": {"type": "BN"}, "align_corners": False}
+    channels = {
+        "channels": config.get("fusion_hidden_size", 256),
+        "post_process_channels": config.get("neck_hidden_sizes", [96, 192, 384, 768]),
+    }
+    return {"type": kind, **common, **channels, **settings}
+
+
+def _dpt(config: Mapping[str, Any]) -> dict[str, Any]:
+    own = config.get("backbone_config")
+    norm, bias = config.get("use_batch_norm_in_fusion_residual", False), config.get("use_bias_in_fusion_residual")
+    settings = {
+        "readout_type": config.get("readout_type", "project"),
+        "unit_norm": norm,
+        "unit_bias": not norm if bias is None else bias,
+        "projects": config.get("add_projection", False),
+    }
+    backbone = dpt.vit_backbone(config) if own is None else _dinov2(own)
+    return {**dpt.WHOLE, "backbone": backbone, "decode_head": _head("DPTDepthHead", config, **settings)}
+
+
+def _depth_anything(config: Mapping[str, Any]) -> dict[str, Any]:
+    own, kind, largest = config["backbone_config"], config.get("depth_estimation_type", "relative"), None
+    if config.get("patch_size", 14) != own.get("patch_size", 14):
+        raise ValueError(f"patch_size {config.get('patch_size')} is not that of backbone_config")
+    if kind == "metric":
+        largest = config.get("max_depth", 1)
+    elif config.get("max_depth", 1) != 1:
+        raise ValueError(f"max_depth {config['max_depth']} of a relative depth")
+    settings = {
+        "channels": config.get("fusion_hidden_size", 64),
+        "post_process_channels": config.get("neck_hidden_sizes", [48, 96, 192, 384]),
+        "readout_type": "ignore",
+        "depth": {"metric": "metres"}.get(kind, kind),
+        **({} if largest is None else {"max_depth": largest}),
+    }
+    return {**dpt.WHOLE, "backbone": _dinov2(own), "decode_head": _head("DepthAnythingHead", config, **settings)}
+
+
+def _weights(weights: Mapping[str, Tensor], config: Mapping[str, Any], head: Mapping[str, str]) -> dict[str, Tensor]:
+    own = config.get("backbone_config")
+    unused = ["backbone.embeddings.mask_token"]
+    if own is not None and not own.get("apply_layernorm", True):
+        unused.append("backbone.layernorm.")
+    used = {key: value for key, value in weights.items() if not key.startswith(tuple(unused))}
+    if own is None:
+        return dpt.packed_renamed(used, dpt.LAYER, {**dpt.ENCODER, **dpt.NECK, **head})
+    four = all_renamed(used, lambda key: renamed(key, FIVE_TO_FOUR))
+    return dpt.packed_renamed(four, LAYER, {**DINOV2, **dpt.NECK, **head})
+
+
+DPT_DEPTH = Family(
+    architecture="DPTForDepthEstimation",
+    carried=dpt.CARRIED
+    | DINOV2_KNOWN
+    | {
+        "backbone_config", "add_projection", "use_batch_norm_in_fusion_residual", "use_bias_in_fusion_residual",
+    },
+    only={**dpt.ONLY, **DINOV2_ONLY},
+    harmless=dpt.HARMLESS,
+    model=_dpt,
+    weights=lambda weights, config: _weights(weights, config, DPT_HEAD),
+    processors=dpt.PROCESSORS,
+    processor=dpt.PROCESSOR,
+)  # fmt: skip
+DEPTH_ANYTHING = Family(
+    architecture="DepthAnythingForDepthEstimation",
+    carried=DINOV2_KNOWN
+    | {
+        "backbone_config", "patch_size", "reassemble_hidden_size", "neck_hidden_sizes", "fusion_hidden_size",
+        "head_hidden_size", "depth_estimation_type", "max_depth",
+    },
+    only={
+        "model_type": ("depth_anything",),
+        "backbone": (None,),
+        "reassemble_factors": ([4, 2, 1, 0.5],),
+        "head_in_index": (-1,),
+        **DINOV2_ONLY,
+    },
+    harmless=frozenset({"backbone_kwargs", "use_pretrained_backbone", "use_timm_backbone"}),
+    model=_depth_anything,
+    weights=lambda weights, config: _weights(weights, config, DEPTH_ANYTHING_HEAD),
+    processors=dpt.PROCESSORS,
+    processor=dpt.PROCESSOR,
+)  # fmt: skip

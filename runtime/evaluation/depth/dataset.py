@@ -1,0 +1,210 @@
+"""Images with measured depths: in two folders, in the layouts of NYUv2 and KITTI, or in a list.
+
+A depth file is a PNG of 16 bits, whose values are metres times a scale, or a .npy of metres; (H, W), and 0, or in a
+.npy what is not finite, is not measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.errors import DatasetError, ImageError
+from denseport.runtime.evaluation.depth.metrics import CROPS
+from denseport.runtime.evaluation.layouts import Sample, files_by_name, some
+from denseport.runtime.media.images import reading
+from denseport.runtime.system.text import count
+
+__all__ = ["DepthDataset", "DepthReading", "open_depth_dataset"]
+
+ENDINGS = (".png", ".npy")
+PAIRING = (
+    "Give each image a .png or .npy of its name, say how names end with --image-suffix and --depth-suffix, or list the "
+    "pairs in a file."
+)
+
+
+@dataclass(frozen=True)
+class DepthReading:
+    """How depth files are meant, and which of their pixels count; None: not said."""
+
+    scale: float | None = None  # values of a PNG a metre: 1000 of NYUv2's, 256 of KITTI's
+    least: float | None = None  # metres
+    most: float | None = None
+    crop: str | None = None  # one of `CROPS`
+
+    def __post_init__(self) -> None:
+        if self.crop not in (None, *CROPS):
+            raise DatasetError(f"--crop {self.crop!r} is unknown", f"Choose one of {', '.join(CROPS)}.")
+        if self.scale is not None and not self.scale > 0:
+            raise DatasetError(f"--depth-scale {self.scale} is not above 0", "Give values a metre, such as 1000.")
+
+    def over(self, other: DepthReading) -> DepthReading:
+        """These settings, and the other's where these say nothing."""
+        return replace(other, **{name: value for name, value in vars(self).items() if value is not None})
+
+
+@dataclass(frozen=True)
+class _Layout:
+    name: str
+    images: str  # a folder, as is the next
+    depths: str
+    parts: tuple[str, str] = ("", "")  # what a depth's name has, and its image's has instead
+    reading: DepthReading = field(default_factory=DepthReading)
+
+
+TWO_FOLDERS = _Layout("two folders", "images", "depths")
+NYU = _Layout("NYUv2, rgb_* and sync_depth_*", "", "", ("sync_depth_", "rgb_"), DepthReading(1000.0, most=10.0))
+KITTI_PARTS = ("_groundtruth_depth_", "_image_")
+LAYOUTS = (
+    _Layout("KITTI's depth selection", "image", "groundtruth_depth", KITTI_PARTS, DepthReading(256.0, most=80.0)),
+    replace(TWO_FOLDERS, name="images and depths"),
+    _Layout("rgb and depth", "rgb", "depth"),
+    _Layout("image and depth", "image", "depth"),
+)
+
+
+@dataclass(frozen=True)
+class DepthDataset:
+    """Images with depths."""
+
+    samples: tuple[Sample, ...]  # whose masks are the depth files
+    reading: DepthReading
+    found: str = field(default="", compare=False)  # where the samples are, and which rule found them
+
+    def __post_init__(self) -> None:
+        if not self.samples:
+            raise DatasetError("the data set is empty", "Name a folder or a list that holds images with depths.")
+        pngs = [each.mask for each in self.samples if each.mask.suffix.lower() == ".png"]
+        if pngs and self.reading.scale is None:
+            what = f"{pngs[0]}: nothing says how many of its values are a metre"
+            raise DatasetError(what, "Give --depth-scale: 1000 where they are millimetres, 256 of KITTI's.")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read_depth(self, sample: Sample) -> NDArray[np.float32]:
+        """(H, W) metres; 0 is not measured.
+
+        Raises:
+            ImageError: the file cannot be read.
+            DatasetError: it holds no depths.
+        """
+        path, scale = sample.mask, self.reading.scale
+        with reading(path):
+            data = path.read_bytes()
+        try:
+            if path.suffix.lower() == ".npy":
+                stored, kind, scale = np.load(path, allow_pickle=False), "f", 1.0
+            else:
+                stored, kind = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED), "u"
+        except (cv2.error, OSError, ValueError, EOFError) as err:
+            raise ImageError(f"{path}: cannot be decoded: {err}", "Copy or save it again.") from err
+        if stored is None:
+            raise ImageError(f"{path}: damaged, or no PNG", "Copy or save it again.")
+        if stored.ndim != 2 or stored.dtype.kind != kind or stored.dtype == np.uint8:
+            what = f"{path}: is {stored.shape} of {stored.dtype}, not a grey PNG of 16 bits nor (H, W) floats"
+            raise DatasetError(what, "Save metres times a scale as such a PNG, or metres as .npy.")
+        depth: NDArray[np.float32] = stored.astype(np.float32) / np.float32(scale)
+        depth[~np.isfinite(depth)] = 0
+        return depth
+
+
+def open_depth_dataset(
+    data: Path | str,
+    *,
+    depths: Path | str | None = None,
+    list_file: Path | str | None = None,
+    image_suffix: str | None = None,
+    depth_suffix: str | None = None,
+    settings: DepthReading | None = None,
+) -> DepthDataset:
+    """The data set that the options of ``denseport eval`` name; docs/evaluation.md has the layouts.
+
+    Args:
+        data: a folder in a known layout; with ``depths``, the folder of images; with ``list_file``, what its paths are
+            relative to.
+        depths: folder of depth files that have the names of the images; with ``list_file``, a second place to look.
+        list_file: text: on each line an image and its depth, and perhaps a number more; a depth ``None`` is left out.
+        image_suffix, depth_suffix: how the names of images and depths end, such as ``_depth.npy``.
+        settings: what counts more than the layout's own.
+
+    Raises:
+        DatasetError: a file or folder that is missing or has no partner, or PNGs without a scale.
+    """
+    root, other, settings = Path(data), None if depths is None else Path(depths), settings or DepthReading()
+    try:
+        if list_file is not None:
+            samples, words = _listed(Path(list_file), [each for each in (root, other) if each is not None])
+            return DepthDataset(samples, settings, words)
+        layout = _layout_of(root) if other is None else TWO_FOLDERS
+        images, folder = (root / layout.images, root / layout.depths) if other is None else (root, other)
+        samples = _pairs(images, folder, layout.parts, image_suffix, depth_suffix)
+    except OSError as err:
+        raise DatasetError(f"{err.filename}: cannot be searched: {err.strerror}", "Check its permissions.") from err
+    words = f"{count(len(samples), 'image')} of {images} with depths of {folder}; {layout.name}"
+    return DepthDataset(samples, settings.over(layout.reading), words)
+
+
+def _layout_of(root: Path) -> _Layout:
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such folder", "Check the path.")
+    found = [each for each in LAYOUTS if (root / each.images).is_dir() and (root / each.depths).is_dir()]
+    if not found and (any(root.glob("rgb_*")) or any(root.glob("*/rgb_*"))):
+        return NYU
+    if len(found) == 1:
+        return found[0]
+    names = "; ".join(f"{each.images}/ and {each.depths}/" for each in found or LAYOUTS)
+    what = f"can be read in {len(found)} ways: {names}" if found else f"has none of {names}, nor rgb_* and sync_depth_*"
+    raise DatasetError(f"{root}: {what}", "Give the folder of images as --data, and the one of depths with --depths.")
+
+
+def _pairs(
+    images: Path, depths: Path, parts: tuple[str, str], image_suffix: str | None, depth_suffix: str | None
+) -> tuple[Sample, ...]:
+    """Images and depths of the same names, but for the layout's parts and the endings."""
+    old, new = parts
+    depth_of = {
+        name.replace(old, new) if old else name: file
+        for ending in ((depth_suffix,) if depth_suffix else ENDINGS)
+        for name, file in files_by_name(depths, ending).items()
+        if old in file.name
+    }
+    files = files_by_name(images, image_suffix or "").items()
+    image_of = {name: file for name, file in files if file not in depth_of.values()}
+    alone = sorted(image_of.keys() ^ depth_of.keys())
+    if alone or not image_of:
+        what = f"{len(alone)} images or depths have no partner, such as {some(alone)}" if alone else "no images"
+        raise DatasetError(f"{images} and {depths}: {what}", PAIRING)
+    return tuple(Sample(name, image_of[name], depth_of[name]) for name in sorted(image_of))
+
+
+def _listed(path: Path, bases: list[Path]) -> tuple[tuple[Sample, ...], str]:
+    """The pairs of a list such as those of the Eigen split: an image, its depth or None, perhaps the focal length."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as err:
+        raise DatasetError(f"{path}: the list cannot be read: {err}", "Name a text file in UTF-8.") from err
+    samples, without, places = list[Sample](), 0, [*bases, path.parent]
+    for number, line in enumerate(lines, start=1):
+        fields = line.split("\t") if "\t" in line else line.split()
+        if not fields or fields[0].startswith("#"):
+            continue
+        if len(fields) not in (2, 3) or (fields[1] != "None" and Path(fields[1]).suffix.lower() not in ENDINGS):
+            what = f"{path}, line {number}: expected 'image depth', the depth a .png or .npy"
+            raise DatasetError(what, "Separate names that hold blanks by a tab.")
+        if fields[1] == "None":
+            without += 1
+            continue
+        files = [next((base / each for base in places if (base / each).is_file()), None) for each in fields[:2]]
+        if files[0] is None or files[1] is None:
+            missing, where = fields[0] if files[0] is None else fields[1], " or ".join(map(str, places))
+            what = f"{path}, line {number}: there is no {missing!r} in {where}"
+            raise DatasetError(what, "Check --data and --depths.")
+        samples.append(Sample(fields[0], files[0], files[1]))
+    left_out = f", {without} without a depth left out" if without else ""
+    return tuple(samples), f"{count(len(samples), 'image')} of {path}; pairs of a list{left_out}"

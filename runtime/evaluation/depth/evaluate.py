@@ -1,0 +1,183 @@
+"""The accuracy of a depth artifact, and whether it may ship: what ``denseport eval`` does with a depth bundle."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from denseport.runtime.bundle.bundle import Bundle, refuse_other_task
+from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.bundle.protocol import Protocol
+from denseport.runtime.errors import InputError
+from denseport.runtime.evaluation.depth.dataset import DepthDataset, DepthReading, open_depth_dataset
+from denseport.runtime.evaluation.depth.gate import check_gate, collapses, judge
+from denseport.runtime.evaluation.depth.measure import DepthMeasurement, measure_depths
+from denseport.runtime.evaluation.gate import Gate, Verdict
+from denseport.runtime.evaluation.metrics import json_number
+from denseport.runtime.evaluation.record import float_warnings, note_accuracy
+from denseport.runtime.segmenter.depth import DepthEstimator
+from denseport.runtime.system.arguments import whole
+from denseport.runtime.system.cpus import MOST_THREADS
+from denseport.runtime.system.files import refuse_unwritable
+from denseport.runtime.system.progress import Progress, Silent
+
+__all__ = ["DepthEvaluation", "evaluate_depth"]
+
+LEAST = 1e-3  # metres, as upstream has it
+
+
+@dataclass(frozen=True)
+class DepthEvaluation:
+    """What `evaluate_depth` found."""
+
+    metrics: dict[str, float]  # by the names of `METRICS`: the means over the images
+    fp32: dict[str, float] | None  # FP32's on the same images; None: it was not run
+    artifact: str
+    session: str  # what ran it, in words
+    protocol: Protocol
+    reading: DepthReading  # limits, crop and scale that were taken
+    measurement: DepthMeasurement  # image by image
+    aligned: bool  # each image's depths were brought to metres by least squares
+    gate: Verdict | None  # None: nothing was to be judged
+    warnings: tuple[str, ...]
+    data: str  # what was found of images and depths, and by which rule
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``denseport eval --json`` prints."""
+        found, reading, seconds = self.measurement, self.reading, max(self.measurement.seconds, 1e-9)
+        runs = [{name: json_number(value) for name, value in run.items()} for run in (self.metrics, self.fp32 or {})]
+        return {
+            "artifact": self.artifact,
+            "session": self.session,
+            "protocol": {"name": self.protocol.name, "description": self.protocol.description},
+            "images": found.images,
+            "pixels": int(found.pixels.sum()),
+            "data": self.data,
+            "min_depth": reading.least,
+            "max_depth": reading.most,
+            "crop": reading.crop,
+            "depth_scale": reading.scale,
+            "aligned": self.aligned,
+            **runs[0],
+            "fp32": runs[1] or None,
+            "gate": None if self.gate is None else self.gate.to_dict(),
+            "warnings": list(self.warnings),
+            "seconds": round(found.seconds, 3),
+            "images_per_second": round(found.images / seconds, 3),
+            "session_share": round(found.session_seconds / seconds, 4),
+        }
+
+
+def evaluate_depth(
+    bundle: Path | str | Bundle,
+    data: Path | str | DepthDataset,
+    *,
+    artifact: str | None = None,
+    protocol: str | Protocol = "reference",
+    gate: Gate | str | float | None = None,
+    depths: Path | str | None = None,
+    list_file: Path | str | None = None,
+    image_suffix: str | None = None,
+    depth_suffix: str | None = None,
+    settings: DepthReading | None = None,
+    limit: int | None = None,
+    threads: int | None = None,
+    workers: int = 2,
+    record: bool = False,
+    progress: Progress | None = None,
+) -> DepthEvaluation:
+    """Measure a depth artifact and, with a gate, judge it. A failed gate is a result, no exception.
+
+    Args:
+        data: a path as of `open_depth_dataset`, or a data set that is open already.
+        artifact, gate, protocol, limit, threads, workers, record: as of `denseport.runtime.evaluate`; a gate compares
+            with FP32 (``"model.onnx"``) or with an AbsRel.
+        depths, list_file, image_suffix, depth_suffix: as of `open_depth_dataset`, where ``data`` is a path.
+        settings: the scale of PNGs, the limits in metres, the crop; default: the layout's, then 0.001 and the network's
+            own limit.
+
+    Raises:
+        BundleError, MachineError: as of `DepthEstimator`.
+        DatasetError, ImageError: images or depths that cannot be used.
+        InputError: what cannot be compared, or nothing says how far measured depths count.
+        OutputError: the manifest cannot be written.
+    """
+    progress, bundle = progress or Silent(), bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    refuse_other_task(bundle, "depth", "denseport.runtime.evaluate")
+    if record:
+        refuse_unwritable(bundle.path)
+    workers, manifest = whole("workers", workers, 1, MOST_THREADS), bundle.manifest
+    artifact = manifest.source if artifact is None else artifact
+    gate = gate if gate is None or isinstance(gate, Gate) else Gate(gate)
+    if gate is not None:
+        check_gate(gate, manifest, artifact)
+    if not isinstance(data, DepthDataset):
+        ends = {"image_suffix": image_suffix, "depth_suffix": depth_suffix}
+        data = open_depth_dataset(data, depths=depths, list_file=list_file, settings=settings, **ends)
+    data = replace(data, samples=data.samples[: None if limit is None else whole("limit", limit, 1)])
+    data, limits = _complete(data, manifest)
+    with ExitStack() as stack:
+        common: dict[str, Any] = {"protocol": protocol, "threads": threads}
+        own = stack.enter_context(DepthEstimator(bundle, artifact=artifact, **common))
+        fp32 = None
+        if gate is not None and gate.against == manifest.source:
+            fp32 = stack.enter_context(DepthEstimator(bundle, artifact=manifest.source, **common))
+        progress.say(data.found)
+        with progress.phase(f"measuring {artifact}") as told:
+            found = measure_depths(data, own, limits, fp32=fp32, workers=workers, progress=told)
+        evaluation = _judged(own, data, found, gate)
+    return _recorded(bundle, evaluation) if record else evaluation
+
+
+def _complete(data: DepthDataset, manifest: Manifest) -> tuple[DepthDataset, tuple[float, float]]:
+    """The data set with its limits, and these: metres from which and up to which measured depths count.
+
+    Raises:
+        InputError: nothing says the largest depth that counts.
+    """
+    assert manifest.depth is not None  # of a depth bundle
+    largest = manifest.depth.largest if manifest.depth.unit == "metres" else None
+    reading = data.reading.over(DepthReading(least=LEAST, most=largest))
+    if reading.most is None:
+        what = "nothing says up to how many metres measured depths count"
+        raise InputError(what, "Give --max-depth: 10 is usual for NYUv2, 80 for KITTI.")
+    if reading.least is None or not 0 < reading.least < reading.most:
+        what = f"--min-depth {reading.least} and --max-depth {reading.most} do not go together"
+        raise InputError(what, "Both are above 0, and the second is larger.")
+    return replace(data, reading=reading), (reading.least, reading.most)
+
+
+def _judged(
+    estimator: DepthEstimator, data: DepthDataset, found: DepthMeasurement, gate: Gate | None
+) -> DepthEvaluation:
+    manifest, artifact = estimator.manifest, estimator.bundle.artifact(estimator.artifact)
+    assert manifest.depth is not None  # of a depth bundle
+    warnings = [] if gate is not None else collapses(found)
+    warnings += float_warnings(artifact, on_gpu=found.on_gpu)
+    if nothing := int((found.pixels == 0).sum()):
+        warnings.append(f"{nothing} of {found.images} images have no pixel that counts, and are left out of the means")
+    return DepthEvaluation(
+        metrics=found.means(),
+        fp32=found.means(1) if len(found.values) == 2 else None,
+        artifact=estimator.artifact,
+        session=estimator.description,
+        protocol=estimator.protocol,
+        reading=data.reading,
+        measurement=found,
+        aligned=manifest.depth.unit == "relative",
+        gate=None if gate is None else judge(gate, found, manifest, artifact.precision),
+        warnings=tuple(warnings),
+        data=data.found,
+    )
+
+
+def _recorded(bundle: Bundle, found: DepthEvaluation) -> DepthEvaluation:
+    """The result in the artifact's record, or a warning why not."""
+    result = found.to_dict()
+    kept = {key: result[key] for key in ("AbsRel", "d1", "images", "protocol", "gate")}
+    fp32 = result["fp32"]
+    beside = fp32 and kept | {"gate": None, "AbsRel": fp32["AbsRel"], "d1": fp32["d1"]}
+    why_not = note_accuracy(bundle, found.artifact, kept, on_gpu=found.measurement.on_gpu, fp32=beside)
+    return replace(found, warnings=(*found.warnings, *why_not))

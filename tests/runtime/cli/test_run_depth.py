@@ -1,0 +1,83 @@
+"""`denseport run` on a depth bundle: PNGs of 16 bits, arrays, overlays, videos; formats without meaning are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from command_line import files, refused
+
+from denseport.runtime import DepthEstimator
+from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.media.images import read_image
+from denseport.runtime.media.videos import VideoReader, VideoWriter
+
+
+def test_every_format_holds_the_depths(
+    call: Callable[..., Any], depth_sample: Bundle, tmp_path: Path, photo: Path
+) -> None:
+    out = tmp_path / "out"
+    code, text, err = call("run", depth_sample.path, photo, "-o", out, "--format", "png,overlay,npy,npz", "--json")
+    assert code == 0 and "ONNX Runtime" in err
+    ends = ("depth.png", "overlay.png", "depth.npy", "arrays.npz")
+    assert files(out) == {f"photo_{end}" for end in ends}
+    with DepthEstimator(depth_sample) as estimate:
+        want = estimate(photo).depth
+    np.testing.assert_array_equal(np.load(out / "photo_depth.npy"), want)
+    np.testing.assert_array_equal(np.load(out / "photo_arrays.npz")["depth"], want)
+    values = cv2.imread(str(out / "photo_depth.png"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_allclose(values / 1000, np.maximum(want, 0), atol=6e-4)
+    assert read_image(out / "photo_overlay.png").shape[0] >= want.shape[0]
+    (entry,) = json.loads(text)["results"]
+    assert (entry["unit"], entry["larger_is"], entry["width"], entry["height"]) == ("metres", "farther", 96, 64)
+    assert entry["least"] == pytest.approx(want.min()) and entry["most"] == pytest.approx(want.max())
+    code, text, _ = call("run", depth_sample.path, photo, "-o", tmp_path / "b", "--depth-scale", "5000", "--no-overlay")
+    assert code == 0 and "metres, larger is farther" in text and files(tmp_path / "b") == {"photo_depth.png"}
+    values = cv2.imread(str(tmp_path / "b/photo_depth.png"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_allclose(values / 5000, np.maximum(want, 0), atol=2e-4)
+
+
+def test_a_video_becomes_depths_and_a_video(
+    call: Callable[..., Any], depth_sample: Bundle, tmp_path: Path, photo: Path
+) -> None:
+    image, video = read_image(photo), tmp_path / "a.webm"
+    with VideoWriter(video, 10.0) as writer:
+        for shift in range(3):
+            writer.write(np.roll(image, 4 * shift, axis=1))
+    code, _, err = call("run", depth_sample.path, video, "-o", tmp_path / "out", "--format", "npy,overlay")
+    assert code == 0, err
+    assert files(tmp_path / "out") == {"a_overlay.webm", *(f"a_depth/{i:06}.npy" for i in (1, 2, 3))}
+    assert np.load(tmp_path / "out/a_depth/000003.npy").shape == (64, 96)
+    with VideoReader(tmp_path / "out/a_overlay.webm") as reader:
+        assert len(list(reader)) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--format", "coco"], "--format coco means nothing for a network of depth"),
+        (["--format", "npz,geojson"], "--format geojson means nothing"),
+        (["--format", "scores"], "--format scores means nothing"),
+        (["--grey"], "--grey is not for a network of depth"),
+        (["--no-mask"], "--no-mask is not for a network of depth"),
+        (["--server", "http://localhost:1"], "--server is not for a network of depth"),
+        (["--protocol", "ms-flip"], "ms-flip is of segmentation"),
+        (["--depth-scale", "10", "--format", "npy"], "--depth-scale is of PNGs"),
+    ],
+    ids=str,
+)
+def test_what_means_nothing_is_refused(
+    call: Callable[..., Any], depth_sample: Bundle, tmp_path: Path, photo: Path, options: list[str], words: str
+) -> None:
+    refused(call("run", depth_sample.path, photo, "-o", tmp_path / "out", *options), words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_depth_options_are_not_for_masks(call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path) -> None:
+    for options in (["--depth-scale", "100"], ["--format", "npy"]):
+        refused(call("run", sample.path, photo, "-o", tmp_path / "out", *options), "for a network of segmentation")
