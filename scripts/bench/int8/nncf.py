@@ -29,7 +29,8 @@ from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_space
 from denseport.runtime.segmenter import Segmenter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from processes import environment  # noqa: E402
+from processes import environment
+
 from denseport.runtime.system.cpus import has_bf16, usable_cpus
 
 PACKAGES = ("nncf==3.4.0", "openvino==2026.4.1")
