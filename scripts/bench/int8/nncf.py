@@ -27,11 +27,10 @@ from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced, sample_evenly
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.system.cpus import has_bf16, usable_cpus
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from processes import environment
-
-from denseport.runtime.system.cpus import has_bf16, usable_cpus
 
 PACKAGES = ("nncf==3.4.0", "openvino==2026.4.1")
 QUANTIZE = """
