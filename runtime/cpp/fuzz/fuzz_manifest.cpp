@@ -36,6 +36,7 @@ void decide(const Manifest& manifest, const Protocol& protocol, const View& view
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     try {
         const Manifest manifest = Manifest::from_json({reinterpret_cast<const char*>(data), size}, "manifest.json");
+        if (manifest.task != "segmentation") return 0;
         for (const char* name : {"reference", "ms-flip", "ms-flip:1.x", "slide", "native:64:42", "fixed:64x48"}) {
             try {
                 const Protocol protocol = parse_protocol(name, manifest);

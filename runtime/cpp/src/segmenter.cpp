@@ -51,6 +51,15 @@ void refuse_pillow(const Protocol& protocol, const path& bundle) {
                            "Run it with Python's runtime and its extra: pip install 'denseport[pillow]'");
 }
 
+// The bundle of a segmentation network.
+Bundle segmenting(const path& folder) {
+    Bundle bundle(folder);
+    if (const std::string& task = bundle.manifest().task; task != "segmentation")
+        throw InputError(folder.string() + ": its network is for " + task + ", which the C++ runtime does not run yet",
+                         "In Python: denseport.runtime.DepthEstimator(bundle).");
+    return bundle;
+}
+
 }  // namespace
 
 struct Segmenter::State {
@@ -61,7 +70,7 @@ struct Segmenter::State {
     std::unique_ptr<Session> session;
 
     State(const path& folder, const Options& options)
-        : bundle(folder),
+        : bundle(segmenting(folder)),
           protocol(parse_protocol(options.protocol, bundle.manifest())),
           threads(check_threads(options.threads)) {
         refuse_pillow(protocol, folder);

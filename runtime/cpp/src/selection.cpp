@@ -28,7 +28,7 @@ std::string made_for(const std::string& target) {
 }
 
 std::string why_no_logits(const Artifact& artifact) {
-    return artifact.output == "logits"
+    return artifact.output != "mask"
                ? ""
                : "gives masks of the network's input, not logits that can be resized to the image";
 }

@@ -22,6 +22,7 @@ from denseport.runtime.bundle.steps import (
     Pad,
     Resize,
     ResizeBy,
+    ResizeRounded,
     ResizeShortestEdge,
     ResizeToMultiple,
 )
@@ -44,7 +45,7 @@ def full_manifest() -> dict[str, Any]:
     first, last = manifest.preprocess
     every = (
         *(Load(), first, ResizeBy((0.5, 2.0)), ResizeShortestEdge(20, 90), ResizeToMultiple((4, 8))),
-        *(Pad(divisor=4), last, Pad(size=(8, 8))),
+        *(ResizeRounded((8, 8), "minimal", 4), Pad(divisor=4), last, Pad(size=(8, 8), centred=True)),
     )
     views = Augmentation((Resize((8, 8), True),), True)
     data: dict[str, Any] = json.loads(
@@ -193,6 +194,13 @@ def test_what_this_runtime_lacks_is_refused_by_name(library: Library, tmp_path: 
         bundle.add(name, replace(source, made_of="model.onnx", **changes))  # type: ignore[arg-type]
         assert words in said(library, bundle.path, name)
     assert "no artifact 'other'; it has" in said(library, bundle.path, "other")
+    depth = {"unit": "metres", "larger_is": "farther", "largest": None, "interpolation": "bilinear"}
+    changes = {"task": "depth", "depth": depth, "classes": [], "palette": []}
+    folder = rewrite(Bundle(tiny_bundle(tmp_path / "depth").path), lambda data: data.update(changes))
+    rewritten = json.loads((folder / MANIFEST).read_text())
+    rewritten["artifacts"]["model.onnx"]["output"] = "depth"
+    (folder / MANIFEST).write_text(json.dumps(rewritten))
+    assert "its network is for depth, which the C++ runtime does not run yet" in said(library, folder)
     first = {"kind": "load", "library": "pillow"}
     rewrite(bundle, lambda data: data["preprocess"].insert(0, first))
     assert "decoded with Pillow, which the C++ runtime does not have" in said(library, bundle.path)

@@ -54,7 +54,7 @@ void decode(const Json& value, const At& at, Artifact& out) {
     check_one_of(at, "kind", out.kind, {"onnx", "engine"});
     check_one_of(at, "precision", out.precision, PRECISIONS);
     check_one_of(at, "target", out.target, TARGETS);
-    check_one_of(at, "output", out.output, {"logits", "mask"});
+    check_one_of(at, "output", out.output, {"logits", "mask", "depth"});
     check_one_of(at, "float_precision", out.float_precision,
                  out.is_quantized() ? FLOATS : std::vector<std::string>{out.precision});
     check_one_of(at, "main", out.main, keys(out.files));

@@ -112,9 +112,25 @@ void check_numbers(const Object& fields, const Manifest& manifest) {
                                 " is not a probability that divides two classes");
 }
 
-std::vector<Class> classes_of(const Object& fields) {
+// What the numbers of a depth network mean; this runtime refuses such networks, and reads them all the same.
+void check_depth(const Json& value, const At& at) {
+    if (value.is_null()) throw at.error("a depth network without depth: its unit and its direction");
+    const Object fields(value, at / "depth", "DepthOutput", {"unit", "larger_is", "largest", "interpolation"});
+    check_one_of(fields.at(), "unit", fields.get<std::string>("unit"), {"metres", "relative"});
+    check_one_of(fields.at(), "larger_is", fields.get<std::string>("larger_is"), {"farther", "nearer"});
+    check_one_of(fields.at(), "interpolation", fields.get<std::string>("interpolation"), {"bilinear", "bicubic"});
+    fields.get<std::optional<double>>("largest");
+}
+
+std::vector<Class> classes_of(const Object& fields, const std::string& task) {
     const auto names = fields.get<std::vector<std::string>>("classes");
     const auto palette = fields.get<std::vector<std::array<long long, 3>>>("palette");
+    const Json depth = fields.get<Json>("depth", nullptr);
+    if (task == "depth") {
+        check_depth(depth, fields.at());
+        return {};
+    }
+    if (!depth.is_null()) throw fields.at().error("depth is said of a network that tells classes apart");
     if (names.empty()) throw fields.at().error("a model has at least one class");
     for (const auto& colour : palette)
         for (const long long level : colour)
@@ -148,13 +164,13 @@ void check_printable(const Manifest& manifest, const At& at) {
 }
 
 void check_source(const Manifest& manifest, const At& at) {
+    const std::string gives = manifest.task == "depth" ? "depth" : "logits";
     const auto found = manifest.artifacts.find(manifest.source);
     const Artifact* source = found == manifest.artifacts.end() ? nullptr : &found->second;
-    if (!source || source->kind != "onnx" || source->precision != "fp32" || source->output != "logits" ||
-        source->made_of)
+    if (!source || source->kind != "onnx" || source->precision != "fp32" || source->output != gives || source->made_of)
         throw(at / "source")
-            .error(in_quotes(manifest.source) +
-                   " is no artifact of kind onnx and precision fp32 that gives logits and is made of no other");
+            .error(in_quotes(manifest.source) + " is no artifact of kind onnx and precision fp32 that gives " + gives +
+                   " and is made of no other");
 }
 
 }  // namespace
@@ -170,8 +186,8 @@ Manifest Manifest::from_json(const std::string& text, const std::string& file) {
         data, {file, "manifest"}, "Manifest",
         {"name", "architecture", "parameters", "patch_size", "stride", "classes", "palette", "reduce_zero_label",
          "preprocess", "inference", "reference", "provenance", "spec", "source", "task", "input"},
-        {"augmentation", "align_corners", "threshold", "scores", "label_map", "ignore_index", "artifacts", "budgets",
-         "format_version"});
+        {"depth", "augmentation", "align_corners", "via_input", "threshold", "scores", "label_map", "ignore_index",
+         "artifacts", "budgets", "format_version"});
     const At& at = fields.at();
     fields.get<long long>("format_version");
     Manifest manifest;
@@ -184,19 +200,21 @@ Manifest Manifest::from_json(const std::string& text, const std::string& file) {
     manifest.input = fields.get<NetworkInput>("input");
     manifest.augmentation = fields.get<std::optional<Augmentation>>("augmentation", std::nullopt);
     manifest.align_corners = fields.get("align_corners", false);
+    manifest.via_input = fields.get("via_input", true);
     manifest.threshold = fields.get<std::optional<double>>("threshold", std::nullopt);
     manifest.artifacts = fields.get<std::map<std::string, Artifact>>("artifacts", {});
     fields.get("scores", true);  // probabilities, which this runtime does not give
     check_reference(fields.get<Json>("reference"), at / "reference");
     check_objects(fields);
-    if (const auto task = fields.get<std::string>("task"); task != "segmentation")
-        throw at.error("task " + in_quotes(task) + " is not 'segmentation', the only one so far");
+    manifest.task = fields.get<std::string>("task");
+    if (manifest.task != "segmentation" && manifest.task != "depth")
+        throw at.error("task " + in_quotes(manifest.task) + " is none of segmentation, depth");
+    manifest.classes = classes_of(fields, manifest.task);
     check_steps(manifest.preprocess, at);
     if (const auto channels = normalisation(manifest.preprocess).mean.size();
         (long long)channels != manifest.input.shape[1])
         throw at.error("mean and std are of " + std::to_string(channels) + " channels, the network takes " +
                        shown(*manifest.input.shape[1]));
-    manifest.classes = classes_of(fields);
     check_numbers(fields, manifest);
     check_labels(fields);
     check_printable(manifest, at);

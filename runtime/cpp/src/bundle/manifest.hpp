@@ -27,7 +27,7 @@ struct NetworkInput {
 };
 
 struct Manifest {
-    std::string name, architecture, source;
+    std::string name, architecture, source, task;
     long long patch_size = 1;  // pixels; a network input has at least one patch
     std::vector<Class> classes;
     Steps preprocess;
@@ -35,6 +35,7 @@ struct Manifest {
     NetworkInput input;
     std::optional<Augmentation> augmentation;
     bool align_corners = false;
+    bool via_input = true;  // the logits are resized to the network's input, then to the image; false: to it at once
     std::optional<double> threshold;
     std::map<std::string, Artifact> artifacts;
 

@@ -69,8 +69,20 @@ ResizeToMultiple resize_to_multiple(const Json& value, const At& at) {
     return step;
 }
 
+ResizeRounded resize_rounded(const Json& value, const At& at) {
+    const Object fields(value, at, "ResizeRounded", {"size", "rule"}, {"kind", "divisor", "interpolation", "library"});
+    ResizeRounded step{fields.get<Pair>("size"), fields.get<std::string>("rule"), fields.get<long long>("divisor", 1),
+                       sampling(fields)};
+    check_one_of(at, "rule", step.rule, {"minimal", "lower_bound", "stretch"});
+    if (!are_sides(step.size))
+        throw at.error("size " + listed(step.size) + " has a side that is not in " + SIDES + " pixels");
+    if (!are_sides({step.divisor})) throw at.error("divisor (" + shown(step.divisor) + ",) is not in " + SIDES);
+    return step;
+}
+
 Pad pad(const Json& value, const At& at) {
-    const Object fields(value, at, "Pad", {}, {"kind", "size", "divisor", "square", "value", "mode", "crop"});
+    const Object fields(value, at, "Pad", {},
+                        {"kind", "size", "divisor", "square", "value", "mode", "crop", "centred"});
     Pad step;
     step.size = fields.get<std::optional<Pair>>("size", std::nullopt);
     step.divisor = fields.get<std::optional<long long>>("divisor", std::nullopt);
@@ -78,6 +90,7 @@ Pad pad(const Json& value, const At& at) {
     step.value = fields.get("value", step.value);
     step.mode = fields.get("mode", step.mode);
     step.crop = fields.get("crop", false);
+    step.centred = fields.get("centred", false);
     check_one_of(at, "mode", step.mode, {"constant", "edge", "reflect", "symmetric"});
     if (step.size && (step.divisor || step.square)) throw at.error("a pad has a size, or a divisor, or is square");
     if (!step.size && !step.divisor && !step.square) throw at.error("a pad needs a size or a divisor, or is square");
@@ -85,6 +98,7 @@ Pad pad(const Json& value, const At& at) {
         throw at.error("size " + listed(*step.size) + " has a side that is not in " + SIDES + " pixels");
     if (step.divisor && !are_sides({*step.divisor}))
         throw at.error("divisor (" + shown(*step.divisor) + ",) is not in " + SIDES);
+    if (step.centred && step.crop) throw at.error("the logits of a centred pad are not cut off");
     return step;
 }
 
@@ -100,9 +114,9 @@ Normalise normalise(const Json& value, const At& at) {
     return step;
 }
 
-const std::vector<std::string> SCALES = {"resize", "resize_by", "resize_shortest_edge"};
-const std::vector<std::string> KINDS = {"load", "resize",   "resize_by", "resize_shortest_edge", "resize_to_multiple",
-                                        "pad",  "normalise"};
+const std::vector<std::string> SCALES = {"resize", "resize_by", "resize_shortest_edge", "resize_rounded"};
+const std::vector<std::string> KINDS = {
+    "load", "resize", "resize_by", "resize_shortest_edge", "resize_to_multiple", "resize_rounded", "pad", "normalise"};
 
 Step step_of(const Json& value, const At& at, const std::vector<std::string>& kinds) {
     if (!value.is_object()) throw at.mistyped("an object of kind " + joined(kinds), value);
@@ -114,6 +128,7 @@ Step step_of(const Json& value, const At& at, const std::vector<std::string>& ki
     if (kind == "resize_by") return resize_by(value, at);
     if (kind == "resize_shortest_edge") return resize_shortest_edge(value, at);
     if (kind == "resize_to_multiple") return resize_to_multiple(value, at);
+    if (kind == "resize_rounded") return resize_rounded(value, at);
     if (kind == "pad") return pad(value, at);
     return normalise(value, at);
 }
@@ -210,11 +225,12 @@ Steps without_resize(const Steps& steps) {
     return found;
 }
 
-Steps without_pads(const Steps& steps) {
-    Steps found;
+Steps of_one_size(const Steps& steps, const Pair& size) {
+    Steps kept;
     for (const Step& step : steps)
-        if (!std::holds_alternative<Pad>(step)) found.push_back(step);
-    return found;
+        if (std::holds_alternative<Load>(step) || std::holds_alternative<Normalise>(step)) kept.push_back(step);
+    const std::optional<Step> old = resizing(steps);
+    return with_resize(kept, Resize{size, false, old ? *sampling_of(*old) : Sampling{}});
 }
 
 }  // namespace denseport

@@ -49,19 +49,31 @@ struct ResizeShortestEdge {
     Sampling sampling;
 };
 
+// Towards a size, each side to the nearest multiple of a number, half to even; as DPT and Depth Anything.
+struct ResizeRounded {
+    Pair size{};
+    std::string rule;  // both sides by the factor nearer to 1 ("minimal") or the larger ("lower_bound"); else "stretch"
+    long long divisor = 1;
+    Sampling sampling;
+};
+
 struct ResizeToMultiple {
     Pair divisor{};
     Sampling sampling;
 };
 
-// Pixels added at the right and at the bottom.
+// Pixels that are added.
 struct Pad {
     std::optional<Pair> size;
     std::optional<long long> divisor;
     bool square = false;
     std::array<double, 3> value{};  // of each channel, in the order that it has at this step
     std::string mode = "constant";
-    bool crop = false;  // the logits of what was added are cut off, before they are resized to the image
+    bool crop = false;     // the logits of what was added are cut off, before they are resized to the image
+    bool centred = false;  // half of them at the left and at the top; else all at the right and at the bottom
+
+    Size output(Size size) const;
+    Size before(const Size& size) const;  // pixels at the top (height) and at the left (width)
 };
 
 // (level - mean) / std, in the network's order of channels; three, or one of grey images.
@@ -70,7 +82,7 @@ struct Normalise {
     bool bgr_to_rgb = false;
 };
 
-using Step = std::variant<Load, Resize, ResizeBy, ResizeShortestEdge, ResizeToMultiple, Pad, Normalise>;
+using Step = std::variant<Load, Resize, ResizeBy, ResizeShortestEdge, ResizeToMultiple, ResizeRounded, Pad, Normalise>;
 using Steps = std::vector<Step>;
 
 // Several views of an image, whose probabilities are averaged: one of each scale, and each mirrored too.
@@ -91,7 +103,7 @@ const Normalise& normalisation(const Steps& steps);
 Steps size_steps(const Steps& steps);           // those that change the size, before normalising
 std::vector<Pad> paddings(const Steps& steps);  // those behind it
 
-// The size after a size step. Throws ImageError: a side beyond `LARGEST_SIDE`.
+// The size after a size step. Throws ImageError: a side beyond `LARGEST_SIDE`, or of no pixels.
 Size output_size(const Size& size, const Step& step);
 // How a step says what it does, for people.
 std::string words(const Step& step);
@@ -99,7 +111,7 @@ std::string words(const Step& step);
 std::optional<Step> resizing(const Steps& steps);  // the step that chooses the size
 Steps with_resize(const Steps& steps, const Step& resize);
 Steps without_resize(const Steps& steps);
-Steps without_pads(const Steps& steps);
-Step scaled(const Step& step, double ratio);  // of multi-scale testing
+Steps of_one_size(const Steps& steps, const Pair& size);  // one resize, sampled as before, and no pads
+Step scaled(const Step& step, double ratio);              // of multi-scale testing
 
 }  // namespace denseport

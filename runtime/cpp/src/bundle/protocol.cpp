@@ -60,8 +60,7 @@ Protocol parse_protocol(const std::string& text, const Manifest& manifest) {
     if (const auto size = two_numbers(text, "fixed:(\\d{1,5})x(\\d{1,5})")) {
         const long long low = std::min((*size)[0], (*size)[1]), high = std::max((*size)[0], (*size)[1]);
         if (manifest.patch_size <= low && high <= LARGEST_SIDE) {
-            const Steps kept = without_resize(without_pads(manifest.preprocess));
-            found.preprocess = with_resize(kept, Resize{*size, false, {}});
+            found.preprocess = of_one_size(manifest.preprocess, *size);
             found.inference = {};
             return found;
         }

@@ -2,6 +2,7 @@
 #include "bundle/preprocessing.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 #include "system/text.hpp"
 
@@ -55,12 +56,22 @@ Size output(const ResizeToMultiple& step, const Size& size) {
     return {multiple(size.height, step.divisor[1]), multiple(size.width, step.divisor[0])};
 }
 
-Size output(const Pad& step, Size size) {
-    if (step.square) size.height = size.width = std::max(size.height, size.width);
-    if (step.divisor) return {multiple(size.height, *step.divisor), multiple(size.width, *step.divisor)};
-    const Pair wanted = step.size.value_or(Pair{0, 0});
-    return {std::max(size.height, wanted[1]), std::max(size.width, wanted[0])};
+// The multiple of a divisor that is nearest to a side times a factor; nearbyint rounds half to even, as Python's round.
+long long rounded(const ResizeRounded& step, long long side, double factor, long long least) {
+    const double units = factor * double(side) / double(step.divisor);
+    const long long nearest = whole(std::nearbyint(units)) * step.divisor;
+    return step.rule == "lower_bound" && nearest < least ? whole(std::ceil(units)) * step.divisor : nearest;
 }
+
+Size output(const ResizeRounded& step, const Size& size) {
+    const auto [width, height] = step.size;
+    double down = double(height) / double(size.height), across = double(width) / double(size.width);
+    if (step.rule == "lower_bound") down = across = std::max(down, across);
+    if (step.rule == "minimal") down = across = std::abs(1 - across) < std::abs(1 - down) ? across : down;
+    return {rounded(step, size.height, down, height), rounded(step, size.width, across, width)};
+}
+
+Size output(const Pad& step, const Size& size) { return step.output(size); }
 
 std::string by(const Pair& pair) { return shown(pair[0]) + " x " + shown(pair[1]); }
 
@@ -80,6 +91,12 @@ std::string said(const ResizeShortestEdge& step) {
 
 std::string said(const ResizeToMultiple& step) { return "up to multiples of " + by(step.divisor); }
 
+std::string said(const ResizeRounded& step) {
+    std::string rule = step.rule;
+    std::replace(rule.begin(), rule.end(), '_', ' ');
+    return rule + " " + by(step.size) + (step.divisor > 1 ? ", multiples of " + shown(step.divisor) : "");
+}
+
 std::string said(const Pad& step) {
     if (step.size) return "padded to " + by(*step.size);
     return step.square ? "padded to a square" : "padded to multiples of " + shown(*step.divisor);
@@ -87,6 +104,12 @@ std::string said(const Pad& step) {
 
 Step times(const Resize& step, double ratio) {
     Resize found = step;
+    for (long long& side : found.size) side = whole(double(side) * ratio);
+    return found;
+}
+
+Step times(const ResizeRounded& step, double ratio) {
+    ResizeRounded found = step;
     for (long long& side : found.size) side = whole(double(side) * ratio);
     return found;
 }
@@ -111,8 +134,25 @@ Step times(const Other& step, double) {
 
 }  // namespace
 
+Size Pad::output(Size found) const {
+    if (square) found.height = found.width = std::max(found.height, found.width);
+    if (divisor) return {multiple(found.height, *divisor), multiple(found.width, *divisor)};
+    const Pair wanted = size.value_or(Pair{0, 0});
+    return {std::max(found.height, wanted[1]), std::max(found.width, wanted[0])};
+}
+
+Size Pad::before(const Size& from) const {
+    const Size to = output(from);
+    return centred ? Size{(to.height - from.height) / 2, (to.width - from.width) / 2} : Size{};
+}
+
 Size output_size(const Size& size, const Step& step) {
     const Size found = std::visit([&](const auto& each) { return output(each, size); }, step);
+    if (std::min(found.height, found.width) < 1)
+        throw ImageError(
+            "an image of " + shown(size.width) + " x " + shown(size.height) + " would become " + shown(found.width) +
+                " x " + shown(found.height) + " (" + words(step) + "), without pixels",
+            "Crop or tile such a narrow image, or give a protocol with a size of its own: --protocol fixed:512x512.");
     if (std::max(found.height, found.width) > std::max<long long>({LARGEST_SIDE, size.height, size.width}))
         throw ImageError("an image of " + shown(size.width) + " x " + shown(size.height) + " would become " +
                              shown(found.width) + " x " + shown(found.height) + " (" + words(step) + "); at most " +

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <optional>
 
 #include "system/text.hpp"
 
@@ -24,30 +25,30 @@ struct Pipeline::Clock {
 Segmentation Pipeline::operator()(const cv::Mat& image) const {
     Clock clock;
     const auto views = protocol_views({image.rows, image.cols}, protocol, bundle.manifest().patch_size);
-    const cv::Mat mask = protocol.augmentation ? averaged(image, views, clock) : slid(image, views[0], clock).mask();
+    const cv::Mat mask = protocol.augmentation ? averaged(image, views, clock) : slid(image, views[0], clock);
     return {mask, clock.timings};
 }
 
 // One view, window by window; whole: one window.
-Sliding Pipeline::slid(const cv::Mat& image, const View& view, Clock& clock) const {
+cv::Mat Pipeline::slid(const cv::Mat& image, const View& view, Clock& clock) const {
     const cv::Mat shown = show(image, view);
     const Windows spans = windows(view.size, protocol.inference);
-    const Decision decision{false, bundle.manifest().threshold};
-    Placement place = placement(image, view);
-    const bool whole = protocol.inference.mode == "whole";
-    // The logits of a whole image are resized to what was stretched, which may be of another size than it saw.
-    Sliding sliding(whole ? Windows{{{0, place.resized.height}}, {{0, place.resized.width}}} : spans, place, decision,
-                    threads);
+    std::optional<Sliding> sliding;
     for (std::size_t r = 0; r < spans.rows.size(); ++r)
         for (std::size_t c = 0; c < spans.cols.size(); ++c) {
             const Tensor input = window_input(shown, view, spans.rows[r], spans.cols[c]);
             clock.spent(&Timings::preprocess);
             Tensor logits = network(input);
             clock.spent(&Timings::infer);
-            sliding.take(int(r), int(c), std::move(logits));
+            if (!sliding) {
+                const Placement place = placement(image, view, logits);
+                const Decision decision{false, bundle.manifest().threshold};
+                sliding.emplace(windows(place.resized, protocol.inference), place, decision, threads);
+            }
+            sliding->take(int(r), int(c), std::move(logits));
             clock.spent(&Timings::postprocess);
         }
-    return sliding;
+    return sliding->mask();
 }
 
 // Several views, whose probabilities are averaged: all their logits are held.
@@ -56,7 +57,7 @@ cv::Mat Pipeline::averaged(const cv::Mat& image, const std::vector<View>& views,
     std::vector<Axes> axes;
     for (const View& view : views) {
         logits.push_back(logits_of(image, view, clock));
-        const Placement place = placement(image, view);
+        const Placement place = placement(image, view, logits.back()[0]);
         const auto& shape = logits.back()[0].shape;
         axes.push_back(slide_axes(shape[2], shape[3], windows(place.resized, protocol.inference), place));
     }
@@ -99,9 +100,16 @@ std::vector<Tensor> Pipeline::logits_of(const cv::Mat& image, const View& view, 
     return found;
 }
 
-Placement Pipeline::placement(const cv::Mat& image, const View& view) const {
-    const Size resized = protocol.inference.mode == "whole" ? view.stretched : view.size;
-    return {resized, {image.rows, image.cols}, view.cut, view.flip, bundle.manifest().align_corners};
+Placement Pipeline::placement(const cv::Mat& image, const View& view, const Tensor& logits) const {
+    const bool whole = protocol.inference.mode == "whole";
+    Placement place{whole ? view.stretched : view.size,
+                    {image.rows, image.cols},
+                    view.cut,
+                    view.flip,
+                    bundle.manifest().align_corners};
+    // The logits are then resized to the image at once.
+    if (whole && !bundle.manifest().via_input && view.cut == Size{}) place.resized = {logits.shape[2], logits.shape[3]};
+    return place;
 }
 
 // Finite logits of as many classes as the manifest names.

@@ -23,10 +23,10 @@ struct Pipeline {
 
 private:
     struct Clock;
-    Sliding slid(const cv::Mat& image, const View& view, Clock& clock) const;
+    cv::Mat slid(const cv::Mat& image, const View& view, Clock& clock) const;
     cv::Mat averaged(const cv::Mat& image, const std::vector<View>& views, Clock& clock) const;
     std::vector<Tensor> logits_of(const cv::Mat& image, const View& view, Clock& clock) const;
-    Placement placement(const cv::Mat& image, const View& view) const;
+    Placement placement(const cv::Mat& image, const View& view, const Tensor& logits) const;
     Tensor network(const Tensor& input) const;
 };
 

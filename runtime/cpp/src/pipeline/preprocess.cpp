@@ -32,10 +32,12 @@ cv::Mat without_colours(const cv::Mat& image) {
 }
 
 cv::Mat padded(const cv::Mat& image, const Size& size, const Pad& pad) {
-    const int below = int(size.height) - image.rows, right = int(size.width) - image.cols;
-    if (below == 0 && right == 0) return image;
+    const Size before = pad.before({image.rows, image.cols});
+    const int top = int(before.height), left = int(before.width);
+    const int below = int(size.height) - image.rows - top, right = int(size.width) - image.cols - left;
+    if (image.rows == size.height && image.cols == size.width) return image;
     cv::Mat found;
-    cv::copyMakeBorder(image, found, 0, below, 0, right, BORDERS.at(pad.mode),
+    cv::copyMakeBorder(image, found, top, below, left, right, BORDERS.at(pad.mode),
                        cv::Scalar(pad.value[0], pad.value[1], pad.value[2]));
     return found;
 }
@@ -75,7 +77,7 @@ cv::Mat fit_image(const cv::Mat& image, const Steps& steps, bool flip) {
     return flip ? mirrored(fitted) : fitted;
 }
 
-void normalise(const cv::Mat& image, const Steps& steps, Tensor& out) {
+void normalise(const cv::Mat& image, const Steps& steps, long long top, long long left, Tensor& out) {
     const Normalise& step = normalisation(steps);
     const auto height = std::size_t(out.shape[2]), width = std::size_t(out.shape[3]);
     for (std::size_t c = 0; c < step.mean.size(); ++c) {
@@ -83,7 +85,7 @@ void normalise(const cv::Mat& image, const Steps& steps, Tensor& out) {
         const auto table = levels(step.mean[c], step.std[c]);
         const auto mean = float(step.mean[c]), deviation = float(step.std[c]);
         for (int y = 0; y < image.rows; ++y) {
-            float* row = &out.values[(c * height + std::size_t(y)) * width];
+            float* row = &out.values[(c * height + std::size_t(top + y)) * width + std::size_t(left)];
             if (image.depth() == CV_8U) {
                 const auto* pixels = image.ptr<std::uint8_t>(y) + from;
                 for (int x = 0; x < image.cols; ++x) row[x] = table[pixels[3 * x]];

@@ -10,7 +10,7 @@ namespace denseport {
 // The image (CV_8UC3, BGR) resized and padded as the steps before normalising say; CV_8UC3 or CV_32FC3.
 cv::Mat fit_image(const cv::Mat& image, const Steps& steps, bool flip);
 
-// Writes an image, normalised, in the upper left corner of a network input (1, C, H, W).
-void normalise(const cv::Mat& image, const Steps& steps, Tensor& out);
+// Writes an image, normalised, into a network input (1, C, H, W), from a row and a column of it on.
+void normalise(const cv::Mat& image, const Steps& steps, long long top, long long left, Tensor& out);
 
 }  // namespace denseport

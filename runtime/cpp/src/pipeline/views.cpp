@@ -64,6 +64,31 @@ void check(const View& view, const Size& size, const Protocol& protocol, long lo
             "Give a protocol of such a size, or the bundle's own: --protocol reference.");
 }
 
+// The rows and columns, of what the network sees, that the image takes up (the first), and the same after each pad.
+struct Frame {
+    Span rows, cols;
+    Pad pad;
+};
+
+std::vector<Frame> frames(Size size, const std::vector<Pad>& pads) {
+    std::vector<Frame> found = {{{0, size.height}, {0, size.width}, {}}};
+    for (const Pad& pad : pads) {
+        const Size before = pad.before(size);
+        size = output_size(size, pad);
+        for (Frame& frame : found) {
+            frame.rows = {frame.rows.start + before.height, frame.rows.stop + before.height};
+            frame.cols = {frame.cols.start + before.width, frame.cols.stop + before.width};
+        }
+        found.push_back({{0, size.height}, {0, size.width}, pad});
+    }
+    return found;
+}
+
+// Where a part lies in a whole, counted from its start; what is beyond it is left out.
+Span inside(const Span& part, const Span& whole) {
+    return {std::max(part.start - whole.start, 0LL), std::max(std::min(part.stop, whole.stop) - whole.start, 0LL)};
+}
+
 // The last window is moved back to end with the image.
 std::vector<Span> window_starts(long long length, long long crop, long long stride) {
     const long long count = std::max(length - crop + stride - 1, 0LL) / stride + 1;
@@ -103,25 +128,21 @@ Tensor window_input(const cv::Mat& shown, const View& view, const Span& rows, co
     const auto channels = long(normalisation(view.steps).mean.size());
     Tensor input{{1, channels, rows.length(), cols.length()}, {}};
     input.values.resize(std::size_t(channels * rows.length() * cols.length()));
-    // From the outermost pad inwards, each with its value.
-    std::vector<std::pair<Size, Pad>> pads;
-    Size at{shown.rows, shown.cols};
-    for (const Pad& pad : paddings(view.steps)) {
-        at = output_size(at, as_step(pad));
-        pads.insert(pads.begin(), {at, pad});
-    }
-    for (const auto& [reached, pad] : pads)
+    const std::vector<Frame> all = frames({shown.rows, shown.cols}, paddings(view.steps));
+    for (std::size_t i = all.size() - 1; i > 0; --i) {  // from the outermost pad inwards, each with its value
+        const Span down = inside(all[i].rows, rows), across = inside(all[i].cols, cols);
         for (long channel = 0; channel < channels; ++channel)
-            for (long long y = rows.start; y < std::min(rows.stop, reached.height); ++y) {
-                float* row = &input.values[std::size_t((channel * rows.length() + y - rows.start) * cols.length())];
-                const long long filled = std::clamp(reached.width - cols.start, 0LL, cols.length());
-                std::fill(row, row + filled, float(pad.value[std::size_t(channel)]));
+            for (long long y = down.start; y < down.stop; ++y) {
+                float* row = &input.values[std::size_t((channel * rows.length() + y) * cols.length())];
+                std::fill(row + across.start, row + std::max(across.start, across.stop),
+                          float(all[i].pad.value[std::size_t(channel)]));
             }
-    const long long bottom = std::min<long long>(rows.stop, shown.rows),
-                    right = std::min<long long>(cols.stop, shown.cols);
-    if (bottom > rows.start && right > cols.start)
-        normalise(shown(cv::Range(int(rows.start), int(bottom)), cv::Range(int(cols.start), int(right))), view.steps,
-                  input);
+    }
+    const Span of_rows = inside(rows, all[0].rows), of_cols = inside(cols, all[0].cols);
+    if (of_rows.start >= of_rows.stop || of_cols.start >= of_cols.stop) return input;
+    const cv::Mat part =
+        shown(cv::Range(int(of_rows.start), int(of_rows.stop)), cv::Range(int(of_cols.start), int(of_cols.stop)));
+    normalise(part, view.steps, inside(all[0].rows, rows).start, inside(all[0].cols, cols).start, input);
     return input;
 }
 
