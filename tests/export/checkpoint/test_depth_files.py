@@ -198,7 +198,7 @@ def test_what_transformers_4_wrote_into_a_backbone_is_known(copy: Path, tmp_path
     own = json.loads((copy / "config.json").read_text())["backbone_config"]
     expected = recognise(read_checkpoint(copy)).spec
     del own["out_indices"]
-    change(copy, backbone_config={**own, "top_k": 50, "pruned_heads": {}, "bad_words_ids": None})
+    change(copy, max_depth=None, backbone_config={**own, "top_k": 50, "pruned_heads": {}, "bad_words_ids": None})
     assert recognise(read_checkpoint(copy)).spec == expected
 
 
