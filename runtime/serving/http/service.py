@@ -135,7 +135,7 @@ class Service:
         """Segment a known image, unless a request was answered just now.
 
         Raises:
-            Refusal: 503, it failed, took too long or gave another mask than at the start.
+            Refusal: 503, it failed, took too long or gave another result than at the start.
         """
         async with self._proving:
             if time.monotonic() - self._proved < CANARY_EVERY:
