@@ -28,7 +28,7 @@ from denseport.export.entrance.torch_to_onnx import (
 from denseport.export.entrance.write import MODEL, announce, made_with, refuse_inside, renamed, write_source
 from denseport.export.errors import CheckpointError
 from denseport.export.models.head_spec import DepthAnythingHeadSpec, DPTDepthHeadSpec
-from denseport.export.models.presets import PUBLISHED, DepthPreset, Preset
+from denseport.export.models.presets import DepthPreset, Preset, published
 from denseport.export.models.segmentor import Segmentor, has_rewrites
 from denseport.export.models.spec import ModelSpec
 from denseport.runtime.bundle.bundle import Bundle, new_bundle
@@ -111,9 +111,11 @@ def _read(checkpoint: Path, config: Path | None, progress: Progress, *, offline:
 
 
 def _preset(preset: Preset | DepthPreset | str | None) -> Preset | DepthPreset | None:
-    if isinstance(preset, str) and preset not in PUBLISHED:
+    if not isinstance(preset, str):
+        return preset
+    if preset not in published():
         raise InputError(f"no preset {preset!r}", similar_presets(preset))
-    return PUBLISHED[preset] if isinstance(preset, str) else preset
+    return published()[preset]
 
 
 def _named(

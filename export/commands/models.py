@@ -19,9 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from denseport.export.models.presets import PUBLISHED, DepthPreset, Preset
+    from denseport.export.models.presets import DepthPreset, Preset, published
 
-    presets = list(PUBLISHED.values())
+    presets = list(published().values())
     if arguments.family is not None:
         presets = _of_family(presets, arguments.family)
     if arguments.json:

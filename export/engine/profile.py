@@ -8,7 +8,7 @@ from denseport.runtime.bundle.engine_record import Profile, Shape
 from denseport.runtime.bundle.manifest import Inference
 from denseport.runtime.bundle.preprocessing import USUAL_NORMALISE, USUAL_RESIZE, paddings, resizing, size_steps
 from denseport.runtime.bundle.protocol import Protocol
-from denseport.runtime.bundle.steps import Resize
+from denseport.runtime.bundle.steps import Resize, ResizeRounded, Scale
 from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline.views import input_sizes
 
@@ -42,12 +42,12 @@ def named_profiles(name: str, flavour: str, protocol: Protocol = PUBLISHED) -> t
     if name == "reference":
         sizes, steps = input_sizes(protocol), protocol.preprocess
         if len(sizes) > 1:
-            resize = resizing(steps)
-            if not isinstance(resize, Resize) or len(size_steps(steps) + paddings(steps)) > 1 or protocol.augmentation:
+            sides = None if len(size_steps(steps) + paddings(steps)) > 1 else _sides(resizing(steps))
+            if sides is None or protocol.augmentation:
                 what = f"the bundle's images reach the network in many sizes ({protocol.description})"
                 remedy = "Give fixed:WIDTHxHEIGHT (fixed:512x512), or three sizes with --min, --opt and --max."
                 raise InputError(f"{what}: no profile is known to take all of them", remedy)
-            return _keeping_ratio(resize.size, sizes[0], flavour)
+            return _keeping_ratio(*sides, sizes[0], flavour)
         height, width = sizes[0]
     elif found := re.fullmatch(r"fixed:(\d{1,9})x(\d{1,9})", name):
         width, height = int(found[1]), int(found[2])
@@ -56,11 +56,28 @@ def named_profiles(name: str, flavour: str, protocol: Protocol = PUBLISHED) -> t
     return (profile_of(*[(1, 3, height, width)] * 3),)
 
 
-def _keeping_ratio(scale: tuple[int, int], landscape: tuple[int, int], flavour: str) -> tuple[Profile, ...]:
-    """For whole images, up to the ratio at which both limits of the scale are met, and at least 2:1."""
-    shorter, longer = sorted(scale)
-    ratio = max(longer / shorter, 2.0)
-    least, widest = min(shorter, int(longer / ratio)), min(longer, int(shorter * ratio))
+def _sides(resize: Scale | None) -> tuple[int, int, int] | None:
+    """The least side, the shorter one, and the longest, of whole images up to 2:1; None where no such are known.
+
+    With limits, up to the ratio at which both are met.
+    """
+    if isinstance(resize, Resize):
+        shorter, longer = sorted(resize.size)
+        ratio = max(longer / shorter, 2.0)
+        return min(shorter, int(longer / ratio)), shorter, min(longer, int(shorter * ratio))
+    if isinstance(resize, ResizeRounded) and resize.size[0] == resize.size[1] and resize.rule != "stretch":
+        side = resize.size[0]
+        shorter, longest = resize.output((2 * side, 4 * side))
+        small = max(1, side // 4)
+        least, _ = resize.output((small, 2 * small))  # "minimal": the longer side of small images becomes ``size``
+        return max(1, least), max(1, shorter), max(1, longest)
+    return None
+
+
+def _keeping_ratio(
+    least: int, shorter: int, widest: int, landscape: tuple[int, int], flavour: str
+) -> tuple[Profile, ...]:
+    """For whole images that keep their ratio: one side is ``shorter``, the other between the others."""
     height, width = landscape
     if flavour == "tensorrt_rtx":
         return (Profile((1, 3, least, least), (1, 3, height, width), (1, 3, widest, widest)),)

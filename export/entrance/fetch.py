@@ -11,7 +11,7 @@ from pathlib import Path
 from denseport.export.checkpoint.huggingface import hub
 from denseport.export.entrance.download import download, has_hash
 from denseport.export.errors import CheckpointError
-from denseport.export.models.presets import PUBLISHED, DepthPreset, Preset
+from denseport.export.models.presets import DepthPreset, Preset, published
 from denseport.runtime.errors import ServerError
 from denseport.runtime.system.files import cache_folder
 from denseport.runtime.system.progress import Progress, Silent
@@ -53,8 +53,7 @@ def fetch_weights(name: Path | str, *, offline: bool = False, progress: Progress
     if text.startswith("hf:"):
         found = hub.fetch_folder(text, offline=offline, progress=progress)
         return Weights(found.path, found.address, found.name, found.licence)
-    if text in PUBLISHED:
-        preset = PUBLISHED[text]
+    if (preset := published().get(text)) is not None:
         return Weights(_released(preset, offline, progress), preset.weights)
     if "/" not in text and not text.endswith(FILES):
         raise CheckpointError(f"{text}: no such file, and no published model has this name", similar_presets(text))
@@ -65,7 +64,7 @@ def fetch_weights(name: Path | str, *, offline: bool = False, progress: Progress
 
 def similar_presets(name: str) -> str:
     """A remedy for a name that no published model has: the names that are most like it."""
-    names = {each: preset.name for preset in PUBLISHED.values() for each in preset.names}
+    names = {each: preset.name for preset in published().values() for each in preset.names}
     near = dict.fromkeys(names[each] for each in get_close_matches(name, names, n=6))
     meant = f"Is it {' or '.join([*near][:3])}? " if near else ""
     return f"{meant}`denseport models` lists the names."

@@ -25,7 +25,7 @@ from denseport.export.models.head_spec import (
 )
 from denseport.export.models.spec import MiTSpec, MLANeckSpec, ModelSpec, NeckSpec, ViTSpec, quarters
 
-__all__ = ["DEPTH_PRESETS", "PERMISSIVE", "PRESETS", "PUBLISHED", "V2_LAYERS", "DepthPreset", "Preset", "find"]
+__all__ = ["DEPTH_PRESETS", "PERMISSIVE", "PRESETS", "V2_LAYERS", "DepthPreset", "Preset", "find", "published"]
 
 SERVER = "https://download.openmmlab.com/mmsegmentation/v0.5"
 PERMISSIVE = "Apache-2.0"  # mmsegmentation's, of its weights
@@ -322,7 +322,11 @@ _DEPTH_TABLE = [
 ]
 # fmt: on
 DEPTH_PRESETS: dict[str, DepthPreset] = {preset.name: preset for preset in _DEPTH_TABLE}
-PUBLISHED: dict[str, Preset | DepthPreset] = {**PRESETS, **DEPTH_PRESETS}
+
+
+def published() -> dict[str, Preset | DepthPreset]:
+    """Every published model by its name."""
+    return {**PRESETS, **DEPTH_PRESETS}
 
 
 def find(*, sha256: str, names: tuple[str, ...]) -> tuple[Preset | DepthPreset | None, str]:
@@ -333,9 +337,9 @@ def find(*, sha256: str, names: tuple[str, ...]) -> tuple[Preset | DepthPreset |
         names: file name and experiment name, to be matched with the names of released weights. Of depth the whole name
             counts: what a fine-tuned file's name begins with does not say what its numbers mean.
     """
-    for published in PUBLISHED.values():
-        if sha256.startswith(published.sha256_start):
-            return published, "hash of the released file"
+    for each in published().values():
+        if sha256.startswith(each.sha256_start):
+            return each, "hash of the released file"
     for preset in PRESETS.values():
         for name in names:
             if name.startswith((preset.released, preset.config)):

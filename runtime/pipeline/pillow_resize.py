@@ -25,7 +25,7 @@ PRECISION = 22  # bits behind the point of a weight
 # Levels are rounded half up, and OpenCV rounds half to even: this is far less than a unit of the last bit of a sum.
 UP = 2.0 ** (-PRECISION - 1)
 ROWS = 4  # of a tile. Fewer make more calls, more make wider matrices, whose rows are zero outside of their bands
-PRODUCTS = 2**18  # of a tile at most: OpenBLAS begins threads of its own for larger ones
+PRODUCTS = 262_144  # of a tile at most: OpenBLAS begins threads of its own for larger ones
 
 
 class _Filter(NamedTuple):
@@ -119,7 +119,7 @@ def _weights(old: int, new: int, sampling: _Filter) -> tuple[NDArray[np.intp], F
 
 
 def _box(x: Floats) -> Floats:
-    return np.where((x > -0.5) & (x <= 0.5), 1.0, 0.0)
+    return ((x > -0.5) & (x <= 0.5)).astype(np.float64)
 
 
 def _bilinear(x: Floats) -> Floats:

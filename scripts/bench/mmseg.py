@@ -101,8 +101,11 @@ def main() -> int:
     arguments = parser.parse_args()
     python, more = environment(arguments.environment, PACKAGES), (str(arguments.image), str(arguments.threads))
     programs = {
-        "mmsegmentation": Program(python, UPSTREAM, str(arguments.checkpoint), arguments.config, *more),
-        **{name: Program(sys.executable, OURS, str(arguments.bundle), name, *more) for name in arguments.artifacts},
+        "mmsegmentation": Program([python, "-c", UPSTREAM, str(arguments.checkpoint), arguments.config, *more]),
+        **{
+            name: Program([sys.executable, "-c", OURS, str(arguments.bundle), name, *more])
+            for name in arguments.artifacts
+        },
     }
     rows = compare(programs, arguments.rounds)
     for program in programs.values():

@@ -22,19 +22,11 @@ def environment(folder: Path, packages: Sequence[str]) -> str:
 
 
 class Program:
-    """Python code that answers each line of its standard input with a line of numbers, and ends with the input.
+    """A command that answers each line of its standard input with a line of numbers, and ends with the input."""
 
-    Args:
-        python: the interpreter of the environment that the code needs.
-        code: what runs, as of ``python -c``.
-        arguments: in its ``sys.argv``.
-    """
-
-    def __init__(self, python: str, code: str, *arguments: str) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(
-            [python, "-c", code, *arguments], stdin=pipe, stdout=pipe, text=True, bufsize=1
-        )
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1)
 
     def ask(self, task: str) -> list[float]:
         """The numbers that it answers."""

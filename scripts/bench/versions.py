@@ -50,8 +50,8 @@ def main() -> int:
     arguments = parser.parse_args()
     more = (str(arguments.image), str(arguments.threads), str(STREAM))
     versions = [
-        Program(arguments.old_python, CHILD, arguments.old_bundle, *more),
-        Program(arguments.new_python, CHILD, arguments.new_bundle, *more),
+        Program([arguments.old_python, "-c", CHILD, arguments.old_bundle, *more]),
+        Program([arguments.new_python, "-c", CHILD, arguments.new_bundle, *more]),
     ]
     result = {task: compare(versions, task, arguments.rounds) for task in ("image", "stream")}
     for version in versions:

@@ -56,7 +56,9 @@ MADE = re.compile(r"docs/gpu/")
 
 
 @pytest.fixture
-def desk(sample: Bundle, depth_sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def desk(
+    sample: Bundle, depth_sample: Bundle, each_network_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A working folder in which everything lies that the documents give a name to, small."""
     images = small_images(tmp_path / "images")
     for folder in ("photos", "more"):

@@ -162,7 +162,7 @@ def test_while_another_process_exports_one_that_is_needed_too_is_exported(tmp_pa
     with ThreadPoolExecutor() as pool:
         with locked(kept / f"asked-{key(asked)[:16]}.lock"):
             found = pool.submit(export_once, asked, kept, tmp_path / "asked", checkpoints)
-            until(lambda: len(made) == 2)
+            until(lambda: len(made) == 2, 60)
             assert not found.done()
         assert found.result().path == tmp_path / "asked"
     assert made == ["there", "next", "asked"]

@@ -60,6 +60,7 @@ class DPTReader(FusionReader):
     norm_eps = 1e-5
 
     def head(self, levels: int) -> DPTHeadSpec:
+        self.shape("decode_head.project.conv.weight", 4)
         return DPTHeadSpec(upsamples_logits=not self.follows_mmseg, **self.fusion(levels))
 
 

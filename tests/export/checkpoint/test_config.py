@@ -16,7 +16,7 @@ from support import ASSETS
 from denseport.export.checkpoint.config import apply_config, look_up, parse_config, read_config
 from denseport.export.checkpoint.file import Checkpoint, read_checkpoint
 from denseport.export.checkpoint.pipeline import image_steps
-from denseport.export.checkpoint.python_data import Unknown
+from denseport.export.checkpoint.python_data import TEXT_LIMIT, Unknown
 from denseport.export.checkpoint.recognise import recognise
 from denseport.export.checkpoint.settings import inference_of, reduces_zero_label
 from denseport.export.errors import CheckpointError
@@ -187,6 +187,7 @@ HOSTILE = {
     "lists": "a = [0] * 1000\nb = a * 1000\nc = b * 1000\nmodel = c * 1000",
     "sums": "a = 'abcdefgh'\n" + "a = a + a\n" * 60 + "model = a",
     "laughs": "a = [0, 0]\n" + "a = [a, a, a, a, a, a]\n" * 40 + "model = a",
+    "printed": "a = [0, 0]\n" + "a = [a, a, a, a, a, a]\n" * 12 + "model = f'{a}'",
     "dicts": "a = dict(x=1)\n" + "a = dict(x=a, y=a, **a)\n" * 40 + "model = a",
     "texts": "a = 'x'\n" + "a = f'{a}{a}{a}'\n" * 60 + "model = a",
     "numbers": "a = 9\n" + "a = a * a\n" * 400 + "model = a",
@@ -267,6 +268,17 @@ def test_differences_in_what_is_used_are_said(tmp_path: Path) -> None:
     other = write(tmp_path, {"a.py": "model = dict(a=[1, [2, 4]], b=f())"})
     (warning,) = apply_config(other, own)[2]
     assert "model.a[1][1]" in warning and "model.b" in warning
+    for one, another in (("1", "dict(x=1)"), ("dict(x=1)", "1"), ("[1]", "dict(x=1)")):
+        own, other = parse_config(f"model = dict(a={one})"), write(tmp_path, {"a.py": f"model = dict(a={another})"})
+        assert "in model.a:" in apply_config(other, own)[2][0]
+
+
+def test_a_file_may_have_as_many_characters_as_the_limit(tmp_path: Path) -> None:
+    text = "model = 1\n".ljust(TEXT_LIMIT, "#")
+    assert read_config(write(tmp_path, {"a.py": text})) == {"model": 1}
+    write(tmp_path, {"a.py": f"{text}#"})
+    with pytest.raises(CheckpointError, match="above"):
+        read_config(tmp_path / "a.py")
 
 
 def test_bare_weights_and_a_configuration_say_what_a_checkpoint_says(shared: Path, tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ from denseport.runtime.backends.tensorrt_library import Library, LogBook, LogLin
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import BuildRecord, Profile
 from denseport.runtime.bundle.manifest import Inference
+from denseport.runtime.bundle.preprocessing import with_resize
 from denseport.runtime.bundle.protocol import Protocol
+from denseport.runtime.bundle.steps import Resize, ResizeRounded
 from denseport.runtime.errors import InputError, MachineError, OutputError
 from denseport.runtime.pipeline.views import view_of
 from denseport.runtime.system.files import sha256_of
@@ -251,15 +253,33 @@ def test_profiles_have_names() -> None:
     assert parse_shape("768x512") == (1, 3, 512, 768) and parse_shape("4x3x64x96") == (4, 3, 64, 96)
 
 
-@pytest.mark.parametrize("scale", [(2048, 512), (1024, 160), (512, 512), (640, 480)])
+@pytest.mark.parametrize(
+    "resize",
+    [
+        *(Resize(scale, keep_ratio=True) for scale in ((2048, 512), (1024, 160), (512, 512), (640, 480))),
+        *(ResizeRounded((side, side), rule, 14) for side in (518, 384) for rule in ("minimal", "lower_bound")),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt_rtx"])
-def test_the_reference_profile_takes_what_images_become(scale: tuple[int, int], flavour: str) -> None:
-    preprocess = steps(size=scale)
+def test_the_reference_profile_takes_what_images_become(resize: Resize | ResizeRounded, flavour: str) -> None:
+    preprocess = with_resize(steps(), resize)
     profiles = named_profiles("reference", flavour, Protocol("reference", preprocess, Inference()))
-    for longer in (600, 700, 800, 1000, 1200):  # up to 2:1
-        for size in ((600, longer), (longer, 600)):
-            height, width = view_of(size, preprocess).size
-            assert any((1, 3, height, width) in profile for profile in profiles), (size, height, width)
+    for shorter in (50, 300, 600):
+        for ratio in (1, 1.1, 1.2, 1.5, 1.8, 2):
+            longer = int(shorter * ratio)
+            for size in ((shorter, longer), (longer, shorter)):
+                height, width = view_of(size, preprocess).size
+                assert any((1, 3, height, width) in profile for profile in profiles), (size, height, width)
+
+
+def test_a_profile_of_rounded_sizes_is_tuned_for_4_to_3() -> None:
+    minimal = Protocol("reference", with_resize(steps(), ResizeRounded((518, 518), "minimal", 14)), Inference())
+    expected = Profile((1, 3, 252, 252), (1, 3, 518, 686), (1, 3, 1036, 1036))
+    assert named_profiles("reference", "tensorrt_rtx", minimal) == (expected,)
+    stretched = with_resize(steps(), ResizeRounded((640, 480), "minimal", 32))
+    with pytest.raises(InputError, match=r"in many sizes \(whole, minimal 640 x 480, multiples of 32\)"):
+        named_profiles("reference", "tensorrt_rtx", Protocol("reference", stretched, Inference()))
 
 
 def test_windows_and_fixed_sizes_have_one_profile() -> None:

@@ -19,6 +19,7 @@ from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.bundle.steps import Load, Normalise, Pad, ResizeRounded
 from denseport.runtime.errors import ImageError
 from denseport.runtime.pipeline.network_input import network_inputs
+from denseport.runtime.pipeline.preprocess import fit_labels
 from denseport.runtime.pipeline.views import show, view_of, window_input
 
 LOAD = Load(float32=True)
@@ -80,3 +81,11 @@ def test_a_centred_pad_lies_around_every_window(size: tuple[int, int]) -> None:
         for col in ((0, 5), (9, 30), (width - 3, width)):
             part = window_input(show(image, view), view, row, col)
             np.testing.assert_array_equal(part, whole[:, :, slice(*row), slice(*col)])
+
+
+def test_labels_lie_where_a_centred_pad_puts_the_image() -> None:
+    labels = np.arange(200, dtype=np.uint8).reshape(10, 20)
+    fitted = fit_labels(labels, (HALF, Pad(divisor=14, centred=True)))
+    assert fitted.shape == (14, 28)
+    np.testing.assert_array_equal(fitted[2:12, 4:24], labels)
+    assert (fitted[:2] == 255).all() and (fitted[12:] == 255).all() and (fitted[:, [0, 3, 24, 27]] == 255).all()

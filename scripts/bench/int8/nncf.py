@@ -1,6 +1,6 @@
 """NNCF's INT8 of a bundle's network beside Denseport's artifacts: accuracy on a labelled set, speed in turns.
 
-    python scripts/bench/nncf.py BUNDLE --images DIR --data ROOT [--list FILE] [--artifacts NAME …]
+    python scripts/bench/int8/nncf.py BUNDLE --images DIR --data ROOT [--list FILE] [--artifacts NAME …]
 
 NNCF is installed in an environment of its own (``--environment``). It calibrates on the network inputs that Denseport
 makes of the images of DIR (``--limit`` 32). Its model then runs on OpenVINO, with the float part in FP32 and, where the
@@ -19,7 +19,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from processes import environment
 
 from denseport.runtime.backends.openvino import OpenVinoSession
 from denseport.runtime.benchmark.race import race, speed_ratio
@@ -29,6 +28,9 @@ from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced, sample_evenly
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.cpus import has_bf16, usable_cpus
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from processes import environment
 
 PACKAGES = ("nncf==3.4.0", "openvino==2026.4.1")
 QUANTIZE = """

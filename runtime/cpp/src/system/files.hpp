@@ -1,0 +1,30 @@
+// Files read whole, and written whole or not at all.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace denseport {
+
+// Throws std::system_error: it cannot be read, or is a folder.
+std::vector<unsigned char> read_file(const std::filesystem::path& file);
+// Throws OutputError; an existing file is replaced when the new one is whole.
+void write_atomic(const std::filesystem::path& file, const std::vector<unsigned char>& data);
+
+// A file's bytes in memory, read by the system when they are touched.
+class Mapped {
+public:
+    explicit Mapped(const std::filesystem::path& file);  // throws std::system_error
+    ~Mapped();
+    Mapped(const Mapped&) = delete;
+    Mapped& operator=(const Mapped&) = delete;
+    const unsigned char* data() const { return data_; }
+    std::size_t size() const { return size_; }
+
+private:
+    const unsigned char* data_ = nullptr;
+    std::size_t size_ = 0;
+};
+
+}  // namespace denseport
