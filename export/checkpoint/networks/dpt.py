@@ -116,8 +116,10 @@ class DPTDepthReader(DepthReader):
         )
 
     def _pair(self, value: Any) -> tuple[float, float]:
-        scale, shift = numbers("decode_head.inversion", value, float)
-        return scale, shift
+        found = numbers("decode_head.inversion", value, float)
+        if len(found) != 2:
+            raise ValueError(f"inversion {value} is not a scale and a shift")
+        return found[0], found[1]
 
     def shown(self) -> dict[str, Any]:
         return super().shown() | {

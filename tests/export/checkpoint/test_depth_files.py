@@ -27,6 +27,7 @@ from denseport.export.models.presets import DEPTH_PRESETS
 from denseport.export.models.segmentor import Segmentor, build
 from denseport.runtime.bundle.manifest import DepthOutput
 from denseport.runtime.bundle.steps import Load, Normalise, ResizeRounded
+from denseport.runtime.errors import InputError
 
 V2 = "depth_anything_v2_metric_hypersim_vits"
 # As transformers 5.24 calls in memory what transformers 4 calls otherwise (its conversion_mapping.py).
@@ -127,7 +128,7 @@ def test_what_a_file_cannot_show_is_asked_for(families: Path, tmp_path: Path, na
         ),
         ("isl_depth", {"inversion": [0.1, 0.2], "depth": "relative"}, "does not go with inversion"),
         ("isl_depth", {"inversion": [0.1, 0.0]}, "is not a scale and a shift above 0"),
-        ("isl_depth", {"inversion": [0.1]}, "not enough values to unpack"),
+        ("isl_depth", {"inversion": [0.1]}, "inversion [0.1] is not a scale and a shift"),
         ("isl_depth", {"max_depth": 20, "depth": "metres"}, "max_depth is 20"),
         ("isl_seg", {"depth": "metres"}, "decode_head.depth is 'metres'"),
         ("hf_dpt_depth", {"num_heads": 4}, "answers.json says num_heads 4, and the checkpoint 2"),
@@ -340,6 +341,17 @@ def test_images_are_prepared_as_by_the_networks_own_code(families: Path, tmp_pat
     assert steps("isl_seg")[1] == ResizeRounded((480, 480), "minimal", 32, "bicubic")
     assert steps("isl_depth")[2] == Normalise((127.5,) * 3, (127.5,) * 3, bgr_to_rgb=True)
     assert steps("hf_depth_anything")[1] == ResizeRounded((140, 140), "minimal", 14, "bicubic", "pillow")
+
+
+@pytest.mark.parametrize("copy", ["hf_depth_anything"], indirect=True)
+def test_options_of_classes_are_refused(copy: Path, tmp_path: Path) -> None:
+    for option in ({"classes": ["road"]}, {"palette": [(1, 2, 3)]}):
+        with pytest.raises(InputError, match="a network for depth has no classes"):
+            export_bundle(copy, tmp_path / "out", **option)
+    processor = copy / "preprocessor_config.json"
+    processor.write_text(json.dumps({**json.loads(processor.read_text()), "size": {"width": 3, "height": 3}}))
+    with pytest.raises(CheckpointError, match=r"3 x 3 is below one patch of 14 pixels\n  Give the folder's own"):
+        export_bundle(copy, tmp_path / "out")
 
 
 def test_a_folder_without_a_processor_makes_no_bundle_of_depth(families: Path, tmp_path: Path) -> None:
