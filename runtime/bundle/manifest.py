@@ -175,6 +175,9 @@ class Manifest:
         for name in ("classes", "palette", "threshold", "reduce_zero_label", "label_map", "augmentation"):
             if getattr(self, name):
                 raise ValueError(f"{name} means nothing for depth")
+        for name, usual in (("scores", True), ("ignore_index", 255)):
+            if getattr(self, name) != usual:
+                raise ValueError(f"{name} means nothing for depth")
         if self.inference.mode != "whole":
             raise ValueError("depth is not estimated in sliding windows: their depths do not join")
 
