@@ -12,8 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from denseport.runtime.errors import MachineError
 from denseport.runtime.serving.http.admission import Admission
-from denseport.runtime.serving.http.answers import AnswerOptions, BatchFormat, Format, pack
-from denseport.runtime.serving.http.depth import DEPTH, DEPTH_FORMATS, DepthFormat
+from denseport.runtime.serving.http.answers import (
+    DEPTH,
+    DEPTH_FORMATS,
+    AnswerOptions,
+    BatchFormat,
+    DepthFormat,
+    Format,
+    pack,
+)
 from denseport.runtime.serving.http.limits import Limits, Refusal
 from denseport.runtime.serving.http.metrics import Metrics
 from denseport.runtime.serving.http.openapi import (

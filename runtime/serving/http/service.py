@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.decode import reading_record
-from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.preprocessing import loading
 from denseport.runtime.errors import DenseportError, InputError
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.segmenter.opening import open_predictor
 from denseport.runtime.selection import why_unsupported
-from denseport.runtime.serving.http.answers import Answer, AnswerOptions, MaskAnswers
+from denseport.runtime.serving.http.answers import Answer, AnswerOptions, DepthAnswers, MaskAnswers
 from denseport.runtime.serving.http.images import check_sizes, decode_upload, naming
 from denseport.runtime.serving.http.limits import Limits, Refusal
 from denseport.runtime.system.machine import inspect_machine
@@ -51,7 +50,9 @@ class Service:
     ) -> None:
         self.bundle, self.manifest, self.limits = bundle, bundle.manifest, limits
         self._threads = threads
-        self.answers = _answers(bundle.manifest)
+        self.answers: Any = MaskAnswers(bundle.manifest)
+        if bundle.manifest.task == "depth":
+            self.answers = DepthAnswers()
         first = open_predictor(bundle, artifact=artifact, threads=threads)
         self.default = first.artifact
         self.description = first.description
@@ -135,7 +136,7 @@ class Service:
         """Segment a known image, unless a request was answered just now.
 
         Raises:
-            Refusal: 503, it failed, took too long or gave another mask than at the start.
+            Refusal: 503, it failed, took too long or gave another result than at the start.
         """
         async with self._proving:
             if time.monotonic() - self._proved < CANARY_EVERY:
@@ -200,15 +201,6 @@ def _lap(times: dict[str, float], stage: str, since: float) -> float:
     now = time.perf_counter()
     times[stage] = 1000 * (now - since)
     return now
-
-
-def _answers(manifest: Manifest) -> Any:
-    """`MaskAnswers`, or what is in its place for depths."""
-    if manifest.task != "depth":
-        return MaskAnswers(manifest)
-    from denseport.runtime.serving.http.depth import DepthAnswers
-
-    return DepthAnswers()
 
 
 def _why_unsupported(bundle: Bundle) -> dict[str, str]:
