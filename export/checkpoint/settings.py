@@ -32,7 +32,7 @@ def inference_of(checkpoint: Checkpoint, usual: Usual = USUAL) -> tuple[Inferenc
     outer = look_up(checkpoint.config, "test_cfg")
     if test is None and not (isinstance(outer, Mapping) and "type" in outer):
         test = outer  # of early 0.x; 1.x names its loop so
-    if test is None and checkpoint.layout == "Hugging Face":  # transformers knows no windows
+    if test is None and not checkpoint.follows_mmseg:  # the code of the others knows no windows
         return Inference(), []
     if test is None:
         return usual.inference, [

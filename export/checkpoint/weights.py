@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ def load_model(checkpoint: Checkpoint, spec: ModelSpec, *, rewrite: bool = True,
     with torch.device("meta"):
         model = build(spec, rewrite=rewrite)
     wanted = model.state_dict()
-    weights = _completed(chosen, wanted)
+    weights = _completed(chosen, wanted, together=checkpoint.follows_mmseg)
     if spec.head.threshold is not None:
         _widen(weights, spec.head.threshold)
     problems = _problems(wanted, weights)
@@ -114,12 +115,16 @@ def load_model(checkpoint: Checkpoint, spec: ModelSpec, *, rewrite: bool = True,
     return model.requires_grad_(False)
 
 
-def _completed(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as float32, with counters of BatchNorms; zero biases of attention where no layer of a part has one."""
+def _completed(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, together: bool) -> dict[str, Tensor]:
+    """Weights as float32, with counters of BatchNorms; zero biases of attention where no layer of a part has one.
+
+    Args:
+        together: as in mmsegmentation, an attention has both biases or none; elsewhere the last one is always there.
+    """
     weights = {key: value.float() if value.is_floating_point() else value for key, value in found.items()}
-    biases = [key for key in wanted if key.endswith((".attn.attn.in_proj_bias", ".attn.attn.out_proj.bias"))]
-    for part in ("backbone.", "decode_head."):
-        own = [key for key in biases if key.startswith(part)]
+    first, last = ".attn.attn.in_proj_bias", ".attn.attn.out_proj.bias"
+    for part, ends in product(("backbone.", "decode_head."), [(first, last)] if together else [(first,)]):
+        own = [key for key in wanted if key.startswith(part) and key.endswith(ends)]
         if not any(key in weights for key in own):
             weights |= {key: torch.zeros(wanted[key].shape) for key in own}
     counters = [key for key in wanted if key.endswith(COUNTER)]

@@ -230,15 +230,16 @@ def _kinds(graph: ir.Graph) -> dict[ir.Node, str]:
     kinds, stream, sizes, ends = {}, set[ir.Value | None](), of_sizes(graph), _ends(graph)
     for node in graph:
         kinds[node] = node.op_type
-        if node in ends or (node in sizes and _is_float(node) and node.op_type not in MOVES):
-            kinds[node] = OF_DEPTH if node in ends else OF_SIZES
-            continue
         carries = any(value in stream for value in node.inputs)
         constant = any(value is not None and value.is_initializer() for value in node.inputs)
         if node.op_type == "Add" and (_feeds_norm(node) or (carries and not constant)):
             kinds[node] = RESIDUAL
         elif node.op_type == "Resize" and node.inputs[0] is not None and node.inputs[0].is_initializer():
             kinds[node] = CONSTANT_RESIZE
+        elif node in ends:
+            kinds[node] = OF_DEPTH
+        elif node in sizes and node.op_type not in MOVES:
+            kinds[node] = OF_SIZES
         if kinds[node] == RESIDUAL or (carries and node.op_type in MOVES):
             stream.update(node.outputs)
     return kinds

@@ -22,7 +22,8 @@ from cpu_kernels import Kernels
 from fake_cuda import FakeCuda
 from support import REPO
 
-from denseport.export.models.spec import DPTHeadSpec, ModelSpec, ViTSpec
+from denseport.export.models.head_spec import DPTHeadSpec
+from denseport.export.models.spec import ModelSpec, ViTSpec
 from denseport.export.plugin import launch
 from denseport.export.plugin.compile import compile_ptx
 from denseport.runtime.bundle.protocol import Protocol

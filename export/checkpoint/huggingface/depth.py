@@ -121,19 +121,18 @@ def _dpt(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _depth_anything(config: Mapping[str, Any]) -> dict[str, Any]:
-    own, kind, largest = config["backbone_config"], config.get("depth_estimation_type", "relative"), None
+    own, kind = config["backbone_config"], config.get("depth_estimation_type", "relative")
+    largest = config.get("max_depth") or 1  # transformers multiplies by it, whatever the kind
     if config.get("patch_size", 14) != own.get("patch_size", 14):
         raise ValueError(f"patch_size {config.get('patch_size')} is not that of backbone_config")
-    if kind == "metric":
-        largest = config.get("max_depth", 1)
-    elif config.get("max_depth", 1) != 1:
-        raise ValueError(f"max_depth {config['max_depth']} of a relative depth")
+    if kind != "metric" and largest != 1:
+        raise ValueError(f"max_depth {largest} of a relative depth")
     settings = {
         "channels": config.get("fusion_hidden_size", 64),
         "post_process_channels": config.get("neck_hidden_sizes", [48, 96, 192, 384]),
         "readout_type": "ignore",
         "depth": {"metric": "metres"}.get(kind, kind),
-        **({} if largest is None else {"max_depth": largest}),
+        **({"max_depth": largest} if kind == "metric" else {}),
     }
     return {**dpt.WHOLE, "backbone": _dinov2(own), "decode_head": _head("DepthAnythingHead", config, **settings)}
 

@@ -113,10 +113,9 @@ def evaluate_depth(
     gate = gate if gate is None or isinstance(gate, Gate) else Gate(gate)
     if gate is not None:
         check_gate(gate, manifest, artifact)
-    if not isinstance(data, DepthDataset):
-        ends = {"image_suffix": image_suffix, "depth_suffix": depth_suffix}
-        data = open_depth_dataset(data, depths=depths, list_file=list_file, settings=settings, **ends)
-    data = replace(data, samples=data.samples[: None if limit is None else whole("limit", limit, 1)])
+    how: dict[str, Any] = {"depths": depths, "list_file": list_file, "settings": settings}
+    how |= {"image_suffix": image_suffix, "depth_suffix": depth_suffix}
+    data = _opened(data, limit, how)
     data, limits = _complete(data, manifest)
     with ExitStack() as stack:
         common: dict[str, Any] = {"protocol": protocol, "threads": threads}
@@ -129,6 +128,15 @@ def evaluate_depth(
             found = measure_depths(data, own, limits, fp32=fp32, workers=workers, progress=told)
         evaluation = _judged(own, data, found, gate)
     return _recorded(bundle, evaluation) if record else evaluation
+
+
+def _opened(data: Path | str | DepthDataset, limit: int | None, how: dict[str, Any]) -> DepthDataset:
+    """The images that are measured."""
+    if not isinstance(data, DepthDataset):
+        data = open_depth_dataset(data, **how)
+    elif lost := [name for name, value in how.items() if value is not None]:
+        raise InputError(f"{lost[0]}: of a path, and the data set is open already", "Give it to open_depth_dataset.")
+    return replace(data, samples=data.samples[: None if limit is None else whole("limit", limit, 1)])
 
 
 def _complete(data: DepthDataset, manifest: Manifest) -> tuple[DepthDataset, tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""The formats in which the server sends a mask."""
+"""The formats in which the server sends a mask, or depths."""
 
 from __future__ import annotations
 
@@ -10,22 +10,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from io import BytesIO
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.bundle.manifest import Manifest
+from denseport.runtime.errors import OutputError
 from denseport.runtime.media.overlay import class_shares
 from denseport.runtime.pipeline.results import Segmentation
 from denseport.runtime.pipeline.saving import encode_npz
+from denseport.runtime.serving.http.limits import Refusal
+
+if TYPE_CHECKING:
+    from denseport.runtime.pipeline.depth import Depth
 
 __all__ = [
-    "Answer", "AnswerOptions", "BatchFormat", "Coco", "Format", "FoundClass", "GeoJson", "Report", "encode",
-    "encode_report", "pack",
+    "DEPTH", "DEPTH_FORMATS", "Answer", "AnswerOptions", "BatchFormat", "Coco", "DepthAnswers", "DepthFormat",
+    "DepthReport", "Format", "FoundClass", "GeoJson", "MaskAnswers", "Report", "encode", "encode_report", "pack",
 ]  # fmt: skip
 
+DEPTH = "/v1/depth"  # where images are sent
+DEPTH_FORMATS = (
+    "png: 16 bits, depth = value / X-Depth-Scale + X-Depth-Offset; overlay: JPEG of colours with a bar; json: unit and "
+    "range; raw: little-endian float32 row by row, whose size is in X-Depth-Height, -Width; npz: numpy's arrays"
+)
 JPEG_QUALITY = 92
 # What is no JSON, in a zip.
 ENDINGS = {"image/png": "png", "image/jpeg": "jpg", "application/x-npz": "npz"}
@@ -51,7 +61,7 @@ BatchFormat = Literal["mask", "overlay", "json", "coco", "geojson", "npz"]
 class AnswerOptions:
     """What a request asks for besides its image."""
 
-    format: Format
+    format: StrEnum  # one of the answers' formats
     artifact: str
     opacity: float  # of an overlay's colours, [0, 1]
     legend: bool  # beside an overlay
@@ -105,9 +115,35 @@ class GeoJson:
     features: list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class MaskAnswers:
+    """What a server does with an image and its result, of segmentation."""
+
+    manifest: Manifest
+
+    formats = Format
+
+    def ask(self, segment: Any, image: NDArray[np.uint8], options: AnswerOptions) -> Segmentation:
+        """The result for an image, with all that the format holds."""
+        found: Segmentation = segment(image, scores=options.format == Format.NPZ)
+        return found
+
+    def numbers(self, found: Segmentation) -> NDArray[Any]:
+        """What is equal for equal images."""
+        return found.mask
+
+    def encode(self, found: Segmentation, options: AnswerOptions) -> Answer | None:
+        """The answer; None: it is the report, which tells how long the encoding took."""
+        return None if options.format == Format.JSON else encode(found, options)
+
+    def report(self, found: Segmentation, milliseconds: dict[str, float]) -> Answer:
+        """The result in JSON."""
+        return encode_report(found, milliseconds, self.manifest)
+
+
 def encode(found: Segmentation, options: AnswerOptions) -> Answer:
     """What was found, in every format but `Format.JSON`."""
-    if options.format is Format.OVERLAY:
+    if options.format == Format.OVERLAY:
         image = found.overlay(opacity=options.opacity, legend=options.legend)
         done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         if not done:
@@ -165,3 +201,74 @@ def pack(answers: Sequence[Answer]) -> Answer:
         for number, each in enumerate(answers, 1):
             archive.writestr(zipfile.ZipInfo(f"{number}.{ENDINGS[each.media_type]}"), each.body)
     return Answer(packed.getvalue(), "application/zip")
+
+
+# Depths
+
+
+class DepthFormat(StrEnum):
+    """What is sent back."""
+
+    PNG = "png"
+    OVERLAY = "overlay"
+    JSON = "json"
+    RAW = "raw"
+    NPZ = "npz"
+
+
+@dataclass(frozen=True)
+class DepthReport:
+    """What was found."""
+
+    artifact: str
+    width: int
+    height: int
+    unit: str  # "metres" or "relative"
+    larger_is: str  # "farther" or "nearer"
+    least: float
+    most: float
+    milliseconds: dict[str, float]  # by stage; "queue" is the wait for a free thread
+
+
+class DepthAnswers:
+    """`MaskAnswers` for depths."""
+
+    formats = DepthFormat
+
+    def ask(self, estimate: Any, image: NDArray[np.uint8], options: AnswerOptions) -> Depth:
+        found: Depth = estimate(image)
+        return found
+
+    def numbers(self, found: Depth) -> NDArray[Any]:
+        return found.depth
+
+    def encode(self, found: Depth, options: AnswerOptions) -> Answer | None:
+        height, width = found.depth.shape
+        about = {"X-Depth-Width": str(width), "X-Depth-Height": str(height)}
+        about |= {"X-Depth-Unit": found.unit, "X-Depth-Larger-Is": found.larger_is}
+        if options.format == DepthFormat.OVERLAY:
+            painted = found.overlay(opacity=options.opacity, legend=options.legend)
+            return Answer(
+                cv2.imencode(".jpg", painted, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes(),
+                "image/jpeg",
+                about,
+            )
+        if options.format == DepthFormat.RAW:
+            return Answer(found.depth.astype("<f4", copy=False).tobytes(), "application/octet-stream", about)
+        if options.format == DepthFormat.NPZ:
+            return Answer(found.to_npz(), "application/x-npz", about)
+        if options.format == DepthFormat.JSON:
+            return None
+        try:
+            png = found.to_png()
+        except OutputError as err:
+            raise Refusal(422, err.message, "Ask for format=npz or format=raw.") from err
+        return Answer(
+            png.data, "image/png", about | {"X-Depth-Scale": repr(png.scale), "X-Depth-Offset": repr(png.offset)}
+        )
+
+    def report(self, found: Depth, milliseconds: dict[str, float]) -> Answer:
+        (height, width), (least, most) = found.depth.shape, found.span
+        rounded = {stage: round(value, 2) for stage, value in milliseconds.items()}
+        report = DepthReport(found.artifact, width, height, found.unit, found.larger_is, least, most, rounded)
+        return Answer(_json(dataclasses.asdict(report)), "application/json")

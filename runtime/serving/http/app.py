@@ -7,11 +7,20 @@ import asyncio
 import re
 from collections import defaultdict
 from collections.abc import Awaitable
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from denseport.runtime.errors import MachineError
 from denseport.runtime.serving.http.admission import Admission
-from denseport.runtime.serving.http.answers import AnswerOptions, BatchFormat, Format, pack
+from denseport.runtime.serving.http.answers import (
+    DEPTH,
+    DEPTH_FORMATS,
+    AnswerOptions,
+    BatchFormat,
+    DepthFormat,
+    Format,
+    pack,
+)
 from denseport.runtime.serving.http.limits import Limits, Refusal
 from denseport.runtime.serving.http.metrics import Metrics
 from denseport.runtime.serving.http.openapi import (
@@ -37,6 +46,10 @@ __all__ = ["create_app"]
 T = TypeVar("T")
 
 OPACITY, LEGEND = 0.5, True  # of an overlay, unless a request says otherwise
+SUMMARIES = {
+    "segmentation": "Semantic segmentation: an image in, a mask out.",
+    "depth": "Depth estimation: an image in, the depth of each pixel out.",
+}
 SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
@@ -54,7 +67,7 @@ def create_app(service: Service) -> Admission:
         raise MachineError(f"{err.name} is not installed", "pip install 'denseport[serve]'") from err
     app = FastAPI(
         title=f"Denseport: {service.manifest.name}",
-        summary="Semantic segmentation: an image in, a mask out.",
+        summary=SUMMARIES[service.manifest.task],
         version="1",
         docs_url=None,  # these load scripts from elsewhere; ours is added below
         redoc_url=None,
@@ -63,12 +76,13 @@ def create_app(service: Service) -> Admission:
     )
     # Made before admission is, whose count it shows.
     metrics = Metrics(service.manifest.name, lambda: admission.active)
-    admission = Admission(app, (SEGMENT, BATCH), service.limits, metrics.answered)
+    admission = Admission(app, (SEGMENT, BATCH, DEPTH), service.limits, metrics.answered)
     _add_errors(app)
     _add_model(app, service)
-    _add_images(app, service, metrics)
+    add = _add_depths if service.manifest.task == "depth" else _add_images
+    add(app, service, metrics)
     _add_states(app, service, metrics, admission)
-    _add_pages(app)
+    _add_pages(app, has_viewer=service.manifest.task == "segmentation")
     return admission
 
 
@@ -163,11 +177,40 @@ def _add_images(app: "FastAPI", service: Service, metrics: Metrics) -> None:
         return Response(answer.body, media_type=answer.media_type, headers=headers)
 
 
-def _options(request: "Request", artifact: str, format: Format, opacity: float, legend: bool) -> AnswerOptions:
+def _add_depths(app: "FastAPI", service: Service, metrics: Metrics) -> None:
+    from fastapi import Query, Request
+    from fastapi.responses import Response
+
+    artifacts = {"enum": list(service.manifest.artifacts)}
+    Artifact = Annotated[str | None, Query(description="default: /v1/model's", json_schema_extra=artifacts)]
+    failures: dict[int | str, dict[str, Any]] = {status: {"model": Failure} for status in (400, 413, 415, 422, 503)}
+
+    @app.post(
+        DEPTH, tags=["model"], summary="Estimate the depth of an image", response_class=Response,
+        responses=failures, openapi_extra={"requestBody": SEGMENT_BODY},
+    )  # fmt: skip
+    async def depth(
+        request: Request,
+        format: Annotated[DepthFormat, Query(description=DEPTH_FORMATS)] = DepthFormat.PNG,
+        artifact: Artifact = None,
+        opacity: Annotated[float, Query(ge=0, le=1, description="of an overlay's colours")] = 1.0,
+        legend: Annotated[bool, Query(description="beside an overlay")] = LEGEND,
+    ) -> Response:
+        options = _options(request, service.check(artifact), format, opacity, legend, usual=1.0)
+        data = await _arrived(read_image(request, service.limits.max_bytes), service.limits)
+        found, milliseconds, answer = await service.segment(data, options)
+        metrics.segmented(found, milliseconds)
+        headers = SAFE | _told(found.artifact, milliseconds) | answer.headers
+        return Response(answer.body, media_type=answer.media_type, headers=headers)
+
+
+def _options(
+    request: "Request", artifact: str, format: StrEnum, opacity: float, legend: bool, usual: float = OPACITY
+) -> AnswerOptions:
     """What a request asks for. Refuses what would change nothing, but for defaults, which generated clients send."""
     check_names(request.query_params, PARAMETERS)
-    for name, changed in (("opacity", opacity != OPACITY), ("legend", legend != LEGEND)):
-        if changed and format is not Format.OVERLAY:
+    for name, changed in (("opacity", opacity != usual), ("legend", legend != LEGEND)):
+        if changed and format != Format.OVERLAY:
             raise Refusal(422, f"{name} means nothing with format={format}", "Leave it out, or ask for format=overlay.")
     return AnswerOptions(format, artifact, opacity, legend, _accepts_gzip(request.headers.get("accept-encoding", "")))
 
@@ -228,8 +271,8 @@ def _add_states(app: "FastAPI", service: Service, metrics: Metrics, admission: A
         return Response(body, media_type=media_type)
 
 
-def _add_pages(app: "FastAPI") -> None:
-    """After all that is described on one of them."""
+def _add_pages(app: "FastAPI", *, has_viewer: bool) -> None:
+    """After all that is described on one of them, which is the first one too where there is none to look at images."""
     from fastapi.responses import Response
 
     image = SAMPLE.read_bytes()
@@ -239,8 +282,9 @@ def _add_pages(app: "FastAPI") -> None:
         async def show() -> Response:
             return Response(page[0], media_type="text/html", headers=SAFE | page[1])
 
-    add("/", load_page())
-    add("/docs", load_reference(app.openapi()))
+    reference = load_reference(app.openapi())
+    add("/", load_page() if has_viewer else reference)
+    add("/docs", reference)
 
     @app.get("/sample.jpg", include_in_schema=False)
     async def sample() -> Response:

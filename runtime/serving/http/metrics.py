@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from denseport.runtime.pipeline.results import Segmentation
+
+if TYPE_CHECKING:
+    from denseport.runtime.pipeline.depth import Depth
 
 __all__ = ["Metrics"]
 
@@ -43,9 +47,9 @@ class Metrics:
         self._requests.labels(str(status)).inc()
         self._duration.observe(seconds)
 
-    def segmented(self, found: Segmentation, milliseconds: dict[str, float]) -> None:
+    def segmented(self, found: Segmentation | Depth, milliseconds: dict[str, float]) -> None:
         """Count an image and the time of its stages."""
-        self._pixels.labels(found.artifact).inc(found.mask.size)
+        self._pixels.labels(found.artifact).inc(found.image.shape[0] * found.image.shape[1])
         for stage, value in milliseconds.items():
             self._stages.labels(found.artifact, stage).observe(value / 1000)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from denseport.runtime.serving.http.answers import Format
 from denseport.runtime.serving.http.limits import MAX_SIDE
 from denseport.runtime.serving.http.service import Service
 
@@ -44,7 +44,7 @@ class ArtifactInfo:
     kind: str  # "onnx" or "engine"
     runs_here: bool
     why_unsupported: str | None  # why it does not run here
-    mIoU: float | None  # percent, of the last recorded evaluation
+    mIoU: float | None  # percent, of the last recorded evaluation; None of depth
     accuracy: dict[str, Any] | None  # that evaluation: images, protocol, gate, date
     agreement: float | None  # percent of the pixels that had FP32's class when it was audited
     milliseconds: dict[str, float] | None  # mean by stage since this server started
@@ -57,6 +57,8 @@ class ModelInfo:
     name: str
     architecture: str
     parameters: int
+    task: str  # "segmentation" or "depth"
+    depth: dict[str, Any] | None  # of depth: its unit, its direction, its limit
     classes: list[ClassInfo]
     artifacts: list[ArtifactInfo]
     default_artifact: str
@@ -76,11 +78,13 @@ def describe(service: Service) -> ModelInfo:
         name=manifest.name,
         architecture=manifest.architecture,
         parameters=manifest.parameters,
+        task=manifest.task,
+        depth=None if manifest.depth is None else dataclasses.asdict(manifest.depth),
         classes=[ClassInfo(name.strip(), colour) for name, colour in zip(manifest.classes, colours, strict=True)],
         artifacts=[_artifact(service, name) for name in manifest.artifacts],
         default_artifact=service.default,
         running=service.description,
-        formats=[str(each) for each in Format],
+        formats=[str(each) for each in service.answers.formats],
         max_bytes=limits.max_bytes,
         max_pixels=limits.max_pixels,
         max_images=limits.max_images,
@@ -97,7 +101,7 @@ def _artifact(service: Service, name: str) -> ArtifactInfo:
         kind=artifact.kind,
         runs_here=not reason,
         why_unsupported=reason or None,
-        mIoU=None if accuracy is None else accuracy["mIoU"],
+        mIoU=None if accuracy is None else accuracy.get("mIoU"),
         accuracy=accuracy,
         agreement=None if audit is None else 100 * audit["agreement"],
         milliseconds=service.mean_times(name),

@@ -8,7 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,16 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.decode import reading_record
 from denseport.runtime.bundle.preprocessing import loading
 from denseport.runtime.errors import DenseportError, InputError
-from denseport.runtime.pipeline.results import Segmentation
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.segmenter.opening import open_predictor
 from denseport.runtime.selection import why_unsupported
-from denseport.runtime.serving.http.answers import Answer, AnswerOptions, Format, encode, encode_report
+from denseport.runtime.serving.http.answers import Answer, AnswerOptions, DepthAnswers, MaskAnswers
 from denseport.runtime.serving.http.images import check_sizes, decode_upload, naming
 from denseport.runtime.serving.http.limits import Limits, Refusal
 from denseport.runtime.system.machine import inspect_machine
+
+if TYPE_CHECKING:
+    from denseport.runtime.segmenter.depth import DepthEstimator
 
 __all__ = ["Service"]
 
@@ -47,16 +50,19 @@ class Service:
     ) -> None:
         self.bundle, self.manifest, self.limits = bundle, bundle.manifest, limits
         self._threads = threads
-        first = Segmenter(bundle, artifact=artifact, threads=threads)
+        self.answers: Any = MaskAnswers(bundle.manifest)
+        if bundle.manifest.task == "depth":
+            self.answers = DepthAnswers()
+        first = open_predictor(bundle, artifact=artifact, threads=threads)
         self.default = first.artifact
         self.description = first.description
         self.caution = first.selection.caution
-        self._open = {first.artifact: first}
+        self._open: dict[str, Segmenter | DepthEstimator] = {first.artifact: first}
         self._opening = threading.Lock()
         self.why_unsupported = _why_unsupported(bundle)  # by artifact; empty: it runs here
         self._pool = ThreadPoolExecutor(limits.concurrency, thread_name_prefix="denseport-serve")
         self._canary = _gradient()
-        self._expected = first(self._canary).mask  # warms the network up, too
+        self._expected = self.answers.numbers(first(self._canary))  # warms the network up, too
         self._proved = time.monotonic()
         self._proving = asyncio.Lock()
         self._times: defaultdict[str, dict[str, float]] = defaultdict(dict)  # milliseconds, by artifact and stage
@@ -78,7 +84,7 @@ class Service:
 
     async def segment(
         self, data: bytes, options: AnswerOptions, deadline: float | None = None
-    ) -> tuple[Segmentation, dict[str, float], Answer]:
+    ) -> tuple[Any, dict[str, float], Answer]:
         """Decode, segment and encode one image in a thread; the second result is the milliseconds of each stage.
 
         Args:
@@ -102,7 +108,7 @@ class Service:
 
     async def segment_all(
         self, images: Sequence[bytes], options: AnswerOptions, gone: Callable[[], Awaitable[bool]]
-    ) -> list[tuple[Segmentation, dict[str, float], Answer]]:
+    ) -> list[tuple[Any, dict[str, float], Answer]]:
         """Segment the images of one request, one after another: between two of them, others have their turn.
 
         Args:
@@ -130,17 +136,17 @@ class Service:
         """Segment a known image, unless a request was answered just now.
 
         Raises:
-            Refusal: 503, it failed, took too long or gave another mask than at the start.
+            Refusal: 503, it failed, took too long or gave another result than at the start.
         """
         async with self._proving:
             if time.monotonic() - self._proved < CANARY_EVERY:
                 return
             try:
-                mask = await self._within(lambda: self._open[self.default](self._canary).mask, self.limits.timeout)
+                found = await self._within(lambda: self._open[self.default](self._canary), self.limits.timeout)
             except Exception as err:  # whatever went wrong, images should go elsewhere
                 raise Refusal(503, f"the canary image failed: {type(err).__name__}", "See the server's log.") from err
-            if not np.array_equal(mask, self._expected):
-                raise Refusal(503, "the canary image gave another mask than at the start", "Start the server again.")
+            if not np.array_equal(self.answers.numbers(found), self._expected):
+                raise Refusal(503, "the canary image gave another result than at the start", "Start the server again.")
             self._proved = time.monotonic()
 
     def close(self) -> None:
@@ -159,9 +165,7 @@ class Service:
                 504, f"no answer within {self.limits.timeout:g} s", "Send a smaller image, or try again later."
             ) from err
 
-    def _work(
-        self, data: bytes, options: AnswerOptions, queued: float
-    ) -> tuple[Segmentation, dict[str, float], Answer]:
+    def _work(self, data: bytes, options: AnswerOptions, queued: float) -> tuple[Any, dict[str, float], Answer]:
         times: dict[str, float] = {}
         last = _lap(times, "queue", queued)
         image = decode_upload(data, self.limits, loading(self.manifest.preprocess))
@@ -171,22 +175,22 @@ class Service:
             segmenter = self._opened(options.artifact)
             _lap(times, "open", last)
         try:
-            found = segmenter(image, scores=options.format is Format.NPZ)
+            found = self.answers.ask(segmenter, image, options)
         except InputError as err:  # an image that does not fit, or scores of a network that has none
             raise Refusal(422, err.message, err.remedy) from err
         times["preprocess"] = found.timings.preprocess
         times["network"] = found.timings.infer
         times["postprocess"] = found.timings.postprocess
         last = time.perf_counter()
-        answer = None if options.format is Format.JSON else encode(found, options)
+        answer = self.answers.encode(found, options)
         _lap(times, "encode", last)
-        return found, times, answer or encode_report(found, times, self.manifest)
+        return found, times, answer or self.answers.report(found, times)
 
-    def _opened(self, artifact: str) -> Segmenter:
+    def _opened(self, artifact: str) -> Segmenter | DepthEstimator:
         with self._opening:
             if artifact not in self._open:
                 try:
-                    self._open[artifact] = Segmenter(self.bundle, artifact=artifact, threads=self._threads)
+                    self._open[artifact] = open_predictor(self.bundle, artifact=artifact, threads=self._threads)
                 except DenseportError as err:
                     raise RuntimeError(f"{artifact} cannot be opened: {err}") from err  # for the log, not the client
             return self._open[artifact]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
 import pytest
 from graphs import tiny_model
 
@@ -74,3 +75,16 @@ def test_a_quantized_model_is_refused() -> None:
     quantize(model, {"image": 1.0}, groups, ["stem"])
     with pytest.raises(CalibrationError, match="quantized already"):
         find_groups(model, SIZE)
+
+
+def test_products_of_the_inputs_size_are_no_layers() -> None:
+    """DINOv2's position embedding is resized by two of them; in 8 bits no place would be its own."""
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    few (float[1, 4, H, W] image) => (float[1, 4, H, W] depth)
+    <float[4, 4, 1, 1] w = WEIGHTS, float[1, 2] grid = {1, 2}, int64 zero = {0}, int64 one = {1}, int64[1] last = {1}>
+    { [layer] y = Conv (image, w) [shape] s = Shape <start = 2, end = 3> (image) [rows] n = Squeeze (s)
+      [range] r = Range (zero, n, one) [floats] f = Cast <to = 1> (r) [column] c = Unsqueeze (f, last)
+      [places] p = MatMul (c, grid) [mean] m = ReduceMean <keepdims = 0> (p) [sum] z = Add (y, m)
+      [last] depth = Conv (z, w) }"""
+    model = ir.from_onnx_text(text.replace("WEIGHTS", "{" + ", ".join(map(str, range(16))) + "}"))
+    assert [group.name for group in find_groups(model, (8, 8))] == ["layer", "last"]

@@ -22,6 +22,7 @@ VIT = {
 DPT = {
     **VIT,
     "decode_head.project.conv.weight": (20, 8, 3, 3),
+    "decode_head.fusion_blocks.0.project.conv.weight": (20, 20, 1, 1),
     **{f"decode_head.reassemble_blocks.projects.{i}.conv.weight": (6 + i, 12, 1, 1) for i in range(4)},
     "decode_head.conv_seg.weight": (5, 21, 1, 1),
 }

@@ -198,7 +198,7 @@ def test_what_transformers_4_wrote_into_a_backbone_is_known(copy: Path, tmp_path
     own = json.loads((copy / "config.json").read_text())["backbone_config"]
     expected = recognise(read_checkpoint(copy)).spec
     del own["out_indices"]
-    change(copy, backbone_config={**own, "top_k": 50, "pruned_heads": {}, "bad_words_ids": None})
+    change(copy, max_depth=None, backbone_config={**own, "top_k": 50, "pruned_heads": {}, "bad_words_ids": None})
     assert recognise(read_checkpoint(copy)).spec == expected
 
 
@@ -217,6 +217,23 @@ def test_the_projection_before_the_head_is_carried_out(copy: Path, tmp_path: Pat
     wanted = plain.decode_head.head(F.relu(F.conv2d(fused, weight, bias, padding=1)))
     assert wanted.std() > 0
     torch.testing.assert_close(model(image), wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("copy", ["hf_depth_anything"], indirect=True)
+def test_an_attention_without_biases_of_its_projections_has_zeros(copy: Path) -> None:
+    """``qkv_bias: false``: the last projection has its bias nevertheless, unlike in mmsegmentation."""
+    biases = [f"attention.attention.{name}.bias" for name in ("query", "key", "value")]
+    weights = load_file(copy / "model.safetensors")
+    zeros = {key: torch.zeros_like(value) for key, value in weights.items() if key.endswith(tuple(biases))}
+    save_file({**weights, **zeros}, copy / "model.safetensors")
+    expected = load(read_checkpoint(copy)).state_dict()
+    save_file({key: value for key, value in weights.items() if key not in zeros}, copy / "model.safetensors")
+    with pytest.raises(CheckpointError, match="qkv_bias is True, and the weights show False"):
+        load(read_checkpoint(copy))
+    own = json.loads((copy / "config.json").read_text())["backbone_config"]
+    change(copy, backbone_config={**own, "qkv_bias": False})
+    found = load(read_checkpoint(copy)).state_dict()
+    assert len(zeros) == 12 and all(torch.equal(value, found[key]) for key, value in expected.items())
 
 
 def released(preset: str, file: str, families: Path, place: Path, answers: dict[str, Any]) -> Checkpoint:

@@ -152,7 +152,9 @@ def test_the_export_computes_the_same(shared: Path, tmp_path: Path, name: str) -
 def test_images_are_prepared_as_by_the_processor(shared: Path, folder: Path, setting: str) -> None:
     settings = json.loads((shared / "oracle_families/preprocess.json").read_text())[setting]["settings"]
     change(folder, "preprocessor_config.json", **settings)
-    path = image_steps(read_checkpoint(folder))
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint.reduce_zero_label == (folder.name == "hf_segformer")  # a processor without the setting: False
+    path = image_steps(checkpoint)
     assert path.warnings == ()
     compared = 0
     with np.load(shared / "oracle_families/preprocess.npz") as golden:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from denseport.export.checkpoint.file import Checkpoint, read_checkpoint
+from denseport.export.checkpoint.networks.setr import NECK, SETRMLAReader, SETRUPReader
 from denseport.export.checkpoint.pipeline import image_steps
 from denseport.export.checkpoint.recognise import recognise
 from denseport.export.checkpoint.settings import class_names, inference_of
@@ -206,3 +207,11 @@ def test_strides_and_smallest_inputs(shared: Path) -> None:
 
 def test_the_deepest_level_comes_first() -> None:
     assert MLANeckSpec(8).strides((16, 8)) == (8, 16)
+
+
+def test_a_reader_of_setr_wants_its_head_and_what_is_its_own() -> None:
+    head, norm = "decode_head.up_convs.0.0.conv.weight", "decode_head.norm.weight"
+    for reader, own in ((SETRMLAReader, NECK), (SETRUPReader, norm)):
+        assert reader.why_not({own: (8,)}) == "no key begins with 'decode_head.up_convs.'"
+        assert reader.why_not({head: (8, 8, 3, 3)}) == f"it has no {own!r}"
+        assert reader.why_not({head: (8, 8, 3, 3), own: (8,)}) is None

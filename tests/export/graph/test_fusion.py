@@ -341,7 +341,7 @@ def test_a_mask_is_the_first_of_the_highest(tmp_path: Path) -> None:
     mask = run(tmp_path / "mask.onnx", RNG.standard_normal((2, 3, 12, 20), np.float32))
     assert mask.shape == (2, 12, 20) and mask.dtype == np.int32
     assert 2 not in mask and 1 in mask
-    with pytest.raises(ExportError, match="ends in mask already"):
+    with pytest.raises(ExportError, match="ends in mask, not in logits"):
         append_mask(model)
 
 

@@ -101,6 +101,35 @@ def test_a_resize_of_a_constant_is_a_position_embedding() -> None:
         assert model.graph.initializers["scales"].dtype == ir.DataType.FLOAT, "no FP16 form of a scale"
 
 
+def test_what_follows_from_the_size_of_the_input_alone_stays_fp32() -> None:
+    """Places of a grid: FP16 has no number between 2048 and 2050."""
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    few (float[1, 1, H, 4] image) => (float[1, 1, H, 4] logits)
+    <int64 zero = {0}, int64 one = {1}, int64[1] last = {1}, float half = {0.5}, float[4] w = {1, 1, 1, 1}>
+    { [shape] s = Shape <start = 2, end = 3> (image) [rows] n = Squeeze (s) [range] r = Range (zero, n, one)
+      [floats] f = Cast <to = 1> (r) [place] p = Add (f, half) [scaled] q = Mul (p, p) [column] c = Unsqueeze (q, last)
+      [mixed] m = Mul (image, w) [end] logits = Add (m, c) }"""
+    model = ir.from_onnx_text(text)
+    record = set_types(model, "fp16")
+    wide = {str(node.name): node.outputs[0].dtype == ir.DataType.FLOAT for node in model.graph}
+    assert wide["place"] and wide["scaled"] and not wide["mixed"] and not wide["end"]
+    assert "(of sizes)" in precision_table(record)
+
+
+def test_the_end_of_a_depth_network_stays_fp32() -> None:
+    """And nothing before its last layer, nor the same nodes behind logits."""
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    few (float[1, 1, 4, 4] image) => (float[1, 1, 4, 4] OUTPUT)
+    <float[1, 1, 1, 1] w = {1}, float scale = {0.5}, float shift = {0.25}, float one = {1}>
+    { [before] a = Mul (image, scale) [last] b = Conv (a, w) [relu] r = Relu (b) [times] c = Mul (r, scale)
+      [plus] d = Add (c, shift) [inverse] OUTPUT = Reciprocal (d) }"""
+    for output in ("depth", "logits"):
+        model = ir.from_onnx_text(text.replace("OUTPUT", output))
+        set_types(model, "fp16")
+        wide = {str(node.name): node.outputs[0].dtype == ir.DataType.FLOAT for node in model.graph}
+        assert wide["times"] is wide["plus"] is (output == "depth") and not wide["before"] and not wide["last"]
+
+
 def test_a_table_says_what_was_observed_and_what_is_an_island() -> None:
     _, record = types("[product] a = MatMul (image, w) [end] logits = MatMul (a, w)", a=1e6, image=1.0, logits=1.0)
     lines = precision_table(record).splitlines()

@@ -100,7 +100,7 @@ def test_ranges_and_audits_of_sliding_windows_see_windows(
     assert shapes == [(1, 3, 160, 160)] * 3
 
     shapes.clear()
-    monkeypatch.setattr(audit, "_compare", lambda reference, suspect, inputs, precision: observed(None, inputs))
+    monkeypatch.setattr(audit, "_compare", lambda reference, suspect, inputs, *_: observed(None, inputs))
     with pytest.raises(InterruptedError):
         audit.audit_graph(sample_copy, sample_copy.path / "model.onnx", "fp16", [photo] * 3, Silent())
     assert shapes == [(1, 3, 160, 160)] * 3

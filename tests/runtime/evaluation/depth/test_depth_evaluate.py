@@ -21,7 +21,7 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import DepthOutput
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import DatasetError, InputError
-from denseport.runtime.evaluation.depth.dataset import DepthReading
+from denseport.runtime.evaluation.depth.dataset import DepthReading, open_depth_dataset
 from denseport.runtime.evaluation.gate import Gate
 from denseport.runtime.system.files import sha256_of
 
@@ -94,6 +94,8 @@ def test_a_relative_network_is_aligned(depth_sample: Bundle, data: Path) -> None
     bundle.manifest = replace(bundle.manifest, depth=DepthOutput("relative", "farther", None, "bicubic"))
     with pytest.raises(InputError, match="Give --max-depth"):
         evaluate_depth(bundle, data)
+    with pytest.raises(InputError, match="settings: of a path"):
+        evaluate_depth(bundle, open_depth_dataset(data), settings=DepthReading(most=11.0))
     found = evaluate_depth(bundle, data, settings=DepthReading(most=11.0), threads=1)
     assert found.aligned and found.metrics["AbsRel"] < 1e-3  # 1.1 is a scale
 

@@ -495,7 +495,7 @@ def test_ready_is_proved_by_an_image(sample: Bundle, monkeypatch: pytest.MonkeyP
             patch.setattr(
                 Segmenter, "__call__", lambda *given: dataclasses.replace(call(*given), mask=call(*given).mask * 0)
             )
-            assert_refused(started.client.get("/ready"), 503, "another mask than at the start")
+            assert_refused(started.client.get("/ready"), 503, "another result than at the start")
             patch.setattr(Segmenter, "__call__", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
             assert_refused(started.client.get("/ready"), 503, "MemoryError")
         assert started.client.get("/ready").status_code == 200
