@@ -32,6 +32,7 @@ __all__ = ["Calibration", "calibrate", "judge_again"]
 
 Images = Path | str | Sequence[Path | str]
 DATA_LIMIT = 64  # labelled images
+AGREEMENT_OF_DEPTH = "Leave it out; --agreement 0.98 lets depths change by 2 % of their mean."
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ def calibrate(
     progress, options = progress or Silent(), options or CalibrationOptions()
     report = None if report is None else _check_report(Path(report))
     bundle, labelled = _open(bundle, data, masks, split, data_limit)
+    if bundle.manifest.task == "depth" and options.budget is not None:
+        raise InputError("--budget: points of mIoU, and depths have none", AGREEMENT_OF_DEPTH)
     budget = budget_of(options, labelled=labelled is not None)
     shown = _network_inputs(bundle, images, limit)
     with _work_folder(options, bundle, shown.paths) as work:
@@ -154,7 +157,7 @@ def _open(
         return bundle, None
     if bundle.manifest.task == "depth":
         what = "--data: a depth network is calibrated against FP32's depths, without labels"
-        raise InputError(what, "Leave it out; --agreement 0.98 lets depths change by 2 % of their mean.")
+        raise InputError(what, AGREEMENT_OF_DEPTH)
     if not isinstance(data, Dataset):
         data = open_dataset(data, masks=masks, split=split, default_split="training", manifest=bundle.manifest)
     return bundle, replace(data, samples=tuple(evenly_spaced(data.samples, limit)))

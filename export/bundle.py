@@ -125,6 +125,9 @@ def _named(
     palette: Sequence[tuple[int, int, int]] | None,
 ) -> Checkpoint:
     """The checkpoint with the names and colours that were given."""
+    if spec.task == "depth" and (classes is not None or palette is not None):
+        what = "--classes" if classes is not None else "--palette"
+        raise InputError(f"{what}: a network for depth has no classes", "Leave it out.")
     # A network with one output has two classes, and one or two names.
     numbers = {spec.num_classes, 1} if spec.head.threshold is not None else {spec.num_classes}
     check_count("--classes", classes, numbers)
@@ -159,7 +162,9 @@ def _manifest(
         raise CheckpointError(
             f"{source.path}: its test scale {resize.size[0]} x {resize.size[1]} is below one patch of "
             f"{spec.backbone.smallest} pixels",
-            "Give limits of the longer and the shorter side, for example --scale 2048 512.",
+            "Give limits of the longer and the shorter side, for example --scale 2048 512."
+            if spec.task == "segmentation"
+            else "Give the folder's own preprocessor_config.json, whose size is that of its training.",
         )
     reference = None
     if preset is not None:

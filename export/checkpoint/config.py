@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from denseport.export.checkpoint.huggingface.json_file import object_of
 from denseport.export.checkpoint.python_data import DUMPED, TEXT_LIMIT, Assignments, Unknown, settled
 from denseport.export.errors import CheckpointError
 
@@ -40,7 +41,7 @@ FIELDS: dict[str, tuple[str, Any]] = {
     "threshold": (f"{_HEAD}threshold", 0.3),
     "depth": (f"{_HEAD}depth", "relative"),
     "max_depth": (f"{_HEAD}max_depth", 20.0),
-    "inversion": (f"{_HEAD}inversion", [0.5]),
+    "inversion": (f"{_HEAD}inversion", [0.000305, 0.1378]),
     "mean": (f"{_NORMALISE}mean", [0.5]),
     "std": (f"{_NORMALISE}std", [0.5]),
     "bgr_to_rgb": (f"{_NORMALISE}bgr_to_rgb", True),
@@ -249,7 +250,7 @@ def _text(path: Path) -> str:
 
 def _json(text: str, path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=object_of)
     except (ValueError, RecursionError) as err:
         raise CheckpointError(f"{path}: not JSON: {err}", "Correct the file.") from err
     if not isinstance(data, dict):

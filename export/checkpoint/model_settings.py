@@ -209,7 +209,8 @@ def _unsupported(
     for key, value in settings.items():
         rule, at = keys.get(key), f"{name}.{key}"
         if rule is None:
-            yield f"{at} is {value!r}: mmsegmentation's {kind} has no such setting, and it may change the mask", UNKNOWN
+            whose = kind if "Depth" in kind else f"mmsegmentation's {kind}"
+            yield f"{at} is {value!r}: {whose} has no such setting, and it may change the result", UNKNOWN
         elif isinstance(rule, Config):
             if isinstance(value, Mapping):
                 yield from _unsupported(at, value, rule.keys, key)

@@ -86,7 +86,8 @@ class Gate:
 
     def __post_init__(self) -> None:
         with suppress(ValueError, TypeError):  # an artifact's name is no number
-            object.__setattr__(self, "against", real("the gate's mIoU in percent", float(self.against), 0, 100))
+            against = real("the gate's mIoU in percent or AbsRel", float(self.against), 0, 100)
+            object.__setattr__(self, "against", against)
         for name, most in (("budget", 100), ("agreement", 1)):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, real(f"the gate's {name}", getattr(self, name), 0, most))

@@ -18,6 +18,7 @@ from denseport.calibration.search.sensitivity import Reference
 from denseport.export.graph.model import read_model
 from denseport.runtime import DepthEstimator
 from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.errors import InputError
 
 
 def test_depths_stay_within_the_budget(depth_sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,3 +46,9 @@ def test_labels_of_classes_are_none_of_a_depth_network(depth_sample: Bundle) -> 
     image = np.zeros((1, 3, 64, 96), np.float32)
     with pytest.raises(CalibrationError, match="depths have no classes to label"):
         Reference(model, [image], [np.zeros((64, 96), np.uint8)])
+
+
+def test_a_budget_of_classes_is_refused(depth_sample: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--budget: points of mIoU") as caught:
+        calibrate(depth_sample, [tmp_path], CalibrationOptions(budget=1.0))
+    assert "--agreement" in str(caught.value) and "--data" not in str(caught.value)

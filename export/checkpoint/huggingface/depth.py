@@ -88,14 +88,23 @@ def _dinov2(own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _taps(own: Mapping[str, Any], layers: int) -> list[int]:
-    """The layers that feed the head, from 0; ``out_indices`` count from 1, ``out_features`` say the same by name."""
+    """The layers that feed the head, from 0.
+
+    ``out_indices`` count from 1, below 0 from the last; 0 is the embedding. ``out_features`` say the same by name.
+    """
     indices, features = own.get("out_indices"), own.get("out_features")
-    named = None if features is None else [int(name.removeprefix("stage")) for name in features]
+    named = (
+        None if features is None else [0 if name == "stem" else int(name.removeprefix("stage")) for name in features]
+    )
     if indices is None and named is None:
         indices = [layers]
-    if indices is not None and named is not None and list(indices) != named:
+    counted = None if indices is None else [i + layers + 1 if i < 0 else i for i in indices]
+    if counted is not None and named is not None and counted != named:
         raise ValueError(f"out_indices {indices} and out_features {features} differ")
-    return [i - 1 for i in indices or named or ()]
+    taps = counted or named or []
+    if not all(1 <= i <= layers for i in taps):
+        raise ValueError(f"out_indices {indices}, out_features {features} name more than the {layers} layers")
+    return [i - 1 for i in taps]
 
 
 def _head(kind: str, config: Mapping[str, Any], **settings: Any) -> dict[str, Any]:

@@ -45,10 +45,11 @@ class FusionReader(ViTReader):
 
     def shown(self) -> dict[str, Any]:
         projected = f"{BLOCKS}.readout_projects.0.0.weight" in self.shapes
+        unprojected = "ignore" if self.layout == DEPTH_ANYTHING else None  # of others it may be "add"
         return super().shown() | {
             "decode_head.channels": self.first("decode_head.fusion_blocks.0.project.conv.weight"),
             "decode_head.post_process_channels": [self.first(f"{BLOCKS}.projects.{i}.conv.weight") for i in range(4)],
-            "decode_head.readout_type": "project" if projected else None,
+            "decode_head.readout_type": "project" if projected else unprojected,
         }
 
 
@@ -115,8 +116,10 @@ class DPTDepthReader(DepthReader):
         )
 
     def _pair(self, value: Any) -> tuple[float, float]:
-        scale, shift = numbers("decode_head.inversion", value, float)
-        return scale, shift
+        found = numbers("decode_head.inversion", value, float)
+        if len(found) != 2:
+            raise ValueError(f"inversion {value} is not a scale and a shift")
+        return found[0], found[1]
 
     def shown(self) -> dict[str, Any]:
         return super().shown() | {

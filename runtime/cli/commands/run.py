@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(probabilities, 16-bit PNG), coco, geojson; of depths npy; default: png,overlay",
     )
     parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster, or 'local' for one on this machine")
-    parser.add_argument("--no-overlay", action="store_true", help="write masks only")
+    parser.add_argument("--no-overlay", action="store_true", help="write masks or depths only")
     parser.add_argument("--no-mask", action="store_true", help="write overlays only")
     parser.add_argument(
         "--server", metavar="URL", help="a Triton server runs the model: http://HOST:PORT or grpc://HOST:PORT"
@@ -145,6 +145,8 @@ def _writing(arguments: argparse.Namespace, task: str) -> Writing:
         raise InputError(what, "Leave it out; --format says what is written.")
     if arguments.depth_scale is not None and "png" not in _chosen(arguments):
         raise InputError("--depth-scale is of PNGs, and none is written", "Leave it out, or add png to --format.")
+    if arguments.opacity is not None and "overlay" not in _chosen(arguments):
+        raise InputError("--opacity is of overlays, and none is written", "Leave it out, or add overlay to --format.")
     made: Writing = MaskWriting(**opacity, grey=arguments.grey)
     if task == "depth":
         made = DepthWriting(**opacity, scale=arguments.depth_scale)

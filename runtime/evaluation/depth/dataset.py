@@ -140,14 +140,22 @@ def open_depth_dataset(
     try:
         if list_file is not None:
             samples, words = _listed(Path(list_file), [each for each in (root, other) if each is not None])
+            _check_scale(samples, settings)
             return DepthDataset(samples, settings, words)
         layout = _layout_of(root) if other is None else TWO_FOLDERS
         images, folder = (root / layout.images, root / layout.depths) if other is None else (root, other)
         samples = _pairs(images, folder, layout.parts, image_suffix, depth_suffix)
+        _check_scale(samples, settings)
     except OSError as err:
         raise DatasetError(f"{err.filename}: cannot be searched: {err.strerror}", "Check its permissions.") from err
     words = f"{count(len(samples), 'image')} of {images} with depths of {folder}; {layout.name}"
     return DepthDataset(samples, settings.over(layout.reading), words)
+
+
+def _check_scale(samples: tuple[Sample, ...], settings: DepthReading) -> None:
+    """Refuse a scale that no file needs."""
+    if samples and settings.scale is not None and all(each.mask.suffix.lower() == ".npy" for each in samples):
+        raise DatasetError("--depth-scale is of PNGs, and no depth is one", "Leave it out: a .npy holds metres.")
 
 
 def _layout_of(root: Path) -> _Layout:
@@ -167,13 +175,13 @@ def _pairs(
     images: Path, depths: Path, parts: tuple[str, str], image_suffix: str | None, depth_suffix: str | None
 ) -> tuple[Sample, ...]:
     """Images and depths of the same names, but for the layout's parts and the endings."""
-    old, new = parts
-    depth_of = {
-        name.replace(old, new) if old else name: file
-        for ending in ((depth_suffix,) if depth_suffix else ENDINGS)
-        for name, file in files_by_name(depths, ending).items()
-        if old in file.name
-    }
+    (old, new), depth_of = parts, dict[str, Path]()
+    for ending in (depth_suffix,) if depth_suffix else ENDINGS:
+        for own, file in files_by_name(depths, ending).items():
+            name = own.replace(old, new) if old else own
+            if old in file.name and depth_of.setdefault(name, file) != file:
+                what = f"{depths}: {depth_of[name].name} and {file.name} are depths of the same name"
+                raise DatasetError(what, "Keep one of the two, or say with --depth-suffix how depths end.")
     files = files_by_name(images, image_suffix or "").items()
     image_of = {name: file for name, file in files if file not in depth_of.values()}
     alone = sorted(image_of.keys() ^ depth_of.keys())

@@ -252,7 +252,7 @@ def _add_states(app: "FastAPI", service: Service, metrics: Metrics, admission: A
 
     unready: dict[int | str, dict[str, Any]] = {503: {"model": Failure, "description": "It takes no images now."}}
 
-    @app.get("/ready", tags=["state"], summary="It takes images: one was segmented just now", responses=unready)
+    @app.get("/ready", tags=["state"], summary="It takes images: one went through just now", responses=unready)
     async def ready() -> State:
         if admission.draining:
             raise Refusal(503, "the server is shutting down", "Ask another one.")

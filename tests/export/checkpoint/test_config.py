@@ -150,6 +150,7 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
     "suffix": ({"a.yaml": "x: 1"}, r"a\.yaml: a configuration is a \.py or \.json file"),
     "json": ({"a.json": "[1]"}, "holds a list"),
     "no json": ({"a.json": "{"}, "not JSON"),
+    "said twice": ({"a.json": '{"depth": "relative", "depth": "metres"}'}, "'depth' is said twice"),
 }
 
 

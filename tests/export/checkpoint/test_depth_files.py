@@ -27,6 +27,7 @@ from denseport.export.models.presets import DEPTH_PRESETS
 from denseport.export.models.segmentor import Segmentor, build
 from denseport.runtime.bundle.manifest import DepthOutput
 from denseport.runtime.bundle.steps import Load, Normalise, ResizeRounded
+from denseport.runtime.errors import InputError
 
 V2 = "depth_anything_v2_metric_hypersim_vits"
 # As transformers 5.24 calls in memory what transformers 4 calls otherwise (its conversion_mapping.py).
@@ -120,9 +121,14 @@ def test_what_a_file_cannot_show_is_asked_for(families: Path, tmp_path: Path, na
         ("da2_metric", {"depth": "far", "out_indices": [8, 9, 10, 11]}, "'far' is neither 'relative' nor 'metres'"),
         ("da2_metric", {"mean": [0.5]}, "answers.json says mean [0.5]"),
         ("da2_metric", {"norm_eps": 1e-5}, "answers.json says norm_eps 1e-05, and the checkpoint 1e-06"),
+        (
+            "da2_metric",
+            {"out_indices": [2, 5, 8, 11], "max_depth": 20, "readout": "add"},
+            "readout_type is 'add', and the weights show 'ignore'",
+        ),
         ("isl_depth", {"inversion": [0.1, 0.2], "depth": "relative"}, "does not go with inversion"),
         ("isl_depth", {"inversion": [0.1, 0.0]}, "is not a scale and a shift above 0"),
-        ("isl_depth", {"inversion": [0.1]}, "not enough values to unpack"),
+        ("isl_depth", {"inversion": [0.1]}, "inversion [0.1] is not a scale and a shift"),
         ("isl_depth", {"max_depth": 20, "depth": "metres"}, "max_depth is 20"),
         ("isl_seg", {"depth": "metres"}, "decode_head.depth is 'metres'"),
         ("hf_dpt_depth", {"num_heads": 4}, "answers.json says num_heads 4, and the checkpoint 2"),
@@ -178,6 +184,9 @@ def test_other_networks_of_hugging_face_are_refused(
         ({"use_swiglu_ffn": True}, "backbone_config.use_swiglu_ffn is True; only False is supported"),
         ({"out_features": ["stage1", "stage2", "stage3", "stage3"]}, "differ"),
         ({"out_indices": None, "out_features": None}, "does not go with 1 levels"),
+        ({"out_indices": [0, 1, 2, 3], "out_features": None}, "name more than the 4 layers"),
+        ({"out_indices": [-7, 2, 3, 4], "out_features": None}, "name more than the 4 layers"),
+        ({"out_indices": None, "out_features": ["stem", "stage1", "stage2", "stage3"]}, "name more than the 4 layers"),
         ({"antialias": True}, "backbone_config.antialias is True, which is not known"),
         ({"num_attention_heads": 3}, "num_heads 3 does not divide embed_dims 16"),
     ],
@@ -200,6 +209,16 @@ def test_what_transformers_4_wrote_into_a_backbone_is_known(copy: Path, tmp_path
     del own["out_indices"]
     change(copy, max_depth=None, backbone_config={**own, "top_k": 50, "pruned_heads": {}, "bad_words_ids": None})
     assert recognise(read_checkpoint(copy)).spec == expected
+
+
+@pytest.mark.parametrize("copy", ["hf_depth_anything"], indirect=True)
+def test_layers_that_are_counted_from_the_last(copy: Path) -> None:
+    """transformers has the embedding first, so -1 is its last of 5 stages: the fourth layer."""
+    own = json.loads((copy / "config.json").read_text())["backbone_config"]
+    expected = recognise(read_checkpoint(copy)).spec
+    for named in (own["out_features"], None):
+        change(copy, backbone_config={**own, "out_indices": [-4, -3, -2, -1], "out_features": named})
+        assert recognise(read_checkpoint(copy)).spec == expected
 
 
 @pytest.mark.parametrize("copy", ["hf_dpt_dinov2"], indirect=True)
@@ -322,6 +341,17 @@ def test_images_are_prepared_as_by_the_networks_own_code(families: Path, tmp_pat
     assert steps("isl_seg")[1] == ResizeRounded((480, 480), "minimal", 32, "bicubic")
     assert steps("isl_depth")[2] == Normalise((127.5,) * 3, (127.5,) * 3, bgr_to_rgb=True)
     assert steps("hf_depth_anything")[1] == ResizeRounded((140, 140), "minimal", 14, "bicubic", "pillow")
+
+
+@pytest.mark.parametrize("copy", ["hf_depth_anything"], indirect=True)
+def test_options_of_classes_are_refused(copy: Path, tmp_path: Path) -> None:
+    for option in ({"classes": ["road"]}, {"palette": [(1, 2, 3)]}):
+        with pytest.raises(InputError, match="a network for depth has no classes"):
+            export_bundle(copy, tmp_path / "out", **option)
+    processor = copy / "preprocessor_config.json"
+    processor.write_text(json.dumps({**json.loads(processor.read_text()), "size": {"width": 3, "height": 3}}))
+    with pytest.raises(CheckpointError, match=r"3 x 3 is below one patch of 14 pixels\n  Give the folder's own"):
+        export_bundle(copy, tmp_path / "out")
 
 
 def test_a_folder_without_a_processor_makes_no_bundle_of_depth(families: Path, tmp_path: Path) -> None:

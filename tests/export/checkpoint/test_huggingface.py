@@ -213,7 +213,7 @@ def test_without_a_processor_its_steps_are_assumed(folder: Path) -> None:
         ("preprocessor_config.json", {"image_processor_type": []}, "its processor is []"),
         ("config.json", {"hidden_act": "relu"}, "hidden_act is 'relu'; only 'gelu' is supported"),
         ("config.json", {"reshape_last_stage": False}, "reshape_last_stage is False; only True is supported"),
-        ("config.json", {"window_size": 7}, "window_size is 7, which is not known and may change the mask"),
+        ("config.json", {"window_size": 7}, "window_size is 7, which is not known and may change the result"),
         ("config.json", {"id2label": {"1": "wall"}}, "config.json: cannot be used: KeyError('0')"),
         ("config.json", {"num_attention_heads": [1, 2]}, "config.json: cannot be used: ValueError"),
         ("config.json", {"depths": [2, 2, 2, 2]}, "num_layers is [2, 2, 2, 2], and the weights show [1, 2, 1, 1]"),
@@ -221,7 +221,7 @@ def test_without_a_processor_its_steps_are_assumed(folder: Path) -> None:
         ("config.json", {"decoder_hidden_size": 32}, "decode_head.channels is 32, and the weights show 16"),
         ("config.json", {"hidden_sizes": [16, 32, 48, 64]}, "embed_dims is 16, and the weights show 8"),
         ("preprocessor_config.json", {"do_pad": True}, "do_pad is True; only False is supported"),
-        ("preprocessor_config.json", {"blur": 3}, "blur is 3, which is not known and may change the mask"),
+        ("preprocessor_config.json", {"blur": 3}, "blur is 3, which is not known and may change the result"),
         ("preprocessor_config.json", {"resample": 9}, "preprocessor_config.json: cannot be used: KeyError(9)"),
         ("preprocessor_config.json", {"size": {"shortest_edge": 9}}, "cannot be used: KeyError('width')"),
         (
@@ -291,7 +291,12 @@ def test_folders_that_cannot_be_read_are_refused(folder: Path, tmp_path: Path) -
     (folder / "model.safetensors.index.json").write_text("{}")
     assert "in several files (model.safetensors.index.json)" in refusal(folder)
     (folder / "model-00001-of-00002.safetensors").rename(folder / "model.safetensors")
-    for text, words in (("[1]", "holds a list, not a JSON object"), ("{", "not JSON"), (" " * 10_000_001, "above")):
+    for text, words in (
+        ("[1]", "holds a list, not a JSON object"),
+        ("{", "not JSON"),
+        ('{"a": 1, "a": 2}', "'a' is said twice"),
+        (" " * 10_000_001, "above"),
+    ):
         (folder / "config.json").write_text(text)
         assert words in refusal(folder)
 

@@ -68,6 +68,8 @@ def test_a_video_becomes_depths_and_a_video(
         (["--server", "http://localhost:1"], "--server is not for a network of depth"),
         (["--protocol", "ms-flip"], "ms-flip is of segmentation"),
         (["--depth-scale", "10", "--format", "npy"], "--depth-scale is of PNGs"),
+        (["--opacity", "0.5", "--format", "npy"], "--opacity is of overlays"),
+        (["--opacity", "0.5", "--no-overlay"], "--opacity is of overlays"),
     ],
     ids=str,
 )

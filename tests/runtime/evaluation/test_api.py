@@ -117,9 +117,9 @@ def test_bad_arguments_raise_what_the_command_prints(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"against": 101.0}, "mIoU in percent cannot be 101.0"),
-        ({"against": float("nan")}, "mIoU in percent cannot be nan"),
-        ({"against": "101"}, "mIoU in percent cannot be 101.0"),
+        ({"against": 101.0}, "mIoU in percent or AbsRel cannot be 101.0"),
+        ({"against": float("nan")}, "mIoU in percent or AbsRel cannot be nan"),
+        ({"against": "101"}, "mIoU in percent or AbsRel cannot be 101.0"),
         ({"budget": -1}, "budget cannot be -1"),
         ({"budget": "1"}, "budget cannot be '1'"),
         ({"agreement": 98}, "agreement cannot be 98"),

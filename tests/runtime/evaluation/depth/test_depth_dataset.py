@@ -87,6 +87,8 @@ def test_a_list_as_of_the_eigen_split(tmp_path: Path) -> None:
         (["images/a.png", "depths/a.png"], {}, "nothing says how many of its values are a metre"),
         (["images/a.png", "images/b.png", "depths/a.npy"], {}, "1 images or depths have no partner, such as b"),
         (["images/a.png", "depths/a.npy", "rgb/a.png", "depth/a.npy"], {}, "can be read in 2 ways"),
+        (["images/a.png", "depths/a.png", "depths/a.npy"], {}, "a.png and a.npy are depths of the same name"),
+        (["images/a.png", "depths/a.npy"], {"settings": DepthReading(1000.0)}, "--depth-scale is of PNGs"),
         (["other/a.png"], {}, "has none of"),
         (["images/a.png"], {"depths": "nowhere"}, "there is no such folder"),
     ],
@@ -95,7 +97,7 @@ def test_a_list_as_of_the_eigen_split(tmp_path: Path) -> None:
 def test_what_cannot_be_paired_is_refused(tmp_path: Path, files: list[str], options: Any, words: str) -> None:
     for name in files:
         (depth if name.startswith("depth") else image)(tmp_path / name)
-    if options:
+    if "depths" in options:
         options = {"depths": tmp_path / options["depths"]}
     with pytest.raises(DatasetError, match=words):
         open_depth_dataset(tmp_path, **options)
