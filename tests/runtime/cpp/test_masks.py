@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from bundles import steps
 from cpp import OPENVINO, assert_same_mask, built, for_openvino, run, segment
-from support import ASSETS, ORACLE_MODELS, assert_same_classes
+from support import ASSETS, ORACLE_MODELS, assert_same_classes, small_images
 
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle
 from denseport.runtime.bundle.manifest import Inference
@@ -36,8 +36,8 @@ def test_the_samples_masks_are_pythons(
     program: Path, sample_copy: Bundle, tmp_path: Path, protocol: str, artifact: str
 ) -> None:
     bundle = for_openvino(sample_copy)
-    images = STREET[:3]
-    found = segment(program, bundle.path, images, tmp_path, "--artifact", artifact, "--protocol", protocol)
+    images, options = small_images(tmp_path / "images"), ("--artifact", artifact, "--protocol", protocol)
+    found = segment(program, bundle.path, images, tmp_path / "masks", *options)
     with Segmenter(bundle, artifact=artifact, protocol=protocol, threads=1) as segmenter:
         for image, mask in zip(images, found, strict=True):
             assert_same_mask(mask, segmenter(image, top_k=2))

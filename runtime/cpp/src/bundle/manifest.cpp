@@ -114,20 +114,26 @@ void check_numbers(const Object& fields, const Manifest& manifest) {
 
 // What the numbers of a depth network mean; this runtime refuses such networks, and reads them all the same.
 void check_depth(const Json& value, const At& at) {
-    if (value.is_null()) throw at.error("a depth network without depth: its unit and its direction");
-    const Object fields(value, at / "depth", "DepthOutput", {"unit", "larger_is", "largest", "interpolation"});
-    check_one_of(fields.at(), "unit", fields.get<std::string>("unit"), {"metres", "relative"});
-    check_one_of(fields.at(), "larger_is", fields.get<std::string>("larger_is"), {"farther", "nearer"});
-    check_one_of(fields.at(), "interpolation", fields.get<std::string>("interpolation"), {"bilinear", "bicubic"});
-    fields.get<std::optional<double>>("largest");
+    const Object fields(value, at, "DepthOutput", {"unit", "larger_is", "largest", "interpolation"});
+    const auto unit = fields.get<std::string>("unit"), larger = fields.get<std::string>("larger_is");
+    const auto largest = fields.get<std::optional<double>>("largest");
+    const auto interpolation = fields.get<std::string>("interpolation");
+    if (unit != "metres" && unit != "relative")
+        throw at.error("unit " + in_quotes(unit) + " is neither 'metres' nor 'relative'");
+    if (larger != "farther" && !(larger == "nearer" && unit == "relative"))
+        throw at.error("larger_is " + in_quotes(larger) + " is not 'farther', nor 'nearer' of relative depth");
+    if (largest && !(*largest > 0)) throw at.error("largest " + number(*largest) + " is not above 0");
+    if (interpolation != "bilinear" && interpolation != "bicubic")
+        throw at.error("interpolation " + in_quotes(interpolation) + " is neither 'bilinear' nor 'bicubic'");
 }
 
 std::vector<Class> classes_of(const Object& fields, const std::string& task) {
     const auto names = fields.get<std::vector<std::string>>("classes");
     const auto palette = fields.get<std::vector<std::array<long long, 3>>>("palette");
     const Json depth = fields.get<Json>("depth", nullptr);
+    if (!depth.is_null()) check_depth(depth, fields.at() / "depth");
     if (task == "depth") {
-        check_depth(depth, fields.at());
+        if (depth.is_null()) throw fields.at().error("a depth network without depth: its unit and its direction");
         return {};
     }
     if (!depth.is_null()) throw fields.at().error("depth is said of a network that tells classes apart");

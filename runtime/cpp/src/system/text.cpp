@@ -12,7 +12,24 @@ std::string joined(const std::vector<std::string>& parts, const std::string& bet
     return all;
 }
 
-std::string in_quotes(const std::string& text) { return "'" + text + "'"; }
+std::string in_quotes(const std::string& text) {
+    std::string found = "'";
+    for (const char letter : text) {
+        char code[8];
+        std::snprintf(code, sizeof code, "\\x%02x", static_cast<unsigned char>(letter));
+        if (letter == '\n')
+            found += "\\n";
+        else if (letter == '\t')
+            found += "\\t";
+        else if (letter == '\r')
+            found += "\\r";
+        else if (static_cast<unsigned char>(letter) < 0x20)
+            found += code;
+        else
+            found += letter;
+    }
+    return found + "'";
+}
 
 std::string upper(std::string text) {
     for (char& letter : text) letter = char(std::toupper(static_cast<unsigned char>(letter)));
