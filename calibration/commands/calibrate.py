@@ -60,7 +60,8 @@ def _add_quantization(how: argparse._ArgumentGroup) -> None:
         ),
     ):
         how.add_argument(option, choices=choices, default=choices[0], help=f"{words}; default: %(default)s")
-    share = "smallest share of pixels that get the class that FP32 gives; default: 0.98, with --data 0.9"
+    share = "smallest share of pixels that get the class that FP32 gives; of depth 1 less the mean change of FP32's "
+    share += "depths, as a share of their mean; default: 0.98, with --data 0.9"
     points = "points of mIoU that may be lost; needs --data; default with it: 0.5"
     add_values(
         how,

@@ -85,13 +85,17 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.bundle.preprocessing import needs_pillow
     from denseport.runtime.cli.predict import Predictions
     from denseport.runtime.errors import InputError
     from denseport.runtime.media.inputs import find_inputs
+    from denseport.runtime.system.machine import require
 
     _check(arguments)
-    writing = _writing(arguments, Bundle(arguments.bundle).manifest.task)
-    inputs = find_inputs(arguments.inputs)
+    manifest = Bundle(arguments.bundle).manifest
+    writing, inputs = _writing(arguments, manifest.task), find_inputs(arguments.inputs)
+    if needs_pillow(manifest.preprocess) and arguments.ray is None and any(each.kind == "image" for each in inputs):
+        require(("PIL",), "pillow")  # once, and not for each file
     smoothing = arguments.temporal_smoothing
     if smoothing and not any(item.kind == "video" for item in inputs):
         raise InputError("--temporal-smoothing is for videos, and no input is one", "Leave it out.")

@@ -34,14 +34,16 @@ def run(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(arguments.max_pixels))
 
     from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.bundle.preprocessing import needs_pillow
     from denseport.runtime.serving.http.limits import Limits
     from denseport.runtime.serving.http.server import serve
+    from denseport.runtime.system.machine import require
 
-    given = arguments
+    given, bundle = arguments, Bundle(arguments.bundle)
+    if needs_pillow(bundle.manifest.preprocess):
+        require(("PIL",), "pillow")
     names = ("max_bytes", "max_pixels", "max_images", "concurrency", "queue", "timeout")
     limits = Limits(**{name: getattr(arguments, name) for name in names})
-    accepted = serve(
-        Bundle(given.bundle), limits, given.host, given.port, artifact=given.artifact, threads=given.threads
-    )
+    accepted = serve(bundle, limits, given.host, given.port, artifact=given.artifact, threads=given.threads)
     print(f"stopped; requests accepted: {accepted}", file=sys.stderr)
     return 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,3 +85,18 @@ def test_what_means_nothing_is_refused(
 def test_depth_options_are_not_for_masks(call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path) -> None:
     for options in (["--depth-scale", "100"], ["--format", "npy"]):
         refused(call("run", sample.path, photo, "-o", tmp_path / "out", *options), "for a network of segmentation")
+
+
+def test_pillow_is_missed_at_once(
+    call: Callable[..., Any], depth_sample: Bundle, tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It decodes what Hugging Face's networks are given: a server without it would be ready, and fail each request."""
+    bundle = Path(shutil.copytree(depth_sample.path, tmp_path / "bundle"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    steps = [step for step in manifest["preprocess"] if step["kind"] != "load"]
+    load = {"kind": "load", "orientation": False, "grey": False, "float32": False, "library": "pillow"}
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "preprocess": [load, *steps]}))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
+    for command in (["run", bundle, photo, photo, "-o", tmp_path / "out"], ["serve", bundle]):
+        code, _, err = call(*command)
+        assert code == 3 and "denseport: error: not installed: PIL" in err and "denseport[pillow]" in err
