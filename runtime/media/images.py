@@ -104,15 +104,17 @@ def open_image(source: Any, load: Load = LOAD) -> NDArray[np.uint8]:
 
 
 def _of_pillow(image: PillowImage) -> NDArray[np.uint8]:
-    if image.mode.startswith(("I", "F")):  # Pillow would cut them off at 255 in silence
-        raise ImageError(
-            f"the image is of Pillow's mode {image.mode}: more than 8 bits a channel",
-            "Scale it to 8 bits, or give its file.",
-        )
+    _check_depth(image, "the image", "Scale it to 8 bits, or give its file.")
     try:
         return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
     except (OSError, ValueError, SyntaxError) as err:  # Pillow decodes only now
         raise ImageError(f"the image: Pillow cannot decode it: {err}", "Copy or download it again.") from err
+
+
+def _check_depth(image: PillowImage, name: str, remedy: str) -> None:
+    """Refuse what Pillow would cut off at 255 in silence."""
+    if image.mode.startswith(("I", "F")):
+        raise ImageError(f"{name} is of Pillow's mode {image.mode}: more than 8 bits a channel", remedy)
 
 
 @contextmanager
@@ -185,6 +187,7 @@ def _decode_with_pillow(data: bytes, name: str, load: Load) -> NDArray[np.uint8]
 
     try:
         image: Image.Image = Image.open(BytesIO(data))
+        _check_depth(image, name, "Scale it to 8 bits.")
         if load.orientation:
             image = ImageOps.exif_transpose(image)
         if image.mode == "LA":
@@ -195,6 +198,8 @@ def _decode_with_pillow(data: bytes, name: str, load: Load) -> NDArray[np.uint8]
         if load.grey:
             image = image.convert("L").convert("RGB")
         return np.ascontiguousarray(np.asarray(image)[:, :, ::-1])
+    except ImageError:
+        raise
     except Exception as err:  # hostile bytes make Pillow's plugins fail in any way they can
         if isinstance(err, MemoryError):
             raise MachineError(f"{name}: memory ran out when it was decoded", "Scale it down, or free some.") from err

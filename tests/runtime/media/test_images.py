@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from support import stored_indices
 
+from denseport.runtime.bundle.steps import Load
 from denseport.runtime.errors import ImageError, OutputError
 from denseport.runtime.media.images import decode_image, encode_palette_png, read_image, write_image, write_mask
 
@@ -71,6 +72,17 @@ def test_grey_alpha_and_sixteen_bits_become_bgr_uint8() -> None:
     assert (decode_image(encoded(".png", bgra), "x") == (10, 20, 30)).all()
     deep = decode_image(encoded(".png", np.full((4, 5, 3), 0x80FF, np.uint16)), "x")
     assert deep.dtype == np.uint8 and (deep == 0x80).all()
+
+
+def test_pillow_is_not_left_to_cut_off_grey_levels() -> None:
+    """It makes all of a deep grey image white but its darkest 256 levels, and all of floats black."""
+    pytest.importorskip("PIL")
+    load, grey = Load(orientation=False, library="pillow"), np.full((4, 5), 30000, np.uint16)
+    for name, image in ((".png", grey), (".tif", grey), (".tif", grey.astype(np.float32))):
+        with pytest.raises(ImageError, match=r"x is of Pillow's mode .*: more than 8 bits a channel"):
+            decode_image(encoded(name, image), "x", load)
+    colours = encoded(".png", np.full((4, 5, 3), 0x80FF, np.uint16))
+    assert (decode_image(colours, "x", load) == 0x80).all()
 
 
 def test_palette_and_one_bit_are_expanded() -> None:
