@@ -104,17 +104,17 @@ def open_image(source: Any, load: Load = LOAD) -> NDArray[np.uint8]:
 
 
 def _of_pillow(image: PillowImage) -> NDArray[np.uint8]:
-    _check_depth(image, "the image", "Scale it to 8 bits, or give its file.")
+    _check_bits(image.mode, "the image", "Scale it to 8 bits, or give its file.")
     try:
         return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
     except (OSError, ValueError, SyntaxError) as err:  # Pillow decodes only now
         raise ImageError(f"the image: Pillow cannot decode it: {err}", "Copy or download it again.") from err
 
 
-def _check_depth(image: PillowImage, name: str, remedy: str) -> None:
+def _check_bits(mode: str, name: str, remedy: str) -> None:
     """Refuse what Pillow would cut off at 255 in silence."""
-    if image.mode.startswith(("I", "F")):
-        raise ImageError(f"{name} is of Pillow's mode {image.mode}: more than 8 bits a channel", remedy)
+    if mode.startswith(("I", "F")):
+        raise ImageError(f"{name} is of Pillow's mode {mode}: more than 8 bits a channel", remedy)
 
 
 @contextmanager
@@ -187,7 +187,7 @@ def _decode_with_pillow(data: bytes, name: str, load: Load) -> NDArray[np.uint8]
 
     try:
         image: Image.Image = Image.open(BytesIO(data))
-        _check_depth(image, name, "Scale it to 8 bits.")
+        _check_bits(image.mode, name, "Scale it to 8 bits.")
         if load.orientation:
             image = ImageOps.exif_transpose(image)
         if image.mode == "LA":

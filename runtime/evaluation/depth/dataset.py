@@ -137,6 +137,11 @@ def open_depth_dataset(
         DatasetError: a file or folder that is missing or has no partner, or PNGs without a scale.
     """
     root, other, settings = Path(data), None if depths is None else Path(depths), settings or DepthReading()
+    for option, suffix in (("--image-suffix", image_suffix), ("--depth-suffix", depth_suffix)):
+        if list_file is not None and suffix is not None:
+            raise DatasetError(
+                f"{option} pairs the files of folders, and --list has pairs", "Leave one of the two out."
+            )
     try:
         if list_file is not None:
             samples, words = _listed(Path(list_file), [each for each in (root, other) if each is not None])

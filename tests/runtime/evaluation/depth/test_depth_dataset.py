@@ -111,6 +111,9 @@ def test_lists_that_lead_nowhere_are_refused(tmp_path: Path) -> None:
             open_depth_dataset(tmp_path, list_file=tmp_path / "list.txt")
     with pytest.raises(DatasetError, match="cannot be read"):
         open_depth_dataset(tmp_path, list_file=tmp_path / "none.txt")
+    for option in ("image_suffix", "depth_suffix"):
+        with pytest.raises(DatasetError, match=f"--{option.replace('_', '-')} pairs the files of folders"):
+            open_depth_dataset(tmp_path, list_file=tmp_path / "list.txt", **{option: ".png"})
 
 
 def test_files_that_hold_no_depths_are_refused(tmp_path: Path) -> None:
