@@ -58,7 +58,8 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "task", manifest.task
     order = "grey" if len(normalise.mean) == 1 else "RGB" if normalise.bgr_to_rgb else "BGR"
     shape = ", ".join("any" if size is None else str(size) for size in manifest.input.shape)
-    yield "input", f"{manifest.input.name} ({shape}), {order}; mean {normalise.mean}, std {normalise.std}"
+    mean, std = (", ".join(f"{level:.6g}" for level in levels) for levels in (normalise.mean, normalise.std))
+    yield "input", f"{manifest.input.name} ({shape}), {order}; mean {mean}; std {std}"
     yield "resized", described(manifest.preprocess)
     mode = inference.mode
     if inference.crop and inference.stride:
