@@ -86,10 +86,11 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
         yield "labels", labels
     recognised = "none: not recognised as a published model"
     if reference is not None:
-        recognised = (
-            f"{reference.preset}: mIoU {reference.mIoU}, ms + flip {reference.mIoU_ms_flip} on {reference.dataset} "
-            f"({reference.protocol}); recognised by {reference.recognised_by}"
+        miou = (
+            f"mIoU {reference.mIoU}, ms + flip {reference.mIoU_ms_flip} on {reference.dataset} ({reference.protocol})"
         )
+        figures = reference.protocol if manifest.task == "depth" else miou  # which has them in words
+        recognised = f"{reference.preset}: {figures}; recognised by {reference.recognised_by}"
     yield "reference", recognised
     for name in manifest.artifacts:
         for number, text in enumerate(_of_artifact(bundle, name)):

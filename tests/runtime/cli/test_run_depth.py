@@ -100,3 +100,13 @@ def test_pillow_is_missed_at_once(
     for command in (["run", bundle, photo, photo, "-o", tmp_path / "out"], ["serve", bundle]):
         code, _, err = call(*command)
         assert code == 3 and "denseport: error: not installed: PIL" in err and "denseport[pillow]" in err
+
+
+def test_a_published_network_has_no_miou(call: Callable[..., Any], depth_sample: Bundle, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(depth_sample.path, tmp_path / "bundle"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    about = {"preset": "v2_vits", "dataset": "NYUv2", "protocol": "AbsRel 0.053", "recognised_by": "its hash"}
+    reference = {**about, "mIoU": None, "mIoU_ms_flip": None}
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "reference": reference}))
+    code, text, _ = call("inspect", bundle)
+    assert code == 0 and "v2_vits: AbsRel 0.053; recognised by its hash" in text and "mIoU" not in text
