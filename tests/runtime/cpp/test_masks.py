@@ -35,6 +35,8 @@ def program(request: pytest.FixtureRequest) -> Path:
 def test_the_samples_masks_are_pythons(
     program: Path, sample_copy: Bundle, tmp_path: Path, protocol: str, artifact: str
 ) -> None:
+    if artifact == OPENVINO and program.parent.name == "sanitized":
+        pytest.skip("AddressSanitizer ends programs whose TBB opens libtbbbind, as OpenVINO's does here")
     bundle = for_openvino(sample_copy)
     images, options = small_images(tmp_path / "images"), ("--artifact", artifact, "--protocol", protocol)
     found = segment(program, bundle.path, images, tmp_path / "masks", *options)
