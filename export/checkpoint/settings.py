@@ -63,13 +63,11 @@ def _words(inference: Inference) -> str:
 
 def depth_of(checkpoint: Checkpoint, head: DPTDepthHeadSpec | DepthAnythingHeadSpec) -> DepthOutput:
     """What a head's numbers mean, and how the checkpoint's own code resizes them to the image."""
-    largest = head.max_depth if isinstance(head, DepthAnythingHeadSpec) else None
-    if isinstance(head, DPTDepthHeadSpec) and head.inversion is not None:
-        largest = 1 / head.inversion[1]  # of what is zero before the inversion
     return DepthOutput(
         unit="metres" if head.metres else "relative",
         larger_is="farther" if head.metres else "nearer",
-        largest=largest,
+        # An inversion ends at 1 / shift, below what its data sets hold: no limit up to which depths are to be judged.
+        largest=head.max_depth if isinstance(head, DepthAnythingHeadSpec) else None,
         interpolation="bilinear" if checkpoint.layout == DEPTH_ANYTHING else "bicubic",
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 from denseport.runtime.bundle.bundle import Bundle, refuse_other_task
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.protocol import Protocol
-from denseport.runtime.errors import InputError
+from denseport.runtime.errors import DatasetError, InputError
 from denseport.runtime.evaluation.depth.dataset import DepthDataset, DepthReading, open_depth_dataset
 from denseport.runtime.evaluation.depth.gate import check_gate, collapses, judge
 from denseport.runtime.evaluation.depth.measure import DepthMeasurement, measure_depths
@@ -162,6 +162,10 @@ def _judged(
 ) -> DepthEvaluation:
     manifest, artifact = estimator.manifest, estimator.bundle.artifact(estimator.artifact)
     assert manifest.depth is not None  # of a depth bundle
+    if not found.pixels.any():
+        limits = f"{data.reading.least:g} to {data.reading.most:g} metres"
+        what = f"{data.found}: no pixel counts: none has a measured depth of {limits} within the crop"
+        raise DatasetError(what, "Correct --depth-scale, --min-depth, --max-depth or --crop.")
     warnings = [] if gate is not None else collapses(found)
     warnings += float_warnings(artifact, on_gpu=found.on_gpu)
     if nothing := int((found.pixels == 0).sum()):

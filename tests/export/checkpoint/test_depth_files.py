@@ -323,11 +323,11 @@ def test_what_the_numbers_mean(families: Path, tmp_path: Path, name: str, expect
     assert head.align_corners == (expected.interpolation == "bilinear")
 
 
-def test_an_inversion_ends_at_its_shift(families: Path, tmp_path: Path) -> None:
+def test_an_inversion_says_no_limit_up_to_which_depths_are_judged(families: Path, tmp_path: Path) -> None:
     checkpoint = read(checkpoint_of(families / "isl_depth"), tmp_path, {"num_heads": 2, "inversion": [0.0003, 0.125]})
     head = recognise(checkpoint).spec.head
     assert isinstance(head, DPTDepthHeadSpec)
-    assert depth_of(checkpoint, head) == DepthOutput("metres", "farther", 8.0, "bicubic")
+    assert depth_of(checkpoint, head) == DepthOutput("metres", "farther", None, "bicubic")
 
 
 def test_images_are_prepared_as_by_the_networks_own_code(families: Path, tmp_path: Path) -> None:

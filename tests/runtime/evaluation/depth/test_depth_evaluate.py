@@ -151,10 +151,19 @@ def test_a_collapse_fails_whatever_the_budget(
 
 
 def test_images_without_a_measured_pixel_are_left_out(depth_sample: Bundle, data: Path, tmp_path: Path) -> None:
-    found = evaluate_depth(depth_sample, data, settings=DepthReading(least=9.99, most=10.0), limit=1)
-    if found.measurement.pixels.sum() == 0:
-        assert np.isnan(found.metrics["AbsRel"]) and "1 of 1 images have no pixel" in found.warnings[0]
-        assert found.to_dict()["AbsRel"] is None
+    image = cv2.imread(str(data / "images/0.png"))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "depths").mkdir()
+    for name, depth in (("a", 1), ("b", 0)):
+        cv2.imwrite(str(tmp_path / f"images/{name}.png"), image)
+        np.save(tmp_path / f"depths/{name}.npy", np.full((64, 96), depth, np.float32))
+    found = evaluate_depth(depth_sample, tmp_path)
+    assert np.isfinite(found.metrics["AbsRel"]) and "1 of 2 images have no pixel" in " ".join(found.warnings)
+    with pytest.raises(DatasetError, match=r"no pixel counts: none has a measured depth of 2 to 10 metres"):
+        evaluate_depth(depth_sample, tmp_path, settings=DepthReading(least=2.0))
+
+
+def test_depths_of_another_size_than_their_image_are_refused(depth_sample: Bundle, data: Path, tmp_path: Path) -> None:
     image = cv2.imread(str(data / "images/0.png"))
     (tmp_path / "images").mkdir()
     (tmp_path / "depths").mkdir()
