@@ -80,7 +80,11 @@ def check(program: Path, manifest: Manifest, bundle: Path, image: Path, expected
         assert done.returncode == 3 and "Pillow, which the C++ runtime does not have" in done.stderr
         return
     assert done.returncode == 0, done.stderr
-    np.testing.assert_array_equal(read_mask(image.parent / "mask.png")[sure], expected[sure])
+    found = read_mask(image.parent / "mask.png")[sure]
+    if any(getattr(step, "interpolation", "") == "bicubic" for step in manifest.preprocess):  # docs/cpp.md
+        assert np.mean(found != expected[sure]) < 1e-3
+    else:
+        np.testing.assert_array_equal(found, expected[sure])
 
 
 @pytest.mark.parametrize("name", PATHS)
