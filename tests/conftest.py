@@ -16,6 +16,7 @@ from support import ASSETS, ORACLE_MODELS, SHARED
 from denseport.runtime.backends.cuda.kernels import launch
 from denseport.runtime.backends.cuda.kernels.compile import IMAGE_SOURCES
 from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.cli.main import main
 
 # Several processes share the machine: an example that takes long says nothing.
 settings.register_profile("shared", deadline=None)
@@ -48,6 +49,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_finish() -> None:
     """What was imported and collected stays: the collector of garbage need not look at it again and again."""
     gc.freeze()
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs ``denseport`` in this process: exit code, standard output, standard error."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,18 +16,6 @@ from denseport.export.audit import _compare
 from denseport.runtime import DepthEstimator
 from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.cli.main import main
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs ``denseport`` in this process: exit code, standard output, standard error."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

@@ -19,24 +19,12 @@ from onnx import numpy_helper
 from denseport.runtime import DepthEstimator, evaluate, evaluate_depth
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import DepthOutput
-from denseport.runtime.cli.main import main
 from denseport.runtime.errors import DatasetError, InputError
 from denseport.runtime.evaluation.depth.dataset import DepthReading, open_depth_dataset
 from denseport.runtime.evaluation.gate import Gate
 from denseport.runtime.system.files import sha256_of
 
 IMAGES = 4
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs ``denseport`` in this process: exit code, standard output, standard error."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")
