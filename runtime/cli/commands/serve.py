@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from denseport.runtime.cli.arguments import add_values, path, real, whole
+from denseport.runtime.cli.arguments import add_trust, add_values, path, real, whole
 
 HELP = "serve a bundle over HTTP, with a page to drop images on"
 
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--max-images", whole(1), None, "N", "most images of a request, not of depth; default: 16"),
         ("--timeout", real(above=0), 60.0, "SECONDS", "longest time for an answer; default: %(default)g"),
     )
+    add_trust(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,6 +42,10 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.system.machine import require
 
     given, bundle = arguments, Bundle(arguments.bundle)
+    if given.trust is not None:
+        from denseport.runtime.bundle.signature import verify
+
+        verify(bundle, given.trust)
     if needs_pillow(bundle.manifest.preprocess):
         require(("PIL",), "pillow")
     if given.max_images is not None and bundle.manifest.task == "depth":
