@@ -48,7 +48,7 @@ void refuse_pillow(const Protocol& protocol, const path& bundle) {
     if (resizes || loading(protocol.preprocess).library == "pillow")
         throw MachineError(bundle.string() + ": images are " + (resizes ? "resized" : "decoded") +
                                " with Pillow, which the C++ runtime does not have",
-                           "Run it with Python's runtime and its extra: pip install 'denseport[pillow]'");
+                           "Run it with Python's runtime and its extra pillow.");
 }
 
 // The bundle of a segmentation network.

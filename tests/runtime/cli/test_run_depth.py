@@ -18,6 +18,7 @@ from denseport.runtime import DepthEstimator
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.media.images import read_image
 from denseport.runtime.media.videos import VideoReader, VideoWriter
+from denseport.runtime.system.machine import install_command
 
 
 def test_every_format_holds_the_depths(
@@ -99,7 +100,7 @@ def test_pillow_is_missed_at_once(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
     for command in (["run", bundle, photo, photo, "-o", tmp_path / "out"], ["serve", bundle]):
         code, _, err = call(*command)
-        assert code == 3 and "denseport: error: not installed: PIL" in err and "denseport[pillow]" in err
+        assert code == 3 and "denseport: error: not installed: PIL" in err and install_command("pillow") in err
 
 
 def test_a_published_network_has_no_miou(call: Callable[..., Any], depth_sample: Bundle, tmp_path: Path) -> None:
