@@ -167,7 +167,6 @@ def test_depths_of_another_size_than_their_image_are_refused(depth_sample: Bundl
         (["--masks", "."], "--masks is not for a network of depth"),
         (["--ray", "local"], "--ray is not for a network of depth"),
         (["--state", "s.npz"], "--state is not for a network of depth"),
-        (["--report", "r"], "--report is not for a network of depth"),
         (["--gate", "model.onnx", "--agreement", "0.9"], "--agreement is not for a network of depth"),
         (["--gate", "reference"], "--gate reference: depths are compared with FP32"),
         (["--gate", "model.onnx"], "cannot be compared with itself"),
