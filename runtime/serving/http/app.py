@@ -82,7 +82,7 @@ def create_app(service: Service) -> Admission:
     add = _add_depths if service.manifest.task == "depth" else _add_images
     add(app, service, metrics)
     _add_states(app, service, metrics, admission)
-    _add_pages(app, has_viewer=service.manifest.task == "segmentation")
+    _add_pages(app, service.manifest.task)
     return admission
 
 
@@ -271,8 +271,8 @@ def _add_states(app: "FastAPI", service: Service, metrics: Metrics, admission: A
         return Response(body, media_type=media_type)
 
 
-def _add_pages(app: "FastAPI", *, has_viewer: bool) -> None:
-    """After all that is described on one of them, which is the first one too where there is none to look at images."""
+def _add_pages(app: "FastAPI", task: str) -> None:
+    """After all that is described on one of them."""
     from fastapi.responses import Response
 
     image = SAMPLE.read_bytes()
@@ -282,9 +282,8 @@ def _add_pages(app: "FastAPI", *, has_viewer: bool) -> None:
         async def show() -> Response:
             return Response(page[0], media_type="text/html", headers=SAFE | page[1])
 
-    reference = load_reference(app.openapi())
-    add("/", load_page() if has_viewer else reference)
-    add("/docs", reference)
+    add("/", load_page(task))
+    add("/docs", load_reference(app.openapi()))
 
     @app.get("/sample.jpg", include_in_schema=False)
     async def sample() -> Response:

@@ -65,6 +65,5 @@ def test_the_model_says_what_its_numbers_mean(server: Running) -> None:
 
 def test_what_is_of_masks_is_refused(server: Running) -> None:
     assert server.segment(encoded(IMAGE)).status_code == 404
-    assert 'href="/"' not in server.client.get("/docs").text, "which is the same page"
     for query in ({"format": "mask"}, {"format": "coco"}, {"opacity": 0.5}, {"artifact": "int8.onnx"}, {"scale": 10}):
         assert ask(server, **query).status_code == 422, query

@@ -191,7 +191,7 @@ def test_pointing_names_the_class(page: Page, bundle: Bundle, masks: dict[str, A
     for x, y in ((0, 0), (319, 239), (100, 120), (250, 60)):
         hover(page, x, y)
         name = name_at(bundle, masks["model.onnx"], x, y)
-        expect(page.locator("#class")).to_have_text(f"{name} ({x}, {y})")
+        expect(page.locator("#value")).to_have_text(f"{name} ({x}, {y})")
         expect(page.locator("#tip")).to_have_text(name)
     page.mouse.move(0, 0)
     expect(page.locator("#tip")).to_be_hidden()
@@ -212,14 +212,14 @@ def test_the_keyboard_reaches_everything(page: Page, bundle: Bundle, masks: dict
     for _ in range(30):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.classList[0]"))
-    wanted = {"view", "another", "resample", "artifact", "versus", "opacity", "all", "save-mask", "save-overlay"}
+    wanted = {"view", "another", "resample", "artifact", "versus", "opacity", "all", "save-result", "save-overlay"}
     assert wanted <= reached
     page.locator("#first .view").focus()
     for key in ("ArrowLeft", "ArrowLeft", "ArrowDown", "Shift+ArrowUp"):
         page.keyboard.press(key)
     name = name_at(bundle, masks["model.onnx"], 158, 111)
     expect(page.locator("#spoken")).to_have_text(name)
-    expect(page.locator("#class")).to_have_text(f"{name} (158, 111)")
+    expect(page.locator("#value")).to_have_text(f"{name} (158, 111)")
     expect(page.locator("#first .cross")).to_be_visible()
     page.locator("#legend button").first.focus()
     page.keyboard.press("Space")
@@ -250,7 +250,7 @@ def test_two_artifacts_are_compared(page: Page, bundle: Bundle, masks: dict[str,
     assert marks(page) >= differing.sum()
     y, x = np.argwhere(differing)[0]
     hover(page, int(x), int(y))
-    expect(page.locator("#class")).to_contain_text(
+    expect(page.locator("#value")).to_contain_text(
         f"{name_at(bundle, first, x, y)} → {name_at(bundle, second, x, y)} ({x}, {y})"
     )
     page.get_by_label("Mark the pixels that differ").uncheck()
@@ -347,7 +347,7 @@ def test_touch_names_the_class(browser: Browser, server: Running, bundle: Bundle
     expect(page.locator("#status")).to_have_text("Ready.")
     uploaded(page)
     page.locator("#first .view").tap(position={"x": 100, "y": 100})
-    text = page.locator("#class").inner_text()
+    text = page.locator("#value").inner_text()
     found = re.fullmatch(r"(.+) \((\d+), (\d+)\)", text)
     assert found and found[1] == name_at(bundle, masks["model.onnx"], int(found[2]), int(found[3]))
     context.close()
@@ -383,7 +383,8 @@ def test_the_description_of_the_api_is_shown_as_it_was_made(page: Page, server: 
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
-def test_the_document_names_no_other_origin() -> None:
-    text = load_page()[0].decode()
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
+def test_the_document_names_no_other_origin(task: str) -> None:
+    text = load_page(task)[0].decode()
     assert not re.search(r"https?://|//[a-z]+\.", text)
     assert cv2.imdecode(np.frombuffer(SAMPLE.read_bytes(), np.uint8), cv2.IMREAD_COLOR).shape == (800, 1200, 3)
