@@ -13,7 +13,7 @@ from denseport.runtime.serving.http.schema import Failure
 from denseport.runtime.serving.http.upload import BATCH, FIELD, IMAGE_TYPES, SEGMENT
 
 __all__ = [
-    "BATCH_BODY", "BATCH_TEXT", "FORMATS", "RAW", "SEGMENT_BODY", "SEGMENT_TEXT", "batch_responses",
+    "BATCH_BODY", "BATCH_TEXT", "DEPTH_BATCH_TEXT", "FORMATS", "RAW", "SEGMENT_BODY", "SEGMENT_TEXT", "batch_responses",
     "segment_responses",
 ]  # fmt: skip
 
@@ -35,6 +35,11 @@ hold for all files together. A refused file refuses the request, and the error n
 
     curl -F {FIELD}=@street.jpg -F {FIELD}=@photo.jpg -o masks.zip 'http://127.0.0.1:8000{BATCH}'
     curl -F {FIELD}=@street.jpg -F {FIELD}=@photo.jpg 'http://127.0.0.1:8000{BATCH}?format=json'
+"""
+DEPTH_BATCH_TEXT = f"""A form with files, each called {FIELD}. The answer has a result for each, in their order: a JSON
+list, or a zip of 1.png, 2.png, … where the format is not JSON. The limits hold for all files together.
+
+    curl -F {FIELD}=@street.jpg -F {FIELD}=@photo.jpg -o depths.zip 'http://127.0.0.1:8000{BATCH}'
 """
 
 _IMAGE = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP or BMP"}

@@ -110,7 +110,3 @@ def test_a_published_network_has_no_miou(call: Callable[..., Any], depth_sample:
     (bundle / "manifest.json").write_text(json.dumps({**manifest, "reference": reference}))
     code, text, _ = call("inspect", bundle)
     assert code == 0 and "v2_vits: AbsRel 0.053; recognised by its hash" in text and "mIoU" not in text
-
-
-def test_a_server_of_depth_has_no_batches(call: Callable[..., Any], depth_sample: Bundle) -> None:
-    refused(call("serve", depth_sample.path, "--max-images", "4"), "--max-images: a server of depth takes one image")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Iterator
 
 import cv2
@@ -53,14 +54,34 @@ def test_every_format_holds_the_depths(server: Running, depth: np.ndarray) -> No
     assert painted.shape == IMAGE.shape and overlay.headers["content-type"] == "image/jpeg"
 
 
+def test_a_batch_holds_what_each_image_would(server: Running, depth: np.ndarray) -> None:
+    files = [("image", ("a.png", encoded(each))) for each in (IMAGE, IMAGE[:32])]
+
+    def ask_all(format: str) -> httpx.Response:
+        return server.client.post("/v1/batch", files=files, params={"format": format})
+
+    with zipfile.ZipFile(io.BytesIO(ask_all("png").content)) as packed:
+        assert packed.namelist() == ["1.png", "2.png"]
+        first = packed.read("1.png")
+        assert first == ask(server).content and b"tEXtDepth\0" in first, "each says how its values are meant"
+    with zipfile.ZipFile(io.BytesIO(ask_all("npz").content)) as packed:
+        np.testing.assert_array_equal(np.load(io.BytesIO(packed.read("1.npz")))["depth"], depth)
+    assert [each["height"] for each in ask_all("json").json()] == [48, 32]
+    refused = ask_all("raw")
+    assert refused.status_code == 422 and "npz" in refused.json()["error"]
+    several = server.client.post("/v1/depth", files=files)
+    assert several.status_code == 400 and "/v1/batch" in several.json()["remedy"]
+
+
 def test_the_model_says_what_its_numbers_mean(server: Running) -> None:
     model = server.client.get("/v1/model").json()
     assert model["task"] == "depth" and model["depth"]["unit"] == "metres" and model["depth"]["largest"] == 10
     assert model["classes"] == [] and model["formats"] == ["png", "overlay", "json", "raw", "npz"]
     assert server.client.get("/ready").status_code == 200
     assert 'denseport_pixels_total{artifact="model.onnx"}' in server.client.get("/metrics").text
-    page = server.client.get("/").text
-    assert "/v1/depth" in page and "/v1/segment" not in page
+    for page in ("/", "/docs"):
+        text = server.client.get(page).text
+        assert "/v1/depth" in text and "/v1/segment" not in text
 
 
 def test_what_is_of_masks_is_refused(server: Running) -> None:

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from axe_playwright_python.sync_playwright import Axe
+from browsing import accessible, chromium, layer, needs_chromium, opened
 from onnx import numpy_helper
 from planting import with_graph
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from serving import Running, encoded, random_image, running
 
 from denseport.runtime.bundle.bundle import Bundle
@@ -25,12 +25,10 @@ from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.serving.http.limits import Limits
 from denseport.runtime.serving.http.page import SAMPLE, load_page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 IMAGE = random_image(240, 320)
 PNG = encoded(IMAGE)
-WAIT = 10_000  # ms
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -61,32 +59,14 @@ def server(bundle: Bundle) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=WAIT)
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
 def page(browser: Browser, server: Running) -> Iterator[Page]:
-    """The loaded page; afterwards, nothing may have gone wrong in its script, nor left for another origin."""
-    opened = browser.new_page(viewport={"width": 1280, "height": 860})
-    opened.set_default_timeout(WAIT)
-    wrong: list[str] = []
-    opened.on("pageerror", lambda err: wrong.append(str(err)))
-    opened.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
-    opened.on("request", lambda asked: wrong.append(asked.url) if not ours(asked.url, server.url) else None)
-    opened.goto(server.url)
-    expect(opened.locator("#status")).to_have_text("Ready.")
-    yield opened
-    opened.close()
-    # The console repeats each error that the server answers; what the page does with it is tested.
-    assert not [each for each in wrong if not each.startswith("Failed to load resource")]
-
-
-def ours(url: str, origin: str) -> bool:
-    return url.startswith((f"{origin}/", "data:", f"blob:{origin}"))
+    with opened(browser, server.url) as page:
+        yield page
 
 
 def upload(page: Page, data: bytes = PNG, name: str = "street.png", mime: str = "image/png") -> None:
@@ -112,13 +92,6 @@ def drop(page: Page, event: str, kind: str, data: bytes = PNG) -> None:
     )
 
 
-def layer(page: Page, selector: str) -> np.ndarray:
-    """(H, W, 4) RGBA of a canvas; transparent pixels have lost their colour."""
-    url = page.evaluate("selector => document.querySelector(selector).toDataURL()", selector)
-    data = np.frombuffer(base64.b64decode(url.partition(",")[2]), np.uint8)
-    return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_UNCHANGED), cv2.COLOR_BGRA2RGBA)
-
-
 def colours(page: Page, view: str = "#first") -> np.ndarray:
     return layer(page, f"{view} .colours")
 
@@ -137,11 +110,6 @@ def hover(page: Page, x: int, y: int) -> None:
 
 def name_at(bundle: Bundle, mask: np.ndarray, x: int, y: int) -> str:
     return bundle.manifest.classes[mask[y, x]].strip()
-
-
-def accessible(page: Page) -> None:
-    found = Axe().run(page).response["violations"]
-    assert not [(each["id"], [node["html"] for node in each["nodes"]]) for each in found if each["impact"] != "minor"]
 
 
 def test_an_upload_is_coloured_as_the_segmenter_sees_it(page: Page, bundle: Bundle, masks: dict[str, Any]) -> None:
