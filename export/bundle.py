@@ -169,7 +169,7 @@ def _manifest(
     reference = None
     if preset is not None:
         about = preset.name, f"{preset.dataset} validation", preset.protocol
-        reference = Reference(*about, preset.mIoU, preset.mIoU_ms_flip, recognised.recognised_by)
+        reference = Reference(*about, preset.mIoU, preset.mIoU_ms_flip, recognised.recognised_by, preset.figures)
     gives, warnings = _gives(source, spec)
     warnings = [*source.warnings, *recognised.warnings, *path.warnings, *inference_warnings, *warnings]
     try:

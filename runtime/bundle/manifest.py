@@ -58,6 +58,7 @@ class Reference:
     mIoU: float | None  # percent, single scale
     mIoU_ms_flip: float | None  # percent, multi-scale and flip
     recognised_by: str  # why this checkpoint is taken for that model
+    figures: dict[str, tuple[float, float]] = field(default_factory=dict)  # of depth: AbsRel and d1 by data set
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import DatasetError, InputError
 from denseport.runtime.evaluation.depth.dataset import DepthDataset, DepthReading, open_depth_dataset
-from denseport.runtime.evaluation.depth.gate import check_gate, collapses, judge
+from denseport.runtime.evaluation.depth.gate import Yardstick, choose_yardstick, collapses, judge
 from denseport.runtime.evaluation.depth.measure import DepthMeasurement, measure_depths
 from denseport.runtime.evaluation.depth.report import DepthEvaluation, worst_depths, write_depth_report
 from denseport.runtime.evaluation.gate import Gate
@@ -53,7 +53,7 @@ def evaluate_depth(
     Args:
         data: a path as of `open_depth_dataset`, or a data set that is open already.
         artifact, gate, protocol, limit, threads, workers, report, record: as of `denseport.runtime.evaluate`; a gate
-            compares with FP32 (``"model.onnx"``) or with an AbsRel.
+            compares with FP32 (``"model.onnx"``), the published figures (``"reference"``) or an AbsRel.
         depths, list_file, image_suffix, depth_suffix: as of `open_depth_dataset`, where ``data`` is a path.
         settings: the scale of PNGs, the limits in metres, the crop; default: the layout's, then 0.001 and the network's
             own limit.
@@ -74,8 +74,6 @@ def evaluate_depth(
     workers, manifest = whole("workers", workers, 1, MOST_THREADS), bundle.manifest
     artifact = manifest.source if artifact is None else artifact
     gate = gate if gate is None or isinstance(gate, Gate) else Gate(gate)
-    if gate is not None:
-        check_gate(gate, manifest, artifact)
     how: dict[str, Any] = {"depths": depths, "list_file": list_file, "settings": settings}
     how |= {"image_suffix": image_suffix, "depth_suffix": depth_suffix}
     data = _opened(data, limit, how)
@@ -83,13 +81,14 @@ def evaluate_depth(
     with ExitStack() as stack:
         common: dict[str, Any] = {"protocol": protocol, "threads": threads}
         own = stack.enter_context(DepthEstimator(bundle, artifact=artifact, **common))
+        yardstick = None if gate is None else choose_yardstick(gate, manifest, own.artifact, data)
         fp32 = None
-        if gate is not None and gate.against == manifest.source:
+        if yardstick is not None and yardstick.abs_rel is None:
             fp32 = stack.enter_context(DepthEstimator(bundle, artifact=manifest.source, **common))
         progress.say(data.found)
         with progress.phase(f"measuring {artifact}") as told:
             found = measure_depths(data, own, limits, fp32=fp32, workers=workers, progress=told)
-        evaluation = _judged(own, data, found, gate)
+        evaluation = _judged(own, data, found, yardstick)
         if report is not None:
             images = worst_depths(data, found, [own] if fp32 is None else [own, fp32])
             page = write_depth_report(report, evaluation, manifest, images, *this_run(evaluation.session))
@@ -125,7 +124,7 @@ def _complete(data: DepthDataset, manifest: Manifest) -> tuple[DepthDataset, tup
 
 
 def _judged(
-    estimator: DepthEstimator, data: DepthDataset, found: DepthMeasurement, gate: Gate | None
+    estimator: DepthEstimator, data: DepthDataset, found: DepthMeasurement, yardstick: Yardstick | None
 ) -> DepthEvaluation:
     manifest, artifact = estimator.manifest, estimator.bundle.artifact(estimator.artifact)
     assert manifest.depth is not None  # of a depth bundle
@@ -133,7 +132,7 @@ def _judged(
         limits = f"{data.reading.least:g} to {data.reading.most:g} metres"
         what = f"{data.found}: no pixel counts: none has a measured depth of {limits} within the crop"
         raise DatasetError(what, "Correct --depth-scale, --min-depth, --max-depth or --crop.")
-    warnings = [] if gate is not None else collapses(found)
+    warnings = [] if yardstick is not None else collapses(found)
     warnings += float_warnings(artifact, on_gpu=found.on_gpu)
     if nothing := int((found.pixels == 0).sum()):
         warnings.append(f"{nothing} of {found.images} images have no pixel that counts, and are left out of the means")
@@ -146,7 +145,7 @@ def _judged(
         reading=data.reading,
         measurement=found,
         aligned=manifest.depth.unit == "relative",
-        gate=None if gate is None else judge(gate, found, manifest, artifact.precision),
+        gate=None if yardstick is None else judge(yardstick, found),
         warnings=tuple(warnings),
         data=data.found,
     )
