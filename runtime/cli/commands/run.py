@@ -275,6 +275,8 @@ def _report(job: Predictions, *, as_json: bool) -> None:
         if "unit" in result:
             top = f"{result['least']:.4g} to {result['most']:.4g} {result['unit']}, larger is {result['larger_is']}"
         found = top or count(result.get("frames", 0), "frame")
+        if "colours" in result:
+            found += ", all in the colours of {:.4g} to {:.4g}, the first frame's depths".format(*result["colours"])
         print(f"{result['input']}: {found}" + "".join(f"\n  {file}" for file in result["files"]))
         if "warning" in result:
             print(f"  warning: {result['warning']}")
