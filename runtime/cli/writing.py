@@ -17,7 +17,7 @@ from denseport.runtime.media.inputs import Input
 from denseport.runtime.media.overlay import class_shares
 from denseport.runtime.pipeline.saving import save_coco, save_geojson, save_mask, save_npz, save_overlay, save_scores
 
-__all__ = ["FORMATS", "DepthWriting", "MaskWriting", "Painter", "Writing"]
+__all__ = ["FORMATS", "DepthPainter", "DepthWriting", "MaskWriting", "Painter", "Writing"]
 
 NOTABLE = 0.05  # share of a video's pixels beyond the colours from which a warning says so
 

@@ -21,6 +21,7 @@ __all__ = [
     "find_listed",
     "find_pairs",
     "find_split",
+    "refuse_alone",
     "some",
 ]
 

@@ -65,19 +65,13 @@ def evaluate_depth(
         OutputError: the report or the manifest cannot be written.
     """
     progress, report = progress or Silent(), optional_path("report", report)
-    if report is not None:
-        refuse_unwritable(report)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-    refuse_other_task(bundle, "depth", "denseport.runtime.evaluate")
-    if record:
-        refuse_unwritable(bundle.path)
+    bundle = _checked(bundle, report, record=record)
     workers, manifest = whole("workers", workers, 1, MOST_THREADS), bundle.manifest
     artifact = manifest.source if artifact is None else artifact
     gate = gate if gate is None or isinstance(gate, Gate) else Gate(gate)
     how: dict[str, Any] = {"depths": depths, "list_file": list_file, "settings": settings}
     how |= {"image_suffix": image_suffix, "depth_suffix": depth_suffix}
-    data = _opened(data, limit, how)
-    data, limits = _complete(data, manifest)
+    data, limits = _complete(_opened(data, limit, how), manifest)
     with ExitStack() as stack:
         common: dict[str, Any] = {"protocol": protocol, "threads": threads}
         own = stack.enter_context(DepthEstimator(bundle, artifact=artifact, **common))
@@ -90,10 +84,19 @@ def evaluate_depth(
             found = measure_depths(data, own, limits, fp32=fp32, workers=workers, progress=told)
         evaluation = _judged(own, data, found, yardstick)
         if report is not None:
-            images = worst_depths(data, found, [own] if fp32 is None else [own, fp32])
-            page = write_depth_report(report, evaluation, manifest, images, *this_run(evaluation.session))
-            evaluation = replace(evaluation, report=page)
+            evaluation = _reported(report, evaluation, data, [own] if fp32 is None else [own, fp32])
     return _recorded(bundle, evaluation) if record else evaluation
+
+
+def _checked(bundle: Path | str | Bundle, report: Path | None, *, record: bool) -> Bundle:
+    """The bundle, once the places that will be written are found to be writable."""
+    if report is not None:
+        refuse_unwritable(report)
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    refuse_other_task(bundle, "depth", "denseport.runtime.evaluate")
+    if record:
+        refuse_unwritable(bundle.path)
+    return bundle
 
 
 def _opened(data: Path | str | DepthDataset, limit: int | None, how: dict[str, Any]) -> DepthDataset:
@@ -149,6 +152,15 @@ def _judged(
         warnings=tuple(warnings),
         data=data.found,
     )
+
+
+def _reported(
+    folder: Path, found: DepthEvaluation, data: DepthDataset, estimators: list[DepthEstimator]
+) -> DepthEvaluation:
+    """The result, with its page."""
+    images = worst_depths(data, found.measurement, estimators)
+    page = write_depth_report(folder, found, estimators[0].manifest, images, *this_run(found.session))
+    return replace(found, report=page)
 
 
 def _recorded(bundle: Bundle, found: DepthEvaluation) -> DepthEvaluation:
