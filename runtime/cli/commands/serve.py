@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--port", whole(0, 65_535), 8000, "N", "0 takes a free one; default: %(default)s"),
         ("--artifact", str, None, "NAME", "the default artifact; default: the best for this machine"),
         ("--threads", whole(1), None, "N", "CPU threads; default: all this process may use"),
-        ("--concurrency", whole(1), 2, "N", "images segmented at once; default: %(default)s"),
+        ("--concurrency", whole(1), 2, "N", "images worked on at once; default: %(default)s"),
         ("--queue", whole(0), 16, "N", "most requests that wait; default: %(default)s"),
         ("--max-bytes", whole(1), 32 << 20, "N", "largest request; default: 32 MiB"),
         ("--max-pixels", whole(1), 40_000_000, "N", "most pixels of a request's images; default: 40 million"),

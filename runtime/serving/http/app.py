@@ -33,6 +33,8 @@ from denseport.runtime.serving.http.openapi import (
     SEGMENT_BODY,
     SEGMENT_TEXT,
     batch_responses,
+    depth_batch_responses,
+    depth_responses,
     segment_responses,
 )
 from denseport.runtime.serving.http.page import SAMPLE, load_page, load_reference
@@ -173,11 +175,10 @@ def _add_depths(app: "FastAPI", service: Service, metrics: Metrics) -> None:
     Artifact = Annotated[str | None, Query(description="default: /v1/model's", json_schema_extra=artifacts)]
     Opacity = Annotated[float, Query(ge=0, le=1, description="of an overlay's colours")]
     Legend = Annotated[bool, Query(description="beside an overlay")]
-    failures: dict[int | str, dict[str, Any]] = {status: {"model": Failure} for status in (400, 413, 415, 422, 503)}
 
     @app.post(
         DEPTH, tags=["model"], summary="Estimate the depth of an image", response_class=Response,
-        responses=failures, openapi_extra={"requestBody": SEGMENT_BODY},
+        responses=depth_responses(), openapi_extra={"requestBody": SEGMENT_BODY},
     )  # fmt: skip
     async def depth(
         request: Request,
@@ -191,7 +192,7 @@ def _add_depths(app: "FastAPI", service: Service, metrics: Metrics) -> None:
 
     @app.post(
         BATCH, tags=["model"], summary="Estimate the depth of several images", description=DEPTH_BATCH_TEXT,
-        response_class=Response, responses=failures, openapi_extra={"requestBody": BATCH_BODY},
+        response_class=Response, responses=depth_batch_responses(), openapi_extra={"requestBody": BATCH_BODY},
     )  # fmt: skip
     async def batch(
         request: Request,

@@ -84,6 +84,16 @@ def test_the_model_says_what_its_numbers_mean(server: Running) -> None:
         assert "/v1/depth" in text and "/v1/segment" not in text
 
 
+def test_the_description_is_of_depths(server: Running) -> None:
+    paths = server.client.get("/openapi.json").json()["paths"]
+    one = paths["/v1/depth"]["post"]["responses"]
+    example = one["200"]["content"]["application/json"]["examples"]["json"]["value"]
+    assert example.keys() == ask(server, format="json").json().keys()
+    several = paths["/v1/batch"]["post"]["responses"]["200"]["content"]
+    assert several["application/json"]["examples"]["json"]["value"] == [example]
+    assert {"400", "408", "413", "415", "422", "500", "503", "504"} <= one.keys()
+
+
 def test_what_is_of_masks_is_refused(server: Running) -> None:
     assert server.segment(encoded(IMAGE)).status_code == 404
     for query in ({"format": "mask"}, {"format": "coco"}, {"opacity": 0.5}, {"artifact": "int8.onnx"}, {"scale": 10}):
