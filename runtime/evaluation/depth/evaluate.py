@@ -75,7 +75,7 @@ def evaluate_depth(
     with ExitStack() as stack:
         common: dict[str, Any] = {"protocol": protocol, "threads": threads}
         own = stack.enter_context(DepthEstimator(bundle, artifact=artifact, **common))
-        yardstick = None if gate is None else choose_yardstick(gate, manifest, own.artifact, data)
+        yardstick = None if gate is None else choose_yardstick(gate, manifest, own.artifact, data, own.protocol.name)
         fp32 = None
         if yardstick is not None and yardstick.abs_rel is None:
             fp32 = stack.enter_context(DepthEstimator(bundle, artifact=manifest.source, **common))

@@ -46,12 +46,15 @@ class Yardstick:
     notes: tuple[str, ...] = ()
 
 
-def choose_yardstick(gate: Gate, manifest: Manifest, artifact: str, data: DepthDataset) -> Yardstick:
+def choose_yardstick(
+    gate: Gate, manifest: Manifest, artifact: str, data: DepthDataset, protocol: str = "reference"
+) -> Yardstick:
     """The comparison that a gate asks for, before the work.
 
     Args:
         artifact: its full name.
         data: with its limits.
+        protocol: the name of the one that is followed.
 
     Raises:
         InputError: a comparison that depth does not have or that cannot be made with these images, or no budget for the
@@ -67,7 +70,7 @@ def choose_yardstick(gate: Gate, manifest: Manifest, artifact: str, data: DepthD
     if isinstance(gate.against, float):
         return replace(fp32, name=f"the given AbsRel, {gate.against:g}", abs_rel=gate.against)
     if gate.against == "reference":
-        return _published(manifest, artifact, data, fp32)
+        return _published(manifest, artifact, data, protocol, fp32)
     if gate.against == artifact:
         raise InputError(f"--gate {artifact}: an artifact cannot be compared with itself", "Name another --artifact.")
     if gate.against != manifest.source:
@@ -77,7 +80,7 @@ def choose_yardstick(gate: Gate, manifest: Manifest, artifact: str, data: DepthD
     return fp32
 
 
-def _published(manifest: Manifest, artifact: str, data: DepthDataset, fp32: Yardstick) -> Yardstick:
+def _published(manifest: Manifest, artifact: str, data: DepthDataset, protocol: str, fp32: Yardstick) -> Yardstick:
     """The published figures or, where this measurement is not comparable with them, FP32 with a note."""
     figures, reading = manifest.reference.figures if manifest.reference is not None else {}, data.reading
     found = next((name for name, test in TEST_SETS.items() if test == (len(data), reading.most)), None)
@@ -85,6 +88,8 @@ def _published(manifest: Manifest, artifact: str, data: DepthDataset, fp32: Yard
         obstacle = "the bundle is not recognised as a published model"
     elif not figures:
         obstacle = f"no AbsRel on NYUv2 or KITTI was published with {manifest.reference.preset}"
+    elif protocol != "reference":
+        obstacle = f"no AbsRel was published for protocol {protocol}"
     elif found not in figures:
         sets = " and ".join(f"{name}'s {images} images up to {most:g} m" for name, (images, most) in TEST_SETS.items())
         obstacle = f"figures are of {sets}; {len(data)} up to {reading.most:g} m are measured"

@@ -81,6 +81,11 @@ def test_what_is_not_comparable_is_refused_or_compared_with_fp32(
     assert other.abs_rel is None and words in other.notes[0] and "FP32 instead" in other.notes[0]
 
 
+def test_another_protocol_has_no_published_figure() -> None:
+    with pytest.raises(InputError, match="no AbsRel was published for protocol fixed:518x518"):
+        choose_yardstick(Gate(), published(), "model.onnx", images(654, 10.0), "fixed:518x518")
+
+
 def test_a_published_figure_is_rounded() -> None:
     """0.053 may be 0.0534999: what rounds to it is not worse; beyond, the budget counts. d1 alike."""
     assert judged(0.05349, 0.97251).passed and judged(0.0529, 0.99).passed
