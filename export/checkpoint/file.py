@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from denseport.export.checkpoint.config import apply_config, parse_config, with_fields
+from denseport.export.checkpoint.config import CORRECT, apply_config, parse_config, with_fields
 from denseport.export.checkpoint.huggingface import folder as huggingface
 from denseport.export.checkpoint.labels import Colours, labels_of, plain_text
 from denseport.export.checkpoint.networks.original import DEPTH_ANYTHING, ISL, Layout, layout_of
@@ -62,6 +62,15 @@ class Checkpoint:
     def follows_mmseg(self) -> bool:
         """Whether its code is mmsegmentation's; the others compute a little else with the same weights."""
         return self.layout not in (HUGGING_FACE, DEPTH_ANYTHING, ISL)
+
+    @property
+    def correction(self) -> str:
+        """The remedy for a setting that the weights or Denseport contradict."""
+        if self.follows_mmseg:
+            return CORRECT
+        fields = FOLDER_FIELDS if self.layout == HUGGING_FACE else LAYOUT_FIELDS
+        own = " its config.json, or" if self.layout == HUGGING_FACE else ""
+        return f"Correct{own} the .json that is given by --config; it may say {', '.join(fields)}."
 
     @property
     def settings_from(self) -> str:

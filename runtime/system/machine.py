@@ -29,6 +29,7 @@ DISTRIBUTIONS = {
     "cuda-bindings": ("cuda-bindings",),
     "torch": ("torch",),
     "onnx": ("onnx",),
+    "pillow": ("pillow",),
 }
 
 

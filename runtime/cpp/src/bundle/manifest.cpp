@@ -67,9 +67,10 @@ namespace {
 void check_reference(const Json& value, const At& at) {
     if (value.is_null()) return;
     const Object fields(value, at, "Reference",
-                        {"preset", "dataset", "protocol", "mIoU", "mIoU_ms_flip", "recognised_by"});
+                        {"preset", "dataset", "protocol", "mIoU", "mIoU_ms_flip", "recognised_by"}, {"figures"});
     for (const char* name : {"preset", "dataset", "protocol", "recognised_by"}) fields.get<std::string>(name);
     for (const char* name : {"mIoU", "mIoU_ms_flip"}) fields.get<std::optional<double>>(name);
+    fields.get<std::map<std::string, Json>>("figures", {});
 }
 
 void check_objects(const Object& fields) {
