@@ -74,7 +74,8 @@ def _anchors_of_examples() -> dict[str, str]:
     found = {}
     for path in reversed(_example_files()):
         name = path.relative_to(REPO).as_posix()
-        found[name] = found[path.parent.relative_to(REPO).as_posix()] = "examples.md#" + re.sub(r"[^\w-]", "", name.lower())
+        anchor = re.sub(r"[^\w-]", "", name.lower())
+        found[name] = found[path.parent.relative_to(REPO).as_posix()] = f"examples.md#{anchor}"
     return found
 
 

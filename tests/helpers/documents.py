@@ -60,7 +60,7 @@ def anchors(document: Path) -> set[str]:
 
 
 def commands(block: str) -> list[list[str]]:
-    """The lines of a shell block, as words; lines that end in a backslash joined; comments and what follows || left out."""
+    """The lines of a shell block, as words; lines that end in a backslash joined; comments and what follows ||, not."""
     lines = block.replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line.partition(" || ")[0], comments=True))]
 
