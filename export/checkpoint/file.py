@@ -141,7 +141,7 @@ def read_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
         return _read_folder(path, config)
     try:
         if not path.is_file():
-            reason = "no ordinary file" if path.exists() else "no such file"
+            reason = "not an ordinary file" if path.exists() else "no such file"
             reason = f"this is a folder, without {huggingface.CONFIG}" if path.is_dir() else reason
             raise CheckpointError(f"{path}: {reason}", "Give the .pth or .safetensors file.")
         sha256 = sha256_of(path)
@@ -261,7 +261,7 @@ def _load_pickle(path: Path) -> Any:
         if called:
             what = repr(called[1]) if called[1] else "a function"
             raise CheckpointError(
-                f"{path}: refused: its pickle calls {what}, which is no part of a checkpoint's weights",
+                f"{path}: refused: its pickle calls {what}, which does not belong to a checkpoint's weights",
                 "Do not open this file with torch.load(weights_only=False) unless you trust its author; "
                 "save only the weights: torch.save({'meta': meta, 'state_dict': model.state_dict()}, …).",
             ) from err

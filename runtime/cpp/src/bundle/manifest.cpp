@@ -176,7 +176,7 @@ void check_source(const Manifest& manifest, const At& at) {
     const Artifact* source = found == manifest.artifacts.end() ? nullptr : &found->second;
     if (!source || source->kind != "onnx" || source->precision != "fp32" || source->output != gives || source->made_of)
         throw(at / "source")
-            .error(in_quotes(manifest.source) + " is no artifact of kind onnx and precision fp32 that gives " + gives +
+            .error(in_quotes(manifest.source) + " is not an artifact of kind onnx and precision fp32 that gives " + gives +
                    " and is made of no other");
 }
 
@@ -215,7 +215,7 @@ Manifest Manifest::from_json(const std::string& text, const std::string& file) {
     check_objects(fields);
     manifest.task = fields.get<std::string>("task");
     if (manifest.task != "segmentation" && manifest.task != "depth")
-        throw at.error("task " + in_quotes(manifest.task) + " is none of segmentation, depth");
+        throw at.error("task " + in_quotes(manifest.task) + " is not one of segmentation, depth");
     manifest.classes = classes_of(fields, manifest.task);
     check_steps(manifest.preprocess, at);
     if (const auto channels = normalisation(manifest.preprocess).mean.size();
