@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import verdict
+from build_records import build_record
+from bundles import engine_artifact, verdict
 from cpp import OPENVINO, Library, built, for_openvino, run
 from hostile import enter, external, graph, rewrite, tiny_bundle, tiny_manifest, tiny_model
 from onnx import helper
@@ -186,24 +187,15 @@ def test_what_this_runtime_lacks_is_refused_by_name(library: Library, tmp_path: 
     bundle = Bundle(tiny_bundle(tmp_path / "bundle").path)
     source = bundle.artifact("model.onnx")
     for name, changes, words in (
-        ("engine", {"kind": "engine", "target": "tensorrt"}, "is an engine, which the C++ runtime does not run yet"),
         ("masks", {"output": "mask"}, "gives masks of the network's input"),
         ("bf16", {"precision": "bf16", "float_precision": "bf16"}, "no BF16 operators"),
         ("fused", {"fused": True}, "nodes of Denseport's plugin"),
     ):
         bundle.add(name, replace(source, made_of="model.onnx", **changes))  # type: ignore[arg-type]
         assert words in said(library, bundle.path, name)
+    bundle.add("engine", engine_artifact("engine", build_record()))
+    assert "engine: TensorRT is not in this build of the library" in said(library, bundle.path, "engine")
     assert "no artifact 'other'; it has" in said(library, bundle.path, "other")
-    depth = {"unit": "metres", "larger_is": "farther", "largest": None, "interpolation": "bilinear"}
-    changes = {"task": "depth", "depth": depth, "classes": [], "palette": []}
-    folder = rewrite(Bundle(tiny_bundle(tmp_path / "depth").path), lambda data: data.update(changes))
-    rewritten = json.loads((folder / MANIFEST).read_text())
-    rewritten["artifacts"]["model.onnx"]["output"] = "depth"
-    (folder / MANIFEST).write_text(json.dumps(rewritten))
-    assert "its network is for depth, which the C++ runtime does not run yet" in said(library, folder)
-    first = {"kind": "load", "library": "pillow"}
-    rewrite(bundle, lambda data: data["preprocess"].insert(0, first))
-    assert "decoded with Pillow, which the C++ runtime does not have" in said(library, bundle.path)
 
 
 @pytest.mark.parametrize("seconds", [0.5, 2.0])
