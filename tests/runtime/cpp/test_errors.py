@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from build_records import build_record
 from bundles import engine_artifact, verdict
-from cpp import OPENVINO, Library, built, for_openvino, run
+from cpp import OPENVINO, Library, built, colour_depth, for_openvino, run
 from hostile import enter, external, graph, rewrite, tiny_bundle, tiny_manifest, tiny_model
 from onnx import helper
 
@@ -29,6 +29,7 @@ from denseport.runtime.bundle.steps import (
 )
 from denseport.runtime.errors import DenseportError
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.segmenter.depth import DepthEstimator
 from denseport.runtime.selection import select_artifact
 from denseport.runtime.system.machine import inspect_machine
 
@@ -122,6 +123,35 @@ def test_manifests_are_refused_as_python_refuses_them(library: Library, tmp_path
             differ.append(f"{what}\n  Python: {expected}\n  C++: {found}")
     assert refused > 200
     assert not differ, "\n".join(differ)
+
+
+def test_what_has_no_meaning_for_depth_is_refused_as_in_python(library: Library, tmp_path: Path) -> None:
+    bundle = colour_depth(tmp_path / "bundle", ())
+    whole = json.loads((bundle.path / MANIFEST).read_text())
+    views = {"scales": [{"kind": "resize", "size": [8, 8], "keep_ratio": True}], "flip": False}
+    slide = {"mode": "slide", "crop": [64, 64], "stride": [32, 32]}
+    changes: list[dict[str, Any]] = [
+        *({"depth": {**whole["depth"], **each}} for each in (
+            {"unit": "feet"}, {"larger_is": "nearer"}, {"larger_is": 1}, {"largest": 0}, {"interpolation": "area"}
+        )),
+        *({"depth": None}, {"depth": {}}, {"classes": ["a"]}, {"palette": [[0, 0, 0]]}, {"threshold": 0.5}),
+        *({"threshold": 0.0}, {"reduce_zero_label": True}, {"label_map": {"1": 2}}, {"label_map": {}}),
+        *({"augmentation": views}, {"scores": False}, {"ignore_index": 3}, {"inference": slide}),
+    ]  # fmt: skip
+    refused = 0
+    for change in changes:
+        (bundle.path / MANIFEST).write_text(json.dumps({**whole, **change}))
+        try:
+            DepthEstimator(bundle.path).close()
+            expected = ""
+        except DenseportError as err:
+            expected = str(err)
+        code, estimator = library.try_open(bundle.path, depth=True)
+        if code == 0:
+            library.close(estimator, depth=True)
+        assert told("" if code == 0 else library.error()) == told(expected)
+        refused += bool(expected)
+    assert refused == len(changes) - 2
 
 
 @pytest.mark.parametrize(

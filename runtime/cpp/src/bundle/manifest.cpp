@@ -122,7 +122,8 @@ void check_numbers(const Object& fields, const Manifest& manifest) {
             points > 100)
             throw fields.at().error("budget " + in_quotes(precision) + ": " + number(points) +
                                     " is not 0..100 points of a known precision");
-    if (manifest.threshold && !(manifest.classes.size() == 2 && 0 < *manifest.threshold && *manifest.threshold < 1))
+    if (manifest.threshold && !manifest.depth &&
+        !(manifest.classes.size() == 2 && 0 < *manifest.threshold && *manifest.threshold < 1))
         throw fields.at().error("threshold " + number(*manifest.threshold) +
                                 " is not a probability that divides two classes");
 }
