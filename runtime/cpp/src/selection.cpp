@@ -6,7 +6,7 @@
 #ifdef DENSEPORT_TENSORRT
 #include "backends/tensorrt.hpp"
 #endif
-#include "bundle/engine_record.hpp"
+#include "backends/engine_record.hpp"
 #include "system/cpus.hpp"
 #include "system/text.hpp"
 

@@ -5,8 +5,8 @@
 #include <filesystem>
 #include <memory>
 
+#include "backends/engine_record.hpp"
 #include "backends/session.hpp"
-#include "bundle/engine_record.hpp"
 
 namespace denseport {
 

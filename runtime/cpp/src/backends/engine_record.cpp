@@ -1,4 +1,4 @@
-#include "bundle/engine_record.hpp"
+#include "backends/engine_record.hpp"
 
 #include <algorithm>
 #include <cctype>
