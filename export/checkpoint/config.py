@@ -236,7 +236,8 @@ def _text(path: Path) -> str:
         if path.suffix not in (".py", ".json"):
             raise CheckpointError(f"{path}: a configuration is a .py or .json file", DUMPED)
         if not path.is_file():
-            raise CheckpointError(f"{path}: no such file" if not path.exists() else f"{path}: not an ordinary file", DUMPED)
+            what = "not an ordinary file" if path.exists() else "no such file"
+            raise CheckpointError(f"{path}: {what}", DUMPED)
         with path.open("rb") as file:
             data = file.read(TEXT_LIMIT + 1)
         if len(data) > TEXT_LIMIT:

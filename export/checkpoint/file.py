@@ -27,6 +27,7 @@ from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.preprocessing import Preprocessing
 from denseport.runtime.errors import MachineError
 from denseport.runtime.system.files import sha256_of
+from denseport.runtime.system.machine import install_command
 
 __all__ = ["HUGGING_FACE", "Checkpoint", "read_checkpoint"]
 
@@ -243,7 +244,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load_file
     except ImportError as err:
-        raise MachineError("safetensors is not installed", "pip install 'denseport[export]'") from err
+        raise MachineError("safetensors is not installed", install_command("export")) from err
     try:
         return load_file(path)
     except Exception as err:  # safetensors raises its own, OSError and ValueError alike
