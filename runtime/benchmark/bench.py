@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.benchmark.load import LoadMonitor
-from denseport.runtime.benchmark.report import as_dict, recorded_miou, write_report
+from denseport.runtime.benchmark.report import as_dict, recorded_accuracy, write_report
 from denseport.runtime.benchmark.speed import Plan, Result, run_bench, speed_warnings, synthetic_image
 from denseport.runtime.benchmark.startup import measure_startup
 from denseport.runtime.bundle.bundle import Bundle
@@ -140,7 +140,7 @@ def _open(
     for name in artifacts or bundle.manifest.artifacts:
         progress.say(f"opening {name}")
         try:
-            recorded_miou(bundle, name)  # a damaged record, before hours of work
+            recorded_accuracy(bundle, name)  # a damaged record, before hours of work
             opened.append(stack.enter_context(open_predictor(bundle, artifact=name, threads=threads)))
         except DenseportError as err:
             if artifacts or (name == bundle.manifest.source and not isinstance(err, MachineError)):

@@ -54,7 +54,7 @@ class Bundle:
             if not file.exists():
                 raise BundleError(f"{self.path}: not a bundle: no {MANIFEST} in it", MAKE_ONE)
             if not file.is_file():  # reading a pipe would wait for ever
-                raise BundleError(f"{file}: cannot be read: no ordinary file", EXPORT_AGAIN)
+                raise BundleError(f"{file}: cannot be read: not an ordinary file", EXPORT_AGAIN)
             if file.stat().st_size > LARGEST_MANIFEST:
                 raise BundleError(f"{file}: larger than {LARGEST_MANIFEST >> 20} MiB: no manifest", EXPORT_AGAIN)
             data = file.read_bytes()

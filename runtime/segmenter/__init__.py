@@ -140,7 +140,7 @@ class Segmenter(Predictor[Segmentation]):
             size: images that go through the network together at most; an engine built for fewer takes fewer.
 
         Raises:
-            InputError: ``size`` is no whole number from 1 up; else as a call.
+            InputError: ``size`` is not a whole number from 1 up; else as a call.
         """
         return self._batch(images, size, RequestedOutputs(scores, top_k))
 

@@ -33,6 +33,7 @@ DISTRIBUTIONS = {
     "cuda-bindings": ("cuda-bindings",),
     "torch": ("torch",),
     "onnx": ("onnx",),
+    "pillow": ("pillow",),
 }
 
 

@@ -147,7 +147,10 @@ def _writing(arguments: argparse.Namespace, task: str) -> Writing:
     others = {"depth": ("grey", "no_mask", "server"), "segmentation": ("depth_scale",)}[task]
     if given := [name for name in others if getattr(arguments, name) not in (None, False)]:
         what = f"--{given[0].replace('_', '-')} is not for a network of {task}"
-        raise InputError(what, "Leave it out; --format says what is written.")
+        remedy = "Leave it out; --format says what is written."
+        if given[0] == "server":
+            remedy = "Run it on this machine, or serve it with denseport serve: models for Triton are of segmentation."
+        raise InputError(what, remedy)
     if arguments.depth_scale is not None and "png" not in _chosen(arguments):
         raise InputError("--depth-scale is of PNGs, and none is written", "Leave it out, or add png to --format.")
     if arguments.opacity is not None and "overlay" not in _chosen(arguments):
@@ -279,6 +282,8 @@ def _report(job: Predictions, *, as_json: bool) -> None:
         if "unit" in result:
             top = f"{result['least']:.4g} to {result['most']:.4g} {result['unit']}, larger is {result['larger_is']}"
         found = top or count(result.get("frames", 0), "frame")
+        if "colours" in result:
+            found += ", all in the colours of {:.4g} to {:.4g}, the first frame's depths".format(*result["colours"])
         print(f"{result['input']}: {found}" + "".join(f"\n  {file}" for file in result["files"]))
         if "warning" in result:
             print(f"  warning: {result['warning']}")
