@@ -12,7 +12,12 @@ import jupytext
 __all__ = ["REPO", "stage"]
 
 REPO = Path(__file__).resolve().parents[2]
-PLACES = {"README.md": "index.md", "docs/README.md": "contents.md", "tests/assets/README.md": "samples.md"}
+PLACES = {
+    "README.md": "index.md",
+    "SECURITY.md": "security-policy.md",  # docs/security.md is another one
+    "docs/README.md": "contents.md",
+    "tests/assets/README.md": "samples.md",
+}
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 KERNEL = "---\njupyter:\n  kernelspec:\n    display_name: Python 3\n    language: python\n    name: python3\n---\n\n"
