@@ -166,6 +166,15 @@ class Bundle:
             noted = dataclasses.replace(artifact, proof=kept, record={**artifact.record, **record})
             self._write({**self.manifest.artifacts, name: noted})
 
+    def keep_temperature(self, temperature: float) -> None:
+        """Keep the temperature of the scores; `denseport.runtime.bundle.manifest.TEMPERATURES` has its limits.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        with self._locked():
+            self._write_manifest(dataclasses.replace(self.manifest, temperature=temperature))
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """The bundle for this process alone, and its manifest as it now is; others wait."""
@@ -178,9 +187,11 @@ class Bundle:
 
     def _write(self, artifacts: dict[str, Artifact]) -> None:
         if artifacts != self.manifest.artifacts:
-            manifest = dataclasses.replace(self.manifest, artifacts=artifacts)
-            write_atomic(self.path / MANIFEST, manifest.to_json().encode())
-            self.manifest = manifest
+            self._write_manifest(dataclasses.replace(self.manifest, artifacts=artifacts))
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        write_atomic(self.path / MANIFEST, manifest.to_json().encode())
+        self.manifest = manifest
 
 
 def refuse_other_task(bundle: Bundle, wanted: str, instead: str | None = None) -> None:

@@ -112,6 +112,16 @@ void check_numbers(const Object& fields, const Manifest& manifest) {
                                 " is not a probability that divides two classes");
 }
 
+// What concerns probabilities, which this runtime does not give; no class depends on it.
+void check_scores(const Object& fields) {
+    const bool scores = fields.get("scores", true);
+    const double temperature = fields.get("temperature", 1.0);
+    if (!(0.05 <= temperature && temperature <= 20))
+        throw fields.at().error("temperature " + number(temperature) + " is not in 0.05..20");
+    if (temperature != 1 && !scores)
+        throw fields.at().error("temperature " + number(temperature) + " means nothing without scores");
+}
+
 // What the numbers of a depth network mean; this runtime refuses such networks, and reads them all the same.
 void check_depth(const Json& value, const At& at) {
     const Object fields(value, at, "DepthOutput", {"unit", "larger_is", "largest", "interpolation"});
@@ -192,8 +202,8 @@ Manifest Manifest::from_json(const std::string& text, const std::string& file) {
         data, {file, "manifest"}, "Manifest",
         {"name", "architecture", "parameters", "patch_size", "stride", "classes", "palette", "reduce_zero_label",
          "preprocess", "inference", "reference", "provenance", "spec", "source", "task", "input"},
-        {"depth", "augmentation", "align_corners", "via_input", "threshold", "scores", "label_map", "ignore_index",
-         "artifacts", "budgets", "format_version"});
+        {"depth", "augmentation", "align_corners", "via_input", "threshold", "scores", "temperature", "label_map",
+         "ignore_index", "artifacts", "budgets", "format_version"});
     const At& at = fields.at();
     fields.get<long long>("format_version");
     Manifest manifest;
@@ -209,7 +219,6 @@ Manifest Manifest::from_json(const std::string& text, const std::string& file) {
     manifest.via_input = fields.get("via_input", true);
     manifest.threshold = fields.get<std::optional<double>>("threshold", std::nullopt);
     manifest.artifacts = fields.get<std::map<std::string, Artifact>>("artifacts", {});
-    fields.get("scores", true);  // probabilities, which this runtime does not give
     check_reference(fields.get<Json>("reference"), at / "reference");
     check_objects(fields);
     manifest.task = fields.get<std::string>("task");
@@ -222,6 +231,7 @@ Manifest Manifest::from_json(const std::string& text, const std::string& file) {
         throw at.error("mean and std are of " + std::to_string(channels) + " channels, the network takes " +
                        shown(*manifest.input.shape[1]));
     check_numbers(fields, manifest);
+    check_scores(fields);
     check_labels(fields);
     check_printable(manifest, at);
     check_source(manifest, at);
