@@ -395,13 +395,3 @@ def test_a_data_set_of_one_image(segmenters: tuple[Segmenter, Segmenter], tmp_pa
     page = written(tmp_path, data)
     assert "measured on 1 image," in page.text and f"{scores.mIoU:.2f}" in page.text
     assert len(list(page.attributes("img"))) == 5
-
-
-def test_what_a_mean_hides_is_said_where_fp32_was_run(tmp_path: Path) -> None:
-    """The class that lost most, by hand: of 100 pixels 90 and 40 right, against 90 and 80."""
-    page = written(tmp_path / "one", with_fp32(diagonal(90, 40, 100), diagonal(90, 80, 100)))
-    text = " ".join(page.text.split())
-    assert "What a mean IoU hides" in text and "IoU 80.00 % in FP32, 40.00 % here, −40.00 points" in text
-    assert "Boundary F-score" not in text and "Calibration error" not in text
-    alone = written(tmp_path / "two", report())
-    assert "What a mean IoU hides" not in alone.text

@@ -102,10 +102,14 @@ def test_shards_and_one_run_count_the_same_and_both_are_printed(
     assert code == 1 and [reason.split(" is ")[0] for reason in found["gate"]["reasons"]] == [
         "the calibration error of the scores"
     ]
-    code, printed, _ = call("eval", bundle.path, "--data", STREET, *arguments[:4], "--boundaries", "--ece", "--record")
+    code, printed, _ = call(
+        "eval", bundle.path, "--data", STREET, *arguments[:4], "--boundaries", "--ece", "--record", "--report", tmp_path
+    )
     assert code == 0 and f"boundary F-score {found['boundary_F']:.2f}" in printed
     assert f"(ECE) {found['ECE']:.2f} %, temperature 1" in printed and "worst class against FP32" in printed
     assert Bundle(bundle.path).artifact("fp16.onnx").record["accuracy"]["ECE"] == found["ECE"]
+    page = (tmp_path / "report.html").read_text()
+    assert all(words in page for words in ("What a mean IoU hides", "Class that lost most", "Calibration error"))
 
 
 def test_the_command_scores_the_boundaries_of_the_masks(sample: Bundle) -> None:
