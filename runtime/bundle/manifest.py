@@ -20,18 +20,16 @@ from denseport.runtime.errors import BundleError
 from denseport.runtime.system.terminal import CONTROLS
 
 __all__ = [
-    "FORMAT_VERSION",
-    "OUTPUTS",
-    "TEMPERATURES",
-    "DepthOutput",
-    "Inference",
-    "Manifest",
-    "NetworkInput",
+    "FORMAT_VERSION", "NOT_OF_DEPTH", "OUTPUTS", "TEMPERATURES", "DepthOutput", "Inference", "Manifest", "NetworkInput",
     "Reference",
-]
+]  # fmt: skip
 
 FORMAT_VERSION = 2
 TEMPERATURES = (0.05, 20.0)  # least and largest
+NOT_OF_DEPTH = (  # fields that mean nothing for it
+    "classes", "palette", "threshold", "reduce_zero_label", "label_map", "augmentation", "scores", "ignore_index",
+    "temperature",
+)  # fmt: skip
 OUTPUTS = {"segmentation": "logits", "depth": "depth"}  # of each task: what its network gives, and its tensor's name
 # Names are printed, one a line: a name with a line break could add any line.
 _UNPRINTABLE = re.compile(f"[\t\n{CONTROLS}]")
@@ -68,6 +66,7 @@ class Reference:
     mIoU: float | None  # percent, single scale
     mIoU_ms_flip: float | None  # percent, multi-scale and flip
     recognised_by: str  # why this checkpoint is taken for that model
+    figures: dict[str, tuple[float, float]] = field(default_factory=dict)  # of depth: AbsRel and d1 by data set
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if self.task not in OUTPUTS:
-            raise ValueError(f"task {self.task!r} is none of {', '.join(OUTPUTS)}")
+            raise ValueError(f"task {self.task!r} is not one of {', '.join(OUTPUTS)}")
         self._check_depth() if self.task == "depth" else self._check_classes()
         check_steps(self.preprocess)
         if (channels := len(normalisation(self.preprocess).mean)) != self.input.shape[1]:
@@ -187,11 +186,9 @@ class Manifest:
     def _check_depth(self) -> None:
         if self.depth is None:
             raise ValueError("a depth network without depth: its unit and its direction")
-        for name in ("classes", "palette", "threshold", "reduce_zero_label", "label_map", "augmentation"):
-            if getattr(self, name):
-                raise ValueError(f"{name} means nothing for depth")
-        for name, usual in (("scores", True), ("ignore_index", 255), ("temperature", 1.0)):
-            if getattr(self, name) != usual:
+        for name in NOT_OF_DEPTH:
+            usual = {"scores": True, "ignore_index": 255, "temperature": 1.0}.get(name)
+            if (usual is None and getattr(self, name)) or (usual is not None and getattr(self, name) != usual):
                 raise ValueError(f"{name} means nothing for depth")
         if self.inference.mode != "whole":
             raise ValueError("depth is not estimated in sliding windows: their depths do not join")
@@ -249,6 +246,6 @@ class Manifest:
         manifest = decode_dataclass(cls, data, where, "manifest")
         a, gives = manifest.artifacts.get(manifest.source), manifest.output
         if a is None or (a.kind, a.precision, a.output, a.made_of) != ("onnx", "fp32", gives, None):
-            what = f"is no artifact of kind onnx and precision fp32 that gives {gives} and is made of no other"
+            what = f"is not an artifact of kind onnx and precision fp32 that gives {gives} and is made of no other"
             raise BundleError(f"{where}: manifest.source: {manifest.source!r} {what}", "Export or import it again.")
         return manifest

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
@@ -17,13 +15,13 @@ from denseport.runtime.evaluation.dataset import Dataset, open_dataset
 from denseport.runtime.evaluation.gate import Gate, published_miou
 from denseport.runtime.evaluation.metrics import Scores
 from denseport.runtime.evaluation.record import float_warnings, note_accuracy
-from denseport.runtime.evaluation.report import QUALITY, Evaluation, worst_images, write_report
+from denseport.runtime.evaluation.report import QUALITY, Evaluation, this_run, worst_images, write_report
 from denseport.runtime.evaluation.state import MASKS_ONLY, Extras, Measurement
 from denseport.runtime.evaluation.task import LongRun, Task, open_task, refuse_state
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.arguments import optional_path, whole
 from denseport.runtime.system.files import refuse_unwritable
-from denseport.runtime.system.machine import inspect_machine
+from denseport.runtime.system.machine import install_command
 from denseport.runtime.system.progress import Progress, Silent
 
 __all__ = ["evaluate", "open_data"]
@@ -183,7 +181,7 @@ def _explain(task: Task, checkpoint: Path, progress: Progress) -> dict[str, Any]
         (entry,) = entry_points(group="denseport.explain")
         explain = entry.load()
     except (ValueError, ImportError) as err:
-        raise MachineError("--explain needs torch", "pip install 'denseport[export,onnxruntime]'") from err
+        raise MachineError("--explain needs torch", install_command("export,onnxruntime")) from err
     segmenter = task.segmenter
     explanation = explain(
         segmenter.bundle, segmenter.artifact, checkpoint, task.dataset, segmenter.protocol, progress=progress
@@ -194,9 +192,7 @@ def _explain(task: Task, checkpoint: Path, progress: Progress) -> dict[str, Any]
 def _write_report(folder: Path, task: Task, found: Evaluation) -> Path:
     segmenter = task.segmenter
     images = worst_images(task.dataset, found.measurement, segmenter, task.fp32)
-    environment = {"session": segmenter.description, **inspect_machine().summary()}
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return write_report(folder, found, segmenter.manifest, images, environment, command)
+    return write_report(folder, found, segmenter.manifest, images, *this_run(segmenter.description))
 
 
 def _recorded(segmenter: Segmenter, found: Evaluation, run: LongRun) -> Evaluation:
