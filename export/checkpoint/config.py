@@ -236,7 +236,8 @@ def _text(path: Path) -> str:
         if path.suffix not in (".py", ".json"):
             raise CheckpointError(f"{path}: a configuration is a .py or .json file", DUMPED)
         if not path.is_file():
-            raise CheckpointError(f"{path}: no such file" if not path.exists() else f"{path}: no ordinary file", DUMPED)
+            what = "not an ordinary file" if path.exists() else "no such file"
+            raise CheckpointError(f"{path}: {what}", DUMPED)
         with path.open("rb") as file:
             data = file.read(TEXT_LIMIT + 1)
         if len(data) > TEXT_LIMIT:
@@ -264,7 +265,7 @@ def _paths(base: Any, path: Path) -> list[str]:
     paths = list(base) if isinstance(base, (list, tuple)) else [] if base is None else [base]
     for name in paths:
         if not isinstance(name, str):
-            raise CheckpointError(f"{path}: _base_ {name!r} is no path", DUMPED)
+            raise CheckpointError(f"{path}: _base_ {name!r} is not a path", DUMPED)
         if "::" in name:
             what = f"{path}: _base_ {name!r} is in another package, which Denseport does not search"
             raise CheckpointError(what, DUMPED)

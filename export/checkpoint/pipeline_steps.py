@@ -254,7 +254,7 @@ class Reader:
 
     def read_preprocessor(self, settings: Settings) -> None:
         if not isinstance(settings, Mapping):
-            raise CheckpointError(f"the data_preprocessor is {settings!r:.80}, which is no dict", CORRECT)
+            raise CheckpointError(f"the data_preprocessor is {settings!r:.80}, which is not a dict", CORRECT)
         with telling("data_preprocessor"):
             self._read_preprocessor(settings)
 

@@ -25,6 +25,7 @@ from denseport.runtime.segmenter.opening import open_predictor
 from denseport.runtime.segmenter.predictor import Predictor
 from denseport.runtime.system.arguments import optional_path, several
 from denseport.runtime.system.files import refuse_unwritable
+from denseport.runtime.system.machine import install_command
 from denseport.runtime.system.progress import Progress, Silent
 
 __all__ = ["Bench", "bench"]
@@ -156,7 +157,7 @@ def _baseline(name: str, other: Predictor[Any], checkpoint: Path | str | None, t
         (entry,) = entry_points(group="denseport.baselines", name=name)
         make = entry.load()
     except (ImportError, ValueError) as err:
-        raise MachineError(f"--baseline {name}: not installed: {err}", "pip install 'denseport[export]'") from err
+        raise MachineError(f"--baseline {name}: not installed: {err}", install_command("export")) from err
     session = make(other.manifest, None if checkpoint is None else Path(checkpoint), threads)
     return open_predictor(other.bundle, artifact=name, protocol=other.protocol, session=session, threads=threads)
 

@@ -142,7 +142,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if self.task not in OUTPUTS:
-            raise ValueError(f"task {self.task!r} is none of {', '.join(OUTPUTS)}")
+            raise ValueError(f"task {self.task!r} is not one of {', '.join(OUTPUTS)}")
         self._check_depth() if self.task == "depth" else self._check_classes()
         check_steps(self.preprocess)
         if (channels := len(normalisation(self.preprocess).mean)) != self.input.shape[1]:
@@ -238,6 +238,6 @@ class Manifest:
         manifest = decode_dataclass(cls, data, where, "manifest")
         a, gives = manifest.artifacts.get(manifest.source), manifest.output
         if a is None or (a.kind, a.precision, a.output, a.made_of) != ("onnx", "fp32", gives, None):
-            what = f"is no artifact of kind onnx and precision fp32 that gives {gives} and is made of no other"
+            what = f"is not an artifact of kind onnx and precision fp32 that gives {gives} and is made of no other"
             raise BundleError(f"{where}: manifest.source: {manifest.source!r} {what}", "Export or import it again.")
         return manifest

@@ -21,6 +21,7 @@ from denseport.runtime.evaluation.task import LongRun, Task, open_task, refuse_s
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.arguments import optional_path, whole
 from denseport.runtime.system.files import refuse_unwritable
+from denseport.runtime.system.machine import install_command
 from denseport.runtime.system.progress import Progress, Silent
 
 __all__ = ["evaluate", "open_data"]
@@ -177,7 +178,7 @@ def _explain(task: Task, checkpoint: Path, progress: Progress) -> dict[str, Any]
         (entry,) = entry_points(group="denseport.explain")
         explain = entry.load()
     except (ValueError, ImportError) as err:
-        raise MachineError("--explain needs torch", "pip install 'denseport[export,onnxruntime]'") from err
+        raise MachineError("--explain needs torch", install_command("export,onnxruntime")) from err
     segmenter = task.segmenter
     explanation = explain(
         segmenter.bundle, segmenter.artifact, checkpoint, task.dataset, segmenter.protocol, progress=progress

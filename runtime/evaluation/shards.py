@@ -32,6 +32,7 @@ from denseport.runtime.evaluation.measure import measure_images
 from denseport.runtime.evaluation.state import SAVE_SECONDS, Measurement
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.cpus import usable_cpus
+from denseport.runtime.system.machine import install_command
 from denseport.runtime.system.progress import StepCallback, no_steps
 from denseport.runtime.system.text import count
 
@@ -145,7 +146,7 @@ def connect(address: str, threads: int | None = None) -> Iterator[Cluster]:
         import ray
         import ray.data
     except ImportError as err:
-        raise MachineError("--ray needs Ray Data", "pip install 'denseport[ray]'") from err
+        raise MachineError("--ray needs Ray Data", install_command("ray")) from err
     ours = not ray.is_initialized()
     if ours:
         _start(ray, address)

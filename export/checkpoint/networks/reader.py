@@ -257,13 +257,13 @@ def unknown_network(path: Path, shapes: Shapes, model: Mapping[str, Any], reason
 def number(name: str, value: Any, kind: type[N]) -> N:
     """A setting that must be a number; whole ones are taken for fractions too."""
     if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
-        raise ValueError(f"model.{name} {value!r} is no {'whole ' if kind is int else ''}number")
+        raise ValueError(f"model.{name} {value!r} is not a {'whole ' if kind is int else ''}number")
     return kind(value)
 
 
 def numbers(name: str, value: Any, kind: type[N]) -> tuple[N, ...]:
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"model.{name} {value!r} is no list of numbers")
+        raise ValueError(f"model.{name} {value!r} is not a list of numbers")
     return tuple(number(name, item, kind) for item in value)
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.cli.arguments import path, real, whole
+from denseport.runtime.cli.arguments import add_trust, path, real, whole
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--server", metavar="URL", help="a Triton server runs the model: http://HOST:PORT or grpc://HOST:PORT"
     )
     parser.add_argument("--model", metavar="NAME", help="its name on the server; default: as denseport triton names it")
+    add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print what was found and written as JSON")
 
 
@@ -173,7 +174,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--no-overlay and --no-mask leave nothing to write", "Leave one out, or add --json.")
     if arguments.model is not None and arguments.server is None:
         raise InputError("--model names a model on a server", "Give --server too.")
-    local = [name for name in ("artifact", "threads", "provider", "ray") if getattr(arguments, name) is not None]
+    names = ("artifact", "threads", "provider", "trust", "ray")
+    local = [name for name in names if getattr(arguments, name) is not None]
     local += ["protocol"] * (arguments.protocol != "reference")
     local += ["temporal-smoothing"] * (arguments.temporal_smoothing > 0)
     if arguments.server is not None and local:
@@ -228,7 +230,9 @@ def _connect(arguments: argparse.Namespace) -> Iterator[RemoteModel]:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"artifact": arguments.artifact, "protocol": arguments.protocol, "providers": arguments.provider}
+    trust = arguments.trust and [file.absolute() for file in arguments.trust]  # Ray's actors work in other folders
+    same = {"artifact": arguments.artifact, "protocol": arguments.protocol}
+    return {**same, "providers": arguments.provider, "trust": trust}
 
 
 def _open_actor(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from denseport.runtime.cli.arguments import add_values, path, real, whole
+from denseport.runtime.cli.arguments import add_trust, add_values, path, real, whole
 
 HELP = "serve a bundle over HTTP, with a page to drop images on"
 
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--max-images", whole(1), 16, "N", "most images of a request; default: %(default)s"),
         ("--timeout", real(above=0), 60.0, "SECONDS", "longest time for an answer; default: %(default)g"),
     )
+    add_trust(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,6 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.system.machine import require
 
     given, bundle = arguments, Bundle(arguments.bundle)
+    if given.trust is not None:
+        from denseport.runtime.bundle.signature import verify
+
+        verify(bundle, given.trust)
     if needs_pillow(bundle.manifest.preprocess):
         require(("PIL",), "pillow")
     names = ("max_bytes", "max_pixels", "max_images", "concurrency", "queue", "timeout")

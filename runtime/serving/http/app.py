@@ -41,6 +41,7 @@ from denseport.runtime.serving.http.page import SAMPLE, load_page, load_referenc
 from denseport.runtime.serving.http.schema import Failure, ModelInfo, State, describe
 from denseport.runtime.serving.http.service import Service
 from denseport.runtime.serving.http.upload import BATCH, PARAMETERS, SEGMENT, check_names, read_image, read_images
+from denseport.runtime.system.machine import install_command
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -69,7 +70,7 @@ def create_app(service: Service) -> Admission:
         import python_multipart  # noqa: F401
         from fastapi import FastAPI
     except ImportError as err:
-        raise MachineError(f"{err.name} is not installed", "pip install 'denseport[serve]'") from err
+        raise MachineError(f"{err.name} is not installed", install_command("serve")) from err
     app = FastAPI(
         title=f"Denseport: {service.manifest.name}",
         summary=SUMMARIES[service.manifest.task],

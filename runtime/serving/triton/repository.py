@@ -89,7 +89,7 @@ def _refuse_other(repository: Path, models: list[Served], record: dict[str, Any]
     readme = repository / README
     with writing(readme):
         if has_manifest(repository):
-            raise OutputError(f"{repository}: is a bundle, no model repository", "Choose another folder with -o.")
+            raise OutputError(f"{repository}: is a bundle, not a model repository", "Choose another folder with -o.")
         if readme.exists() and b"Written by Denseport" not in readme.read_bytes():
             raise OutputError(
                 f"{readme}: exists already, and Denseport did not write it", "Choose another folder with -o."

@@ -112,7 +112,7 @@ def test_what_a_file_cannot_show_is_asked_for(families: Path, tmp_path: Path, na
         ("da2_metric", {"out_indices": [2, 5, 8, 11]}, "do not show whether its depth is relative"),
         ("da2_metric", {"out_indices": [2, 5, 8, 11], "depth": "metres"}, "do not show how far its metres go"),
         ("da2_metric", {"out_indices": [2, 5], "max_depth": 20}, "does not go with 2 levels"),
-        ("da2_metric", {"out_indices": [2, 5, 8, 11], "max_depth": 0}, "max_depth 0.0 is no depth"),
+        ("da2_metric", {"out_indices": [2, 5, 8, 11], "max_depth": 0}, "max_depth 0.0 is not a depth"),
         (
             "da2_metric",
             {"out_indices": [2, 5, 8, 11], "max_depth": 20, "depth": "relative"},

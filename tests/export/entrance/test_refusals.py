@@ -168,7 +168,7 @@ def test_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str], data: byte
     path = tmp_path / "network.onnx"
     path.write_bytes(data)
     assert "denseport: error: " in refused(tmp_path, path, USUAL, capsys)
-    assert "no ordinary file" in refused(tmp_path, tmp_path, USUAL, capsys)
+    assert "not an ordinary file" in refused(tmp_path, tmp_path, USUAL, capsys)
     assert "no such file" in refused(tmp_path, tmp_path / "absent", USUAL, capsys)
 
 

@@ -21,6 +21,7 @@ from denseport.runtime.media.images import read_image
 from denseport.runtime.media.videos import VideoReader, VideoWriter
 from denseport.runtime.pipeline.depth import Depth
 from denseport.runtime.system import machine
+from denseport.runtime.system.machine import install_command
 
 
 def test_every_format_holds_the_depths(
@@ -127,12 +128,12 @@ def test_pillow_is_missed_at_once(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
     for command in (["run", bundle, photo, photo, "-o", tmp_path / "out"], ["serve", bundle]):
         code, _, err = call(*command)
-        assert code == 3 and "denseport: error: not installed: PIL" in err and "denseport[pillow]" in err
+        assert code == 3 and "denseport: error: not installed: PIL" in err and install_command("pillow") in err
     assert f"yes  decode image files for {bundle}" in call("doctor", bundle)[1]
     monkeypatch.setitem(machine.DISTRIBUTIONS, "pillow", ("no-such-package",))
     _, text, _ = call("doctor", bundle)
     assert f"no   decode image files for {bundle}, as its checkpoint does: no pillow" in text
-    assert "denseport[pillow]" in text and "decode" not in call("doctor", depth_sample.path)[1]
+    assert install_command("pillow") in text and "decode" not in call("doctor", depth_sample.path)[1]
 
 
 def test_a_published_network_has_no_miou(call: Callable[..., Any], depth_sample: Bundle, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Depths are found as NYUv2, KITTI and people lay them out, and read in metres; what is no depth is refused."""
+"""Depths are found as NYUv2, KITTI and people lay them out, and read in metres; what is not a depth is refused."""
 
 from __future__ import annotations
 
