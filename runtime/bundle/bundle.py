@@ -169,6 +169,15 @@ class Bundle:
             noted = dataclasses.replace(artifact, proof=kept, record={**artifact.record, **record})
             self._write({**self.manifest.artifacts, name: noted})
 
+    def keep_temperature(self, temperature: float) -> None:
+        """Keep the temperature of the scores; `denseport.runtime.bundle.manifest.TEMPERATURES` has its limits.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        with self.locked():
+            self._write_manifest(dataclasses.replace(self.manifest, temperature=temperature))
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """The bundle for this process alone, and its manifest as it now is; others wait."""
@@ -182,10 +191,12 @@ class Bundle:
 
     def _write(self, artifacts: dict[str, Artifact]) -> None:
         if artifacts != self.manifest.artifacts:
-            manifest = dataclasses.replace(self.manifest, artifacts=artifacts)
-            data = manifest.to_json().encode()
-            write_atomic(self.path / MANIFEST, data)
-            self.manifest, self.digest = manifest, sha256(data).hexdigest()
+            self._write_manifest(dataclasses.replace(self.manifest, artifacts=artifacts))
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        data = manifest.to_json().encode()
+        write_atomic(self.path / MANIFEST, data)
+        self.manifest, self.digest = manifest, sha256(data).hexdigest()
 
 
 def refuse_other_task(bundle: Bundle, wanted: str, instead: str | None = None) -> None:

@@ -121,8 +121,12 @@ def sign(
     with bundle.locked(), tempfile.TemporaryDirectory() as folder:  # elsewhere: all that is in the bundle is signed
         for name in bundle.manifest.artifacts:
             bundle.verified(name)
-        _refuse_links(bundle.path)
-        config.sign(bundle.path.resolve(), written := Path(folder) / SIGNATURE)
+        try:
+            _refuse_links(bundle.path)
+            config.sign(bundle.path.resolve(), written := Path(folder) / SIGNATURE)
+        except (OSError, ValueError) as err:  # ValueError: a file name that is no text
+            what = f"{bundle.path}: cannot be signed: {_words(err)}"
+            raise BundleError(what, "Remove what is no part of the bundle, and let this user read the rest.") from err
         write_atomic(bundle.path / SIGNATURE, written.read_bytes())
     found = read_signature(bundle.path)
     assert found is not None  # it was just written
@@ -156,7 +160,6 @@ def verify(bundle: Path | str | Bundle, trust: Trust) -> Signature:
     said = read_signature(bundle.path)
     if said is None:
         raise BundleError(f"{bundle.path}: not signed: no {SIGNATURE} in it", f"Sign it: {SIGN.format(bundle.path)}")
-    _refuse_links(bundle.path)
     reasons = []
     for file, verifier in verifiers.items():
         if (reason := _why_not(bundle, said, verifier)) is None:
@@ -170,7 +173,13 @@ def _why_not(bundle: Bundle, said: Signature, verifier: Any) -> str | None:
     """Why a verifier's owner did not sign; None: they did, and the files are those that were signed."""
     hashing = _hashing()
     try:
+        _refuse_links(bundle.path)
         verifier.set_hashing_config(hashing).verify(bundle.path.resolve(), bundle.path / SIGNATURE)
+    except BundleError:
+        raise
+    except OSError as err:
+        what = f"{bundle.path}: cannot be read: {_words(err)}"
+        raise BundleError(what, "Check the permissions of its files.") from err
     except Exception as err:  # a hostile file makes JSON, pydantic, cryptography and OpenSSL fail in many ways
         if is_out_of_memory(err):
             raise
@@ -224,9 +233,10 @@ def _hashing() -> Any:
 
 
 def _refuse_links(folder: Path) -> None:
-    """Only files and folders can be signed; a link leads to what is not."""
+    """Only files and folders can be signed; a link leads to what is not. What is left out of it must be a file."""
     for path in folder.rglob("*"):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+        left_out = path.relative_to(folder).as_posix() in UNSIGNED
+        if path.is_symlink() or not (path.is_file() or (path.is_dir() and not left_out)):
             remedy = "Put the file itself in its place, or remove it."
             raise BundleError(f"{path}: neither a file nor a folder of the bundle itself", remedy)
 

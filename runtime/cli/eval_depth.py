@@ -22,7 +22,8 @@ OF_DEPTH = dict.fromkeys(("depths", "depth_suffix", "depth_scale", "min_depth", 
 OF_SEGMENTATION = {
     **dict.fromkeys(("masks", "split", "mask_suffix", "reduce_zero_label", "label_map", "ignore_index")),
     **dict.fromkeys(("agreement", "state", "shard", "merge", "ray", "checkpoint")),
-    **dict.fromkeys(("strict", "resume", "explain"), False),
+    **dict.fromkeys(("max_boundary_drop", "max_class_drop", "max_ece")),
+    **dict.fromkeys(("strict", "resume", "explain", "boundaries", "ece", "fit_temperature"), False),
 }
 
 

@@ -15,8 +15,8 @@ from denseport.runtime.evaluation.dataset import Dataset, open_dataset
 from denseport.runtime.evaluation.gate import Gate, published_miou
 from denseport.runtime.evaluation.metrics import Scores
 from denseport.runtime.evaluation.record import float_warnings, note_accuracy
-from denseport.runtime.evaluation.report import Evaluation, this_run, worst_images, write_report
-from denseport.runtime.evaluation.state import Measurement
+from denseport.runtime.evaluation.report import QUALITY, Evaluation, this_run, worst_images, write_report
+from denseport.runtime.evaluation.state import MASKS_ONLY, Extras, Measurement
 from denseport.runtime.evaluation.task import LongRun, Task, open_task, refuse_state
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.arguments import optional_path, whole
@@ -45,6 +45,7 @@ def evaluate(
     limit: int | None = None,
     threads: int | None = None,
     workers: int = 2,
+    extras: Extras = MASKS_ONLY,
     run: LongRun | None = None,
     checkpoint: Path | str | None = None,
     report: Path | str | None = None,
@@ -62,6 +63,7 @@ def evaluate(
         limit: only the first images.
         threads: CPU threads of the network; default: all that this process may use.
         workers: threads beside the network, which decode and post-process; bounds the images in memory.
+        extras: what else is counted: boundaries, and the calibration error of the scores.
         run: how a long measurement is kept, resumed and divided.
         checkpoint: that the bundle was exported from: explain which step lost what (needs torch).
         report: folder to write a self-contained HTML page to.
@@ -78,7 +80,7 @@ def evaluate(
     options: dict[str, Any] = {"masks": masks, "list_file": list_file, "split": split, "image_suffix": image_suffix}
     options |= {"mask_suffix": mask_suffix, "reduce_zero_label": reduce_zero_label, "label_map": label_map}
     data = open_data(bundle, data, limit=limit, ignore_index=ignore_index, **options)
-    with open_task(bundle, data, artifact, protocol, gate, threads, workers) as task:
+    with open_task(bundle, data, artifact, protocol, gate, threads, workers, extras) as task:
         progress.say(data.found)
         found = _judged(task, *task.measure(run, progress))
         found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
@@ -126,6 +128,7 @@ def _judged(task: Task, measurement: Measurement, session: str) -> Evaluation:
         data=task.dataset.found,
         label_map=dict(task.dataset.label_map),
         ignore_index=task.dataset.ignore_index,
+        temperature=segmenter.manifest.temperature,
     )
 
 
@@ -196,10 +199,13 @@ def _recorded(segmenter: Segmenter, found: Evaluation, run: LongRun) -> Evaluati
     """Record the result, or say in a warning why not."""
     bundle, result, fp32 = segmenter.bundle, found.to_dict(), found.measurement.fp32_confusion
     kept = {key: result[key] for key in ("mIoU", "mAcc", "aAcc", "images", "protocol", "agreement", "gate")}
+    quality = {key: result[key] for key in QUALITY if key in result}
     beside = None
     if fp32 is not None:
         scores = fp32.scores(bundle.manifest.classes).to_dict()
         beside = kept | {name: scores[name] for name in ("mIoU", "mAcc", "aAcc")} | {"agreement": None, "gate": None}
     elsewhere = run.ray is not None or found.measurement.measured < found.measurement.images
     how = {"on_gpu": found.measurement.on_gpu, "elsewhere": elsewhere}
-    return replace(found, warnings=(*found.warnings, *note_accuracy(bundle, found.artifact, kept, **how, fp32=beside)))
+    return replace(
+        found, warnings=(*found.warnings, *note_accuracy(bundle, found.artifact, kept | quality, **how, fp32=beside))
+    )

@@ -22,7 +22,7 @@ from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.gate import Verdict
-from denseport.runtime.evaluation.metrics import ClassScore, ConfusionMatrix, LabelMap, Scores
+from denseport.runtime.evaluation.metrics import ClassDrop, ClassScore, ConfusionMatrix, LabelMap, Scores, json_number
 from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.media.overlay import class_shares, palette_image
 from denseport.runtime.media.page import data_uri, render, thumbnail
@@ -30,7 +30,10 @@ from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.files import write_atomic
 from denseport.runtime.system.machine import inspect_machine
 
-__all__ = ["Evaluation", "WorstImage", "this_run", "worst_images", "write_page", "write_report"]
+__all__ = ["QUALITY", "Evaluation", "WorstImage", "this_run", "worst_images", "write_page", "write_report"]
+
+# Keys of `Evaluation.to_dict` that are there only where they were counted, and that are kept in a record.
+QUALITY = ("class_drop", "boundary_F", "boundary_drop", "ECE", "temperature")
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _PAIRS = 12
@@ -56,6 +59,27 @@ class Evaluation(Scores):
     data: str = ""  # what was found of the images and masks, and by which rule
     label_map: dict[int, int] = field(default_factory=dict)  # that the labels were read with
     ignore_index: int = 255  # the same
+    temperature: float = 1.0  # of the scores, where they were counted
+
+    @property
+    def boundary_F(self) -> float | None:
+        """Mean boundary F-score, percent; None: not counted."""
+        return self.measurement.mean_boundary_f()
+
+    @property
+    def boundary_drop(self) -> float | None:
+        """How much lower it is than FP32's, points; None where either was not counted."""
+        return self.measurement.boundary_drop
+
+    @property
+    def worst_drop(self) -> ClassDrop | None:
+        """The class that lost most IoU against FP32; None where FP32 was not run beside it."""
+        return self.measurement.worst_drop
+
+    @property
+    def ECE(self) -> float | None:
+        """Expected calibration error of the scores, percent; None: not counted."""
+        return self.measurement.ece
 
     @property
     def ignored(self) -> float:
@@ -90,6 +114,7 @@ class Evaluation(Scores):
             "never_predicted": self.never_predicted,
             **super().to_dict(),
             "agreement": self.agreement,
+            **self._quality(),
             "gate": self.gate.to_dict() if self.gate is not None else None,
             "warnings": list(self.warnings),
             "seconds": round(found.seconds, 3),
@@ -98,6 +123,19 @@ class Evaluation(Scores):
         }
         result |= {} if self.explanation is None else {"explanation": self.explanation}
         return result | ({} if self.report is None else {"report": str(self.report)})
+
+    def _quality(self) -> dict[str, Any]:
+        """What a mean IoU hides, for JSON, as `QUALITY` names it; without what was not counted."""
+        worst, result = self.worst_drop, dict[str, Any]()
+        if worst is not None:
+            ious = {"IoU": worst.IoU, "fp32_IoU": worst.fp32_IoU}
+            result["class_drop"] = {"class": self.per_class[worst.index].name, "points": worst.points, **ious}
+        if (scores := self.measurement.boundary_f()) is not None:
+            result["boundary_F_per_class"] = [json_number(score) for score in scores.tolist()]
+        if self.ECE is not None:
+            result["temperature"] = self.temperature
+        figures = {"boundary_F": self.boundary_F, "boundary_drop": self.boundary_drop, "ECE": self.ECE}
+        return result | {name: json_number(value) for name, value in figures.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import MachineError
 from denseport.runtime.pipeline.pipeline import Image, Region, SegmentationPipeline
-from denseport.runtime.pipeline.reduce import decide
+from denseport.runtime.pipeline.reduce import Decision, decide
 from denseport.runtime.pipeline.resample import LogitMap
 from denseport.runtime.pipeline.results import RequestedOutputs, Segmentation
 from denseport.runtime.segmenter.predictor import BATCH, Predictor
@@ -181,6 +181,18 @@ class Segmenter(Predictor[Segmentation]):
         """
         return await self._submit(image, scores=scores, top_k=top_k, roi=roi)
 
-    def decide(self, views: list[list[LogitMap]], threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
-        """The rest of a call: the mask (H, W) from the logits of `predict`, resized and compared tile by tile."""
-        return decide(views, decision=self._pipeline.decision, threads=threads or self._threads).mask
+    @property
+    def decision(self) -> Decision:
+        """How a pixel's class and its probability follow from the logits."""
+        return self._pipeline.decision
+
+    def decide(
+        self, views: list[list[LogitMap]], threads: int | None = None, *, scores: bool = False
+    ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.float32] | None]:
+        """The rest of a call: the mask (H, W) from the logits of `predict`, resized and compared tile by tile.
+
+        Args:
+            scores: also the probability of each pixel's class, (H, W).
+        """
+        found = decide(views, RequestedOutputs(scores), self.decision, threads=threads or self._threads)
+        return found.mask, found.scores

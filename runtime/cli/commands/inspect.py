@@ -73,6 +73,8 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
         yield "views", manifest.augmentation.words
     if not manifest.scores:
         yield "scores", "none: the network tells the class of a pixel, not how likely it is"
+    elif manifest.temperature != 1:
+        yield "scores", f"softmax of the logits / {manifest.temperature:.6g}, the temperature"
     if manifest.threshold is not None:
         yield "threshold", f"{manifest.classes[1]} where its probability is above {manifest.threshold:g}"
     if manifest.depth is not None:

@@ -22,6 +22,7 @@ from model_signing import hashing, signing, verifying
 from signing import certified, new_key
 
 from denseport.runtime import Bundle, Segmenter
+from denseport.runtime.bundle.bundle import LOCK
 from denseport.runtime.bundle.signature import SIGNATURE, read_signature, sign, verify
 from denseport.runtime.errors import BundleError, InputError
 from denseport.runtime.segmenter.opening import open_predictor
@@ -133,6 +134,11 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "link": (lambda b: _link(b / "model.onnx"), "neither a file nor a folder of the bundle"),
     "link of the manifest": (lambda b: _link(b / "manifest.json"), "neither a file nor a folder of the bundle"),
     "link of a folder": (lambda b: (b / "more").symlink_to(b.parent), "neither a file nor a folder of the bundle"),
+    "in a lock": (
+        lambda b: ((b / LOCK).mkdir(), (b / LOCK / "x").touch()),
+        "neither a file nor a folder of the bundle",
+    ),
+    "no text": (lambda b: os.mknod(os.fsencode(b) + b"/\xff"), " added"),
     "pipe": (lambda b: os.mkfifo(b / "pipe"), "neither a file nor a folder of the bundle"),
     "unsigned": (lambda b: (b / SIGNATURE).unlink(), "not signed: no model.sig in it"),
     "signature a link": (lambda b: _link(b / SIGNATURE), "no ordinary file"),
@@ -221,6 +227,15 @@ def test_what_is_not_whole_is_not_signed(signed: Path, keys: Keys) -> None:
     (signed / "model.onnx").write_bytes(b"\x08\x08")
     before = (signed / SIGNATURE).read_bytes()
     with pytest.raises(BundleError, match="altered since it was written"):
+        sign(signed, keys[0])
+    assert (signed / SIGNATURE).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["link", "no text"])
+def test_what_cannot_be_signed_is_named(signed: Path, keys: Keys, name: str) -> None:
+    CHANGES[name][0](signed)
+    before = (signed / SIGNATURE).read_bytes()
+    with pytest.raises(BundleError, match=r"does not name a file|cannot be signed"):
         sign(signed, keys[0])
     assert (signed / SIGNATURE).read_bytes() == before
 

@@ -129,6 +129,16 @@ void check_numbers(const Object& fields, const Manifest& manifest) {
                                 " is not a probability that divides two classes");
 }
 
+// What concerns probabilities, which this runtime does not give; no class depends on it.
+void check_scores(const Object& fields) {
+    const bool scores = fields.get("scores", true);
+    const double temperature = fields.get("temperature", 1.0);
+    if (!(0.05 <= temperature && temperature <= 20))
+        throw fields.at().error("temperature " + number(temperature) + " is not in 0.05..20");
+    if (temperature != 1 && !scores)
+        throw fields.at().error("temperature " + number(temperature) + " means nothing without scores");
+}
+
 void check_depth(const Object& fields, const Manifest& manifest) {
     if (!manifest.depth) throw fields.at().error("a depth network without depth: its unit and its direction");
     const auto refuse = [&](const std::string& name, bool found) {
@@ -138,6 +148,7 @@ void check_depth(const Object& fields, const Manifest& manifest) {
         refuse(name, is_true(fields.get<Json>(name, nullptr)));
     refuse("scores", !fields.get("scores", true));
     refuse("ignore_index", fields.get("ignore_index", 255LL) != 255);
+    refuse("temperature", fields.get("temperature", 1.0) != 1);
     if (manifest.inference.mode != "whole")
         throw fields.at().error("depth is not estimated in sliding windows: their depths do not join");
 }
@@ -205,8 +216,8 @@ Manifest Manifest::from_json(const std::string& text, const std::string& file) {
         data, {file, "manifest"}, "Manifest",
         {"name", "architecture", "parameters", "patch_size", "stride", "classes", "palette", "reduce_zero_label",
          "preprocess", "inference", "reference", "provenance", "spec", "source", "task", "input"},
-        {"depth", "augmentation", "align_corners", "via_input", "threshold", "scores", "label_map", "ignore_index",
-         "artifacts", "budgets", "format_version"});
+        {"depth", "augmentation", "align_corners", "via_input", "threshold", "scores", "temperature", "label_map",
+         "ignore_index", "artifacts", "budgets", "format_version"});
     const At& at = fields.at();
     fields.get<long long>("format_version");
     Manifest manifest;
@@ -222,7 +233,6 @@ Manifest Manifest::from_json(const std::string& text, const std::string& file) {
     manifest.via_input = fields.get("via_input", true);
     manifest.threshold = fields.get<std::optional<double>>("threshold", std::nullopt);
     manifest.artifacts = fields.get<std::map<std::string, Artifact>>("artifacts", {});
-    fields.get("scores", true);  // probabilities, which this runtime does not give
     check_reference(fields.get<Json>("reference"), at / "reference");
     check_objects(fields);
     manifest.task = fields.get<std::string>("task");
@@ -236,6 +246,7 @@ Manifest Manifest::from_json(const std::string& text, const std::string& file) {
         throw at.error("mean and std are of " + std::to_string(channels) + " channels, the network takes " +
                        shown(*manifest.input.shape[1]));
     check_numbers(fields, manifest);
+    check_scores(fields);
     check_labels(fields);
     check_printable(manifest, at);
     check_source(manifest, at);
