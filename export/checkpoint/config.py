@@ -236,7 +236,9 @@ def _text(path: Path) -> str:
         if path.suffix not in (".py", ".json"):
             raise CheckpointError(f"{path}: a configuration is a .py or .json file", DUMPED)
         if not path.is_file():
-            raise CheckpointError(f"{path}: no such file" if not path.exists() else f"{path}: not an ordinary file", DUMPED)
+            raise CheckpointError(
+                f"{path}: no such file" if not path.exists() else f"{path}: not an ordinary file", DUMPED
+            )
         with path.open("rb") as file:
             data = file.read(TEXT_LIMIT + 1)
         if len(data) > TEXT_LIMIT:

@@ -28,7 +28,7 @@ def check_gate(gate: Gate, manifest: Manifest, artifact: str) -> None:
     """Raises InputError for a comparison that depth does not have."""
     for name, value in (("agreement", gate.agreement), ("strict", gate.strict or None)):
         if value is not None:
-            raise InputError(f"--{name} is of segmentation: depths have no classes", "Leave it out.")
+            raise InputError(f"--{name} applies to segmentation: depths have no classes", "Leave it out.")
     source = manifest.source
     if gate.against == artifact:
         raise InputError(f"--gate {artifact}: an artifact cannot be compared with itself", "Name another --artifact.")

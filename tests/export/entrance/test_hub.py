@@ -169,7 +169,9 @@ def test_without_a_network(hub: FileServer, monkeypatch: pytest.MonkeyPatch) -> 
     assert "--offline" in (caught.value.remedy or "")
 
 
-@pytest.mark.parametrize("name", ["hf:segformer", "hf:", "hf:a/b/c", "hf:a/b@", "hf:../..@x y", "hf:../x", "hf:-a/b", "hf:a/b@../x"])
+@pytest.mark.parametrize(
+    "name", ["hf:segformer", "hf:", "hf:a/b/c", "hf:a/b@", "hf:../..@x y", "hf:../x", "hf:-a/b", "hf:a/b@../x"]
+)
 def test_names_that_are_none(name: str) -> None:
     with pytest.raises(CheckpointError, match="not a model of the Hugging Face hub"):
         fetch(name)
