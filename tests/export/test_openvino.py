@@ -28,6 +28,7 @@ from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system import machine
 from denseport.runtime.system.cpus import has_bf16, has_vnni
 from denseport.runtime.system.files import sha256_of
+from denseport.runtime.system.machine import install_command
 
 IMAGES, MASKS = str(ASSETS / "street/images"), str(ASSETS / "street/annotations")
 HERE = ("fp32", "bf16")[: 1 + has_bf16()]
@@ -129,7 +130,7 @@ def test_a_machine_that_cannot_is_refused(sample_copy: Bundle, monkeypatch: pyte
     ):
         with pytest.raises(MachineError, match="OpenVINO is not installed") as caught:
             make()
-        assert caught.value.remedy == "pip install 'denseport[openvino]'"
+        assert caught.value.remedy == install_command("openvino")
     assert list(Bundle(sample_copy.path).manifest.artifacts) == ["model.onnx"]
 
 

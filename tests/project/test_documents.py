@@ -15,6 +15,7 @@ import pytest
 from documents import DOCUMENTS, TUTORIALS, anchors, blocks, code_spans, commands, links, options, parsers, prose, title
 from foreign import segmenting
 from quantizing import shorten_races
+from signing import new_key
 from support import ASSETS, NEEDS_TENSORRT, REPO, ROOTS, modules, small_images
 
 from denseport.runtime.bundle.bundle import Bundle
@@ -79,6 +80,7 @@ def desk(
         (tmp_path / data).symlink_to(ASSETS / "street")
     for checkpoint in ("dpt_vit-b16.pth", "CHECKPOINT"):
         (tmp_path / checkpoint).symlink_to(ASSETS / "dpt_tiny_street.pth")
+    new_key(tmp_path, "release")
     for model, classes in (("MODEL.onnx", 4), ("net.onnx", len(sample.manifest.classes))):
         segmenting(classes=classes).save(tmp_path / model)
     monkeypatch.chdir(tmp_path)

@@ -10,7 +10,7 @@ from bundles import verdict
 from denseport.runtime import selection
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
-from denseport.runtime.system.machine import DISTRIBUTIONS, Gpu, Machine
+from denseport.runtime.system.machine import DISTRIBUTIONS, Gpu, Machine, install_command
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ TELLS = "denseport build BUNDLE --for-this-machine --images IMAGES"
         (cpu(bf16=False), f"OpenVINO may be faster here; to find out: {TELLS}"),
         (
             cpu(None),
-            f"OpenVINO, in BF16 too, may be faster here; to find out: pip install 'denseport[openvino]', then {TELLS}",
+            f"OpenVINO, in BF16 too, may be faster here; to find out: {install_command('openvino')}, then {TELLS}",
         ),
         (cpu(None, bf16=False), ""),
         (GPU, ""),

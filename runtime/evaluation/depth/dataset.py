@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.errors import DatasetError, ImageError
 from denseport.runtime.evaluation.depth.metrics import CROPS
-from denseport.runtime.evaluation.layouts import Sample, files_by_name, some
+from denseport.runtime.evaluation.layouts import Sample, files_by_name, refuse_alone
 from denseport.runtime.media.images import reading
 from denseport.runtime.system.text import count
 
@@ -189,10 +189,9 @@ def _pairs(
                 raise DatasetError(what, "Keep one of the two, or say with --depth-suffix how depths end.")
     files = files_by_name(images, image_suffix or "").items()
     image_of = {name: file for name, file in files if file not in depth_of.values()}
-    alone = sorted(image_of.keys() ^ depth_of.keys())
-    if alone or not image_of:
-        what = f"{len(alone)} images or depths have no partner, such as {some(alone)}" if alone else "no images"
-        raise DatasetError(f"{images} and {depths}: {what}", PAIRING)
+    if not image_of:
+        raise DatasetError(f"{images} and {depths}: no images", PAIRING)
+    refuse_alone(f"{images} and {depths}", ("image", image_of), ("depth", depth_of), PAIRING)
     return tuple(Sample(name, image_of[name], depth_of[name]) for name in sorted(image_of))
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.serving.triton import IMAGE, MASK
+from denseport.runtime.system.machine import install_command
 
 __all__ = ["Connection", "Failure", "connect", "end_thread", "load_library", "understood"]
 
@@ -103,7 +104,7 @@ def load_library(protocol: str) -> Any:
         return importlib.import_module(f"tritonclient.{protocol}")
     except ImportError as err:
         raise MachineError(
-            f"tritonclient is not installed, or not for {protocol}: {err}", "pip install 'denseport[client]'"
+            f"tritonclient is not installed, or not for {protocol}: {err}", install_command("client")
         ) from err
 
 

@@ -62,6 +62,7 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         "via_input": True,
         "threshold": None,
         "scores": True,
+        "temperature": 1.0,
         "label_map": {},
         "ignore_index": 255,
     }
@@ -103,6 +104,9 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         (lambda data: data.update(parameters=True), "manifest.parameters: expected int, found true"),
         (lambda data: data.update(budgets={"int8": 100.5}), "budget 'int8': 100.5 is not 0..100 points"),
         (lambda data: data.update(threshold=0), "threshold 0.0 is not a probability that divides two classes"),
+        (lambda data: data.update(temperature=0.01), "temperature 0.01 is not in 0.05..20"),
+        (lambda data: data.update(temperature=21), "temperature 21.0 is not in 0.05..20"),
+        (lambda data: data.update(temperature=2, scores=False), "temperature 2.0 means nothing without scores"),
         (lambda data: data.update(threshold=1), "threshold 1.0 is not a probability that divides two classes"),
         (lambda data: data.update(threshold=1.5), "threshold 1.5 is not a probability that divides two classes"),
         (
@@ -255,6 +259,8 @@ def test_the_largest_values_are_read() -> None:
         {"budgets": {"int8": 100.0, "fp32": 0.0, "bf16": 0.5}},
         {"threshold": 0.999},
         {"threshold": 0.001},
+        {"temperature": 0.05},
+        {"temperature": 20},
         {"ignore_index": 0},
         {"ignore_index": 255},
         {"label_map": {"0": 0, "255": 255}},

@@ -21,6 +21,7 @@ from denseport.runtime.errors import DenseportError, ImageError, InputError, Mac
 from denseport.runtime.serving.triton import client as client_module
 from denseport.runtime.serving.triton.client import Client
 from denseport.runtime.serving.triton.connections import Failure
+from denseport.runtime.system.machine import install_command
 
 pytest.importorskip("tritonclient.grpc")
 pytest.importorskip("tritonclient.http")
@@ -301,7 +302,7 @@ def test_without_tritonclient_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
     with pytest.raises(MachineError, match="not installed") as caught:
         Client("grpc://127.0.0.1:1", "m")
-    assert "denseport[client]" in str(caught.value)
+    assert install_command("client") in str(caught.value)
 
 
 @pytest.mark.parametrize(
