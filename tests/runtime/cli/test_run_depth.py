@@ -97,9 +97,9 @@ def test_a_scale_that_leaves_nothing_is_refused(
         (["--grey"], "--grey is not for a network of depth"),
         (["--no-mask"], "--no-mask is not for a network of depth"),
         (["--protocol", "ms-flip"], "ms-flip is of segmentation"),
-        (["--depth-scale", "10", "--format", "npy"], "--depth-scale is of PNGs"),
-        (["--opacity", "0.5", "--format", "npy"], "--opacity is of overlays"),
-        (["--opacity", "0.5", "--no-overlay"], "--opacity is of overlays"),
+        (["--depth-scale", "10", "--format", "npy"], "--depth-scale applies to PNGs"),
+        (["--opacity", "0.5", "--format", "npy"], "--opacity applies to overlays"),
+        (["--opacity", "0.5", "--no-overlay"], "--opacity applies to overlays"),
     ],
     ids=str,
 )
