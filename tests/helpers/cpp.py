@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundles import depth_manifest, onnx_artifact
+from hostile import graph
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 from PIL import Image
 
 from denseport.runtime.bundle.artifact import FOR_OPENVINO
-from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.bundle import MANIFEST, Bundle
+from denseport.runtime.bundle.manifest import DepthOutput
+from denseport.runtime.bundle.preprocessing import Preprocessing
+from denseport.runtime.bundle.steps import Normalise
 from denseport.runtime.pipeline.results import Segmentation
 
 __all__ = [
@@ -25,6 +32,7 @@ __all__ = [
     "Library",
     "assert_same_mask",
     "built",
+    "colour_depth",
     "for_openvino",
     "read_mask",
     "run",
@@ -90,6 +98,22 @@ def for_openvino(bundle: Bundle) -> Bundle:
     return bundle
 
 
+def colour_depth(folder: Path, steps: Preprocessing, weights: Sequence[float] = (1.0, 0.01, 0.0001)) -> Bundle:
+    """A bundle whose depth of a pixel is a sum of the red, green and blue that the network sees there, metres."""
+    folder.mkdir()
+    mixing = helper.make_tensor("w", TensorProto.FLOAT, [1, 3, 1, 1], weights)
+    model = graph(helper.make_node("Conv", ["image", "w"], ["depth"], kernel_shape=[1, 1]), initializers=(mixing,))
+    model.graph.output[0].name = "depth"
+    data = model.SerializeToString()
+    (folder / "model.onnx").write_bytes(data)
+    source = onnx_artifact({"model.onnx": hashlib.sha256(data).hexdigest()}, output="depth")
+    artifacts, normalise = {"model.onnx": source}, Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr_to_rgb=True)
+    output = DepthOutput("metres", "farther", None, "bilinear")
+    manifest = depth_manifest(preprocess=(*steps, normalise), artifacts=artifacts, depth=output, patch_size=1)
+    (folder / MANIFEST).write_text(manifest.to_json())
+    return Bundle(folder)
+
+
 class _Mask(ctypes.Structure):
     _fields_ = (
         ("width", ctypes.c_int),
@@ -99,44 +123,58 @@ class _Mask(ctypes.Structure):
     )
 
 
+class _Depth(ctypes.Structure):
+    _fields_ = (("width", ctypes.c_int), ("height", ctypes.c_int), ("values", ctypes.c_void_p))
+
+
+# Arguments of the functions that take an image, but for the result.
+_IMAGE = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_size_t)
+_TEXTS = ("error", "class_name", "unit", "larger_is")  # functions that return one
+
+
 class Library:
     """The functions of denseport.h, called from Python."""
 
     def __init__(self) -> None:
-        self._library = ctypes.CDLL(str(built("release/libdenseport.so")))
-        self._library.denseport_error.restype = ctypes.c_char_p
-        self._library.denseport_class_name.restype = ctypes.c_char_p
-        self._library.denseport_class_name.argtypes = (ctypes.c_void_p, ctypes.c_int)
-        self._library.denseport_class_colour.argtypes = (ctypes.c_void_p, ctypes.c_int)
-        self._library.denseport_class_colour.restype = ctypes.c_uint32
-        self._library.denseport_classes.argtypes = (ctypes.c_void_p,)
-        self._library.denseport_close.argtypes = (ctypes.c_void_p,)
-        self._library.denseport_segment.argtypes = (
-            *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_size_t),
-            ctypes.POINTER(_Mask),
-        )
+        self._library = found = ctypes.CDLL(str(built("release/libdenseport.so")))
+        for name in _TEXTS:
+            self._function(name).restype = ctypes.c_char_p
+        found.denseport_class_name.argtypes = (ctypes.c_void_p, ctypes.c_int)
+        found.denseport_class_colour.argtypes = (ctypes.c_void_p, ctypes.c_int)
+        found.denseport_class_colour.restype = ctypes.c_uint32
+        for name in ("classes", "close", "close_depth", "unit", "larger_is"):
+            self._function(name).argtypes = (ctypes.c_void_p,)
+        found.denseport_segment.argtypes = (*_IMAGE, ctypes.POINTER(_Mask))
+        found.denseport_estimate.argtypes = (*_IMAGE, ctypes.POINTER(_Depth))
 
-    def close(self, segmenter: Any) -> None:
-        self._library.denseport_close(segmenter)
+    def _function(self, name: str) -> Any:
+        return getattr(self._library, f"denseport_{name}")
+
+    def close(self, segmenter: Any, *, depth: bool = False) -> None:
+        self._function("close_depth" if depth else "close")(segmenter)
 
     def error(self) -> str:
         return str(self._library.denseport_error().decode())
 
-    def try_open(self, bundle: Path, artifact: str | None = None, protocol: str | None = None) -> tuple[int, Any]:
-        """The code, and the segmenter where it is 0."""
+    def try_open(
+        self, bundle: Path, artifact: str | None = None, protocol: str | None = None, *, depth: bool = False
+    ) -> tuple[int, Any]:
+        """The code, and the segmenter, or depth estimator, where it is 0."""
         names = [None if text is None else text.encode() for text in (artifact, protocol)]
         segmenter = ctypes.c_void_p()
-        code = self._library.denseport_open(str(bundle).encode(), *names, 1, ctypes.byref(segmenter))
-        return code, segmenter
+        open_ = self._function("open_depth" if depth else "open")
+        return open_(str(bundle).encode(), *names, 1, ctypes.byref(segmenter)), segmenter
 
     @contextmanager
-    def opened(self, bundle: Path, artifact: str | None = None, protocol: str | None = None) -> Iterator[Any]:
-        code, segmenter = self.try_open(bundle, artifact, protocol)
+    def opened(
+        self, bundle: Path, artifact: str | None = None, protocol: str | None = None, *, depth: bool = False
+    ) -> Iterator[Any]:
+        code, segmenter = self.try_open(bundle, artifact, protocol, depth=depth)
         assert code == 0, self.error()
         try:
             yield segmenter
         finally:
-            self.close(segmenter)
+            self.close(segmenter, depth=depth)
 
     def classes(self, segmenter: Any) -> list[tuple[str, int]]:
         count = self._library.denseport_classes(segmenter)
@@ -144,15 +182,33 @@ class Library:
         assert self._library.denseport_class_name(segmenter, count) is None
         return [(name, self._library.denseport_class_colour(segmenter, i)) for i, name in enumerate(names)]
 
+    def meaning(self, estimator: Any) -> tuple[str, str]:
+        """The unit, and what is larger."""
+        return self._library.denseport_unit(estimator).decode(), self._library.denseport_larger_is(estimator).decode()
+
     def segment(self, segmenter: Any, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The mask of an image whose rows may have gaps between them."""
-        mask, (height, width) = _Mask(), image.shape[:2]
-        code = self._library.denseport_segment(
-            segmenter, image.ctypes.data, width, height, image.strides[0], ctypes.byref(mask)
-        )
-        assert code == 0, self.error()
-        assert (mask.height, mask.width, mask.bytes) == (height, width, 1)
-        found = np.frombuffer(ctypes.string_at(mask.pixels, height * width), np.uint8).reshape(height, width)
+        mask = _Mask()
+        self._run("segment", segmenter, image, mask)
+        assert mask.bytes == 1
+        found = np.frombuffer(ctypes.string_at(mask.pixels, mask.height * mask.width), np.uint8)
+        shape = (mask.height, mask.width)
         self._library.denseport_free_mask(ctypes.byref(mask))
         assert mask.pixels is None
-        return found
+        return found.reshape(shape)
+
+    def estimate(self, estimator: Any, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The depths of an image, likewise."""
+        depth = _Depth()
+        self._run("estimate", estimator, image, depth)
+        found = np.frombuffer(ctypes.string_at(depth.values, 4 * depth.height * depth.width), np.float32)
+        shape = (depth.height, depth.width)
+        self._library.denseport_free_depth(ctypes.byref(depth))
+        assert depth.values is None
+        return found.reshape(shape)
+
+    def _run(self, name: str, model: Any, image: NDArray[np.uint8], result: Any) -> None:
+        height, width = image.shape[:2]
+        code = self._function(name)(model, image.ctypes.data, width, height, image.strides[0], ctypes.byref(result))
+        assert code == 0, self.error()
+        assert (result.height, result.width) == (height, width)

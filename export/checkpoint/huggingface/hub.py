@@ -19,7 +19,7 @@ from denseport.runtime.system.progress import Progress
 __all__ = ["HubFolder", "fetch_folder"]
 
 LIMIT = 8 * 10**9  # bytes of the weights
-NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+NAME = re.compile(r"hf:(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
 
 
 @dataclass(frozen=True)

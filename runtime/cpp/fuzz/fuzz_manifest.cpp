@@ -31,18 +31,29 @@ void decide(const Manifest& manifest, const Protocol& protocol, const View& view
         }
 }
 
+// The network's input of one view, and the way back of a depth of 3 x 4.
+void estimate(const View& view, const Size& size) {
+    if (view.size.height * view.size.width > LARGEST) return;
+    const cv::Mat shown = show(cv::Mat::zeros(int(size.height), int(size.width), CV_8UC3), view);
+    window_input(shown, view, {0, view.size.height}, {0, view.size.width});
+    for (const bool corners : {false, true}) {
+        ResampleMatrix::cubic(4, size.width, corners).apply(std::vector<float>(12, 1.0F));
+        const ResampleMatrix cut = ResampleMatrix::linear(view.size.height - view.cut.height, size.height, corners);
+        cut.widened(view.size.height).after(ResampleMatrix::cubic(3, view.size.height, corners));
+    }
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     try {
         const Manifest manifest = Manifest::from_json({reinterpret_cast<const char*>(data), size}, "manifest.json");
-        if (manifest.task != "segmentation") return 0;
         for (const char* name : {"reference", "ms-flip", "ms-flip:1.x", "slide", "native:64:42", "fixed:64x48"}) {
             try {
                 const Protocol protocol = parse_protocol(name, manifest);
                 const Size image{30, 50};
                 for (const View& view : protocol_views(image, protocol, manifest.patch_size))
-                    decide(manifest, protocol, view, image);
+                    manifest.depth ? estimate(view, image) : decide(manifest, protocol, view, image);
             } catch (const Error&) {
             }
         }

@@ -12,6 +12,10 @@ struct denseport_segmenter {
     denseport::Segmenter segmenter;
 };
 
+struct denseport_depth_estimator {
+    denseport::DepthEstimator estimator;
+};
+
 namespace {
 
 thread_local std::string last_error;
@@ -37,13 +41,39 @@ void refuse_null(const Pointers*... pointers) {
         throw denseport::InputError("an argument is NULL, which must not be", "Give the address of an object.");
 }
 
-void fill(const cv::Mat& found, denseport_mask* mask) {
+denseport::Options options_of(const char* artifact, const char* protocol, int threads) {
+    denseport::Options options;
+    if (artifact) options.artifact = artifact;
+    if (protocol) options.protocol = protocol;
+    options.threads = threads;
+    return options;
+}
+
+// The caller's pixels, not copied.
+cv::Mat image_of(const uint8_t* bgr, int width, int height, size_t stride) {
+    if (width < 1 || height < 1 || stride < 3 * std::size_t(width))
+        throw denseport::ImageError("an image of " + std::to_string(width) + " x " + std::to_string(height) +
+                                        " pixels with " + std::to_string(stride) + " bytes a row is none",
+                                    "Give positive sizes, and at least 3 bytes a pixel.");
+    return {height, width, CV_8UC3, const_cast<uint8_t*>(bgr), stride};  // which is only read
+}
+
+// The rows of a matrix without gaps, in memory for `free`.
+void* copied(const cv::Mat& found) {
     const std::size_t row = std::size_t(found.cols) * found.elemSize(), size = row * std::size_t(found.rows);
     void* pixels = std::malloc(size);
     if (!pixels) throw std::bad_alloc();
     for (int y = 0; y < found.rows; ++y)
         std::memcpy(static_cast<char*>(pixels) + std::size_t(y) * row, found.ptr(y), row);
-    *mask = {found.cols, found.rows, int(found.elemSize()), pixels};
+    return pixels;
+}
+
+void fill(const cv::Mat& found, denseport_mask* mask) {
+    *mask = {found.cols, found.rows, int(found.elemSize()), copied(found)};
+}
+
+void fill(const cv::Mat& found, denseport_depth* depth) {
+    *depth = {found.cols, found.rows, static_cast<float*>(copied(found))};
 }
 
 const denseport::Class* class_of(const denseport_segmenter* segmenter, int index) {
@@ -59,11 +89,7 @@ int denseport_open(const char* bundle, const char* artifact, const char* protoco
                    denseport_segmenter** out) {
     return guarded([&] {
         refuse_null(bundle, out);
-        denseport::Options options;
-        if (artifact) options.artifact = artifact;
-        if (protocol) options.protocol = protocol;
-        options.threads = threads;
-        *out = new denseport_segmenter{denseport::Segmenter(bundle, options)};
+        *out = new denseport_segmenter{denseport::Segmenter(bundle, options_of(artifact, protocol, threads))};
     });
 }
 
@@ -71,12 +97,7 @@ int denseport_segment(const denseport_segmenter* segmenter, const uint8_t* bgr, 
                       denseport_mask* mask) {
     return guarded([&] {
         refuse_null(segmenter, bgr, mask);
-        if (width < 1 || height < 1 || stride < 3 * std::size_t(width))
-            throw denseport::ImageError("an image of " + std::to_string(width) + " x " + std::to_string(height) +
-                                            " pixels with " + std::to_string(stride) + " bytes a row is none",
-                                        "Give positive sizes, and at least 3 bytes a pixel.");
-        const cv::Mat image(height, width, CV_8UC3, const_cast<uint8_t*>(bgr), stride);  // which is only read
-        fill(segmenter->segmenter(image).mask, mask);
+        fill(segmenter->segmenter(image_of(bgr, width, height, stride)).mask, mask);
     });
 }
 
@@ -108,3 +129,43 @@ uint32_t denseport_class_colour(const denseport_segmenter* segmenter, int index)
 }
 
 void denseport_close(denseport_segmenter* segmenter) { delete segmenter; }
+
+int denseport_open_depth(const char* bundle, const char* artifact, const char* protocol, int threads,
+                         denseport_depth_estimator** out) {
+    return guarded([&] {
+        refuse_null(bundle, out);
+        const denseport::Options options = options_of(artifact, protocol, threads);
+        *out = new denseport_depth_estimator{denseport::DepthEstimator(bundle, options)};
+    });
+}
+
+int denseport_estimate(const denseport_depth_estimator* estimator, const uint8_t* bgr, int width, int height,
+                       size_t stride, denseport_depth* depth) {
+    return guarded([&] {
+        refuse_null(estimator, bgr, depth);
+        fill(estimator->estimator(image_of(bgr, width, height, stride)).depth, depth);
+    });
+}
+
+int denseport_estimate_file(const denseport_depth_estimator* estimator, const char* file, denseport_depth* depth) {
+    return guarded([&] {
+        refuse_null(estimator, file, depth);
+        fill(estimator->estimator(std::filesystem::path(file)).depth, depth);
+    });
+}
+
+void denseport_free_depth(denseport_depth* depth) {
+    if (!depth) return;
+    std::free(depth->values);
+    *depth = {};
+}
+
+const char* denseport_unit(const denseport_depth_estimator* estimator) {
+    return estimator ? estimator->estimator.unit().c_str() : nullptr;
+}
+
+const char* denseport_larger_is(const denseport_depth_estimator* estimator) {
+    return estimator ? estimator->estimator.larger_is().c_str() : nullptr;
+}
+
+void denseport_close_depth(denseport_depth_estimator* estimator) { delete estimator; }

@@ -1,4 +1,4 @@
-// The program denseport-cpp: `run` segments image files.
+// The program denseport-cpp: `run` segments image files, or estimates their depth.
 #include <unistd.h>
 
 #include <chrono>
@@ -16,15 +16,18 @@ namespace {
 using std::filesystem::path;
 
 constexpr const char* USAGE =
-    "usage: denseport-cpp run BUNDLE IMAGE... -o OUTPUT [--artifact NAME] [--protocol NAME] [--threads N] [--quiet]\n"
+    "usage: denseport-cpp run BUNDLE IMAGE... -o OUTPUT [--format png|npy] [--artifact NAME] [--protocol NAME]\n"
+    "                         [--threads N] [--quiet]\n"
     "       denseport-cpp inspect BUNDLE [--artifact NAME] [--protocol NAME]\n"
     "       denseport-cpp bench BUNDLE IMAGE [--artifact NAME] [--protocol NAME] [--threads N]\n"
     "\n"
-    "run      writes a mask, a PNG whose pixels are classes: OUTPUT.png of one image, else a folder with one for each\n"
+    "run      writes masks, PNGs whose pixels are classes, or depths, PNGs of 16 bits or numpy's float32 (.npy): to\n"
+    "         OUTPUT.png or .npy of one image, else to a folder with a file for each\n"
     "inspect  says which artifact runs here, on what and why, and why not the others\n"
     "bench    opens the bundle; then answers each line of standard input with the seconds of the image, or, where the\n"
     "         line is \"memory\", with the MiB that are resident\n"
     "\n"
+    "  --format png|npy  of the files in a folder; default: png\n"
     "  --artifact NAME   which one runs; default: the best for this machine\n"
     "  --protocol NAME   how images reach the network; default: reference, as the checkpoint was tested\n"
     "  --threads N       default: the CPUs that the process may use\n"
@@ -34,6 +37,7 @@ struct Arguments {
     std::string command, bundle;
     std::vector<path> images;
     path output;
+    std::string format = "png";
     denseport::Options options;
     bool quiet = false;
 };
@@ -57,6 +61,8 @@ Arguments parse(const std::vector<std::string>& given) {
         };
         if (word == "-o" || word == "--output")
             found.output = value();
+        else if (word == "--format")
+            found.format = value();
         else if (word == "--artifact")
             found.options.artifact = value();
         else if (word == "--protocol")
@@ -76,6 +82,7 @@ Arguments parse(const std::vector<std::string>& given) {
     }
     if (found.command != "run" && found.command != "inspect" && found.command != "bench")
         refuse("no command " + found.command + "; there are run, inspect and bench");
+    if (found.format != "png" && found.format != "npy") refuse("--format " + found.format + " is neither png nor npy");
     if (found.bundle.empty()) refuse(found.command + " needs a bundle");
     if (found.command == "run" && (found.images.empty() || found.output.empty()))
         refuse("run needs images, and -o OUTPUT");
@@ -83,15 +90,16 @@ Arguments parse(const std::vector<std::string>& given) {
     return found;
 }
 
-// Where the mask of an image goes: of several images into a folder.
+// Where the result of an image goes: of several images into a folder.
 path target(const Arguments& arguments, const path& image) {
-    if (arguments.images.size() == 1 && arguments.output.extension() == ".png") return arguments.output;
+    const path ending = arguments.output.extension();
+    if (arguments.images.size() == 1 && (ending == ".png" || ending == ".npy")) return arguments.output;
     std::error_code error;
     std::filesystem::create_directories(arguments.output, error);
     if (error)
         throw denseport::OutputError(arguments.output.string() + ": cannot be made: " + error.message(),
                                      "Choose a folder that you may write to.");
-    return arguments.output / (image.stem().string() + ".png");
+    return arguments.output / (image.stem().string() + "." + arguments.format);
 }
 
 // Without what acts on a terminal: control characters, and those that turn the direction of writing. A bundle's author
@@ -115,22 +123,38 @@ std::string printable(const std::string& text) {
 
 void report(const denseport::Error& error) { std::cerr << "error: " << printable(error.what()) << '\n'; }
 
-// The exit code; an image that cannot be segmented does not keep the others from it.
-int run(const Arguments& arguments) {
-    const denseport::Segmenter segment(arguments.bundle, arguments.options);
-    if (!arguments.quiet) std::cerr << printable(segment.description() + " (" + segment.why() + ")\n");
-    if (!segment.caution().empty()) std::cerr << printable("caution: " + segment.caution() + "\n");
+void save(const path& file, const denseport::Segmentation& found, const denseport::Segmenter& segment) {
+    denseport::save_mask(file, found.mask, segment.classes());
+}
+
+void save(const path& file, const denseport::Depth& found, const denseport::DepthEstimator&) {
+    denseport::save_depth(file, found);
+}
+
+cv::Size size_of(const denseport::Segmentation& found) { return found.mask.size(); }
+cv::Size size_of(const denseport::Depth& found) { return found.depth.size(); }
+
+std::string gives(const denseport::Segmenter& segment) { return std::to_string(segment.classes().size()) + " classes"; }
+std::string gives(const denseport::DepthEstimator& estimate) {
+    return "depth, " + estimate.unit() + ", larger is " + estimate.larger_is();
+}
+
+// The exit code; an image that fails does not keep the others from their results.
+template <class Model>
+int run(const Model& model, const Arguments& arguments) {
+    if (!arguments.quiet) std::cerr << printable(model.description() + " (" + model.why() + ")\n");
+    if (!model.caution().empty()) std::cerr << printable("caution: " + model.caution() + "\n");
     int code = 0;
     for (const path& image : arguments.images) {
         try {
-            const denseport::Segmentation found = segment(image);
+            const auto found = model(image);
             const path file = target(arguments, image);
-            denseport::save_mask(file, found.mask, segment.classes());
+            save(file, found, model);
             const denseport::Timings& times = found.timings;
             if (!arguments.quiet)
                 std::printf("%s: %d x %d, decode %.1f, preprocess %.1f, infer %.1f, postprocess %.1f ms\n",
-                            file.string().c_str(), found.mask.cols, found.mask.rows, times.decode, times.preprocess,
-                            times.infer, times.postprocess);
+                            file.string().c_str(), size_of(found).width, size_of(found).height, times.decode,
+                            times.preprocess, times.infer, times.postprocess);
         } catch (const denseport::Error& error) {
             report(error);
             code = std::max(code, error.exit_code());
@@ -139,12 +163,12 @@ int run(const Arguments& arguments) {
     return code;
 }
 
-int inspect(const Arguments& arguments) {
-    const denseport::Segmenter segment(arguments.bundle, arguments.options);
-    std::string said = segment.name() + ": " + std::to_string(segment.classes().size()) + " classes\n";
-    said += "runs: " + segment.description() + " (" + segment.why() + ")\n";
-    if (!segment.caution().empty()) said += "caution: " + segment.caution() + "\n";
-    for (const auto& [name, reason] : segment.passed_over()) said += "not " + name + ": " + reason + "\n";
+template <class Model>
+int inspect(const Model& model) {
+    std::string said = model.name() + ": " + gives(model) + "\n";
+    said += "runs: " + model.description() + " (" + model.why() + ")\n";
+    if (!model.caution().empty()) said += "caution: " + model.caution() + "\n";
+    for (const auto& [name, reason] : model.passed_over()) said += "not " + name + ": " + reason + "\n";
     std::cout << printable(said);
     return 0;
 }
@@ -156,15 +180,22 @@ double resident_mib() {
 }
 
 // As scripts/bench/cpp.py asks.
-int bench(const Arguments& arguments) {
-    const denseport::Segmenter segment(arguments.bundle, arguments.options);
+template <class Model>
+int bench(const Model& model, const Arguments& arguments) {
     for (std::string line; std::getline(std::cin, line);) {
         const auto begin = std::chrono::steady_clock::now();
-        if (line != "memory") segment(arguments.images[0]);
+        if (line != "memory") model(arguments.images[0]);
         const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
         std::cout << (line == "memory" ? resident_mib() : seconds.count()) << std::endl;
     }
     return 0;
+}
+
+template <class Model>
+int obey(const Arguments& arguments) {
+    const Model model(arguments.bundle, arguments.options);
+    if (arguments.command == "inspect") return inspect(model);
+    return arguments.command == "run" ? run(model, arguments) : bench(model, arguments);
 }
 
 }  // namespace
@@ -177,8 +208,8 @@ int main(int count, char** words) {
     }
     try {
         const Arguments arguments = parse(given);
-        if (arguments.command == "bench") return bench(arguments);
-        return arguments.command == "run" ? run(arguments) : inspect(arguments);
+        const bool is_depth = denseport::task(arguments.bundle) == "depth";
+        return is_depth ? obey<denseport::DepthEstimator>(arguments) : obey<denseport::Segmenter>(arguments);
     } catch (const denseport::Error& error) {
         report(error);
         return error.exit_code();

@@ -1,10 +1,12 @@
-// The public runtime: image in, mask out; as denseport.runtime.segmenter.
-#if defined(__GLIBC__)
+// The public runtime: image in, mask or depth out; as denseport.runtime.segmenter.
+#include <opencv2/core.hpp>
+#if defined(__GLIBC__)  // known once another header was read
 #include <malloc.h>
 #endif
 
-#include <opencv2/core.hpp>
-
+#ifdef DENSEPORT_TENSORRT
+#include "backends/tensorrt.hpp"
+#endif
 #include "denseport/denseport.hpp"
 #include "media/images.hpp"
 #include "pipeline/pipeline.hpp"
@@ -22,6 +24,9 @@ std::unique_ptr<Session> open(const Bundle& bundle, const std::string& name, con
     const Artifact& artifact = bundle.artifact(name);
     if (const auto [reason, remedy] = why_unsupported(artifact, machine); !reason.empty())
         throw MachineError(name + ": " + reason, remedy);
+#ifdef DENSEPORT_TENSORRT
+    if (artifact.kind == "engine") return open_tensorrt(model, BuildRecord::of(artifact, name));
+#endif
 #ifdef DENSEPORT_OPENVINO
     if (runs_on_openvino(artifact, machine)) return open_openvino(model, artifact, threads);
 #endif
@@ -33,83 +38,46 @@ std::unique_ptr<Session> open(const Bundle& bundle, const std::string& name, con
         "Build it with -DDENSEPORT_OPENVINO=ON or -DDENSEPORT_ONNXRUNTIME=ON.");
 }
 
-// This runtime has no Pillow, whose grey levels differ from OpenCV's.
-void refuse_pillow(const Protocol& protocol, const path& bundle) {
-    std::vector<Steps> views = {protocol.preprocess};
-    if (protocol.augmentation) {
-        views.clear();
-        for (const Step& scale : protocol.augmentation->scales)
-            views.push_back(with_resize(protocol.preprocess, scale));
-    }
-    bool resizes = false;
-    for (const Steps& steps : views)
-        for (const Step& step : steps)
-            if (const Sampling* sampling = sampling_of(step)) resizes |= sampling->library == "pillow";
-    if (resizes || loading(protocol.preprocess).library == "pillow")
-        throw MachineError(bundle.string() + ": images are " + (resizes ? "resized" : "decoded") +
-                               " with Pillow, which the C++ runtime does not have",
-                           "Run it with Python's runtime and its extra: pip install 'denseport[pillow]'");
-}
-
-// The bundle of a segmentation network.
-Bundle segmenting(const path& folder) {
+// The bundle of a network of this task.
+Bundle of_task(const path& folder, const std::string& wanted) {
     Bundle bundle(folder);
-    if (const std::string& task = bundle.manifest().task; task != "segmentation")
-        throw InputError(folder.string() + ": its network is for " + task + ", which the C++ runtime does not run yet",
-                         "In Python: denseport.runtime.DepthEstimator(bundle).");
+    if (const std::string& task = bundle.manifest().task; task != wanted) {
+        const std::string opens = task == "depth" ? "DepthEstimator" : "Segmenter";
+        throw InputError(
+            folder.string() + ": its network is for " + task + ", not for " + wanted,
+            "In C++: denseport::" + opens + "(bundle); in C: denseport_open" + (task == "depth" ? "_depth." : "."));
+    }
     return bundle;
 }
 
-}  // namespace
-
-struct Segmenter::State {
-    Bundle bundle;
-    Protocol protocol;
-    int threads;
-    Selection selection;
-    std::unique_ptr<Session> session;
-
-    State(const path& folder, const Options& options)
-        : bundle(segmenting(folder)),
-          protocol(parse_protocol(options.protocol, bundle.manifest())),
-          threads(check_threads(options.threads)) {
-        refuse_pillow(protocol, folder);
-        const Machine machine = Machine::inspect();
-        selection = select_artifact(bundle, options.artifact, machine);
-        session = open(bundle, selection.name, machine, threads);
-#if defined(__GLIBC__)
-        malloc_trim(0);  // what reading the model took and is free again goes back to the system
-#endif
-    }
-};
-
-Segmenter::Segmenter(const path& bundle, const Options& options) : state_(std::make_unique<State>(bundle, options)) {}
-Segmenter::~Segmenter() = default;
-Segmenter::Segmenter(Segmenter&&) noexcept = default;
-Segmenter& Segmenter::operator=(Segmenter&&) noexcept = default;
-
-Segmentation Segmenter::operator()(const cv::Mat& image) const {
+void check(const cv::Mat& image) {
     if (image.empty())
         throw ImageError("the image is empty: cv::imread could not read the file",
                          "Check its path, or give the path: a Segmenter says what is wrong with a file.");
     if (image.dims != 2 || image.type() != CV_8UC3)
         throw ImageError("expected an image of type CV_8UC3, BGR; got " + cv::typeToString(image.type()),
                          "Convert it with cv::cvtColor, or give the path of its file.");
-    const State& state = *state_;
+}
+
+// The result of an image, by one of the pipeline's two ways.
+template <class Result>
+Result of_image(const cv::Mat& image, const Pipeline& pipeline, Result (Pipeline::*way)(const cv::Mat&) const) {
+    check(image);
     try {
-        return Pipeline{state.bundle, state.selection.name, state.protocol, *state.session, state.threads}(image);
+        return (pipeline.*way)(image);
     } catch (const cv::Exception& error) {
         if (is_out_of_memory(error.what())) throw MachineError("memory ran out on an image", FREE_MEMORY);
         throw ImageError("OpenCV cannot resize or pad the image: " + error.err, "Give an image of another size.");
     }
 }
 
-Segmentation Segmenter::operator()(const path& file) const {
+template <class Result>
+Result of_file(const path& file, const Pipeline& pipeline, Result (Pipeline::*way)(const cv::Mat&) const) {
     const auto begin = cv::getTickCount();
-    const cv::Mat image = read_image(file, loading(state_->protocol.preprocess));
+    const cv::Mat image = read_image(file, loading(pipeline.protocol.preprocess));
     const double decode = 1000.0 * double(cv::getTickCount() - begin) / cv::getTickFrequency();
     try {
-        Segmentation found = (*this)(image);
+        Result found = of_image(image, pipeline, way);
         found.timings.decode = decode;
         return found;
     } catch (const ImageError& error) {
@@ -117,13 +85,69 @@ Segmentation Segmenter::operator()(const path& file) const {
     }
 }
 
-const std::string& Segmenter::name() const { return state_->bundle.manifest().name; }
+}  // namespace
+
+struct Predictor::State {
+    Bundle bundle;
+    Protocol protocol;
+    int threads;
+    Selection selection;
+    std::unique_ptr<Session> session;
+
+    State(const path& folder, const Options& options, const std::string& task)
+        : bundle(of_task(folder, task)),
+          protocol(parse_protocol(options.protocol, bundle.manifest())),
+          threads(check_threads(options.threads)) {
+        const Machine machine = Machine::inspect();
+        selection = select_artifact(bundle, options.artifact, machine);
+        session = open(bundle, selection.name, machine, threads);
+#if defined(__GLIBC__)
+        malloc_trim(0);  // what reading the model took and is free again goes back to the system
+#endif
+    }
+
+    Pipeline pipeline() const { return {bundle, selection.name, protocol, *session, threads}; }
+};
+
+Predictor::Predictor(const path& bundle, const Options& options, const std::string& task)
+    : state_(std::make_unique<State>(bundle, options, task)) {}
+Predictor::~Predictor() = default;
+Predictor::Predictor(Predictor&&) noexcept = default;
+Predictor& Predictor::operator=(Predictor&&) noexcept = default;
+
+const std::string& Predictor::name() const { return state_->bundle.manifest().name; }
+const std::string& Predictor::artifact() const { return state_->selection.name; }
+std::string Predictor::description() const { return artifact() + " on " + state_->session->description(); }
+const std::string& Predictor::why() const { return state_->selection.why; }
+const std::string& Predictor::caution() const { return state_->selection.caution; }
+const std::map<std::string, std::string>& Predictor::passed_over() const { return state_->selection.others; }
+
+Segmenter::Segmenter(const path& bundle, const Options& options) : Predictor(bundle, options, "segmentation") {}
+
+Segmentation Segmenter::operator()(const cv::Mat& image) const {
+    return of_image(image, state_->pipeline(), &Pipeline::segment);
+}
+
+Segmentation Segmenter::operator()(const path& file) const {
+    return of_file(file, state_->pipeline(), &Pipeline::segment);
+}
+
 const std::vector<Class>& Segmenter::classes() const { return state_->bundle.manifest().classes; }
-const std::string& Segmenter::artifact() const { return state_->selection.name; }
-std::string Segmenter::description() const { return artifact() + " on " + state_->session->description(); }
-const std::string& Segmenter::why() const { return state_->selection.why; }
-const std::string& Segmenter::caution() const { return state_->selection.caution; }
-const std::map<std::string, std::string>& Segmenter::passed_over() const { return state_->selection.others; }
+
+DepthEstimator::DepthEstimator(const path& bundle, const Options& options) : Predictor(bundle, options, "depth") {}
+
+Depth DepthEstimator::operator()(const cv::Mat& image) const {
+    return of_image(image, state_->pipeline(), &Pipeline::estimate);
+}
+
+Depth DepthEstimator::operator()(const path& file) const {
+    return of_file(file, state_->pipeline(), &Pipeline::estimate);
+}
+
+const std::string& DepthEstimator::unit() const { return state_->bundle.manifest().depth->unit; }
+const std::string& DepthEstimator::larger_is() const { return state_->bundle.manifest().depth->larger_is; }
+
+std::string task(const path& bundle) { return Bundle(bundle).manifest().task; }
 
 std::vector<std::string> backends() {
     std::vector<std::string> found;
@@ -132,6 +156,9 @@ std::vector<std::string> backends() {
 #endif
 #ifdef DENSEPORT_ONNXRUNTIME
     found.push_back("onnxruntime");
+#endif
+#ifdef DENSEPORT_TENSORRT
+    found.push_back(DENSEPORT_TENSORRT);
 #endif
     return found;
 }

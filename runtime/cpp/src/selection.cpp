@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <tuple>
 
+#ifdef DENSEPORT_TENSORRT
+#include "backends/tensorrt.hpp"
+#endif
+#include "backends/engine_record.hpp"
 #include "system/cpus.hpp"
 #include "system/text.hpp"
 
@@ -15,11 +19,6 @@ const std::string FOR_SESSIONS =
 const std::string NO_BF16 = "this processor has no BF16 arithmetic (avx512_bf16 or amx_bf16; bf16 on ARM)";
 const std::string NO_VNNI =
     "this processor has no VNNI (avx512_vnni or avx_vnni; asimddp on ARM): OpenVINO's INT8 sums saturate there";
-
-std::string title(const std::string& target) {
-    if (target == FOR_TENSORRT) return "TensorRT";
-    return target == "tensorrt_rtx" ? "TensorRT-RTX" : target;
-}
 
 std::string made_for(const std::string& target) {
     if (target == ANY) return "TensorRT and other ONNX tools";
@@ -38,13 +37,6 @@ bool needs_verdict(const Artifact& artifact) { return artifact.is_quantized() ||
 
 const Json* entry(const Json& object, const char* name) {
     return object.is_object() && object.contains(name) ? &object.at(name) : nullptr;
-}
-
-// As Python takes a value for true or false.
-bool is_true(const Json& value) {
-    if (value.is_boolean()) return value.get<bool>();
-    if (value.is_number()) return value.get<double>() != 0;
-    return value.is_string() ? !value.get<std::string>().empty() : !value.empty();  // null is empty
 }
 
 // Whether a check of a record was made and failed. Throws BundleError: it does not say.
@@ -73,6 +65,7 @@ std::string why_not_accurate(const Artifact& artifact) {
 
 std::string why_not(const Artifact& artifact, const Machine& machine) {
     if (const std::string reason = why_unsupported(artifact, machine).reason; !reason.empty()) return reason;
+    if (artifact.kind == "engine") return "runs in C++ only when it is asked for";
     if (artifact.target != ANY && artifact.target != FOR_CPU && artifact.target != FOR_OPENVINO)
         return "is made for " + title(artifact.target) + "; ONNX Runtime runs it only when it is asked for";
     return why_not_accurate(artifact);
@@ -114,6 +107,24 @@ std::string caution(const std::string& name, const Artifact& artifact) {
     if (artifact.is_compared()) return "";
     const std::string how = artifact.proof.empty() ? "" : " in " + upper(artifact.float_precision);
     return name + " was never compared with FP32" + how + "; this does it: " + comparing_command(name, artifact);
+}
+
+Unsupported why_no_engine(const Artifact& engine) {
+    const BuildRecord record = BuildRecord::of(engine, engine.main);
+#ifdef DENSEPORT_TENSORRT
+    if (record.flavour == DENSEPORT_TENSORRT) {
+        const std::optional<Capability> gpu = gpu_capability();
+        if (!gpu)
+            return {"built with " + record.built_for() + "; this machine has no NVIDIA GPU",
+                    "Run it on a machine with that GPU."};
+        const std::string reason = mismatch(record, tensorrt_version(), *gpu);
+        if (reason.empty()) return {};
+        return {reason, "Build one for this machine: denseport build BUNDLE --precision " + engine.precision +
+                            " --engine " + record.flavour};
+    }
+#endif
+    return {title(record.flavour) + " is not in this build of the library",
+            "Build it with -DDENSEPORT_TENSORRT=" + record.flavour + ", or run model.onnx."};
 }
 
 std::string runs_on(const Artifact& artifact, const Machine& machine) {
@@ -183,7 +194,10 @@ Selection best(const Bundle& bundle, const Machine& machine) {
 
 Machine Machine::inspect() {
     Machine found{false, false, has_bf16(), has_vnni(), denseport::processor()};
-    for (const std::string& backend : backends()) (backend == "openvino" ? found.openvino : found.onnxruntime) = true;
+    for (const std::string& backend : backends()) {
+        found.openvino = found.openvino || backend == "openvino";
+        found.onnxruntime = found.onnxruntime || backend == "onnxruntime";
+    }
     return found;
 }
 
@@ -194,9 +208,7 @@ bool runs_on_openvino(const Artifact& artifact, const Machine& machine) {
 
 Unsupported why_unsupported(const Artifact& artifact, const Machine& machine) {
     if (const std::string no_logits = why_no_logits(artifact); !no_logits.empty()) return {no_logits, FOR_SESSIONS};
-    if (artifact.kind != "onnx")
-        return {"is an engine, which the C++ runtime does not run yet",
-                "Run model.onnx, or this one with Python's runtime or examples/cpp/segment.cpp."};
+    if (artifact.kind != "onnx") return why_no_engine(artifact);
     if (artifact.fused)
         return {"holds nodes of Denseport's plugin, which runs on GPUs", "Run another artifact, such as model.onnx."};
     if (artifact.target == FOR_OPENVINO) {

@@ -26,7 +26,7 @@ struct Machine {
 };
 
 // Throws BundleError: there is no artifact ``wanted`` (empty: the best one), or a record is damaged; InputError: it
-// gives masks; MachineError: it is an engine.
+// gives masks; MachineError: it does not run here. Engines run by name alone.
 Selection select_artifact(const Bundle& bundle, const std::string& wanted, const Machine& machine);
 
 // Whether an artifact is opened by OpenVINO. Without ONNX Runtime, FP32 of any tool is.

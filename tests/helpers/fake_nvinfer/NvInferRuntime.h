@@ -1,6 +1,7 @@
-// What examples/cpp/segment.cpp uses of TensorRT's header, on host memory, for tests/project/test_cpp_example.py. The
-// engine has two profiles, 8 x 8 to 32 x 8 and 8 x 8 to 8 x 32 (width x height); its class is 1 where red is above 0, at
-// half the size. As in TensorRT a context takes shapes of its selected profile only, and runs in memory that was given.
+// What examples/cpp/segment.cpp and runtime/cpp use of TensorRT's header, on host memory, for
+// tests/project/test_cpp_example.py and tests/runtime/cpp/test_tensorrt.py. The engine has two profiles, 8 x 8 to 32 x 8
+// and 8 x 8 to 8 x 32 (width x height); its class is 1 where red is above 0, at half the size. As in TensorRT a context
+// takes shapes of its selected profile only, and runs in memory that was given.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -16,6 +17,7 @@ struct Dims4 : Dims {
     Dims4(std::int64_t a, std::int64_t b, std::int64_t c, std::int64_t e) : Dims{4, {a, b, c, e}} {}
 };
 enum class DataType { kFLOAT, kHALF };
+enum class TensorIOMode { kNONE, kINPUT, kOUTPUT };
 enum class OptProfileSelector { kMIN, kOPT, kMAX };
 enum class ProfilingVerbosity { kLAYER_NAMES_ONLY, kNONE, kDETAILED };
 enum class ExecutionContextAllocationStrategy { kSTATIC, kON_PROFILE_CHANGE, kUSER_MANAGED };
@@ -59,6 +61,11 @@ struct IExecutionContext {
 
 struct ICudaEngine {
     DataType getTensorDataType(char const*) const noexcept { return DataType::kFLOAT; }
+    std::int32_t getNbIOTensors() const noexcept { return 2; }
+    char const* getIOTensorName(std::int32_t index) const noexcept { return index ? "logits" : "image"; }
+    TensorIOMode getTensorIOMode(char const* name) const noexcept {
+        return std::strcmp(name, "image") ? TensorIOMode::kOUTPUT : TensorIOMode::kINPUT;
+    }
     std::int32_t getNbOptimizationProfiles() const noexcept { return 2; }
     Dims getProfileShape(char const*, std::int32_t index, OptProfileSelector which) const noexcept {
         std::int64_t const longer = which == OptProfileSelector::kMAX ? 32 : 8;
@@ -73,7 +80,15 @@ struct ICudaEngine {
 };
 
 struct IRuntime {
-    ICudaEngine* deserializeCudaEngine(void const*, std::size_t) noexcept { return new ICudaEngine; }
+    void setEngineHostCodeAllowed(bool) noexcept {}
+    ICudaEngine* deserializeCudaEngine(void const*, std::size_t size) noexcept {
+        return size ? new ICudaEngine : nullptr;
+    }
 };
 inline IRuntime* createInferRuntime(ILogger&) noexcept { return new IRuntime; }
 }  // namespace nvinfer1
+
+inline std::int32_t getInferLibMajorVersion() noexcept { return 11; }
+inline std::int32_t getInferLibMinorVersion() noexcept { return 1; }
+inline std::int32_t getInferLibPatchVersion() noexcept { return 0; }
+inline std::int32_t getInferLibBuildVersion() noexcept { return 106; }

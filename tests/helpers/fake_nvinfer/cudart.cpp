@@ -1,4 +1,4 @@
-// What examples/cpp/segment.cpp calls of the CUDA runtime, on host memory.
+// What examples/cpp/segment.cpp and runtime/cpp call of the CUDA runtime, on host memory; the GPU is of sm_90.
 #include <cuda_runtime_api.h>
 
 #include <cstdlib>
@@ -18,3 +18,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t*, unsigned flags) {
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 char const* cudaGetErrorString(cudaError_t) { return "a CUDA error"; }
+cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+    return *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : 0, cudaSuccess;
+}

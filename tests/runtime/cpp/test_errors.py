@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import verdict
-from cpp import OPENVINO, Library, built, for_openvino, run
+from build_records import build_record
+from bundles import engine_artifact, verdict
+from cpp import OPENVINO, Library, built, colour_depth, for_openvino, run
 from hostile import enter, external, graph, rewrite, tiny_bundle, tiny_manifest, tiny_model
 from onnx import helper
 
@@ -28,6 +29,7 @@ from denseport.runtime.bundle.steps import (
 )
 from denseport.runtime.errors import DenseportError
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.segmenter.depth import DepthEstimator
 from denseport.runtime.selection import select_artifact
 from denseport.runtime.system.machine import inspect_machine
 
@@ -123,6 +125,35 @@ def test_manifests_are_refused_as_python_refuses_them(library: Library, tmp_path
     assert not differ, "\n".join(differ)
 
 
+def test_what_has_no_meaning_for_depth_is_refused_as_in_python(library: Library, tmp_path: Path) -> None:
+    bundle = colour_depth(tmp_path / "bundle", ())
+    whole = json.loads((bundle.path / MANIFEST).read_text())
+    views = {"scales": [{"kind": "resize", "size": [8, 8], "keep_ratio": True}], "flip": False}
+    slide = {"mode": "slide", "crop": [64, 64], "stride": [32, 32]}
+    changes: list[dict[str, Any]] = [
+        *({"depth": {**whole["depth"], **each}} for each in (
+            {"unit": "feet"}, {"larger_is": "nearer"}, {"larger_is": 1}, {"largest": 0}, {"interpolation": "area"}
+        )),
+        *({"depth": None}, {"depth": {}}, {"classes": ["a"]}, {"palette": [[0, 0, 0]]}, {"threshold": 0.5}),
+        *({"threshold": 0.0}, {"reduce_zero_label": True}, {"label_map": {"1": 2}}, {"label_map": {}}),
+        *({"augmentation": views}, {"scores": False}, {"ignore_index": 3}, {"inference": slide}),
+    ]  # fmt: skip
+    refused = 0
+    for change in changes:
+        (bundle.path / MANIFEST).write_text(json.dumps({**whole, **change}))
+        try:
+            DepthEstimator(bundle.path).close()
+            expected = ""
+        except DenseportError as err:
+            expected = str(err)
+        code, estimator = library.try_open(bundle.path, depth=True)
+        if code == 0:
+            library.close(estimator, depth=True)
+        assert told("" if code == 0 else library.error()) == told(expected)
+        refused += bool(expected)
+    assert refused == len(changes) - 2
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{", '{"format_version": 1}', '{"format_version": "2"}', "[" * 5000, '{"a": "\\ud800"}', "nul", "\x00"],
@@ -186,24 +217,15 @@ def test_what_this_runtime_lacks_is_refused_by_name(library: Library, tmp_path: 
     bundle = Bundle(tiny_bundle(tmp_path / "bundle").path)
     source = bundle.artifact("model.onnx")
     for name, changes, words in (
-        ("engine", {"kind": "engine", "target": "tensorrt"}, "is an engine, which the C++ runtime does not run yet"),
         ("masks", {"output": "mask"}, "gives masks of the network's input"),
         ("bf16", {"precision": "bf16", "float_precision": "bf16"}, "no BF16 operators"),
         ("fused", {"fused": True}, "nodes of Denseport's plugin"),
     ):
         bundle.add(name, replace(source, made_of="model.onnx", **changes))  # type: ignore[arg-type]
         assert words in said(library, bundle.path, name)
+    bundle.add("engine", engine_artifact("engine", build_record()))
+    assert "engine: TensorRT is not in this build of the library" in said(library, bundle.path, "engine")
     assert "no artifact 'other'; it has" in said(library, bundle.path, "other")
-    depth = {"unit": "metres", "larger_is": "farther", "largest": None, "interpolation": "bilinear"}
-    changes = {"task": "depth", "depth": depth, "classes": [], "palette": []}
-    folder = rewrite(Bundle(tiny_bundle(tmp_path / "depth").path), lambda data: data.update(changes))
-    rewritten = json.loads((folder / MANIFEST).read_text())
-    rewritten["artifacts"]["model.onnx"]["output"] = "depth"
-    (folder / MANIFEST).write_text(json.dumps(rewritten))
-    assert "its network is for depth, which the C++ runtime does not run yet" in said(library, folder)
-    first = {"kind": "load", "library": "pillow"}
-    rewrite(bundle, lambda data: data["preprocess"].insert(0, first))
-    assert "decoded with Pillow, which the C++ runtime does not have" in said(library, bundle.path)
 
 
 @pytest.mark.parametrize("seconds", [0.5, 2.0])

@@ -5,6 +5,7 @@
 
 #include <openvino/openvino.hpp>
 
+#include "backends/openvino_weights.hpp"
 #include "backends/session.hpp"
 #include "system/cpus.hpp"
 #include "system/text.hpp"
@@ -44,7 +45,11 @@ public:
     OpenVinoSession(const path& model, const Artifact& artifact, int threads)
         : model_(model), precision_(artifact.float_precision), threads_(threads), quantized_(artifact.is_quantized()) {
         try {
-            compiled_ = ov::Core().compile_model(model.string(), "CPU", settings(precision_, threads));
+            ov::Core core;
+            const std::shared_ptr<ov::Model> read = core.read_model(model.string());
+            const std::shared_ptr<const Mapped> weights = share_weights(*read, model);
+            compiled_ = core.compile_model(read, "CPU", settings(precision_, threads));
+            weights->let_go();
             refuse_other_interfaces();
             for (int i = 0; i < REQUESTS; ++i) idle_.push_back(compiled_.create_infer_request());
         } catch (const std::exception& error) {

@@ -60,6 +60,12 @@ BundleError At::mistyped(const std::string& expected, const Json& found) const {
     return error("expected " + expected + ", found " + text);
 }
 
+bool is_true(const Json& value) {
+    if (value.is_boolean()) return value.get<bool>();
+    if (value.is_number()) return value.get<double>() != 0;
+    return value.is_string() ? !value.get<std::string>().empty() : !value.empty();  // null is empty
+}
+
 Json parse_json(const std::string& text, const std::string& file) {
     const auto refuse_depth = [&](int depth, Json::parse_event_t, Json&) {
         if (depth > DEEPEST) throw BundleError(file + ": not JSON: nested too deep", EXPORT_AGAIN);
@@ -114,7 +120,7 @@ void decode(const Json& value, const At& at, std::string& out) {
 void check_one_of(const At& at, const std::string& name, const std::string& value,
                   const std::vector<std::string>& known) {
     if (std::find(known.begin(), known.end(), value) == known.end())
-        throw at.error(name + " " + in_quotes(value) + " is none of " + joined(known));
+        throw at.error(name + " " + in_quotes(value) + " is not one of " + joined(known));
 }
 
 }  // namespace denseport

@@ -31,6 +31,8 @@ struct At {
     BundleError mistyped(const std::string& expected, const Json& found) const;
 };
 
+bool is_true(const Json& value);  // as Python takes it
+
 // Throws BundleError: no JSON, or nested deeper than any manifest.
 Json parse_json(const std::string& text, const std::string& file);
 

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <map>
-#include <vector>
 
 namespace denseport {
 namespace {
@@ -18,6 +17,7 @@ const std::map<std::pair<Message, std::uint64_t>, Message> FIELDS = {
     {{ATTRIBUTE, 6}, GRAPH},   {{ATTRIBUTE, 10}, TENSOR}, {{ATTRIBUTE, 11}, GRAPH},    {{ATTRIBUTE, 22}, SPARSE},
     {{ATTRIBUTE, 23}, SPARSE}, {{SPARSE, 1}, TENSOR},     {{SPARSE, 2}, TENSOR},       {{TENSOR, 13}, ENTRY},
 };
+constexpr std::uint64_t RAW_DATA = 9;        // of a tensor
 constexpr std::uint64_t KEY = 1, VALUE = 2;  // of an entry
 constexpr std::uint64_t LARGEST_TAG = 0xFFFFFFFF;
 
@@ -80,15 +80,18 @@ private:
     std::size_t at_, stop_;
 };
 
-}  // namespace
+struct Found {
+    std::set<std::string> files;
+    std::vector<Range> weights;
+};
 
-std::set<std::string> external_files(const unsigned char* data, std::size_t size) {
+Found read(const unsigned char* data, std::size_t size) {
     if (size == 0) throw NotProtobuf("the file is empty");
     struct Part {
         Message message;
         std::size_t begin, end;
     };
-    std::set<std::string> found;
+    Found found;
     std::vector<Part> left = {{MODEL, 0, size}};  // a hostile file may nest graphs deeper than the stack
     while (!left.empty()) {
         const Part part = left.back();
@@ -100,13 +103,21 @@ std::set<std::string> external_files(const unsigned char* data, std::size_t size
                 const std::string text(reinterpret_cast<const char*>(data) + field.begin, field.end - field.begin);
                 if (field.number == KEY) key = text;
                 if (field.number == VALUE) value = text;
+            } else if (part.message == TENSOR && field.number == RAW_DATA) {
+                found.weights.push_back({field.begin, field.end});
             } else if (const auto known = FIELDS.find({part.message, field.number}); known != FIELDS.end()) {
                 left.push_back({known->second, field.begin, field.end});
             }
         }
-        if (part.message == ENTRY && key == "location") found.insert(value);
+        if (part.message == ENTRY && key == "location") found.files.insert(value);
     }
     return found;
 }
+
+}  // namespace
+
+std::set<std::string> external_files(const unsigned char* data, std::size_t size) { return read(data, size).files; }
+
+std::vector<Range> stored_weights(const unsigned char* data, std::size_t size) { return read(data, size).weights; }
 
 }  // namespace denseport

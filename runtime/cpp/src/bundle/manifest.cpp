@@ -62,14 +62,30 @@ void decode(const Json& value, const At& at, NetworkInput& out) {
     if (!is_side(out.divisor)) throw at.error("divisor " + shown(out.divisor) + " is not in " + SIDES);
 }
 
+void decode(const Json& value, const At& at, DepthOutput& out) {
+    const Object fields(value, at, "DepthOutput", {"unit", "larger_is", "largest", "interpolation"});
+    out.unit = fields.get<std::string>("unit");
+    out.larger_is = fields.get<std::string>("larger_is");
+    out.largest = fields.get<std::optional<double>>("largest");
+    out.interpolation = fields.get<std::string>("interpolation");
+    if (out.unit != "metres" && out.unit != "relative")
+        throw at.error("unit " + in_quotes(out.unit) + " is neither 'metres' nor 'relative'");
+    if (out.larger_is != "farther" && !(out.larger_is == "nearer" && out.unit == "relative"))
+        throw at.error("larger_is " + in_quotes(out.larger_is) + " is not 'farther', nor 'nearer' of relative depth");
+    if (out.largest && !(*out.largest > 0)) throw at.error("largest " + number(*out.largest) + " is not above 0");
+    if (out.interpolation != "bilinear" && out.interpolation != "bicubic")
+        throw at.error("interpolation " + in_quotes(out.interpolation) + " is neither 'bilinear' nor 'bicubic'");
+}
+
 namespace {
 
 void check_reference(const Json& value, const At& at) {
     if (value.is_null()) return;
     const Object fields(value, at, "Reference",
-                        {"preset", "dataset", "protocol", "mIoU", "mIoU_ms_flip", "recognised_by"});
+                        {"preset", "dataset", "protocol", "mIoU", "mIoU_ms_flip", "recognised_by"}, {"figures"});
     for (const char* name : {"preset", "dataset", "protocol", "recognised_by"}) fields.get<std::string>(name);
     for (const char* name : {"mIoU", "mIoU_ms_flip"}) fields.get<std::optional<double>>(name);
+    fields.get<std::map<std::string, Json>>("figures", {});
 }
 
 void check_objects(const Object& fields) {
@@ -107,36 +123,44 @@ void check_numbers(const Object& fields, const Manifest& manifest) {
             points > 100)
             throw fields.at().error("budget " + in_quotes(precision) + ": " + number(points) +
                                     " is not 0..100 points of a known precision");
-    if (manifest.threshold && !(manifest.classes.size() == 2 && 0 < *manifest.threshold && *manifest.threshold < 1))
+    if (manifest.threshold && !manifest.depth &&
+        !(manifest.classes.size() == 2 && 0 < *manifest.threshold && *manifest.threshold < 1))
         throw fields.at().error("threshold " + number(*manifest.threshold) +
                                 " is not a probability that divides two classes");
 }
 
-// What the numbers of a depth network mean; this runtime refuses such networks, and reads them all the same.
-void check_depth(const Json& value, const At& at) {
-    const Object fields(value, at, "DepthOutput", {"unit", "larger_is", "largest", "interpolation"});
-    const auto unit = fields.get<std::string>("unit"), larger = fields.get<std::string>("larger_is");
-    const auto largest = fields.get<std::optional<double>>("largest");
-    const auto interpolation = fields.get<std::string>("interpolation");
-    if (unit != "metres" && unit != "relative")
-        throw at.error("unit " + in_quotes(unit) + " is neither 'metres' nor 'relative'");
-    if (larger != "farther" && !(larger == "nearer" && unit == "relative"))
-        throw at.error("larger_is " + in_quotes(larger) + " is not 'farther', nor 'nearer' of relative depth");
-    if (largest && !(*largest > 0)) throw at.error("largest " + number(*largest) + " is not above 0");
-    if (interpolation != "bilinear" && interpolation != "bicubic")
-        throw at.error("interpolation " + in_quotes(interpolation) + " is neither 'bilinear' nor 'bicubic'");
+// What concerns probabilities, which this runtime does not give; no class depends on it.
+void check_scores(const Object& fields) {
+    const bool scores = fields.get("scores", true);
+    const double temperature = fields.get("temperature", 1.0);
+    if (!(0.05 <= temperature && temperature <= 20))
+        throw fields.at().error("temperature " + number(temperature) + " is not in 0.05..20");
+    if (temperature != 1 && !scores)
+        throw fields.at().error("temperature " + number(temperature) + " means nothing without scores");
 }
 
-std::vector<Class> classes_of(const Object& fields, const std::string& task) {
+void check_depth(const Object& fields, const Manifest& manifest) {
+    if (!manifest.depth) throw fields.at().error("a depth network without depth: its unit and its direction");
+    const auto refuse = [&](const std::string& name, bool found) {
+        if (found) throw fields.at().error(name + " means nothing for depth");
+    };
+    for (const char* name : {"classes", "palette", "threshold", "reduce_zero_label", "label_map", "augmentation"})
+        refuse(name, is_true(fields.get<Json>(name, nullptr)));
+    refuse("scores", !fields.get("scores", true));
+    refuse("ignore_index", fields.get("ignore_index", 255LL) != 255);
+    refuse("temperature", fields.get("temperature", 1.0) != 1);
+    if (manifest.inference.mode != "whole")
+        throw fields.at().error("depth is not estimated in sliding windows: their depths do not join");
+}
+
+std::vector<Class> classes_of(const Object& fields, const Manifest& manifest) {
     const auto names = fields.get<std::vector<std::string>>("classes");
     const auto palette = fields.get<std::vector<std::array<long long, 3>>>("palette");
-    const Json depth = fields.get<Json>("depth", nullptr);
-    if (!depth.is_null()) check_depth(depth, fields.at() / "depth");
-    if (task == "depth") {
-        if (depth.is_null()) throw fields.at().error("a depth network without depth: its unit and its direction");
+    if (manifest.task == "depth") {
+        check_depth(fields, manifest);
         return {};
     }
-    if (!depth.is_null()) throw fields.at().error("depth is said of a network that tells classes apart");
+    if (manifest.depth) throw fields.at().error("depth is said of a network that tells classes apart");
     if (names.empty()) throw fields.at().error("a model has at least one class");
     for (const auto& colour : palette)
         for (const long long level : colour)
@@ -175,7 +199,7 @@ void check_source(const Manifest& manifest, const At& at) {
     const Artifact* source = found == manifest.artifacts.end() ? nullptr : &found->second;
     if (!source || source->kind != "onnx" || source->precision != "fp32" || source->output != gives || source->made_of)
         throw(at / "source")
-            .error(in_quotes(manifest.source) + " is no artifact of kind onnx and precision fp32 that gives " + gives +
+            .error(in_quotes(manifest.source) + " is not an artifact of kind onnx and precision fp32 that gives " + gives +
                    " and is made of no other");
 }
 
@@ -192,8 +216,8 @@ Manifest Manifest::from_json(const std::string& text, const std::string& file) {
         data, {file, "manifest"}, "Manifest",
         {"name", "architecture", "parameters", "patch_size", "stride", "classes", "palette", "reduce_zero_label",
          "preprocess", "inference", "reference", "provenance", "spec", "source", "task", "input"},
-        {"depth", "augmentation", "align_corners", "via_input", "threshold", "scores", "label_map", "ignore_index",
-         "artifacts", "budgets", "format_version"});
+        {"depth", "augmentation", "align_corners", "via_input", "threshold", "scores", "temperature", "label_map",
+         "ignore_index", "artifacts", "budgets", "format_version"});
     const At& at = fields.at();
     fields.get<long long>("format_version");
     Manifest manifest;
@@ -209,19 +233,20 @@ Manifest Manifest::from_json(const std::string& text, const std::string& file) {
     manifest.via_input = fields.get("via_input", true);
     manifest.threshold = fields.get<std::optional<double>>("threshold", std::nullopt);
     manifest.artifacts = fields.get<std::map<std::string, Artifact>>("artifacts", {});
-    fields.get("scores", true);  // probabilities, which this runtime does not give
     check_reference(fields.get<Json>("reference"), at / "reference");
     check_objects(fields);
     manifest.task = fields.get<std::string>("task");
     if (manifest.task != "segmentation" && manifest.task != "depth")
-        throw at.error("task " + in_quotes(manifest.task) + " is none of segmentation, depth");
-    manifest.classes = classes_of(fields, manifest.task);
+        throw at.error("task " + in_quotes(manifest.task) + " is not one of segmentation, depth");
+    manifest.depth = fields.get<std::optional<DepthOutput>>("depth", std::nullopt);
+    manifest.classes = classes_of(fields, manifest);
     check_steps(manifest.preprocess, at);
     if (const auto channels = normalisation(manifest.preprocess).mean.size();
         (long long)channels != manifest.input.shape[1])
         throw at.error("mean and std are of " + std::to_string(channels) + " channels, the network takes " +
                        shown(*manifest.input.shape[1]));
     check_numbers(fields, manifest);
+    check_scores(fields);
     check_labels(fields);
     check_printable(manifest, at);
     check_source(manifest, at);

@@ -26,6 +26,13 @@ struct NetworkInput {
     long long divisor = 1;  // of height and width: other sizes are not taken
 };
 
+// What the numbers of a depth network mean, and how they are resized to the image.
+struct DepthOutput {
+    std::string unit, larger_is;    // as of `Depth`
+    std::optional<double> largest;  // likewise
+    std::string interpolation;      // to the image: "bilinear" or "bicubic"
+};
+
 struct Manifest {
     std::string name, architecture, source, task;
     long long patch_size = 1;  // pixels; a network input has at least one patch
@@ -37,6 +44,7 @@ struct Manifest {
     bool align_corners = false;
     bool via_input = true;  // the logits are resized to the network's input, then to the image; false: to it at once
     std::optional<double> threshold;
+    std::optional<DepthOutput> depth;  // of the task depth, and of it alone
     std::map<std::string, Artifact> artifacts;
 
     // Throws BundleError: no JSON, another format version, a field that is missing, unknown, mistyped or impossible.

@@ -40,6 +40,10 @@ Protocol parse_protocol(const std::string& text, const Manifest& manifest) {
         found.augmentation = manifest.augmentation;
         return found;
     }
+    if (const std::string word = text.substr(0, text.find(':'));
+        manifest.task == "depth" && (word == "ms-flip" || word == "slide" || word == "native"))
+        throw InputError("the protocol " + text + " is of segmentation: it averages probabilities, or joins windows",
+                         "Give reference, or fixed:WIDTHxHEIGHT.");
     if (text == "ms-flip" || text == "ms-flip:0.x" || text == "ms-flip:1.x") {
         found.augmentation = multi_scale(found.preprocess, text == "ms-flip:1.x");
         return found;

@@ -17,7 +17,7 @@ struct Protocol {
 
 // "reference", "ms-flip", "ms-flip:1.x", "slide", "slide:512:341", "native", "native:512:341", "fixed:1024x512".
 //
-// Throws InputError: none of these, or it needs Pillow or a size that this runtime does not have.
+// Throws InputError: none of these, or one of segmentation for a network of depth.
 Protocol parse_protocol(const std::string& text, const Manifest& manifest);
 
 }  // namespace denseport

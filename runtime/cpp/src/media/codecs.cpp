@@ -13,7 +13,7 @@ namespace denseport {
 namespace {
 
 const Codecs* load() {
-    void* library = dlopen(DENSEPORT_CODECS, RTLD_NOW | RTLD_LOCAL);
+    void* library = dlopen(DENSEPORT_CODECS, RTLD_LAZY | RTLD_LOCAL);
     void* found = library ? dlsym(library, "denseport_codecs") : nullptr;
     if (!found)
         throw MachineError(

@@ -9,6 +9,7 @@
 #include <opencv2/imgproc.hpp>
 
 #include "media/codecs.hpp"
+#include "media/pillow.hpp"
 #include "system/files.hpp"
 #include "system/text.hpp"
 
@@ -77,8 +78,12 @@ cv::Mat decode_image(const Bytes& data, const std::string& name, const Load& loa
         throw ImageError(
             name + ": the image is cut short" + (begins_with(data, PNG, sizeof PNG) ? ", or has no pixels" : ""),
             COPY_AGAIN);
-    const int flags =
-        (load.grey ? cv::IMREAD_GRAYSCALE : cv::IMREAD_COLOR) | (load.orientation ? 0 : cv::IMREAD_IGNORE_ORIENTATION);
+    const bool of_pillow = load.library == "pillow";
+    if (const std::string reason = of_pillow ? why_not_as_pillow(data, load.orientation) : ""; !reason.empty())
+        throw ImageError(name + ": the bundle's images are decoded by Pillow, which may differ from OpenCV: " + reason,
+                         "Convert it to a PNG of 8 bits, or decode it yourself and give the array.");
+    const int flags = (load.grey && !of_pillow ? cv::IMREAD_GRAYSCALE : cv::IMREAD_COLOR) |
+                      (load.orientation ? 0 : cv::IMREAD_IGNORE_ORIENTATION);
     cv::Mat image;
     try {
         image = codecs().decode(data, flags);
@@ -89,6 +94,7 @@ cv::Mat decode_image(const Bytes& data, const std::string& name, const Load& loa
     }
     if (image.empty())
         throw ImageError(name + ": damaged, or not an image that OpenCV " + CV_VERSION + " can decode", CONVERT);
+    if (load.grey && of_pillow) return grey_of_pillow(image);
     if (load.grey) cv::cvtColor(image, image, cv::COLOR_GRAY2BGR);
     return image;
 }

@@ -9,7 +9,7 @@
 
 namespace denseport {
 
-// An image file as CV_8UC3, BGR, decoded by OpenCV as mmsegmentation's LoadImageFromFile does. Throws ImageError.
+// An image file as CV_8UC3, BGR, decoded as mmsegmentation's LoadImageFromFile does. Throws ImageError.
 cv::Mat read_image(const std::filesystem::path& file, const Load& load);
 // The same of a file's bytes; ``name`` is what messages call it.
 cv::Mat decode_image(const std::vector<unsigned char>& data, const std::string& name, const Load& load);

@@ -1,7 +1,6 @@
 #include "pipeline/pipeline.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <optional>
 
@@ -9,20 +8,7 @@
 
 namespace denseport {
 
-// Adds up what each stage takes.
-struct Pipeline::Clock {
-    Timings timings;
-    std::chrono::steady_clock::time_point last = std::chrono::steady_clock::now();
-
-    // What passed since the last call was spent in this stage.
-    void spent(double Timings::* stage) {
-        const auto now = std::chrono::steady_clock::now();
-        timings.*stage += std::chrono::duration<double, std::milli>(now - last).count();
-        last = now;
-    }
-};
-
-Segmentation Pipeline::operator()(const cv::Mat& image) const {
+Segmentation Pipeline::segment(const cv::Mat& image) const {
     Clock clock;
     const auto views = protocol_views({image.rows, image.cols}, protocol, bundle.manifest().patch_size);
     const cv::Mat mask = protocol.augmentation ? averaged(image, views, clock) : slid(image, views[0], clock);
@@ -56,7 +42,7 @@ cv::Mat Pipeline::averaged(const cv::Mat& image, const std::vector<View>& views,
     std::vector<std::vector<Tensor>> logits;
     std::vector<Axes> axes;
     for (const View& view : views) {
-        logits.push_back(logits_of(image, view, clock));
+        logits.push_back(outputs_of(image, view, clock));
         const Placement place = placement(image, view, logits.back()[0]);
         const auto& shape = logits.back()[0].shape;
         axes.push_back(slide_axes(shape[2], shape[3], windows(place.resized, protocol.inference), place));
@@ -86,7 +72,7 @@ cv::Mat Pipeline::averaged(const cv::Mat& image, const std::vector<View>& views,
     return canvas.mask;
 }
 
-std::vector<Tensor> Pipeline::logits_of(const cv::Mat& image, const View& view, Clock& clock) const {
+std::vector<Tensor> Pipeline::outputs_of(const cv::Mat& image, const View& view, Clock& clock) const {
     const cv::Mat shown = show(image, view);
     const Windows spans = windows(view.size, protocol.inference);
     std::vector<Tensor> found;
@@ -112,18 +98,24 @@ Placement Pipeline::placement(const cv::Mat& image, const View& view, const Tens
     return place;
 }
 
-// Finite logits of as many classes as the manifest names.
+// Finite logits of as many classes as the manifest names, or a finite depth.
 Tensor Pipeline::network(const Tensor& input) const {
-    Tensor logits = session.run(input);
+    Tensor found = session.run(input);
     const std::string where = bundle.path().string() + ": " + artifact;
-    if (const auto named = bundle.manifest().classes.size(); std::size_t(logits.shape[1]) != named)
+    const bool is_depth = bundle.manifest().depth.has_value();
+    const auto named = is_depth ? 1 : bundle.manifest().classes.size();
+    if (std::size_t(found.shape[1]) != named) {
+        const std::string channels = shown(found.shape[1]);
+        const std::string what =
+            is_depth ? " gives " + channels + " channels; a depth has one"
+                     : " tells " + channels + " classes apart, the manifest names " + std::to_string(named);
+        throw BundleError(where + what, "Export or import it again; a manifest is not to be edited by hand.");
+    }
+    if (!std::all_of(found.values.begin(), found.values.end(), [](float value) { return std::isfinite(value); }))
         throw BundleError(
-            where + " tells " + shown(logits.shape[1]) + " classes apart, the manifest names " + std::to_string(named),
-            "Export or import it again; a manifest is not to be edited by hand.");
-    if (!std::all_of(logits.values.begin(), logits.values.end(), [](float value) { return std::isfinite(value); }))
-        throw BundleError(where + " gave logits that are not finite",
-                          "Choose another artifact; denseport eval --explain says where they come from.");
-    return logits;
+            where + " gave " + (is_depth ? "depths" : "logits") + " that are not finite",
+            "Choose another artifact; of segmentation denseport eval --explain says where they come from.");
+    return found;
 }
 
 }  // namespace denseport

@@ -4,6 +4,8 @@
 
 #include <opencv2/imgproc.hpp>
 
+#include "pipeline/pillow_resize.hpp"
+
 namespace denseport {
 namespace {
 
@@ -44,6 +46,7 @@ cv::Mat padded(const cv::Mat& image, const Size& size, const Pad& pad) {
 
 cv::Mat resized(const cv::Mat& image, const Size& size, const Sampling& sampling) {
     if (image.rows == size.height && image.cols == size.width) return image;
+    if (sampling.library == "pillow") return pillow_resize(image, size, sampling.interpolation);
     cv::Mat found;
     cv::resize(image, found, cv::Size(int(size.width), int(size.height)), 0, 0,
                INTERPOLATIONS.at(sampling.interpolation));

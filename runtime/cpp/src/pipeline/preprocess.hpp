@@ -1,5 +1,5 @@
 // From an image to the network's input, pixel for pixel what Python's runtime computes; as
-// denseport.runtime.pipeline.preprocess. OpenCV resizes and pads in both.
+// denseport.runtime.pipeline.preprocess. OpenCV pads in both, and resizes but where Pillow does.
 #pragma once
 
 #include "backends/session.hpp"

@@ -1,6 +1,7 @@
 #include "pipeline/resample.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 namespace denseport {
 
@@ -15,6 +16,32 @@ ResampleMatrix ResampleMatrix::linear(long long n_in, long long n_out, bool alig
         const double fraction = double(source) - double(below);
         taps.push_back({below, 1 - fraction});
         taps.push_back({std::min(below + 1, n_in - 1), fraction});
+    }
+    return banded(n_in, std::size_t(n_out), taps);
+}
+
+namespace {
+
+// The weight of a sample so far away, from 0 to 2.
+float cubic_kernel(float x) {
+    constexpr float A = -0.75F;
+    if (x <= 1) return ((A + 2) * x - (A + 3)) * x * x + 1;
+    return ((A * x - 5 * A) * x + 8 * A) * x - 4 * A;
+}
+
+}  // namespace
+
+ResampleMatrix ResampleMatrix::cubic(long long n_in, long long n_out, bool align_corners) {
+    std::vector<Tap> taps;
+    const float step = float(n_in - 1) / float(std::max(n_out - 1, 1LL));
+    const double scale = float(n_in) / float(n_out);
+    for (long long at = 0; at < n_out; ++at) {
+        const float source = align_corners ? step * float(at) : float(scale * (double(at) + 0.5) - 0.5);
+        const float first = std::min(std::floor(source), float(n_in - 1));
+        const float fraction = std::clamp(source - first, 0.0F, 1.0F);
+        for (int tap = -1; tap < 3; ++tap)
+            taps.push_back({std::clamp(static_cast<long long>(first) + tap, 0LL, n_in - 1),
+                            cubic_kernel(std::abs(fraction - float(tap)))});
     }
     return banded(n_in, std::size_t(n_out), taps);
 }
@@ -109,6 +136,18 @@ Block ResampleMatrix::block(std::size_t low, std::size_t high) const {
     // Of an output that the window does not cover, any place will do.
     for (const long long start : part.start_) found.start.push_back(int(std::max(0LL, start)));
     found.weights = part.weights_;
+    return found;
+}
+
+std::vector<float> ResampleMatrix::apply(const std::vector<float>& values) const {
+    const std::size_t width = values.size() / std::size_t(n_in_);
+    std::vector<float> found(start_.size() * width);
+    for (std::size_t i = 0; i < start_.size(); ++i)
+        for (std::size_t t = 0; t < std::size_t(taps_); ++t) {
+            const float weight = weights_[i * std::size_t(taps_) + t];
+            const float* in = &values[(std::size_t(start_[i]) + t) * width];
+            for (std::size_t x = 0; x < width; ++x) found[i * width + x] += weight * in[x];
+        }
     return found;
 }
 

@@ -24,6 +24,8 @@ class ResampleMatrix {
 public:
     // Bilinear resize without antialias, as torch has it; half-pixel centres unless ``align_corners``.
     static ResampleMatrix linear(long long n_in, long long n_out, bool align_corners);
+    // The same, bicubic: a = -0.75, the border repeated.
+    static ResampleMatrix cubic(long long n_in, long long n_out, bool align_corners);
 
     ResampleMatrix after(const ResampleMatrix& first) const;  // the map that applies ``first``, then this one
     ResampleMatrix flipped() const;                           // the same map of the input read backwards
@@ -31,7 +33,8 @@ public:
     // The map onto a longer axis, zero outside of the window that starts at ``begin``; divided by the windows that
     // cover each output.
     ResampleMatrix window(long long begin, const std::vector<long long>& counts) const;
-    std::vector<Block> blocks() const;  // of each tile along the axis
+    std::vector<Block> blocks() const;                                 // of each tile along the axis
+    std::vector<float> apply(const std::vector<float>& values) const;  // (n_in, any) to (n_out, any)
     long long n_out() const { return static_cast<long long>(start_.size()); }
 
 private:

@@ -112,6 +112,10 @@ Mapped::Mapped(const path& file) {
     data_ = static_cast<const unsigned char*>(data);
 }
 
+void Mapped::let_go() const {
+    if (data_) madvise(const_cast<unsigned char*>(data_), size_, MADV_DONTNEED);
+}
+
 Mapped::~Mapped() {
     if (data_) munmap(const_cast<unsigned char*>(data_), size_);
 }

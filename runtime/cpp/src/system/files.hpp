@@ -21,6 +21,7 @@ public:
     Mapped& operator=(const Mapped&) = delete;
     const unsigned char* data() const { return data_; }
     std::size_t size() const { return size_; }
+    void let_go() const;  // of the memory: what is touched again is read again
 
 private:
     const unsigned char* data_ = nullptr;
