@@ -52,7 +52,7 @@ def test_depths_are_as_good_as_transformers_finds_them(bundle: Bundle) -> None:
 def rendered(tmp_path: Path) -> Iterator[Path]:
     """16 scenes to calibrate on, 8 others to measure on."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(REPO / "scripts" / "depth_sample")
+        patch.syspath_prepend(REPO / "scripts/doc_images/depth_sample")
         renderer = importlib.import_module("render")
         for number in range(24):
             renderer.write(tmp_path / ("test" if number < 8 else "shown"), 3_000_000 + number, str(number), 320, 240)

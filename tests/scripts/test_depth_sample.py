@@ -24,7 +24,7 @@ SEEDS = range(12)  # rooms and open ground, with boxes, pillars and balls
 @pytest.fixture(autouse=True, scope="module")
 def _scripts() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(REPO / "scripts" / "depth_sample")
+        patch.syspath_prepend(REPO / "scripts/doc_images/depth_sample")
         yield
 
 

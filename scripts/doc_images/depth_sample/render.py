@@ -1,6 +1,6 @@
 """Images of rooms and open ground that were never anywhere, with the exact depth of each pixel.
 
-    python scripts/depth_sample/render.py DIR --count 200 [--seed 1000000] [--size 320x240]
+    python scripts/doc_images/depth_sample/render.py DIR --count 200 [--seed 1000000] [--size 320x240]
 
 writes DIR/images/N.jpg and DIR/depths/N.png: 16 bits, millimetres, 0 where nothing is within 20 m. A scene follows
 from its seed alone, at any size.

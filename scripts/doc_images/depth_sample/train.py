@@ -1,6 +1,6 @@
 """Train the toy depth network of tests/assets/depth, on rendered scenes alone, and save it as a Hugging Face folder.
 
-    python scripts/depth_sample/train.py tests/assets/depth/network [--steps 1400]
+    python scripts/doc_images/depth_sample/train.py tests/assets/depth/network [--steps 1400]
 
 A Depth Anything with a small DINOv2 encoder, metres up to 20. No weights and no image of anybody's are used. Each scene
 is seen once, with its mirror image beside it, the first ones at few pixels. The same seed, threads and versions give
