@@ -36,7 +36,7 @@ app = FastAPI(title="Segmentation", lifespan=lifespan)
 
 @app.exception_handler(DenseportError)
 async def refused(request: Request, err: DenseportError) -> JSONResponse:
-    """An upload that is no image, for example."""
+    """An upload that is not an image, for example."""
     return JSONResponse({"error": err.message, "remedy": err.remedy}, 422)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from denseport.export.checkpoint import settings
-from denseport.export.checkpoint.config import CORRECT
 from denseport.export.checkpoint.file import Checkpoint, read_checkpoint
 from denseport.export.checkpoint.labels import check_count, colours_of
 from denseport.export.checkpoint.pipeline import ImageSteps, image_steps
@@ -169,7 +168,7 @@ def _manifest(
     reference = None
     if preset is not None:
         about = preset.name, f"{preset.dataset} validation", preset.protocol
-        reference = Reference(*about, preset.mIoU, preset.mIoU_ms_flip, recognised.recognised_by)
+        reference = Reference(*about, preset.mIoU, preset.mIoU_ms_flip, recognised.recognised_by, preset.figures)
     gives, warnings = _gives(source, spec)
     warnings = [*source.warnings, *recognised.warnings, *path.warnings, *inference_warnings, *warnings]
     try:
@@ -198,7 +197,7 @@ def _manifest(
             threshold=spec.head.threshold,
         )
     except ValueError as err:
-        raise CheckpointError(f"{source.path}: {err}", CORRECT) from err
+        raise CheckpointError(f"{source.path}: {err}", source.correction) from err
 
 
 def _gives(source: Checkpoint, spec: ModelSpec) -> tuple[dict[str, Any], list[str]]:

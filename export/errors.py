@@ -14,7 +14,7 @@ __all__ = ["BuildError", "CheckpointError", "ExportError"]
 
 
 class CheckpointError(InputError):
-    """A file that is no checkpoint, that would run code, or that holds another network."""
+    """A file that is not a checkpoint, that would run code, or that holds another network."""
 
 
 class ExportError(InputError):

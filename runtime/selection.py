@@ -15,7 +15,7 @@ from denseport.runtime.bundle.protocol import Protocol, parse_protocol
 from denseport.runtime.bundle.verdict import MachineVerdict, kind_of
 from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline.views import input_sizes
-from denseport.runtime.system.machine import Machine, inspect_machine
+from denseport.runtime.system.machine import Machine, inspect_machine, install_command
 
 __all__ = [
     "CPU",
@@ -132,8 +132,8 @@ def untried(manifest: Manifest, machine: Machine) -> str:
         if verdict is not None and verdict.machine == kind_of(machine, on_gpu=False):
             return ""
     what = "OpenVINO, in BF16 too," if machine.bf16 else "OpenVINO"
-    install = "" if installed else "pip install 'denseport[openvino]', then "
-    return f"{what} may be faster here; this tells: {install}denseport build BUNDLE --for-this-machine --images IMAGES"
+    install = "" if installed else f"{install_command('openvino')}, then "
+    return f"{what} may be faster here; to find out: {install}denseport build BUNDLE --for-this-machine --images IMAGES"
 
 
 def _reasons(bundle: Bundle, machine: Machine, on_gpu: bool, protocol: Protocol) -> dict[str, str]:
@@ -269,7 +269,7 @@ def why_unsupported(artifact: Artifact, machine: Machine) -> tuple[str, str]:
 
 def _why_no_onnx(artifact: Artifact, machine: Machine) -> tuple[str, str]:
     if not machine.providers:
-        return "ONNX Runtime is not installed", "pip install 'denseport[onnxruntime]'"
+        return "ONNX Runtime is not installed", install_command("onnxruntime")
     if artifact.float_precision == "bf16" and not (machine.gpus and CUDA in machine.providers):
         return "ONNX Runtime has no BF16 operators for CPUs", "Run another artifact, or this one where a GPU is."
     return "", ""

@@ -143,7 +143,7 @@ def threshold(histogram: Histogram, method: Method, *, percentile: float = 99.99
     if not 0 < percentile <= 100:
         raise ValueError(f"percentile {percentile} is not in (0, 100]")
     if method not in METHODS:
-        raise ValueError(f"method {method!r} is none of {', '.join(METHODS)}")
+        raise ValueError(f"method {method!r} is not one of {', '.join(METHODS)}")
     if method == "minmax" or histogram.maximum == 0:
         return histogram.maximum
     if method == "percentile":

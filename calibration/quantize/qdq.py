@@ -165,7 +165,7 @@ class _Writer:
             raise CalibrationError(f"{name}: no threshold was collected for this tensor")
         limit = self.thresholds[name]
         if not np.isfinite(limit) or limit < 0:
-            raise CalibrationError(f"{name}: {limit} is no threshold")
+            raise CalibrationError(f"{name}: {limit} is not a threshold")
         # A tensor that was always 0 is exact in any scale.
         step = np.array(limit / self.kind.largest if limit else 1, np.float32)
         scale = new_constant(self.graph, f"{name}.scale", step)

@@ -114,7 +114,7 @@ def with_fields(path: Path, own: dict[str, Any], known: Collection[str], what: s
     remedy = f"Give a .json of settings that it does not hold: {', '.join(known)}."
     if not _holds_fields(path, given):
         raise CheckpointError(f"{what}, and --config is mmsegmentation's: {path.name}", remedy)
-    fields = _fields(given, path)
+    fields = _fields(given, path, known)
     for name in given:
         if name not in known or _at(own, FIELDS[name][0]) not in (None, given[name]):
             said = _at(own, FIELDS[name][0])
@@ -127,13 +127,13 @@ def _holds_fields(path: Path, found: Mapping[str, Any]) -> bool:
     return path.suffix == ".json" and not found.keys() & {"model", "data", "test_dataloader", "test_pipeline"}
 
 
-def _fields(given: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Fields under the spec's names as a configuration."""
+def _fields(given: dict[str, Any], path: Path, known: Collection[str] = tuple(FIELDS)) -> dict[str, Any]:
+    """Fields under the spec's names as a configuration; ``known`` are named where another one is given."""
     config: dict[str, Any] = {}
     for name, value in given.items():
         if name not in FIELDS:
             what = f"{path}: {name!r} is neither a field nor a part of a configuration"
-            raise CheckpointError(what, f"Fields are {', '.join(FIELDS)}.")
+            raise CheckpointError(what, f"Fields are {', '.join(known)}.")
         place, example = FIELDS[name]
         if not _is_like(value, example):
             examples = " or ".join(map(json.dumps, example if isinstance(example, tuple) else (example,)))
@@ -236,7 +236,8 @@ def _text(path: Path) -> str:
         if path.suffix not in (".py", ".json"):
             raise CheckpointError(f"{path}: a configuration is a .py or .json file", DUMPED)
         if not path.is_file():
-            raise CheckpointError(f"{path}: no such file" if not path.exists() else f"{path}: no ordinary file", DUMPED)
+            what = "not an ordinary file" if path.exists() else "no such file"
+            raise CheckpointError(f"{path}: {what}", DUMPED)
         with path.open("rb") as file:
             data = file.read(TEXT_LIMIT + 1)
         if len(data) > TEXT_LIMIT:
@@ -264,7 +265,7 @@ def _paths(base: Any, path: Path) -> list[str]:
     paths = list(base) if isinstance(base, (list, tuple)) else [] if base is None else [base]
     for name in paths:
         if not isinstance(name, str):
-            raise CheckpointError(f"{path}: _base_ {name!r} is no path", DUMPED)
+            raise CheckpointError(f"{path}: _base_ {name!r} is not a path", DUMPED)
         if "::" in name:
             what = f"{path}: _base_ {name!r} is in another package, which Denseport does not search"
             raise CheckpointError(what, DUMPED)

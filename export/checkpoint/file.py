@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from denseport.export.checkpoint.config import apply_config, parse_config, with_fields
+from denseport.export.checkpoint.config import CORRECT, apply_config, parse_config, with_fields
 from denseport.export.checkpoint.huggingface import folder as huggingface
 from denseport.export.checkpoint.labels import Colours, labels_of, plain_text
 from denseport.export.checkpoint.networks.original import DEPTH_ANYTHING, ISL, Layout, layout_of
@@ -27,6 +27,7 @@ from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.preprocessing import Preprocessing
 from denseport.runtime.errors import MachineError
 from denseport.runtime.system.files import sha256_of
+from denseport.runtime.system.machine import install_command
 
 __all__ = ["HUGGING_FACE", "Checkpoint", "read_checkpoint"]
 
@@ -62,6 +63,15 @@ class Checkpoint:
     def follows_mmseg(self) -> bool:
         """Whether its code is mmsegmentation's; the others compute a little else with the same weights."""
         return self.layout not in (HUGGING_FACE, DEPTH_ANYTHING, ISL)
+
+    @property
+    def correction(self) -> str:
+        """The remedy for a setting that the weights or Denseport contradict."""
+        if self.follows_mmseg:
+            return CORRECT
+        fields = FOLDER_FIELDS if self.layout == HUGGING_FACE else LAYOUT_FIELDS
+        own = " its config.json, or" if self.layout == HUGGING_FACE else ""
+        return f"Correct{own} the .json that is given by --config; it may say {', '.join(fields)}."
 
     @property
     def settings_from(self) -> str:
@@ -132,7 +142,7 @@ def read_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
         return _read_folder(path, config)
     try:
         if not path.is_file():
-            reason = "no ordinary file" if path.exists() else "no such file"
+            reason = "not an ordinary file" if path.exists() else "no such file"
             reason = f"this is a folder, without {huggingface.CONFIG}" if path.is_dir() else reason
             raise CheckpointError(f"{path}: {reason}", "Give the .pth or .safetensors file.")
         sha256 = sha256_of(path)
@@ -234,7 +244,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load_file
     except ImportError as err:
-        raise MachineError("safetensors is not installed", "pip install 'denseport[export]'") from err
+        raise MachineError("safetensors is not installed", install_command("export")) from err
     try:
         return load_file(path)
     except Exception as err:  # safetensors raises its own, OSError and ValueError alike
@@ -252,7 +262,7 @@ def _load_pickle(path: Path) -> Any:
         if called:
             what = repr(called[1]) if called[1] else "a function"
             raise CheckpointError(
-                f"{path}: refused: its pickle calls {what}, which is no part of a checkpoint's weights",
+                f"{path}: refused: its pickle calls {what}, which does not belong to a checkpoint's weights",
                 "Do not open this file with torch.load(weights_only=False) unless you trust its author; "
                 "save only the weights: torch.save({'meta': meta, 'state_dict': model.state_dict()}, …).",
             ) from err

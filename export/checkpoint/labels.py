@@ -144,7 +144,7 @@ def _ignore_index(path: Path, config: Mapping[str, Any], dataset: Mapping[str, A
         if index is not None:
             if type(index) is not int:
                 raise CheckpointError(
-                    f"{path}: ignore_index {index!r} is no whole number", "Correct the configuration."
+                    f"{path}: ignore_index {index!r} is not a whole number", "Correct the configuration."
                 )
             return index
     return IGNORED
@@ -191,7 +191,7 @@ def read_palette(path: Path) -> Colours:
     """A file with a colour a line, ``R G B`` or ``#rrggbb``, or a JSON list of triples.
 
     Raises:
-        InputError: no such file, or a line that is no colour.
+        InputError: no such file, or a line that is not a colour.
     """
     lines, remedy = _lines(path), "Give a line R G B (0..255) or #rrggbb for each class, or a JSON list of triples."
     if lines and lines[0].lstrip().startswith("["):
@@ -210,7 +210,7 @@ def read_palette(path: Path) -> Colours:
         elif line and not line.startswith("#"):
             colour = colours_of([re.split(r"[\s,]+", line)])
             if colour is None:
-                raise InputError(f"--palette {path}: line {number} is no colour: {plain_text(line)[:40]!r}", remedy)
+                raise InputError(f"--palette {path}: line {number} is not a colour: {plain_text(line)[:40]!r}", remedy)
             found += colour
     return tuple(found)
 

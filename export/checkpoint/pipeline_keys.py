@@ -66,7 +66,7 @@ HARMLESS: dict[str, frozenset[str]] = {
 def type_name(settings: Any) -> str:
     """The last part of ``type``: pure-Python configurations write whole paths, others a scope before the name."""
     if not isinstance(settings, Mapping) or "type" not in settings:
-        raise CheckpointError(f"the test path has the step {settings!r:.80}, which is no dict with a type", CORRECT)
+        raise CheckpointError(f"the test path has the step {settings!r:.80}, which is not a dict with a type", CORRECT)
     return str(last_part(settings["type"]))
 
 

@@ -125,7 +125,7 @@ def _kind(checkpoint: Checkpoint) -> type[Reader]:
     if mine := next((reader for reader, reason in reasons.items() if reason is None), None):
         return mine
     why = "; ".join(f"{reader.kinds['decode_head']}: {reason}" for reader, reason in reasons.items())
-    raise unknown_network(checkpoint.path, shapes, model, f"its head is none that Denseport knows ({why})")
+    raise unknown_network(checkpoint.path, shapes, model, f"its head is not one that Denseport knows ({why})")
 
 
 def _differences(spec: ModelSpec, published: ModelSpec) -> list[str]:

@@ -41,7 +41,7 @@ def inference_of(checkpoint: Checkpoint, usual: Usual = USUAL) -> tuple[Inferenc
         ]
     try:
         if not isinstance(test, Mapping):
-            raise ValueError("it is no dict")
+            raise ValueError("it is not a dict")
         own = check_keys("model.test_cfg", test)
         if own["mode"] == "whole":
             return Inference(), []

@@ -18,7 +18,7 @@ PARSER_REMEDIES = (
     ("Plugin not found", "TensorRT does not know this operator: replace it in the model, or register its plugin."),
     ("must have same input types", "Its inputs differ in type: the graph needs a Cast, or another precision policy."),
     ("ntialiasing is not supported", "Export the resize without antialias."),
-    ("Failed to parse the ONNX model", "The file is no ONNX model: export or import it again."),
+    ("Failed to parse the ONNX model", "The file is not an ONNX model: export or import it again."),
     ("", "This TensorRT cannot run the operator: rewrite that layer, or try a newer release."),
 )
 # What the machine lacks if the builder logs this, and the remedy; the first that is found counts.

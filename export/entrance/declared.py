@@ -13,7 +13,7 @@ from typing import Any
 from denseport.export.checkpoint.labels import colours_of
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.decode import decode_dataclass
-from denseport.runtime.bundle.manifest import OUTPUTS, DepthOutput, Inference, Manifest
+from denseport.runtime.bundle.manifest import NOT_OF_DEPTH, OUTPUTS, DepthOutput, Inference, Manifest
 from denseport.runtime.bundle.preprocessing import (
     Preprocessing,
     check_steps,
@@ -72,7 +72,8 @@ class Settings:
         Raises:
             InputError: no such file, no JSON, a field that is unknown, mistyped, or no such setting.
         """
-        remedy = "Give a JSON object with fields of a manifest: " + ", ".join(f.name for f in dataclasses.fields(cls))
+        remedy = "Give a JSON object with fields of a manifest: "
+        names = [each.name for each in dataclasses.fields(cls)]
         try:
             with path.open("rb") as file:
                 data = file.read(TEXT_LIMIT + 1)
@@ -81,14 +82,16 @@ class Settings:
             found = json.loads(data)
         except (OSError, ValueError, RecursionError) as err:
             reason = getattr(err, "strerror", None) or err
-            raise InputError(f"--from-json {path}: cannot be read: {reason}", remedy) from err
+            raise InputError(f"--from-json {path}: cannot be read: {reason}", remedy + ", ".join(names)) from err
+        if isinstance(found, dict) and found.get("task") == "depth":
+            names = [name for name in names if name not in NOT_OF_DEPTH]
         try:
             settings = decode_dataclass(cls, found, str(path), "settings")
             if settings.preprocess is not None:
                 check_steps(settings.preprocess)
             return settings
         except (BundleError, ValueError) as err:
-            raise InputError(f"--from-json {getattr(err, 'message', err)}", remedy) from err
+            raise InputError(f"--from-json {getattr(err, 'message', err)}", remedy + ", ".join(names)) from err
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class Declared:
     def _check_task(self) -> None:
         """Refuse what is of the other task, and a depth of which nothing is said."""
         if not self.is_depth and (self.depth, self.align_corners) != (None, None):
-            what = "--unit, --larger-is, --interpolation and --align-corners are of depth networks"
+            what = "--unit, --larger-is, --interpolation and --align-corners apply to depth networks"
             raise InputError(what, "Add --task depth, or leave them out.")
         if self.is_depth and self.depth_output is None:
             what = "nothing says what the numbers of the depth network mean"

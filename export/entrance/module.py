@@ -63,7 +63,7 @@ def export_module(
     """
     output, progress = Path(output), progress or Silent()
     if not isinstance(module, nn.Module):
-        raise InputError(f"a {type(module).__name__} is no torch.nn.Module", "Wrap it in one.")
+        raise InputError(f"a {type(module).__name__} is not a torch.nn.Module", "Wrap it in one.")
     if any(value.dtype in (torch.float16, torch.bfloat16) for value in module.parameters()):
         raise InputError("the module has weights in 16 bits; a bundle's source is FP32", "Call module.float() first.")
     if module.training:

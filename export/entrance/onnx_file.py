@@ -48,7 +48,7 @@ def read_onnx(path: Path) -> ForeignModel:
     """Read an ONNX file.
 
     Raises:
-        ExportError: no ordinary file, no ONNX, weights that lie elsewhere or are cut short, operators that are not
+        ExportError: not an ordinary file, no ONNX, weights that lie elsewhere or are cut short, operators that are not
             ONNX's own, weights in FP16, or a quantized graph.
     """
     files = (path, *_weight_files(path))
@@ -80,7 +80,7 @@ def _weight_files(path: Path) -> list[Path]:
         if not path.exists():
             raise ExportError(f"{path}: no such file", "Give an ONNX file.")
         if not path.is_file():
-            raise ExportError(f"{path}: no ordinary file", "Give an ONNX file.")
+            raise ExportError(f"{path}: not an ordinary file", "Give an ONNX file.")
         if path.stat().st_size > PROTOBUF_LIMIT:
             raise ExportError(f"{path}: larger than 2 GiB, as no ONNX file is", "Keep its weights in a second file.")
         locations = sorted(external_files(path))
@@ -92,7 +92,7 @@ def _weight_files(path: Path) -> list[Path]:
         file = path.parent / name
         if not name or Path(name).name != name or file.is_symlink():
             raise ExportError(
-                f"{path}: has weights in {plain_text(name)!r}, which is no file beside it",
+                f"{path}: has weights in {plain_text(name)!r}, which is not a file beside it",
                 "Do not use this file unless you know why; save the model with its weights beside it.",
             )
         if not file.is_file():

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from denseport.runtime.bundle.comparison import proof_here
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.preprocessing import needs_pillow
 from denseport.runtime.errors import InputError, OutputError
+from denseport.runtime.system.clock import timestamp
 from denseport.runtime.system.files import sha256_of, write_atomic
 from denseport.runtime.system.progress import Progress
 
@@ -44,8 +44,7 @@ def refuse_inside(output: Path, files: Sequence[Path | None], *, replace: bool) 
 def made_with(packages: Sequence[str], warnings: Sequence[str]) -> dict[str, Any]:
     """The end of a manifest's provenance: when, with which versions, and what was warned of."""
     versions = {package: version(package) for package in ("denseport", *packages)}
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"created": created, **versions, "warnings": list(warnings)}
+    return {"created": timestamp(), **versions, "warnings": list(warnings)}
 
 
 def renamed(manifest: Manifest, name: str | None, progress: Progress) -> Manifest:

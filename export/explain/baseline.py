@@ -59,7 +59,7 @@ def torch_baseline(manifest: Manifest, checkpoint: Path | None, threads: int | N
         CheckpointError: the checkpoint cannot be read, or is of another network than the bundle's.
     """
     if not manifest.spec:
-        what = f"{manifest.name} ({manifest.architecture}) is no network that Denseport builds: there is none in torch"
+        what = f"{manifest.name} ({manifest.architecture}) is not built by Denseport, so there is no torch module of it"
         raise InputError(what, "Leave --baseline out.")
     if threads is not None:
         torch.set_num_threads(threads)

@@ -271,7 +271,7 @@ def _run(segmenter: Segmenter, images: Dataset) -> _Measured:
         views = segmenter.predict(segmenter.read(sample.image))
         finite = all(np.isfinite(part.logits.sum(dtype=np.float64)) for view in views for part in view)
         non_finite += not finite
-        masks.append(segmenter.decide(views))
+        masks.append(segmenter.decide(views)[0])
         total.update(images.read_mask(sample, total.n_classes), masks[-1])
     return _Measured(masks, float(mean_iou(total.intersect, total.union)), non_finite)
 

@@ -31,7 +31,7 @@ def read_model(path: Path) -> ir.Model:
     """A model with all its weights in memory, so that it can be written elsewhere than beside its external data.
 
     Raises:
-        ExportError: it is no ONNX model, or its external data cannot be read.
+        ExportError: it is not an ONNX model, or its external data cannot be read.
     """
     try:
         model = ir.load(path)
@@ -88,7 +88,7 @@ def save_model(model: ir.Model, output: Path, limit: int = PROTOBUF_LIMIT) -> No
         limit: bytes of weights beyond which they go to ``output`` + ".data".
 
     Raises:
-        ExportError: it is no valid ONNX.
+        ExportError: it is not valid ONNX.
         OutputError: ``output`` cannot be written.
     """
     data = output.with_name(f"{output.name}.data")
@@ -100,7 +100,7 @@ def save_model(model: ir.Model, output: Path, limit: int = PROTOBUF_LIMIT) -> No
         try:
             onnx.checker.check_model(whole, full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
-            raise ExportError(f"the written model is no valid ONNX: {err}", "Please report this.") from err
+            raise ExportError(f"the written model is not valid ONNX: {err}", "Please report this.") from err
         with writing(output):
             if large:
                 whole.with_name(data.name).replace(data)

@@ -23,6 +23,7 @@ from denseport.export.errors import ExportError
 from denseport.export.graph.model import serialise
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.system.cpus import usable_cpus
+from denseport.runtime.system.machine import install_command
 
 __all__ = ["Probe", "Ranges", "in_groups", "observe", "open_session"]
 
@@ -175,7 +176,7 @@ def open_session(
     try:
         import onnxruntime
     except ImportError as err:
-        raise MachineError("ONNX Runtime is not installed", "pip install 'denseport[onnxruntime]'") from err
+        raise MachineError("ONNX Runtime is not installed", install_command("onnxruntime")) from err
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cpus()
     options.log_severity_level = 3

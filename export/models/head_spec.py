@@ -71,7 +71,7 @@ class FusionSpec(HeadSpec):
         super().__post_init__()
         self._need(4, "the four levels that DPT fuses")
         if self.readout not in READOUTS:
-            raise ValueError(f"readout {self.readout!r} is none of {', '.join(READOUTS)}")
+            raise ValueError(f"readout {self.readout!r} is not one of {', '.join(READOUTS)}")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class DepthAnythingHeadSpec(DepthHeadSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_depth is not None and not 0 < self.max_depth < float("inf"):
-            raise ValueError(f"max_depth {self.max_depth} is no depth")
+            raise ValueError(f"max_depth {self.max_depth} is not a depth")
 
     @property
     def metres(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from denseport.export.models.head_spec import (
     DepthAnythingHeadSpec,
@@ -54,6 +54,8 @@ class Preset:
     scale: tuple[int, int] = (2048, 512)  # limits of the longer and the shorter side of an image, pixels
     slide: tuple[int, int] | None = None  # side and stride of the windows, pixels; None: whole images
     licence: str = PERMISSIVE  # of the weights
+
+    figures: ClassVar[dict[str, tuple[float, float]]] = {}  # of depth alone
 
     @property
     def released(self) -> str:
@@ -231,13 +233,18 @@ class DepthPreset:
         return self.name, self.hub
 
     @property
+    def figures(self) -> dict[str, tuple[float, float]]:
+        """AbsRel and d1, by data set."""
+        found = {"NYUv2": self.nyu, "KITTI": self.kitti}
+        return {name: pair for name, pair in found.items() if pair is not None}
+
+    @property
     def protocol(self) -> str:
         """What was published, in words."""
-        if self.nyu is None or self.kitti is None:
+        if not self.figures:
             return "no figure on NYUv2 or KITTI was published with these weights"
-        (nyu, nyu_1), (kitti, kitti_1) = self.nyu, self.kitti
-        figures = f"AbsRel {nyu:.3f}, d1 {nyu_1:.3f} on NYUv2; AbsRel {kitti:.3f}, d1 {kitti_1:.3f} on KITTI"
-        return f"zero-shot, scale and shift fitted to each image: {figures}"
+        said = (f"AbsRel {abs_rel:.3f}, d1 {d1:.3f} on {name}" for name, (abs_rel, d1) in self.figures.items())
+        return f"zero-shot, scale and shift fitted to each image: {'; '.join(said)}"
 
 
 def _depth_anything(

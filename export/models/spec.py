@@ -49,7 +49,7 @@ class ViTSpec:
     def __post_init__(self) -> None:
         _check_channels(self.in_channels)
         if self.interpolate_mode not in INTERPOLATIONS:
-            raise ValueError(f"interpolate_mode {self.interpolate_mode!r} is none of {', '.join(INTERPOLATIONS)}")
+            raise ValueError(f"interpolate_mode {self.interpolate_mode!r} is not one of {', '.join(INTERPOLATIONS)}")
         check_eps(self.norm_eps)
         if self.num_heads < 1 or self.embed_dims % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide embed_dims {self.embed_dims}")

@@ -16,6 +16,7 @@ from denseport.runtime.backends.session import Session
 from denseport.runtime.bundle.artifact import ANY, FOR_CPU, FOR_TENSORRT
 from denseport.runtime.errors import BundleError, DenseportError, InputError, MachineError, is_out_of_memory
 from denseport.runtime.system.cpus import check_threads, usable_cpus
+from denseport.runtime.system.machine import install_command
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "Tensorrt
 # Products of FP32 that are FP32, not TF32's 10 bits; convolutions chosen by rule, not tried out for each new size.
 SETTINGS = {CUDA: {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}}
 CUDA_LIBRARIES = (
-    "pip install 'denseport[onnxruntime-gpu]' brings CUDA's libraries and cuDNN; NVIDIA's driver must be as new. For "
-    "the CPU: --provider CPUExecutionProvider"
+    "{} brings CUDA's libraries and cuDNN; NVIDIA's driver must be as new. For the CPU: --provider CPUExecutionProvider"
 )
 FREE_MEMORY = "Give smaller images or batches, or free some memory."
 
@@ -68,7 +68,7 @@ class OnnxRuntimeSession(Session):
             import onnxruntime
         except ImportError as err:
             raise MachineError(
-                "ONNX Runtime is not installed", "pip install 'denseport[onnxruntime]' (or onnxruntime-gpu)"
+                "ONNX Runtime is not installed", f"{install_command('onnxruntime')} (or onnxruntime-gpu)"
             ) from err
         known = {RTX, *onnxruntime.get_all_providers()}
         if unknown := [name for name in providers if name not in known]:
@@ -79,7 +79,7 @@ class OnnxRuntimeSession(Session):
             raise MachineError(
                 f"this ONNX Runtime has no {', '.join(missing)}; it has "
                 f"{', '.join(onnxruntime.get_available_providers())}",
-                "pip install 'denseport[onnxruntime-gpu]' on a machine with an NVIDIA GPU, or choose another provider.",
+                f"{install_command('onnxruntime-gpu')} on a machine with an NVIDIA GPU, or choose another provider.",
             )
         try:
             str(path).encode()
@@ -106,7 +106,8 @@ class OnnxRuntimeSession(Session):
             raise _opening_error(path, providers[0], err) from err
         first = self._session.get_providers()[0]
         if first != providers[0]:
-            remedy = CUDA_LIBRARIES if {CUDA, TENSORRT} & set(providers) else "Choose another provider."
+            cuda = CUDA_LIBRARIES.format(install_command("onnxruntime-gpu"))
+            remedy = cuda if {CUDA, TENSORRT} & set(providers) else "Choose another provider."
             raise MachineError(f"ONNX Runtime cannot start {providers[0]}, and would take {first}{said}", remedy)
         self.on_gpu, self._on_cuda = first != CPU, first == CUDA
         self._path = path

@@ -19,6 +19,7 @@ from denseport.runtime.backends.session import Session
 from denseport.runtime.errors import BundleError, MachineError, OutputError, is_out_of_memory
 from denseport.runtime.system.cpus import check_threads, has_bf16, has_vnni, usable_cpus
 from denseport.runtime.system.files import cache_folder, sha256_of, write_atomic
+from denseport.runtime.system.machine import install_command
 from denseport.runtime.system.text import count
 
 __all__ = ["NO_BF16", "NO_VNNI", "OLDEST", "OpenVinoSession", "why_no_openvino"]
@@ -26,7 +27,6 @@ __all__ = ["NO_BF16", "NO_VNNI", "OLDEST", "OpenVinoSession", "why_no_openvino"]
 OLDEST = (2025, 0)  # the first release that was tested
 NO_BF16 = "this processor has no BF16 arithmetic (avx512_bf16 or amx_bf16; bf16 on ARM)"
 NO_VNNI = "this processor has no VNNI (avx512_vnni or avx_vnni; asimddp on ARM): OpenVINO's INT8 sums saturate there"
-INSTALL = "pip install 'denseport[openvino]'"
 TYPES = {"fp32": "f32", "bf16": "bf16"}  # a precision as OpenVINO calls it
 INPUT = "image"
 REQUESTS = 2  # images at a time: one computes on all threads, one is before or behind it
@@ -37,10 +37,11 @@ FREE_MEMORY = "Give smaller images or batches, or free some memory."
 def why_no_openvino(version: str | None) -> tuple[str, str]:
     """Why an OpenVINO of that version, None: none, cannot be used, and the remedy; two empty strings if it can."""
     if version is None:
-        return "OpenVINO is not installed", INSTALL
+        return "OpenVINO is not installed", install_command("openvino")
     if (found := re.match(r"(\d+)\.(\d+)", version)) and (int(found[1]), int(found[2])) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
-        return f"OpenVINO {version} is too old: {oldest} is the oldest that works", f"{INSTALL} --upgrade"
+        what = f"OpenVINO {version} is too old: {oldest} is the oldest that works"
+        return what, f"{install_command('openvino')} --upgrade"
     return "", ""
 
 
@@ -176,7 +177,7 @@ def _library() -> Any:
         with _hidden("openvino_telemetry"):
             import openvino
     except ImportError as err:
-        raise MachineError("OpenVINO is not installed", INSTALL) from err
+        raise MachineError("OpenVINO is not installed", install_command("openvino")) from err
     reason, remedy = why_no_openvino(openvino.__version__)
     if reason:
         raise MachineError(reason, remedy)

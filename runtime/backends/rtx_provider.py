@@ -14,12 +14,12 @@ from typing import Any
 from denseport.runtime.bundle.engine_record import Profile
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.system.files import cache_folder
+from denseport.runtime.system.machine import install_command
 
 __all__ = ["RTX_PROVIDER", "add_rtx_provider", "profile_options"]
 
 CPU, RTX_PROVIDER = "CPUExecutionProvider", "NvTensorRTRTXExecutionProvider"
 PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
-INSTALL = "pip install 'denseport[onnxruntime-rtx]'"
 OTHERWISE = "Choose another provider, or leave it out."
 
 
@@ -71,7 +71,8 @@ def _register() -> None:
     try:
         package = importlib.import_module(PACKAGE)
     except ImportError as err:
-        raise MachineError(f"this ONNX Runtime has no {RTX_PROVIDER}: {err}", INSTALL) from err
+        what = f"this ONNX Runtime has no {RTX_PROVIDER}: {err}"
+        raise MachineError(what, install_command("onnxruntime-rtx")) from err
     try:
         onnxruntime.register_execution_provider_library(RTX_PROVIDER, package.get_library_path())
     except Exception as err:  # ONNX Runtime raises a class of its own for every status code

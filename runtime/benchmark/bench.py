@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.benchmark.load import LoadMonitor
-from denseport.runtime.benchmark.report import as_dict, recorded_miou, write_report
+from denseport.runtime.benchmark.report import as_dict, recorded_accuracy, write_report
 from denseport.runtime.benchmark.speed import Plan, Result, run_bench, speed_warnings, synthetic_image
 from denseport.runtime.benchmark.startup import measure_startup
 from denseport.runtime.bundle.bundle import Bundle
@@ -25,6 +25,7 @@ from denseport.runtime.segmenter.opening import open_predictor
 from denseport.runtime.segmenter.predictor import Predictor
 from denseport.runtime.system.arguments import optional_path, several
 from denseport.runtime.system.files import refuse_unwritable
+from denseport.runtime.system.machine import install_command
 from denseport.runtime.system.progress import Progress, Silent
 
 __all__ = ["Bench", "bench"]
@@ -139,7 +140,7 @@ def _open(
     for name in artifacts or bundle.manifest.artifacts:
         progress.say(f"opening {name}")
         try:
-            recorded_miou(bundle, name)  # a damaged record, before hours of work
+            recorded_accuracy(bundle, name)  # a damaged record, before hours of work
             opened.append(stack.enter_context(open_predictor(bundle, artifact=name, threads=threads)))
         except DenseportError as err:
             if artifacts or (name == bundle.manifest.source and not isinstance(err, MachineError)):
@@ -156,7 +157,7 @@ def _baseline(name: str, other: Predictor[Any], checkpoint: Path | str | None, t
         (entry,) = entry_points(group="denseport.baselines", name=name)
         make = entry.load()
     except (ImportError, ValueError) as err:
-        raise MachineError(f"--baseline {name}: not installed: {err}", "pip install 'denseport[export]'") from err
+        raise MachineError(f"--baseline {name}: not installed: {err}", install_command("export")) from err
     session = make(other.manifest, None if checkpoint is None else Path(checkpoint), threads)
     return open_predictor(other.bundle, artifact=name, protocol=other.protocol, session=session, threads=threads)
 

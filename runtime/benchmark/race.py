@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -21,6 +20,7 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.verdict import MachineVerdict, kind_of
 from denseport.runtime.segmenter.opening import open_predictor
 from denseport.runtime.segmenter.predictor import Predictor
+from denseport.runtime.system.clock import timestamp
 from denseport.runtime.system.machine import inspect_machine
 
 __all__ = ["FASTER", "TIMED", "judge_audited", "measured_here", "race", "speed_ratio"]
@@ -71,7 +71,7 @@ def measured_here(*, on_gpu: bool) -> dict[str, Any]:
         "machine": kind_of(machine, on_gpu=on_gpu),
         "cpus": machine.cpus,
         "versions": machine.summary()["packages"],
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": timestamp(),
     }
 
 

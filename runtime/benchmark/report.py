@@ -22,10 +22,12 @@ from denseport.runtime.system.files import write_atomic
 from denseport.runtime.system.machine import inspect_machine
 from denseport.runtime.system.text import number
 
-__all__ = ["as_dict", "recorded_miou", "table", "write_report"]
+__all__ = ["as_dict", "recorded_accuracy", "table", "write_report"]
 
 _TEMPLATE = Path(__file__).with_name("report.html")
-_LEAST_POINTS = 2.0  # of mIoU on the plot's axis, so that a hundredth of a point looks as little as it is
+# The figure of each task that a record has, and the least that the plot's axis spans, so that a hundredth of a point
+# looks as little as it is.
+_FIGURES = {"segmentation": ("mIoU", 2.0), "depth": ("AbsRel", 0.01)}
 
 
 def as_dict(
@@ -43,6 +45,7 @@ def as_dict(
     return {
         "bundle": str(bundle.path),
         "model": bundle.manifest.name,
+        "task": bundle.manifest.task,
         "measured": {
             "image": [image.shape[0], image.shape[1]],
             "network_input": list(tensor.shape),
@@ -71,16 +74,20 @@ def _row(
         "images_per_second": {str(callers): round(rate, 3) for callers, rate in result.throughput.items()},
         "batch_images_per_second": {str(size): round(rate, 3) for size, rate in result.batches.items()},
         "start": {key: round(value, 1) for key, value in start.items()} if start else None,
-        "mIoU": recorded_miou(bundle, result.name),
+        **recorded_accuracy(bundle, result.name),
     }
 
 
-def recorded_miou(bundle: Bundle, name: str) -> float | None:
-    """Of an artifact, percent; None where it was not measured. Raises BundleError for a damaged record."""
-    artifact = bundle.manifest.artifacts.get(name)
+def recorded_accuracy(bundle: Bundle, name: str) -> dict[str, float | None]:
+    """An artifact's mIoU, percent, or AbsRel by its name; None where it was not measured.
+
+    Raises:
+        BundleError: a damaged record.
+    """
+    artifact, figure = bundle.manifest.artifacts.get(name), _FIGURES[bundle.manifest.task][0]
     with reading_record(f"{bundle.path}: {name}"):
-        miou = artifact.record.get("accuracy", {}).get("mIoU") if artifact else None
-        return None if miou is None else float(miou)
+        value = artifact.record.get("accuracy", {}).get(figure) if artifact else None
+        return {figure: None if value is None else float(value)}
 
 
 def _percentiles(latency: Latency) -> dict[str, float | None]:
@@ -92,8 +99,8 @@ def table(report: Mapping[str, Any]) -> str:
     """For the terminal."""
     measured = report["measured"]
     height, width = measured["image"]
-    rows = [_HEAD, *(_cells(row) for row in report["rows"])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    rows = [_head(report), *(_cells(row, report) for row in report["rows"])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     shape = " x ".join(map(str, measured["network_input"]))
     lines = [
         f"{report['model']}, image {width} x {height}, network input {shape}",
@@ -119,17 +126,20 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-_HEAD = ("artifact", "session p50", "p90", "p99 ms", "whole p50", "p90", "p99 ms", "start ms", "memory MiB", "mIoU")
+def _head(report: Mapping[str, Any]) -> tuple[str, ...]:
+    times = ("session p50", "p90", "p99 ms", "whole p50", "p90", "p99 ms", "start ms", "memory MiB")
+    return ("artifact", *times, _FIGURES[report["task"]][0])
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(row: Mapping[str, Any], report: Mapping[str, Any]) -> tuple[str, ...]:
+    figure = _FIGURES[report["task"]][0]
     session, whole, start = row["session_ms"], row["whole_ms"], row["start"]
     return (
         row["artifact"],
         *(number(value, 1) for value in (*session.values(), *whole.values())),
         number(start and sum(start[name] for name in ("import_ms", "open_ms", "first_ms")), 0),
         number(start and start.get("peak_mib"), 0),
-        number(row["mIoU"]),
+        number(row[figure], 4 if figure == "AbsRel" else 2),
     )
 
 
@@ -144,31 +154,33 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
         OutputError: the place cannot be written.
     """
     write_atomic(folder / "bench.json", (json.dumps(report, indent=1) + "\n").encode())
-    rows = report["rows"]
-    drawn = [row for row in rows if row["mIoU"] is not None]
+    rows, (figure, least) = report["rows"], _FIGURES[report["task"]]
+    drawn = [row for row in rows if row[figure] is not None]
     page = render(
         _TEMPLATE,
         report=report,
-        plot=_pareto(drawn),
+        plot=_pareto(drawn, figure, least),
         unknown=[row["artifact"] for row in rows if row not in drawn],
-        head=_HEAD,
-        rows=[_cells(row) for row in rows],
+        head=_head(report),
+        rows=[_cells(row, report) for row in rows],
         printed=table(report),
     )
     write_atomic(folder / "bench.html", page.encode())
     return folder / "bench.html"
 
 
-def _pareto(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Speed against mIoU as an SVG, each artifact a point; "" without one."""
+def _pareto(rows: Sequence[Mapping[str, Any]], figure: str, least: float) -> str:
+    """Speed against accuracy as an SVG, each artifact a point; "" without one."""
     if not rows:
         return ""
-    points = [(1000 / row["whole_ms"]["p50"], float(row["mIoU"])) for row in rows]
-    names = [f"{row['artifact']}, {y:.2f} %" for row, (_, y) in zip(rows, points, strict=True)]
-    words = "; ".join(f"{name} mIoU, {x:.2f} images/s" for name, (x, _) in zip(names, points, strict=True))
+    is_miou = figure == "mIoU"
+    points = [(1000 / row["whole_ms"]["p50"], float(row[figure])) for row in rows]
+    shown = [f"{y:.2f} %" if is_miou else f"{y:.4f}" for _, y in points]
+    names = [f"{row['artifact']}, {text}" for row, text in zip(rows, shown, strict=True)]
+    words = "; ".join(f"{name} {figure}, {x:.2f} images/s" for name, (x, _) in zip(names, points, strict=True))
     return chart(
         f"Speed against accuracy. {words}",
-        Axis("images/s, one caller, image to mask", zero=True),
-        Axis("mIoU, %", least=_LEAST_POINTS),
+        Axis(f"images/s, one caller, image to {'mask' if is_miou else 'depth'}", zero=True),
+        Axis("mIoU, %" if is_miou else "AbsRel, less is better", least=least),
         [Series("", points, names, line=False)],
     )

@@ -115,7 +115,7 @@ class Result:
     name: str
     description: str
     session: Latency
-    whole: Latency  # image to mask
+    whole: Latency  # image to mask or depth
     throughput: dict[int, float] = field(default_factory=dict)  # callers at once -> images a second
     batches: dict[int, float] = field(default_factory=dict)  # batch -> images a second of the session
 
@@ -152,14 +152,14 @@ def run_bench(
     progress = progress or Silent()
     alone = {each.artifact: partial(each.session.run, tensor) for each in segmenters}
     whole = {each.artifact: partial(each, image) for each in segmenters}
-    seconds = expected_seconds(plan, _warm(alone, "session", progress), _warm(whole, "image to mask", progress))
+    seconds = expected_seconds(plan, _warm(alone, "session", progress), _warm(whole, "from image to result", progress))
     words = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
     progress.say(
         f"measuring takes about {words}; lower --rounds ({plan.rounds}) or --seconds ({plan.seconds:g}) to shorten it"
     )
     progress.say("latency of the sessions")
     sessions = _latencies(alone, plan)
-    progress.say("latency from image to mask")
+    progress.say("latency from image to result")
     wholes = _latencies(whole, plan)
     throughput: dict[int, dict[str, float]] = {}
     for callers in plan.concurrency:
@@ -201,7 +201,7 @@ def expected_seconds(plan: Plan, sessions: Sequence[float], wholes: Sequence[flo
     """How long `run_bench` takes once everything is warm.
 
     Args:
-        sessions, wholes: seconds of one run, of each session and from image to mask.
+        sessions, wholes: seconds of one run, of each session and from image to mask or depth.
     """
 
     def turns(times: Sequence[float], at_least: int = 1) -> float:

@@ -83,4 +83,4 @@ class Artifact:
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name} {value!r} is none of {', '.join(allowed)}")
+        raise ValueError(f"{name} {value!r} is not one of {', '.join(allowed)}")

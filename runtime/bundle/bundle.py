@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from denseport.runtime.system.files import (
     writing,
 )
 
-__all__ = ["MANIFEST", "Bundle", "has_manifest", "new_bundle", "refuse_other_task"]
+__all__ = ["LOCK", "MANIFEST", "Bundle", "has_manifest", "new_bundle", "refuse_other_task"]
 
 MANIFEST = "manifest.json"
 LOCK = ".denseport-lock"  # there while a process writes the bundle; no file of any artifact
@@ -53,11 +54,13 @@ class Bundle:
             if not file.exists():
                 raise BundleError(f"{self.path}: not a bundle: no {MANIFEST} in it", MAKE_ONE)
             if not file.is_file():  # reading a pipe would wait for ever
-                raise BundleError(f"{file}: cannot be read: no ordinary file", EXPORT_AGAIN)
+                raise BundleError(f"{file}: cannot be read: not an ordinary file", EXPORT_AGAIN)
             if file.stat().st_size > LARGEST_MANIFEST:
                 raise BundleError(f"{file}: larger than {LARGEST_MANIFEST >> 20} MiB: no manifest", EXPORT_AGAIN)
-            text = file.read_text(encoding="utf-8")
+            data = file.read_bytes()
+            text = data.decode()
         self.manifest = Manifest.from_json(text, str(file))
+        self.digest = sha256(data).hexdigest()  # of the manifest's file, as it was read or written last
 
     def artifact(self, name: str) -> Artifact:
         """The manifest's entry for an artifact.
@@ -129,7 +132,7 @@ class Bundle:
             OutputError: the folder cannot be written.
         """
         files = tuple(files)
-        with self._locked():
+        with self.locked():
             lost = {name, *self.outdated_by(artifact)}
             if files:
                 self._write({key: value for key, value in self.manifest.artifacts.items() if key not in lost})
@@ -158,7 +161,7 @@ class Bundle:
             OutputError: the folder cannot be written.
         """
         files = self.artifact(name).files
-        with self._locked():
+        with self.locked():
             artifact = self.manifest.artifacts.get(name)
             if artifact is None or artifact.files != files:
                 raise BundleError(f"{self.path}: {name} was replaced meanwhile", "Measure the new one.")
@@ -166,21 +169,34 @@ class Bundle:
             noted = dataclasses.replace(artifact, proof=kept, record={**artifact.record, **record})
             self._write({**self.manifest.artifacts, name: noted})
 
+    def keep_temperature(self, temperature: float) -> None:
+        """Keep the temperature of the scores; `denseport.runtime.bundle.manifest.TEMPERATURES` has its limits.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        with self.locked():
+            self._write_manifest(dataclasses.replace(self.manifest, temperature=temperature))
+
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """The bundle for this process alone, and its manifest as it now is; others wait."""
         with ExitStack() as stack:
             with writing(self.path):
                 stack.enter_context(locked(self.path / LOCK))
-            self.manifest = Bundle(self.path).manifest
+            now = Bundle(self.path)
+            self.manifest, self.digest = now.manifest, now.digest
             remove_temporary_files(self.path / MANIFEST)
             yield
 
     def _write(self, artifacts: dict[str, Artifact]) -> None:
         if artifacts != self.manifest.artifacts:
-            manifest = dataclasses.replace(self.manifest, artifacts=artifacts)
-            write_atomic(self.path / MANIFEST, manifest.to_json().encode())
-            self.manifest = manifest
+            self._write_manifest(dataclasses.replace(self.manifest, artifacts=artifacts))
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        data = manifest.to_json().encode()
+        write_atomic(self.path / MANIFEST, data)
+        self.manifest, self.digest = manifest, sha256(data).hexdigest()
 
 
 def refuse_other_task(bundle: Bundle, wanted: str, instead: str | None = None) -> None:

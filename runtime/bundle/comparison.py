@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from denseport.runtime.bundle.artifact import ANY, FLOATS, FOR_OPENVINO, Artifact, Proof
 from denseport.runtime.bundle.engine_record import BuildRecord
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.verdict import kind_of
+from denseport.runtime.system.clock import timestamp
 from denseport.runtime.system.machine import inspect_machine
 
 __all__ = ["comparing_command", "proof_here", "proved"]
@@ -38,7 +37,7 @@ def proof_here(
     else:
         machine = kind_of(inspect_machine(look_for_gpus=on_gpu), on_gpu=on_gpu)
     arithmetic = float_precision if on_gpu or emulated or target == FOR_OPENVINO else "fp32"
-    return Proof(against, arithmetic, machine, datetime.now(UTC).isoformat(timespec="seconds"), figures)
+    return Proof(against, arithmetic, machine, timestamp(), figures)
 
 
 def proved(artifact: Artifact) -> str:

@@ -97,7 +97,7 @@ class BuildRecord:
 
     def __post_init__(self) -> None:
         if self.flavour not in TITLES:
-            raise ValueError(f"flavour {self.flavour!r} is none of {', '.join(TITLES)}")
+            raise ValueError(f"flavour {self.flavour!r} is not one of {', '.join(TITLES)}")
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -19,9 +19,17 @@ from denseport.runtime.bundle.steps import LARGEST_SIDE, Augmentation
 from denseport.runtime.errors import BundleError
 from denseport.runtime.system.terminal import CONTROLS
 
-__all__ = ["FORMAT_VERSION", "OUTPUTS", "DepthOutput", "Inference", "Manifest", "NetworkInput", "Reference"]
+__all__ = [
+    "FORMAT_VERSION", "NOT_OF_DEPTH", "OUTPUTS", "TEMPERATURES", "DepthOutput", "Inference", "Manifest", "NetworkInput",
+    "Reference",
+]  # fmt: skip
 
 FORMAT_VERSION = 2
+TEMPERATURES = (0.05, 20.0)  # least and largest
+NOT_OF_DEPTH = (  # fields that mean nothing for it
+    "classes", "palette", "threshold", "reduce_zero_label", "label_map", "augmentation", "scores", "ignore_index",
+    "temperature",
+)  # fmt: skip
 OUTPUTS = {"segmentation": "logits", "depth": "depth"}  # of each task: what its network gives, and its tensor's name
 # Names are printed, one a line: a name with a line break could add any line.
 _UNPRINTABLE = re.compile(f"[\t\n{CONTROLS}]")
@@ -58,6 +66,7 @@ class Reference:
     mIoU: float | None  # percent, single scale
     mIoU_ms_flip: float | None  # percent, multi-scale and flip
     recognised_by: str  # why this checkpoint is taken for that model
+    figures: dict[str, tuple[float, float]] = field(default_factory=dict)  # of depth: AbsRel and d1 by data set
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,7 @@ class Manifest:
     scores: bool = (
         True  # a softmax over the logits gives the network's probabilities; False: the largest counts, no more
     )
+    temperature: float = 1.0  # the logits are divided by it for probabilities; the classes do not depend on it
     label_map: dict[str, int] = field(default_factory=dict)  # a label in the masks, 0 dropped, to its class
     ignore_index: int = 255  # the label that is not counted, once mapped
     artifacts: dict[str, Artifact] = field(default_factory=dict)
@@ -136,7 +146,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if self.task not in OUTPUTS:
-            raise ValueError(f"task {self.task!r} is none of {', '.join(OUTPUTS)}")
+            raise ValueError(f"task {self.task!r} is not one of {', '.join(OUTPUTS)}")
         self._check_depth() if self.task == "depth" else self._check_classes()
         check_steps(self.preprocess)
         if (channels := len(normalisation(self.preprocess).mean)) != self.input.shape[1]:
@@ -168,15 +178,17 @@ class Manifest:
             raise ValueError("the palette is not within 0..255")
         if self.threshold is not None and not (len(self.classes) == 2 and 0 < self.threshold < 1):
             raise ValueError(f"threshold {self.threshold} is not a probability that divides two classes")
+        if not TEMPERATURES[0] <= self.temperature <= TEMPERATURES[1]:
+            raise ValueError(f"temperature {self.temperature} is not in {TEMPERATURES[0]:g}..{TEMPERATURES[1]:g}")
+        if self.temperature != 1 and not self.scores:
+            raise ValueError(f"temperature {self.temperature} means nothing without scores")
 
     def _check_depth(self) -> None:
         if self.depth is None:
             raise ValueError("a depth network without depth: its unit and its direction")
-        for name in ("classes", "palette", "threshold", "reduce_zero_label", "label_map", "augmentation"):
-            if getattr(self, name):
-                raise ValueError(f"{name} means nothing for depth")
-        for name, usual in (("scores", True), ("ignore_index", 255)):
-            if getattr(self, name) != usual:
+        for name in NOT_OF_DEPTH:
+            usual = {"scores": True, "ignore_index": 255, "temperature": 1.0}.get(name)
+            if (usual is None and getattr(self, name)) or (usual is not None and getattr(self, name) != usual):
                 raise ValueError(f"{name} means nothing for depth")
         if self.inference.mode != "whole":
             raise ValueError("depth is not estimated in sliding windows: their depths do not join")
@@ -234,6 +246,6 @@ class Manifest:
         manifest = decode_dataclass(cls, data, where, "manifest")
         a, gives = manifest.artifacts.get(manifest.source), manifest.output
         if a is None or (a.kind, a.precision, a.output, a.made_of) != ("onnx", "fp32", gives, None):
-            what = f"is no artifact of kind onnx and precision fp32 that gives {gives} and is made of no other"
+            what = f"is not an artifact of kind onnx and precision fp32 that gives {gives} and is made of no other"
             raise BundleError(f"{where}: manifest.source: {manifest.source!r} {what}", "Export or import it again.")
         return manifest

@@ -315,7 +315,7 @@ class Augmentation:
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ValueError(f"{name} {value!r} is none of {', '.join(known)}")
+        raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
 
 
 def _check_sampling(step: ResizeStep) -> None:

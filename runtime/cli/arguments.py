@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from denseport.runtime.errors import InputError
 
-__all__ = ["Parser", "add_values", "path", "real", "size", "whole"]
+__all__ = ["Parser", "add_trust", "add_values", "path", "real", "size", "whole"]
 
 _CHOICE = re.compile(r"invalid choice: '?(?P<given>[^']*)'? \(choose from (?P<choices>.*)\)", re.DOTALL)
 _UNKNOWN = re.compile(r"(?<=unrecognized arguments: )--[\w-]+")
@@ -44,6 +44,18 @@ def add_values(parser: argparse._ActionsContainer, *rows: tuple[str, Callable[[s
     """Options that take one value; a row is the option, its type, the default, the value's name, and the help."""
     for option, kind, default, metavar, words in rows:
         parser.add_argument(option, type=kind, default=default, metavar=metavar, help=words)
+
+
+def add_trust(parser: argparse._ActionsContainer, *, required: bool = False) -> None:
+    """The option ``--trust``, with which a command refuses a bundle that is not signed."""
+    parser.add_argument(
+        "--trust",
+        metavar="FILE",
+        type=path,
+        action="append",
+        required=required,
+        help="a public key or certificates (PEM): refuse a bundle that its owner did not sign; may be repeated",
+    )
 
 
 def path(text: str) -> Path:

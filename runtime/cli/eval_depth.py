@@ -13,7 +13,7 @@ from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
     from denseport.runtime.bundle.bundle import Bundle
-    from denseport.runtime.evaluation.depth.evaluate import DepthEvaluation
+    from denseport.runtime.evaluation.depth.report import DepthEvaluation
 
 __all__ = ["add_depth_options", "check_task", "evaluate_depths"]
 
@@ -21,8 +21,9 @@ __all__ = ["add_depth_options", "check_task", "evaluate_depths"]
 OF_DEPTH = dict.fromkeys(("depths", "depth_suffix", "depth_scale", "min_depth", "max_depth", "crop"))
 OF_SEGMENTATION = {
     **dict.fromkeys(("masks", "split", "mask_suffix", "reduce_zero_label", "label_map", "ignore_index")),
-    **dict.fromkeys(("agreement", "state", "shard", "merge", "ray", "report", "checkpoint")),
-    **dict.fromkeys(("strict", "resume", "explain"), False),
+    **dict.fromkeys(("agreement", "state", "shard", "merge", "ray", "checkpoint")),
+    **dict.fromkeys(("max_boundary_drop", "max_class_drop", "max_ece")),
+    **dict.fromkeys(("strict", "resume", "explain", "boundaries", "ece", "fit_temperature"), False),
 }
 
 
@@ -65,6 +66,7 @@ def evaluate_depths(arguments: argparse.Namespace, bundle: Bundle) -> int:
         gate=None if arguments.gate is None else Gate(arguments.gate, arguments.budget),
         settings=DepthReading(arguments.depth_scale, arguments.min_depth, arguments.max_depth, arguments.crop),
         workers=arguments.workers,
+        report=arguments.report,
         record=arguments.record,
         progress=Terminal(),
         **{name: getattr(arguments, name) for name in names},
@@ -88,6 +90,8 @@ def _lines(found: DepthEvaluation) -> Iterator[str]:
     aligned = "; each image aligned by least squares" if found.aligned else ""
     yield f"depths from {reading.least:g} to {reading.most:g} m, {crop}{aligned}"
     yield from (f"warning: {text}" for text in found.warnings)
+    if found.report is not None:
+        yield f"report: {found.report}"
     if (gate := found.gate) is not None:
         yield f"{'PASS' if gate.passed else 'FAIL'}: against {gate.compared_with}, AbsRel {-gate.delta:+.2f} %"
         if gate.interval is not None:

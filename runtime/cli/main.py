@@ -37,6 +37,8 @@ ORDER = (
     "build",
     "triton",
     "serve",
+    "sign",
+    "verify",
     "doctor",
 )
 

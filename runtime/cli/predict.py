@@ -27,6 +27,7 @@ from denseport.runtime.pipeline.results import Segmentation
 from denseport.runtime.system.files import new_folder, writing
 
 if TYPE_CHECKING:
+    from denseport.runtime.pipeline.depth import Depth
     from denseport.runtime.segmenter import Segmenter
     from denseport.runtime.segmenter.depth import DepthEstimator
     from denseport.runtime.serving.triton.client import Client
@@ -45,11 +46,15 @@ class RemoteModel:
     manifest: Manifest
     client: Client
 
-    def __call__(self, image: NDArray[np.uint8]) -> Segmentation:
+    def __call__(self, image: NDArray[np.uint8]) -> Segmentation | Depth:
+        if (depth := self.manifest.depth) is not None:
+            from denseport.runtime.pipeline.depth import Depth
+
+            return Depth(self.client.estimate(image), depth.unit, depth.larger_is, depth.largest, self.name, image)
         classes, palette = self.manifest.classes, self.manifest.palette
         return Segmentation(self.client.segment(image), self.name, image, classes, palette)
 
-    def stream(self, images: Iterable[NDArray[np.uint8]], *, smoothing: float = 0.0) -> Generator[Segmentation]:
+    def stream(self, images: Iterable[NDArray[np.uint8]], *, smoothing: float = 0.0) -> Generator[Segmentation | Depth]:
         """One image after the other; a server keeps nothing between them to smooth with."""
         if smoothing:
             raise ValueError("a server does not smooth")
@@ -140,7 +145,7 @@ class Predictions:
         places = dict(zip(self.formats, self._results(item), strict=True))
         with ExitStack() as stack:
             reader = stack.enter_context(VideoReader(item.path))
-            target = places.pop("overlay", None)
+            target, paint = places.pop("overlay", None), self.writing.painter()
             writer = stack.enter_context(VideoWriter(target, reader.fps or 25.0)) if target else None
             folders = {name: stack.enter_context(new_folder(folder)) for name, folder in places.items()}
             frames: Iterable[NDArray[np.uint8]] = tqdm(
@@ -155,13 +160,14 @@ class Predictions:
                     end = Path(self.writing.endings[name]).suffix
                     self.writing.save(name, folder / f"{count:06}{end}", found, item, count)
                 if writer is not None:
-                    writer.write(found.overlay(opacity=self.writing.opacity))
-        entry = {"input": str(item.path), "frames": count, "files": [str(path) for path in self._results(item)]}
+                    writer.write(paint(found))
+        files = [str(path) for path in self._results(item)]
+        entry: dict[str, Any] = {"input": str(item.path), "frames": count, "files": files}
+        entry |= paint.told()
         if reader.frames - reader.read > 1:  # one may be the rounding of a duration
-            entry["warning"] = (
-                f"only {reader.read} of the video's {reader.frames} frames could be decoded: "
-                "it may be cut short or damaged"
-            )
+            decoded = f"only {reader.read} of the video's {reader.frames} frames could be decoded"
+            others = [entry["warning"]] if "warning" in entry else []
+            entry["warning"] = "; ".join([f"{decoded}: it may be cut short or damaged", *others])
         return entry
 
 

@@ -8,13 +8,62 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from denseport.runtime.errors import InputError
 from denseport.runtime.media.images import write_image
 from denseport.runtime.media.inputs import Input
 from denseport.runtime.media.overlay import class_shares
 from denseport.runtime.pipeline.saving import save_coco, save_geojson, save_mask, save_npz, save_overlay, save_scores
 
-__all__ = ["FORMATS", "DepthWriting", "MaskWriting", "Writing"]
+__all__ = ["FORMATS", "DepthPainter", "DepthWriting", "MaskWriting", "Painter", "Writing"]
+
+NOTABLE = 0.05  # share of a video's pixels beyond the colours from which a warning says so
+
+
+@dataclass
+class Painter:
+    """Overlays of the frames of one video."""
+
+    opacity: float
+
+    def __call__(self, found: Any) -> NDArray[np.uint8]:
+        """(H, W, 3) BGR."""
+        painted: NDArray[np.uint8] = found.overlay(opacity=self.opacity)
+        return painted
+
+    def told(self) -> dict[str, Any]:
+        """What the report says of the colours, after the last frame."""
+        return {}
+
+
+@dataclass
+class DepthPainter(Painter):
+    """All frames have the colours of the first one's depths, so that a colour means one depth in the whole video."""
+
+    span: tuple[float, float] | None = None
+    beyond: float = 0.0  # shares of the frames' pixels that no colour stands for, their sum
+    frames: int = 0
+
+    def __call__(self, found: Any) -> NDArray[np.uint8]:
+        self.span = low, high = self.span or found.span
+        self.beyond += float(np.mean((found.depth < low) | (found.depth > high)))
+        self.frames += 1
+        painted: NDArray[np.uint8] = found.overlay(opacity=self.opacity, span=self.span)
+        return painted
+
+    def told(self) -> dict[str, Any]:
+        if self.span is None:
+            return {}
+        low, high = self.span
+        told: dict[str, Any] = {"colours": [low, high]}
+        if (share := self.beyond / self.frames) > NOTABLE:
+            told["warning"] = (
+                f"the colours are of the first frame's depths, {low:.4g} to {high:.4g}: {100 * share:.0f} % of all "
+                "pixels lie beyond them"
+            )
+        return told
 
 
 @dataclass(frozen=True)
@@ -33,6 +82,10 @@ class Writing(ABC):
     @abstractmethod
     def told(self, found: Any) -> dict[str, Any]:
         """What the report says of an image."""
+
+    def painter(self) -> Painter:
+        """What paints the frames of one video."""
+        return Painter(self.opacity)
 
     @classmethod
     def check(cls, formats: Sequence[str]) -> None:
@@ -94,6 +147,9 @@ class DepthWriting(Writing):
             write_image(path, found.overlay(opacity=self.opacity))
         else:
             found.save(path, scale=self.scale if name == "png" else None)
+
+    def painter(self) -> Painter:
+        return DepthPainter(self.opacity)
 
     def told(self, found: Any) -> dict[str, Any]:
         least, most = found.span

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
@@ -17,13 +15,13 @@ from denseport.runtime.evaluation.dataset import Dataset, open_dataset
 from denseport.runtime.evaluation.gate import Gate, published_miou
 from denseport.runtime.evaluation.metrics import Scores
 from denseport.runtime.evaluation.record import float_warnings, note_accuracy
-from denseport.runtime.evaluation.report import Evaluation, worst_images, write_report
-from denseport.runtime.evaluation.state import Measurement
+from denseport.runtime.evaluation.report import QUALITY, Evaluation, this_run, worst_images, write_report
+from denseport.runtime.evaluation.state import MASKS_ONLY, Extras, Measurement
 from denseport.runtime.evaluation.task import LongRun, Task, open_task, refuse_state
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.arguments import optional_path, whole
 from denseport.runtime.system.files import refuse_unwritable
-from denseport.runtime.system.machine import inspect_machine
+from denseport.runtime.system.machine import install_command
 from denseport.runtime.system.progress import Progress, Silent
 
 __all__ = ["evaluate", "open_data"]
@@ -47,6 +45,7 @@ def evaluate(
     limit: int | None = None,
     threads: int | None = None,
     workers: int = 2,
+    extras: Extras = MASKS_ONLY,
     run: LongRun | None = None,
     checkpoint: Path | str | None = None,
     report: Path | str | None = None,
@@ -64,6 +63,7 @@ def evaluate(
         limit: only the first images.
         threads: CPU threads of the network; default: all that this process may use.
         workers: threads beside the network, which decode and post-process; bounds the images in memory.
+        extras: what else is counted: boundaries, and the calibration error of the scores.
         run: how a long measurement is kept, resumed and divided.
         checkpoint: that the bundle was exported from: explain which step lost what (needs torch).
         report: folder to write a self-contained HTML page to.
@@ -80,7 +80,7 @@ def evaluate(
     options: dict[str, Any] = {"masks": masks, "list_file": list_file, "split": split, "image_suffix": image_suffix}
     options |= {"mask_suffix": mask_suffix, "reduce_zero_label": reduce_zero_label, "label_map": label_map}
     data = open_data(bundle, data, limit=limit, ignore_index=ignore_index, **options)
-    with open_task(bundle, data, artifact, protocol, gate, threads, workers) as task:
+    with open_task(bundle, data, artifact, protocol, gate, threads, workers, extras) as task:
         progress.say(data.found)
         found = _judged(task, *task.measure(run, progress))
         found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
@@ -107,7 +107,7 @@ def open_data(bundle: Bundle, data: Path | str | Dataset, *, limit: int | None, 
         data = open_dataset(data, **options, manifest=bundle.manifest)
     elif lost := [name for name, value in options.items() if value is not None]:
         raise InputError(
-            f"{' and '.join(lost)}: of a path, and the data set is open already", "Give it to open_dataset."
+            f"{' and '.join(lost)}: applies to a path, and the data set is open already", "Give it to open_dataset."
         )
     return replace(data, samples=data.samples[: None if limit is None else whole("limit", limit, 1)])
 
@@ -128,6 +128,7 @@ def _judged(task: Task, measurement: Measurement, session: str) -> Evaluation:
         data=task.dataset.found,
         label_map=dict(task.dataset.label_map),
         ignore_index=task.dataset.ignore_index,
+        temperature=segmenter.manifest.temperature,
     )
 
 
@@ -180,7 +181,7 @@ def _explain(task: Task, checkpoint: Path, progress: Progress) -> dict[str, Any]
         (entry,) = entry_points(group="denseport.explain")
         explain = entry.load()
     except (ValueError, ImportError) as err:
-        raise MachineError("--explain needs torch", "pip install 'denseport[export,onnxruntime]'") from err
+        raise MachineError("--explain needs torch", install_command("export,onnxruntime")) from err
     segmenter = task.segmenter
     explanation = explain(
         segmenter.bundle, segmenter.artifact, checkpoint, task.dataset, segmenter.protocol, progress=progress
@@ -191,19 +192,20 @@ def _explain(task: Task, checkpoint: Path, progress: Progress) -> dict[str, Any]
 def _write_report(folder: Path, task: Task, found: Evaluation) -> Path:
     segmenter = task.segmenter
     images = worst_images(task.dataset, found.measurement, segmenter, task.fp32)
-    environment = {"session": segmenter.description, **inspect_machine().summary()}
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return write_report(folder, found, segmenter.manifest, images, environment, command)
+    return write_report(folder, found, segmenter.manifest, images, *this_run(segmenter.description))
 
 
 def _recorded(segmenter: Segmenter, found: Evaluation, run: LongRun) -> Evaluation:
     """Record the result, or say in a warning why not."""
     bundle, result, fp32 = segmenter.bundle, found.to_dict(), found.measurement.fp32_confusion
     kept = {key: result[key] for key in ("mIoU", "mAcc", "aAcc", "images", "protocol", "agreement", "gate")}
+    quality = {key: result[key] for key in QUALITY if key in result}
     beside = None
     if fp32 is not None:
         scores = fp32.scores(bundle.manifest.classes).to_dict()
         beside = kept | {name: scores[name] for name in ("mIoU", "mAcc", "aAcc")} | {"agreement": None, "gate": None}
     elsewhere = run.ray is not None or found.measurement.measured < found.measurement.images
     how = {"on_gpu": found.measurement.on_gpu, "elsewhere": elsewhere}
-    return replace(found, warnings=(*found.warnings, *note_accuracy(bundle, found.artifact, kept, **how, fp32=beside)))
+    return replace(
+        found, warnings=(*found.warnings, *note_accuracy(bundle, found.artifact, kept | quality, **how, fp32=beside))
+    )

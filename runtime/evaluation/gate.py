@@ -35,6 +35,7 @@ __all__ = [
     "against_miou",
     "check_collapse",
     "check_labels",
+    "check_limits",
     "choose_comparison",
     "published_miou",
     "threshold",
@@ -81,14 +82,19 @@ class Gate:
 
     against: str | float = "reference"  # the published mIoU; or an artifact ("model.onnx"), or a mIoU in percent
     budget: float | None = None  # points of mIoU that may be lost; None: the manifest's, else by precision (`BUDGETS`)
-    agreement: float | None = None  # least share of pixels with FP32's class, 0..1; None: by precision (`AGREEMENTS`)
+    agreement: float | None = None  # smallest share of pixels that get FP32's class; None: by precision (`AGREEMENTS`)
     strict: bool = False  # fail, not only note, where masks lack a class of the model or a tenth is ignored
+    # Limits that are judged only where they are given.
+    max_boundary_drop: float | None = None  # points of the mean boundary F-score that may be lost against FP32
+    max_class_drop: float | None = None  # points of IoU that any one class may lose against FP32
+    max_ece: float | None = None  # largest expected calibration error of the scores, percent
 
     def __post_init__(self) -> None:
         with suppress(ValueError, TypeError):  # an artifact's name is no number
             against = real("the gate's mIoU in percent or AbsRel", float(self.against), 0, 100)
             object.__setattr__(self, "against", against)
-        for name, most in (("budget", 100), ("agreement", 1)):
+        limits = dict.fromkeys(("budget", "max_boundary_drop", "max_class_drop", "max_ece"), 100) | {"agreement": 1}
+        for name, most in limits.items():
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, real(f"the gate's {name}", getattr(self, name), 0, most))
 
@@ -98,8 +104,8 @@ class Comparison:
     """A comparison that can be made, and how much may be lost in it."""
 
     budget: float  # points of mIoU
-    agreement: float  # least share of pixels with FP32's class, 0..1
-    strict: bool  # as of `Gate`
+    agreement: float  # smallest share of pixels that get FP32's class, 0..1
+    gate: Gate  # that was asked for
     is_fp32: bool  # what is judged is the FP32 artifact itself
     yardstick: tuple[str, float] | None = None  # what it is, and the mIoU in percent; None: FP32 on the same images
     notes: tuple[str, ...] = ()
@@ -111,7 +117,8 @@ class Comparison:
             verdict = against_miou(measurement.scores(classes).mIoU, miou, self.budget, name)
         else:
             verdict = against_fp32(measurement, self.budget, notes=self.notes)
-        verdict = check_labels(verdict, measurement, classes, strict=self.strict)
+        verdict = check_labels(verdict, measurement, classes, strict=self.gate.strict)
+        verdict = check_limits(verdict, measurement, classes, self.gate)
         return check_collapse(verdict, measurement, self.agreement, classes, is_fp32=self.is_fp32)
 
 
@@ -130,7 +137,11 @@ def choose_comparison(gate: Gate, segmenter: Segmenter, images: int) -> Comparis
     precision = bundle.artifact(segmenter.artifact).precision
     budget = segmenter.manifest.budgets.get(precision) if gate.budget is None else gate.budget
     least = threshold(AGREEMENTS, precision, gate.agreement)
-    found = Comparison(threshold(BUDGETS, precision, budget), least, gate.strict, segmenter.artifact == source)
+    found = Comparison(threshold(BUDGETS, precision, budget), least, gate, segmenter.artifact == source)
+    for name in ("max_boundary_drop", "max_class_drop"):
+        if found.is_fp32 and getattr(gate, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option}: {source} is FP32 itself, and loses nothing", "Name another --artifact.")
     if isinstance(gate.against, float):
         return replace(found, yardstick=("the given mIoU", gate.against))
     if gate.against == "reference":
@@ -250,6 +261,28 @@ def check_labels(verdict: Verdict, found: Measurement, classes: Sequence[str], *
         return replace(verdict, notes=verdict.notes + tuple(told))
     reasons = verdict.reasons + tuple(f"{each} (strict)" for each in told)
     return replace(verdict, passed=not reasons, reasons=reasons)
+
+
+def check_limits(verdict: Verdict, found: Measurement, classes: Sequence[str], gate: Gate) -> Verdict:
+    """Fail the verdict, with a reason each, for the limits of a gate that are passed, or cannot be judged."""
+    reasons, worst = list(verdict.reasons), found.worst_drop
+    if gate.max_class_drop is not None:
+        if worst is None:
+            reasons.append("no class can be compared with FP32: none has an IoU in both")
+        elif worst.points > gate.max_class_drop:
+            reasons.append(
+                f"class {classes[worst.index]!r} lost {worst.points:.2f} points of IoU, from {worst.fp32_IoU:.2f} to "
+                f"{worst.IoU:.2f}; a class may lose {gate.max_class_drop:g}"
+            )
+    told = (
+        ("the boundary F-score lost {} points; it may lose {:g}", found.boundary_drop, gate.max_boundary_drop),
+        ("the calibration error of the scores is {} %; it may be {:g} %", found.ece, gate.max_ece),
+    )
+    for words, value, most in told:
+        if most is not None and (value is None or not value <= most):  # NaN fails
+            shown = "an unknown number of" if value is None or np.isnan(value) else f"{value:.2f}"
+            reasons.append(words.format(shown, most))
+    return replace(verdict, passed=not reasons, reasons=tuple(reasons))
 
 
 def check_collapse(

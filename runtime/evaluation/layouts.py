@@ -21,6 +21,7 @@ __all__ = [
     "find_listed",
     "find_pairs",
     "find_split",
+    "refuse_alone",
     "some",
 ]
 
@@ -158,17 +159,22 @@ def find_pairs(images: Path, masks: Path, layout: Layout, rule: str) -> Found:
         if not found:
             named = f" whose names end in {suffix}" if suffix not in ("", Layout.mask_suffix) else ""
             raise DatasetError(f"{folder}: there are no {kind}{named}", "Check the path, and how the files end.")
-    alone = []
-    for words, files, partners in (
-        ("images have no mask", image_of, mask_of),
-        ("masks have no image", mask_of, image_of),
-    ):
-        if names := sorted(files.keys() - partners.keys()):
-            alone.append(f"{len(names)} of {len(files)} {words} (such as {some(names)})")
-    if alone:
-        raise DatasetError(f"{images} and {masks}: {'; '.join(alone)}", _pairing_remedy(image_of, mask_of))
+    remedy = _pairing_remedy(image_of, mask_of)
+    refuse_alone(f"{images} and {masks}", ("image", image_of), ("mask", mask_of), remedy)
     samples = [Sample(name, image_of[name], mask_of[name]) for name in sorted(image_of)]
     return Found(samples, f"{count(len(samples), 'image')} of {images} with masks of {masks}; {rule}")
+
+
+def refuse_alone(
+    where: str, one: tuple[str, Mapping[str, Path]], other: tuple[str, Mapping[str, Path]], remedy: str
+) -> None:
+    """Refuse files by name that have no partner, of each kind, such as "image"."""
+    alone = []
+    for (kind, files), (partner, partners) in ((one, other), (other, one)):
+        if names := sorted(files.keys() - partners.keys()):
+            alone.append(f"{len(names)} of {len(files)} {kind}s have no {partner} (such as {some(names)})")
+    if alone:
+        raise DatasetError(f"{where}: {'; '.join(alone)}", remedy)
 
 
 def _pairing_remedy(image_of: Mapping[str, Path], mask_of: Mapping[str, Path]) -> str:

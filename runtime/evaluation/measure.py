@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from denseport.runtime.errors import DatasetError, DenseportError
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.metrics import LabelMap
-from denseport.runtime.evaluation.state import SAVE_SECONDS, Measurement
+from denseport.runtime.evaluation.state import MASKS_ONLY, SAVE_SECONDS, Extras, Measurement
 from denseport.runtime.media.images import reading
 from denseport.runtime.pipeline.resample import LogitMap
 from denseport.runtime.pipeline.stream import pipelined
@@ -43,8 +43,8 @@ class _Item:
 class _Stages:
     """What is done to an image, in this order, each in its own threads; of segmenters the artifact's, then FP32's."""
 
-    def __init__(self, dataset: Dataset, segmenters: Sequence[Segmenter]) -> None:
-        self.dataset, self.segmenters = dataset, segmenters
+    def __init__(self, dataset: Dataset, segmenters: Sequence[Segmenter], extras: Extras) -> None:
+        self.dataset, self.segmenters, self.extras = dataset, segmenters, extras
         self.classes = len(segmenters[0].manifest.classes)
         self.seconds = [0.0 for _ in segmenters]  # in each segmenter
 
@@ -67,11 +67,13 @@ class _Stages:
 
     def count(self, item: _Item) -> None:
         finite = all(np.isfinite(part.logits.sum(dtype=np.float64)) for view in item.views[0] for part in view)
-        masks = [each.decide(views, threads=1) for each, views in zip(self.segmenters, item.views, strict=True)]
+        own, *fp32 = self.segmenters
+        mask, scores = own.decide(item.views[0], 1, scores=self.extras.scores)
+        masks = [mask, *(each.decide(views, 1)[0] for each, views in zip(fp32, item.views[1:], strict=True))]
         item.views.clear()  # logits are large
-        item.counts = Measurement("", 1, self.classes, with_fp32=len(masks) == 2)
-        on_gpu = self.segmenters[0].session.on_gpu
-        item.counts.add(0, item.truth, masks[0], masks[-1], finite=finite, on_gpu=on_gpu)
+        item.counts = Measurement("", 1, self.classes, with_fp32=bool(fp32), extras=self.extras)
+        on_gpu = own.session.on_gpu
+        item.counts.add(0, item.truth, mask, masks[-1], finite=finite, on_gpu=on_gpu, scores=scores)
 
 
 def _noting_failures(work: Callable[[_Item], None]) -> Callable[[_Item], _Item]:
@@ -92,10 +94,11 @@ def measure_dataset(
     *,
     fp32: Segmenter | None = None,
     workers: int = 2,
+    extras: Extras = MASKS_ONLY,
     progress: StepCallback = no_steps,
 ) -> Measurement:
     """Run ``segmenter`` over ``dataset`` and count; arguments and errors as of `measure_images`."""
-    found = Measurement("", len(dataset), len(segmenter.manifest.classes), with_fp32=fp32 is not None)
+    found = Measurement("", len(dataset), len(segmenter.manifest.classes), with_fp32=fp32 is not None, extras=extras)
     measure_images(dataset, segmenter, found, fp32=fp32, workers=workers, progress=progress)
     return found
 
@@ -125,7 +128,7 @@ def measure_images(
         DatasetError: an image and its mask do not fit, or labels outside the classes.
         ImageError: a file cannot be read.
     """
-    stages = _Stages(dataset, [segmenter] if fp32 is None else [segmenter, fp32])
+    stages = _Stages(dataset, [segmenter] if fp32 is None else [segmenter, fp32], found.extras)
     waiting = [i for i in (range(len(dataset)) if images is None else images) if not found.done[i]]
     start = time.perf_counter()
     work = {each.__name__: _noting_failures(each) for each in (stages.decode, stages.predict, stages.count)}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from denseport.runtime.errors import DatasetError, InputError
 
 __all__ = [
+    "ClassDrop",
     "ClassScore",
     "ConfusionMatrix",
     "LabelMap",
@@ -26,6 +27,7 @@ __all__ = [
     "agreement_words",
     "json_number",
     "mean_iou",
+    "worst_drop",
 ]
 
 LabelMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
@@ -124,6 +126,20 @@ class ClassScore(NamedTuple):
 
 
 @dataclass(frozen=True)
+class ClassDrop:
+    """How much IoU a class lost against FP32."""
+
+    index: int
+    IoU: float  # percent
+    fp32_IoU: float  # percent
+
+    @property
+    def points(self) -> float:
+        """What was lost; below zero where it was gained."""
+        return self.fp32_IoU - self.IoU
+
+
+@dataclass(frozen=True)
 class Scores:
     """What mmsegmentation's ``IoUMetric`` reports, in percent and not rounded."""
 
@@ -142,6 +158,15 @@ class Scores:
                 {**row._asdict(), "IoU": json_number(row.IoU), "Acc": json_number(row.Acc)} for row in self.per_class
             ],
         }
+
+
+def worst_drop(found: ConfusionMatrix, fp32: ConfusionMatrix) -> ClassDrop | None:
+    """The class that lost most IoU, of those that have one in both; None where there is none."""
+    own, other = (_percent(each.intersect, each.union) for each in (found, fp32))
+    if np.isnan(other - own).all():
+        return None
+    worst = int(np.nanargmax(other - own))
+    return ClassDrop(worst, float(own[worst]), float(other[worst]))
 
 
 def agreement(expected: NDArray[Any], found: NDArray[Any], output: str) -> float:

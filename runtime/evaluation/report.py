@@ -5,8 +5,9 @@ The images that the artifact gets most wrong are run again for it, and scaled do
 
 from __future__ import annotations
 
-import base64
 import math
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,19 +22,22 @@ from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.gate import Verdict
-from denseport.runtime.evaluation.metrics import ClassScore, ConfusionMatrix, LabelMap, Scores
+from denseport.runtime.evaluation.metrics import ClassDrop, ClassScore, ConfusionMatrix, LabelMap, Scores, json_number
 from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.media.overlay import class_shares, palette_image
-from denseport.runtime.media.page import render
+from denseport.runtime.media.page import data_uri, render, thumbnail
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.files import write_atomic
+from denseport.runtime.system.machine import inspect_machine
 
-__all__ = ["Evaluation", "WorstImage", "worst_images", "write_report"]
+__all__ = ["QUALITY", "Evaluation", "WorstImage", "this_run", "worst_images", "write_page", "write_report"]
+
+# Keys of `Evaluation.to_dict` that are there only where they were counted, and that are kept in a record.
+QUALITY = ("class_drop", "boundary_F", "boundary_drop", "ECE", "temperature")
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _PAIRS = 12
 _NAMED = 3  # classes that the text for an image names
-_THUMBNAIL = 320  # px, of the longer side
 # Of the map of differences, BGR; report.html has the same.
 _LOST, _GAINED, _CHANGED = (30, 56, 217), (214, 131, 43), (0, 168, 224)
 
@@ -55,6 +59,27 @@ class Evaluation(Scores):
     data: str = ""  # what was found of the images and masks, and by which rule
     label_map: dict[int, int] = field(default_factory=dict)  # that the labels were read with
     ignore_index: int = 255  # the same
+    temperature: float = 1.0  # of the scores, where they were counted
+
+    @property
+    def boundary_F(self) -> float | None:
+        """Mean boundary F-score, percent; None: not counted."""
+        return self.measurement.mean_boundary_f()
+
+    @property
+    def boundary_drop(self) -> float | None:
+        """How much lower it is than FP32's, points; None where either was not counted."""
+        return self.measurement.boundary_drop
+
+    @property
+    def worst_drop(self) -> ClassDrop | None:
+        """The class that lost most IoU against FP32; None where FP32 was not run beside it."""
+        return self.measurement.worst_drop
+
+    @property
+    def ECE(self) -> float | None:
+        """Expected calibration error of the scores, percent; None: not counted."""
+        return self.measurement.ece
 
     @property
     def ignored(self) -> float:
@@ -89,6 +114,7 @@ class Evaluation(Scores):
             "never_predicted": self.never_predicted,
             **super().to_dict(),
             "agreement": self.agreement,
+            **self._quality(),
             "gate": self.gate.to_dict() if self.gate is not None else None,
             "warnings": list(self.warnings),
             "seconds": round(found.seconds, 3),
@@ -97,6 +123,19 @@ class Evaluation(Scores):
         }
         result |= {} if self.explanation is None else {"explanation": self.explanation}
         return result | ({} if self.report is None else {"report": str(self.report)})
+
+    def _quality(self) -> dict[str, Any]:
+        """What a mean IoU hides, for JSON, as `QUALITY` names it; without what was not counted."""
+        worst, result = self.worst_drop, dict[str, Any]()
+        if worst is not None:
+            ious = {"IoU": worst.IoU, "fp32_IoU": worst.fp32_IoU}
+            result["class_drop"] = {"class": self.per_class[worst.index].name, "points": worst.points, **ious}
+        if (scores := self.measurement.boundary_f()) is not None:
+            result["boundary_F_per_class"] = [json_number(score) for score in scores.tolist()]
+        if self.ECE is not None:
+            result["temperature"] = self.temperature
+        figures = {"boundary_F": self.boundary_F, "boundary_drop": self.boundary_drop, "ECE": self.ECE}
+        return result | {name: json_number(value) for name, value in figures.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -146,10 +185,10 @@ def _image(dataset: Dataset, index: int, segmenter: Segmenter, fp32: Segmenter |
     fp32_mask = None if fp32 is None else fp32(image).mask
     return WorstImage(
         name=sample.name,
-        image=_shrunk(image, cv2.INTER_AREA),
-        truth=_shrunk(truth, cv2.INTER_NEAREST),
-        mask=_shrunk(mask, cv2.INTER_NEAREST),
-        fp32_mask=None if fp32_mask is None else _shrunk(fp32_mask, cv2.INTER_NEAREST),
+        image=thumbnail(image),
+        truth=thumbnail(truth, cv2.INTER_NEAREST),
+        mask=thumbnail(mask, cv2.INTER_NEAREST),
+        fp32_mask=None if fp32_mask is None else thumbnail(fp32_mask, cv2.INTER_NEAREST),
         accuracy=_accuracy(truth, mask),
         fp32_accuracy=None if fp32_mask is None else _accuracy(truth, fp32_mask),
         disagreement=None if fp32_mask is None else 100 * float((mask != fp32_mask).mean()),
@@ -159,15 +198,6 @@ def _image(dataset: Dataset, index: int, segmenter: Segmenter, fp32: Segmenter |
 def _accuracy(truth: LabelMap, mask: NDArray[Any]) -> float:
     labelled = int(np.count_nonzero(truth != np.iinfo(truth.dtype).max))
     return 100 * int(np.count_nonzero(truth == mask)) / labelled if labelled else math.nan
-
-
-def _shrunk(array: NDArray[Any], interpolation: int) -> NDArray[Any]:
-    height, width = array.shape[:2]
-    factor = _THUMBNAIL / max(height, width)
-    if factor >= 1:
-        return array
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return np.asarray(cv2.resize(array, size, interpolation=interpolation))
 
 
 def write_report(
@@ -191,30 +221,67 @@ def write_report(
     """
     fp32 = found.measurement.fp32_confusion
     fp32_scores = None if fp32 is None else fp32.scores(manifest.classes)
+    return write_page(
+        folder,
+        found,
+        manifest,
+        environment,
+        command,
+        created,
+        template=_TEMPLATE,
+        fp32_scores=fp32_scores,
+        classes=_sorted_classes(found, fp32_scores),
+        labelled=max(1, sum(score.pixels for score in found.per_class)),
+        pairs=_confused(found.measurement.confusion, fp32),
+        articles=[_article(image, found.artifact, manifest) for image in images],
+    )
+
+
+def write_page(
+    folder: Path,
+    found: Any,
+    manifest: Manifest,
+    environment: Mapping[str, str],
+    command: str,
+    created: datetime | None,
+    *,
+    template: Path,
+    **values: Any,
+) -> Path:
+    """Write ``folder/report.html`` of an evaluation of either task; arguments and errors as of `write_report`.
+
+    Args:
+        template, values: the page, and what it names beside what both tasks have.
+    """
     text = render(
-        _TEMPLATE,
+        template,
         found=found,
         run=found.measurement,
         model=manifest,
-        fp32_scores=fp32_scores,
         environment=environment,
         command=command,
         created=created or datetime.now(UTC),
         artifact=manifest.artifacts.get(found.artifact),
         axis=_axis(found.gate),
-        classes=_sorted_classes(found, fp32_scores),
-        labelled=max(1, sum(score.pixels for score in found.per_class)),
-        pairs=_confused(found.measurement.confusion, fp32),
-        articles=[_article(image, found.artifact, manifest) for image in images],
+        **values,
     )
     path = folder / "report.html"
     write_atomic(path, text.encode())
     return path
 
 
+def this_run(session: str) -> tuple[dict[str, str], str]:
+    """The environment and the command of this process, for a page.
+
+    Args:
+        session: what ran the network, in words.
+    """
+    return {"session": session, **inspect_machine().summary()}, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def _axis(verdict: Verdict | None) -> dict[str, float] | None:
     """Where zero, the budget, the difference and its interval stand on a line, in percent from its left end."""
-    if verdict is None or math.isnan(verdict.delta):
+    if verdict is None or not math.isfinite(verdict.delta):
         return None
     low, high = verdict.interval or (verdict.delta, verdict.delta)
     marks = {"zero": 0.0, "budget": -verdict.budget, "delta": verdict.delta, "low": low, "high": high}
@@ -265,17 +332,12 @@ def _article(image: WorstImage, artifact: str, manifest: Manifest) -> dict[str, 
         if mask is not None:
             shares = class_shares(mask, n_classes)
             largest |= {index: max(share, largest.get(index, 0)) for index, share in shares}
-            masks.append((caption, shares[:_NAMED], _data_uri("png", palette_image(mask, palette))))
+            masks.append((caption, shares[:_NAMED], data_uri("png", palette_image(mask, palette))))
     return {
         "image": image,
-        "photo": _data_uri("jpeg", image.image, cv2.IMWRITE_JPEG_QUALITY, 85),
+        "photo": data_uri("jpeg", image.image, cv2.IMWRITE_JPEG_QUALITY, 85),
         "masks": masks,
-        "difference": _data_uri("png", image.difference()),
+        "difference": data_uri("png", image.difference()),
         "legend": sorted(largest, key=lambda index: -largest[index]),
         "unlabelled": bool((image.truth == np.iinfo(image.truth.dtype).max).any()),
     }
-
-
-def _data_uri(kind: str, image: NDArray[np.uint8], *params: int) -> str:
-    data = cv2.imencode(f".{kind}", image, params)[1].tobytes()
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

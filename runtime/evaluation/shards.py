@@ -29,9 +29,10 @@ import numpy as np
 from denseport.runtime.errors import DatasetError, DenseportError, MachineError
 from denseport.runtime.evaluation.dataset import Dataset, Sample
 from denseport.runtime.evaluation.measure import measure_images
-from denseport.runtime.evaluation.state import SAVE_SECONDS, Measurement
+from denseport.runtime.evaluation.state import SAVE_SECONDS, Extras, Measurement
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.cpus import usable_cpus
+from denseport.runtime.system.machine import install_command
 from denseport.runtime.system.progress import StepCallback, no_steps
 from denseport.runtime.system.text import count
 
@@ -145,7 +146,7 @@ def connect(address: str, threads: int | None = None) -> Iterator[Cluster]:
         import ray
         import ray.data
     except ImportError as err:
-        raise MachineError("--ray needs Ray Data", "pip install 'denseport[ray]'") from err
+        raise MachineError("--ray needs Ray Data", install_command("ray")) from err
     ours = not ray.is_initialized()
     if ours:
         _start(ray, address)
@@ -219,14 +220,15 @@ class _Part(NamedTuple):
 
 
 def _open_measuring(
-    segmenters: Sequence[partial[Segmenter]], dataset: partial[Dataset], workers: int, threads: int
+    segmenters: Sequence[partial[Segmenter]], dataset: partial[Dataset], workers: int, extras: Extras, threads: int
 ) -> Callable[[Sequence[tuple[int, Sample]]], _Part]:
     """Measures images; an item is an image's number in the data set and its files."""
     segmenter, *fp32 = [each(threads=threads) for each in segmenters]
 
     def handle(items: Sequence[tuple[int, Sample]]) -> _Part:
         numbers, samples = zip(*items, strict=True)
-        counts = Measurement("", len(items), len(segmenter.manifest.classes), with_fp32=bool(fp32))
+        classes = len(segmenter.manifest.classes)
+        counts = Measurement("", len(items), classes, with_fp32=bool(fp32), extras=extras)
         failures: dict[int, str] = {}
         measure_images(
             dataset(samples), segmenter, counts, fp32=fp32[0] if fp32 else None, workers=workers, failures=failures
@@ -266,7 +268,8 @@ def measure_on_ray(
     artifacts = [segmenter.artifact] + ([] if found.fp32_confusion is None else [segmenter.manifest.source])
     meant = ("reduce_zero_label", "ignore_index", "label_map")
     labels = partial(Dataset, **{name: getattr(dataset, name) for name in meant})
-    work = partial(_open_measuring, [partial(there, artifact=name) for name in artifacts], labels, workers)
+    networks = [partial(there, artifact=name) for name in artifacts]
+    work = partial(_open_measuring, networks, labels, workers, found.extras)
     items = [
         (number, replace(sample, image=sample.image.absolute(), mask=sample.mask.absolute()))
         for number, sample in enumerate(dataset.samples)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.errors import InputError
-from denseport.runtime.evaluation.metrics import ConfusionMatrix, Scores, mean_iou
+from denseport.runtime.evaluation.metrics import ClassDrop, ConfusionMatrix, Scores, mean_iou, worst_drop
+from denseport.runtime.evaluation.quality.boundary import boundary_counts, boundary_f
+from denseport.runtime.evaluation.quality.confidence import BINS, bin_counts, calibration_error
 from denseport.runtime.system.arrays import read_arrays, write_arrays
 from denseport.runtime.system.text import count
 
-__all__ = ["SAVE_SECONDS", "Measurement", "load_state", "merge_states"]
+__all__ = ["MASKS_ONLY", "SAVE_SECONDS", "Extras", "Measurement", "load_state", "merge_states"]
 
 SAVE_SECONDS = 10.0  # between two saves
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is counted beside the confusion of classes; each costs time."""
+
+    boundaries: bool = False  # for boundary F-scores
+    scores: bool = False  # for the calibration error
+
+
+MASKS_ONLY = Extras()
+_OUTLINES = ("edges", "edges_matched", "truth_edges", "truth_edges_matched")  # of `boundary_counts`, in their order
+_BINS = ("bin_pixels", "bin_right", "bin_scores")  # of `bin_counts`, in their order
 
 
 class Measurement:
@@ -30,19 +46,33 @@ class Measurement:
         key: what is measured; a file is taken up only under the same key.
         with_fp32: FP32 runs on the same images.
         file: where the counts are kept; None: nowhere.
+        extras: what else is counted.
     """
 
-    def __init__(self, key: str, images: int, classes: int, *, with_fp32: bool, file: Path | None = None) -> None:
+    def __init__(
+        self,
+        key: str,
+        images: int,
+        classes: int,
+        *,
+        with_fp32: bool,
+        file: Path | None = None,
+        extras: Extras = MASKS_ONLY,
+    ) -> None:
         self.key = key
         self.file = file
+        self.extras = extras
         self.confusion = ConfusionMatrix(classes)
         self.fp32_confusion = ConfusionMatrix(classes) if with_fp32 else None
         self.done: NDArray[np.bool_] = np.zeros(images, bool)
         # By image: (n, C) intersection and union with the truth, and predicted pixels, ignored ones included; (n,)
         # pixels with FP32's class, all pixels, 1 where the logits are not finite, and 1 where a GPU computed them.
-        by_class = [f"{run}{name}" for run in self._confusions() for name in ("intersect", "union", "pixels")]
+        # With boundaries also (n, C) boundary pixels; with scores (n, BINS) of the artifact.
+        names = ("intersect", "union", "pixels") + _OUTLINES * extras.boundaries
+        by_class = [f"{run}{name}" for run in self._confusions() for name in names]
         self.counts: dict[str, NDArray[np.int64]] = {name: np.zeros((images, classes), np.int64) for name in by_class}
         self.counts |= {name: np.zeros(images, np.int64) for name in ("agreeing", "compared", "non_finite", "on_gpu")}
+        self.counts |= {name: np.zeros((images, BINS), np.int64) for name in _BINS * extras.scores}
         self.seconds = 0.0  # wall time of the images of this run, without resumed ones and without FP32's sessions
         self.session_seconds = 0.0  # of it, in the artifact's session; a mean where several ran side by side
         self.measured = 0  # images of this run
@@ -52,8 +82,18 @@ class Measurement:
         """By what names in `counts` begin with."""
         return {"": self.confusion} | ({} if self.fp32_confusion is None else {"fp32_": self.fp32_confusion})
 
-    def add(self, index: int, truth: Any, mask: Any, fp32_mask: Any, *, finite: bool, on_gpu: bool = False) -> None:
-        """Count image ``index``."""
+    def add(
+        self,
+        index: int,
+        truth: Any,
+        mask: Any,
+        fp32_mask: Any,
+        *,
+        finite: bool,
+        on_gpu: bool = False,
+        scores: Any = None,
+    ) -> None:
+        """Count image ``index``; ``scores`` are the probabilities of the mask's classes, where they are counted."""
         for (prefix, total), predicted in zip(self._confusions().items(), (mask, fp32_mask), strict=False):
             one, classes = ConfusionMatrix(total.n_classes), total.n_classes
             one.update(truth, predicted)
@@ -61,6 +101,12 @@ class Measurement:
             self.counts[f"{prefix}intersect"][index] = one.intersect
             self.counts[f"{prefix}union"][index] = one.union
             self.counts[f"{prefix}pixels"][index] = np.bincount(predicted.ravel(), minlength=classes)[:classes]
+            if self.extras.boundaries:
+                for name, found in zip(_OUTLINES, boundary_counts(truth, predicted, classes), strict=True):
+                    self.counts[f"{prefix}{name}"][index] = found
+        if self.extras.scores:
+            for name, found in zip(_BINS, bin_counts(truth, mask, scores), strict=True):
+                self.counts[name][index] = found
         if self.fp32_confusion is not None:
             self.counts["agreeing"][index] = np.count_nonzero(mask == fp32_mask)
         self.counts["compared"][index] = mask.size
@@ -79,7 +125,10 @@ class Measurement:
             twice = int(np.count_nonzero(self.done[where]))
             raise InputError(f"counted twice: {count(twice, 'image')}", "Merge each shard once.")
         if self.counts.keys() != part.counts.keys():
-            raise InputError("FP32 was run beside one part and not beside the other", "Give all parts the same --gate.")
+            raise InputError(
+                "something else was counted of one part than of the other, such as FP32",
+                "Give all parts the same --gate, --boundaries and --ece.",
+            )
         for total, more in zip(self._confusions().values(), part._confusions().values(), strict=True):
             total.merge(more)
         for name, rows in self.counts.items():
@@ -94,6 +143,42 @@ class Measurement:
         """mIoU of the images so far, percent; of FP32 with the prefix "fp32_"."""
         confusion = self._confusions()[prefix]
         return float(mean_iou(confusion.intersect, confusion.union))
+
+    @property
+    def worst_drop(self) -> ClassDrop | None:
+        """The class that lost most IoU against FP32; None where FP32 was not run, or no class has an IoU in both."""
+        return None if self.fp32_confusion is None else worst_drop(self.confusion, self.fp32_confusion)
+
+    def boundary_f(self, prefix: str = "") -> NDArray[np.float64] | None:
+        """(C,) boundary F-scores in percent, NaN where a class has no boundary; None where they were not counted.
+
+        Args:
+            prefix: "fp32_" for FP32, where it was run.
+        """
+        if not self.extras.boundaries or prefix not in self._confusions():
+            return None
+        return boundary_f(np.stack([self.counts[f"{prefix}{name}"].sum(axis=0) for name in _OUTLINES]))
+
+    def mean_boundary_f(self, prefix: str = "") -> float | None:
+        """The mean of `boundary_f` over the classes that have one; NaN where none has."""
+        scores = self.boundary_f(prefix)
+        if scores is None:
+            return None
+        known = scores[~np.isnan(scores)]
+        return float(known.mean()) if known.size else float("nan")
+
+    @property
+    def boundary_drop(self) -> float | None:
+        """How much lower the mean boundary F-score is than FP32's, points; None where either was not counted."""
+        own, fp32 = self.mean_boundary_f(), self.mean_boundary_f("fp32_")
+        return None if own is None or fp32 is None else fp32 - own
+
+    @property
+    def ece(self) -> float | None:
+        """Expected calibration error of the scores, percent; NaN without a labelled pixel; None: not counted."""
+        if not self.extras.scores:
+            return None
+        return calibration_error(np.stack([self.counts[name].sum(axis=0) for name in _BINS]))
 
     @property
     def images(self) -> int:
@@ -143,7 +228,8 @@ def load_state(path: Path, key: str) -> Measurement | None:
         if arrays is None or str(arrays["key"]) != key:
             return None
         done, matrix = arrays["done"], arrays["matrix"]
-        found = Measurement(key, len(done), len(matrix), with_fp32="fp32_matrix" in arrays, file=path)
+        extras = Extras("edges" in arrays, "bin_pixels" in arrays)
+        found = Measurement(key, len(done), len(matrix), with_fp32="fp32_matrix" in arrays, file=path, extras=extras)
         for prefix, confusion in found._confusions().items():
             confusion.matrix[:] = arrays[f"{prefix}matrix"]
             confusion.outside[:] = arrays[f"{prefix}outside"]

@@ -17,7 +17,7 @@ from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.gate import Comparison, Gate, choose_comparison
 from denseport.runtime.evaluation.measure import measure_images
-from denseport.runtime.evaluation.state import Measurement, load_state, merge_states
+from denseport.runtime.evaluation.state import MASKS_ONLY, Extras, Measurement, load_state, merge_states
 from denseport.runtime.media.images import reading
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.arguments import optional_path, several, whole
@@ -68,6 +68,7 @@ class Task:
     comparison: Comparison | None
     threads: int | None
     workers: int
+    extras: Extras
 
     def measure(self, run: LongRun, progress: Progress) -> tuple[Measurement, str]:
         """What was measured of the whole data set, and on which session, in words."""
@@ -92,7 +93,8 @@ class Task:
         if resume and (found := load_state(file, self.key)) is not None:
             return found
         images, classes = len(self.dataset), len(self.segmenter.manifest.classes)
-        return Measurement(self.key, images, classes, with_fp32=self.fp32 is not None, file=file)
+        with_fp32 = self.fp32 is not None
+        return Measurement(self.key, images, classes, with_fp32=with_fp32, file=file, extras=self.extras)
 
     @cached_property
     def key(self) -> str:
@@ -108,6 +110,7 @@ class Task:
             [artifact.precision, artifact.float_precision, artifact.target],  # artifacts for OpenVINO share files
             repr(self.segmenter.protocol),
             self.fp32 is not None,
+            [self.extras.boundaries, self.segmenter.manifest.temperature if self.extras.scores else None],
             self.dataset.reduce_zero_label,
             self.dataset.ignore_index,
             sorted(self.dataset.label_map.items()),
@@ -125,21 +128,38 @@ def open_task(
     gate: Gate | str | float | None,
     threads: int | None,
     workers: int,
+    extras: Extras = MASKS_ONLY,
 ) -> Iterator[Task]:
     """Open the artifact, and FP32 beside it where the gate needs it, for a block.
 
-    Errors are those of `Segmenter` and `choose_comparison`.
+    Errors are those of `Segmenter` and `choose_comparison`; also InputError where scores are to be judged and the
+    network gives none.
+
+    Args:
+        extras: what is counted beside what the gate needs.
     """
     workers, source = whole("workers", workers, 1, MOST_THREADS), bundle.manifest.source
     artifact = source if artifact is None else artifact
     gate = gate if gate is None or isinstance(gate, Gate) else Gate(gate)
+    extras = _with_limits(extras, gate)
+    if extras.scores and not bundle.manifest.scores:
+        what = "its network tells the class of a pixel, not how likely it is: there are no scores to judge"
+        raise InputError(f"{bundle.path}: {what}", "Leave out --ece and --max-ece.")
     with ExitStack() as stack:
         segmenter = stack.enter_context(Segmenter(bundle, artifact=artifact, protocol=protocol, threads=threads))
         comparison = None if gate is None else choose_comparison(gate, segmenter, len(dataset))
         fp32 = None
         if gate is not None and artifact != source:
             fp32 = stack.enter_context(Segmenter(bundle, artifact=source, protocol=segmenter.protocol, threads=threads))
-        yield Task(dataset, segmenter, fp32, comparison, threads, workers)
+        yield Task(dataset, segmenter, fp32, comparison, threads, workers, extras)
+
+
+def _with_limits(extras: Extras, gate: Gate | None) -> Extras:
+    """With what a gate's limits need."""
+    if gate is None:
+        return extras
+    boundaries = extras.boundaries or gate.max_boundary_drop is not None
+    return Extras(boundaries, extras.scores or gate.max_ece is not None)
 
 
 def evaluate_shard(
@@ -153,6 +173,7 @@ def evaluate_shard(
     gate: Gate | str | float | None = None,
     threads: int | None = None,
     workers: int = 2,
+    extras: Extras = MASKS_ONLY,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Shard:
@@ -162,8 +183,8 @@ def evaluate_shard(
         dataset: the whole of it, the same for every shard.
         part: (i, n), with i from 1 to n.
         state: file to write; with ``resume`` it may be there already.
-        artifact, protocol, gate, threads, workers: as of `denseport.runtime.evaluation.evaluate.evaluate`. The gate
-            is not judged; it says whether FP32 is measured too, as it must be for the merge.
+        artifact, protocol, gate, threads, workers, extras: as of `denseport.runtime.evaluation.evaluate.evaluate`.
+            The gate is not judged; it says whether FP32 is measured too, as it must be for the merge.
 
     Raises:
         InputError: a shard without an image, or a state of another one.
@@ -177,7 +198,7 @@ def evaluate_shard(
         )
     refuse_state(state, resume=resume)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-    with open_task(bundle, dataset, artifact, protocol, gate, threads, workers) as task:
+    with open_task(bundle, dataset, artifact, protocol, gate, threads, workers, extras) as task:
         found = task.open_state(state, resume=resume)
         if found.done.sum() > found.done[indices].sum():
             raise InputError(f"{state}: holds another shard", "Name another file with --state.")

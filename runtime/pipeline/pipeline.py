@@ -244,7 +244,7 @@ class SegmentationPipeline(Pipeline[Segmentation]):
     @property
     def decision(self) -> Decision:
         """How a pixel's class follows from its logits."""
-        return Decision(self.protocol.augmentation is not None, self.manifest.threshold)
+        return Decision(self.protocol.augmentation is not None, self.manifest.threshold, self.manifest.temperature)
 
     def _paint(self, job: Job) -> None:
         assert self.device is not None  # _fits_device

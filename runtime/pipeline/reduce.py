@@ -83,6 +83,8 @@ class Decision:
     # The probability above which a pixel is of the second of two classes. The first's logit is then a constant,
     # log(threshold / (1 - threshold)): the larger logit decides the same, and the probability is the second's sigmoid.
     threshold: float | None = None
+    # Of the probabilities alone: the class of a pixel does not depend on it.
+    temperature: float = 1.0
 
     def probabilities(self, values: Floats) -> Floats:
         """Softmax over the last axis, (th, tw, C), in place."""
@@ -95,6 +97,17 @@ class Decision:
         if self.threshold is not None:
             return np.asarray(chances[..., 1] > self.threshold).astype(np.intp)
         return np.asarray(np.argmax(chances, -1))
+
+    def tempered(self, chances: Floats) -> Floats:
+        """The probabilities (th, tw, C) at the temperature: of one view the softmax of its logits / temperature.
+
+        A power of the probabilities, which is that softmax; so it is defined for means of several views too.
+        """
+        if self.temperature == 1:
+            return chances
+        chances = chances ** np.float32(1 / self.temperature)
+        chances /= chances.sum(-1, keepdims=True)
+        return chances
 
 
 LOGITS = Decision()  # of the one view, the largest decides
@@ -255,18 +268,22 @@ def _likeliest(views: list[list[Patch]], *, decision: Decision) -> Sequence[NDAr
 def _ranked(views: list[list[Patch]], requested: RequestedOutputs, *, decision: Decision) -> Sequence[NDArray[Any]]:
     """The class of each pixel, and what else was requested, by probability: the mean softmax of the views."""
     if decision.averaged or decision.threshold is not None:
-        chances = mean_softmax(views, decision)
-        classes = np.arange(chances.shape[-1])
+        ranks = mean_softmax(views, decision)
+        classes = np.arange(ranks.shape[-1])
     else:
-        classes, values = _undecided(views[0], requested.top_k)
-        chances = _softmax(values)
-    best = decision.best(chances)[..., None]
+        classes, ranks = _undecided(views[0], requested.top_k, decision.temperature)
+    # Before the probabilities: they round more logits to equal ones, and the temperature has no say in the order.
+    best = decision.best(ranks)[..., None]
+    # Stable, so that the first of equal classes comes first, as in the mask.
+    order = np.argsort(-ranks, axis=-1, kind="stable")[..., : requested.top_k] if requested.top_k else None
+    if decision.averaged or decision.threshold is not None:
+        chances = decision.tempered(ranks)
+    else:
+        chances = _softmax(ranks / np.float32(decision.temperature))
     tile: list[NDArray[Any]] = [classes[best[..., 0]]]
     if requested.scores:
         tile.append(np.take_along_axis(chances, best, -1)[..., 0])
-    if requested.top_k:
-        # Stable, so that the first of equal classes comes first, as in the mask.
-        order = np.argsort(-chances, axis=-1, kind="stable")[..., : requested.top_k]
+    if order is not None:
         tile += [classes[order], np.take_along_axis(chances, order, -1)]
     return tile
 
@@ -284,17 +301,18 @@ def _resampled(patches: list[Patch], classes: NDArray[np.intp]) -> Floats:
     return reduce(np.add, (patch.resample(patch.taps[classes]) for patch in patches))
 
 
-def _undecided(patches: list[Patch], least: int) -> tuple[NDArray[np.intp], Floats]:
+def _undecided(patches: list[Patch], least: int, temperature: float) -> tuple[NDArray[np.intp], Floats]:
     """The classes that matter to the probabilities of a tile, (K,) ascending, and their logits, (th, tw, K).
 
-    A class whose largest logit lies `NEGLIGIBLE` below another's smallest adds less than float32 can hold.
+    A class whose largest logit lies `NEGLIGIBLE` x temperature below another's smallest adds less than float32 can
+    hold. No fewer are kept at a low temperature, so that the likeliest classes are always the same.
 
     Args:
         least: classes to keep; all are kept where fewer matter.
     """
     low, high, finite = _bounds(patches)
     if finite:
-        kept = np.flatnonzero(high >= low.max() - NEGLIGIBLE)
+        kept = np.flatnonzero(high >= low.max() - NEGLIGIBLE * max(1.0, temperature))
         if len(kept) >= least:
             return kept, _resampled(patches, kept)
     return np.arange(len(low)), dense(patches)

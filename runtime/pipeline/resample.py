@@ -134,6 +134,10 @@ class ResampleMatrix:
         weights[span] = self.weights / counts[span, None]
         return ResampleMatrix(self.n_in, start, weights)
 
+    def only(self, outputs: NDArray[np.intp]) -> ResampleMatrix:
+        """The same map to some of the outputs, by their numbers."""
+        return ResampleMatrix(self.n_in, self.start[outputs], self.weights[outputs])
+
     def apply(self, values: Floats) -> Floats:
         """(n_in, any) -> (n_out, any)."""
         out = self.weights[:, :1] * values[self.start]

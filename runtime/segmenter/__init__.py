@@ -15,12 +15,13 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import MachineError
 from denseport.runtime.pipeline.pipeline import Image, Region, SegmentationPipeline
-from denseport.runtime.pipeline.reduce import decide
+from denseport.runtime.pipeline.reduce import Decision, decide
 from denseport.runtime.pipeline.resample import LogitMap
 from denseport.runtime.pipeline.results import RequestedOutputs, Segmentation
 from denseport.runtime.segmenter.predictor import BATCH, Predictor
 
 if TYPE_CHECKING:
+    from denseport.runtime.bundle.signature import Trust
     from denseport.runtime.pipeline.device_path import DevicePath
 
 __all__ = ["Segmenter"]
@@ -47,9 +48,11 @@ class Segmenter(Predictor[Segmentation]):
             a mask, for calls that want only the mask. Where this cannot be, the CPU does it; `description` says why.
         session: an opened network to run instead of an artifact's, such as the checkpoint's own in torch; ``artifact``
             is what results and messages call it. It is closed with the segmenter.
+        trust: a file with a public key or certificates (PEM), or several files: a bundle that none of their owners
+            signed, or that changed since, is refused (`denseport.runtime.bundle.signature.verify`).
 
     Raises:
-        BundleError: the bundle is incomplete or altered.
+        BundleError: the bundle is incomplete or altered, or not signed by whom ``trust`` names.
         MachineError: what the artifact needs is not installed.
         InputError: another number of threads, a protocol that does not exist, or a bundle of another task.
     """
@@ -67,11 +70,18 @@ class Segmenter(Predictor[Segmentation]):
         providers: str | Sequence[str] | None = None,
         device_path: bool = False,
         session: Session | None = None,
+        trust: Trust | None = None,
     ) -> None:
         self._device_path = device_path
         self._images_on = ""  # where images are resized, in words, if the GPU was asked to
         super().__init__(
-            bundle, artifact=artifact, protocol=protocol, threads=threads, providers=providers, session=session
+            bundle,
+            artifact=artifact,
+            protocol=protocol,
+            threads=threads,
+            providers=providers,
+            session=session,
+            trust=trust,
         )
 
     def _open_pipeline(self, session: Session) -> SegmentationPipeline:
@@ -130,7 +140,7 @@ class Segmenter(Predictor[Segmentation]):
             size: images that go through the network together at most; an engine built for fewer takes fewer.
 
         Raises:
-            InputError: ``size`` is no whole number from 1 up; else as a call.
+            InputError: ``size`` is not a whole number from 1 up; else as a call.
         """
         return self._batch(images, size, RequestedOutputs(scores, top_k))
 
@@ -171,6 +181,18 @@ class Segmenter(Predictor[Segmentation]):
         """
         return await self._submit(image, scores=scores, top_k=top_k, roi=roi)
 
-    def decide(self, views: list[list[LogitMap]], threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
-        """The rest of a call: the mask (H, W) from the logits of `predict`, resized and compared tile by tile."""
-        return decide(views, decision=self._pipeline.decision, threads=threads or self._threads).mask
+    @property
+    def decision(self) -> Decision:
+        """How a pixel's class and its probability follow from the logits."""
+        return self._pipeline.decision
+
+    def decide(
+        self, views: list[list[LogitMap]], threads: int | None = None, *, scores: bool = False
+    ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.float32] | None]:
+        """The rest of a call: the mask (H, W) from the logits of `predict`, resized and compared tile by tile.
+
+        Args:
+            scores: also the probability of each pixel's class, (H, W).
+        """
+        found = decide(views, RequestedOutputs(scores), self.decision, threads=threads or self._threads)
+        return found.mask, found.scores

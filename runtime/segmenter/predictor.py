@@ -29,6 +29,7 @@ from denseport.runtime.system.arguments import several, whole
 from denseport.runtime.system.cpus import check_threads
 
 if TYPE_CHECKING:
+    from denseport.runtime.bundle.signature import Trust
     from denseport.runtime.selection import Selection
 
 __all__ = ["BATCH", "Predictor"]
@@ -44,7 +45,7 @@ class Predictor(ABC, Generic[Result]):
     """A bundle of one task, ready for images. Safe to call from several threads.
 
     Args:
-        bundle, artifact, protocol, threads, providers, session: as of `denseport.runtime.segmenter.Segmenter`.
+        bundle, artifact, protocol, threads, providers, session, trust: as of `denseport.runtime.segmenter.Segmenter`.
     """
 
     task: ClassVar[str]  # of the bundles that it opens
@@ -59,8 +60,13 @@ class Predictor(ABC, Generic[Result]):
         threads: int | None = None,
         providers: str | Sequence[str] | None = None,
         session: Session | None = None,
+        trust: Trust | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+        if trust is not None:
+            from denseport.runtime.bundle.signature import verify
+
+            verify(self.bundle, trust)
         refuse_other_task(self.bundle, self.task)
         self.protocol = protocol if isinstance(protocol, Protocol) else parse_protocol(protocol, self.bundle.manifest)
         self._threads = threads = check_threads(threads)

@@ -61,7 +61,7 @@ def cache_folder(name: str, otherwise: str = "Set XDG_CACHE_HOME to a folder of 
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         if not folder.is_absolute():
-            raise OSError(f"XDG_CACHE_HOME is {str(folder)!r}, no absolute path")
+            raise OSError(f"XDG_CACHE_HOME is {str(folder)!r}, which is not an absolute path")
         folder.mkdir(parents=True, exist_ok=True)
         for part in ("denseport", name):
             folder /= part

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from denseport.runtime.errors import MachineError
 from denseport.runtime.system.cpus import arithmetic, has_bf16, has_vnni, usable_cpus
@@ -29,6 +33,7 @@ DISTRIBUTIONS = {
     "cuda-bindings": ("cuda-bindings",),
     "torch": ("torch",),
     "onnx": ("onnx",),
+    "pillow": ("pillow",),
 }
 
 
@@ -97,15 +102,41 @@ def inspect_machine(*, look_for_gpus: bool | None = True) -> Machine:
 
 def _version(distributions: Sequence[str]) -> str | None:
     """That of the first that is installed; None where none is."""
-    for distribution in distributions:
+    for name in distributions:
         with suppress(PackageNotFoundError):
-            return version(distribution)
+            return version(name)
     return None
 
 
 def install_command(extra: str) -> str:
-    """The command that adds an extra, "tensorrt-rtx" say, to the Denseport that is installed."""
-    return f"pip install 'denseport[{extra}]'"
+    """The command that adds an extra, "tensorrt-rtx" say, to the Denseport that is installed.
+
+    It names what that was installed of: a clone, a wheel, a repository, or nothing but its name, for an index or
+    ``--find-links``. Source: PEP 610.
+    """
+    origin, editable = _origin()
+    if origin is None:
+        return f"pip install {shlex.quote(f'denseport[{extra}]')}"
+    if "://" in origin:
+        return f"pip install {shlex.quote(f'denseport[{extra}] @ {origin}')}"
+    path, option = Path(origin), "-e " * editable
+    if path.exists():
+        return f"pip install {option}{shlex.quote(f'{path}[{extra}]')}"
+    return f"pip install {shlex.quote(f'./{path.name}[{extra}]')} in the folder that has it now"
+
+
+def _origin() -> tuple[str | None, bool]:
+    """The path or the address that Denseport was installed of, if any, and whether the files there are in use."""
+    try:
+        data = json.loads(distribution("denseport").read_text("direct_url.json") or "{}")
+        url, vcs, editable = data.get("url"), data.get("vcs_info"), data.get("dir_info", {}).get("editable", False)
+        if vcs is not None:
+            url = f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
+    except (PackageNotFoundError, ValueError, KeyError, AttributeError, TypeError):  # what no installer should write
+        return None, False
+    if isinstance(url, str) and url.startswith("file:"):
+        return url2pathname(urlsplit(url).path), bool(editable)
+    return url if isinstance(url, str) else None, False
 
 
 def require(modules: Sequence[str], extra: str) -> None:

@@ -28,6 +28,7 @@ from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system import machine
 from denseport.runtime.system.cpus import has_bf16, has_vnni
 from denseport.runtime.system.files import sha256_of
+from denseport.runtime.system.machine import install_command
 
 IMAGES, MASKS = str(ASSETS / "street/images"), str(ASSETS / "street/annotations")
 HERE = ("fp32", "bf16")[: 1 + has_bf16()]
@@ -129,7 +130,7 @@ def test_a_machine_that_cannot_is_refused(sample_copy: Bundle, monkeypatch: pyte
     ):
         with pytest.raises(MachineError, match="OpenVINO is not installed") as caught:
             make()
-        assert caught.value.remedy == "pip install 'denseport[openvino]'"
+        assert caught.value.remedy == install_command("openvino")
     assert list(Bundle(sample_copy.path).manifest.artifacts) == ["model.onnx"]
 
 
@@ -252,7 +253,7 @@ def test_without_bf16_only_fp32_is_made(
     assert lines[0].startswith("bf16.openvino: not made: this processor has no BF16 arithmetic")
     assert lines[1].startswith("int8.openvino: not made: ") and lines[2].startswith("int8.bf16.openvino: not made: ")
     assert lines[3].startswith("fp32.openvino: PASS")
-    assert lines[-1] == "On such processors runs model.onnx: ONNX Runtime on the CPU"
+    assert lines[-1] == "On such processors model.onnx runs: ONNX Runtime on the CPU"
 
 
 def test_counts_of_another_artifact_of_the_same_file_are_not_taken_up(

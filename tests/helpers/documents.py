@@ -10,7 +10,13 @@ from pathlib import Path
 
 from support import REPO
 
-DOCUMENTS = (REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "CHANGELOG.md", *sorted((REPO / "docs").glob("*.md")))
+TUTORIALS = sorted((REPO / "docs/tutorials").glob("*.md"))
+DOCUMENTS = (
+    REPO / "README.md",
+    REPO / "CONTRIBUTING.md",
+    REPO / "CHANGELOG.md",
+    *sorted((REPO / "docs").rglob("*.md")),
+)
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -25,6 +31,12 @@ def blocks(document: Path, language: str) -> list[str]:
     """The contents of the fenced blocks of one language, in their order."""
     found = _FENCE.findall(document.read_text(encoding="utf-8"))
     return [body for named, body in found if named == language]
+
+
+def cells(document: Path) -> list[tuple[str, str]]:
+    """The language and the text of each block that a notebook of the page has as a cell, in their order."""
+    found = _FENCE.findall(document.read_text(encoding="utf-8"))
+    return [(language, body) for language, body in found if language in ("bash", "python")]
 
 
 def prose(document: Path) -> str:
@@ -48,9 +60,9 @@ def anchors(document: Path) -> set[str]:
 
 
 def commands(block: str) -> list[list[str]]:
-    """The lines of a shell block, as words; lines that end in a backslash joined, comments left out."""
+    """The lines of a shell block, as words; lines that end in a backslash joined; comments and what follows ||, not."""
     lines = block.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    return [words for line in lines if (words := shlex.split(line.partition(" || ")[0], comments=True))]
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import configparser
 import importlib
-import os
 import re
 import shutil
 import subprocess
@@ -13,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from documents import DOCUMENTS, anchors, blocks, code_spans, commands, links, options, parsers, prose, title
+from documents import DOCUMENTS, TUTORIALS, anchors, blocks, code_spans, commands, links, options, parsers, prose, title
 from foreign import segmenting
 from quantizing import shorten_races
+from signing import new_key
 from support import ASSETS, NEEDS_TENSORRT, REPO, ROOTS, modules, small_images
 
 from denseport.runtime.bundle.bundle import Bundle
@@ -26,10 +26,11 @@ from denseport.runtime.media.videos import VideoWriter
 
 PATIENCE = 120.0  # seconds
 ERRORS = REPO / "docs/errors.md"
-WITH_SHELL = [document for document in DOCUMENTS if blocks(document, "bash")]
+PAGES = [document for document in DOCUMENTS if document not in TUTORIALS]  # those: test_tutorials.py
+WITH_SHELL = [document for document in PAGES if blocks(document, "bash")]
 PROGRAMS = [
     pytest.param(document, number, id=f"{title(document)}-{number}")
-    for document in DOCUMENTS
+    for document in PAGES
     for number in range(len(blocks(document, "python")))
 ]
 
@@ -79,6 +80,7 @@ def desk(
         (tmp_path / data).symlink_to(ASSETS / "street")
     for checkpoint in ("dpt_vit-b16.pth", "CHECKPOINT"):
         (tmp_path / checkpoint).symlink_to(ASSETS / "dpt_tiny_street.pth")
+    new_key(tmp_path, "release")
     for model, classes in (("MODEL.onnx", 4), ("net.onnx", len(sample.manifest.classes))):
         segmenting(classes=classes).save(tmp_path / model)
     monkeypatch.chdir(tmp_path)
@@ -107,7 +109,7 @@ def test_the_commands_run(document: Path, desk: Path, capsys: pytest.CaptureFixt
             assert code == 0, f"{' '.join(words)}: {capsys.readouterr().err}"
 
 
-@pytest.mark.parametrize("document", WITH_SHELL, ids=title)
+@pytest.mark.parametrize("document", [*WITH_SHELL, *TUTORIALS], ids=title)
 def test_the_commands_are_read(document: Path) -> None:
     """Also those that cannot run here have the options that they are shown with, and what they start is there."""
     known = parsers()
@@ -171,7 +173,7 @@ def test_every_document_can_be_found() -> None:
     entry = REPO / "docs/README.md"
     assert "docs/README.md" in links(REPO / "README.md")
     listed = {(entry.parent / link).resolve() for link in links(entry)}
-    assert set((REPO / "docs").glob("*.md")) - {entry} <= listed
+    assert set((REPO / "docs").rglob("*.md")) - {entry} <= listed
 
 
 def errors() -> dict[str, type[DenseportError]]:
@@ -223,13 +225,3 @@ def test_every_module_has_its_place_in_the_architecture() -> None:
         if path.name != "__init__.py" and not covered & {path, *(set(path.parents) - {REPO / root})}
     ]
     assert not missing
-
-
-def test_the_reference_is_written(tmp_path: Path) -> None:
-    """For one package, without a warning; for all it takes half a minute: scripts/docs."""
-    pytest.importorskip("pdoc")
-    command = ["bash", str(REPO / "scripts/docs"), str(tmp_path), "denseport.runtime.backends"]
-    environment = {**os.environ, "PYTHON": sys.executable}
-    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True, timeout=PATIENCE)
-    page = (tmp_path / "denseport/runtime/backends/onnxruntime.html").read_text(encoding="utf-8")
-    assert "OnnxRuntimeSession" in page and "MachineError" in page

@@ -18,7 +18,7 @@ from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import Profile
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.selection import CPU, CUDA, select_artifact, too_narrow, untried, why_unsupported
-from denseport.runtime.system.machine import Gpu, Machine
+from denseport.runtime.system.machine import Gpu, Machine, install_command
 
 A40 = Gpu("NVIDIA A40", "8.6", 46068, "580.0")
 H200 = Gpu("NVIDIA H200", "9.0", 143771, "580.0")
@@ -307,5 +307,5 @@ def test_what_a_machine_does_not_run(artifact: Artifact, machine: Machine, reaso
 
 def test_without_onnx_runtime_no_graph_runs() -> None:
     bare = Machine("Linux", "a processor", 2, 24.0, (A40,), {"tensorrt": "11.4.0"}, ())
-    assert why_unsupported(FP32, bare) == ("ONNX Runtime is not installed", "pip install 'denseport[onnxruntime]'")
+    assert why_unsupported(FP32, bare) == ("ONNX Runtime is not installed", install_command("onnxruntime"))
     assert why_unsupported(engine(), bare) == ("", "")

@@ -39,7 +39,7 @@ def test_a_scale_of_floats_leaves_the_old_bundle(sample_copy: Bundle) -> None:
 
 
 def test_a_device_is_no_checkpoint() -> None:
-    with pytest.raises(CheckpointError, match="/dev/null: no ordinary file"):
+    with pytest.raises(CheckpointError, match="/dev/null: not an ordinary file"):
         read_checkpoint(Path("/dev/null"))
 
 

@@ -304,7 +304,7 @@ def test_a_pipe_in_the_place_of_a_file_does_not_keep_us_waiting(bundle: Bundle, 
         bundle.verified("model.onnx")
     (bundle.path / MANIFEST).unlink()
     os.mkfifo(bundle.path / MANIFEST)
-    with pytest.raises(BundleError, match="no ordinary file"):
+    with pytest.raises(BundleError, match="not an ordinary file"):
         Bundle(bundle.path)
     (tmp_path / "images").mkdir()
     os.mkfifo(tmp_path / "images/x.png")

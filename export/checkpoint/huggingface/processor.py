@@ -84,5 +84,5 @@ def _normalise(own: Mapping[str, Any]) -> Normalise:
 
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{value!r} is no whole number")
+        raise TypeError(f"{value!r} is not a whole number")
     return value

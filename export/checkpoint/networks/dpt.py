@@ -68,6 +68,8 @@ class DPTReader(FusionReader):
 class DepthReader(FusionReader):
     """A head for depth: what its numbers mean, no weight shows."""
 
+    unlike = ""  # what shows that it is not the published model it was taken for, in words before others
+
     def outputs(self) -> int:
         return 0
 
@@ -85,10 +87,10 @@ class DepthReader(FusionReader):
     def ask(self, missing: Sequence[str], example: dict[str, Any]) -> CheckpointError:
         """The refusal of a file that does not say what its depth depends on."""
         return CheckpointError(
-            f"{self.settings_from}: the weights do not show {' nor '.join(missing)}; a wrong guess would give depth "
-            "that looks right",
-            "Name the published model by --preset (see denseport models), or give a .json by --config, such as "
-            f"{json.dumps(example)}.",
+            f"{self.settings_from}: {self.unlike}the weights do not show {' nor '.join(missing)}; a wrong guess would "
+            "give depth that looks right",
+            f"Name the published model {'of these sizes ' if self.unlike else ''}by --preset (see denseport models), "
+            f"or give a .json by --config, such as {json.dumps(example)}.",
         )
 
 
@@ -141,6 +143,10 @@ class DepthAnythingReader(DepthReader):
         own = self.published.backbone if self.published else None
         if isinstance(own, ViTSpec) and (own.embed_dims, own.num_layers) != (dims, layers):
             self.published = None
+            self.unlike = (
+                f"it has {layers} layers of {dims} channels, and the published model that it is taken for "
+                f"{own.num_layers} of {own.embed_dims}; "
+            )
         published = self.published
         if published is None and look_up(self.model, "backbone", "out_indices") is None:
             missing.append("which layers feed the head (V1: the last four; V2: others)")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from denseport.export.checkpoint.config import CORRECT, look_up
+from denseport.export.checkpoint.config import look_up
 from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.model_settings import last_part, unsupported
 from denseport.export.checkpoint.pipeline import USUAL, Usual
@@ -52,7 +52,7 @@ class Reader:
 
     def __init__(self, checkpoint: Checkpoint, published: ModelSpec | None) -> None:
         self.path, self.published, self.complete = checkpoint.path, published, checkpoint.complete
-        self.settings_from = checkpoint.settings_from
+        self.settings_from, self.correction = checkpoint.settings_from, checkpoint.correction
         self.layout, self.follows_mmseg = checkpoint.layout, checkpoint.follows_mmseg
         self.shapes = shapes_of(checkpoint)
         self.model = model_of(checkpoint)
@@ -105,7 +105,8 @@ class Reader:
             for contradiction in self.contradictions():
                 raise ValueError(contradiction)
         except (TypeError, ValueError, OverflowError) as err:  # a setting of another type, or sizes that do not fit
-            raise CheckpointError(f"{self.settings_from}: its model settings cannot be used: {err}", CORRECT) from err
+            what = f"{self.settings_from}: its model settings cannot be used: {err}"
+            raise CheckpointError(what, self.correction) from err
         if self.assumed and self.published is None:
             names = ", ".join(self.assumed)
             self.warnings.append(
@@ -256,13 +257,13 @@ def unknown_network(path: Path, shapes: Shapes, model: Mapping[str, Any], reason
 def number(name: str, value: Any, kind: type[N]) -> N:
     """A setting that must be a number; whole ones are taken for fractions too."""
     if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
-        raise ValueError(f"model.{name} {value!r} is no {'whole ' if kind is int else ''}number")
+        raise ValueError(f"model.{name} {value!r} is not a {'whole ' if kind is int else ''}number")
     return kind(value)
 
 
 def numbers(name: str, value: Any, kind: type[N]) -> tuple[N, ...]:
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"model.{name} {value!r} is no list of numbers")
+        raise ValueError(f"model.{name} {value!r} is not a list of numbers")
     return tuple(number(name, item, kind) for item in value)
 
 

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.system.machine import inspect_machine
 
     machine = inspect_machine()
-    abilities = _abilities(machine)
+    abilities = _abilities(machine, arguments.bundle)
     artifacts = _artifacts(arguments.bundle, machine) if arguments.bundle is not None else []
     if arguments.json:
         rows = {"abilities": [asdict(row) for row in abilities], "artifacts": [asdict(row) for row in artifacts]}
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{name:10} {text}")
         _print("This machine can", abilities)
         if artifacts:
-            _print(f"Of {arguments.bundle}, here runs", artifacts)
+            _print(f"What of {arguments.bundle} runs here", artifacts)
             _print_hint(arguments.bundle, machine)
     return 3 if artifacts and all(row.missing for row in artifacts) else 0
 
@@ -67,7 +67,9 @@ def _print_hint(bundle: Path, machine: Machine) -> None:
         print(f"\n{hint.replace('BUNDLE', shlex.quote(str(bundle)))}")
 
 
-def _abilities(machine: Machine) -> list[Ability]:
+def _abilities(machine: Machine, bundle: Path | None) -> list[Ability]:
+    from denseport.runtime.bundle.bundle import Bundle
+    from denseport.runtime.bundle.preprocessing import needs_pillow
     from denseport.runtime.system.machine import install_command
 
     has = machine.packages
@@ -83,7 +85,7 @@ def _abilities(machine: Machine) -> list[Ability]:
     def join(*reasons: str) -> str:
         return ", ".join(reason for reason in reasons if reason)
 
-    rows = (
+    rows = [
         ("export checkpoints", lacks("torch", "onnx", "onnxruntime"), "export,onnxruntime"),
         ("calibrate to INT8", lacks("onnx", "onnxruntime"), "calibration"),
         ("run ONNX models on the CPU", lacks("onnxruntime"), "onnxruntime"),
@@ -94,7 +96,9 @@ def _abilities(machine: Machine) -> list[Ability]:
         ("build and run TensorRT engines", join(gpu, lacks("tensorrt"), cuda), "tensorrt"),
         ("build TensorRT-RTX engines, ahead of time", lacks("tensorrt_rtx"), "tensorrt-rtx"),
         ("run TensorRT-RTX engines", join(gpu, lacks("tensorrt_rtx"), cuda), "tensorrt-rtx"),
-    )
+    ]
+    if bundle is not None and needs_pillow(Bundle(bundle).manifest.preprocess):
+        rows.append((f"decode image files for {bundle}, as its checkpoint does", lacks("pillow"), "pillow"))
     where = {
         gpu: " on a machine with an NVIDIA GPU",
         bf16: " on a processor with avx512_bf16, amx_bf16 or bf16",

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from denseport.runtime.cli.arguments import path, real, whole
 from denseport.runtime.cli.eval_depth import add_depth_options, check_task, evaluate_depths
+from denseport.runtime.cli.eval_temperature import fit_and_print
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
     from denseport.runtime.evaluation.gate import Verdict
     from denseport.runtime.evaluation.report import Evaluation
 
+_OF_GATE = ("budget", "agreement", "strict", "max_boundary_drop", "max_class_drop", "max_ece")
 HELP = "measure accuracy on labelled images or measured depths, and pass or fail the artifact"
 
 
@@ -43,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--reduce-zero-label",
         action=argparse.BooleanOptionalAction,
-        help="masks count classes from 1 and 0 is ignored; default: as in the bundle's data set",
+        help="masks number the classes from 1, and 0 is ignored; default: as in the bundle's data set",
     )
     words = "labels to classes, 255: not counted, or none; default: as in the bundle's data set"
     data.add_argument("--label-map", type=_label, nargs="+", metavar="OLD:NEW", help=words)
@@ -66,6 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     way.add_argument("--merge", nargs="+", type=path, metavar="STATE", help="add up the states of shards")
     way.add_argument("--ray", metavar="ADDRESS", help="spread over a Ray cluster, or 'local' for one on this machine")
     result = parser.add_argument_group("result")
+    result.add_argument("--boundaries", action="store_true", help="also the boundary F-score (2 pixels)")
+    result.add_argument("--ece", action="store_true", help="also the expected calibration error of the scores")
+    words = "fit the temperature of the scores on these images, keep it in the bundle, and measure nothing else"
+    result.add_argument("--fit-temperature", action="store_true", help=words)
     result.add_argument("--report", metavar="DIR", type=path, help="write a self-contained HTML page there")
     result.add_argument("--explain", action="store_true", help="say which step lost how much accuracy")
     result.add_argument("--checkpoint", metavar="FILE", type=path, help="the bundle's checkpoint, for --explain")
@@ -90,8 +96,15 @@ def _add_gate(group: argparse._ArgumentGroup) -> None:
         "--agreement",
         type=real(0, 1),
         metavar="SHARE",
-        help="share of pixels (0 to 1) that must get FP32's class",
+        help="smallest share of pixels (0 to 1) that get the class that FP32 gives",
     )
+    limits = (
+        ("--max-boundary-drop", "POINTS", "boundary F-score that may be lost against FP32; default: any"),
+        ("--max-class-drop", "POINTS", "IoU that any one class may lose against FP32; default: any"),
+        ("--max-ece", "PERCENT", "largest expected calibration error of the scores; default: any"),
+    )
+    for option, unit, words in limits:
+        group.add_argument(option, type=real(0, 100), metavar=unit, help=words)
     words = "fail where a class of the model is in no mask, or more than a tenth of the labels is ignored"
     group.add_argument("--strict", action="store_true", help=words)
 
@@ -125,6 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.evaluation.evaluate import evaluate, open_data
     from denseport.runtime.evaluation.gate import Gate
+    from denseport.runtime.evaluation.state import Extras
     from denseport.runtime.evaluation.task import LongRun, evaluate_shard, refuse_state
     from denseport.runtime.system.progress import Terminal
 
@@ -135,13 +149,15 @@ def run(arguments: argparse.Namespace) -> int:
         return evaluate_depths(arguments, bundle)
     gate = None
     if arguments.gate is not None:
-        gate = Gate(arguments.gate, arguments.budget, arguments.agreement, arguments.strict)
+        gate = Gate(arguments.gate, **{name: getattr(arguments, name) for name in _OF_GATE})
     names = ("masks", "list_file", "split", "image_suffix", "mask_suffix", "reduce_zero_label", "ignore_index", "limit")
     data = {name: getattr(arguments, name) for name in names}
     if arguments.label_map is not None:
         data["label_map"] = _label_map(arguments.label_map)
+    if arguments.fit_temperature:
+        return fit_and_print(arguments, bundle, data)
     work = {name: getattr(arguments, name) for name in ("artifact", "protocol", "threads", "workers")}
-    work |= {"gate": gate, "progress": Terminal()}
+    work |= {"gate": gate, "extras": Extras(arguments.boundaries, arguments.ece), "progress": Terminal()}
     if arguments.shard is not None:
         refuse_state(arguments.state, resume=arguments.resume)
         dataset = open_data(bundle, arguments.data, **data)
@@ -171,12 +187,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--explain needs the checkpoint to compare with", "Name it with --checkpoint FILE.")
     if arguments.checkpoint is not None and not arguments.explain:
         raise InputError("--checkpoint is used by --explain only", "Add --explain.")
-    for name in ("budget", "agreement", "strict"):
-        if arguments.gate is None and getattr(arguments, name) not in (
-            None,
-            False,
-        ):  # else exit code 0 would read as a pass
-            raise InputError(f"--{name} is used by --gate only; without a gate nothing is judged", "Add --gate.")
+    for name in _OF_GATE:
+        if arguments.gate is None and getattr(arguments, name) not in (None, False):  # else code 0 would read as a pass
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} is used by --gate only; without a gate nothing is judged", "Add --gate.")
     if arguments.shard is None:
         return
     if arguments.state is None:
@@ -215,6 +229,7 @@ def _table(found: Evaluation) -> str:
         if names:
             lines.append(f"never {words}: {len(names)} of {count(len(found.per_class), 'class', 'es')} ({some(names)})")
     lines.append(f"mIoU {found.mIoU:.2f}   mAcc {found.mAcc:.2f}   aAcc {found.aAcc:.2f}")
+    lines += _quality_lines(found)
     result = found.to_dict()
     if result["seconds"]:
         share = 100 * result["session_share"]
@@ -224,6 +239,20 @@ def _table(found: Evaluation) -> str:
     if found.report is not None:
         lines.append(f"report: {found.report}")
     return "\n".join(lines + ([] if found.gate is None else _verdict_lines(found.gate)))
+
+
+def _quality_lines(found: Evaluation) -> list[str]:
+    """What a mean IoU hides."""
+    lines = []
+    if found.boundary_F is not None:
+        drop = "" if found.boundary_drop is None else f", {-found.boundary_drop:+.2f} points against FP32"
+        lines.append(f"boundary F-score {found.boundary_F:.2f} (2 pixels){drop}")
+    if (worst := found.worst_drop) is not None:
+        change = f"{-worst.points:+.2f} points, from {worst.fp32_IoU:.2f} to {worst.IoU:.2f}"
+        lines.append(f"worst class against FP32: {found.per_class[worst.index].name}, IoU {change}")
+    if found.ECE is not None:
+        lines.append(f"calibration error of the scores (ECE) {found.ECE:.2f} %, temperature {found.temperature:g}")
+    return lines
 
 
 def _verdict_lines(verdict: Verdict) -> list[str]:

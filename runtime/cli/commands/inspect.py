@@ -73,6 +73,8 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
         yield "views", manifest.augmentation.words
     if not manifest.scores:
         yield "scores", "none: the network tells the class of a pixel, not how likely it is"
+    elif manifest.temperature != 1:
+        yield "scores", f"softmax of the logits / {manifest.temperature:.6g}, the temperature"
     if manifest.threshold is not None:
         yield "threshold", f"{manifest.classes[1]} where its probability is above {manifest.threshold:g}"
     if manifest.depth is not None:
@@ -92,11 +94,29 @@ def _lines(bundle: Bundle) -> Iterator[tuple[str, str]]:
         figures = reference.protocol if manifest.task == "depth" else miou  # which has them in words
         recognised = f"{reference.preset}: {figures}; recognised by {reference.recognised_by}"
     yield "reference", recognised
+    yield "signature", _signature(bundle)
     for name in manifest.artifacts:
         for number, text in enumerate(_of_artifact(bundle, name)):
             yield "" if number else "artifact", text
     for warning in source.get("warnings", []):
         yield "warning", warning
+
+
+def _signature(bundle: Bundle) -> str:
+    """Who says to have signed the bundle: nothing is verified here."""
+    from denseport.runtime.bundle.signature import read_signature
+    from denseport.runtime.errors import BundleError
+
+    try:
+        said = read_signature(bundle.path)
+    except BundleError as err:
+        return err.message
+    if said is None:
+        return "none"
+    how = f"denseport verify {bundle.path} --trust FILE tells whether that is true"
+    if said.manifest != bundle.digest:
+        how = f"the manifest changed since: denseport sign {bundle.path} --key FILE"
+    return f"of {count(len(said.files), 'file')}, by {said.signer}; {how}"
 
 
 def _labels(manifest: Manifest) -> str:

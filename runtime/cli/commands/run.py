@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.cli.arguments import path, real, whole
+from denseport.runtime.cli.arguments import add_trust, path, real, whole
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--server", metavar="URL", help="a Triton server runs the model: http://HOST:PORT or grpc://HOST:PORT"
     )
     parser.add_argument("--model", metavar="NAME", help="its name on the server; default: as denseport triton names it")
+    add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print what was found and written as JSON")
 
 
@@ -143,14 +144,16 @@ def _writing(arguments: argparse.Namespace, task: str) -> Writing:
     from denseport.runtime.errors import InputError
 
     opacity = {} if arguments.opacity is None else {"opacity": arguments.opacity}
-    others = {"depth": ("grey", "no_mask", "server"), "segmentation": ("depth_scale",)}[task]
+    others = {"depth": ("grey", "no_mask"), "segmentation": ("depth_scale",)}[task]
     if given := [name for name in others if getattr(arguments, name) not in (None, False)]:
         what = f"--{given[0].replace('_', '-')} is not for a network of {task}"
         raise InputError(what, "Leave it out; --format says what is written.")
     if arguments.depth_scale is not None and "png" not in _chosen(arguments):
-        raise InputError("--depth-scale is of PNGs, and none is written", "Leave it out, or add png to --format.")
+        raise InputError("--depth-scale applies to PNGs, and none is written", "Leave it out, or add png to --format.")
     if arguments.opacity is not None and "overlay" not in _chosen(arguments):
-        raise InputError("--opacity is of overlays, and none is written", "Leave it out, or add overlay to --format.")
+        raise InputError(
+            "--opacity applies to overlays, and none is written", "Leave it out, or add overlay to --format."
+        )
     made: Writing = MaskWriting(**opacity, grey=arguments.grey)
     if task == "depth":
         made = DepthWriting(**opacity, scale=arguments.depth_scale)
@@ -170,7 +173,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--no-overlay and --no-mask leave nothing to write", "Leave one out, or add --json.")
     if arguments.model is not None and arguments.server is None:
         raise InputError("--model names a model on a server", "Give --server too.")
-    local = [name for name in ("artifact", "threads", "provider", "ray") if getattr(arguments, name) is not None]
+    names = ("artifact", "threads", "provider", "trust", "ray")
+    local = [name for name in names if getattr(arguments, name) is not None]
     local += ["protocol"] * (arguments.protocol != "reference")
     local += ["temporal-smoothing"] * (arguments.temporal_smoothing > 0)
     if arguments.server is not None and local:
@@ -225,7 +229,9 @@ def _connect(arguments: argparse.Namespace) -> Iterator[RemoteModel]:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"artifact": arguments.artifact, "protocol": arguments.protocol, "providers": arguments.provider}
+    trust = arguments.trust and [file.absolute() for file in arguments.trust]  # Ray's actors work in other folders
+    same = {"artifact": arguments.artifact, "protocol": arguments.protocol}
+    return {**same, "providers": arguments.provider, "trust": trust}
 
 
 def _open_actor(
@@ -275,6 +281,8 @@ def _report(job: Predictions, *, as_json: bool) -> None:
         if "unit" in result:
             top = f"{result['least']:.4g} to {result['most']:.4g} {result['unit']}, larger is {result['larger_is']}"
         found = top or count(result.get("frames", 0), "frame")
+        if "colours" in result:
+            found += ", all in the colours of {:.4g} to {:.4g}, the first frame's depths".format(*result["colours"])
         print(f"{result['input']}: {found}" + "".join(f"\n  {file}" for file in result["files"]))
         if "warning" in result:
             print(f"  warning: {result['warning']}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from denseport.runtime.cli.arguments import add_values, path, real, whole
+from denseport.runtime.cli.arguments import add_trust, add_values, path, real, whole
 
 HELP = "serve a bundle over HTTP, with a page to drop images on"
 
@@ -18,13 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--port", whole(0, 65_535), 8000, "N", "0 takes a free one; default: %(default)s"),
         ("--artifact", str, None, "NAME", "the default artifact; default: the best for this machine"),
         ("--threads", whole(1), None, "N", "CPU threads; default: all this process may use"),
-        ("--concurrency", whole(1), 2, "N", "images segmented at once; default: %(default)s"),
-        ("--queue", whole(0), 16, "N", "most requests that wait; default: %(default)s"),
-        ("--max-bytes", whole(1), 32 << 20, "N", "largest request; default: 32 MiB"),
-        ("--max-pixels", whole(1), 40_000_000, "N", "most pixels of a request's images; default: 40 million"),
-        ("--max-images", whole(1), None, "N", "most images of a request, not of depth; default: 16"),
-        ("--timeout", real(above=0), 60.0, "SECONDS", "longest time for an answer; default: %(default)g"),
+        ("--concurrency", whole(1), 2, "N", "images worked on at once; default: %(default)s"),
+        ("--queue", whole(0), 16, "N", "limit on waiting requests; default: %(default)s"),
+        ("--max-bytes", whole(1), 32 << 20, "N", "limit on the size of a request; default: 32 MiB"),
+        ("--max-pixels", whole(1), 40_000_000, "N", "limit on the pixels of a request in all; default: 40 million"),
+        ("--max-images", whole(1), 16, "N", "limit on the images of a request; default: %(default)s"),
+        ("--timeout", real(above=0), 60.0, "SECONDS", "limit on the time for an answer; default: %(default)g"),
     )
+    add_trust(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -35,19 +36,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.bundle.preprocessing import needs_pillow
-    from denseport.runtime.errors import InputError
     from denseport.runtime.serving.http.limits import Limits
     from denseport.runtime.serving.http.server import serve
     from denseport.runtime.system.machine import require
 
     given, bundle = arguments, Bundle(arguments.bundle)
+    if given.trust is not None:
+        from denseport.runtime.bundle.signature import verify
+
+        verify(bundle, given.trust)
     if needs_pillow(bundle.manifest.preprocess):
         require(("PIL",), "pillow")
-    if given.max_images is not None and bundle.manifest.task == "depth":
-        raise InputError("--max-images: a server of depth takes one image a request", "Leave it out.")
     names = ("max_bytes", "max_pixels", "max_images", "concurrency", "queue", "timeout")
-    said = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
-    limits = Limits(**said)
+    limits = Limits(**{name: getattr(given, name) for name in names})
     accepted = serve(bundle, limits, given.host, given.port, artifact=given.artifact, threads=given.threads)
     print(f"stopped; requests accepted: {accepted}", file=sys.stderr)
     return 0

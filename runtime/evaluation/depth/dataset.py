@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.errors import DatasetError, ImageError
 from denseport.runtime.evaluation.depth.metrics import CROPS
-from denseport.runtime.evaluation.layouts import Sample, files_by_name, some
+from denseport.runtime.evaluation.layouts import Sample, files_by_name, refuse_alone
 from denseport.runtime.media.images import reading
 from denseport.runtime.system.text import count
 
@@ -105,7 +105,7 @@ class DepthDataset:
         except (cv2.error, OSError, ValueError, EOFError) as err:
             raise ImageError(f"{path}: cannot be decoded: {err}", "Copy or save it again.") from err
         if stored is None:
-            raise ImageError(f"{path}: damaged, or no PNG", "Copy or save it again.")
+            raise ImageError(f"{path}: damaged, or not a PNG", "Copy or save it again.")
         if stored.ndim != 2 or stored.dtype.kind != kind or stored.dtype == np.uint8:
             what = f"{path}: is {stored.shape} of {stored.dtype}, not a grey PNG of 16 bits nor (H, W) floats"
             raise DatasetError(what, "Save metres times a scale as such a PNG, or metres as .npy.")
@@ -160,7 +160,7 @@ def open_depth_dataset(
 def _check_scale(samples: tuple[Sample, ...], settings: DepthReading) -> None:
     """Refuse a scale that no file needs."""
     if samples and settings.scale is not None and all(each.mask.suffix.lower() == ".npy" for each in samples):
-        raise DatasetError("--depth-scale is of PNGs, and no depth is one", "Leave it out: a .npy holds metres.")
+        raise DatasetError("--depth-scale applies to PNGs, and no depth is one", "Leave it out: a .npy holds metres.")
 
 
 def _layout_of(root: Path) -> _Layout:
@@ -189,10 +189,9 @@ def _pairs(
                 raise DatasetError(what, "Keep one of the two, or say with --depth-suffix how depths end.")
     files = files_by_name(images, image_suffix or "").items()
     image_of = {name: file for name, file in files if file not in depth_of.values()}
-    alone = sorted(image_of.keys() ^ depth_of.keys())
-    if alone or not image_of:
-        what = f"{len(alone)} images or depths have no partner, such as {some(alone)}" if alone else "no images"
-        raise DatasetError(f"{images} and {depths}: {what}", PAIRING)
+    if not image_of:
+        raise DatasetError(f"{images} and {depths}: no images", PAIRING)
+    refuse_alone(f"{images} and {depths}", ("image", image_of), ("depth", depth_of), PAIRING)
     return tuple(Sample(name, image_of[name], depth_of[name]) for name in sorted(image_of))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,62 +12,21 @@ from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import DatasetError, InputError
 from denseport.runtime.evaluation.depth.dataset import DepthDataset, DepthReading, open_depth_dataset
-from denseport.runtime.evaluation.depth.gate import check_gate, collapses, judge
+from denseport.runtime.evaluation.depth.gate import Yardstick, choose_yardstick, collapses, judge
 from denseport.runtime.evaluation.depth.measure import DepthMeasurement, measure_depths
-from denseport.runtime.evaluation.gate import Gate, Verdict
-from denseport.runtime.evaluation.metrics import json_number
+from denseport.runtime.evaluation.depth.report import DepthEvaluation, worst_depths, write_depth_report
+from denseport.runtime.evaluation.gate import Gate
 from denseport.runtime.evaluation.record import float_warnings, note_accuracy
+from denseport.runtime.evaluation.report import this_run
 from denseport.runtime.segmenter.depth import DepthEstimator
-from denseport.runtime.system.arguments import whole
+from denseport.runtime.system.arguments import optional_path, whole
 from denseport.runtime.system.cpus import MOST_THREADS
 from denseport.runtime.system.files import refuse_unwritable
 from denseport.runtime.system.progress import Progress, Silent
 
-__all__ = ["DepthEvaluation", "evaluate_depth"]
+__all__ = ["evaluate_depth"]
 
 LEAST = 1e-3  # metres, as upstream has it
-
-
-@dataclass(frozen=True)
-class DepthEvaluation:
-    """What `evaluate_depth` found."""
-
-    metrics: dict[str, float]  # by the names of `METRICS`: the means over the images
-    fp32: dict[str, float] | None  # FP32's on the same images; None: it was not run
-    artifact: str
-    session: str  # what ran it, in words
-    protocol: Protocol
-    reading: DepthReading  # limits, crop and scale that were taken
-    measurement: DepthMeasurement  # image by image
-    aligned: bool  # each image's depths were brought to metres by least squares
-    gate: Verdict | None  # None: nothing was to be judged
-    warnings: tuple[str, ...]
-    data: str  # what was found of images and depths, and by which rule
-
-    def to_dict(self) -> dict[str, Any]:
-        """What ``denseport eval --json`` prints."""
-        found, reading, seconds = self.measurement, self.reading, max(self.measurement.seconds, 1e-9)
-        runs = [{name: json_number(value) for name, value in run.items()} for run in (self.metrics, self.fp32 or {})]
-        return {
-            "artifact": self.artifact,
-            "session": self.session,
-            "protocol": {"name": self.protocol.name, "description": self.protocol.description},
-            "images": found.images,
-            "pixels": int(found.pixels.sum()),
-            "data": self.data,
-            "min_depth": reading.least,
-            "max_depth": reading.most,
-            "crop": reading.crop,
-            "depth_scale": reading.scale,
-            "aligned": self.aligned,
-            **runs[0],
-            "fp32": runs[1] or None,
-            "gate": None if self.gate is None else self.gate.to_dict(),
-            "warnings": list(self.warnings),
-            "seconds": round(found.seconds, 3),
-            "images_per_second": round(found.images / seconds, 3),
-            "session_share": round(found.session_seconds / seconds, 4),
-        }
 
 
 def evaluate_depth(
@@ -85,6 +44,7 @@ def evaluate_depth(
     limit: int | None = None,
     threads: int | None = None,
     workers: int = 2,
+    report: Path | str | None = None,
     record: bool = False,
     progress: Progress | None = None,
 ) -> DepthEvaluation:
@@ -92,8 +52,8 @@ def evaluate_depth(
 
     Args:
         data: a path as of `open_depth_dataset`, or a data set that is open already.
-        artifact, gate, protocol, limit, threads, workers, record: as of `denseport.runtime.evaluate`; a gate compares
-            with FP32 (``"model.onnx"``) or with an AbsRel.
+        artifact, gate, protocol, limit, threads, workers, report, record: as of `denseport.runtime.evaluate`; a gate
+            compares with FP32 (``"model.onnx"``), the published figures (``"reference"``) or an AbsRel.
         depths, list_file, image_suffix, depth_suffix: as of `open_depth_dataset`, where ``data`` is a path.
         settings: the scale of PNGs, the limits in metres, the crop; default: the layout's, then 0.001 and the network's
             own limit.
@@ -102,32 +62,41 @@ def evaluate_depth(
         BundleError, MachineError: as of `DepthEstimator`.
         DatasetError, ImageError: images or depths that cannot be used.
         InputError: what cannot be compared, or nothing says how far measured depths count.
-        OutputError: the manifest cannot be written.
+        OutputError: the report or the manifest cannot be written.
     """
-    progress, bundle = progress or Silent(), bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-    refuse_other_task(bundle, "depth", "denseport.runtime.evaluate")
-    if record:
-        refuse_unwritable(bundle.path)
+    progress, report = progress or Silent(), optional_path("report", report)
+    bundle = _checked(bundle, report, record=record)
     workers, manifest = whole("workers", workers, 1, MOST_THREADS), bundle.manifest
     artifact = manifest.source if artifact is None else artifact
     gate = gate if gate is None or isinstance(gate, Gate) else Gate(gate)
-    if gate is not None:
-        check_gate(gate, manifest, artifact)
     how: dict[str, Any] = {"depths": depths, "list_file": list_file, "settings": settings}
     how |= {"image_suffix": image_suffix, "depth_suffix": depth_suffix}
-    data = _opened(data, limit, how)
-    data, limits = _complete(data, manifest)
+    data, limits = _complete(_opened(data, limit, how), manifest)
     with ExitStack() as stack:
         common: dict[str, Any] = {"protocol": protocol, "threads": threads}
         own = stack.enter_context(DepthEstimator(bundle, artifact=artifact, **common))
+        yardstick = None if gate is None else choose_yardstick(gate, manifest, own.artifact, data, own.protocol.name)
         fp32 = None
-        if gate is not None and gate.against == manifest.source:
+        if yardstick is not None and yardstick.abs_rel is None:
             fp32 = stack.enter_context(DepthEstimator(bundle, artifact=manifest.source, **common))
         progress.say(data.found)
         with progress.phase(f"measuring {artifact}") as told:
             found = measure_depths(data, own, limits, fp32=fp32, workers=workers, progress=told)
-        evaluation = _judged(own, data, found, gate)
+        evaluation = _judged(own, data, found, yardstick)
+        if report is not None:
+            evaluation = _reported(report, evaluation, data, [own] if fp32 is None else [own, fp32])
     return _recorded(bundle, evaluation) if record else evaluation
+
+
+def _checked(bundle: Path | str | Bundle, report: Path | None, *, record: bool) -> Bundle:
+    """The bundle, once the places that will be written are found to be writable."""
+    if report is not None:
+        refuse_unwritable(report)
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+    refuse_other_task(bundle, "depth", "denseport.runtime.evaluate")
+    if record:
+        refuse_unwritable(bundle.path)
+    return bundle
 
 
 def _opened(data: Path | str | DepthDataset, limit: int | None, how: dict[str, Any]) -> DepthDataset:
@@ -135,7 +104,9 @@ def _opened(data: Path | str | DepthDataset, limit: int | None, how: dict[str, A
     if not isinstance(data, DepthDataset):
         data = open_depth_dataset(data, **how)
     elif lost := [name for name, value in how.items() if value is not None]:
-        raise InputError(f"{lost[0]}: of a path, and the data set is open already", "Give it to open_depth_dataset.")
+        raise InputError(
+            f"{lost[0]}: applies to a path, and the data set is open already", "Give it to open_depth_dataset."
+        )
     return replace(data, samples=data.samples[: None if limit is None else whole("limit", limit, 1)])
 
 
@@ -158,7 +129,7 @@ def _complete(data: DepthDataset, manifest: Manifest) -> tuple[DepthDataset, tup
 
 
 def _judged(
-    estimator: DepthEstimator, data: DepthDataset, found: DepthMeasurement, gate: Gate | None
+    estimator: DepthEstimator, data: DepthDataset, found: DepthMeasurement, yardstick: Yardstick | None
 ) -> DepthEvaluation:
     manifest, artifact = estimator.manifest, estimator.bundle.artifact(estimator.artifact)
     assert manifest.depth is not None  # of a depth bundle
@@ -166,7 +137,7 @@ def _judged(
         limits = f"{data.reading.least:g} to {data.reading.most:g} metres"
         what = f"{data.found}: no pixel counts: none has a measured depth of {limits} within the crop"
         raise DatasetError(what, "Correct --depth-scale, --min-depth, --max-depth or --crop.")
-    warnings = [] if gate is not None else collapses(found)
+    warnings = [] if yardstick is not None else collapses(found)
     warnings += float_warnings(artifact, on_gpu=found.on_gpu)
     if nothing := int((found.pixels == 0).sum()):
         warnings.append(f"{nothing} of {found.images} images have no pixel that counts, and are left out of the means")
@@ -179,10 +150,19 @@ def _judged(
         reading=data.reading,
         measurement=found,
         aligned=manifest.depth.unit == "relative",
-        gate=None if gate is None else judge(gate, found, manifest, artifact.precision),
+        gate=None if yardstick is None else judge(yardstick, found),
         warnings=tuple(warnings),
         data=data.found,
     )
+
+
+def _reported(
+    folder: Path, found: DepthEvaluation, data: DepthDataset, estimators: list[DepthEstimator]
+) -> DepthEvaluation:
+    """The result, with its page."""
+    images = worst_depths(data, found.measurement, estimators)
+    page = write_depth_report(folder, found, estimators[0].manifest, images, *this_run(found.session))
+    return replace(found, report=page)
 
 
 def _recorded(bundle: Bundle, found: DepthEvaluation) -> DepthEvaluation:

@@ -35,6 +35,7 @@ class DepthMeasurement:
     values: NDArray[np.float64]  # (1 or 2, images, COLUMNS): the artifact's, then FP32's
     pixels: NDArray[np.int64]  # (images,) that count
     on_gpu: bool  # a GPU computed the depths
+    names: tuple[str, ...]  # (images,)
     seconds: float = 0.0  # wall time of all images, without FP32's session
     session_seconds: float = 0.0  # of it, in the artifact's session
 
@@ -100,7 +101,10 @@ def measure_depths(
         return index, [_row(depth, valid, truth[valid], output, limits) for depth in depths], int(valid.sum())
 
     measured = DepthMeasurement(
-        np.full((len(estimators), n, len(COLUMNS)), np.nan), np.zeros(n, np.int64), estimator.session.on_gpu
+        np.full((len(estimators), n, len(COLUMNS)), np.nan),
+        np.zeros(n, np.int64),
+        estimator.session.on_gpu,
+        tuple(sample.name for sample in dataset.samples),
     )
     stages: dict[str, Callable[[Any], Any]] = {"decode": decode, "predict": predict, "score": score}
     start = time.perf_counter()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.errors import InputError
 
-__all__ = ["CROPS", "METRICS", "align", "depth_metrics", "valid_pixels"]
+__all__ = ["CROPS", "METRICS", "Floats", "align", "aligned", "depth_metrics", "valid_pixels"]
 
 # Errors, where less is better, then the shares of pixels off by a factor below 1.25, 1.25^2, 1.25^3.
 METRICS = ("AbsRel", "SqRel", "RMSE", "RMSElog", "log10", "SILog", "d1", "d2", "d3")
@@ -41,7 +41,9 @@ def valid_pixels(truth: Floats, least: float, most: float, crop: str | None = No
     height, width = truth.shape
     if crop == "nyu":
         if truth.shape != NYU_SIZE:
-            raise InputError(f"--crop nyu is of 640 x 480 pixels, not {width} x {height}", "Leave it out.")
+            raise InputError(
+                f"--crop nyu applies to images of 640 x 480 pixels, not {width} x {height}", "Leave it out."
+            )
         window = NYU_CROP
     else:
         top, bottom, left, right = SHARES[crop]
@@ -68,9 +70,16 @@ def align(
     wanted = 1 / truth.astype(np.float64) if is_disparity else truth.astype(np.float64)
     columns = np.stack([found.astype(np.float64), np.ones(len(found))], 1)
     scale, shift = np.linalg.lstsq(columns, wanted, rcond=None)[0]
-    fitted = columns @ (scale, shift)
+    return aligned(found, scale, shift, least, most, is_disparity=is_disparity), float(scale), float(shift)
+
+
+def aligned(
+    found: Floats, scale: float, shift: float, least: float, most: float, *, is_disparity: bool
+) -> NDArray[np.float32]:
+    """A relative prediction, of any shape, in metres by the scale and the shift that `align` found."""
+    fitted = found.astype(np.float64) * scale + shift
     metres = 1 / np.clip(fitted, 1 / most, 1 / least) if is_disparity else np.clip(fitted, least, most)
-    return metres.astype(np.float32), float(scale), float(shift)
+    return metres.astype(np.float32)
 
 
 def depth_metrics(found: Floats, truth: Floats) -> NDArray[np.float64]:

@@ -27,14 +27,16 @@ if TYPE_CHECKING:
     from denseport.runtime.pipeline.depth import Depth
 
 __all__ = [
-    "DEPTH", "DEPTH_FORMATS", "Answer", "AnswerOptions", "BatchFormat", "Coco", "DepthAnswers", "DepthFormat",
-    "DepthReport", "Format", "FoundClass", "GeoJson", "MaskAnswers", "Report", "encode", "encode_report", "pack",
+    "DEPTH", "DEPTH_FORMATS", "Answer", "AnswerOptions", "BatchFormat", "Coco", "DepthAnswers", "DepthBatchFormat",
+    "DepthFormat", "DepthReport", "Format", "FoundClass", "GeoJson", "MaskAnswers", "Report", "encode",
+    "encode_report", "pack",
 ]  # fmt: skip
 
 DEPTH = "/v1/depth"  # where images are sent
 DEPTH_FORMATS = (
-    "png: 16 bits, depth = value / X-Depth-Scale + X-Depth-Offset; overlay: JPEG of colours with a bar; json: unit and "
-    "range; raw: little-endian float32 row by row, whose size is in X-Depth-Height, -Width; npz: numpy's arrays"
+    "png: 16 bits, depth = value / X-Depth-Scale + X-Depth-Offset, as its tEXt chunk says; overlay: JPEG of colours "
+    "with a bar; json: unit and range; raw: little-endian float32 row by row, whose size is in X-Depth-Height, -Width; "
+    "npz: numpy's arrays"
 )
 JPEG_QUALITY = 92
 # What is no JSON, in a zip.
@@ -128,6 +130,11 @@ class MaskAnswers:
         found: Segmentation = segment(image, scores=options.format == Format.NPZ)
         return found
 
+    def about(self, found: Segmentation) -> dict[str, str]:
+        """Headers that say what the numbers of a result are."""
+        height, width = found.mask.shape
+        return {"X-Mask-Width": str(width), "X-Mask-Height": str(height)}
+
     def numbers(self, found: Segmentation) -> NDArray[Any]:
         """What is equal for equal images."""
         return found.mask
@@ -144,11 +151,7 @@ class MaskAnswers:
 def encode(found: Segmentation, options: AnswerOptions) -> Answer:
     """What was found, in every format but `Format.JSON`."""
     if options.format == Format.OVERLAY:
-        image = found.overlay(opacity=options.opacity, legend=options.legend)
-        done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        if not done:
-            raise RuntimeError(f"OpenCV cannot encode {image.shape} of {image.dtype} as JPEG")
-        return Answer(data.tobytes(), "image/jpeg")
+        return _overlay(found, options)
     if options.format is Format.RAW:
         return _raw(found.mask, options.gzip)
     if options.format is Format.NPZ:
@@ -158,6 +161,14 @@ def encode(found: Segmentation, options: AnswerOptions) -> Answer:
         document = found.to_coco() if is_coco else found.to_geojson()
         return Answer(_json(document), "application/json" if is_coco else "application/geo+json")
     return Answer(found.to_png(), "image/png")
+
+
+def _overlay(found: Segmentation | Depth, options: AnswerOptions) -> Answer:
+    image = found.overlay(opacity=options.opacity, legend=options.legend)
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    if not done:
+        raise RuntimeError(f"OpenCV cannot encode {image.shape} of {image.dtype} as JPEG")
+    return Answer(data.tobytes(), "image/jpeg")
 
 
 def _raw(mask: NDArray[np.unsignedinteger[Any]], gzip: bool) -> Answer:
@@ -205,6 +216,9 @@ def pack(answers: Sequence[Answer]) -> Answer:
 
 # Depths
 
+# Of several images. Each PNG says in itself how its values are meant.
+DepthBatchFormat = Literal["png", "overlay", "json", "npz"]
+
 
 class DepthFormat(StrEnum):
     """What is sent back."""
@@ -239,33 +253,28 @@ class DepthAnswers:
         found: Depth = estimate(image)
         return found
 
+    def about(self, found: Depth) -> dict[str, str]:
+        height, width = found.depth.shape
+        size = {"X-Depth-Width": str(width), "X-Depth-Height": str(height)}
+        return size | {"X-Depth-Unit": found.unit, "X-Depth-Larger-Is": found.larger_is}
+
     def numbers(self, found: Depth) -> NDArray[Any]:
         return found.depth
 
     def encode(self, found: Depth, options: AnswerOptions) -> Answer | None:
-        height, width = found.depth.shape
-        about = {"X-Depth-Width": str(width), "X-Depth-Height": str(height)}
-        about |= {"X-Depth-Unit": found.unit, "X-Depth-Larger-Is": found.larger_is}
         if options.format == DepthFormat.OVERLAY:
-            painted = found.overlay(opacity=options.opacity, legend=options.legend)
-            return Answer(
-                cv2.imencode(".jpg", painted, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes(),
-                "image/jpeg",
-                about,
-            )
+            return _overlay(found, options)
         if options.format == DepthFormat.RAW:
-            return Answer(found.depth.astype("<f4", copy=False).tobytes(), "application/octet-stream", about)
+            return Answer(found.depth.astype("<f4", copy=False).tobytes(), "application/octet-stream")
         if options.format == DepthFormat.NPZ:
-            return Answer(found.to_npz(), "application/x-npz", about)
+            return Answer(found.to_npz(), "application/x-npz")
         if options.format == DepthFormat.JSON:
             return None
         try:
             png = found.to_png()
         except OutputError as err:
             raise Refusal(422, err.message, "Ask for format=npz or format=raw.") from err
-        return Answer(
-            png.data, "image/png", about | {"X-Depth-Scale": repr(png.scale), "X-Depth-Offset": repr(png.offset)}
-        )
+        return Answer(png.data, "image/png", {"X-Depth-Scale": repr(png.scale), "X-Depth-Offset": repr(png.offset)})
 
     def report(self, found: Depth, milliseconds: dict[str, float]) -> Answer:
         (height, width), (least, most) = found.depth.shape, found.span

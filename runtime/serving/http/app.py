@@ -17,6 +17,7 @@ from denseport.runtime.serving.http.answers import (
     DEPTH_FORMATS,
     AnswerOptions,
     BatchFormat,
+    DepthBatchFormat,
     DepthFormat,
     Format,
     pack,
@@ -26,20 +27,25 @@ from denseport.runtime.serving.http.metrics import Metrics
 from denseport.runtime.serving.http.openapi import (
     BATCH_BODY,
     BATCH_TEXT,
+    DEPTH_BATCH_TEXT,
     FORMATS,
     RAW,
     SEGMENT_BODY,
     SEGMENT_TEXT,
     batch_responses,
+    depth_batch_responses,
+    depth_responses,
     segment_responses,
 )
 from denseport.runtime.serving.http.page import SAMPLE, load_page, load_reference
 from denseport.runtime.serving.http.schema import Failure, ModelInfo, State, describe
 from denseport.runtime.serving.http.service import Service
 from denseport.runtime.serving.http.upload import BATCH, PARAMETERS, SEGMENT, check_names, read_image, read_images
+from denseport.runtime.system.machine import install_command
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
+    from fastapi.responses import Response
 
 __all__ = ["create_app"]
 
@@ -64,7 +70,7 @@ def create_app(service: Service) -> Admission:
         import python_multipart  # noqa: F401
         from fastapi import FastAPI
     except ImportError as err:
-        raise MachineError(f"{err.name} is not installed", "pip install 'denseport[serve]'") from err
+        raise MachineError(f"{err.name} is not installed", install_command("serve")) from err
     app = FastAPI(
         title=f"Denseport: {service.manifest.name}",
         summary=SUMMARIES[service.manifest.task],
@@ -82,7 +88,7 @@ def create_app(service: Service) -> Admission:
     add = _add_depths if service.manifest.task == "depth" else _add_images
     add(app, service, metrics)
     _add_states(app, service, metrics, admission)
-    _add_pages(app, has_viewer=service.manifest.task == "segmentation")
+    _add_pages(app, service.manifest.task)
     return admission
 
 
@@ -125,7 +131,7 @@ def _add_images(app: "FastAPI", service: Service, metrics: Metrics) -> None:
     from fastapi import Query, Request
     from fastapi.responses import Response
 
-    limits, artifacts = service.limits, {"enum": list(service.manifest.artifacts)}
+    artifacts = {"enum": list(service.manifest.artifacts)}
     Artifact = Annotated[
         str | None,
         Query(description="one of /v1/model's; default: its default_artifact", json_schema_extra=artifacts),
@@ -145,13 +151,7 @@ def _add_images(app: "FastAPI", service: Service, metrics: Metrics) -> None:
         legend: Legend = LEGEND,
     ) -> Response:
         options = _options(request, service.check(artifact), format, opacity, legend)
-        data = await _arrived(read_image(request, limits.max_bytes), limits)
-        found, milliseconds, answer = await service.segment(data, options)
-        metrics.segmented(found, milliseconds)
-        height, width = found.mask.shape
-        size = {"X-Mask-Width": str(width), "X-Mask-Height": str(height)}
-        headers = SAFE | _told(found.artifact, milliseconds) | size | answer.headers
-        return Response(answer.body, media_type=answer.media_type, headers=headers)
+        return await _one(request, service, metrics, options)
 
     @app.post(
         BATCH, tags=["model"], summary="Segment several images", description=BATCH_TEXT, response_class=Response,
@@ -165,16 +165,7 @@ def _add_images(app: "FastAPI", service: Service, metrics: Metrics) -> None:
         legend: Legend = LEGEND,
     ) -> Response:
         options = _options(request, service.check(artifact), Format(format), opacity, legend)
-        images = await _arrived(read_images(request, limits.max_bytes, limits.max_images), limits)
-        answers, total = [], defaultdict[str, float](float)
-        for found, milliseconds, answer in await service.segment_all(images, options, request.is_disconnected):
-            metrics.segmented(found, milliseconds)
-            answers.append(answer)
-            for stage, value in milliseconds.items():
-                total[stage] += value
-        answer = await asyncio.to_thread(pack, answers)
-        headers = SAFE | _told(options.artifact, total)
-        return Response(answer.body, media_type=answer.media_type, headers=headers)
+        return await _several(request, service, metrics, options)
 
 
 def _add_depths(app: "FastAPI", service: Service, metrics: Metrics) -> None:
@@ -183,25 +174,64 @@ def _add_depths(app: "FastAPI", service: Service, metrics: Metrics) -> None:
 
     artifacts = {"enum": list(service.manifest.artifacts)}
     Artifact = Annotated[str | None, Query(description="default: /v1/model's", json_schema_extra=artifacts)]
-    failures: dict[int | str, dict[str, Any]] = {status: {"model": Failure} for status in (400, 413, 415, 422, 503)}
+    Opacity = Annotated[float, Query(ge=0, le=1, description="of an overlay's colours")]
+    Legend = Annotated[bool, Query(description="beside an overlay")]
 
     @app.post(
         DEPTH, tags=["model"], summary="Estimate the depth of an image", response_class=Response,
-        responses=failures, openapi_extra={"requestBody": SEGMENT_BODY},
+        responses=depth_responses(), openapi_extra={"requestBody": SEGMENT_BODY},
     )  # fmt: skip
     async def depth(
         request: Request,
         format: Annotated[DepthFormat, Query(description=DEPTH_FORMATS)] = DepthFormat.PNG,
         artifact: Artifact = None,
-        opacity: Annotated[float, Query(ge=0, le=1, description="of an overlay's colours")] = 1.0,
-        legend: Annotated[bool, Query(description="beside an overlay")] = LEGEND,
+        opacity: Opacity = 1.0,
+        legend: Legend = LEGEND,
     ) -> Response:
         options = _options(request, service.check(artifact), format, opacity, legend, usual=1.0)
-        data = await _arrived(read_image(request, service.limits.max_bytes), service.limits)
-        found, milliseconds, answer = await service.segment(data, options)
+        return await _one(request, service, metrics, options)
+
+    @app.post(
+        BATCH, tags=["model"], summary="Estimate the depth of several images", description=DEPTH_BATCH_TEXT,
+        response_class=Response, responses=depth_batch_responses(), openapi_extra={"requestBody": BATCH_BODY},
+    )  # fmt: skip
+    async def batch(
+        request: Request,
+        format: Annotated[DepthBatchFormat, Query(description=DEPTH_FORMATS)] = "png",
+        artifact: Artifact = None,
+        opacity: Opacity = 1.0,
+        legend: Legend = LEGEND,
+    ) -> Response:
+        options = _options(request, service.check(artifact), DepthFormat(format), opacity, legend, usual=1.0)
+        return await _several(request, service, metrics, options)
+
+
+async def _one(request: "Request", service: Service, metrics: Metrics, options: AnswerOptions) -> "Response":
+    """The answer to a request with one image."""
+    from fastapi.responses import Response
+
+    data = await _arrived(read_image(request, service.limits.max_bytes), service.limits)
+    found, milliseconds, answer = await service.segment(data, options)
+    metrics.segmented(found, milliseconds)
+    headers = SAFE | _told(found.artifact, milliseconds) | service.answers.about(found) | answer.headers
+    return Response(answer.body, media_type=answer.media_type, headers=headers)
+
+
+async def _several(request: "Request", service: Service, metrics: Metrics, options: AnswerOptions) -> "Response":
+    """The answer to a request with several images."""
+    from fastapi.responses import Response
+
+    limits = service.limits
+    images = await _arrived(read_images(request, limits.max_bytes, limits.max_images), limits)
+    answers, total = [], defaultdict[str, float](float)
+    for found, milliseconds, answer in await service.segment_all(images, options, request.is_disconnected):
         metrics.segmented(found, milliseconds)
-        headers = SAFE | _told(found.artifact, milliseconds) | answer.headers
-        return Response(answer.body, media_type=answer.media_type, headers=headers)
+        answers.append(answer)
+        for stage, value in milliseconds.items():
+            total[stage] += value
+    answer = await asyncio.to_thread(pack, answers)
+    headers = SAFE | _told(options.artifact, total)
+    return Response(answer.body, media_type=answer.media_type, headers=headers)
 
 
 def _options(
@@ -271,8 +301,8 @@ def _add_states(app: "FastAPI", service: Service, metrics: Metrics, admission: A
         return Response(body, media_type=media_type)
 
 
-def _add_pages(app: "FastAPI", *, has_viewer: bool) -> None:
-    """After all that is described on one of them, which is the first one too where there is none to look at images."""
+def _add_pages(app: "FastAPI", task: str) -> None:
+    """After all that is described on one of them."""
     from fastapi.responses import Response
 
     image = SAMPLE.read_bytes()
@@ -282,9 +312,8 @@ def _add_pages(app: "FastAPI", *, has_viewer: bool) -> None:
         async def show() -> Response:
             return Response(page[0], media_type="text/html", headers=SAFE | page[1])
 
-    reference = load_reference(app.openapi())
-    add("/", load_page() if has_viewer else reference)
-    add("/docs", reference)
+    add("/", load_page(task))
+    add("/docs", load_reference(app.openapi()))
 
     @app.get("/sample.jpg", include_in_schema=False)
     async def sample() -> Response:

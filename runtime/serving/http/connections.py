@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from denseport.runtime.errors import MachineError
+from denseport.runtime.system.machine import install_command
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["MAX_CONNECTIONS", "Watchdog", "http_protocol"]
 
 MAX_CONNECTIONS = 512  # at once; half of the descriptors that a process may usually open
-INSTALL = "pip install 'denseport[serve]'"
 
 # By module and class: the attributes that are overridden, read or set.
 _RELIED_ON = {
@@ -43,7 +43,7 @@ def http_protocol() -> type[H11Protocol]:
         import h11
         from uvicorn.protocols.http.h11_impl import H11Protocol
     except ImportError as err:
-        raise MachineError(f"{err.name} is not installed", INSTALL) from err
+        raise MachineError(f"{err.name} is not installed", install_command("serve")) from err
     _check_uvicorn()
     import asyncio
 
@@ -81,7 +81,7 @@ def _check_uvicorn() -> None:
         if missing:
             raise MachineError(
                 f"uvicorn {version('uvicorn')} has no {name}.{missing[0]}, without which connections are not limited",
-                f"Install a release that Denseport knows: {INSTALL}",
+                f"Install a release that Denseport knows: {install_command('serve')}",
             )
 
 

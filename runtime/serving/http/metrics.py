@@ -32,13 +32,13 @@ class Metrics:
         build = Info("denseport_server", "What is served.", registry=own)
         build.info({"model": model, "version": version("denseport")})
         self._requests = Counter(
-            "denseport_requests", "Requests for a segmentation, by HTTP status.", ["status"], registry=own
+            "denseport_requests", "Requests with images, by HTTP status.", ["status"], registry=own
         )
         whole = "From the first byte of a request to the last of its answer."
         self._duration = Histogram("denseport_request_seconds", whole, registry=own, buckets=BUCKETS)
         stage = "Time of an image in a stage."
         self._stages = Histogram("denseport_stage_seconds", stage, ["artifact", "stage"], registry=own, buckets=BUCKETS)
-        self._pixels = Counter("denseport_pixels", "Pixels segmented.", ["artifact"], registry=own)
+        self._pixels = Counter("denseport_pixels", "Pixels of images that were answered.", ["artifact"], registry=own)
         gauge = Gauge("denseport_active_requests", "Requests in work or waiting.", registry=own)
         gauge.set_function(active)
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from denseport.runtime.media.shapes import coco, geojson
-from denseport.runtime.serving.http.answers import Coco, FoundClass, GeoJson, Report
+from denseport.runtime.serving.http.answers import Coco, DepthReport, FoundClass, GeoJson, Report
 from denseport.runtime.serving.http.schema import Failure
 from denseport.runtime.serving.http.upload import BATCH, FIELD, IMAGE_TYPES, SEGMENT
 
 __all__ = [
-    "BATCH_BODY", "BATCH_TEXT", "FORMATS", "RAW", "SEGMENT_BODY", "SEGMENT_TEXT", "batch_responses",
-    "segment_responses",
+    "BATCH_BODY", "BATCH_TEXT", "DEPTH_BATCH_TEXT", "FORMATS", "RAW", "SEGMENT_BODY", "SEGMENT_TEXT", "batch_responses",
+    "depth_batch_responses", "depth_responses", "segment_responses",
 ]  # fmt: skip
 
 # Of the parameter `format`.
@@ -35,6 +35,11 @@ hold for all files together. A refused file refuses the request, and the error n
 
     curl -F {FIELD}=@street.jpg -F {FIELD}=@photo.jpg -o masks.zip 'http://127.0.0.1:8000{BATCH}'
     curl -F {FIELD}=@street.jpg -F {FIELD}=@photo.jpg 'http://127.0.0.1:8000{BATCH}?format=json'
+"""
+DEPTH_BATCH_TEXT = f"""A form with files, each called {FIELD}. The answer has a result for each, in their order: a JSON
+list, or a zip of 1.png, 2.png, … where the format is not JSON. The limits hold for all files together.
+
+    curl -F {FIELD}=@street.jpg -F {FIELD}=@photo.jpg -o depths.zip 'http://127.0.0.1:8000{BATCH}'
 """
 
 _IMAGE = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP or BMP"}
@@ -98,6 +103,24 @@ def batch_responses() -> dict[int | str, dict[str, Any]]:
     lists = {"json": [report], "coco": [document], "geojson": [polygons]}
     content = {"application/json": _named(lists), "application/zip": _BINARY}
     return _responses(list[Report] | list[Coco] | list[GeoJson], content)
+
+
+def depth_responses() -> dict[int | str, dict[str, Any]]:
+    """The answers to one image, of depth."""
+    kinds = ("image/png", "image/jpeg", "application/x-npz", "application/octet-stream")
+    content = {"application/json": _named({"json": _depth_example()}), **dict.fromkeys(kinds, _BINARY)}
+    return _responses(DepthReport, content)
+
+
+def depth_batch_responses() -> dict[int | str, dict[str, Any]]:
+    """The answers to several images, of depth."""
+    content = {"application/json": _named({"json": [_depth_example()]}), "application/zip": _BINARY}
+    return _responses(list[DepthReport], content)
+
+
+def _depth_example() -> dict[str, Any]:
+    times = {"queue": 0.1, "decode": 0.4, "network": 8.2, "encode": 0.1}
+    return dataclasses.asdict(DepthReport("model.onnx", 640, 480, "metres", "farther", 0.71, 9.3, times))
 
 
 def _responses(model: Any, content: dict[str, Any]) -> dict[int | str, dict[str, Any]]:

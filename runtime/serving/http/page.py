@@ -8,6 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from denseport.runtime.media.depth_map import coloured
 from denseport.runtime.media.page import render
 
 __all__ = ["SAMPLE", "load_page", "load_reference"]
@@ -16,9 +19,15 @@ STATIC = Path(__file__).parent / "static"
 SAMPLE = STATIC / "sample.jpg"  # an image to try
 
 
-def load_page() -> tuple[bytes, dict[str, str]]:
-    """The HTML with page.css and page.js inside, and headers whose policy allows these two by their hashes."""
+def load_page(task: str) -> tuple[bytes, dict[str, str]]:
+    """The HTML with its style and its script inside, and headers whose policy allows these two by their hashes.
+
+    Args:
+        task: whose results it shows: its script comes before page.js.
+    """
     html, style, script = ((STATIC / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+    colours = coloured(np.arange(256, dtype=np.float32)[None], (0, 255), near_is_large=True)[0, :, ::-1].tobytes().hex()
+    script = (STATIC / f"{task}.js").read_text("utf-8").replace("/* colours */", colours) + script
     html = html.replace("/* page.css */", style).replace("/* page.js */", script)
     sources = {
         "style-src": _hash(style),

@@ -52,9 +52,7 @@ async def read_image(request: Request, max_bytes: int) -> bytes:
     """
     if _content_type(request)[0].decode("latin-1") not in IMAGE_TYPES:
         headers = _form_headers(request, (_FORM_TYPE, *IMAGE_TYPES), _EXAMPLE)
-        several = Refusal(
-            400, "the form has several files", f"Send one. {BATCH} takes several, where masks are served."
-        )
+        several = Refusal(400, "the form has several files", f"Send one, or several to {BATCH}.")
         return (await _read_form(request, headers, max_bytes, 1, several))[0]
     from starlette.requests import ClientDisconnect
 

@@ -131,7 +131,7 @@ def test_bad_input() -> None:
         quantize(model, {}, groups, ["stem"], kind="int4")
     with pytest.raises(CalibrationError, match="image: no threshold"):
         quantize(model, {}, groups, ["stem"])
-    with pytest.raises(CalibrationError, match="image: nan is no threshold"):
+    with pytest.raises(CalibrationError, match="image: nan is not a threshold"):
         quantize(model, {"image": float("nan")}, groups, ["stem"])
     with pytest.raises(CalibrationError, match="transposed convolutions in float"):
         quantize(model, {}, groups, ["up"])

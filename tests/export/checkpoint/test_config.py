@@ -126,11 +126,11 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
     "circle": ({"a.py": "_base_ = 'b.py'", "b.py": "_base_ = ['a.py']"}, "is its own base"),
     "itself": ({"a.py": "_base_ = 'a.py'"}, "is its own base"),
     "missing": ({"a.py": "_base_ = 'b.py'"}, r"b\.py: no such file"),
-    "folder": ({"a.py": "_base_ = 'b.py'", "b.py/c.py": ""}, r"b\.py: no ordinary file"),
+    "folder": ({"a.py": "_base_ = 'b.py'", "b.py/c.py": ""}, r"b\.py: not an ordinary file"),
     "other file": ({"a.py": "_base_ = '/etc/passwd'"}, r"/etc/passwd: a configuration is a \.py or \.json file"),
     "device": ({"a.py": "_base_ = '/dev/zero'"}, "a configuration is"),
     "package": ({"a.py": "_base_ = 'mmseg::_base_/models/x.py'"}, "in another package"),
-    "number": ({"a.py": "_base_ = [3]"}, "_base_ 3 is no path"),
+    "number": ({"a.py": "_base_ = [3]"}, "_base_ 3 is not a path"),
     "computed": ({"a.py": "_base_ = path()"}, r"a\.py:1: _base_ is not plain data"),
     "environment": ({"a.py": "_base_ = '{{$HOME:x}}.py'"}, r"a\.py:1: _base_ is not plain data"),
     "new style": (

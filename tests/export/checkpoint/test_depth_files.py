@@ -112,7 +112,7 @@ def test_what_a_file_cannot_show_is_asked_for(families: Path, tmp_path: Path, na
         ("da2_metric", {"out_indices": [2, 5, 8, 11]}, "do not show whether its depth is relative"),
         ("da2_metric", {"out_indices": [2, 5, 8, 11], "depth": "metres"}, "do not show how far its metres go"),
         ("da2_metric", {"out_indices": [2, 5], "max_depth": 20}, "does not go with 2 levels"),
-        ("da2_metric", {"out_indices": [2, 5, 8, 11], "max_depth": 0}, "max_depth 0.0 is no depth"),
+        ("da2_metric", {"out_indices": [2, 5, 8, 11], "max_depth": 0}, "max_depth 0.0 is not a depth"),
         (
             "da2_metric",
             {"out_indices": [2, 5, 8, 11], "max_depth": 20, "depth": "relative"},
@@ -140,7 +140,16 @@ def test_what_a_file_cannot_show_is_asked_for(families: Path, tmp_path: Path, na
 def test_answers_that_do_not_fit_are_refused(
     families: Path, tmp_path: Path, name: str, answers: dict[str, Any], words: str
 ) -> None:
-    assert words in refusal(checkpoint_of(families / name), tmp_path, answers)
+    text = refusal(checkpoint_of(families / name), tmp_path, answers)
+    assert words in text and "mmsegmentation's own file" not in text, "the remedy is of its own settings"
+
+
+def test_fields_of_depth_alone_are_named(families: Path, tmp_path: Path) -> None:
+    text = refusal(checkpoint_of(families / "da2_metric"), tmp_path, {"max_deph": 20})
+    assert "'max_deph' is neither a field" in text and "max_depth, inversion" in text
+    assert not {"pool_scales", "classes", "threshold"} & {*text.replace(",", " ").split()}
+    folder = refusal(checkpoint_of(families / "hf_dpt_depth"), tmp_path, {"max_deph": 20})
+    assert folder.rstrip(".").endswith("Fields are depth")
 
 
 def test_a_whole_configuration_of_mmsegmentation_is_refused(families: Path, tmp_path: Path) -> None:
@@ -281,10 +290,15 @@ def test_a_released_file_is_known_by_its_name_and_another_asked_about(families: 
         recognise(other, DEPTH_PRESETS["depth_anything_v2_vitb"])
     with pytest.raises(CheckpointError, match=r"head\.max_depth is 5\.0, published 20\.0"):
         recognise(other, DEPTH_PRESETS[V2])
-    # A published name with another network in it is not taken for that model.
+    # A published name with another network in it is not taken for that model; nor is what --preset names.
     wrong = released(V2, "depth_anything_v2_vitb.pth", families, tmp_path, {})
-    with pytest.raises(CheckpointError, match="do not show which layers feed the head"):
-        recognise(wrong)
+    for given in (None, DEPTH_PRESETS["depth_anything_v2_vitb"]):
+        with pytest.raises(CheckpointError, match="do not show which layers feed the head") as err:
+            recognise(wrong, given)
+        assert (
+            "has 12 layers of 384 channels, and the published model that it is taken for 12 of 768" in err.value.message
+        )
+        assert "Name the published model of these sizes by --preset" in str(err.value.remedy)
 
 
 def test_the_published_networks_are_those_of_the_papers() -> None:

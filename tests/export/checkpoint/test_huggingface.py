@@ -204,7 +204,7 @@ def test_without_a_processor_its_steps_are_assumed(folder: Path) -> None:
     ("file", "settings", "words"),
     [
         ("preprocessor_config.json", {"keep_aspect_ratio": True}, "keep_aspect_ratio is True; only False is supported"),
-        ("preprocessor_config.json", {"size": 9.5}, "cannot be used: TypeError('9.5 is no whole number')"),
+        ("preprocessor_config.json", {"size": 9.5}, "cannot be used: TypeError('9.5 is not a whole number')"),
         ("preprocessor_config.json", {"size": {"width": 0, "height": 9}}, "size (0, 9) has a side that is not in"),
         ("config.json", {"architectures": ["ZoeDepthForDepthEstimation"]}, "is ['ZoeDepthForDepthEstimation']; of"),
         ("config.json", {"architectures": None}, "architectures is None"),
@@ -250,7 +250,7 @@ def test_what_is_not_carried_out_is_refused(folder: Path, file: str, settings: d
         ({"backbone_out_indices": [0, 1]}, "does not go with 2 levels"),
         ({"num_attention_heads": 3}, "num_heads 3 does not divide embed_dims 16"),
         ({"neck_hidden_sizes": [1, 2, 3, 4]}, "post_process_channels is [1, 2, 3, 4], and the weights show"),
-        ({"layer_norm_eps": "small"}, "norm_cfg.eps 'small' is no number"),
+        ({"layer_norm_eps": "small"}, "norm_cfg.eps 'small' is not a number"),
     ],
     ids=str,
 )

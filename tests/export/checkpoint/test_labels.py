@@ -81,7 +81,7 @@ def test_ignore_index(text: str, index: int) -> None:
 
 
 def test_an_ignore_index_that_is_no_number_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="ignore_index 'x' is no whole number"):
+    with pytest.raises(CheckpointError, match="ignore_index 'x' is not a whole number"):
         labels({}, "test_evaluator = dict(ignore_index='x')")
 
 
@@ -117,7 +117,8 @@ def test_a_palette_that_is_given(tmp_path: Path) -> None:
         path.write_text(text)
         assert read_palette(path) == ((1, 2, 3), (255, 10, 0))
     for text, words in (
-        *(("1 2", "line 1 is no colour: '1 2'"), ("1 2 3\n#12345g\nred", "line 3 is no colour"), ("1 2 256", "line 1")),
+        *(("1 2", "line 1 is not a colour: '1 2'"), ("1 2 3\n#12345g\nred", "line 3 is not a colour")),
+        ("1 2 256", "line 1"),
         *(("[[1, 2]]", "not a list of RGB"), ("[", "not JSON"), ("[" * 100_000, "not JSON")),
     ):
         path.write_text(text)

@@ -206,7 +206,7 @@ def test_another_architecture_is_refused_with_what_it_has(sample_checkpoint: Che
     assert all(f"{reader.kinds['decode_head']}: " in message for reader in READERS)  # each with its reason
     headless = {k: v for k, v in sample_checkpoint.state_dict.items() if not k.startswith("decode_head.")}
     message = refusal(lambda: recognise(dataclasses.replace(sample_checkpoint, state_dict=headless)))
-    assert "its head is none that Denseport knows" in message
+    assert "its head is not one that Denseport knows" in message
 
 
 @pytest.mark.parametrize(
@@ -243,20 +243,20 @@ def test_an_option_that_changes_the_arithmetic_is_refused(
         ("backbone", {"num_heads": "many"}, "cannot be used"),
         ("backbone", {"num_heads": None}, "cannot be used"),
         ("backbone", {"num_heads": 0}, "num_heads 0 does not divide"),
-        ("backbone", {"num_heads": 2.0}, "model.backbone.num_heads 2.0 is no whole number"),
+        ("backbone", {"num_heads": 2.0}, "model.backbone.num_heads 2.0 is not a whole number"),
         ("backbone", {"out_indices": (0, 1)}, "does not go with 2 levels"),
         ("backbone", {"out_indices": (0, 1, 2, 99)}, "(0, 1, 2, 99) are not layers"),
-        ("backbone", {"out_indices": 3.5}, "model.backbone.out_indices 3.5 is no list of numbers"),
+        ("backbone", {"out_indices": 3.5}, "model.backbone.out_indices 3.5 is not a list of numbers"),
         ("backbone", {"out_indices": None}, "cannot be used"),
         ("backbone", {"norm_cfg": {"eps": "small"}}, "cannot be used"),
-        ("backbone", {"img_size": "large"}, "model.backbone.img_size 'large' is no list of numbers"),
-        ("backbone", {"interpolate_mode": "nearest"}, "interpolate_mode 'nearest' is none of bicubic, bilinear"),
+        ("backbone", {"img_size": "large"}, "model.backbone.img_size 'large' is not a list of numbers"),
+        ("backbone", {"interpolate_mode": "nearest"}, "interpolate_mode 'nearest' is not one of bicubic, bilinear"),
         ("backbone", {"with_cls_token": False}, "does not go with DPT"),
         ("backbone", {"with_cls_token": 1}, "model.backbone.with_cls_token 1 is neither True nor False"),
         ("decode_head", {"align_corners": None}, "model.decode_head.align_corners None is neither True nor False"),
         ("decode_head", {"in_index": [0, 1, 2, 4]}, "does not go with 4 levels"),
         ("decode_head", {"in_index": 3}, "are not the four levels that DPT fuses"),
-        ("decode_head", {"norm_cfg": {"type": "BN", "eps": "small"}}, "norm_cfg.eps 'small' is no number"),
+        ("decode_head", {"norm_cfg": {"type": "BN", "eps": "small"}}, "norm_cfg.eps 'small' is not a number"),
         ("decode_head", {"num_classes": 2}, "and the configuration asks for 2 (num_classes 2)"),
         ("decode_head", {"out_channels": 1}, "and the configuration asks for 1"),
         ("backbone", {"norm_cfg": {"type": "LN", "eps": -1}}, "norm_eps -1.0 is below 0"),
@@ -281,7 +281,7 @@ def test_a_setting_that_cannot_be_is_refused(
 
 def test_an_unknown_readout_is_refused(oracle: Path) -> None:
     checkpoint = with_model(read_checkpoint(oracle / "tiny_dpt_add.pth"), "decode_head", readout_type="sum")
-    assert "readout 'sum' is none of" in refusal(lambda: recognise(checkpoint))
+    assert "readout 'sum' is not one of" in refusal(lambda: recognise(checkpoint))
 
 
 @pytest.mark.parametrize("scales", [[4, 2, 1], [4, 2, 1, 0], [4, 2, 1, -1], 3, ["a"] * 4, None, []], ids=str)

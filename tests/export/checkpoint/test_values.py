@@ -78,7 +78,7 @@ def test_an_error_of_a_value_names_its_step(error: type[Exception]) -> None:
 def test_names_of_types() -> None:
     assert type_name({"type": "mmcv.transforms.Resize"}) == type_name({"type": "Resize", "scale": 1}) == "Resize"
     for bad in ({"scale": 1}, {}, 3, ["type"], "type"):
-        with pytest.raises(CheckpointError, match="which is no dict with a type"):
+        with pytest.raises(CheckpointError, match="which is not a dict with a type"):
             type_name(bad)
 
 

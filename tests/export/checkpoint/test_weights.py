@@ -194,7 +194,7 @@ def test_one_output_becomes_two_classes(source: Checkpoint, head: dict[str, Any]
     [
         ({"num_classes": 7}, "one output cannot tell 7 classes apart"),
         ({"num_classes": 2, "threshold": 0}, "threshold 0.0 is not between 0 and 1"),
-        ({"num_classes": 2, "threshold": "0.5"}, "model.decode_head.threshold '0.5' is no number"),
+        ({"num_classes": 2, "threshold": "0.5"}, "model.decode_head.threshold '0.5' is not a number"),
         ({"num_classes": 2, "out_channels": 2}, "has 1 outputs, and the configuration asks for 2"),
     ],
 )

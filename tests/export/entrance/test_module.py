@@ -77,7 +77,7 @@ def test_a_module_of_one_size(tmp_path: Path) -> None:
         (Net().eval(), {"declared": Declared(classes=3, mean=MEAN, std=STD), "dynamic": False}, "one size"),
         (nn.Conv2d(4, 3, 1).eval(), {}, "expected input"),
         (Net().eval().half(), {}, r"Call module.float\(\) first"),
-        (torch.relu, {}, "is no torch.nn.Module"),
+        (torch.relu, {}, "is not a torch.nn.Module"),
     ],
 )
 def test_refusals(tmp_path: Path, module: nn.Module, options: dict[str, Any], words: str) -> None:

@@ -42,7 +42,7 @@ DPT, UPERNET = DPTHeadSpec(16, (4, 4, 4, 4)), UPerHeadSpec(16)
         (lambda: dataclasses.replace(VIT, out_indices=(0, 0, 2, 3)), "not layers, in ascending order"),
         (lambda: dataclasses.replace(VIT, out_indices=()), "not layers"),
         (lambda: dataclasses.replace(VIT, in_channels=4), "in_channels 4 is neither 3"),
-        (lambda: dataclasses.replace(VIT, interpolate_mode="nearest"), "'nearest' is none of bicubic, bilinear"),
+        (lambda: dataclasses.replace(VIT, interpolate_mode="nearest"), "'nearest' is not one of bicubic, bilinear"),
         (lambda: NeckSpec(32, ()), "not positive numbers"),
         (lambda: NeckSpec(32, (4, 2, 1, float("inf"))), "not positive numbers"),
         (lambda: ModelSpec(VIT, NeckSpec(32, (4, 2, 1)), UPERNET, 7), r"\(4, 2, 1\) do not go with 4 layers"),
@@ -52,7 +52,7 @@ DPT, UPERNET = DPTHeadSpec(16, (4, 4, 4, 4)), UPerHeadSpec(16)
         (lambda: UPerHeadSpec(16, threshold=1.0), "threshold 1.0 is not between 0 and 1"),
         (lambda: DPTHeadSpec(16, (4, 4, 4, 4), in_index=(0, 1)), "are not the four levels that DPT fuses"),
         (lambda: ModelSpec(dataclasses.replace(VIT, with_cls_token=False), None, DPT, 7), "class token"),
-        (lambda: DPTHeadSpec(16, (4, 4, 4, 4), "sum"), "readout 'sum' is none of project, add, ignore"),
+        (lambda: DPTHeadSpec(16, (4, 4, 4, 4), "sum"), "readout 'sum' is not one of project, add, ignore"),
     ],
 )
 def test_what_cannot_be_built_is_no_spec(make: Callable[[], object], words: str) -> None:

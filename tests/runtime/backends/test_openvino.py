@@ -27,6 +27,7 @@ from denseport.runtime.media.inputs import find_inputs
 from denseport.runtime.pipeline.network_input import NetworkInputs
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.cpus import has_bf16
+from denseport.runtime.system.machine import install_command
 
 needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="this processor has no BF16")
 
@@ -175,8 +176,8 @@ def test_a_machine_that_lacks_something_is_told_what(model: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(__version__="2024.6.0-1-x"))  # type: ignore[misc]
     with pytest.raises(MachineError, match=r"OpenVINO 2024\.6\.0-1-x is too old: 2025\.0 is") as caught:
         OpenVinoSession(model)
-    assert caught.value.remedy == "pip install 'denseport[openvino]' --upgrade"
+    assert caught.value.remedy == install_command("openvino") + " --upgrade"
     monkeypatch.setitem(sys.modules, "openvino", None)  # type: ignore[arg-type]
     with pytest.raises(MachineError, match="OpenVINO is not installed") as caught:
         OpenVinoSession(model)
-    assert caught.value.remedy == "pip install 'denseport[openvino]'"
+    assert caught.value.remedy == install_command("openvino")

@@ -20,6 +20,7 @@ from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.backends.rtx_provider import RTX_PROVIDER, add_rtx_provider, profile_options
 from denseport.runtime.bundle.engine_record import Profile
 from denseport.runtime.errors import InputError, MachineError
+from denseport.runtime.system.machine import install_command
 
 pytestmark = pytest.mark.skipif(not hasattr(onnxruntime, "get_ep_devices"), reason="this ONNX Runtime takes no plugins")
 PROVIDERS = (RTX_PROVIDER, "CPUExecutionProvider")
@@ -53,7 +54,7 @@ def test_without_the_package_the_extra_is_named(model: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, rtx_provider.PACKAGE, None)
     with pytest.raises(MachineError, match="this ONNX Runtime has no NvTensorRTRTXExecutionProvider") as caught:
         OnnxRuntimeSession(model, providers=PROVIDERS)
-    assert "denseport[onnxruntime-rtx]" in str(caught.value.remedy)
+    assert install_command("onnxruntime-rtx") in str(caught.value.remedy)
 
 
 def test_a_library_that_does_not_load_is_named(

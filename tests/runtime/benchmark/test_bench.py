@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -168,6 +169,18 @@ def test_the_plot_shows_a_hundredth_of_a_point_as_small_as_it_is(sample_copy: Bu
     assert "&lt;busy&gt;" in text and "&lt;CPU&gt;" in text and "<busy>" not in text
     if CHROMIUM is not None:
         assert shown(page, 390) == (390, [])
+
+
+def test_a_depth_bundle_has_absrel_for_an_accuracy(depth_sample: Bundle, tmp_path: Path) -> None:
+    bundle = Bundle(shutil.copytree(depth_sample.path, tmp_path / "bundle"))
+    bundle.note("model.onnx", {"accuracy": {"AbsRel": 0.0912, "d1": 0.9}})
+    results = [Result("model.onnx", "a CPU", Latency(((0.1,),)), Latency(((0.2,),)))]
+    image, tensor = synthetic_image(48, 64), np.zeros((1, 3, 4, 4), np.float32)
+    report = as_dict(bundle, results, {}, image, tensor, Conditions(1, None, None, None), [], {})
+    assert report["rows"][0]["AbsRel"] == 0.0912 and "mIoU" not in report["rows"][0]
+    text = write_report(tmp_path, report).read_text() + table(report)
+    assert "AbsRel" in table(report) and "0.0912" in table(report)
+    assert "image to depth" in text and "less is better" in text and "mIoU" not in text and "mask" not in text
 
 
 def test_the_time_it_takes_is_told_beforehand() -> None:

@@ -46,7 +46,7 @@ def test_places_that_are_no_bundle(tmp_path: Path) -> None:
         "none": "no such folder",
         "file": "not a bundle: a file",
         "empty": "not a bundle: no manifest.json",
-        "odd": "cannot be read: no ordinary file",
+        "odd": "cannot be read: not an ordinary file",
         "binary": "cannot be read: 'utf-8' codec",
         "n" * 300: "cannot be read: File name too long",
         "file/below": "no such folder",
@@ -106,7 +106,7 @@ def test_files_outside_of_the_bundle_are_refused(sample_copy: Bundle, name: str)
 
 
 def test_an_artifact_of_no_file_or_of_an_unreadable_name_is_refused(sample_copy: Bundle) -> None:
-    with pytest.raises(BundleError, match=r"main 'model\.onnx' is none of"):
+    with pytest.raises(BundleError, match=r"main 'model\.onnx' is not one of"):
         rewrite(sample_copy, {})
     with pytest.raises(BundleError, match="cannot be read"):
         rewrite(sample_copy, {"n" * 300: ""}).verified("model.onnx")

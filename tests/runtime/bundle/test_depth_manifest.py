@@ -19,10 +19,11 @@ from denseport.runtime.errors import BundleError
         ({"classes": ("sky",), "palette": ((0, 0, 0),)}, "classes means nothing for depth"),
         ({"reduce_zero_label": True}, "reduce_zero_label means nothing for depth"),
         ({"scores": False}, "scores means nothing for depth"),
+        ({"temperature": 2.0}, "temperature means nothing for depth"),
         ({"ignore_index": 3}, "ignore_index means nothing for depth"),
         ({"inference": Inference("slide", (64, 64), (42, 42))}, "sliding windows"),
         ({"task": "segmentation"}, "depth is said of"),
-        ({"task": "normals"}, "none of segmentation, depth"),
+        ({"task": "normals"}, "not one of segmentation, depth"),
     ],
     ids=str,
 )

@@ -62,13 +62,14 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         "via_input": True,
         "threshold": None,
         "scores": True,
+        "temperature": 1.0,
         "label_map": {},
         "ignore_index": 255,
     }
     if name in defaults:
         assert getattr(Manifest.from_json(text, "m.json"), name) == defaults[name]
         return
-    words = {"format_version": "format version None", "artifacts": "manifest.source: 'model.onnx' is no artifact"}
+    words = {"format_version": "format version None", "artifacts": "manifest.source: 'model.onnx' is not an artifact"}
     with pytest.raises(BundleError, match=words.get(name, f"missing {name}")):
         Manifest.from_json(text, "m.json")
 
@@ -87,8 +88,8 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         (lambda data: data["inference"].update(stride=[0, 1]), "manifest.inference: stride (0, 1)"),
         (lambda data: data["inference"].update(stride=[42, 65]), "stride (42, 65) is above the crop (64, 64)"),
         (lambda data: data["inference"].update(crop=[64, 15], stride=[9, 9]), "crop (64, 15) is below one patch of 16"),
-        (lambda data: data.update(source="nope"), "manifest.source: 'nope' is no artifact of kind onnx"),
-        (lambda data: data.update(artifacts={}), "manifest.source: 'model.onnx' is no artifact"),
+        (lambda data: data.update(source="nope"), "manifest.source: 'nope' is not an artifact of kind onnx"),
+        (lambda data: data.update(artifacts={}), "manifest.source: 'model.onnx' is not an artifact"),
         (lambda data: artifact_of(data).update(kind="engine"), "manifest.source: 'model.onnx' is no"),
         (lambda data: artifact_of(data).update(precision="int8"), "manifest.source: 'model.onnx' is no"),
         (lambda data: artifact_of(data).update(output="mask"), "manifest.source: 'model.onnx' is no"),
@@ -97,12 +98,15 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         (lambda data: data.update(budgets={"int8": -5}), "budget 'int8': -5.0 is not"),
         (lambda data: data.update(budgets={"int4": 1}), "budget 'int4': 1.0 is not 0..100 points of a known precision"),
         (lambda data: artifact_of(data)["proof"][0].update(date="yesterday"), "isoformat string: 'yesterday'"),
-        (lambda data: artifact_of(data)["proof"][0].update(figures="audit"), "figures 'audit' is none of checks"),
+        (lambda data: artifact_of(data)["proof"][0].update(figures="audit"), "figures 'audit' is not one of checks"),
         (lambda data: data.update(parameters="many"), 'manifest.parameters: expected int, found "many"'),
         (lambda data: data.update(parameters=1.5), "manifest.parameters: expected int, found 1.5"),
         (lambda data: data.update(parameters=True), "manifest.parameters: expected int, found true"),
         (lambda data: data.update(budgets={"int8": 100.5}), "budget 'int8': 100.5 is not 0..100 points"),
         (lambda data: data.update(threshold=0), "threshold 0.0 is not a probability that divides two classes"),
+        (lambda data: data.update(temperature=0.01), "temperature 0.01 is not in 0.05..20"),
+        (lambda data: data.update(temperature=21), "temperature 21.0 is not in 0.05..20"),
+        (lambda data: data.update(temperature=2, scores=False), "temperature 2.0 means nothing without scores"),
         (lambda data: data.update(threshold=1), "threshold 1.0 is not a probability that divides two classes"),
         (lambda data: data.update(threshold=1.5), "threshold 1.5 is not a probability that divides two classes"),
         (
@@ -145,7 +149,7 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         (lambda data: data["preprocess"].append({"kind": "pad", "divisor": 0}), "divisor (0,) is not in 1..32768"),
         (
             lambda data: data["preprocess"].insert(0, {"kind": "load", "library": "gd"}),
-            "library 'gd' is none of opencv",
+            "library 'gd' is not one of opencv",
         ),
         (
             lambda data: (
@@ -169,10 +173,10 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         (lambda data: data["preprocess"][0].pop("size"), "manifest.preprocess[0]: missing size"),
         (
             lambda data: data["preprocess"][0].update(interpolation="box"),
-            "opencv's interpolation 'box' is none of nearest",
+            "opencv's interpolation 'box' is not one of nearest",
         ),
-        (lambda data: data["preprocess"][0].update(library="gd"), "library 'gd' is none of opencv, pillow"),
-        (lambda data: data.update(task="normals"), "task 'normals' is none of segmentation, depth"),
+        (lambda data: data["preprocess"][0].update(library="gd"), "library 'gd' is not one of opencv, pillow"),
+        (lambda data: data.update(task="normals"), "task 'normals' is not one of segmentation, depth"),
         (lambda data: data.update(input=None), "manifest.input: expected NetworkInput, found null"),
         (lambda data: data["input"].update(shape=[1, 4, None, None]), "not 'image' with 3 or 1 channels"),
         (lambda data: data["input"].update(shape=[None, 3, 0, None]), "a size that is not in 1..32768"),
@@ -202,17 +206,17 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         (lambda data: data["artifacts"]["model.onnx"]["files"].update(a=1), "files.a: expected str, found 1"),
         (
             lambda data: artifact_of(data).update(target="gpu"),
-            "model.onnx: target 'gpu' is none of any,",
+            "model.onnx: target 'gpu' is not one of any,",
         ),
-        (lambda data: artifact_of(data).update(kind="ir"), "kind 'ir' is none of onnx, engine"),
-        (lambda data: artifact_of(data).update(precision="int4"), "precision 'int4' is none of fp32, fp16"),
-        (lambda data: artifact_of(data).update(float_precision="fp16"), "float_precision 'fp16' is none of fp32"),
-        (lambda data: artifact_of(data).update(output="boxes"), "output 'boxes' is none of logits, mask, depth"),
-        (lambda data: artifact_of(data).update(main="b.onnx"), "main 'b.onnx' is none of model.onnx"),
-        (lambda data: artifact_of(data).update(files={}), "main 'model.onnx' is none of"),
+        (lambda data: artifact_of(data).update(kind="ir"), "kind 'ir' is not one of onnx, engine"),
+        (lambda data: artifact_of(data).update(precision="int4"), "precision 'int4' is not one of fp32, fp16"),
+        (lambda data: artifact_of(data).update(float_precision="fp16"), "float_precision 'fp16' is not one of fp32"),
+        (lambda data: artifact_of(data).update(output="boxes"), "output 'boxes' is not one of logits, mask, depth"),
+        (lambda data: artifact_of(data).update(main="b.onnx"), "main 'b.onnx' is not one of model.onnx"),
+        (lambda data: artifact_of(data).update(files={}), "main 'model.onnx' is not one of"),
         (lambda data: artifact_of(data).update(fused="no"), 'fused: expected bool, found "no"'),
-        (lambda data: artifact_of(data)["proof"][0].update(against="hope"), "against 'hope' is none of torch,"),
-        (lambda data: artifact_of(data)["proof"][0].update(arithmetic="fp8"), "arithmetic 'fp8' is none of fp32"),
+        (lambda data: artifact_of(data)["proof"][0].update(against="hope"), "against 'hope' is not one of torch,"),
+        (lambda data: artifact_of(data)["proof"][0].update(arithmetic="fp8"), "arithmetic 'fp8' is not one of fp32"),
         (lambda data: artifact_of(data)["proof"][0].pop("date"), "model.onnx.proof[0]: missing date"),
         (lambda data: data["reference"].update(mIoU="high"), "manifest.reference.mIoU: expected float"),
         (lambda data: data.update(format_version=1), "format version 1; this Denseport reads version 2"),
@@ -255,6 +259,8 @@ def test_the_largest_values_are_read() -> None:
         {"budgets": {"int8": 100.0, "fp32": 0.0, "bf16": 0.5}},
         {"threshold": 0.999},
         {"threshold": 0.001},
+        {"temperature": 0.05},
+        {"temperature": 20},
         {"ignore_index": 0},
         {"ignore_index": 255},
         {"label_map": {"0": 0, "255": 255}},

@@ -15,6 +15,7 @@ from command_line import files, refused
 from support import ASSETS
 
 from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.system.machine import install_command
 
 SAMPLE = ASSETS / "dpt_tiny_street.pth"
 
@@ -88,7 +89,7 @@ def test_a_missing_library_of_export_is_told_at_once(
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     result = call("export", SAMPLE, "-o", tmp_path / "bundle")
-    refused(result, f"not installed: {library}", "pip install 'denseport[export,onnxruntime]'", code=3)
+    refused(result, f"not installed: {library}", install_command("export,onnxruntime"), code=3)
 
 
 # The rest

@@ -25,6 +25,7 @@ from denseport.runtime.media.videos import VideoReader, VideoWriter
 from denseport.runtime.pipeline import saving
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.files import writing
+from denseport.runtime.system.machine import install_command
 
 PHOTOS = sorted((ASSETS / "street").rglob("*.jpg"))
 
@@ -254,7 +255,7 @@ def test_a_missing_onnx_runtime_is_the_machines_fault(
     call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    words = ["ONNX Runtime is not installed", "pip install 'denseport[onnxruntime]'"]
+    words = ["ONNX Runtime is not installed", install_command("onnxruntime")]
     refused(call("run", sample.path, photo, "-o", tmp_path / "out"), *words, code=3)
     assert not (tmp_path / "out").exists()
 

@@ -16,8 +16,12 @@ from command_line import files, refused
 
 from denseport.runtime import DepthEstimator
 from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.cli.writing import DepthWriting
 from denseport.runtime.media.images import read_image
 from denseport.runtime.media.videos import VideoReader, VideoWriter
+from denseport.runtime.pipeline.depth import Depth
+from denseport.runtime.system import machine
+from denseport.runtime.system.machine import install_command
 
 
 def test_every_format_holds_the_depths(
@@ -51,12 +55,37 @@ def test_a_video_becomes_depths_and_a_video(
     with VideoWriter(video, 10.0) as writer:
         for shift in range(3):
             writer.write(np.roll(image, 4 * shift, axis=1))
-    code, _, err = call("run", depth_sample.path, video, "-o", tmp_path / "out", "--format", "npy,overlay")
-    assert code == 0, err
+    code, text, err = call("run", depth_sample.path, video, "-o", tmp_path / "out", "--format", "npy,overlay")
+    assert code == 0 and "3 frames, all in the colours of" in text, err
     assert files(tmp_path / "out") == {"a_overlay.webm", *(f"a_depth/{i:06}.npy" for i in (1, 2, 3))}
     assert np.load(tmp_path / "out/a_depth/000003.npy").shape == (64, 96)
     with VideoReader(tmp_path / "out/a_overlay.webm") as reader:
         assert len(list(reader)) == 3
+
+
+def test_the_frames_of_a_video_have_one_range() -> None:
+    """The first frame's: a colour means one depth in all of them. What lies beyond is told."""
+
+    def found(*depths: float) -> Depth:
+        return Depth(np.array([depths], np.float32), "metres", "farther", None, "m", np.zeros((1, 2, 3), np.uint8))
+
+    paint = DepthWriting(opacity=1.0).painter()
+    frames = [paint(each) for each in (found(1, 3), found(2, 3), found(3, 9))]
+    assert paint.told()["colours"] == [1.0, 3.0]
+    assert "1 to 3: 17 % of all pixels lie beyond them" in paint.told()["warning"]
+    bar = slice(4 * 256 // 8, None), slice(256, None)  # the panel; the maps are enlarged
+    np.testing.assert_array_equal(frames[1][bar], frames[0][bar])
+    np.testing.assert_array_equal(frames[1][0, 255], frames[0][0, 255])
+    np.testing.assert_array_equal(frames[2][0, 255], frames[0][0, 255])
+    assert not np.array_equal(frames[1][0, 0], frames[0][0, 0])
+
+
+def test_a_scale_that_leaves_nothing_is_refused(
+    call: Callable[..., Any], depth_sample: Bundle, tmp_path: Path, photo: Path
+) -> None:
+    answer = call("run", depth_sample.path, photo, "-o", tmp_path / "out", "--depth-scale", "1e-9", "--no-overlay")
+    refused(answer, "at the scale 1e-09 every value of a PNG is 0: the depths go up to")
+    assert not list(tmp_path.glob("out/*"))
 
 
 @pytest.mark.parametrize(
@@ -67,11 +96,10 @@ def test_a_video_becomes_depths_and_a_video(
         (["--format", "scores"], "--format scores means nothing"),
         (["--grey"], "--grey is not for a network of depth"),
         (["--no-mask"], "--no-mask is not for a network of depth"),
-        (["--server", "http://localhost:1"], "--server is not for a network of depth"),
         (["--protocol", "ms-flip"], "ms-flip is of segmentation"),
-        (["--depth-scale", "10", "--format", "npy"], "--depth-scale is of PNGs"),
-        (["--opacity", "0.5", "--format", "npy"], "--opacity is of overlays"),
-        (["--opacity", "0.5", "--no-overlay"], "--opacity is of overlays"),
+        (["--depth-scale", "10", "--format", "npy"], "--depth-scale applies to PNGs"),
+        (["--opacity", "0.5", "--format", "npy"], "--opacity applies to overlays"),
+        (["--opacity", "0.5", "--no-overlay"], "--opacity applies to overlays"),
     ],
     ids=str,
 )
@@ -99,7 +127,12 @@ def test_pillow_is_missed_at_once(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
     for command in (["run", bundle, photo, photo, "-o", tmp_path / "out"], ["serve", bundle]):
         code, _, err = call(*command)
-        assert code == 3 and "denseport: error: not installed: PIL" in err and "denseport[pillow]" in err
+        assert code == 3 and "denseport: error: not installed: PIL" in err and install_command("pillow") in err
+    assert f"yes  decode image files for {bundle}" in call("doctor", bundle)[1]
+    monkeypatch.setitem(machine.DISTRIBUTIONS, "pillow", ("no-such-package",))
+    _, text, _ = call("doctor", bundle)
+    assert f"no   decode image files for {bundle}, as its checkpoint does: no pillow" in text
+    assert install_command("pillow") in text and "decode" not in call("doctor", depth_sample.path)[1]
 
 
 def test_a_published_network_has_no_miou(call: Callable[..., Any], depth_sample: Bundle, tmp_path: Path) -> None:
@@ -110,7 +143,3 @@ def test_a_published_network_has_no_miou(call: Callable[..., Any], depth_sample:
     (bundle / "manifest.json").write_text(json.dumps({**manifest, "reference": reference}))
     code, text, _ = call("inspect", bundle)
     assert code == 0 and "v2_vits: AbsRel 0.053; recognised by its hash" in text and "mIoU" not in text
-
-
-def test_a_server_of_depth_has_no_batches(call: Callable[..., Any], depth_sample: Bundle) -> None:
-    refused(call("serve", depth_sample.path, "--max-images", "4"), "--max-images: a server of depth takes one image")

@@ -26,8 +26,10 @@ HEADERS = "DENSEPORT_TENSORRT_INCLUDE"
 SOURCES = REPO / "runtime/cpp/src"
 FAKES = REPO / "tests/helpers/fake_nvinfer"
 # What the back end needs of the runtime.
-PARTS = ("backends/tensorrt", "backends/session", "backends/engine_record", "bundle/artifact", "bundle/decode", "errors",
-         "system/files", "system/text")  # fmt: skip
+PARTS = (
+    *("backends/tensorrt", "backends/session", "backends/engine_record", "bundle/artifact", "bundle/decode"),
+    *("errors", "system/files", "system/text"),
+)
 FLAGS = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations", '-DDENSEPORT_TENSORRT="tensorrt"']
 
 

@@ -114,9 +114,9 @@ def test_only_the_source_is_a_yardstick_and_not_for_itself() -> None:
 
 def test_what_is_compared_says_how() -> None:
     found = choose_comparison(Gate(40.0, strict=True), segmenter_of("model.onnx"), 9)
-    assert (found.budget, found.agreement, found.strict, found.is_fp32) == (0.05, 0.999, True, True)
+    assert (found.budget, found.agreement, found.gate.strict, found.is_fp32) == (0.05, 0.999, True, True)
     found = choose_comparison(Gate(40.0), segmenter_of("int8.onnx", int8=0.25), 9)
-    assert (found.budget, found.agreement, found.strict, found.is_fp32) == (0.25, 0.9, False, False)
+    assert (found.budget, found.agreement, found.gate.strict, found.is_fp32) == (0.25, 0.9, False, False)
     found = choose_comparison(Gate(40.0, budget=0, agreement=0), segmenter_of("int8.onnx", int8=0.25), 9)
     assert (found.budget, found.agreement) == (0, 0)
 

@@ -29,6 +29,7 @@ from denseport.runtime.evaluation.measure import measure_dataset, measure_images
 from denseport.runtime.evaluation.shards import RETRIES, Cluster, connect, measure_on_ray, plan_actors
 from denseport.runtime.evaluation.state import Measurement, load_state, merge_states
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.system.machine import install_command
 
 STREET = ASSETS / "street"
 
@@ -216,7 +217,7 @@ def test_without_ray_the_remedy_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main([command[0], str(sample.path), *command[1:], "--ray", "local"]) == 3
-    assert "pip install 'denseport[ray]'" in capsys.readouterr().err
+    assert install_command("ray") in capsys.readouterr().err
 
 
 class OwnProcess:

@@ -259,3 +259,40 @@ def test_averaged_views_rank_all_classes_where_there_are_more_than_pixels() -> N
     np.testing.assert_array_equal(canvas.top_classes, order)
     np.testing.assert_allclose(canvas.top_scores, np.take_along_axis(mean, order, 0), atol=1e-6)
     np.testing.assert_allclose(canvas.scores, mean.max(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 8.0])
+@pytest.mark.parametrize("make", [noise, smooth])
+def test_a_temperature_divides_the_logits_of_one_view(make: Callable[[int, Size], Floats], temperature: float) -> None:
+    """Of 40 classes most lie far below: what may be left out of the sum depends on the temperature too."""
+    given_logits = 12 * make(40, (9, 12))
+    maps = [whole_map(given_logits, (40, 52), (75, 110))]
+    canvas = decide([maps], RequestedOutputs(True, 3), Decision(temperature=temperature), threads=1)
+    full = torch.from_numpy(postprocess.logits(maps))
+    chances, order = (full / temperature).softmax(0).numpy(), np.argsort(-full.numpy(), axis=0, kind="stable")[:3]
+    np.testing.assert_array_equal(canvas.mask, postprocess.argmax(maps))
+    np.testing.assert_array_equal(canvas.top_classes, order)
+    np.testing.assert_allclose(canvas.scores, chances.max(0), atol=2e-5)
+    np.testing.assert_allclose(canvas.top_scores, np.take_along_axis(chances, order, 0), atol=2e-5)
+
+
+def test_a_temperature_of_several_views_is_of_their_mean() -> None:
+    views = [[whole_map(3 * noise(5, (6, 8), seed), (6, 8), (12, 16))] for seed in range(2)]
+    plain = decide(views, RequestedOutputs(True, 2), Decision(averaged=True), threads=1)
+    canvas = decide(views, RequestedOutputs(True, 2), Decision(averaged=True, temperature=2.5), threads=1)
+    power = postprocess.probabilities(views) ** (1 / 2.5)
+    np.testing.assert_array_equal(canvas.mask, plain.mask)
+    np.testing.assert_array_equal(canvas.top_classes, plain.top_classes)
+    np.testing.assert_allclose(canvas.scores, power.max(0) / power.sum(0), atol=1e-5)
+
+
+def test_a_temperature_moves_no_pixel_over_a_threshold() -> None:
+    logits = 6 * noise(2, (10, 10))
+    logits[0] = np.log(0.3 / 0.7)
+    maps = [whole_map(logits, (10, 10), (10, 10))]
+    decision = Decision(threshold=0.3, temperature=3.0)
+    canvas = decide([maps], RequestedOutputs(scores=True), decision, threads=1)
+    second = torch.from_numpy(logits[1]).sigmoid().numpy() > 0.3
+    np.testing.assert_array_equal(canvas.mask, second)
+    tempered = torch.from_numpy(logits[1] / 3).sigmoid().numpy()
+    np.testing.assert_allclose(canvas.scores, np.where(second, tempered, 1 - tempered), atol=1e-5)

@@ -192,7 +192,7 @@ def test_a_cache_of_another_user_is_refused(cache: Path) -> None:
 
 def test_without_a_home_there_is_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    with pytest.raises(OutputError, match="no absolute path"):
+    with pytest.raises(OutputError, match="which is not an absolute path"):
         cache_folder("kernels")
 
     def no_home() -> Path:

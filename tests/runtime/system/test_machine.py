@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support import REPO, ROOTS
 
-from denseport.runtime.system.machine import inspect_machine
+from denseport.runtime.system import machine as machine_module
+from denseport.runtime.system.machine import inspect_machine, install_command
 
 GB10 = "GPU-aa11, NVIDIA GB10, 12.1, [N/A], 580.95.05"
 TWO = "GPU-1a, Tesla T4, 7.5, 15360, 580.1\nGPU-1b, NVIDIA L4, 8.9, 23034, 580.1\nGPU-2c, NVIDIA L4, 8.9, 23034, 580.1"
@@ -54,3 +59,51 @@ def test_gpus_are_those_that_cuda_shows_in_its_order(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert [gpu.name for gpu in inspect_machine().gpus] == names
+
+
+def installed_from(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str | None) -> None:
+    """Metadata as pip leaves them, in a folder; None: no direct_url.json, as of an index."""
+    (folder / "METADATA").write_text("Name: denseport\nVersion: 0.1.0\n")
+    if text is not None:
+        (folder / "direct_url.json").write_text(text)
+    monkeypatch.setattr(machine_module, "distribution", lambda _: Distribution.at(folder))
+
+
+GIT = {"url": "https://example.org/d.git", "vcs_info": {"vcs": "git", "commit_id": "ab12"}}
+
+
+@pytest.mark.parametrize(
+    ("direct", "command"),
+    [
+        (None, "'denseport[serve]'"),
+        ("{", "'denseport[serve]'"),
+        ("[]", "'denseport[serve]'"),
+        ({"url": "file://HERE/my%20clone", "dir_info": {"editable": True}}, "-e 'HERE/my clone[serve]'"),
+        ({"url": "file://HERE/my%20clone", "dir_info": {}}, "'HERE/my clone[serve]'"),
+        ({"url": "file://HERE/d-1-py3-none-any.whl", "archive_info": {}}, "'HERE/d-1-py3-none-any.whl[serve]'"),
+        ({"url": "file://HERE/gone.whl", "archive_info": {}}, "'./gone.whl[serve]' in the folder that has it now"),
+        ({"url": "https://example.org/d.whl", "archive_info": {}}, "'denseport[serve] @ https://example.org/d.whl'"),
+        (GIT, "'denseport[serve] @ git+https://example.org/d.git@ab12'"),
+    ],
+)
+def test_an_extra_is_installed_as_denseport_was(
+    direct: Any, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my clone").mkdir()
+    (tmp_path / "d-1-py3-none-any.whl").touch()
+    text = direct if isinstance(direct, str | None) else json.dumps(direct).replace("HERE", str(tmp_path))
+    installed_from(monkeypatch, tmp_path, text)
+    assert install_command("serve") == f"pip install {command.replace('HERE', str(tmp_path))}"
+
+
+def test_without_metadata_the_name_is_all_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(_: str) -> Distribution:
+        raise PackageNotFoundError
+
+    monkeypatch.setattr(machine_module, "distribution", none)
+    assert install_command("serve") == "pip install 'denseport[serve]'"
+
+
+def test_every_remedy_takes_that_command() -> None:
+    written = [path for root in ROOTS for path in (REPO / root).rglob("*.py") if "denseport[" in path.read_text()]
+    assert [path.name for path in written] == ["machine.py"]

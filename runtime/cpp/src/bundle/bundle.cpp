@@ -41,7 +41,7 @@ Manifest read_manifest(const fs::path& folder) {
         if (!fs::exists(file))
             throw BundleError(folder.string() + ": not a bundle: no " + MANIFEST + " in it", MAKE_ONE);
         if (!fs::is_regular_file(file))  // reading a pipe would wait for ever
-            throw BundleError(file.string() + ": cannot be read: no ordinary file", EXPORT_AGAIN);
+            throw BundleError(file.string() + ": cannot be read: not an ordinary file", EXPORT_AGAIN);
         if (fs::file_size(file) > LARGEST_MANIFEST)
             throw BundleError(file.string() + ": larger than 64 MiB: no manifest", EXPORT_AGAIN);
         const auto data = read_file(file);

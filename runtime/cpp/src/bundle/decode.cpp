@@ -120,7 +120,7 @@ void decode(const Json& value, const At& at, std::string& out) {
 void check_one_of(const At& at, const std::string& name, const std::string& value,
                   const std::vector<std::string>& known) {
     if (std::find(known.begin(), known.end(), value) == known.end())
-        throw at.error(name + " " + in_quotes(value) + " is none of " + joined(known));
+        throw at.error(name + " " + in_quotes(value) + " is not one of " + joined(known));
 }
 
 }  // namespace denseport

@@ -82,9 +82,10 @@ namespace {
 void check_reference(const Json& value, const At& at) {
     if (value.is_null()) return;
     const Object fields(value, at, "Reference",
-                        {"preset", "dataset", "protocol", "mIoU", "mIoU_ms_flip", "recognised_by"});
+                        {"preset", "dataset", "protocol", "mIoU", "mIoU_ms_flip", "recognised_by"}, {"figures"});
     for (const char* name : {"preset", "dataset", "protocol", "recognised_by"}) fields.get<std::string>(name);
     for (const char* name : {"mIoU", "mIoU_ms_flip"}) fields.get<std::optional<double>>(name);
+    fields.get<std::map<std::string, Json>>("figures", {});
 }
 
 void check_objects(const Object& fields) {
@@ -128,6 +129,16 @@ void check_numbers(const Object& fields, const Manifest& manifest) {
                                 " is not a probability that divides two classes");
 }
 
+// What concerns probabilities, which this runtime does not give; no class depends on it.
+void check_scores(const Object& fields) {
+    const bool scores = fields.get("scores", true);
+    const double temperature = fields.get("temperature", 1.0);
+    if (!(0.05 <= temperature && temperature <= 20))
+        throw fields.at().error("temperature " + number(temperature) + " is not in 0.05..20");
+    if (temperature != 1 && !scores)
+        throw fields.at().error("temperature " + number(temperature) + " means nothing without scores");
+}
+
 void check_depth(const Object& fields, const Manifest& manifest) {
     if (!manifest.depth) throw fields.at().error("a depth network without depth: its unit and its direction");
     const auto refuse = [&](const std::string& name, bool found) {
@@ -137,6 +148,7 @@ void check_depth(const Object& fields, const Manifest& manifest) {
         refuse(name, is_true(fields.get<Json>(name, nullptr)));
     refuse("scores", !fields.get("scores", true));
     refuse("ignore_index", fields.get("ignore_index", 255LL) != 255);
+    refuse("temperature", fields.get("temperature", 1.0) != 1);
     if (manifest.inference.mode != "whole")
         throw fields.at().error("depth is not estimated in sliding windows: their depths do not join");
 }
@@ -187,7 +199,7 @@ void check_source(const Manifest& manifest, const At& at) {
     const Artifact* source = found == manifest.artifacts.end() ? nullptr : &found->second;
     if (!source || source->kind != "onnx" || source->precision != "fp32" || source->output != gives || source->made_of)
         throw(at / "source")
-            .error(in_quotes(manifest.source) + " is no artifact of kind onnx and precision fp32 that gives " + gives +
+            .error(in_quotes(manifest.source) + " is not an artifact of kind onnx and precision fp32 that gives " + gives +
                    " and is made of no other");
 }
 
@@ -204,8 +216,8 @@ Manifest Manifest::from_json(const std::string& text, const std::string& file) {
         data, {file, "manifest"}, "Manifest",
         {"name", "architecture", "parameters", "patch_size", "stride", "classes", "palette", "reduce_zero_label",
          "preprocess", "inference", "reference", "provenance", "spec", "source", "task", "input"},
-        {"depth", "augmentation", "align_corners", "via_input", "threshold", "scores", "label_map", "ignore_index",
-         "artifacts", "budgets", "format_version"});
+        {"depth", "augmentation", "align_corners", "via_input", "threshold", "scores", "temperature", "label_map",
+         "ignore_index", "artifacts", "budgets", "format_version"});
     const At& at = fields.at();
     fields.get<long long>("format_version");
     Manifest manifest;
@@ -221,12 +233,11 @@ Manifest Manifest::from_json(const std::string& text, const std::string& file) {
     manifest.via_input = fields.get("via_input", true);
     manifest.threshold = fields.get<std::optional<double>>("threshold", std::nullopt);
     manifest.artifacts = fields.get<std::map<std::string, Artifact>>("artifacts", {});
-    fields.get("scores", true);  // probabilities, which this runtime does not give
     check_reference(fields.get<Json>("reference"), at / "reference");
     check_objects(fields);
     manifest.task = fields.get<std::string>("task");
     if (manifest.task != "segmentation" && manifest.task != "depth")
-        throw at.error("task " + in_quotes(manifest.task) + " is none of segmentation, depth");
+        throw at.error("task " + in_quotes(manifest.task) + " is not one of segmentation, depth");
     manifest.depth = fields.get<std::optional<DepthOutput>>("depth", std::nullopt);
     manifest.classes = classes_of(fields, manifest);
     check_steps(manifest.preprocess, at);
@@ -235,6 +246,7 @@ Manifest Manifest::from_json(const std::string& text, const std::string& file) {
         throw at.error("mean and std are of " + std::to_string(channels) + " channels, the network takes " +
                        shown(*manifest.input.shape[1]));
     check_numbers(fields, manifest);
+    check_scores(fields);
     check_labels(fields);
     check_printable(manifest, at);
     check_source(manifest, at);

@@ -1,10 +1,9 @@
-// The page of `denseport serve`. Masks come as raw indices and are coloured here: no colour is ever read back.
+// The page of `denseport serve`, of either task: `task`, in the file before this one, says what it shows.
 
 const LARGEST_VIEW = 2048; // px of the longer side that are drawn; pointing and counting use every pixel
-const NOBODY = -1;
 const RETRIES = 3; // when the server is full
 const NAMES = { queue: "Waiting", decode: "Decoding", open: "Loading the model", preprocess: "Preparing", network: "Network",
-  postprocess: "Mask", encode: "Encoding" };
+  postprocess: task.name, encode: "Encoding" };
 
 const at = id => document.getElementById(id);
 const number = value => value.toLocaleString("en");
@@ -12,10 +11,8 @@ const percent = share => share >= 0.0005 || share === 0 ? `${(100 * share).toFix
 
 let model = null;
 let image = null; // { file, name, bitmap }
-let shown = []; // one or two results: { artifact, mask, width, height, stages, trip }
-let differing = null; // { count, changes, marks }
-let hidden = new Set(); // classes that are not coloured
-let lit = NOBODY; // the class whose legend line is pointed at
+let shown = []; // one or two results: { artifact, values, width, height, stages, trip }
+let differing = null; // { marks, figure, unit, lines }
 let running = null; // AbortController of what is under way
 let cursor = { x: 0, y: 0 }; // of the keyboard, px of the image
 
@@ -33,7 +30,7 @@ async function ask(format, artifact, signal) {
     const start = performance.now();
     let response;
     try {
-      response = await fetch(`/v1/segment?${query}`, { method: "POST", body: form, signal });
+      response = await fetch(`${task.path}?${query}`, { method: "POST", body: form, signal });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new Failure("The server does not answer.", "Check that it is running, then try again.");
@@ -54,18 +51,13 @@ async function ask(format, artifact, signal) {
   }
 }
 
-async function segment(artifact, signal) {
+async function result(artifact, signal) {
   const { headers, body, trip } = await ask("raw", artifact, signal);
-  const mask = headers.get("X-Mask-Type") === "uint16" ? wide(body) : new Uint8Array(body);
-  const width = Number(headers.get("X-Mask-Width")), height = Number(headers.get("X-Mask-Height"));
-  if (mask.length !== width * height) throw new Failure("The answer is incomplete.", "Try again.");
+  const values = task.values(headers, body);
+  const [width, height] = task.size(headers).map(Number);
+  if (values.length !== width * height) throw new Failure("The answer is incomplete.", "Try again.");
   const stages = (headers.get("Server-Timing") ?? "").split(", ").map(part => part.split(";dur="));
-  return { artifact: headers.get("X-Artifact"), mask, width, height, stages, trip };
-}
-
-function wide(body) { // little-endian, whatever this machine is
-  const view = new DataView(body);
-  return Uint16Array.from({ length: body.byteLength / 2 }, (_, index) => view.getUint16(2 * index, true));
+  return { artifact: headers.get("X-Artifact"), values, width, height, stages, trip };
 }
 
 // What a user does
@@ -87,7 +79,7 @@ async function take(file, name) {
     complain(error);
     return;
   }
-  hidden = new Set();
+  task.begin();
   cursor = { x: bitmapWidth() >> 1, y: bitmapHeight() >> 1 };
   await run();
 }
@@ -97,20 +89,20 @@ async function run() {
   running?.abort();
   const mine = running = new AbortController();
   complain(null);
-  say(`Segmenting ${image.name} …`);
+  say(`${task.doing} ${image.name} …`);
   document.body.classList.add("busy");
   try {
     const found = [];
     for (const artifact of [at("artifact").value, at("versus").value].filter(Boolean)) {
-      found.push(await segment(artifact, mine.signal));
+      found.push(await result(artifact, mine.signal));
     }
     if (found.some(each => each.width !== bitmapWidth() || each.height !== bitmapHeight())) {
       throw new Failure("The browser and the server read different sizes from this image.", "Convert it to PNG.");
     }
     shown = found;
-    differing = found.length === 2 ? compare(...found) : null;
+    differing = found.length === 2 ? task.compare(...found) : null;
     present();
-    say(`${image.name}: ${number(shown[0].width)} × ${number(shown[0].height)}, ${counted(shares().length, "class", "classes")}`);
+    say(`${image.name}: ${number(shown[0].width)} × ${number(shown[0].height)}, ${task.summary()}`);
   } catch (error) {
     if (mine.signal.aborted) return;
     complain(error);
@@ -131,36 +123,6 @@ const bitmapHeight = () => image.bitmap.height;
 const megabytes = bytes => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
 const counted = (count, one, many) => `${number(count)} ${count === 1 ? one : many}`;
 
-// What was found
-
-function shares() { // of the first result, largest first
-  const counts = new Float64Array(model.classes.length);
-  for (const index of shown[0].mask) counts[index]++;
-  return [...counts.entries()].filter(([, count]) => count).sort((a, b) => b[1] - a[1])
-    .map(([index, count]) => ({ index, share: count / shown[0].mask.length }));
-}
-
-function compare(first, second) {
-  const pairs = new Map();
-  const { scale, columns, rows } = viewSize();
-  const marks = new Uint8Array(columns * rows);
-  let count = 0;
-  for (let y = 0, pixel = 0; y < first.height; y++) {
-    const row = Math.min(rows - 1, Math.floor(y * scale)) * columns;
-    for (let x = 0; x < first.width; x++, pixel++) {
-      const a = first.mask[pixel], b = second.mask[pixel];
-      if (a === b) continue;
-      count++;
-      const key = a * 65536 + b;
-      pairs.set(key, (pairs.get(key) ?? 0) + 1);
-      marks[row + Math.min(columns - 1, Math.floor(x * scale))] = 1;
-    }
-  }
-  const changes = [...pairs].sort((a, b) => b[1] - a[1]).slice(0, 5)
-    .map(([key, pixels]) => ({ from: Math.floor(key / 65536), to: key % 65536, pixels }));
-  return { count, changes, marks };
-}
-
 // What is drawn
 
 function viewSize() {
@@ -168,33 +130,39 @@ function viewSize() {
   return { scale, columns: Math.max(1, Math.round(bitmapWidth() * scale)), rows: Math.max(1, Math.round(bitmapHeight() * scale)) };
 }
 
-const rgb = colour => [1, 3, 5].map(start => parseInt(colour.slice(start, start + 2), 16));
+function marksWhere(differs) { // pixels of the view, in which a pixel of the image differs
+  const { scale, columns, rows } = viewSize();
+  const marks = new Uint8Array(columns * rows);
+  for (let y = 0, pixel = 0; y < bitmapHeight(); y++) {
+    const row = Math.min(rows - 1, Math.floor(y * scale)) * columns;
+    for (let x = 0; x < bitmapWidth(); x++, pixel++) {
+      if (differs(pixel)) marks[row + Math.min(columns - 1, Math.floor(x * scale))] = 1;
+    }
+  }
+  return marks;
+}
 
-function coloured(result, columns, rows) {
+function drawn(result, columns, rows) {
   const image = new ImageData(columns, rows);
   const pixels = new Uint32Array(image.data.buffer);
-  const colours = new Uint32Array(model.classes.length);
-  const bytes = new Uint8Array(colours.buffer); // red, green, blue, alpha in memory, as ImageData has them
-  model.classes.forEach(({ colour }, index) => {
-    const alpha = hidden.has(index) ? 0 : lit === NOBODY || lit === index ? 255 : 56;
-    bytes.set([...rgb(colour), alpha], 4 * index);
-  });
+  const colour = task.coloured(result);
   const across = Uint32Array.from({ length: columns }, (_, x) => Math.floor((x + 0.5) * result.width / columns));
   for (let y = 0, pixel = 0; y < rows; y++) {
     const row = Math.floor((y + 0.5) * result.height / rows) * result.width;
-    for (let x = 0; x < columns; x++, pixel++) pixels[pixel] = colours[result.mask[row + across[x]]];
+    for (let x = 0; x < columns; x++, pixel++) pixels[pixel] = colour(row + across[x]);
   }
   return image;
 }
 
 function marked(columns, rows) {
   const image = new ImageData(columns, rows);
-  const [red, green, blue] = rgb(getComputedStyle(document.documentElement).getPropertyValue("--mark").trim());
+  const mark = getComputedStyle(document.documentElement).getPropertyValue("--mark").trim();
+  const [red, green, blue] = [1, 3, 5].map(start => parseInt(mark.slice(start, start + 2), 16));
   const pixels = new Uint32Array(image.data.buffer);
   const [ink] = new Uint32Array(Uint8Array.of(red, green, blue, 255).buffer);
   const reach = Math.round(columns / 500); // a single pixel would not be seen
-  differing.marks.forEach((mark, pixel) => {
-    if (!mark) return;
+  differing.marks.forEach((isMarked, pixel) => {
+    if (!isMarked) return;
     const x = pixel % columns, y = (pixel - x) / columns;
     for (let row = Math.max(0, y - reach); row <= Math.min(rows - 1, y + reach); row++) {
       pixels.fill(ink, row * columns + Math.max(0, x - reach), row * columns + Math.min(columns - 1, x + reach) + 1);
@@ -212,7 +180,7 @@ function canvas(view, kind, columns, rows) {
 
 function paint() { // the colours alone
   const { columns, rows } = viewSize();
-  views().forEach((view, place) => canvas(view, "colours", columns, rows).putImageData(coloured(shown[place], columns, rows), 0, 0));
+  views().forEach((view, place) => canvas(view, "colours", columns, rows).putImageData(drawn(shown[place], columns, rows), 0, 0));
 }
 
 function paintMarks() {
@@ -233,15 +201,14 @@ function present() {
   const { columns, rows } = viewSize();
   views().forEach((view, place) => {
     canvas(view, "image", columns, rows).drawImage(image.bitmap, 0, 0, columns, rows);
-    view.setAttribute("aria-label", `${image.name}, segmented by ${shown[place].artifact}`);
+    view.setAttribute("aria-label", `${image.name}, ${task.shown} by ${shown[place].artifact}`);
     view.nextElementSibling.textContent = shown.length === 2 ? shown[place].artifact : "";
     view.querySelector(".cross").hidden = true;
     view.classList.toggle("small", columns < 512); // is enlarged: its pixels should be seen
   });
-  paint();
+  task.list();
   paintMarks();
   fade();
-  listClasses();
   listDifferences();
   listTimes();
 }
@@ -255,51 +222,13 @@ function make(tag, text = "", properties = {}) {
   return Object.assign(document.createElement(tag), { textContent: text }, properties);
 }
 
-function swatch(index) {
-  const element = make("span", "", { className: "swatch" });
-  element.style.background = model.classes[index].colour;
-  return element;
-}
-
-function listClasses() {
-  at("legend").replaceChildren(...shares().map(({ index, share }) => {
-    const button = make("button", "", { type: "button" });
-    button.setAttribute("aria-pressed", String(!hidden.has(index)));
-    button.append(swatch(index), make("span", model.classes[index].name, { className: "name" }),
-      make("span", percent(share), { className: "share" }));
-    button.onclick = () => {
-      if (!hidden.delete(index)) hidden.add(index);
-      button.setAttribute("aria-pressed", String(!hidden.has(index)));
-      legendChanged();
-    };
-    button.onpointerenter = () => light(index);
-    button.onpointerleave = () => light(NOBODY);
-    const item = make("li");
-    item.append(button);
-    return item;
-  }));
-  legendChanged();
-}
-
-function legendChanged() {
-  at("all").textContent = hidden.size ? "Show all" : "Hide all";
-  paint();
-}
-
-function light(index) {
-  lit = hidden.has(index) ? NOBODY : index;
-  paint();
-}
-
 function listDifferences() {
   at("differences").hidden = !differing;
   if (!differing) return;
-  const { count, changes } = differing;
-  const share = count / shown[0].mask.length;
-  at("differing").replaceChildren(`${number(count)} `, make("small", `${count === 1 ? "pixel" : "pixels"}, ${percent(share)}`));
-  at("changes").replaceChildren(...changes.map(({ from, to, pixels }) => {
+  at("differing").replaceChildren(`${differing.figure} `, make("small", differing.unit));
+  at("changes").replaceChildren(...differing.lines.map(([name, value]) => {
     const item = make("li");
-    item.append(make("span", `${model.classes[from].name} → ${model.classes[to].name}`), make("span", number(pixels)));
+    item.append(make("span", name), make("span", value));
     return item;
   }));
 }
@@ -324,13 +253,12 @@ function listTimes() {
 
 // Pointing
 
-function point(x, y) { // a text for the pixel, and its class
-  const found = shown.map(({ mask, width }) => mask[y * width + x]);
-  const names = found.map(index => model.classes[index]?.name ?? "ignored");
-  const text = found.length === 2 && found[0] !== found[1] ? `${names[0]} → ${names[1]}` : names[0];
-  at("class").textContent = `${text} (${x}, ${y})`;
+function point(x, y) { // a text for what the pixel has
+  const found = shown.map(({ values, width }) => values[y * width + x]);
+  const text = task.words(found);
+  at("value").textContent = `${text} (${x}, ${y})`;
   for (const element of [at("under"), at("tip")]) {
-    element.querySelector(".swatch").style.background = model.classes[found[0]]?.colour ?? "#000";
+    element.querySelector(".swatch").style.background = task.colourAt(found[0]);
   }
   return text;
 }
@@ -380,11 +308,11 @@ function save(blob, ending) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-async function saveMask() {
+async function saveResult() {
   complain(null);
   try {
-    const { body } = await ask("mask", shown[0].artifact);
-    save(new Blob([body], { type: "image/png" }), "_mask.png");
+    const { body } = await ask(task.saved, shown[0].artifact);
+    save(new Blob([body], { type: "image/png" }), `_${task.name.toLowerCase()}.png`);
   } catch (error) {
     complain(error);
   }
@@ -393,8 +321,8 @@ async function saveMask() {
 async function saveOverlay() { // as it is seen, at the image's own size
   const [width, height] = [bitmapWidth(), bitmapHeight()];
   const whole = new OffscreenCanvas(width, height), colours = new OffscreenCanvas(width, height);
-  lit = NOBODY;
-  colours.getContext("2d").putImageData(coloured(shown[0], width, height), 0, 0);
+  task.unlit();
+  colours.getContext("2d").putImageData(drawn(shown[0], width, height), 0, 0);
   const context = whole.getContext("2d");
   context.drawImage(image.bitmap, 0, 0);
   context.globalAlpha = at("opacity").value / 100;
@@ -419,10 +347,10 @@ function describeModel() {
   document.title = `${model.name} · Denseport`;
   at("name").textContent = model.name;
   at("about").textContent = `${model.architecture}, ${(model.parameters / 1e6).toFixed(1)} M parameters, `
-    + `${counted(model.classes.length, "class", "classes")}; ${model.running}`;
+    + `${task.about()}; ${model.running}`;
   at("accepts").textContent = `JPEG, PNG, WebP or BMP, up to ${megabytes(model.max_bytes)} and ${Math.floor(model.max_pixels / 1e6)} megapixels`;
-  const option = ({ name, precision, mIoU, runs_here: runs }) => make("option",
-    [name, precision.toUpperCase(), mIoU === null ? "" : `mIoU ${mIoU.toFixed(2)}`, runs ? "" : "does not run here"].filter(Boolean).join(" · "),
+  const option = ({ name, precision, accuracy, runs_here: runs }) => make("option",
+    [name, precision.toUpperCase(), accuracy === null ? "" : task.figure(accuracy), runs ? "" : "does not run here"].filter(Boolean).join(" · "),
     { value: name, disabled: !runs });
   at("artifact").append(...model.artifacts.map(option));
   at("artifact").value = model.default_artifact;
@@ -435,14 +363,21 @@ function describeArtifact() {
   const chosen = at("artifact").value;
   const { accuracy, agreement } = model.artifacts.find(each => each.name === chosen);
   const parts = [];
-  if (accuracy) parts.push(`mIoU ${accuracy.mIoU.toFixed(2)} on ${counted(accuracy.images, "image", "images")}`);
-  if (agreement !== null) parts.push(`${agreement.toFixed(2)} % of pixels get the class that FP32 gives`);
+  if (accuracy) parts.push(`${task.figure(accuracy)} on ${counted(accuracy.images, "image", "images")}`);
+  if (agreement !== null) parts.push(task.kept(agreement));
   at("measured").textContent = parts.join("; ") || "Its accuracy has not been recorded.";
   for (const option of at("versus").options) option.hidden = option.value === chosen;
   if (at("versus").value === chosen) at("versus").value = "";
 }
 
 function listen() {
+  for (const element of document.querySelectorAll("[data-of]")) {
+    if (element.dataset.of !== task.name) element.remove();
+  }
+  at("value").textContent = task.invitation;
+  at("opacity").value = task.opacity;
+  at("save-result").textContent = task.name;
+  at("save-result").setAttribute("aria-label", `Download the ${task.name.toLowerCase()}`);
   for (const id of ["choose", "another"]) at(id).onclick = () => at("file").click();
   for (const id of ["sample", "resample"]) at(id).onclick = sample;
   at("file").onchange = () => {
@@ -454,12 +389,7 @@ function listen() {
   at("versus").onchange = run;
   at("opacity").oninput = fade;
   at("mark").onchange = paintMarks;
-  at("all").onclick = () => {
-    hidden = hidden.size ? new Set() : new Set(shares().map(({ index }) => index));
-    for (const button of at("legend").querySelectorAll("button")) button.setAttribute("aria-pressed", String(!hidden.size));
-    legendChanged();
-  };
-  at("save-mask").onclick = saveMask;
+  at("save-result").onclick = saveResult;
   at("save-overlay").onclick = saveOverlay;
   for (const view of document.querySelectorAll(".view")) {
     view.onpointermove = view.onpointerdown = onPointer;
@@ -481,6 +411,7 @@ function listen() {
 }
 
 listen();
+task.listen();
 try {
   const response = await fetch("/v1/model");
   if (!response.ok) throw new Error(response.status);

@@ -1,4 +1,4 @@
-"""Depths are found as NYUv2, KITTI and people lay them out, and read in metres; what is no depth is refused."""
+"""Depths are found as NYUv2, KITTI and people lay them out, and read in metres; what is not a depth is refused."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ def test_a_list_as_of_the_eigen_split(tmp_path: Path) -> None:
     ("files", "options", "words"),
     [
         (["images/a.png", "depths/a.png"], {}, "nothing says how many of its values are a metre"),
-        (["images/a.png", "images/b.png", "depths/a.npy"], {}, "1 images or depths have no partner, such as b"),
+        (["images/a.png", "images/b.png", "depths/a.npy"], {}, "1 of 2 images have no depth .such as b."),
         (["images/a.png", "depths/a.npy", "rgb/a.png", "depth/a.npy"], {}, "can be read in 2 ways"),
         (["images/a.png", "depths/a.png", "depths/a.npy"], {}, "a.png and a.npy are depths of the same name"),
-        (["images/a.png", "depths/a.npy"], {"settings": DepthReading(1000.0)}, "--depth-scale is of PNGs"),
+        (["images/a.png", "depths/a.npy"], {"settings": DepthReading(1000.0)}, "--depth-scale applies to PNGs"),
         (["other/a.png"], {}, "has none of"),
         (["images/a.png"], {"depths": "nowhere"}, "there is no such folder"),
     ],

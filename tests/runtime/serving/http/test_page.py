@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from axe_playwright_python.sync_playwright import Axe
+from browsing import accessible, chromium, layer, needs_chromium, opened
 from onnx import numpy_helper
 from planting import with_graph
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from serving import Running, encoded, random_image, running
 
 from denseport.runtime.bundle.bundle import Bundle
@@ -25,12 +25,10 @@ from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.serving.http.limits import Limits
 from denseport.runtime.serving.http.page import SAMPLE, load_page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 IMAGE = random_image(240, 320)
 PNG = encoded(IMAGE)
-WAIT = 10_000  # ms
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -61,32 +59,14 @@ def server(bundle: Bundle) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=WAIT)
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
 def page(browser: Browser, server: Running) -> Iterator[Page]:
-    """The loaded page; afterwards, nothing may have gone wrong in its script, nor left for another origin."""
-    opened = browser.new_page(viewport={"width": 1280, "height": 860})
-    opened.set_default_timeout(WAIT)
-    wrong: list[str] = []
-    opened.on("pageerror", lambda err: wrong.append(str(err)))
-    opened.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
-    opened.on("request", lambda asked: wrong.append(asked.url) if not ours(asked.url, server.url) else None)
-    opened.goto(server.url)
-    expect(opened.locator("#status")).to_have_text("Ready.")
-    yield opened
-    opened.close()
-    # The console repeats each error that the server answers; what the page does with it is tested.
-    assert not [each for each in wrong if not each.startswith("Failed to load resource")]
-
-
-def ours(url: str, origin: str) -> bool:
-    return url.startswith((f"{origin}/", "data:", f"blob:{origin}"))
+    with opened(browser, server.url) as page:
+        yield page
 
 
 def upload(page: Page, data: bytes = PNG, name: str = "street.png", mime: str = "image/png") -> None:
@@ -112,13 +92,6 @@ def drop(page: Page, event: str, kind: str, data: bytes = PNG) -> None:
     )
 
 
-def layer(page: Page, selector: str) -> np.ndarray:
-    """(H, W, 4) RGBA of a canvas; transparent pixels have lost their colour."""
-    url = page.evaluate("selector => document.querySelector(selector).toDataURL()", selector)
-    data = np.frombuffer(base64.b64decode(url.partition(",")[2]), np.uint8)
-    return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_UNCHANGED), cv2.COLOR_BGRA2RGBA)
-
-
 def colours(page: Page, view: str = "#first") -> np.ndarray:
     return layer(page, f"{view} .colours")
 
@@ -137,11 +110,6 @@ def hover(page: Page, x: int, y: int) -> None:
 
 def name_at(bundle: Bundle, mask: np.ndarray, x: int, y: int) -> str:
     return bundle.manifest.classes[mask[y, x]].strip()
-
-
-def accessible(page: Page) -> None:
-    found = Axe().run(page).response["violations"]
-    assert not [(each["id"], [node["html"] for node in each["nodes"]]) for each in found if each["impact"] != "minor"]
 
 
 def test_an_upload_is_coloured_as_the_segmenter_sees_it(page: Page, bundle: Bundle, masks: dict[str, Any]) -> None:
@@ -191,7 +159,7 @@ def test_pointing_names_the_class(page: Page, bundle: Bundle, masks: dict[str, A
     for x, y in ((0, 0), (319, 239), (100, 120), (250, 60)):
         hover(page, x, y)
         name = name_at(bundle, masks["model.onnx"], x, y)
-        expect(page.locator("#class")).to_have_text(f"{name} ({x}, {y})")
+        expect(page.locator("#value")).to_have_text(f"{name} ({x}, {y})")
         expect(page.locator("#tip")).to_have_text(name)
     page.mouse.move(0, 0)
     expect(page.locator("#tip")).to_be_hidden()
@@ -212,14 +180,14 @@ def test_the_keyboard_reaches_everything(page: Page, bundle: Bundle, masks: dict
     for _ in range(30):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.classList[0]"))
-    wanted = {"view", "another", "resample", "artifact", "versus", "opacity", "all", "save-mask", "save-overlay"}
+    wanted = {"view", "another", "resample", "artifact", "versus", "opacity", "all", "save-result", "save-overlay"}
     assert wanted <= reached
     page.locator("#first .view").focus()
     for key in ("ArrowLeft", "ArrowLeft", "ArrowDown", "Shift+ArrowUp"):
         page.keyboard.press(key)
     name = name_at(bundle, masks["model.onnx"], 158, 111)
     expect(page.locator("#spoken")).to_have_text(name)
-    expect(page.locator("#class")).to_have_text(f"{name} (158, 111)")
+    expect(page.locator("#value")).to_have_text(f"{name} (158, 111)")
     expect(page.locator("#first .cross")).to_be_visible()
     page.locator("#legend button").first.focus()
     page.keyboard.press("Space")
@@ -250,7 +218,7 @@ def test_two_artifacts_are_compared(page: Page, bundle: Bundle, masks: dict[str,
     assert marks(page) >= differing.sum()
     y, x = np.argwhere(differing)[0]
     hover(page, int(x), int(y))
-    expect(page.locator("#class")).to_contain_text(
+    expect(page.locator("#value")).to_contain_text(
         f"{name_at(bundle, first, x, y)} → {name_at(bundle, second, x, y)} ({x}, {y})"
     )
     page.get_by_label("Mark the pixels that differ").uncheck()
@@ -347,7 +315,7 @@ def test_touch_names_the_class(browser: Browser, server: Running, bundle: Bundle
     expect(page.locator("#status")).to_have_text("Ready.")
     uploaded(page)
     page.locator("#first .view").tap(position={"x": 100, "y": 100})
-    text = page.locator("#class").inner_text()
+    text = page.locator("#value").inner_text()
     found = re.fullmatch(r"(.+) \((\d+), (\d+)\)", text)
     assert found and found[1] == name_at(bundle, masks["model.onnx"], int(found[2]), int(found[3]))
     context.close()
@@ -383,7 +351,8 @@ def test_the_description_of_the_api_is_shown_as_it_was_made(page: Page, server: 
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
-def test_the_document_names_no_other_origin() -> None:
-    text = load_page()[0].decode()
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
+def test_the_document_names_no_other_origin(task: str) -> None:
+    text = load_page(task)[0].decode()
     assert not re.search(r"https?://|//[a-z]+\.", text)
     assert cv2.imdecode(np.frombuffer(SAMPLE.read_bytes(), np.uint8), cv2.IMREAD_COLOR).shape == (800, 1200, 3)

@@ -45,7 +45,7 @@ from denseport.runtime.pipeline.results import Segmentation
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.serving.http.images import decode_upload, image_size
 from denseport.runtime.serving.http.limits import Limits, Refusal
-from denseport.runtime.system.machine import inspect_machine
+from denseport.runtime.system.machine import inspect_machine, install_command
 
 IMAGE = encoded(random_image())
 
@@ -569,4 +569,4 @@ def test_what_cannot_be_served_is_said(
     assert "--queue: '-1'" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert main(["serve", str(sample.path), "--port", "0"]) == 3
-    assert "denseport[serve]" in capsys.readouterr().err
+    assert install_command("serve") in capsys.readouterr().err

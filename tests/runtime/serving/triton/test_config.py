@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.serving.triton.config import batching, model_config, tensor, to_pbtxt, version_policy, zeros
+from denseport.runtime.system.machine import install_command
 
 text_format = pytest.importorskip("google.protobuf.text_format")
 model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2")
@@ -72,7 +73,7 @@ def test_without_tritonclient_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
     with pytest.raises(MachineError, match="tritonclient is not installed") as caught:
         model_config("m", "python")
-    assert caught.value.exit_code == 3 and "denseport[client]" in str(caught.value)
+    assert caught.value.exit_code == 3 and install_command("client") in str(caught.value)
 
 
 @given(st.dictionaries(st.text(), st.text(), max_size=3))

@@ -1,0 +1,252 @@
+"""What ``denseport eval`` found of depths: as data, and as a page, ``report.html``.
+
+The images that the artifact gets most wrong are run again for it, and scaled down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from denseport.runtime.bundle.manifest import DepthOutput, Manifest
+from denseport.runtime.bundle.protocol import Protocol
+from denseport.runtime.evaluation.depth.dataset import DepthDataset, DepthReading
+from denseport.runtime.evaluation.depth.measure import DepthMeasurement
+from denseport.runtime.evaluation.depth.metrics import Floats, align, aligned, valid_pixels
+from denseport.runtime.evaluation.gate import Verdict
+from denseport.runtime.evaluation.metrics import json_number
+from denseport.runtime.evaluation.report import write_page
+from denseport.runtime.media.depth_map import coloured
+from denseport.runtime.media.page import data_uri, thumbnail
+from denseport.runtime.segmenter.depth import DepthEstimator
+from denseport.runtime.system.text import count
+
+__all__ = ["DepthEvaluation", "WorstDepth", "worst_depths", "write_depth_report"]
+
+_TEMPLATE = Path(__file__).with_name("report.html")
+_DRAWN, _LISTED = 6, 20  # images
+_MOST = 0.25  # the error, as a share of the truth, from which the map has its last colour; d1 ends near it
+_RAMP = ((0xEB, 0xEB, 0xE8), (0xE0, 0xA8, 0x00), (0xD9, 0x38, 0x1E), (0x5A, 0x08, 0x10))  # of errors, RGB
+_NOTHING = (96, 88, 80)  # BGR, where no pixel counts
+
+
+@dataclass(frozen=True)
+class DepthEvaluation:
+    """What `evaluate_depth` found."""
+
+    metrics: dict[str, float]  # by the names of `METRICS`: the means over the images
+    fp32: dict[str, float] | None  # FP32's on the same images; None: it was not run
+    artifact: str
+    session: str  # what ran it, in words
+    protocol: Protocol
+    reading: DepthReading  # limits, crop and scale that were taken
+    measurement: DepthMeasurement  # image by image
+    aligned: bool  # each image's depths were brought to metres by least squares
+    gate: Verdict | None  # None: nothing was to be judged
+    warnings: tuple[str, ...]
+    data: str  # what was found of images and depths, and by which rule
+    report: Path | None = None  # the page; None: not asked for
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``denseport eval --json`` prints."""
+        found, reading, seconds = self.measurement, self.reading, max(self.measurement.seconds, 1e-9)
+        runs = [{name: json_number(value) for name, value in run.items()} for run in (self.metrics, self.fp32 or {})]
+        result = {
+            "artifact": self.artifact,
+            "session": self.session,
+            "protocol": {"name": self.protocol.name, "description": self.protocol.description},
+            "images": found.images,
+            "pixels": int(found.pixels.sum()),
+            "data": self.data,
+            "min_depth": reading.least,
+            "max_depth": reading.most,
+            "crop": reading.crop,
+            "depth_scale": reading.scale,
+            "aligned": self.aligned,
+            **runs[0],
+            "fp32": runs[1] or None,
+            "gate": None if self.gate is None else self.gate.to_dict(),
+            "warnings": list(self.warnings),
+            "seconds": round(found.seconds, 3),
+            "images_per_second": round(found.images / seconds, 3),
+            "session_share": round(found.session_seconds / seconds, 4),
+        }
+        return result | ({} if self.report is None else {"report": str(self.report)})
+
+
+@dataclass(frozen=True)
+class WorstDepth:
+    """An image that an artifact gets wrong, scaled for the page; depths are metres, NaN where there are none."""
+
+    name: str
+    image: NDArray[np.uint8]  # (h, w, 3) BGR
+    truth: Floats  # (h, w) of the pixels that count
+    depths: tuple[Floats, ...]  # (h, w) the artifact's, then FP32's
+    errors: tuple[Floats, ...]  # (h, w) |depth - truth| / truth of each
+
+
+def worst_depths(
+    dataset: DepthDataset, found: DepthMeasurement, estimators: Sequence[DepthEstimator], most: int = _DRAWN
+) -> list[WorstDepth]:
+    """Run the images of `_ranked` again.
+
+    Args:
+        dataset: with its limits.
+        estimators: of the artifact, then FP32's where it was measured.
+    """
+    return [_worst(dataset, index, estimators) for index in _ranked(found)[:most]]
+
+
+def _ranked(found: DepthMeasurement) -> list[int]:
+    """The images with a pixel that counts, whose AbsRel is most above FP32's or, without it, is largest."""
+    loss = found.column("AbsRel")
+    if len(found.values) == 2:
+        loss = loss - found.column("AbsRel", 1)
+    loss = np.where(np.isnan(loss), np.inf, loss)  # depths that are not finite
+    counted = np.flatnonzero(found.pixels)
+    ranked: list[int] = counted[np.argsort(-loss[counted], kind="stable")].tolist()
+    return ranked
+
+
+def _worst(dataset: DepthDataset, index: int, estimators: Sequence[DepthEstimator]) -> WorstDepth:
+    sample, reading = dataset.samples[index], dataset.reading
+    assert reading.least is not None and reading.most is not None  # `dataset` has its limits
+    limits = reading.least, reading.most
+    image, truth = estimators[0].read(sample.image), dataset.read_depth(sample)
+    truth = np.where(valid_pixels(truth, *limits, reading.crop), truth, np.float32(np.nan))
+    depths = [_in_metres(each(image).depth, truth, each.manifest.depth, limits) for each in estimators]
+    errors = [np.abs(depth - truth) / truth for depth in depths]
+    return WorstDepth(
+        sample.name, thumbnail(image), _shrunk(truth), tuple(map(_shrunk, depths)), tuple(map(_shrunk, errors))
+    )
+
+
+def _in_metres(depth: Floats, truth: Floats, output: DepthOutput | None, limits: tuple[float, float]) -> Floats:
+    """A whole map in metres, as the metrics take it; NaN all over where a depth is not finite."""
+    assert output is not None  # of a depth bundle
+    if not np.isfinite(depth).all():
+        return np.full_like(depth, np.nan)
+    if output.unit == "metres":
+        return np.maximum(depth, np.float32(limits[0]))
+    counted = np.isfinite(truth)
+    is_disparity = output.larger_is == "nearer"
+    _, scale, shift = align(depth[counted], truth[counted], *limits, is_disparity=is_disparity)
+    return aligned(depth, scale, shift, *limits, is_disparity=is_disparity)
+
+
+def _shrunk(values: Floats) -> Floats:
+    """Scaled down for the page: the mean over what there is in each pixel of it, of sparse depths too."""
+    there = np.isfinite(values)
+    share = thumbnail(there.astype(np.float32))
+    total = thumbnail(np.where(there, values, np.float32(0)))
+    return np.where(share > 0, total / np.where(share > 0, share, 1), np.float32(np.nan)).astype(np.float32)
+
+
+def write_depth_report(
+    folder: Path,
+    found: DepthEvaluation,
+    manifest: Manifest,
+    images: Sequence[WorstDepth],
+    environment: Mapping[str, str],
+    command: str,
+    created: datetime | None = None,
+) -> Path:
+    """Write ``folder/report.html``; arguments and errors as of `denseport.runtime.evaluation.report.write_report`."""
+    run = found.measurement
+    return write_page(
+        folder,
+        found,
+        manifest,
+        environment,
+        command,
+        created,
+        template=_TEMPLATE,
+        depth=manifest.depth,
+        rows=[_row(name, value, found.fp32) for name, value in found.metrics.items()],
+        worst=[_listed(found, index) for index in _ranked(run)[:_LISTED]],
+        articles=[_article(image, found.artifact) for image in images],
+        checks=_checks(run, manifest.depth),
+        ramps={"depth": _gradient(_painted(np.linspace(0, 1, 9)[None], (0, 1))), "error": _gradient(_RAMP, rgb=True)},
+        most_error=_MOST,
+        nothing="rgb({2}, {1}, {0})".format(*_NOTHING),
+    )
+
+
+def _row(name: str, value: float, fp32: Mapping[str, float] | None) -> dict[str, Any]:
+    """A metric: its values, and the change as a gain or a loss: percent of an error, points of a share."""
+    is_share = name in ("d1", "d2", "d3")
+    row = {"name": name, "value": value, "fp32": None, "is_share": is_share, "change": None, "gain": None}
+    if fp32 is None or not fp32[name]:
+        return row
+    change = 100 * (value - fp32[name] if is_share else value / fp32[name] - 1)
+    return row | {"fp32": fp32[name], "change": change, "gain": change if is_share else -change}
+
+
+def _checks(run: DepthMeasurement, output: DepthOutput | None) -> list[tuple[str, str]]:
+    """What the collapse detectors of the gate count."""
+    kinds = {"non_finite": "Depths that are not finite", "constant": "Constant depths"}
+    kinds |= {"saturated": "At the network's limit"} if output is not None and output.largest is not None else {}
+    checks = []
+    for name, words in kinds.items():
+        values = [run.column(name, each) for each in range(len(run.values))]
+        if name == "saturated":
+            said = [f"{100 * each.mean():.2f} % of all pixels" for each in values]
+        else:
+            said = [f"{int(each.sum())} of {count(run.images, 'image')}" for each in values]
+        checks.append((words, "; FP32: ".join(said)))
+    return checks
+
+
+def _listed(found: DepthEvaluation, index: int) -> dict[str, Any]:
+    """The figures of one image."""
+    run = found.measurement
+    own = {name: float(run.column(name)[index]) for name in ("AbsRel", "d1", "RMSE")}
+    fp32 = float(run.column("AbsRel", 1)[index]) if found.fp32 is not None else None
+    return {"name": run.names[index], **own, "fp32": fp32}
+
+
+def _article(image: WorstDepth, artifact: str) -> dict[str, Any]:
+    """The views of an image as data URIs; its depths and the truth have the same colours."""
+    counted = image.truth[np.isfinite(image.truth)]
+    span = float(counted.min()), float(counted.max())
+    return {
+        "name": image.name,
+        "photo": data_uri("jpeg", image.image, cv2.IMWRITE_JPEG_QUALITY, 85),
+        "span": span,
+        "truth": data_uri("png", _painted(image.truth, span)),
+        "runs": [
+            (name, data_uri("png", _painted(depth, span)), data_uri("png", _errors(error)))
+            for name, depth, error in zip((artifact, "FP32"), image.depths, image.errors, strict=False)
+        ],
+    }
+
+
+def _painted(depth: NDArray[Any], span: tuple[float, float]) -> NDArray[np.uint8]:
+    """(h, w, 3) BGR: metres in colours, near ones bright."""
+    there = np.isfinite(depth)
+    seen = coloured(np.where(there, depth, span[0]), span, near_is_large=False)
+    seen[~there] = _NOTHING
+    return seen
+
+
+def _errors(error: Floats) -> NDArray[np.uint8]:
+    """(h, w, 3) BGR: errors in the colours of `_RAMP`."""
+    there = np.isfinite(error)
+    share = np.where(there, error, 0).clip(0, _MOST) / _MOST
+    stops = np.linspace(0, 1, len(_RAMP))
+    seen = np.stack([np.interp(share, stops, [stop[channel] for stop in _RAMP]) for channel in (2, 1, 0)], axis=-1)
+    seen[~there] = _NOTHING
+    return np.rint(seen).astype(np.uint8)
+
+
+def _gradient(colours: Any, *, rgb: bool = False) -> str:
+    """A CSS image of colours at equal distances."""
+    stops = colours if rgb else colours[0, :, ::-1].tolist()
+    return f"linear-gradient(to right, {', '.join('rgb({}, {}, {})'.format(*stop) for stop in stops)})"

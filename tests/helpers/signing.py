@@ -1,0 +1,61 @@
+"""Keys and certificates of tests, made by cryptography, which is no part of what they test."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+__all__ = ["certified", "new_key"]
+
+
+def new_key(folder: Path, name: str, password: bytes | None = None) -> tuple[Path, Path]:
+    """Files with a private key on P-256 and with its public key."""
+    private, public = folder / f"{name}.key", folder / f"{name}.pub"
+    key = ec.generate_private_key(ec.SECP256R1())
+    private.write_bytes(_pem(key, password))
+    kinds = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    public.write_bytes(key.public_key().public_bytes(*kinds))
+    return private, public
+
+
+def certified(folder: Path, name: str, start: datetime, issuer: tuple[Path, Path] | None = None) -> tuple[Path, Path]:
+    """Files with a private key and with its certificate, valid for a day; without ``issuer``, it is its own.
+
+    Args:
+        issuer: files with the private key and the certificate of whom issues it.
+    """
+    private, certificate = folder / f"{name}.key", folder / f"{name}.crt"
+    key = ec.generate_private_key(ec.SECP256R1())
+    private.write_bytes(_pem(key))
+    subject = signer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    by = key
+    if issuer is not None:
+        found = serialization.load_pem_private_key(issuer[0].read_bytes(), None)
+        assert isinstance(found, ec.EllipticCurvePrivateKey)
+        by, signer = found, x509.load_pem_x509_certificate(issuer[1].read_bytes()).subject
+    usage = dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False)
+    rest = {"encipher_only": False, "decipher_only": False, "crl_sign": False}
+    made = (
+        x509.CertificateBuilder(signer, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(start + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .add_extension(
+            x509.KeyUsage(digital_signature=True, key_cert_sign=issuer is None, **usage, **rest), critical=True
+        )
+        .sign(by, hashes.SHA256())
+    )
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    return private, certificate
+
+
+def _pem(key: ec.EllipticCurvePrivateKey, password: bytes | None = None) -> bytes:
+    how: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if password is not None:
+        how = serialization.BestAvailableEncryption(password)
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how)
