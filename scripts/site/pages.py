@@ -12,7 +12,12 @@ import jupytext
 __all__ = ["REPO", "stage"]
 
 REPO = Path(__file__).resolve().parents[2]
-PLACES = {"README.md": "index.md", "docs/README.md": "contents.md", "tests/assets/README.md": "samples.md"}
+PLACES = {
+    "README.md": "index.md",
+    "SECURITY.md": "security-policy.md",
+    "docs/README.md": "contents.md",
+    "tests/assets/README.md": "samples.md",
+}
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
 NAMED = re.compile(r"\[[\w-]+\.md\](?=\(([^)\s#]+\.md))")  # a link whose text is the file's name
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
