@@ -14,7 +14,7 @@ __all__ = ["REPO", "stage"]
 REPO = Path(__file__).resolve().parents[2]
 PLACES = {
     "README.md": "index.md",
-    "SECURITY.md": "security-policy.md",
+    "SECURITY.md": "security-policy.md",  # docs/security.md is another one
     "docs/README.md": "contents.md",
     "tests/assets/README.md": "samples.md",
 }

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend",
         choices=("python", "onnxruntime", "tensorrt_plan"),
         default="python",
-        help="what runs the network: the Segmenter, or Triton's own back end; default: %(default)s",
+        help="what runs the network: Denseport's runtime, or Triton's own back end; default: %(default)s",
     )
     parser.add_argument("--name", help="name of the model on the server; default: the bundle's")
     parser.add_argument(
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="default: model.onnx; tensorrt_plan: all TensorRT engines, one for each GPU",
     )
-    parser.add_argument("--ensemble", action="store_true", help="add NAME_encoded: an image file in, mask out")
+    parser.add_argument("--ensemble", action="store_true", help="add NAME_encoded: an image file in, mask or depth out")
     work = parser.add_argument_group("running")
     add_values(
         work,

@@ -96,7 +96,6 @@ def test_a_scale_that_leaves_nothing_is_refused(
         (["--format", "scores"], "--format scores means nothing"),
         (["--grey"], "--grey is not for a network of depth"),
         (["--no-mask"], "--no-mask is not for a network of depth"),
-        (["--server", "http://localhost:1"], "models for Triton are of segmentation"),
         (["--protocol", "ms-flip"], "ms-flip is of segmentation"),
         (["--depth-scale", "10", "--format", "npy"], "--depth-scale applies to PNGs"),
         (["--opacity", "0.5", "--format", "npy"], "--opacity applies to overlays"),
