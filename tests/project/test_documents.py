@@ -70,7 +70,7 @@ def desk(
         for shift in range(2):
             writer.write(np.roll(read_image(images[0]), shift, 1))
     (tmp_path / "clip.webm").rename(tmp_path / "clip.mp4")
-    for bundle in ("BUNDLE", "bundle", "out/dpt-b"):
+    for bundle in ("BUNDLE", "bundle", "out/dpt-b", "out/quickstart/bundle"):
         shutil.copytree(sample.path, tmp_path / bundle)
     shutil.copytree(depth_sample.path, tmp_path / "depth-bundle")
     (tmp_path / "depths").mkdir()
