@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--reduce-zero-label",
         action=argparse.BooleanOptionalAction,
-        help="masks count classes from 1 and 0 is ignored; default: as in the bundle's data set",
+        help="masks number the classes from 1, and 0 is ignored; default: as in the bundle's data set",
     )
     words = "labels to classes, 255: not counted, or none; default: as in the bundle's data set"
     data.add_argument("--label-map", type=_label, nargs="+", metavar="OLD:NEW", help=words)
@@ -96,7 +96,7 @@ def _add_gate(group: argparse._ArgumentGroup) -> None:
         "--agreement",
         type=real(0, 1),
         metavar="SHARE",
-        help="share of pixels (0 to 1) that must get FP32's class",
+        help="smallest share of pixels (0 to 1) that get the class that FP32 gives",
     )
     limits = (
         ("--max-boundary-drop", "POINTS", "boundary F-score that may be lost against FP32; default: any"),
