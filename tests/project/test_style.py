@@ -34,6 +34,7 @@ ARROWS = {
     "runtime/segmenter": [*BELOW_SEGMENTER, "runtime/selection"],
     "runtime/evaluation": RUNTIME,
     "runtime/benchmark": RUNTIME,
+    "runtime/report": MEASURING,
     "runtime/serving": RUNTIME,
     "runtime/cli": ["runtime/*"],
     "export/errors": ["runtime/errors"],
