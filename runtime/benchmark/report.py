@@ -182,8 +182,9 @@ def speed_against_accuracy(rows: Sequence[Mapping[str, Any]], figure: str = "mIo
     is_miou = figure == "mIoU"
     points = [(1000 / row["whole_ms"]["p50"], float(row[figure])) for row in rows]
     shown = [f"{y:.2f} %" if is_miou else f"{y:.4f}" for _, y in points]
-    names = [f"{row['artifact']}, {text}" for row, text in zip(rows, shown, strict=True)]
-    words = "; ".join(f"{name} {figure}, {x:.2f} images/s" for name, (x, _) in zip(names, points, strict=True))
+    names = [str(row["artifact"]) for row in rows]
+    told = zip(names, shown, points, strict=True)
+    words = "; ".join(f"{name}, {text} {figure}, {x:.2f} images/s" for name, text, (x, _) in told)
     return chart(
         f"Speed against accuracy. {words}",
         Axis(f"images/s, one caller, image to {'mask' if is_miou else 'depth'}", zero=True),

@@ -80,8 +80,8 @@ class _Stages:
             fp32 = self.fp32_beside(segmenter)
             counts = Measurement("", 1, self.classes, with_fp32=fp32 is not None, extras=self.extras)
             mask, scores = masks[segmenter]
-            how = {"finite": finite[segmenter], "on_gpu": segmenter.session.on_gpu, "scores": scores}
-            counts.add(0, item.truth, mask, masks[fp32 or segmenter][0], **how)
+            other, on_gpu = masks[fp32 or segmenter][0], segmenter.session.on_gpu
+            counts.add(0, item.truth, mask, other, finite=finite[segmenter], on_gpu=on_gpu, scores=scores)
             item.counts.append(counts)
 
     def fp32_beside(self, segmenter: Segmenter) -> Segmenter | None:

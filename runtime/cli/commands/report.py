@@ -30,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from denseport.runtime.benchmark.overview.collect import report
+    from denseport.runtime.benchmark.overview.words import summary
     from denseport.runtime.benchmark.speed import Plan
-    from denseport.runtime.report.overview import report
-    from denseport.runtime.report.words import summary
     from denseport.runtime.system.progress import Terminal
 
     work = {name: getattr(arguments, name) for name in ("protocol", "threads", "workers")}

@@ -10,7 +10,7 @@ from denseport.runtime.bundle.artifact import MADE_FOR
 from denseport.runtime.system.text import count, signed
 
 if TYPE_CHECKING:
-    from denseport.runtime.report.overview import Overview, Row
+    from denseport.runtime.benchmark.overview.collect import Overview, Row
 
 __all__ = ["Standing", "Summary", "megabytes", "standing", "summary"]
 
@@ -29,7 +29,7 @@ class Summary:
 class Standing:
     """What becomes of one artifact."""
 
-    kind: str  # "pass", "fail" or "none"
+    kind: str  # its colour: "gain", "loss" or "same"
     word: str
     reason: str
 
@@ -40,8 +40,14 @@ def summary(overview: Overview) -> Summary:
     cautions = tuple(_cautions(overview))
     if best.is_fp32:
         others = len(overview.rows) - 1
-        why = "No other artifact" if others else "The bundle has no other artifact that runs here. None"
-        first = f"{why} was found to be both faster on this machine and as accurate as it must be."
+        first = "No other artifact is both faster on this machine and as accurate as it must be."
+        if unknown := [row.name for row in overview.rows if row.passed and row.times_as_fast is None]:
+            names = ", ".join(unknown)
+            first = (
+                f"The speed of artifacts that are accurate enough could not be told, the machine being busy: {names}."
+            )
+        if not others:
+            first = "No other artifact of the bundle runs on this machine."
         return Summary("none", f"Keep {best.name}, the original network (FP32)", (first, _accuracy(fp32)), cautions)
     faster = f"{best.name} is {best.times_as_fast:.1f} times as fast as the original network (FP32) on this machine"
     smaller = f"takes {megabytes(best.bytes)} on disk, the original {megabytes(fp32.bytes)}"
@@ -92,16 +98,20 @@ def _cautions(overview: Overview) -> list[str]:
         told.append(f"Nothing is known of {len(fp32.never_in_masks)} of {total}: no mask holds them.")
     if fp32.ignored > 0.1:
         told.append(f"{100 * fp32.ignored:.1f} % of the labels are ignored: nothing is known there.")
-    return told + list(overview.bench["warnings"])
+    speed = list(overview.bench["warnings"])
+    told += speed[:1]
+    if len(speed) > 1:
+        told.append(f"{count(len(speed) - 1, 'more warning')} of the kind: measure the speed again.")
+    return told
 
 
 def standing(row: Row) -> Standing:
     """Whether an artifact may be used, and why."""
     ratio, gate = row.times_as_fast, row.found.gate
     if gate is None:
-        return Standing("none", "Original", "what all others are made of and compared with")
+        return Standing("same", "Original", "what all others are made of and compared with")
     if not gate.passed:
-        return Standing("fail", "Do not use", "; ".join(gate.reasons))
+        return Standing("loss", "Do not use", "; ".join(gate.reasons))
     if not row.own_arithmetic:
         floats = row.artifact.float_precision.upper()
         return Standing(
@@ -113,8 +123,8 @@ def standing(row: Row) -> Standing:
         )
     if ratio < FASTER:
         made_for = MADE_FOR.get(row.artifact.target, row.artifact.target)
-        return Standing("none", "Accurate", f"not faster than the original here; made for {made_for}")
-    return Standing("pass", "Ready", "accurate enough, and faster here")
+        return Standing("same", "Accurate", f"not faster than the original here; made for {made_for}")
+    return Standing("gain", "Ready", "accurate enough, and faster here")
 
 
 def megabytes(size: int) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from denseport.runtime.benchmark.bench import bench
+from denseport.runtime.benchmark.overview.page import write_page
 from denseport.runtime.benchmark.race import FASTER
 from denseport.runtime.benchmark.speed import Plan
 from denseport.runtime.bundle.artifact import Artifact
@@ -27,7 +28,6 @@ from denseport.runtime.evaluation.record import float_warnings
 from denseport.runtime.evaluation.report import Evaluation, WorstImage, worst_images
 from denseport.runtime.evaluation.state import Extras
 from denseport.runtime.evaluation.task import Task
-from denseport.runtime.report.page import write_page
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.files import refuse_unwritable
 from denseport.runtime.system.machine import inspect_machine
@@ -215,8 +215,10 @@ def _rows(bundle: Bundle, found: Mapping[str, Evaluation], speeds: Sequence[Mapp
 
 def _worst(overview: Overview, dataset: Dataset, threads: int | None) -> tuple[WorstImage, ...]:
     """The images of `Overview.shown` that differ most from FP32; of FP32 those with the most wrong pixels."""
-    row, how = overview.shown, {"protocol": overview.fp32.found.protocol, "threads": threads}
+    row, protocol, bundle = overview.shown, overview.fp32.found.protocol, overview.bundle
     with ExitStack() as stack:
-        opened = stack.enter_context(Segmenter(overview.bundle, artifact=row.name, **how))
-        fp32 = None if row.is_fp32 else stack.enter_context(Segmenter(overview.bundle, artifact=row.source, **how))
+        opened = stack.enter_context(Segmenter(bundle, artifact=row.name, protocol=protocol, threads=threads))
+        fp32 = None
+        if not row.is_fp32:
+            fp32 = stack.enter_context(Segmenter(bundle, artifact=row.source, protocol=protocol, threads=threads))
         return tuple(worst_images(dataset, row.found.measurement, opened, fp32, WORST))

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from denseport.runtime.benchmark.overview.words import megabytes, standing, summary
 from denseport.runtime.benchmark.report import speed_against_accuracy
 from denseport.runtime.bundle.comparison import comparing_command, proof_here
 from denseport.runtime.evaluation.report import gallery
 from denseport.runtime.media.page import render
-from denseport.runtime.report.words import megabytes, standing, summary
 from denseport.runtime.system.files import write_atomic
+from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
-    from denseport.runtime.report.overview import Overview, Row
+    from denseport.runtime.benchmark.overview.collect import Overview, Row
 
 __all__ = ["write_page"]
 
@@ -52,27 +53,26 @@ def _losses(row: Row) -> list[dict[str, Any]]:
         return []
     names = tuple(score.name for score in row.found.per_class)
     pairs = zip(fp32.scores(names).per_class, row.found.per_class, strict=True)
-    losses = [
-        {"name": old.name, "before": old.IoU, "after": new.IoU, "points": old.IoU - new.IoU} for old, new in pairs
+    losses = [(old.IoU - new.IoU, old, new) for old, new in pairs]
+    lost = [each for each in losses if each[0] >= 0.005]  # NaN, of a class in neither, is not
+    lost.sort(key=lambda each: -each[0])
+    return [
+        {"name": old.name, "before": old.IoU, "after": new.IoU, "points": points} for points, old, new in lost[:_LOST]
     ]
-    lost = [each for each in losses if each["points"] >= 0.005]  # NaN, of a class in neither, is not
-    return sorted(lost, key=lambda each: -float(each["points"]))[:_LOST]
 
 
 def _proofs(row: Row, overview: Overview) -> list[str]:
     """What the artifact was compared with, before and today, and on which arithmetic."""
     artifact, found = row.artifact, row.found
-    how = {"on_gpu": found.measurement.on_gpu, "target": artifact.target}
-    today = proof_here("labels", "accuracy", artifact.float_precision, **how)
-    images = f"{found.measurement.images:,} labelled images, today"
-    told = [f"{images}: computed in {today.arithmetic.upper()} on {today.machine}"]
+    on_gpu, floats = found.measurement.on_gpu, artifact.float_precision
+    today = proof_here("labels", "accuracy", floats, on_gpu=on_gpu, target=artifact.target)
+    images = f"{count(found.measurement.images, 'image')}, on this page"
+    told = [f"labels of {images}: {today.arithmetic.upper()}"]
     against = {"torch": "the checkpoint in PyTorch", "onnx": "the imported file", "fp32": "FP32", "labels": "labels"}
     for each in artifact.proof:
-        told.append(
-            f"compared with {against[each.against]}, {each.date[:10]}: computed in {each.arithmetic.upper()}"
-            f" ({'emulated on a CPU' if each.machine == 'emulated' else each.machine})"
-        )
+        where = {"emulated": ", emulated on a CPU", today.machine: ""}.get(each.machine, f", on {each.machine}")
+        told.append(f"{against[each.against]}, {each.date[:10]}: {each.arithmetic.upper()}{where}")
     if not (artifact.is_compared or row.own_arithmetic):
         command = comparing_command(row.name, overview.bundle.manifest)
-        told.append(f"never compared in {artifact.float_precision.upper()}; this does it: {command}")
-    return list(dict.fromkeys(told))
+        told.append(f"never compared in {floats.upper()}; this does it: {command}")
+    return list(dict.fromkeys(told))  # an audit and a verdict may say the same
