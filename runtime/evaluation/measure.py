@@ -44,18 +44,20 @@ class _Stages:
     """What is done to an image, in this order, each in its own threads.
 
     Args:
-        measured: segmenters of one bundle.
-        fp32: what they are compared with, which may be one of them.
+        measured: segmenters of one bundle, each with the FP32 one that it is compared with, or None.
     """
 
-    def __init__(self, dataset: Dataset, measured: Sequence[Segmenter], fp32: Segmenter | None, extras: Extras) -> None:
-        self.dataset, self.measured, self.fp32, self.extras = dataset, measured, fp32, extras
-        self.classes = len(measured[0].manifest.classes)
-        self.seconds = dict.fromkeys([*measured, *([] if fp32 is None else [fp32])], 0.0)  # in each segmenter
+    def __init__(
+        self, dataset: Dataset, measured: Sequence[tuple[Segmenter, Segmenter | None]], extras: Extras
+    ) -> None:
+        self.dataset, self.measured, self.extras = dataset, measured, extras
+        self.classes = len(measured[0][0].manifest.classes)
+        every = [*(each for each, _ in measured), *(fp32 for _, fp32 in measured if fp32 is not None)]
+        self.seconds = dict.fromkeys(every, 0.0)  # in each segmenter
 
     def decode(self, item: _Item) -> None:
         sample = self.dataset.samples[item.index]
-        item.image, item.truth = self.measured[0].read(sample.image), self.dataset.read_mask(sample, self.classes)
+        item.image, item.truth = self.measured[0][0].read(sample.image), self.dataset.read_mask(sample, self.classes)
         if item.image.shape[:2] != item.truth.shape:
             raise DatasetError(
                 f"{sample.mask}: is {item.truth.shape[1]} x {item.truth.shape[0]}, its image {sample.image} is "
@@ -71,22 +73,17 @@ class _Stages:
             self.seconds[segmenter] += time.perf_counter() - start
 
     def count(self, item: _Item) -> None:
-        masks, finite = {}, {}
+        masks, finite, scored = {}, {}, [each for each, _ in self.measured]
         for segmenter in self.seconds:
             views = item.views.pop(segmenter)  # logits are large
             finite[segmenter] = all(np.isfinite(part.logits.sum(dtype=np.float64)) for view in views for part in view)
-            masks[segmenter] = segmenter.decide(views, 1, scores=self.extras.scores and segmenter in self.measured)
-        for segmenter in self.measured:
-            fp32 = self.fp32_beside(segmenter)
+            masks[segmenter] = segmenter.decide(views, 1, scores=self.extras.scores and segmenter in scored)
+        for segmenter, fp32 in self.measured:
             counts = Measurement("", 1, self.classes, with_fp32=fp32 is not None, extras=self.extras)
             mask, scores = masks[segmenter]
             other, on_gpu = masks[fp32 or segmenter][0], segmenter.session.on_gpu
             counts.add(0, item.truth, mask, other, finite=finite[segmenter], on_gpu=on_gpu, scores=scores)
             item.counts.append(counts)
-
-    def fp32_beside(self, segmenter: Segmenter) -> Segmenter | None:
-        """What a measured segmenter is compared with; None for FP32 itself."""
-        return None if self.fp32 is segmenter else self.fp32
 
 
 def _noting_failures(work: Callable[[_Item], None]) -> Callable[[_Item], _Item]:
@@ -142,7 +139,7 @@ def measure_images(
         ImageError: a file cannot be read.
     """
     waiting = [i for i in (range(len(dataset)) if images is None else images) if not found.done[i]]
-    _run(_Stages(dataset, [segmenter], fp32, found.extras), [found], waiting, workers, failures, progress)
+    _run(_Stages(dataset, [(segmenter, fp32)], found.extras), [found], waiting, workers, failures, progress)
 
 
 def measure_together(
@@ -161,9 +158,9 @@ def measure_together(
         fp32: what the others are compared with.
         workers, progress: as of `measure_images`, and errors too.
     """
-    stages, classes = _Stages(dataset, segmenters, fp32, extras), len(fp32.manifest.classes)
-    beside = [stages.fp32_beside(each) is not None for each in segmenters]
-    found = [Measurement("", len(dataset), classes, with_fp32=each, extras=extras) for each in beside]
+    pairs = [(each, None if each is fp32 else fp32) for each in segmenters]
+    stages, images, classes = _Stages(dataset, pairs, extras), len(dataset), len(fp32.manifest.classes)
+    found = [Measurement("", images, classes, with_fp32=other is not None, extras=extras) for _, other in pairs]
     _run(stages, found, range(len(dataset)), workers, None, progress)
     return found
 
@@ -196,6 +193,6 @@ def _run(
         first.save()
         raise
     elapsed, sessions = time.perf_counter() - start, sum(stages.seconds.values())
-    for total, segmenter in zip(found, stages.measured, strict=True):
+    for total, (segmenter, _) in zip(found, stages.measured, strict=True):
         total.session_seconds, total.measured = stages.seconds[segmenter], len(waiting)
         total.seconds = elapsed - sessions + total.session_seconds
