@@ -17,8 +17,8 @@ __all__ = ["AGREEMENT", "EFFORTS", "CalibrationOptions", "Effort", "EffortName",
 
 EffortName = Literal["low", "medium", "high"]
 
-# Least share of the logits' pixels with FP32's class if no labels say what a change costs. At 0.97 the sample DPT
-# DeiT-S lost 0.36 points of mIoU in the portable variant and 0.53 in the CPU's (docs/int8.md).
+# Smallest share of the logits' pixels that keep FP32's class if no labels say what a change costs. At 0.97 the
+# sample DPT DeiT-S lost 0.36 points of mIoU in the portable variant and 0.53 in the CPU's (docs/int8.md).
 AGREEMENT = 0.98
 
 
@@ -44,7 +44,7 @@ class CalibrationOptions:
 
     precision: str = "int8"  # of `qdq.KINDS`
     budget: float | None = None  # points of mIoU that may be lost; needs labelled images; None: with them the gate's
-    agreement: float | None = None  # least share of pixels with FP32's class, 0..1; None: see `budget_of`
+    agreement: float | None = None  # smallest share of pixels that get FP32's class, 0..1; None: see `budget_of`
     method: Method = "minmax"
     effort: EffortName = "medium"
     smoothquant: bool = True  # migrate outliers of what linear layers read into their weights

@@ -341,7 +341,7 @@ def _write(bundle: Bundle, variant: Variant, record: CalibrationRecord, progress
         file.write_bytes(serialise(variant.model))
         source, old = bundle.manifest.source, bundle.manifest.artifacts.get(variant.name)
         if old is not None and old.proof:
-            progress.say(f"{variant.name} is replaced, and with it goes what was found about it: {proved(old)}")
+            progress.say(f"{variant.name} is replaced, and what was found about it is lost: {proved(old)}")
         artifact = replace(
             bundle.artifact(source),
             precision=record.options.precision,
@@ -356,5 +356,5 @@ def _write(bundle: Bundle, variant: Variant, record: CalibrationRecord, progress
             },
         )
         if lost := [each for each in bundle.outdated_by(artifact) if each != variant.name]:
-            progress.say(f"{', '.join(lost)}: is of the {variant.name} that is replaced, and goes with it")
+            progress.say(f"{', '.join(lost)}: was made of the {variant.name} that is replaced, and is removed too")
         bundle.add(variant.name, artifact, [file])

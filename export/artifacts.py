@@ -244,10 +244,10 @@ def _say_what_is_lost(bundle: Bundle, name: str, images: Sequence[Path], progres
     lost = proved(old)
     if old.is_compared and not images and not force:
         raise InputError(
-            f"{name}: was compared already, and the new one would be compared with nothing; lost would be: {lost}",
+            f"{name}: was compared already, and the new one would not be; this would be lost: {lost}",
             "Give --images, and the new one is audited; or --force, to lose it.",
         )
-    progress.say(f"{name} will be replaced, and with it goes what was found about it: {lost}")
+    progress.say(f"{name} will be replaced, and what was found about it is lost: {lost}")
 
 
 def graph_of(bundle: Bundle, precision: str, float_precision: str = "fp32") -> str:

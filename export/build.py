@@ -297,7 +297,7 @@ def _engine_options(bundle: Bundle, order: _Order, settings: EngineSettings) -> 
 
 def _images(patterns: Sequence[Path | str], limit: int) -> list[Path]:
     if not patterns and limit != LIMIT:
-        raise InputError(f"--limit {limit} is of --images", "Give --images, or leave it out.")
+        raise InputError(f"--limit {limit} goes with --images", "Give --images, or leave it out.")
     images = sample_evenly([str(pattern) for pattern in patterns], limit) if patterns else []
     if patterns and not images:  # videos alone; without images nothing is audited
         raise InputError(f"--images {' '.join(map(str, patterns))}: found no image", "Name images, not videos.")

@@ -133,7 +133,7 @@ def untried(manifest: Manifest, machine: Machine) -> str:
             return ""
     what = "OpenVINO, in BF16 too," if machine.bf16 else "OpenVINO"
     install = "" if installed else f"{install_command('openvino')}, then "
-    return f"{what} may be faster here; this tells: {install}denseport build BUNDLE --for-this-machine --images IMAGES"
+    return f"{what} may be faster here; to find out: {install}denseport build BUNDLE --for-this-machine --images IMAGES"
 
 
 def _reasons(bundle: Bundle, machine: Machine, on_gpu: bool, protocol: Protocol) -> dict[str, str]:

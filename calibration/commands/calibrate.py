@@ -60,8 +60,8 @@ def _add_quantization(how: argparse._ArgumentGroup) -> None:
         ),
     ):
         how.add_argument(option, choices=choices, default=choices[0], help=f"{words}; default: %(default)s")
-    share = "smallest share of pixels that get the class that FP32 gives; of depth 1 less the mean change of FP32's "
-    share += "depths, as a share of their mean; default: 0.98, with --data 0.9"
+    share = "smallest share of pixels that get the class that FP32 gives; for depth: 1 minus the mean "
+    share += "change of FP32's depths, as a share of their mean; default: 0.98, with --data 0.9"
     points = "points of mIoU that may be lost; needs --data; default with it: 0.5"
     add_values(
         how,
@@ -152,7 +152,7 @@ def _untried(result: Calibration) -> list[str]:
     if result.record.options.precision != "int8" or not machine.vnni or machine.gpus:
         return []
     command = f"denseport build {result.bundle} --for-this-machine --images IMAGES"
-    return [f"OpenVINO may run it faster on this processor; this tells: {command}"]
+    return [f"OpenVINO may run it faster on this processor; to find out: {command}"]
 
 
 def _verdict_lines(name: str, verdict: MachineVerdict, output: str) -> list[str]:

@@ -28,7 +28,7 @@ class Budget:
     """How much may be lost against FP32; a limit of None is not asked for."""
 
     miou: float | None = None  # points, on labelled images
-    agreement: float | None = None  # least share of pixels with FP32's class, 0..1
+    agreement: float | None = None  # smallest share of pixels that get FP32's class, 0..1
 
     def __post_init__(self) -> None:
         if self.miou is None and self.agreement is None:

@@ -47,8 +47,8 @@ Settings = Mapping[str, Any]
 ONCE = f"Leave one Resize, before Pad and RandomFlip, in MultiScaleFlipAug and none before it. {MEASURE}"
 # What else to change where cv2 takes their place.
 OTHER_DECODERS = {
-    "turbojpeg": "color_type='color_ignore_orientation', because turbojpeg turns no image",
-    "tifffile": "the opposite of bgr_to_rgb, because tifffile hands on RGB",
+    "turbojpeg": "color_type='color_ignore_orientation', because turbojpeg ignores the orientation",
+    "tifffile": "the opposite of bgr_to_rgb, because tifffile gives RGB",
 }
 
 

@@ -52,12 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--for-this-machine",
         action="store_true",
-        help="instead: make what may be faster on this CPU (OpenVINO in FP32, BF16 and INT8), compare it with FP32 on "
-        "--images, time it, and let the fastest run by itself on such CPUs",
+        help="instead: make all that may be faster on this CPU (OpenVINO in FP32, BF16 and INT8), compare each with "
+        "FP32 on --images, time it, and use the fastest on such CPUs from then on",
     )
     _add_precision(parser.add_argument_group("precision"))
     _add_engine(parser.add_argument_group("engine"))
-    words = "replace an audited artifact though no --images audit the new one"
+    words = "replace an audited artifact by one that no --images audit"
     parser.add_argument("--force", action="store_true", help=words)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -149,7 +149,7 @@ def _chosen_lines(result: dict[str, Any]) -> list[str]:
         lines += _layer_lines(result["layers"].get(name))
         if name in result["verdicts"]:
             lines.append(f"  {result['verdicts'][name]['reason']}")
-    return [*lines, f"On such processors runs {result['chosen']}: {result['why']}"]
+    return [*lines, f"On such processors {result['chosen']} runs: {result['why']}"]
 
 
 def _settings(arguments: argparse.Namespace) -> EngineSettings:

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", metavar="NAMES", help="names with commas between, or a file with one a line")
     parser.add_argument("--palette", metavar="FILE", type=path, help="a colour a line: R G B, or #rrggbb")
     parser.add_argument("--name", help="what the model is called; default: as the published one, or the file")
-    parser.add_argument("--preset", metavar="NAME", help="the published model it is (see denseport models)")
+    parser.add_argument("--preset", metavar="NAME", help="the published model that the file is (see denseport models)")
     parser.add_argument(
         "--scale",
         metavar=("LONG", "SHORT"),

@@ -151,4 +151,4 @@ def _found(record: dict[str, Any]) -> Iterator[str]:
         same = min(check["agreement"] for check in record["checks"])
         agree += f", {100 * same:.3f} % of the pixels get the same class"
     yield f"compared with the file on {count(len(record['checks']), 'size')}: {agree}"
-    yield "that the file computes what its network did in training was not shown"
+    yield "not shown: that the file computes what its network did in training"

@@ -135,7 +135,7 @@ class Declared:
     def _check_task(self) -> None:
         """Refuse what is of the other task, and a depth of which nothing is said."""
         if not self.is_depth and (self.depth, self.align_corners) != (None, None):
-            what = "--unit, --larger-is, --interpolation and --align-corners are of depth networks"
+            what = "--unit, --larger-is, --interpolation and --align-corners apply to depth networks"
             raise InputError(what, "Add --task depth, or leave them out.")
         if self.is_depth and self.depth_output is None:
             what = "nothing says what the numbers of the depth network mean"

@@ -84,7 +84,9 @@ def import_bundle(
         if value is not None and value not in known:
             raise InputError(f"--{option} {value!r} is unknown", f"Choose one of {', '.join(known)}.")
     if declared.is_depth and gives is not None:
-        raise InputError(f"--gives {gives} is of networks that tell classes apart", "Leave it out with --task depth.")
+        raise InputError(
+            f"--gives {gives} applies to networks that tell classes apart", "Leave it out with --task depth."
+        )
     path, output, progress = Path(model), Path(output), progress or Silent()
     refuse_inside(output, (path,), replace=replace)
     with new_bundle(output, replace=replace) as folder:

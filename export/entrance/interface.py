@@ -185,7 +185,7 @@ def _classes(
         )
     if channels > 1 and wanted.threshold is not None:
         raise InputError(
-            f"--threshold {wanted.threshold:g} is of networks with one output channel; {label} has {channels}",
+            f"--threshold {wanted.threshold:g} applies to networks with one output channel; {label} has {channels}",
             "Leave it out.",
         )
     return (channels, None) if channels > 1 else (2, wanted.threshold or 0.5)

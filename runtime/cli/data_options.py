@@ -29,7 +29,7 @@ def add_data_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--reduce-zero-label",
         action=argparse.BooleanOptionalAction,
-        help="masks count classes from 1 and 0 is ignored; default: as in the bundle's data set",
+        help="masks number the classes from 1, and 0 is ignored; default: as in the bundle's data set",
     )
     words = "labels to classes, 255: not counted, or none; default: as in the bundle's data set"
     group.add_argument("--label-map", type=_label, nargs="+", metavar="OLD:NEW", help=words)

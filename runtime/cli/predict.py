@@ -27,6 +27,7 @@ from denseport.runtime.pipeline.results import Segmentation
 from denseport.runtime.system.files import new_folder, writing
 
 if TYPE_CHECKING:
+    from denseport.runtime.pipeline.depth import Depth
     from denseport.runtime.segmenter import Segmenter
     from denseport.runtime.segmenter.depth import DepthEstimator
     from denseport.runtime.serving.triton.client import Client
@@ -45,11 +46,15 @@ class RemoteModel:
     manifest: Manifest
     client: Client
 
-    def __call__(self, image: NDArray[np.uint8]) -> Segmentation:
+    def __call__(self, image: NDArray[np.uint8]) -> Segmentation | Depth:
+        if (depth := self.manifest.depth) is not None:
+            from denseport.runtime.pipeline.depth import Depth
+
+            return Depth(self.client.estimate(image), depth.unit, depth.larger_is, depth.largest, self.name, image)
         classes, palette = self.manifest.classes, self.manifest.palette
         return Segmentation(self.client.segment(image), self.name, image, classes, palette)
 
-    def stream(self, images: Iterable[NDArray[np.uint8]], *, smoothing: float = 0.0) -> Generator[Segmentation]:
+    def stream(self, images: Iterable[NDArray[np.uint8]], *, smoothing: float = 0.0) -> Generator[Segmentation | Depth]:
         """One image after the other; a server keeps nothing between them to smooth with."""
         if smoothing:
             raise ValueError("a server does not smooth")

@@ -158,7 +158,9 @@ def open_dataset(
     if masks is not None and list_file is not None:
         raise DatasetError("a folder of masks and a list file exclude each other", "Give one of the two.")
     if split is not None and (masks is not None or list_file is not None):
-        raise DatasetError(f"--split {split} is of a layout, without --masks or --list", "Leave it out.")
+        raise DatasetError(
+            f"--split {split} applies to a layout, and does not go with --masks or --list", "Leave it out."
+        )
     layout: Layout | None = None
     try:
         if list_file is not None:

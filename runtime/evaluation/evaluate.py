@@ -107,7 +107,7 @@ def open_data(bundle: Bundle, data: Path | str | Dataset, *, limit: int | None, 
         data = open_dataset(data, **options, manifest=bundle.manifest)
     elif lost := [name for name, value in options.items() if value is not None]:
         raise InputError(
-            f"{' and '.join(lost)}: of a path, and the data set is open already", "Give it to open_dataset."
+            f"{' and '.join(lost)}: applies to a path, and the data set is open already", "Give it to open_dataset."
         )
     return replace(data, samples=data.samples[: None if limit is None else whole("limit", limit, 1)])
 

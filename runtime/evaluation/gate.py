@@ -81,7 +81,7 @@ class Gate:
 
     against: str | float = "reference"  # the published mIoU; or an artifact ("model.onnx"), or a mIoU in percent
     budget: float | None = None  # points of mIoU that may be lost; None: the manifest's, else by precision (`BUDGETS`)
-    agreement: float | None = None  # least share of pixels with FP32's class, 0..1; None: by precision (`AGREEMENTS`)
+    agreement: float | None = None  # smallest share of pixels that get FP32's class; None: by precision (`AGREEMENTS`)
     strict: bool = False  # fail, not only note, where masks lack a class of the model or a tenth is ignored
     # Limits that are judged only where they are given.
     max_boundary_drop: float | None = None  # points of the mean boundary F-score that may be lost against FP32
@@ -103,7 +103,7 @@ class Comparison:
     """A comparison that can be made, and how much may be lost in it."""
 
     budget: float  # points of mIoU
-    agreement: float  # least share of pixels with FP32's class, 0..1
+    agreement: float  # smallest share of pixels that get FP32's class, 0..1
     gate: Gate  # that was asked for
     is_fp32: bool  # what is judged is the FP32 artifact itself
     yardstick: tuple[str, float] | None = None  # what it is, and the mIoU in percent; None: FP32 on the same images

@@ -102,7 +102,7 @@ class Depth:
         path = Path(path)
         ending = path.suffix.lower()
         if ending not in ENDINGS or (scale is not None and ending != ".png"):
-            what = f"{path}: no depth is such a file" if scale is None else f"{path}: a scale is of .png files"
+            what = f"{path}: no depth is such a file" if scale is None else f"{path}: a scale applies to .png files"
             raise OutputError(what, f"One is {', '.join(ENDINGS)}.")
         if ending == ".png":
             write_atomic(path, self.to_png(scale).data)

@@ -12,8 +12,14 @@ import jupytext
 __all__ = ["REPO", "stage"]
 
 REPO = Path(__file__).resolve().parents[2]
-PLACES = {"README.md": "index.md", "docs/README.md": "contents.md", "tests/assets/README.md": "samples.md"}
+PLACES = {
+    "README.md": "index.md",
+    "SECURITY.md": "security-policy.md",  # docs/security.md is another one
+    "docs/README.md": "contents.md",
+    "tests/assets/README.md": "samples.md",
+}
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
+NAMED = re.compile(r"\[[\w-]+\.md\](?=\(([^)\s#]+\.md))")  # a link whose text is the file's name
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 KERNEL = "---\njupyter:\n  kernelspec:\n    display_name: Python 3\n    language: python\n    name: python3\n---\n\n"
 LANGUAGES = {".py": "python", ".cpp": "cpp", ".txt": "cmake"}
@@ -60,8 +66,13 @@ def _with_links_of_the_site(text: str, source: str, places: dict[str, str]) -> s
             raise SystemExit(f"{source}: the site has no place for {link[0]}; see PLACES in {__file__}")
         return os.path.relpath(place, Path(places[source]).parent) + (link[2] or "")
 
+    def titled(link: re.Match[str]) -> str:
+        page = REPO.joinpath(source).parent / link[1]
+        heading, _, _ = page.read_text(encoding="utf-8").partition("\n")
+        return f"[{heading.removeprefix('# ')}]"
+
     parts = FENCE.split(text)
-    return "".join(part if part.startswith("```") else LINK.sub(moved, part) for part in parts)
+    return "".join(part if part.startswith("```") else LINK.sub(moved, NAMED.sub(titled, part)) for part in parts)
 
 
 def _example_files() -> list[Path]:

@@ -61,7 +61,6 @@ def test_an_audit_measures_the_change_of_depths(factor: float, agreement: float)
     ("command", "words"),
     [
         (["calibrate", "--images", "photos", "--data", "photos"], "a depth network is calibrated against FP32"),
-        (["triton", "-o", "models"], "Triton's models here are of segmentation"),
         (["build", "--output", "mask", "--precision", "fp32", "--images", "photos"], "gives no classes"),
     ],
     ids=str,
@@ -70,9 +69,9 @@ def test_what_depth_does_not_have_is_refused(
     call: Callable[..., Any], bundle: Bundle, tmp_path: Path, command: list[str], words: str
 ) -> None:
     small_images(tmp_path / "photos")
-    arguments = [str(tmp_path / each) if each in ("photos", "models") else each for each in command[1:]]
+    arguments = [str(tmp_path / each) if each == "photos" else each for each in command[1:]]
     refused(call(command[0], bundle.path, *arguments), words)
-    assert Bundle(bundle.path).manifest.artifacts.keys() == {"model.onnx"} and not (tmp_path / "models").exists()
+    assert Bundle(bundle.path).manifest.artifacts.keys() == {"model.onnx"}
 
 
 def test_bench_measures_depth_too(call: Callable[..., Any], bundle: Bundle) -> None:

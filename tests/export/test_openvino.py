@@ -253,7 +253,7 @@ def test_without_bf16_only_fp32_is_made(
     assert lines[0].startswith("bf16.openvino: not made: this processor has no BF16 arithmetic")
     assert lines[1].startswith("int8.openvino: not made: ") and lines[2].startswith("int8.bf16.openvino: not made: ")
     assert lines[3].startswith("fp32.openvino: PASS")
-    assert lines[-1] == "On such processors runs model.onnx: ONNX Runtime on the CPU"
+    assert lines[-1] == "On such processors model.onnx runs: ONNX Runtime on the CPU"
 
 
 def test_counts_of_another_artifact_of_the_same_file_are_not_taken_up(

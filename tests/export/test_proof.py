@@ -69,7 +69,7 @@ def test_an_audited_artifact_is_not_replaced_by_one_that_is_not(
         assert "or --force, to lose it" in text
         assert (Bundle(path).artifact(name), sorted(bundle.path.iterdir())) == (before, files)
         assert main(["build", path, *more, *images]) == 0, "the new one is audited too"
-        assert f"{name} will be replaced, and with it goes" in capsys.readouterr().err
+        assert f"{name} will be replaced, and what was found about it is lost" in capsys.readouterr().err
         assert Bundle(path).artifact(name).is_compared
         assert main(["build", path, *more, "--force"]) == 0
         assert f"{name} will be replaced" in capsys.readouterr().err

@@ -108,11 +108,11 @@ TELLS = "denseport build BUNDLE --for-this-machine --images IMAGES"
 @pytest.mark.parametrize(
     ("here", "hint"),
     [
-        (cpu(), f"OpenVINO, in BF16 too, may be faster here; this tells: {TELLS}"),
-        (cpu(bf16=False), f"OpenVINO may be faster here; this tells: {TELLS}"),
+        (cpu(), f"OpenVINO, in BF16 too, may be faster here; to find out: {TELLS}"),
+        (cpu(bf16=False), f"OpenVINO may be faster here; to find out: {TELLS}"),
         (
             cpu(None),
-            f"OpenVINO, in BF16 too, may be faster here; this tells: {install_command('openvino')}, then {TELLS}",
+            f"OpenVINO, in BF16 too, may be faster here; to find out: {install_command('openvino')}, then {TELLS}",
         ),
         (cpu(None, bf16=False), ""),
         (GPU, ""),
@@ -135,7 +135,7 @@ def test_doctor_gives_the_hint_until_it_was_tried(
     monkeypatch.setattr("denseport.runtime.system.machine.inspect_machine", lambda: cpu(bf16=False))
     assert main(["doctor", str(sample_copy.path)]) == 0
     out = capsys.readouterr().out
-    assert out.endswith(f"may be faster here; this tells: {TELLS.replace('BUNDLE', str(sample_copy.path))}\n")
+    assert out.endswith(f"may be faster here; to find out: {TELLS.replace('BUNDLE', str(sample_copy.path))}\n")
     assert "yes  run ONNX models with OpenVINO" in out
     assert "no   compute in BF16 on the CPU: no BF16 arithmetic in this processor" in out
     assert "yes  compute in INT8 with OpenVINO" in out

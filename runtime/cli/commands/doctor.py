@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{name:10} {text}")
         _print("This machine can", abilities)
         if artifacts:
-            _print(f"Of {arguments.bundle}, here runs", artifacts)
+            _print(f"What of {arguments.bundle} runs here", artifacts)
             _print_hint(arguments.bundle, machine)
     return 3 if artifacts and all(row.missing for row in artifacts) else 0
 

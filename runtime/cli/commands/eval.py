@@ -78,7 +78,7 @@ def _add_gate(group: argparse._ArgumentGroup) -> None:
         "--agreement",
         type=real(0, 1),
         metavar="SHARE",
-        help="share of pixels (0 to 1) that must get FP32's class",
+        help="smallest share of pixels (0 to 1) that get the class that FP32 gives",
     )
     limits = (
         ("--max-boundary-drop", "POINTS", "boundary F-score that may be lost against FP32; default: any"),

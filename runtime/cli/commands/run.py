@@ -144,17 +144,16 @@ def _writing(arguments: argparse.Namespace, task: str) -> Writing:
     from denseport.runtime.errors import InputError
 
     opacity = {} if arguments.opacity is None else {"opacity": arguments.opacity}
-    others = {"depth": ("grey", "no_mask", "server"), "segmentation": ("depth_scale",)}[task]
+    others = {"depth": ("grey", "no_mask"), "segmentation": ("depth_scale",)}[task]
     if given := [name for name in others if getattr(arguments, name) not in (None, False)]:
         what = f"--{given[0].replace('_', '-')} is not for a network of {task}"
-        remedy = "Leave it out; --format says what is written."
-        if given[0] == "server":
-            remedy = "Run it on this machine, or serve it with denseport serve: models for Triton are of segmentation."
-        raise InputError(what, remedy)
+        raise InputError(what, "Leave it out; --format says what is written.")
     if arguments.depth_scale is not None and "png" not in _chosen(arguments):
-        raise InputError("--depth-scale is of PNGs, and none is written", "Leave it out, or add png to --format.")
+        raise InputError("--depth-scale applies to PNGs, and none is written", "Leave it out, or add png to --format.")
     if arguments.opacity is not None and "overlay" not in _chosen(arguments):
-        raise InputError("--opacity is of overlays, and none is written", "Leave it out, or add overlay to --format.")
+        raise InputError(
+            "--opacity applies to overlays, and none is written", "Leave it out, or add overlay to --format."
+        )
     made: Writing = MaskWriting(**opacity, grey=arguments.grey)
     if task == "depth":
         made = DepthWriting(**opacity, scale=arguments.depth_scale)

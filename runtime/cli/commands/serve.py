@@ -19,11 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--artifact", str, None, "NAME", "the default artifact; default: the best for this machine"),
         ("--threads", whole(1), None, "N", "CPU threads; default: all this process may use"),
         ("--concurrency", whole(1), 2, "N", "images worked on at once; default: %(default)s"),
-        ("--queue", whole(0), 16, "N", "most requests that wait; default: %(default)s"),
-        ("--max-bytes", whole(1), 32 << 20, "N", "largest request; default: 32 MiB"),
-        ("--max-pixels", whole(1), 40_000_000, "N", "most pixels of a request's images; default: 40 million"),
-        ("--max-images", whole(1), 16, "N", "most images of a request; default: %(default)s"),
-        ("--timeout", real(above=0), 60.0, "SECONDS", "longest time for an answer; default: %(default)g"),
+        ("--queue", whole(0), 16, "N", "limit on waiting requests; default: %(default)s"),
+        ("--max-bytes", whole(1), 32 << 20, "N", "limit on the size of a request; default: 32 MiB"),
+        ("--max-pixels", whole(1), 40_000_000, "N", "limit on the pixels of a request in all; default: 40 million"),
+        ("--max-images", whole(1), 16, "N", "limit on the images of a request; default: %(default)s"),
+        ("--timeout", real(above=0), 60.0, "SECONDS", "limit on the time for an answer; default: %(default)g"),
     )
     add_trust(parser)
 

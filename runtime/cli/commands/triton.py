@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend",
         choices=("python", "onnxruntime", "tensorrt_plan"),
         default="python",
-        help="what runs the network: the Segmenter, or Triton's own back end; default: %(default)s",
+        help="what runs the network: Denseport's runtime, or Triton's own back end; default: %(default)s",
     )
     parser.add_argument("--name", help="name of the model on the server; default: the bundle's")
     parser.add_argument(
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="default: model.onnx; tensorrt_plan: all TensorRT engines, one for each GPU",
     )
-    parser.add_argument("--ensemble", action="store_true", help="add NAME_encoded: an image file in, mask out")
+    parser.add_argument("--ensemble", action="store_true", help="add NAME_encoded: an image file in, mask or depth out")
     work = parser.add_argument_group("running")
     add_values(
         work,
@@ -50,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         queue,
         ("--max-batch", whole(1), 8, "N", "images in a batch; default: 8"),
         ("--delay", whole(0), 0, "MICROSECONDS", "longest wait for a fuller batch; default: 0"),
-        ("--queue", whole(0), 128, "N", "most requests that wait, 0: no limit; default: 128"),
-        ("--timeout", real(0), 0, "SECONDS", "longest wait in the queue; default: no limit"),
-        ("--max-pixels", whole(1), 4096 * 4096, "N", "most pixels of an image; default: 4096 x 4096"),
+        ("--queue", whole(0), 128, "N", "limit on waiting requests, 0: none; default: 128"),
+        ("--timeout", real(0), 0, "SECONDS", "limit on the wait in the queue; default: no limit"),
+        ("--max-pixels", whole(1), 4096 * 4096, "N", "limit on the pixels of an image; default: 4096 x 4096"),
     )
     queue.add_argument("--cache", action="store_true", help="keep answers; the server needs --cache-config too")
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")

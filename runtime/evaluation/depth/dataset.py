@@ -105,7 +105,7 @@ class DepthDataset:
         except (cv2.error, OSError, ValueError, EOFError) as err:
             raise ImageError(f"{path}: cannot be decoded: {err}", "Copy or save it again.") from err
         if stored is None:
-            raise ImageError(f"{path}: damaged, or no PNG", "Copy or save it again.")
+            raise ImageError(f"{path}: damaged, or not a PNG", "Copy or save it again.")
         if stored.ndim != 2 or stored.dtype.kind != kind or stored.dtype == np.uint8:
             what = f"{path}: is {stored.shape} of {stored.dtype}, not a grey PNG of 16 bits nor (H, W) floats"
             raise DatasetError(what, "Save metres times a scale as such a PNG, or metres as .npy.")
@@ -160,7 +160,7 @@ def open_depth_dataset(
 def _check_scale(samples: tuple[Sample, ...], settings: DepthReading) -> None:
     """Refuse a scale that no file needs."""
     if samples and settings.scale is not None and all(each.mask.suffix.lower() == ".npy" for each in samples):
-        raise DatasetError("--depth-scale is of PNGs, and no depth is one", "Leave it out: a .npy holds metres.")
+        raise DatasetError("--depth-scale applies to PNGs, and no depth is one", "Leave it out: a .npy holds metres.")
 
 
 def _layout_of(root: Path) -> _Layout:

@@ -104,7 +104,9 @@ def _opened(data: Path | str | DepthDataset, limit: int | None, how: dict[str, A
     if not isinstance(data, DepthDataset):
         data = open_depth_dataset(data, **how)
     elif lost := [name for name, value in how.items() if value is not None]:
-        raise InputError(f"{lost[0]}: of a path, and the data set is open already", "Give it to open_depth_dataset.")
+        raise InputError(
+            f"{lost[0]}: applies to a path, and the data set is open already", "Give it to open_depth_dataset."
+        )
     return replace(data, samples=data.samples[: None if limit is None else whole("limit", limit, 1)])
 
 

@@ -62,7 +62,7 @@ def choose_yardstick(
     """
     for name, value in (("agreement", gate.agreement), ("strict", gate.strict or None)):
         if value is not None:
-            raise InputError(f"--{name} is of segmentation: depths have no classes", "Leave it out.")
+            raise InputError(f"--{name} applies to segmentation: depths have no classes", "Leave it out.")
     precision = manifest.artifacts[artifact].precision
     given = manifest.budgets.get(precision) if gate.budget is None else gate.budget
     budgets = threshold(BUDGETS, precision, given), threshold(D1_BUDGETS, precision)

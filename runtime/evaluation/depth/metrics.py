@@ -41,7 +41,9 @@ def valid_pixels(truth: Floats, least: float, most: float, crop: str | None = No
     height, width = truth.shape
     if crop == "nyu":
         if truth.shape != NYU_SIZE:
-            raise InputError(f"--crop nyu is of 640 x 480 pixels, not {width} x {height}", "Leave it out.")
+            raise InputError(
+                f"--crop nyu applies to images of 640 x 480 pixels, not {width} x {height}", "Leave it out."
+            )
         window = NYU_CROP
     else:
         top, bottom, left, right = SHARES[crop]

@@ -1,4 +1,4 @@
-"""A client for models that ``denseport triton`` exported: images to a server, masks back.
+"""A client for models that ``denseport triton`` exported: images to a server, masks or depths back.
 
 A temporary refusal is tried again, with growing pauses, until the deadline: UNAVAILABLE (starting, overloaded,
 draining, gone), and NOT_FOUND while a model of that name is being loaded again.
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.errors import DenseportError, ImageError, InputError, ServerError
-from denseport.runtime.serving.triton import CLASSES, INSTANCES
+from denseport.runtime.serving.triton import CLASSES, DEPTH, INSTANCES, MASK, OUTPUT
 from denseport.runtime.serving.triton.connections import Connection, Failure, connect, end_thread
 from denseport.runtime.serving.triton.shared_memory import SharedMemory
 
@@ -75,31 +75,34 @@ class Client:
             InputError: the server has no such model.
             ServerError: until the deadline the server was not reached, was not ready, or failed.
         """
-        if image.ndim != 3:
-            raise ImageError(
-                f"expected an image of shape (height, width, 3), uint8 BGR; got {image.shape}",
-                "Several images of one size go through segment_batch.",
-            )
-        mask: NDArray[np.unsignedinteger[Any]] = self.segment_batch(image[None])[0]
+        mask: NDArray[np.unsignedinteger[Any]] = self.segment_batch(_one(image))[0]
         return mask
 
     def segment_batch(self, images: NDArray[np.uint8]) -> NDArray[np.unsignedinteger[Any]]:
         """Masks (N, H, W) for images of one size, (N, H, W, 3); otherwise as `segment`."""
+        return self._infer(images, MASK)
+
+    def estimate(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The depths (H, W) for an image, in the unit of the bundle; arguments and errors as of `segment`."""
+        depth: NDArray[np.float32] = self._infer(_one(image), DEPTH)[0]
+        return depth
+
+    def _infer(self, images: NDArray[np.uint8], output: str) -> NDArray[Any]:
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not images.size:
             raise ImageError(
                 f"expected images of shape (N, height, width, 3), uint8 BGR; got {images.shape} {images.dtype}",
                 "denseport.runtime.media.images.read_image reads any image file as such.",
             )
         images = np.ascontiguousarray(images)
-        return self._checked(self._persist(lambda left: self._connection.infer(images, left)), images)
+        return self._checked(self._persist(lambda left: self._connection.infer(images, left, output)), images, output)
 
-    def _checked(self, masks: NDArray[Any], images: NDArray[np.uint8]) -> NDArray[np.unsignedinteger[Any]]:
-        if masks.shape != images.shape[:3] or masks.dtype.kind != "u":
+    def _checked(self, found: NDArray[Any], images: NDArray[np.uint8], output: str) -> NDArray[Any]:
+        if found.shape != images.shape[:3] or found.dtype.kind != {MASK: "u", DEPTH: "f"}[output]:
             raise ServerError(
-                f"{self.url}: {self.model} gave masks of {masks.shape} {masks.dtype} for images of {images.shape}",
+                f"{self.url}: {self.model} gave {output}s of {found.shape} {found.dtype} for images of {images.shape}",
                 "Serve a model that denseport triton exported.",
             )
-        return masks
+        return found
 
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, by index.
@@ -132,16 +135,17 @@ class Client:
             ServerError: one of them failed.
         """
         try:
-            said = self._connection.parameters(timeout).get(INSTANCES, "1")
+            parameters = self._connection.parameters(timeout)
+            said, output = parameters.get(INSTANCES, "1"), parameters.get(OUTPUT, MASK)
             instances = int(said) if re.fullmatch(r"[1-9]\d{0,8}", said) else 1
             times = min(4 * instances, MOST_AT_ONCE) if instances > 1 else 1
             together = Barrier(times)
             with ThreadPoolExecutor(times) as pool:
-                return max(pool.map(lambda _: self._inference(timeout, together), range(times)))
+                return max(pool.map(lambda _: self._inference(timeout, together, output), range(times)))
         except Failure as err:
             raise ServerError(f"{self.url}: {self.model} is not healthy: {err}", err.remedy) from err
 
-    def _inference(self, timeout: float, together: Barrier) -> float:
+    def _inference(self, timeout: float, together: Barrier, output: str) -> float:
         """One inference of the probe, in a thread and on a connection of its own; the seconds that it took."""
         image = np.random.default_rng().integers(0, 256, (1, 64, 64, 3), np.uint8)
         connection = self._connect()
@@ -149,7 +153,7 @@ class Client:
             together.wait(timeout)
         started = time.monotonic()
         try:
-            self._checked(connection.infer(image, timeout), image)
+            self._checked(connection.infer(image, timeout, output), image, output)
         finally:
             connection.close()
             end_thread()
@@ -194,6 +198,16 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _one(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(1, H, W, 3)."""
+    if image.ndim != 3:
+        raise ImageError(
+            f"expected an image of shape (height, width, 3), uint8 BGR; got {image.shape}",
+            "Several images of one size go through segment_batch.",
+        )
+    return image[None]
 
 
 def main(arguments: list[str]) -> int:

@@ -135,10 +135,10 @@ class Connection:
         """Arguments for each call that limit its time."""
         return {}
 
-    def describe(self, result: Any) -> tuple[str, tuple[int, ...]]:
-        """Type and shape of the masks of a result, wherever their data is."""
-        (masks,) = (tensor for tensor in result.get_response(**self.plain)["outputs"] if tensor["name"] == MASK)
-        return masks["datatype"], tuple(map(int, masks["shape"]))
+    def describe(self, result: Any, output: str) -> tuple[str, tuple[int, ...]]:
+        """Type and shape of an output of a result, wherever its data is."""
+        (found,) = (tensor for tensor in result.get_response(**self.plain)["outputs"] if tensor["name"] == output)
+        return found["datatype"], tuple(map(int, found["shape"]))
 
     def parameters(self, left: float) -> dict[str, str]:
         """Of the model's configuration."""
@@ -153,16 +153,16 @@ class Connection:
             index = self.client.get_model_repository_index(**self.plain, **self.options(left))
             return {entry["name"] for entry in (index.get("models", ()) if isinstance(index, dict) else index)}
 
-    def infer(self, images: NDArray[np.uint8], left: float) -> NDArray[Any]:
-        """The masks that the model gives for images (N, H, W, 3)."""
+    def infer(self, images: NDArray[np.uint8], left: float, output: str = MASK) -> NDArray[Any]:
+        """The masks, or another output, that the model gives for images (N, H, W, 3)."""
         tensor = self.describe_input(images)
         tensor.set_data_from_numpy(images)
-        result = self.request(tensor, self.library.InferRequestedOutput(MASK), left)
+        result = self.request(tensor, self.library.InferRequestedOutput(output), left)
         with understood():
-            masks = result.as_numpy(MASK)
-        if not isinstance(masks, np.ndarray):
-            raise Failure(f"its answer has no {MASK!r}", "failed")
-        return masks
+            found = result.as_numpy(output)
+        if not isinstance(found, np.ndarray):
+            raise Failure(f"its answer has no {output!r}", "failed")
+        return found
 
     def describe_input(self, images: NDArray[np.uint8]) -> Any:
         """tritonclient's description of the input, without its data."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.backends.session import Session
 from denseport.runtime.errors import ImageError, InputError, MachineError, ServerError
-from denseport.runtime.serving.triton import ENCODED, IMAGE, LOGITS, MASK
+from denseport.runtime.serving.triton import ENCODED, IMAGE, MASK, OUTPUT
 
 __all__ = ["BUNDLE", "Decoder", "NetworkSession", "SegmenterModel", "check_images"]
 
@@ -86,7 +86,7 @@ class _Model(ABC):
 
 
 class SegmenterModel(_Model):
-    """Images in, masks out, through the `denseport.runtime.Segmenter` of the version's bundle.
+    """Images in, masks or depths out, through the `Segmenter` or the `DepthEstimator` of the version's bundle.
 
     With the back ends onnxruntime and tensorrt_plan the network is another model of this server, of this version.
     Pre-processing, windows and post-processing are the runtime's own code all the same.
@@ -96,22 +96,25 @@ class SegmenterModel(_Model):
         """Open the bundle; where that fails, Triton reports the model as failed."""
         import cv2
 
-        from denseport.runtime.segmenter import Segmenter
+        from denseport.runtime.bundle.bundle import Bundle
+        from denseport.runtime.segmenter.opening import open_predictor
 
         parameters, version = _parameters(arguments), arguments["model_version"]
         self._max_pixels = int(parameters["max_pixels"])
         network, threads = parameters.get("network"), int(parameters["threads"])
         cv2.setNumThreads(threads)
-        self._segmenter = Segmenter(
-            Path(arguments["model_repository"]) / version / BUNDLE,
+        bundle = Bundle(Path(arguments["model_repository"]) / version / BUNDLE)
+        self.output = parameters.get(OUTPUT, MASK)
+        self._segmenter: Any = open_predictor(
+            bundle,
             artifact=network or parameters["artifact"],
             threads=threads,
-            session=NetworkSession(network, int(version)) if network else None,
+            session=NetworkSession(network, int(version), bundle.manifest.output) if network else None,
         )
 
     def respond(self, array: NDArray[Any]) -> NDArray[Any]:
         check_images(array, self._max_pixels)
-        return np.stack([self._segmenter(image).mask for image in array])
+        return np.stack([getattr(self._segmenter(image), self.output) for image in array])
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class NetworkSession(Session):
 
     model: str
     version: int
+    output: str  # its tensor: "logits" or "depth"
 
     @property
     def description(self) -> str:
@@ -130,7 +134,7 @@ class NetworkSession(Session):
         return 1
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (N, C, h, w) of a normalised image batch (N, 3, H, W), both float32.
+        """Logits or depths (N, C, h, w) of a normalised image batch (N, 3, H, W), both float32.
 
         Raises:
             InputError: the network refuses the input.
@@ -150,13 +154,13 @@ class NetworkSession(Session):
                 model_name=self.model,
                 model_version=self.version,
                 inputs=[pb.Tensor.from_dlpack(IMAGE, image)],
-                requested_output_names=[LOGITS],
+                requested_output_names=[self.output],
                 preferred_memory=pb.PreferredMemory(pb.TRITONSERVER_MEMORY_CPU, 0),
             )
             response = request.exec()
             if not response.has_error():
                 # A copy: the response's memory is the server's again when it goes.
-                return np.array(np.from_dlpack(pb.get_output_tensor_by_name(response, LOGITS)), np.float32)
+                return np.array(np.from_dlpack(pb.get_output_tensor_by_name(response, self.output)), np.float32)
             error = response.error()
             kind = refusals.get(error.code(), MachineError)
             if kind is not ServerError or time.monotonic() > give_up:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -16,7 +16,7 @@ from string import Template
 from typing import Any
 
 from denseport.runtime.bundle.bundle import Bundle, has_manifest
-from denseport.runtime.errors import InputError, OutputError
+from denseport.runtime.errors import OutputError
 from denseport.runtime.serving.triton.config import Config, to_pbtxt
 from denseport.runtime.serving.triton.variants import LABELS, Options, Served, model_name, served_models
 from denseport.runtime.system.files import folders_above, sha256_of, work_folder, write_atomic, writing
@@ -51,9 +51,6 @@ def export_repository(bundle: Bundle, repository: Path, options: Options) -> Exp
         InputError: the back end cannot serve the bundle.
         OutputError: the repository cannot be written, or holds something else under the model's name.
     """
-    if bundle.manifest.task != "segmentation":
-        what = f"{bundle.path}: its network is for {bundle.manifest.task}; Triton's models here are of segmentation"
-        raise InputError(what, "Serve it over HTTP with denseport serve, or call denseport.runtime.DepthEstimator.")
     name = model_name(bundle, options.name)
     models = served_models(bundle, options)
     paths = [path for model in models for path in model.files.values() if isinstance(path, Path)]
@@ -62,6 +59,7 @@ def export_repository(bundle: Bundle, repository: Path, options: Options) -> Exp
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "bundle": bundle.manifest.name,
         "backend": options.backend,
+        "depth": None if bundle.manifest.depth is None else asdict(bundle.manifest.depth),
         "files": {path.name: sha256_of(path) for path in paths},
     }
     _refuse_other(repository, models, record)
@@ -107,6 +105,8 @@ def _refuse_other(repository: Path, models: list[Served], record: dict[str, Any]
             reason = f"is there already, for the back end {found.get('backend')}"
         elif labels != model.labels:
             reason = f"is there already, and has other classes: {LABELS} belongs to all versions"
+        elif found.get("depth") != record["depth"]:
+            reason = "is there already, and its numbers mean other depths, or none"
         else:
             continue
         raise OutputError(f"{folder}: {reason}", "Choose another name with --name, or another repository with -o.")

@@ -19,8 +19,9 @@ from denseport.runtime.serving.triton.connections import Connection, Failure, un
 
 __all__ = ["SharedMemory"]
 
-DTYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "UINT16": np.dtype(np.uint16)}
-BYTES_OF_A_CLASS = 2  # at most
+DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(name.lower()) for name in ("UINT8", "UINT16")}
+DTYPES["FP32"] = np.dtype(np.float32)
+BYTES = 4  # of a pixel's class or depth, at most
 
 
 @dataclass(frozen=True)
@@ -43,28 +44,28 @@ class SharedMemory:
         self.parameters, self.models = connection.parameters, connection.models
         self._regions: dict[str, _Region] = {}  # by tensor
 
-    def infer(self, images: NDArray[np.uint8], left: float) -> NDArray[Any]:
+    def infer(self, images: NDArray[np.uint8], left: float, output: str = MASK) -> NDArray[Any]:
         """As `Connection.infer`."""
         try:
-            return self._infer(images, left)
+            return self._infer(images, left, output)
         except Failure as err:
             if "shared memory" not in str(err):
                 raise
             self._forget()  # a server that was started again knows none of the regions
-            return self._infer(images, left)
+            return self._infer(images, left, output)
 
-    def _infer(self, images: NDArray[np.uint8], left: float) -> NDArray[Any]:
+    def _infer(self, images: NDArray[np.uint8], left: float, output: str) -> NDArray[Any]:
         source = self._region(IMAGE, images.nbytes, left)
         self._library.set_shared_memory_region(source.handle, [images])
         tensor = self._inner.describe_input(images)
         tensor.set_shared_memory(source.name, images.nbytes)
-        size = BYTES_OF_A_CLASS * images.size // images.shape[-1]
-        target = self._region(MASK, size, left)
-        wanted = self._inner.library.InferRequestedOutput(MASK)
+        size = BYTES * images.size // images.shape[-1]
+        target = self._region(output, size, left)
+        wanted = self._inner.library.InferRequestedOutput(output)
         wanted.set_shared_memory(target.name, size)
         result = self._inner.request(tensor, wanted, left)
         with understood():
-            datatype, shape = self._inner.describe(result)
+            datatype, shape = self._inner.describe(result, output)
             view: NDArray[Any] = self._library.get_contents_as_numpy(target.handle, DTYPES[datatype], shape)
             return view.copy()  # the next answer lies in the same place
 

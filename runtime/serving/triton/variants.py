@@ -25,7 +25,7 @@ from denseport.runtime.bundle.steps import Load
 from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline.network_input import network_inputs
 from denseport.runtime.selection import refuse_masks, why_no_logits
-from denseport.runtime.serving.triton import CLASSES, ENCODED, IMAGE, INSTANCES, LOGITS, MASK, python_models
+from denseport.runtime.serving.triton import CLASSES, DEPTH, ENCODED, IMAGE, INSTANCES, MASK, OUTPUT, python_models
 from denseport.runtime.serving.triton.config import ANY, Config, batching, model_config, tensor, version_policy, zeros
 from denseport.runtime.system.arguments import whole
 from denseport.runtime.system.cpus import usable_cpus
@@ -246,7 +246,7 @@ def _with_network(
         backend,
         max_batch_size=max_batch,
         input=[tensor(IMAGE, "TYPE_FP32", *batch, bundle.manifest.input.shape[1], ANY, ANY)],
-        output=[tensor(LOGITS, "TYPE_FP32", *batch, len(bundle.manifest.classes), ANY, ANY)],
+        output=[tensor(bundle.manifest.output, "TYPE_FP32", *batch, len(bundle.manifest.classes) or 1, ANY, ANY)],
         # Until the model that asks has left its old version, that needs the old network.
         version_policy=version_policy(options.versions, more=1),
         dynamic_batching=batching(options.delay_us, options.queue, options.timeout_us) if max_batch else None,
@@ -262,17 +262,21 @@ def _front(
     artifacts: tuple[str, ...] = (),
     **fields: Any,
 ) -> Served:
-    """The model that clients ask: images in, masks out."""
+    """The model that clients ask: images in, masks or depths out."""
     manifest = bundle.manifest
     kept = {name: manifest.artifacts[name] for name in (manifest.source, *artifacts)}  # no manifest is without a source
     instances = options.instances or usable_cpus()
     mask_type = "TYPE_UINT8" if len(manifest.classes) <= 256 else "TYPE_UINT16"
+    output = tensor(MASK, mask_type, ANY, ANY, label_filename=LABELS)
+    labels: str | None = "".join(" ".join(name.split()) + "\n" for name in manifest.classes)
+    if manifest.task == "depth":
+        output, labels = tensor(DEPTH, "TYPE_FP32", ANY, ANY), None
     config = model_config(
         model_name(bundle, options.name),
         "python",
         max_batch_size=options.max_batch,
         input=[tensor(IMAGE, "TYPE_UINT8", ANY, ANY, 3, allow_ragged_batch=True)],
-        output=[tensor(MASK, mask_type, ANY, ANY, label_filename=LABELS)],
+        output=[output],
         version_policy=version_policy(options.versions),
         instance_group=[{"kind": "KIND_CPU", "count": instances}],
         dynamic_batching=batching(options.delay_us, options.queue, options.timeout_us),
@@ -283,6 +287,7 @@ def _front(
             "threads": str(options.threads),
             INSTANCES: str(instances),
             CLASSES: json.dumps(manifest.classes),
+            OUTPUT: output["name"],
         },
         **fields,
     )
@@ -292,7 +297,7 @@ def _front(
             "model.py": _model_py("SegmenterModel"),
             f"{python_models.BUNDLE}/{MANIFEST}": replace(manifest, artifacts=kept).to_json().encode(),
         },
-        labels="".join(" ".join(name.split()) + "\n" for name in manifest.classes),
+        labels=labels,
     )
 
 
@@ -304,8 +309,9 @@ def _model_py(python_class: str) -> bytes:
 
 
 def _ensemble(front: Served, options: Options, load: Load) -> list[Served]:
-    """An image file in, mask out: decoding in front of the model."""
+    """An image file in, mask or depth out: decoding in front of the model."""
     encoded, asked = tensor(ENCODED, "TYPE_UINT8", ANY), front.config
+    made = asked.output[0].name
     decoder = model_config(
         f"{asked.name}_decode",
         "python",
@@ -331,10 +337,10 @@ def _ensemble(front: Served, options: Options, load: Load) -> list[Served]:
         ensemble_scheduling={
             "step": [
                 {"model_name": name, "model_version": -1, "input_map": {given: given}, "output_map": {made: made}}
-                for name, given, made in ((decoder.name, ENCODED, IMAGE), (asked.name, IMAGE, MASK))
+                for name, given, made in ((decoder.name, ENCODED, IMAGE), (asked.name, IMAGE, made))
             ]
         },
-        parameters={key: asked.parameters[key].string_value for key in (INSTANCES, CLASSES)},
+        parameters={key: asked.parameters[key].string_value for key in (INSTANCES, CLASSES, OUTPUT)},
     )
     return [
         Served(decoder, {"model.py": _model_py("Decoder")}, versioned=False),

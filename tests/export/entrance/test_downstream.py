@@ -43,7 +43,7 @@ def test_it_is_evaluated_built_and_served(tmp_path: Path, capsys: pytest.Capture
     run("build", bundle.path, "--precision", "fp16", "--images", images[0])
     run("triton", bundle.path, "-o", tmp_path / "models")
     assert main(["bench", str(bundle.path), "--baseline", "torch"]) == 2
-    assert "is no network that Denseport builds" in capsys.readouterr().err
+    assert "is not built by Denseport" in capsys.readouterr().err
     with running(Bundle(bundle.path)) as server:
         answer = server.segment(images[0].read_bytes(), images[0].name)
         refused = server.segment(images[0].read_bytes(), images[0].name, format="npz")

@@ -117,7 +117,7 @@ def constant() -> Graph:
         (segmenting, ["--classes", "4", "--size", "96x64"], "Give --mean R G B"),
         (segmenting, [*USUAL, "--mean", "1", "--std", "1"], "--mean: 1 numbers, and the network takes 3 channels"),
         (segmenting, [*USUAL, "--scale", "64", "64"], "--scale and --size"),
-        (segmenting, [*USUAL, "--threshold", "0.5"], "--threshold 0.5 is of networks with one output channel"),
+        (segmenting, [*USUAL, "--threshold", "0.5"], "--threshold 0.5 applies to networks with one output channel"),
         (lambda: segmenting(shape=(1, 3, 64, 96)), [*USUAL[:-1], "128x64"], "it takes (1, 3, 64, 96)"),
         (lambda: segmenting(shape=(1, 3, 64, 3)), USUAL, "Say which with --layout"),
         (lambda: segmenting(opset=9, end="logits"), [*USUAL, "--like", "/nowhere"], "/nowhere: no such folder"),
@@ -149,9 +149,9 @@ def external(location: str, folder: Path, count: int = 96) -> Path:
 @pytest.mark.parametrize(
     ("location", "words"),
     [
-        ("../secret.bin", "is no file beside it"),
-        ("/etc/passwd", "is no file beside it"),
-        ("link.bin", "is no file beside it"),
+        ("../secret.bin", "is not a file beside it"),
+        ("/etc/passwd", "is not a file beside it"),
+        ("link.bin", "is not a file beside it"),
         ("absent.bin", "which is missing"),
         ("short.bin", "is not whole in short.bin"),
     ],

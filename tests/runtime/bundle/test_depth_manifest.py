@@ -23,7 +23,7 @@ from denseport.runtime.errors import BundleError
         ({"ignore_index": 3}, "ignore_index means nothing for depth"),
         ({"inference": Inference("slide", (64, 64), (42, 42))}, "sliding windows"),
         ({"task": "segmentation"}, "depth is said of"),
-        ({"task": "normals"}, "none of segmentation, depth"),
+        ({"task": "normals"}, "not one of segmentation, depth"),
     ],
     ids=str,
 )

@@ -69,7 +69,7 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
     if name in defaults:
         assert getattr(Manifest.from_json(text, "m.json"), name) == defaults[name]
         return
-    words = {"format_version": "format version None", "artifacts": "manifest.source: 'model.onnx' is no artifact"}
+    words = {"format_version": "format version None", "artifacts": "manifest.source: 'model.onnx' is not an artifact"}
     with pytest.raises(BundleError, match=words.get(name, f"missing {name}")):
         Manifest.from_json(text, "m.json")
 
@@ -89,7 +89,7 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         (lambda data: data["inference"].update(stride=[42, 65]), "stride (42, 65) is above the crop (64, 64)"),
         (lambda data: data["inference"].update(crop=[64, 15], stride=[9, 9]), "crop (64, 15) is below one patch of 16"),
         (lambda data: data.update(source="nope"), "manifest.source: 'nope' is not an artifact of kind onnx"),
-        (lambda data: data.update(artifacts={}), "manifest.source: 'model.onnx' is no artifact"),
+        (lambda data: data.update(artifacts={}), "manifest.source: 'model.onnx' is not an artifact"),
         (lambda data: artifact_of(data).update(kind="engine"), "manifest.source: 'model.onnx' is no"),
         (lambda data: artifact_of(data).update(precision="int8"), "manifest.source: 'model.onnx' is no"),
         (lambda data: artifact_of(data).update(output="mask"), "manifest.source: 'model.onnx' is no"),

@@ -253,5 +253,7 @@ def test_the_remedy_for_a_label_that_is_no_class(
 def test_a_split_is_of_a_layout(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a\n")
     for options in ({"masks": tmp_path}, {"list_file": tmp_path / "list.txt"}):
-        with pytest.raises(DatasetError, match="--split training is of a layout, without --masks or --list"):
+        with pytest.raises(
+            DatasetError, match="--split training applies to a layout, and does not go with --masks or --list"
+        ):
             open_dataset(tmp_path, split="training", **options)

@@ -88,7 +88,7 @@ def test_a_list_as_of_the_eigen_split(tmp_path: Path) -> None:
         (["images/a.png", "images/b.png", "depths/a.npy"], {}, "1 of 2 images have no depth .such as b."),
         (["images/a.png", "depths/a.npy", "rgb/a.png", "depth/a.npy"], {}, "can be read in 2 ways"),
         (["images/a.png", "depths/a.png", "depths/a.npy"], {}, "a.png and a.npy are depths of the same name"),
-        (["images/a.png", "depths/a.npy"], {"settings": DepthReading(1000.0)}, "--depth-scale is of PNGs"),
+        (["images/a.png", "depths/a.npy"], {"settings": DepthReading(1000.0)}, "--depth-scale applies to PNGs"),
         (["other/a.png"], {}, "has none of"),
         (["images/a.png"], {"depths": "nowhere"}, "there is no such folder"),
     ],

@@ -36,11 +36,11 @@ class Script:
         self.failures, self.forever, self.known, self.instances = list(failures), forever, known, instances
         self.calls = 0
 
-    def infer(self, images: np.ndarray, left: float) -> np.ndarray:
+    def infer(self, images: np.ndarray, left: float, output: str = "mask") -> np.ndarray:
         self.calls += 1
         if self.failures:
             raise Failure("said so", self.failures[0] if self.forever else self.failures.pop(0))
-        return np.full(images.shape[:3], 7, np.uint8)
+        return np.full(images.shape[:3], 7, np.uint8 if output == "mask" else np.float32)
 
     def parameters(self, left: float) -> dict[str, str]:
         return {} if self.instances is None else {"instances": str(self.instances)}
@@ -111,9 +111,9 @@ def test_the_probe_begins_once_all_its_connections_are_there(
     seen: list[int] = []
 
     class Watching(Script):
-        def infer(self, images: np.ndarray, left: float) -> np.ndarray:
+        def infer(self, images: np.ndarray, left: float, output: str = "mask") -> np.ndarray:
             seen.append(len(made))
-            return super().infer(images, left)
+            return super().infer(images, left, output)
 
     client, script = scripted(Script(instances=3)), Watching()
 
@@ -125,6 +125,16 @@ def test_the_probe_begins_once_all_its_connections_are_there(
     monkeypatch.setattr(client_module, "connect", slowly)
     client.probe()
     assert seen == [12] * 12
+
+
+def test_depths_are_asked_for_by_their_name(scripted: Callable[..., Client]) -> None:
+    depth = scripted(Script()).estimate(IMAGE)
+    assert depth.dtype == np.float32 and depth.shape == (4, 6) and (depth == 7).all()
+    with pytest.raises(ServerError, match=r"gave depths of \(1, 4, 6\) uint8"):
+        scripted(Lying(np.zeros((1, 4, 6), np.uint8))).estimate(IMAGE)
+    assert scripted(Lying(np.zeros((1, 64, 64), np.float32), output="depth")).probe() >= 0
+    with pytest.raises(ServerError, match="gave masks of"):
+        scripted(Lying(np.zeros((1, 64, 64), np.float32))).probe()
 
 
 @pytest.mark.parametrize(
@@ -153,8 +163,8 @@ class Lying(Script):
         super().__init__()
         self.mask, self.told = mask, parameters
 
-    def infer(self, images: np.ndarray, left: float) -> np.ndarray:
-        answer = super().infer(images, left)
+    def infer(self, images: np.ndarray, left: float, output: str = "mask") -> np.ndarray:
+        answer = super().infer(images, left, output)
         return answer if self.mask is None else self.mask
 
     def parameters(self, left: float) -> dict[str, str]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from support import ASSETS
 
+from denseport.runtime import DepthEstimator
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.steps import Load
 from denseport.runtime.errors import ImageError, InputError, MachineError, ServerError
@@ -166,6 +167,26 @@ def test_requests_of_a_batch_are_answered_each_for_itself(
     codes = [answer.error().code() for answer in answers[1:4]]
     assert codes == [TritonError.INVALID_ARG, TritonError.INVALID_ARG, TritonError.CANCELLED]
     assert "--max-pixels" in answers[2].error().message()
+
+
+def test_depths_are_those_of_the_estimator(
+    pb: Any, depth_sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run here, and by a network of the server's own, whose output has the name of the bundle's."""
+    export_repository(depth_sample, tmp_path, Options(name="street"))
+    export_repository(depth_sample, tmp_path, Options(name="composed", backend="onnxruntime"))
+    photo = read_image(PHOTO)
+    with DepthEstimator(depth_sample, threads=1) as estimate:
+        expected, maps = estimate(photo).depth, estimate.predict(photo)
+    asked = Network(Response([Tensor("depth", maps[0][0].logits[None])]))
+    pb.InferenceRequest = asked
+    for name in ("street", "composed"):
+        monkeypatch.setitem(PARAMETERS, name, (*PARAMETERS[name], "output=depth"))
+        (answer,) = loaded(tmp_path, name).execute([Request(image=photo[None])])
+        (depth,) = answer.tensors
+        assert depth.name == "depth" and depth.array.dtype == np.float32
+        np.testing.assert_allclose(depth.array[0], expected, atol=1e-6)
+    assert asked.asked[-1]["requested_output_names"] == ["depth"]
 
 
 def test_a_fault_of_ours_is_logged_and_internal(pb: Any, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from bundles import onnx_artifact
 
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle
 from denseport.runtime.bundle.engine_record import Profile
+from denseport.runtime.bundle.manifest import DepthOutput
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import BundleError, InputError, OutputError
 from denseport.runtime.serving.triton.repository import export_repository
@@ -67,6 +68,24 @@ def test_the_python_back_end(sample: Bundle, tmp_path: Path) -> None:
     config = config_of(done.repository / "street")
     assert config.dynamic_batching.max_queue_delay_microseconds == 0  # waiting gains nothing on a CPU
     assert config.instance_group[0].count == 2 and config.parameters["instances"].string_value == "2"
+
+
+def test_a_depth_bundle_gives_depths(depth_sample: Bundle, sample: Bundle, tmp_path: Path) -> None:
+    repository = export_repository(depth_sample, tmp_path / "repo", OPTIONS).repository
+    config, ensemble = config_of(repository / "street"), config_of(repository / "street_encoded")
+    assert [(each.name, each.data_type, list(each.dims)) for each in config.output] == [("depth", 11, [-1, -1])]
+    assert config.parameters["output"].string_value == "depth" and "labels" not in " ".join(files(repository))
+    assert dict(ensemble.ensemble_scheduling.step[1].output_map) == {"depth": "depth"}
+    network = Options(name="room", backend="onnxruntime")
+    export_repository(depth_sample, repository, network)
+    assert ("depth", 11, [1, -1, -1]) in tensors(config_of(repository / "room_network"))
+    with pytest.raises(OutputError, match="has other classes"):
+        export_repository(sample, repository, OPTIONS)
+    other = Bundle(depth_sample.path)
+    other.manifest = dataclasses.replace(other.manifest, depth=DepthOutput("relative", "nearer", None, "bicubic"))
+    with pytest.raises(OutputError, match="its numbers mean other depths"):
+        export_repository(other, repository, OPTIONS)
+    assert export_repository(depth_sample, repository, OPTIONS).version == 2
 
 
 def test_the_ensemble_decodes_and_asks_the_model(sample: Bundle, tmp_path: Path) -> None:
