@@ -48,6 +48,7 @@ ONLY_READ = {
     r"--artifact \S+\.engine": "needs a GPU: tests/runtime/backends/test_tensorrt_gpu.py",
     r"^denseport calibrate ": "takes long: tests/calibration/test_calibrate.py",
     r"--precision int8": "needs what denseport calibrate wrote: tests/calibration/test_calibrate.py",
+    r"^denseport report ": "takes long: tests/runtime/benchmark/test_overview.py",
     r"^denseport bench ": "takes long: tests/runtime/benchmark/test_bench.py",
 }
 # Options of programs of ours that are no sub-commands.
