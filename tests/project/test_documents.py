@@ -38,6 +38,7 @@ PROGRAMS = [
 ONLY_READ = {
     r"^denseport export ": "takes long, and the bundle of the fixture was made so: tests/runtime/cli/test_cli.py",
     r"^denseport serve ": "does not end by itself: tests/runtime/serving/http/test_serve.py",
+    r" out/depth ": "the toy depth network: tests/runtime/test_trained_depth.py",
     r"--server ": "needs a Triton server: tests/runtime/serving/triton",
     r"--ray ": "needs Ray: tests/runtime/evaluation/test_shards.py",
     r"--shard |--merge ": "shards of a large data set: tests/runtime/evaluation/test_shards.py",
