@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -19,8 +20,9 @@ from typing import Any
 
 from denseport.runtime.bundle.bundle import LOCK, MANIFEST, Bundle
 from denseport.runtime.errors import BundleError, InputError, is_out_of_memory
-from denseport.runtime.system.files import write_atomic
+from denseport.runtime.system.files import WORK, remove_abandoned, write_atomic
 from denseport.runtime.system.machine import require
+from denseport.runtime.system.terminal import one_line
 
 __all__ = ["SIGNATURE", "Signature", "Trust", "read_signature", "sign", "verify"]
 
@@ -28,6 +30,8 @@ SIGNATURE = "model.sig"  # as model-signing's own command calls it; beside the m
 UNSIGNED = (SIGNATURE, LOCK)  # every other file of the folder is signed
 LARGEST_SIGNATURE = 16 << 20  # bytes; one of 100 files has 30 kB
 SIGN = "denseport sign {} --key KEY"
+_OTHER_KEY = "not on an elliptic curve"
+_READABLE = "Check that it is a file that this user may read; else remove it and sign again."
 Trust = Path | str | Sequence[Path | str]  # files of public keys or of certificates, PEM: one of them must have signed
 
 
@@ -64,7 +68,11 @@ def read_signature(folder: Path) -> Signature | None:
     try:
         if file.is_symlink() or not file.is_file() or file.stat().st_size > LARGEST_SIGNATURE:
             raise ValueError(f"no ordinary file of at most {LARGEST_SIGNATURE >> 20} MiB")
-        data = json.loads(file.read_bytes())
+        text = file.read_bytes()
+    except (OSError, ValueError) as err:
+        raise BundleError(f"{file}: no signature that can be read: {_words(err)}", _READABLE) from err
+    try:
+        data = json.loads(text)
         statement = json.loads(base64.b64decode(data["dsseEnvelope"]["payload"], validate=True))
         files = {str(each["name"]): str(each["digest"]) for each in statement["predicate"]["resources"]}
         material = data["verificationMaterial"]
@@ -73,7 +81,7 @@ def read_signature(folder: Path) -> Signature | None:
         first = material["x509CertificateChain"]["certificates"][0]
         certificate = base64.b64decode(first["rawBytes"], validate=True)
         return Signature(hashlib.sha256(certificate).hexdigest(), files, certificate)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as err:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as err:
         raise BundleError(f"{file}: no signature that can be read: {_words(err)}", _again(folder)) from err
 
 
@@ -100,33 +108,41 @@ def sign(
         password: of the key; keys with a certificate have none, since the library takes none.
 
     Raises:
-        BundleError: a file is missing or altered: what is not whole is not signed.
-        InputError: the key or a certificate cannot be used.
+        BundleError: a file is missing or altered, or an artifact is being built: what is not whole is not signed.
+        InputError: the key or a certificate cannot be used, or the key lies in the bundle.
         MachineError: the package model-signing is not installed.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     require(("model_signing", "OpenSSL"), "sign")
     from model_signing.signing import Config
 
-    config = Config().set_hashing_config(_hashing())
+    if bundle.path.resolve() in Path(key).resolve().parents:
+        what = f"key {key}: lies in the bundle, which others get: whoever has a private key can sign"
+        raise InputError(what, "Move it out of the bundle; if others got it already, make a new key.")
+    config = Config().set_hashing_config(hashing := _hashing())
     try:
         if certificate is not None:
             chain = [*chain] or [certificate]  # for the library an empty chain is no PEM
+            _refuse_other_use(Path(certificate))
             config.use_certificate_signer(private_key=key, signing_certificate=certificate, certificate_chain=chain)
         else:  # the password is handed on to cryptography, which wants bytes, whatever the annotation says
-            config.use_elliptic_key_signer(private_key=key, password=password and password.encode())
+            config.use_elliptic_key_signer(private_key=key, password=None if password is None else password.encode())
     except Exception as err:  # of the file system, cryptography and OpenSSL, which have classes of their own
-        remedy = "Give a private key on P-256, P-384 or P-521 as PEM, and its own certificate."
-        raise InputError(f"key {key}: cannot sign with it: {_words(err)}", remedy) from err
+        remedy = "Give a private key on P-256, P-384 or P-521 as PEM, its password if it has one, and its certificate."
+        raise InputError(f"key {key}: cannot sign with it: {_words(err, _OTHER_KEY)}", remedy) from err
     with bundle.locked(), tempfile.TemporaryDirectory() as folder:  # elsewhere: all that is in the bundle is signed
         for name in bundle.manifest.artifacts:
             bundle.verified(name)
         try:
+            remove_abandoned(bundle.path)
             _refuse_links(bundle.path)
             config.sign(bundle.path.resolve(), written := Path(folder) / SIGNATURE)
         except (OSError, ValueError) as err:  # ValueError: a file name that is no text
             what = f"{bundle.path}: cannot be signed: {_words(err)}"
             raise BundleError(what, "Remove what is no part of the bundle, and let this user read the rest.") from err
+        if unfinished := [name for name in hashing.found if name.startswith(WORK)]:
+            what = f"{bundle.path / unfinished[0]}: another process builds in the bundle"
+            raise BundleError(what, "Sign it when that is done.")
         write_atomic(bundle.path / SIGNATURE, written.read_bytes())
     found = read_signature(bundle.path)
     assert found is not None  # it was just written
@@ -184,7 +200,7 @@ def _why_not(bundle: Bundle, said: Signature, verifier: Any) -> str | None:
         if is_out_of_memory(err):
             raise
         if hashing.found is None:
-            return _words(err)
+            return _words(err, "a key, where a certificate signed, or the other way round")
         raise _changed(bundle, said, hashing.found) from err  # the signature is right, the files are others
     if hashing.found != said.files or said.manifest != bundle.digest:
         raise BundleError(f"{bundle.path}: changed while it was verified", "Verify it again when nobody writes it.")
@@ -194,7 +210,19 @@ def _why_not(bundle: Bundle, said: Signature, verifier: Any) -> str | None:
 def _subject(certificate: bytes) -> str:
     from cryptography.x509 import load_der_x509_certificate  # which model-signing needs
 
-    return str(load_der_x509_certificate(certificate).subject.rfc4514_string())
+    return one_line(load_der_x509_certificate(certificate).subject.rfc4514_string())
+
+
+def _refuse_other_use(certificate: Path) -> None:
+    """Raises ValueError for a certificate that the library signs with, and then takes from nobody."""
+    from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    extensions = x509.load_pem_x509_certificate(certificate.read_bytes()).extensions
+    found: dict[type, Any] = {type(each.value): each.value for each in extensions}
+    usage, more = found.get(x509.KeyUsage), found.get(x509.ExtendedKeyUsage, ())
+    if not (usage and usage.digital_signature) and ExtendedKeyUsageOID.CODE_SIGNING not in more:
+        raise ValueError(f"{certificate} allows neither the key usage digitalSignature nor codeSigning")
 
 
 def _verifier(file: Path) -> Any:
@@ -210,7 +238,7 @@ def _verifier(file: Path) -> Any:
         return Config().use_elliptic_key_verifier(public_key=file)
     except Exception as err:  # as in `sign`
         remedy = "Give a public key on P-256, P-384 or P-521, or certificates, as PEM."
-        raise InputError(f"trust {file}: nobody can be verified with it: {_words(err)}", remedy) from err
+        raise InputError(f"trust {file}: nobody can be verified with it: {_words(err, _OTHER_KEY)}", remedy) from err
 
 
 def _hashing() -> Any:
@@ -234,7 +262,12 @@ def _hashing() -> Any:
 
 def _refuse_links(folder: Path) -> None:
     """Only files and folders can be signed; a link leads to what is not. What is left out of it must be a file."""
-    for path in folder.rglob("*"):
+
+    def refuse(err: OSError) -> None:  # the library takes a folder that cannot be read for an empty one
+        raise err
+
+    paths = (Path(at, name) for at, *names in os.walk(folder, onerror=refuse) for each in names for name in each)
+    for path in paths:
         left_out = path.relative_to(folder).as_posix() in UNSIGNED
         if path.is_symlink() or not (path.is_file() or (path.is_dir() and not left_out)):
             remedy = "Put the file itself in its place, or remove it."
@@ -254,13 +287,14 @@ def _changed(bundle: Bundle, said: Signature, found: dict[str, str]) -> BundleEr
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + " …" * (len(names) > 5)
+    return ", ".join(map(one_line, names[:5])) + " …" * (len(names) > 5)
 
 
 def _again(folder: Path, verb: str = "Sign") -> str:
     return f"{verb} it again: {SIGN.format(folder)}. Else do not run it."
 
 
-def _words(err: Exception) -> str:
-    text = " ".join(str(err).split())
-    return f"{text[:200] or type(err).__name__}"
+def _words(err: Exception, stumbled: str = "") -> str:
+    """What an error says; ``stumbled`` where the library ran into what it does not check."""
+    text = stumbled if stumbled and isinstance(err, AttributeError) else " ".join(str(err).split())
+    return text[:200] or type(err).__name__

@@ -105,7 +105,8 @@ class Decision:
         """
         if self.temperature == 1:
             return chances
-        chances = chances ** np.float32(1 / self.temperature)
+        # The largest is 1: powers of small ones would be 0 all together.
+        chances = (chances / chances.max(-1, keepdims=True)) ** np.float32(1 / self.temperature)
         chances /= chances.sum(-1, keepdims=True)
         return chances
 

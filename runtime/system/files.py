@@ -20,6 +20,7 @@ from pathlib import Path
 from denseport.runtime.errors import OutputError
 
 __all__ = [
+    "WORK",
     "cache_folder",
     "exchange",
     "folders_above",
@@ -27,6 +28,7 @@ __all__ = [
     "new_file",
     "new_folder",
     "refuse_unwritable",
+    "remove_abandoned",
     "remove_temporary_files",
     "sha256_of",
     "work_folder",
@@ -196,14 +198,15 @@ def work_folder(parent: Path) -> Iterator[Path]:
     folder = parent / f"{WORK}{secrets.token_hex(6)}"
     with ExitStack() as stack:
         with writing(parent):
-            _remove_abandoned(parent)
+            remove_abandoned(parent)
             stack.enter_context(locked(folder.with_suffix(".lock")))
             folder.mkdir(mode=0o700)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
 
 
-def _remove_abandoned(parent: Path) -> None:
+def remove_abandoned(parent: Path) -> None:
+    """Remove the work folders in ``parent`` whose processes were killed."""
     for path in parent.glob(f"{WORK}*"):  # folders and their locks
         with suppress(OSError), locked(path.with_suffix(".lock"), wait=False):  # in use, gone, or not ours to remove
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)

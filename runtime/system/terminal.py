@@ -9,11 +9,17 @@ from __future__ import annotations
 import re
 from typing import Any, TextIO
 
-__all__ = ["CONTROLS", "Shown"]
+__all__ = ["CONTROLS", "Shown", "one_line"]
 
 # C0 and C1 but the tab and the end of a line, and what turns the direction of writing or ends a line in Unicode.
 CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 _CONTROL = re.compile(f"[{CONTROLS}]")
+_NO_PART_OF_A_LINE = re.compile(f"[\t\n{CONTROLS}]")
+
+
+def one_line(text: str) -> str:
+    """A name with its line breaks, too, as escapes: printed, it could add any line."""
+    return _NO_PART_OF_A_LINE.sub(_escaped, text)
 
 
 class Shown:

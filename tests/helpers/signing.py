@@ -23,11 +23,14 @@ def new_key(folder: Path, name: str, password: bytes | None = None) -> tuple[Pat
     return private, public
 
 
-def certified(folder: Path, name: str, start: datetime, issuer: tuple[Path, Path] | None = None) -> tuple[Path, Path]:
+def certified(
+    folder: Path, name: str, start: datetime, issuer: tuple[Path, Path] | None = None, *, signs: bool = True
+) -> tuple[Path, Path]:
     """Files with a private key and with its certificate, valid for a day; without ``issuer``, it is its own.
 
     Args:
         issuer: files with the private key and the certificate of whom issues it.
+        signs: its use is to sign files; else only to issue certificates.
     """
     private, certificate = folder / f"{name}.key", folder / f"{name}.crt"
     key = ec.generate_private_key(ec.SECP256R1())
@@ -46,7 +49,7 @@ def certified(folder: Path, name: str, start: datetime, issuer: tuple[Path, Path
         .not_valid_after(start + timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
         .add_extension(
-            x509.KeyUsage(digital_signature=True, key_cert_sign=issuer is None, **usage, **rest), critical=True
+            x509.KeyUsage(digital_signature=signs, key_cert_sign=issuer is None, **usage, **rest), critical=True
         )
         .sign(by, hashes.SHA256())
     )

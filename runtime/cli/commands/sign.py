@@ -40,9 +40,12 @@ def run(arguments: argparse.Namespace) -> int:
     password = None
     if given.password_file is not None:
         try:
-            password = given.password_file.read_text(encoding="utf-8").partition("\n")[0]
+            password = given.password_file.read_text(encoding="utf-8-sig").partition("\n")[0]
         except (OSError, UnicodeDecodeError) as err:
             raise InputError(f"--password-file {given.password_file}: {err}", "Give a file of text.") from err
+        if not password:
+            what = f"--password-file {given.password_file}: its first line is empty"
+            raise InputError(what, "Write the password there.")
     done = sign(given.bundle, given.key, certificate=given.certificate, chain=given.chain, password=password)
     print(f"{given.bundle / SIGNATURE}: {count(len(done.files), 'file')} signed by {done.signer}")
     if given.certificate is None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 from command_line import refused
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from hostile import tiny_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +28,7 @@ from denseport.runtime.bundle.bundle import LOCK
 from denseport.runtime.bundle.signature import SIGNATURE, read_signature, sign, verify
 from denseport.runtime.errors import BundleError, InputError
 from denseport.runtime.segmenter.opening import open_predictor
-from denseport.runtime.system.files import sha256_of
+from denseport.runtime.system.files import WORK, sha256_of, work_folder
 
 Keys = tuple[Path, Path]
 
@@ -269,6 +271,80 @@ def test_keys_that_cannot_be_used_are_named(signed: Path, keys: Keys, tmp_path: 
     for key in (keys[1], tmp_path / "none"):
         with pytest.raises(InputError, match="cannot sign with it"):
             sign(signed, key)
+    private, public = ed25519.Ed25519PrivateKey.generate(), tmp_path / "ed25519.pub"
+    kinds = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (tmp_path / "ed25519.key").write_bytes(private.private_bytes(*kinds))
+    spki = serialization.PublicFormat.SubjectPublicKeyInfo
+    public.write_bytes(private.public_key().public_bytes(serialization.Encoding.PEM, spki))
+    with pytest.raises(InputError, match="cannot sign with it: not on an elliptic curve"):
+        sign(signed, tmp_path / "ed25519.key")
+    with pytest.raises(InputError, match="nobody can be verified with it: not on an elliptic curve"):
+        verify(signed, public)
+
+
+def test_a_key_in_the_bundle_is_not_signed_with(signed: Path, keys: Keys) -> None:
+    """It would be given to everybody, and be signed with the rest."""
+    before = (signed / SIGNATURE).read_bytes()
+    key = Path(shutil.copy(keys[0], signed))
+    with pytest.raises(InputError, match="lies in the bundle"):
+        sign(signed, signed.parent / "bundle" / ".." / "bundle" / key.name)
+    assert (signed / SIGNATURE).read_bytes() == before
+
+
+def test_a_key_is_no_certificate_and_the_other_way_round(signed: Path, keys: Keys, tmp_path: Path) -> None:
+    key, certificate = certified(tmp_path, "root", datetime.now(UTC) - timedelta(days=1))
+    with pytest.raises(BundleError, match="a key, where a certificate signed, or the other way round"):
+        verify(signed, certificate)
+    sign(signed, key, certificate=certificate)
+    with pytest.raises(BundleError, match="a key, where a certificate signed, or the other way round"):
+        verify(signed, keys[1])
+
+
+def test_a_certificate_that_nobody_would_take_signs_nothing(signed: Path, tmp_path: Path) -> None:
+    before = (signed / SIGNATURE).read_bytes()
+    key, certificate = certified(tmp_path, "root", datetime.now(UTC) - timedelta(days=1), signs=False)
+    with pytest.raises(InputError, match="allows neither the key usage digitalSignature nor codeSigning"):
+        sign(signed, key, certificate=certificate)
+    assert (signed / SIGNATURE).read_bytes() == before
+
+
+def test_a_name_adds_no_line_to_what_is_printed(signed: Path, keys: Keys, tmp_path: Path, call: Any) -> None:
+    (signed / "x\nsigned by the key").touch()
+    err = call("verify", signed, "--trust", keys[1])[2]
+    assert "x\\nsigned by the key added" in err and len(err.splitlines()) == 2
+    (signed / "x\nsigned by the key").unlink()
+    key, certificate = certified(tmp_path, "root\nsigned by you", datetime.now(UTC) - timedelta(days=1))
+    sign(signed, key, certificate=certificate)
+    out = call("verify", signed, "--trust", certificate)[1]
+    assert "of CN=root\\nsigned by you" in out and len(out.splitlines()) == 1
+
+
+def test_what_is_being_built_is_not_signed(signed: Path, keys: Keys) -> None:
+    before = (signed / SIGNATURE).read_bytes()
+    with work_folder(signed) as work:
+        (work / "int8.onnx").touch()
+        with pytest.raises(BundleError, match="another process builds in the bundle"):
+            sign(signed, keys[0])
+    assert (signed / SIGNATURE).read_bytes() == before
+    (signed / f"{WORK}0123456789ab").mkdir()  # of a process that was killed
+    assert set(sign(signed, keys[0]).files) == set(FILES)
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(
+    signed: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (signed / "hidden").mkdir()
+    list_folder = os.scandir
+
+    def denied(place: Any = ".") -> Any:  # root may read everything
+        if str(place).endswith("hidden"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return list_folder(place)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    for refuse in (lambda: sign(signed, keys[0]), lambda: verify(signed, keys[1])):
+        with pytest.raises(BundleError, match=r"Permission denied: '.*/hidden'"):
+            refuse()
 
 
 def test_the_commands(signed: Path, keys: Keys, other: Keys, tmp_path: Path, call: Any) -> None:
@@ -276,6 +352,10 @@ def test_the_commands(signed: Path, keys: Keys, other: Keys, tmp_path: Path, cal
     (tmp_path / "password").write_text("secret\n")
     code, out, _ = call("sign", signed, "--key", locked, "--password-file", tmp_path / "password")
     assert code == 0 and "2 files signed by the key" in out
+    (tmp_path / "bom").write_bytes(b"\xef\xbb\xbfsecret\r\n")  # as Windows' Notepad writes it
+    assert call("sign", signed, "--key", locked, "--password-file", tmp_path / "bom")[0] == 0
+    (tmp_path / "empty").touch()
+    refused(call("sign", signed, "--key", locked, "--password-file", tmp_path / "empty"), "its first line is empty")
     refused(call("sign", signed, "--key", locked), "cannot sign with it")
     refused(call("sign", signed, "--key", locked, "--chain", public), "--chain belongs to a certificate")
     refused(call("sign", signed, "--key", locked, "--password-file", tmp_path / "none"), "--password-file")
