@@ -314,7 +314,7 @@ def _search(
         verdict = "within" if step.within else "over"
         progress.say(
             f"{100 * step.share:.1f} % of the multiply-adds in {kind.upper()}: {lost}"
-            f"{agreement_words(step.loss.agreement, output)}, {plural} by {100 * step.loss.error:.2g} % "
+            f"{agreement_words(step.loss.agreement, output)}, {plural} differ by {100 * step.loss.error:.2g} % "
             f"in the norm: {verdict} budget"
         )
 

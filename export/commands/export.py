@@ -81,5 +81,5 @@ def run(arguments: argparse.Namespace) -> int:
         batch, _, height, width = check["shape"]
         shape = f"{count(batch, 'image')} of {width} x {height} pixels"
         gives = bundle.manifest.output
-        print(f"  ONNX Runtime against torch, {shape}: {gives} differs by {check['max_difference']:.1e} at most")
+        print(f"  ONNX Runtime against torch, {shape}: largest difference of the {gives} {check['max_difference']:.1e}")
     return 0

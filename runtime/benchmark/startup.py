@@ -30,7 +30,7 @@ def measure_startup(bundle: Path, artifact: str, size: tuple[int, int], threads:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise DenseportError(
             f"{artifact}: could not be started in a process of its own: {last[0]}",
-            "Free some memory: for a moment the artifact is opened twice.",
+            "Mend what it says. If memory was short, free some: for a moment the artifact is opened twice.",
         )
     result: dict[str, float] = json.loads(done.stdout)
     return result

@@ -32,7 +32,7 @@ def add_depth_options(group: argparse._ArgumentGroup) -> None:
     words = "folder of depths (.png of 16 bits, .npy of metres); --data is then the folder of images"
     group.add_argument("--depths", metavar="DIR", type=path, help=words)
     group.add_argument("--depth-suffix", metavar="END", help="how names of depths end, such as _depth.npy")
-    words = "values of a PNG a metre; default: the layout's (NYUv2 1000, KITTI 256)"
+    words = "PNG values per metre; default: the layout's (NYUv2 1000, KITTI 256)"
     group.add_argument("--depth-scale", type=real(above=0), metavar="N", help=words)
     group.add_argument("--min-depth", type=real(above=0), metavar="M", help="metres from which depths count; 0.001")
     words = "metres up to which depths count; default: the layout's (NYUv2 10, KITTI 80), else the network's limit"

@@ -275,7 +275,7 @@ def check_limits(verdict: Verdict, found: Measurement, classes: Sequence[str], g
             )
     told = (
         ("the boundary F-score lost {} points; it may lose {:g}", found.boundary_drop, gate.max_boundary_drop),
-        ("the calibration error of the scores is {} %; it may be {:g} %", found.ece, gate.max_ece),
+        ("the calibration error of the scores is {} %; the limit is {:g} %", found.ece, gate.max_ece),
     )
     for words, value, most in told:
         if most is not None and (value is None or not value <= most):  # NaN fails

@@ -51,7 +51,7 @@ def measured(*, with_fp32: bool = True, labelled: bool = True) -> Measurement:
         ({"max_boundary_drop": 49.9}, "the boundary F-score lost 50.00 points; it may lose 49.9"),
         ({"max_boundary_drop": 50}, None),
         # 500 of 600 pixels are right, and all say 90 %.
-        ({"max_ece": 6.6}, "the calibration error of the scores is 6.67 %; it may be 6.6 %"),
+        ({"max_ece": 6.6}, "the calibration error of the scores is 6.67 %; the limit is 6.6 %"),
         ({"max_ece": 6.7}, None),
         ({}, None),
     ],
