@@ -21,10 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from denseport.export.models.presets import DEPTH_PRESETS
+
 BENCH = Path(__file__).parent / "bench"
 PHOTOS = Path(__file__).parents[1] / "tests/assets/street/images"
 DENSEPORT = [sys.executable, "-m", "denseport.runtime.cli.main"]
-# Batch, height and width of what torch and ONNX Runtime are compared on.
+# The shorter and the longer side of what torch and ONNX Runtime are compared on; the first alone of fixed engines.
+SIDES = {"segmentation": (512, 688), "depth": (518, 686)}
 COMPARE = """
 import json, sys
 from pathlib import Path
@@ -32,10 +35,11 @@ from denseport.export.checkpoint.file import read_checkpoint
 from denseport.export.checkpoint.recognise import recognise
 from denseport.export.checkpoint.weights import load_model
 from denseport.export.entrance.torch_to_onnx import check_export
-from denseport.export.models.presets import PRESETS
-checkpoint, preset = read_checkpoint(Path(sys.argv[1])), PRESETS.get(sys.argv[3])
+from denseport.export.models.presets import published
+checkpoint, preset = read_checkpoint(Path(sys.argv[1])), published().get(sys.argv[3])
 model = load_model(checkpoint, recognise(checkpoint, preset).spec)
-shapes = [(1, 3, 512, 512), (1, 3, 512, 688), (2, 3, 512, 512)]
+side, long = map(int, sys.argv[4:])
+shapes = [(1, 3, side, side), (1, 3, side, long), (2, 3, side, side)]
 checks = check_export(model, Path(sys.argv[2]), shapes)
 print(json.dumps({"logits": [f"{c.max_difference:.1e}" for c in checks], "same": min(c.agreement for c in checks)}))
 """
@@ -61,6 +65,7 @@ def steps(given: str, work: Path) -> dict[str, list[str | Path]]:
     """The commands of a row, by name."""
     bundle = work / "bundle"
     checkpoint, preset = (work / "random.pth", given) if not Path(given).exists() else (Path(given), "")
+    side, long = SIDES["depth" if preset in DEPTH_PRESETS else "segmentation"]
     export = [*DENSEPORT, "export", checkpoint, "-o", bundle, "--json"]
     if preset:
         export = [sys.executable, BENCH / "random_bundle.py", bundle, "--preset", preset, "--checkpoint", checkpoint]
@@ -68,11 +73,11 @@ def steps(given: str, work: Path) -> dict[str, list[str | Path]]:
     engine = [sys.executable, BENCH / "engine.py", preset or Path(given).name]
     return {
         "export": export,
-        "compare": [sys.executable, "-c", COMPARE, checkpoint, bundle / "model.onnx", preset],
+        "compare": [sys.executable, "-c", COMPARE, checkpoint, bundle / "model.onnx", preset, str(side), str(long)],
         "fp16": [*DENSEPORT, "build", bundle, "--limit", "2", *photos],
         "int8": [*DENSEPORT, "calibrate", bundle, "--agreement", "0", "--effort", "low", *photos],
         "rtx-fp16": [*engine, "--onnx", bundle / "fp16.onnx", "--profile", "reference"],
-        "rtx-int8": [*engine, "--onnx", bundle / "int8.onnx", "--profile", "fixed:512x512"],
+        "rtx-int8": [*engine, "--onnx", bundle / "int8.onnx", "--profile", f"fixed:{side}x{side}"],
     }
 
 

@@ -46,7 +46,7 @@ def choose_weights(checkpoint: Checkpoint, ema: bool | None = None) -> tuple[dic
     if ema is not None and (not other or averaged is None):
         why = "does not say which of its two sets of weights is averaged" if other else "has one set of weights"
         message = f"{checkpoint.path}: {why}; --ema and --no-ema choose between two"
-        raise CheckpointError(message, "Leave the option out: mmsegmentation tests the plain state_dict.")
+        raise CheckpointError(message, "Leave the option out: the plain state_dict is taken.")
     if ema is not None:
         weights, warnings = (weights if ema == averaged else weights | other), []
     for pattern, what in UNUSED.items():

@@ -1,4 +1,4 @@
 """Speed, memory and start-up of artifacts, side by side, and their report.
 
-Imports `segmenter` and what is below it.
+Imports `segmenter` and what is below it; `overview` also `evaluation`.
 """

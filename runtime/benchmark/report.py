@@ -22,7 +22,7 @@ from denseport.runtime.system.files import write_atomic
 from denseport.runtime.system.machine import inspect_machine
 from denseport.runtime.system.text import number
 
-__all__ = ["as_dict", "recorded_accuracy", "table", "write_report"]
+__all__ = ["as_dict", "recorded_accuracy", "speed_against_accuracy", "table", "write_report"]
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 # The figure of each task that a record has, and the least that the plot's axis spans, so that a hundredth of a point
@@ -159,7 +159,7 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
     page = render(
         _TEMPLATE,
         report=report,
-        plot=_pareto(drawn, figure, least),
+        plot=speed_against_accuracy(drawn, figure, least),
         unknown=[row["artifact"] for row in rows if row not in drawn],
         head=_head(report),
         rows=[_cells(row, report) for row in rows],
@@ -169,15 +169,22 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> Path:
     return folder / "bench.html"
 
 
-def _pareto(rows: Sequence[Mapping[str, Any]], figure: str, least: float) -> str:
-    """Speed against accuracy as an SVG, each artifact a point; "" without one."""
+def speed_against_accuracy(rows: Sequence[Mapping[str, Any]], figure: str = "mIoU", least: float = 2.0) -> str:
+    """Speed against accuracy as an SVG, each artifact a point; "" without one.
+
+    Args:
+        rows: as of `as_dict`, none without the figure.
+        figure: "mIoU" or "AbsRel".
+        least: what its axis spans at least, so that a hundredth of a point looks as little as it is.
+    """
     if not rows:
         return ""
     is_miou = figure == "mIoU"
     points = [(1000 / row["whole_ms"]["p50"], float(row[figure])) for row in rows]
     shown = [f"{y:.2f} %" if is_miou else f"{y:.4f}" for _, y in points]
-    names = [f"{row['artifact']}, {text}" for row, text in zip(rows, shown, strict=True)]
-    words = "; ".join(f"{name} {figure}, {x:.2f} images/s" for name, (x, _) in zip(names, points, strict=True))
+    names = [str(row["artifact"]) for row in rows]
+    told = zip(names, shown, points, strict=True)
+    words = "; ".join(f"{name}, {text} {figure}, {x:.2f} images/s" for name, text, (x, _) in told)
     return chart(
         f"Speed against accuracy. {words}",
         Axis(f"images/s, one caller, image to {'mask' if is_miou else 'depth'}", zero=True),

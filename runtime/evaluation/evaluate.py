@@ -24,7 +24,7 @@ from denseport.runtime.system.files import refuse_unwritable
 from denseport.runtime.system.machine import install_command
 from denseport.runtime.system.progress import Progress, Silent
 
-__all__ = ["evaluate", "open_data"]
+__all__ = ["evaluate", "judged", "open_data"]
 
 
 def evaluate(
@@ -82,7 +82,7 @@ def evaluate(
     data = open_data(bundle, data, limit=limit, ignore_index=ignore_index, **options)
     with open_task(bundle, data, artifact, protocol, gate, threads, workers, extras) as task:
         progress.say(data.found)
-        found = _judged(task, *task.measure(run, progress))
+        found = judged(task, *task.measure(run, progress))
         found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
         found = found if report is None else replace(found, report=_write_report(report, task, found))
         return _recorded(task.segmenter, found, run) if record else found
@@ -112,7 +112,12 @@ def open_data(bundle: Bundle, data: Path | str | Dataset, *, limit: int | None, 
     return replace(data, samples=data.samples[: None if limit is None else whole("limit", limit, 1)])
 
 
-def _judged(task: Task, measurement: Measurement, session: str) -> Evaluation:
+def judged(task: Task, measurement: Measurement, session: str) -> Evaluation:
+    """What was measured, with its verdict and its warnings.
+
+    Args:
+        session: what ran it, in words.
+    """
     segmenter, classes = task.segmenter, task.segmenter.manifest.classes
     scores = measurement.scores(classes)
     return Evaluation(

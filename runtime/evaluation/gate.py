@@ -17,7 +17,8 @@ import numpy as np
 
 from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.layouts import some
-from denseport.runtime.evaluation.metrics import json_number, mean_iou
+from denseport.runtime.evaluation.metrics import json_number
+from denseport.runtime.evaluation.quality.interval import CONFIDENCE, drop_interval
 from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.system.arguments import real
 from denseport.runtime.system.text import count
@@ -51,8 +52,6 @@ ADE20K_VALIDATION_IMAGES = 2000
 _COVERS_ALL = 0.999  # a class with more of all pixels than this has swallowed the others
 _MOST_IGNORED = 0.1  # of the labels: beyond it a figure says little of the images
 _SEEN = 0.01  # FP32 sees a class when it has more of all pixels than this
-_RESAMPLES = 1000
-_CONFIDENCE = 95  # percent
 
 
 @dataclass(frozen=True)
@@ -233,13 +232,13 @@ def against_fp32(found: Measurement, budget: float, *, seed: int = 0, notes: tup
     Args:
         notes: why this comparison was made, such as the obstacle to the published one.
     """
-    name, interval = f"FP32 on the same {count(found.images, 'image')}", _paired_bootstrap(found, seed)
+    name, interval = f"FP32 on the same {count(found.images, 'image')}", drop_interval(found, seed)
     verdict = against_miou(found.mean_iou(), found.mean_iou("fp32_"), budget, name)
     if interval is None:
         notes += ("no confidence interval: it takes at least two images with labels",)
     elif verdict.passed and interval[0] < -budget:
         notes += (
-            f"{found.images} images are too few to be sure: the {_CONFIDENCE} % interval of the difference, "
+            f"{found.images} images are too few to be sure: the {CONFIDENCE} % interval of the difference, "
             f"{interval[0]:+.3f} to {interval[1]:+.3f} points, reaches beyond the budget of {budget:g}",
         )
     return replace(verdict, interval=interval, notes=notes)
@@ -314,21 +313,3 @@ def check_collapse(
                 f"at least {100 * least_agreement:g} % must"
             )
     return replace(verdict, passed=not reasons, reasons=tuple(reasons), notes=notes)
-
-
-def _paired_bootstrap(found: Measurement, seed: int) -> tuple[float, float] | None:
-    """The percentile interval of the difference of mIoU, in points; None for fewer than two images."""
-    n = found.images
-    if n < 2:
-        return None
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES)
-    # float64 goes through BLAS and is exact: the sums stay far below 2^53.
-    weights = draws.astype(np.float64)  # (resamples, n) how often each image was drawn
-    sums = {name: weights @ rows for name, rows in found.counts.items() if name.endswith(("intersect", "union"))}
-    deltas = mean_iou(sums["intersect"], sums["union"]) - mean_iou(sums["fp32_intersect"], sums["fp32_union"])
-    deltas = deltas[~np.isnan(deltas)]  # a draw of nothing but ignored pixels has no mIoU
-    if not len(deltas):
-        return None
-    tail = (100 - _CONFIDENCE) / 2
-    low, high = np.percentile(deltas, [tail, 100 - tail])
-    return float(low), float(high)

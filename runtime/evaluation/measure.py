@@ -25,7 +25,7 @@ from denseport.runtime.pipeline.stream import pipelined
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.progress import StepCallback, no_steps
 
-__all__ = ["measure_dataset", "measure_images"]
+__all__ = ["measure_dataset", "measure_images", "measure_together"]
 
 
 @dataclass
@@ -35,22 +35,29 @@ class _Item:
     index: int  # in the data set
     image: NDArray[np.uint8] = field(init=False)
     truth: LabelMap = field(init=False)
-    views: list[list[list[LogitMap]]] = field(default_factory=list)  # of the artifact and of FP32
-    counts: Measurement = field(init=False)
+    views: dict[Segmenter, list[list[LogitMap]]] = field(default_factory=dict)
+    counts: list[Measurement] = field(default_factory=list)  # of each measured segmenter
     failure: DenseportError | None = None
 
 
 class _Stages:
-    """What is done to an image, in this order, each in its own threads; of segmenters the artifact's, then FP32's."""
+    """What is done to an image, in this order, each in its own threads.
 
-    def __init__(self, dataset: Dataset, segmenters: Sequence[Segmenter], extras: Extras) -> None:
-        self.dataset, self.segmenters, self.extras = dataset, segmenters, extras
-        self.classes = len(segmenters[0].manifest.classes)
-        self.seconds = [0.0 for _ in segmenters]  # in each segmenter
+    Args:
+        measured: segmenters of one bundle, each with the FP32 one that it is compared with, or None.
+    """
+
+    def __init__(
+        self, dataset: Dataset, measured: Sequence[tuple[Segmenter, Segmenter | None]], extras: Extras
+    ) -> None:
+        self.dataset, self.measured, self.extras = dataset, measured, extras
+        self.classes = len(measured[0][0].manifest.classes)
+        every = [*(each for each, _ in measured), *(fp32 for _, fp32 in measured if fp32 is not None)]
+        self.seconds = dict.fromkeys(every, 0.0)  # in each segmenter
 
     def decode(self, item: _Item) -> None:
         sample = self.dataset.samples[item.index]
-        item.image, item.truth = self.segmenters[0].read(sample.image), self.dataset.read_mask(sample, self.classes)
+        item.image, item.truth = self.measured[0][0].read(sample.image), self.dataset.read_mask(sample, self.classes)
         if item.image.shape[:2] != item.truth.shape:
             raise DatasetError(
                 f"{sample.mask}: is {item.truth.shape[1]} x {item.truth.shape[0]}, its image {sample.image} is "
@@ -59,21 +66,24 @@ class _Stages:
             )
 
     def predict(self, item: _Item) -> None:
-        for number, segmenter in enumerate(self.segmenters):
+        for segmenter in self.seconds:
             start = time.perf_counter()
             with reading(self.dataset.samples[item.index].image):
-                item.views.append(segmenter.predict(item.image))
-            self.seconds[number] += time.perf_counter() - start
+                item.views[segmenter] = segmenter.predict(item.image)
+            self.seconds[segmenter] += time.perf_counter() - start
 
     def count(self, item: _Item) -> None:
-        finite = all(np.isfinite(part.logits.sum(dtype=np.float64)) for view in item.views[0] for part in view)
-        own, *fp32 = self.segmenters
-        mask, scores = own.decide(item.views[0], 1, scores=self.extras.scores)
-        masks = [mask, *(each.decide(views, 1)[0] for each, views in zip(fp32, item.views[1:], strict=True))]
-        item.views.clear()  # logits are large
-        item.counts = Measurement("", 1, self.classes, with_fp32=bool(fp32), extras=self.extras)
-        on_gpu = own.session.on_gpu
-        item.counts.add(0, item.truth, mask, masks[-1], finite=finite, on_gpu=on_gpu, scores=scores)
+        masks, finite, scored = {}, {}, [each for each, _ in self.measured]
+        for segmenter in self.seconds:
+            views = item.views.pop(segmenter)  # logits are large
+            finite[segmenter] = all(np.isfinite(part.logits.sum(dtype=np.float64)) for view in views for part in view)
+            masks[segmenter] = segmenter.decide(views, 1, scores=self.extras.scores and segmenter in scored)
+        for segmenter, fp32 in self.measured:
+            counts = Measurement("", 1, self.classes, with_fp32=fp32 is not None, extras=self.extras)
+            mask, scores = masks[segmenter]
+            other, on_gpu = masks[fp32 or segmenter][0], segmenter.session.on_gpu
+            counts.add(0, item.truth, mask, other, finite=finite[segmenter], on_gpu=on_gpu, scores=scores)
+            item.counts.append(counts)
 
 
 def _noting_failures(work: Callable[[_Item], None]) -> Callable[[_Item], _Item]:
@@ -128,24 +138,61 @@ def measure_images(
         DatasetError: an image and its mask do not fit, or labels outside the classes.
         ImageError: a file cannot be read.
     """
-    stages = _Stages(dataset, [segmenter] if fp32 is None else [segmenter, fp32], found.extras)
     waiting = [i for i in (range(len(dataset)) if images is None else images) if not found.done[i]]
-    start = time.perf_counter()
+    _run(_Stages(dataset, [(segmenter, fp32)], found.extras), [found], waiting, workers, failures, progress)
+
+
+def measure_together(
+    dataset: Dataset,
+    segmenters: Sequence[Segmenter],
+    fp32: Segmenter,
+    *,
+    workers: int = 2,
+    extras: Extras = MASKS_ONLY,
+    progress: StepCallback = no_steps,
+) -> list[Measurement]:
+    """What was counted of each of some artifacts of a bundle; each image runs through all of them.
+
+    Args:
+        segmenters: all of one protocol; of FP32 itself nothing is compared.
+        fp32: what the others are compared with.
+        workers, progress: as of `measure_images`, and errors too.
+    """
+    pairs = [(each, None if each is fp32 else fp32) for each in segmenters]
+    stages, images, classes = _Stages(dataset, pairs, extras), len(dataset), len(fp32.manifest.classes)
+    found = [Measurement("", images, classes, with_fp32=other is not None, extras=extras) for _, other in pairs]
+    _run(stages, found, range(len(dataset)), workers, None, progress)
+    return found
+
+
+def _run(
+    stages: _Stages,
+    found: Sequence[Measurement],
+    waiting: Sequence[int],
+    workers: int,
+    failures: dict[int, str] | None,
+    progress: StepCallback,
+) -> None:
+    """Add to ``found``, of each measured segmenter; arguments as of `measure_images`."""
+    start, first = time.perf_counter(), found[0]
     work = {each.__name__: _noting_failures(each) for each in (stages.decode, stages.predict, stages.count)}
     threads = {"decode": workers, "count": workers}
     try:
         with closing(pipelined(map(_Item, waiting), work, 0, threads)) as items:
             for item in items:
                 if item.failure is None:
-                    found.merge(item.counts, np.array([item.index]))
+                    for total, counts in zip(found, item.counts, strict=True):
+                        total.merge(counts, np.array([item.index]))
                 elif failures is None:
                     raise item.failure
                 else:
                     failures[item.index] = str(item.failure)
-                progress(int(found.done.sum()), len(dataset), f"mIoU {found.mean_iou():.2f}")
-                found.save(every=SAVE_SECONDS)
+                progress(int(first.done.sum()), len(first.done), f"mIoU {first.mean_iou():.2f}")
+                first.save(every=SAVE_SECONDS)
     except BaseException:
-        found.save()
+        first.save()
         raise
-    found.seconds = time.perf_counter() - start - sum(stages.seconds[1:])
-    found.session_seconds, found.measured = stages.seconds[0], len(waiting)
+    elapsed, sessions = time.perf_counter() - start, sum(stages.seconds.values())
+    for total, (segmenter, _) in zip(found, stages.measured, strict=True):
+        total.session_seconds, total.measured = stages.seconds[segmenter], len(waiting)
+        total.seconds = elapsed - sessions + total.session_seconds

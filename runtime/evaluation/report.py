@@ -30,7 +30,7 @@ from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.files import write_atomic
 from denseport.runtime.system.machine import inspect_machine
 
-__all__ = ["QUALITY", "Evaluation", "WorstImage", "this_run", "worst_images", "write_page", "write_report"]
+__all__ = ["QUALITY", "Evaluation", "WorstImage", "gallery", "this_run", "worst_images", "write_page", "write_report"]
 
 # Keys of `Evaluation.to_dict` that are there only where they were counted, and that are kept in a record.
 QUALITY = ("class_drop", "boundary_F", "boundary_drop", "ECE", "temperature")
@@ -233,7 +233,7 @@ def write_report(
         classes=_sorted_classes(found, fp32_scores),
         labelled=max(1, sum(score.pixels for score in found.per_class)),
         pairs=_confused(found.measurement.confusion, fp32),
-        articles=[_article(image, found.artifact, manifest) for image in images],
+        articles=gallery(images, found.artifact, manifest),
     )
 
 
@@ -321,6 +321,11 @@ def _confused(confusion: ConfusionMatrix, fp32: ConfusionMatrix | None) -> list[
         for truth, predicted in (divmod(int(flat), confusion.n_classes) for flat in largest)
         if wrong[truth, predicted]
     ]
+
+
+def gallery(images: Sequence[WorstImage], artifact: str, manifest: Manifest) -> list[dict[str, Any]]:
+    """What ``gallery.html`` shows of each image."""
+    return [_article(image, artifact, manifest) for image in images]
 
 
 def _article(image: WorstImage, artifact: str, manifest: Manifest) -> dict[str, Any]:

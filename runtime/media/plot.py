@@ -20,6 +20,7 @@ WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 20, 56
 MOST_DOTS = 40
 _LETTER, _LINE = 7, 16  # the width of a letter and the height of a line
+_POINT = 4.0  # half the height of letters, and about the radius of a point
 _COLOURS = ("#3d6ea5", "#b8552b", "#3f7f52", "#7c55a3", "#8a6d1f", "#5c6068")
 _TEMPLATE = Path(__file__).with_name("chart.svg")
 
@@ -60,9 +61,12 @@ def chart(title: str, x: Axis, y: Axis, series: Sequence[Series], size: tuple[in
     width, height = size
     right, bottom = width - RIGHT, height - BOTTOM
     across, up = (_Scale.of(axis, [p[i] for s in series for p in s.points]) for i, axis in enumerate((x, y)))
-    drawn, taken, legend = list[dict[str, Any]](), list[tuple[float, float, float]](), LEFT + 12
-    for index, each in enumerate(series):
-        points = [(across.place(a, LEFT, right), up.place(b, bottom, TOP)) for a, b in each.points]
+    drawn, legend = list[dict[str, Any]](), LEFT + 12
+    placed = [[(across.place(a, LEFT, right), up.place(b, bottom, TOP)) for a, b in each.points] for each in series]
+    # A label covers no other one, and no point that is labelled.
+    labelled = [point for each, points in zip(series, placed, strict=True) if each.labels for point in points]
+    taken = [(x, y + _POINT, _POINT) for x, y in labelled]
+    for index, (each, points) in enumerate(zip(series, placed, strict=True)):
         labels = [_label(text, point, width, taken) for text, point in zip(each.labels, points, strict=False)]
         colour = _COLOURS[index % len(_COLOURS)]
         drawn.append({"series": each, "points": points, "labels": labels, "colour": colour, "legend": legend})

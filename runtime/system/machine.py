@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -128,11 +128,13 @@ def install_command(extra: str) -> str:
 def _origin() -> tuple[str | None, bool]:
     """The path or the address that Denseport was installed of, if any, and whether the files there are in use."""
     try:
-        data = json.loads(distribution("denseport").read_text("direct_url.json") or "{}")
+        # A clone has metadata in its own folder too, without that file; Python meets them first when it runs there.
+        found = (each.read_text("direct_url.json") for each in distributions(name="denseport"))
+        data = json.loads(next(filter(None, found), "{}"))
         url, vcs, editable = data.get("url"), data.get("vcs_info"), data.get("dir_info", {}).get("editable", False)
         if vcs is not None:
             url = f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
-    except (PackageNotFoundError, ValueError, KeyError, AttributeError, TypeError):  # what no installer should write
+    except (ValueError, KeyError, AttributeError, TypeError):  # what no installer should write
         return None, False
     if isinstance(url, str) and url.startswith("file:"):
         return url2pathname(urlsplit(url).path), bool(editable)

@@ -160,11 +160,13 @@ def eager(arguments: argparse.Namespace) -> list[Row]:
             print(f"warning: {each['artifact']}: no ratio to torch: {each['no_ratio']['torch']}", file=sys.stderr)
     ratios = {each["artifact"]: each["times_as_fast_as"].get("torch") for each in report["rows"]}
     times = [row(f"{each['artifact']}, session", each["session_ms"]["p50"], "ms") for each in report["rows"]]
-    return times + [
-        row(f"{name}, times as fast as PyTorch eager", ratio, "", goals.get(name, ""))
-        for name, ratio in ratios.items()
-        if ratio is not None
+    wholes = {each["artifact"]: each["whole_ms"]["p50"] for each in report["rows"]}
+    times += [row(f"{name}, image to result", whole, "ms") for name, whole in wholes.items()]
+    fast, torch = "times as fast as PyTorch eager", wholes.pop("torch")
+    sessions = [
+        row(f"{name}, {fast}", ratio, "", goals.get(name, "")) for name, ratio in ratios.items() if ratio is not None
     ]
+    return [*times, *sessions, *(row(f"{name}, to result, {fast}", torch / whole) for name, whole in wholes.items())]
 
 
 def outside(arguments: argparse.Namespace) -> list[Row]:

@@ -38,6 +38,7 @@ PROGRAMS = [
 ONLY_READ = {
     r"^denseport export ": "takes long, and the bundle of the fixture was made so: tests/runtime/cli/test_cli.py",
     r"^denseport serve ": "does not end by itself: tests/runtime/serving/http/test_serve.py",
+    r" out/depth ": "the toy depth network: tests/runtime/test_trained_depth.py",
     r"--server ": "needs a Triton server: tests/runtime/serving/triton",
     r"--ray ": "needs Ray: tests/runtime/evaluation/test_shards.py",
     r"--shard |--merge ": "shards of a large data set: tests/runtime/evaluation/test_shards.py",
@@ -48,6 +49,7 @@ ONLY_READ = {
     r"--artifact \S+\.engine": "needs a GPU: tests/runtime/backends/test_tensorrt_gpu.py",
     r"^denseport calibrate ": "takes long: tests/calibration/test_calibrate.py",
     r"--precision int8": "needs what denseport calibrate wrote: tests/calibration/test_calibrate.py",
+    r"^denseport report ": "takes long: tests/runtime/benchmark/test_overview.py",
     r"^denseport bench ": "takes long: tests/runtime/benchmark/test_bench.py",
 }
 # Options of programs of ours that are no sub-commands.
@@ -70,7 +72,7 @@ def desk(
         for shift in range(2):
             writer.write(np.roll(read_image(images[0]), shift, 1))
     (tmp_path / "clip.webm").rename(tmp_path / "clip.mp4")
-    for bundle in ("BUNDLE", "bundle", "out/dpt-b"):
+    for bundle in ("BUNDLE", "bundle", "out/dpt-b", "out/quickstart/bundle"):
         shutil.copytree(sample.path, tmp_path / bundle)
     shutil.copytree(depth_sample.path, tmp_path / "depth-bundle")
     (tmp_path / "depths").mkdir()

@@ -33,7 +33,7 @@ ARROWS = {
     "runtime/selection": BELOW_SEGMENTER,
     "runtime/segmenter": [*BELOW_SEGMENTER, "runtime/selection"],
     "runtime/evaluation": RUNTIME,
-    "runtime/benchmark": RUNTIME,
+    "runtime/benchmark": [*RUNTIME, "runtime/evaluation"],
     "runtime/serving": RUNTIME,
     "runtime/cli": ["runtime/*"],
     "export/errors": ["runtime/errors"],

@@ -17,7 +17,7 @@ from denseport.export.checkpoint.huggingface.family import all_renamed, renamed
 from denseport.runtime.bundle.preprocessing import Preprocessing
 from denseport.runtime.bundle.steps import Load, Normalise, ResizeRounded
 
-__all__ = ["DEPTH_ANYTHING", "ISL", "Layout", "layout_of"]
+__all__ = ["DEPTH_ANYTHING", "ISL", "LAYOUTS", "Layout", "layout_of"]
 
 DEPTH_ANYTHING, ISL = "Depth Anything", "isl-org/DPT"
 HEAD = "decode_head."

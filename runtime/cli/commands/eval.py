@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 from denseport.runtime.cli.arguments import path, real, whole
+from denseport.runtime.cli.data_options import add_data_options, data_options
 from denseport.runtime.cli.eval_depth import add_depth_options, check_task, evaluate_depths
 from denseport.runtime.cli.eval_temperature import fit_and_print
 from denseport.runtime.system.text import count
@@ -31,26 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data = parser.add_argument_group("data")
     data.add_argument("--data", metavar="ROOT", type=path, required=True, help="data set, or folder of images")
-    data.add_argument("--masks", metavar="DIR", type=path, help="folder of masks; --data is then the folder of images")
-    data.add_argument(
-        "--list",
-        dest="list_file",
-        metavar="FILE",
-        type=path,
-        help="text file: per line a name or 'image mask'; quote names that hold blanks",
-    )
-    data.add_argument("--split", metavar="NAME", help="of the layout; default: validation or val")
-    data.add_argument("--image-suffix", metavar="END", help="how names of images end, such as _leftImg8bit.png")
-    data.add_argument("--mask-suffix", metavar="END", help="how names of masks end, such as _mask.png")
-    data.add_argument(
-        "--reduce-zero-label",
-        action=argparse.BooleanOptionalAction,
-        help="masks number the classes from 1, and 0 is ignored; default: as in the bundle's data set",
-    )
-    words = "labels to classes, 255: not counted, or none; default: as in the bundle's data set"
-    data.add_argument("--label-map", type=_label, nargs="+", metavar="OLD:NEW", help=words)
-    data.add_argument("--ignore-index", type=whole(0), metavar="N", help="ignored label; default: the bundle's, 255")
-    data.add_argument("--limit", type=whole(1), metavar="N", help="only the first N images")
+    add_data_options(data)
     add_depth_options(parser.add_argument_group("data of a depth network"))
     _add_gate(parser.add_argument_group("gate"))
     work = parser.add_argument_group("running")
@@ -109,24 +91,6 @@ def _add_gate(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--strict", action="store_true", help=words)
 
 
-def _label(text: str) -> tuple[int, int] | None:
-    match = re.fullmatch(r"(\d{1,5}):(\d{1,5})", text, re.ASCII)
-    if match is None and text != "none":
-        raise argparse.ArgumentTypeError(f"{text!r} is not OLD:NEW, such as 5:255, nor none")
-    return None if match is None else (int(match[1]), int(match[2]))
-
-
-def _label_map(given: list[tuple[int, int] | None]) -> dict[int, int]:
-    from denseport.runtime.errors import InputError
-
-    pairs = [each for each in given if each is not None]
-    if None in given and given != [None]:
-        raise InputError("--label-map: none stands beside other labels", "Give none alone, or leave it out.")
-    if twice := [old for i, (old, _) in enumerate(pairs) if old in dict(pairs[:i])]:
-        raise InputError(f"--label-map: the label {twice[0]} is mapped twice", "Give each label once.")
-    return dict(pairs)
-
-
 def _part(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if match and 1 <= int(match[1]) <= int(match[2]):
@@ -150,10 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     gate = None
     if arguments.gate is not None:
         gate = Gate(arguments.gate, **{name: getattr(arguments, name) for name in _OF_GATE})
-    names = ("masks", "list_file", "split", "image_suffix", "mask_suffix", "reduce_zero_label", "ignore_index", "limit")
-    data = {name: getattr(arguments, name) for name in names}
-    if arguments.label_map is not None:
-        data["label_map"] = _label_map(arguments.label_map)
+    data = data_options(arguments)
     if arguments.fit_temperature:
         return fit_and_print(arguments, bundle, data)
     work = {name: getattr(arguments, name) for name in ("artifact", "protocol", "threads", "workers")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import Distribution, PackageNotFoundError
+from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,9 @@ def installed_from(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str | No
     (folder / "METADATA").write_text("Name: denseport\nVersion: 0.1.0\n")
     if text is not None:
         (folder / "direct_url.json").write_text(text)
-    monkeypatch.setattr(machine_module, "distribution", lambda _: Distribution.at(folder))
+    (folder / "clone.egg-info").mkdir()  # as setuptools leaves it in an editable clone
+    found = [Distribution.at(folder / "clone.egg-info"), Distribution.at(folder)]
+    monkeypatch.setattr(machine_module, "distributions", lambda name: found)
 
 
 GIT = {"url": "https://example.org/d.git", "vcs_info": {"vcs": "git", "commit_id": "ab12"}}
@@ -97,10 +99,7 @@ def test_an_extra_is_installed_as_denseport_was(
 
 
 def test_without_metadata_the_name_is_all_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(_: str) -> Distribution:
-        raise PackageNotFoundError
-
-    monkeypatch.setattr(machine_module, "distribution", none)
+    monkeypatch.setattr(machine_module, "distributions", lambda name: [])
     assert install_command("serve") == "pip install 'denseport[serve]'"
 
 

@@ -200,8 +200,8 @@ void check_source(const Manifest& manifest, const At& at) {
     const Artifact* source = found == manifest.artifacts.end() ? nullptr : &found->second;
     if (!source || source->kind != "onnx" || source->precision != "fp32" || source->output != gives || source->made_of)
         throw(at / "source")
-            .error(in_quotes(manifest.source) + " is not an artifact of kind onnx and precision fp32 that gives " + gives +
-                   " and is made of no other");
+            .error(in_quotes(manifest.source) + " is not an artifact of kind onnx and precision fp32 that gives " +
+                   gives + " and is made of no other");
 }
 
 }  // namespace

@@ -96,7 +96,7 @@ Bytes npy_of(const cv::Mat& depth) {
 void save_depth(const std::filesystem::path& file, const Depth& found, std::optional<double> scale) {
     const std::string ending = file.extension().string();
     const bool is_png = ending == ".png" || ending == ".PNG";
-    if (!is_png && scale) throw OutputError(file.string() + ": a scale is of .png files", "One is .png, .npy.");
+    if (!is_png && scale) throw OutputError(file.string() + ": a scale applies to .png files", "One is .png, .npy.");
     if (!is_png && ending != ".npy")
         throw OutputError(file.string() + ": no depth is such a file", "One is .png, .npy.");
     if (found.depth.empty() || found.depth.type() != CV_32FC1)

@@ -82,7 +82,7 @@ def test_a_relative_network_is_aligned(depth_sample: Bundle, data: Path) -> None
     bundle.manifest = replace(bundle.manifest, depth=DepthOutput("relative", "farther", None, "bicubic"))
     with pytest.raises(InputError, match="Give --max-depth"):
         evaluate_depth(bundle, data)
-    with pytest.raises(InputError, match="settings: of a path"):
+    with pytest.raises(InputError, match="settings: applies to a path"):
         evaluate_depth(bundle, open_depth_dataset(data), settings=DepthReading(most=11.0))
     found = evaluate_depth(bundle, data, settings=DepthReading(most=11.0), threads=1)
     assert found.aligned and found.metrics["AbsRel"] < 1e-3  # 1.1 is a scale
