@@ -48,6 +48,8 @@ class Inference:
             raise ValueError(f"mode {self.mode!r} is neither 'whole' nor 'slide'")
         if self.mode == "slide" and (self.crop is None or self.stride is None):
             raise ValueError("mode 'slide' needs crop and stride")
+        if self.mode == "whole" and (self.crop is not None or self.stride is not None):
+            raise ValueError("mode 'whole' has neither crop nor stride")
         for name in ("crop", "stride"):
             value = getattr(self, name)
             if value is not None and not 1 <= min(value) <= max(value) <= LARGEST_SIDE:

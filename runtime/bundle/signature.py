@@ -116,9 +116,6 @@ def sign(
     require(("model_signing", "OpenSSL"), "sign")
     from model_signing.signing import Config
 
-    if bundle.path.resolve() in Path(key).resolve().parents:
-        what = f"key {key}: lies in the bundle, which others get: whoever has a private key can sign"
-        raise InputError(what, "Move it out of the bundle; if others got it already, make a new key.")
     config = Config().set_hashing_config(hashing := _hashing())
     try:
         if certificate is not None:
@@ -130,6 +127,9 @@ def sign(
     except Exception as err:  # of the file system, cryptography and OpenSSL, which have classes of their own
         remedy = "Give a private key on P-256, P-384 or P-521 as PEM, its password if it has one, and its certificate."
         raise InputError(f"key {key}: cannot sign with it: {_words(err, _OTHER_KEY)}", remedy) from err
+    if bundle.path.resolve() in Path(os.path.realpath(key)).parents:
+        what = f"key {key}: lies in the bundle, which others get: whoever has a private key can sign"
+        raise InputError(what, "Move it out of the bundle; if others got it already, make a new key.")
     with bundle.locked(), tempfile.TemporaryDirectory() as folder:  # elsewhere: all that is in the bundle is signed
         for name in bundle.manifest.artifacts:
             bundle.verified(name)

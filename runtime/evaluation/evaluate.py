@@ -147,6 +147,8 @@ def _warnings(segmenter: Segmenter, scores: Scores, found: Measurement) -> list[
         )
     if scores.mIoU != scores.mIoU:
         warnings.append("there is no mIoU: every pixel of the masks is ignored")
+    if bad := int(found.counts["non_finite"].sum()):
+        warnings.append(f"the logits of {bad} of {found.images} images are not finite: the figures mean little")
     return [*warnings, *float_warnings(segmenter.bundle.artifact(segmenter.artifact), on_gpu=found.on_gpu)]
 
 

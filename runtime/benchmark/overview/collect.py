@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from denseport.runtime.benchmark.speed import Plan
 from denseport.runtime.bundle.artifact import Artifact
 from denseport.runtime.bundle.bundle import Bundle, refuse_other_task
 from denseport.runtime.bundle.protocol import Protocol
-from denseport.runtime.errors import MachineError
+from denseport.runtime.errors import DatasetError, MachineError
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.evaluate import judged, open_data
 from denseport.runtime.evaluation.gate import Gate, choose_comparison
@@ -147,6 +148,7 @@ def report(
         plan: how the speed is measured, on the first image.
 
     Raises:
+        DatasetError: no pixel of the masks counts.
         InputError: a bundle of depth; else as of `evaluate` and `denseport.runtime.benchmark.bench.bench`.
     """
     bundle, out, progress = bundle if isinstance(bundle, Bundle) else Bundle(bundle), Path(out), progress or Silent()
@@ -190,6 +192,9 @@ def _measured(
             comparison = None if is_fp32 else choose_comparison(Gate(source), segmenter, len(dataset))
             task = Task(dataset, segmenter, None if is_fp32 else fp32, comparison, threads, workers, extras)
             found[segmenter.artifact] = judged(task, own, segmenter.description)
+            if isnan(found[segmenter.artifact].mIoU):
+                what = f"{dataset.found}: there is no mIoU: every pixel of the masks is ignored"
+                raise DatasetError(what, "Give masks with labels, or correct --label-map or --ignore-index.")
     return found, not_run
 
 

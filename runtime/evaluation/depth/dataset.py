@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.lib import format
 from numpy.typing import NDArray
 
 from denseport.runtime.errors import DatasetError, ImageError
@@ -95,23 +97,43 @@ class DepthDataset:
             DatasetError: it holds no depths.
         """
         path, scale = sample.mask, self.reading.scale
-        with reading(path):
-            data = path.read_bytes()
-        try:
-            if path.suffix.lower() == ".npy":
-                stored, kind, scale = np.load(path, allow_pickle=False), "f", 1.0
-            else:
-                stored, kind = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED), "u"
-        except (cv2.error, OSError, ValueError, EOFError) as err:
-            raise ImageError(f"{path}: cannot be decoded: {err}", "Copy or save it again.") from err
-        if stored is None:
-            raise ImageError(f"{path}: damaged, or not a PNG", "Copy or save it again.")
+        if path.suffix.lower() == ".npy":
+            stored, kind, scale = _read_npy(path), "f", 1.0
+        else:
+            stored, kind = _read_png(path), "u"
         if stored.ndim != 2 or stored.dtype.kind != kind or stored.dtype == np.uint8:
             what = f"{path}: is {stored.shape} of {stored.dtype}, not a grey PNG of 16 bits nor (H, W) floats"
             raise DatasetError(what, "Save metres times a scale as such a PNG, or metres as .npy.")
-        depth: NDArray[np.float32] = stored.astype(np.float32) / np.float32(scale)
+        with np.errstate(all="ignore"):  # what no float32 holds is not measured
+            depth: NDArray[np.float32] = stored.astype(np.float32) / np.float32(scale)
         depth[~np.isfinite(depth)] = 0
         return depth
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    """The array of a file; its size is compared with the file's before there is room made for it."""
+    with reading(path), path.open("rb") as file:
+        is_npy = file.read(len(format.MAGIC_PREFIX)) == format.MAGIC_PREFIX  # numpy reads archives and pickles, too
+    if not is_npy:
+        raise ImageError(f"{path}: damaged, or not a .npy", "Copy it again, or save it with numpy.save.")
+    try:
+        found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as err:  # a damaged header makes numpy, ast and tokenize fail in many ways
+        what = f"{path}: cannot be decoded: {' '.join(str(err).split())[:200]}"
+        raise ImageError(what, "Copy it again, or save it with numpy.save.") from err
+    return found
+
+
+def _read_png(path: Path) -> NDArray[Any]:
+    with reading(path):
+        data = path.read_bytes()
+    try:
+        stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as err:
+        raise ImageError(f"{path}: cannot be decoded: {err}", "Copy or save it again.") from err
+    if stored is None:
+        raise ImageError(f"{path}: damaged, or not a PNG", "Copy or save it again.")
+    return stored
 
 
 def open_depth_dataset(

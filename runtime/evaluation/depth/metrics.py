@@ -34,7 +34,7 @@ def valid_pixels(truth: Floats, least: float, most: float, crop: str | None = No
     Raises:
         InputError: the crop is of images of another size.
     """
-    with np.errstate(invalid="ignore"):  # NaN: not measured
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN: not measured; a limit above all that float32 holds
         valid = np.asarray((truth >= least) & (truth <= most))
     if crop is None:
         return valid

@@ -96,6 +96,9 @@ def fit_temperature(
         protocol_name = segmenter.protocol.name
     if not len(truth):
         raise InputError(f"{dataset.found}: no pixel of the sample is labelled", "Give masks with labels.")
+    if not np.isfinite(logits).all():
+        what = f"{bundle.path}: the logits of {name} are not all finite: no temperature can be fitted"
+        raise InputError(what, "Fit it on another artifact (--artifact), or export the model again.")
     found = _judged(logits, truth, find_temperature(logits, truth))
     found = replace(found, images=len(dataset), protocol=protocol_name)
     bundle.keep_temperature(found.temperature)

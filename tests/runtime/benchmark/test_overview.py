@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import pytest
 from browsing import needs_chromium, shown
+from hostile import tiny_bundle
 from onnx import numpy_helper
 from planting import with_graph
 from support import ASSETS
@@ -23,6 +25,7 @@ from denseport.runtime.benchmark.overview.words import standing, summary
 from denseport.runtime.benchmark.speed import Plan
 from denseport.runtime.bundle.bundle import MANIFEST, Bundle
 from denseport.runtime.cli.main import main
+from denseport.runtime.errors import DatasetError
 
 STREET = ASSETS / "street"
 
@@ -58,6 +61,16 @@ def test_the_figures_are_those_of_an_evaluation_of_each(made: tuple[Overview, Pa
         assert row.speed["whole_ms"]["p50"] > 0 and row.interval is not None
         assert row.interval[0] <= row.found.mIoU <= row.interval[1]
     assert overview.to_dict()["artifacts"][2]["evaluation"]["gate"]["passed"] is False
+
+
+def test_without_a_labelled_pixel_there_is_no_page(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle")
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        assert cv2.imwrite(str(tmp_path / folder / "a.png"), np.full((8, 8), 255, np.uint8))
+    with pytest.raises(DatasetError, match="every pixel of the masks is ignored"):
+        report(bundle, tmp_path / "images", tmp_path / "out", masks=tmp_path / "masks", plan=Plan(1, 0.02, (), ()))
+    assert not (tmp_path / "out").exists()
 
 
 def with_speed(row: Row, ratio: float | None) -> Row:

@@ -222,6 +222,8 @@ def test_every_field_without_a_default_is_needed(name: str) -> None:
         (lambda data: data.update(format_version=1), "format version 1; this Denseport reads version 2"),
         (lambda data: data.update(format_version="2"), "format version '2'"),
         (lambda data: data.update(format_version=True), "format version True; this Denseport reads version 2"),
+        (lambda data: data["inference"].update(mode="whole"), "mode 'whole' has neither crop nor stride"),
+        (lambda data: data["inference"].update(mode="whole", crop=None), "mode 'whole' has neither crop nor stride"),
         (lambda data: data.update(format_version=2.0), "manifest.format_version: expected int, found 2.0"),
     ],
 )
@@ -254,7 +256,7 @@ def test_the_largest_values_are_read() -> None:
     [
         {"parameters": 1, "patch_size": 1, "stride": 1},
         {"inference": {"mode": "slide", "crop": [16, 17], "stride": [16, 17]}},
-        {"inference": {"mode": "whole", "crop": None, "stride": [1, 1]}},
+        {"inference": {"mode": "slide", "crop": [16, 17], "stride": [1, 1]}},
         {"input": {"name": "image", "shape": [1, 3, 1, 2**15], "divisor": 2**15}},
         {"budgets": {"int8": 100.0, "fp32": 0.0, "bf16": 0.5}},
         {"threshold": 0.999},

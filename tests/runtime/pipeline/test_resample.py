@@ -286,6 +286,14 @@ def test_a_temperature_of_several_views_is_of_their_mean() -> None:
     np.testing.assert_allclose(canvas.scores, power.max(0) / power.sum(0), atol=1e-5)
 
 
+def test_a_low_temperature_of_many_classes_leaves_probabilities() -> None:
+    """No float32 holds the 20th power of 1 / 300."""
+    views = [[whole_map(0.1 * noise(300, (6, 8), seed), (6, 8), (6, 8))] for seed in range(2)]
+    canvas = decide(views, RequestedOutputs(True, 2), Decision(averaged=True, temperature=0.05), threads=1)
+    power = postprocess.probabilities(views).astype(np.float64) ** 20
+    np.testing.assert_allclose(canvas.scores, power.max(0) / power.sum(0), rtol=1e-3)
+
+
 def test_a_temperature_moves_no_pixel_over_a_threshold() -> None:
     logits = 6 * noise(2, (10, 10))
     logits[0] = np.log(0.3 / 0.7)

@@ -39,6 +39,7 @@ void decode(const Json& value, const At& at, Inference& out) {
     if (out.mode != "whole" && out.mode != "slide")
         throw at.error("mode " + in_quotes(out.mode) + " is neither 'whole' nor 'slide'");
     if (out.mode == "slide" && !(out.crop && out.stride)) throw at.error("mode 'slide' needs crop and stride");
+    if (out.mode == "whole" && (out.crop || out.stride)) throw at.error("mode 'whole' has neither crop nor stride");
     for (const auto& [name, pair] : {std::pair("crop", out.crop), std::pair("stride", out.stride)})
         if (pair && !(is_side((*pair)[0]) && is_side((*pair)[1])))
             throw at.error(std::string(name) + " " + listed(*pair) + " has a side that is not in " + SIDES + " pixels");

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from denseport.runtime.errors import DatasetError, ImageError
 from denseport.runtime.evaluation.depth.dataset import DepthReading, open_depth_dataset
+from denseport.runtime.evaluation.depth.metrics import valid_pixels
 
 DEPTH = np.array([[0.0, 1.5], [2.25, 9.0]], np.float32)
 
@@ -134,9 +137,55 @@ def test_files_that_hold_no_depths_are_refused(tmp_path: Path) -> None:
         found = open_depth_dataset(tmp_path)
         with pytest.raises(error, match=r"nor \(H, W\) floats"):
             found.read_depth(found.samples[0])
-    (tmp_path / "depths/a.npy").write_bytes(b"\x93NUMPY nonsense")
-    with pytest.raises(ImageError, match="cannot be decoded"):
-        found.read_depth(found.samples[0])
     for reading in ({"scale": -1.0}, {"crop": "middle"}):
         with pytest.raises(DatasetError):
             DepthReading(**reading)  # type: ignore[arg-type]
+
+
+def headed(header: str, data: bytes = b"") -> bytes:
+    """A .npy with any header."""
+    return np.lib.format.magic(1, 0) + len(header).to_bytes(2, "little") + header.encode() + data
+
+
+def archive() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, depth=DEPTH)
+    return buffer.getvalue()
+
+
+SHAPED = "{'descr': '<f4', 'fortran_order': False, 'shape': %s}"
+NO_NPY = {
+    "nonsense": b"\x93NUMPY nonsense",
+    "empty": b"",
+    "an archive": archive(),
+    "half an archive": archive()[:50],
+    "a pickle": pickle.dumps(DEPTH),
+    "larger than memory": headed(SHAPED % "(1000000, 1000000)"),
+    "larger than the file": headed(SHAPED % "(2, 3)", DEPTH.tobytes()),
+    "larger than an integer": headed(SHAPED % f"({10**30}, 2)"),
+    "negative": headed(SHAPED % "(-2, 2)", DEPTH.tobytes()),
+    "no end": headed("{'descr"),
+    "no key": headed("{[]: 1}"),
+    "nested": headed("(" * 3000 + ")" * 3000),
+    "objects": headed(SHAPED.replace("<f4", "|O") % "(2, 2)", pickle.dumps(DEPTH)),
+}
+
+
+@pytest.mark.parametrize("name", NO_NPY)
+def test_a_damaged_npy_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    image(tmp_path / "images/a.png")
+    (tmp_path / "depths").mkdir()
+    (tmp_path / "depths/a.npy").write_bytes(NO_NPY[name])
+    found = open_depth_dataset(tmp_path)
+    with pytest.raises(ImageError, match=r"depths/a\.npy: (cannot be decoded|damaged)") as caught:
+        found.read_depth(found.samples[0])
+    assert caught.value.remedy and len(str(caught.value)) < 500
+
+
+def test_what_no_float32_holds_is_not_measured(tmp_path: Path) -> None:
+    image(tmp_path / "images/a.png")
+    (tmp_path / "depths").mkdir()
+    np.save(tmp_path / "depths/a.npy", np.array([[1e300, -1e300], [2.0, np.inf]]))
+    found = open_depth_dataset(tmp_path)
+    np.testing.assert_array_equal(found.read_depth(found.samples[0]), [[0, 0], [2, 0]])
+    assert valid_pixels(found.read_depth(found.samples[0]), 1e-3, 1e39).tolist() == [[False, False], [True, False]]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from hostile import enter, tiny_bundle, tiny_model
+from onnx import numpy_helper
 from postprocess import logits as full_logits
 from support import ASSETS
 
@@ -93,3 +97,21 @@ def test_a_network_without_scores_is_refused(sample_copy: Bundle) -> None:
     with pytest.raises(InputError, match="there are no scores to judge"):
         evaluate(sample_copy, STREET, limit=1, extras=Extras(scores=True))
     assert Bundle(sample_copy.path).manifest.temperature == 1
+
+
+def test_logits_that_are_not_finite_are_told(tmp_path: Path) -> None:
+    """No temperature is fitted on them, and no figure stands without a warning."""
+    model = tiny_model()
+    weights = numpy_helper.to_array(model.graph.initializer[0]).copy()
+    weights[0, 0] = np.nan
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "w"))
+    bundle = enter(tiny_bundle(tmp_path / "bundle"), model.SerializeToString())
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        assert cv2.imwrite(str(tmp_path / folder / "a.png"), np.ones((32, 32), np.uint8))
+    data = {"data": tmp_path / "images", "masks": tmp_path / "masks"}
+    with pytest.raises(InputError, match=r"the logits of model\.onnx are not all finite"):
+        fit_temperature(bundle, **data)
+    assert Bundle(bundle.path).manifest.temperature == 1
+    found = evaluate(bundle, **data, extras=Extras(scores=True))
+    assert "the logits of 1 of 1 images are not finite: the figures mean little" in found.warnings
