@@ -274,13 +274,14 @@ def check_limits(verdict: Verdict, found: Measurement, classes: Sequence[str], g
                 f"{worst.IoU:.2f}; a class may lose {gate.max_class_drop:g}"
             )
     told = (
-        ("the boundary F-score lost {} points; it may lose {:g}", found.boundary_drop, gate.max_boundary_drop),
-        ("the calibration error of the scores is {} %; the limit is {:g} %", found.ece, gate.max_ece),
+        ("boundary F-score", "lost {:.2f} points; it may lose {:g}", found.boundary_drop, gate.max_boundary_drop),
+        ("calibration error of the scores", "is {:.2f} %; the limit is {:g} %", found.ece, gate.max_ece),
     )
-    for words, value, most in told:
+    for name, words, value, most in told:
         if most is not None and (value is None or not value <= most):  # NaN fails
-            shown = "an unknown number of" if value is None or np.isnan(value) else f"{value:.2f}"
-            reasons.append(words.format(shown, most))
+            unknown = value is None or np.isnan(value)
+            found_so = f"cannot be told; the limit is {most:g}" if unknown else words.format(value, most)
+            reasons.append(f"the {name} {found_so}")
     return replace(verdict, passed=not reasons, reasons=tuple(reasons))
 
 

@@ -85,7 +85,7 @@ def _cautions(overview: Overview) -> list[str]:
     fp32, told = overview.fp32.found, list[str]()
     if fp32.measurement.images < 100:
         images = count(fp32.measurement.images, "image")
-        told.append(f"{images} are few: an interval this page gives may change with other images.")
+        told.append(f"Measured on {images} only: the intervals of this page may change with other images.")
     foreign = [row for row in overview.rows if not row.own_arithmetic]
     if foreign:
         names = ", ".join(row.name for row in foreign)

@@ -209,8 +209,9 @@ def _quality_lines(found: Evaluation) -> list[str]:
         drop = "" if found.boundary_drop is None else f", {-found.boundary_drop:+.2f} points against FP32"
         lines.append(f"boundary F-score {found.boundary_F:.2f} (2 pixels){drop}")
     if (worst := found.worst_drop) is not None:
-        change = f"{-worst.points:+.2f} points, from {worst.fp32_IoU:.2f} to {worst.IoU:.2f}"
-        lines.append(f"worst class against FP32: {found.per_class[worst.index].name}, IoU {change}")
+        name, before = found.per_class[worst.index].name, worst.fp32_IoU
+        change = f"{name}, IoU {-worst.points:+.2f} points, from {before:.2f} to {worst.IoU:.2f}"
+        lines.append(f"worst class against FP32: {change if worst.points >= 0.005 else 'none lost IoU'}")
     if found.ECE is not None:
         lines.append(f"calibration error of the scores (ECE) {found.ECE:.2f} %, temperature {found.temperature:g}")
     return lines

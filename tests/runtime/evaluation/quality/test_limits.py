@@ -67,7 +67,7 @@ def test_what_cannot_be_judged_fails() -> None:
     for found in (measured(labelled=False), Measurement("", 1, 3, with_fp32=False)):
         verdict = check_limits(PASS, found, CLASSES, everything)
         assert not verdict.passed and len(verdict.reasons) == 3
-        assert "none has an IoU in both" in verdict.reasons[0] and "an unknown number of" in verdict.reasons[1]
+        assert "none has an IoU in both" in verdict.reasons[0] and "cannot be told; the limit is" in verdict.reasons[1]
     assert check_limits(PASS, measured(), CLASSES, everything).passed
 
 
