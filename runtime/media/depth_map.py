@@ -55,7 +55,7 @@ def encode_depth_png(
         what = f"a PNG of 16 bits holds 0 to {LARGEST / scale:.6g} {unit} at the scale {scale:g}"
         found = f"the depths go from {depth.min():.6g} to {depth.max():.6g}"
         raise OutputError(f"{what}, and {found}", "Give another scale, or write .npy or .npz.")
-    if high == 0 < float(depth.max()):
+    if high == 0 < float(depth.max()) - offset:
         what = f"at the scale {scale:g} every value of a PNG is 0: the depths go up to {depth.max():.6g} {unit}"
         raise OutputError(what, "Give a larger scale, or write .npy or .npz.")
     data = cv2.imencode(".png", values.astype(np.uint16))[1].tobytes()

@@ -128,6 +128,9 @@ def test_odd_command_lines_end_with_a_documented_code(command: str, small: Path,
         "calibrate": [str(small), "--images", missing],
         "build": [str(small), "--images", missing],
         "triton": [missing, "-o", str(tmp_path / "o")],
+        "report": [str(small), "--data", missing, "-o", str(tmp_path / "o")],
+        "sign": [str(small), "--key", missing],
+        "verify": [str(small), "--trust", missing],
     }[command]
     before = sorted(small.iterdir())
 
