@@ -86,6 +86,12 @@ def _cautions(overview: Overview) -> list[str]:
     if fp32.measurement.images < 100:
         images = count(fp32.measurement.images, "image")
         told.append(f"Measured on {images} only: the intervals of this page may change with other images.")
+    best, gate = overview.recommended.name, overview.recommended.found.gate
+    if gate is not None and gate.interval is not None and gate.interval[0] < -gate.budget:
+        told.append(
+            f"These images are too few to be sure of {best}: it may lose {-gate.interval[0]:.2f} points, more than the "
+            f"{gate.budget:g} that may be lost."
+        )
     foreign = [row for row in overview.rows if not row.own_arithmetic]
     if foreign:
         names = ", ".join(row.name for row in foreign)

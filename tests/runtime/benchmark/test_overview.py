@@ -99,6 +99,17 @@ def test_only_what_is_proved_here_and_faster_is_recommended(
     assert ("1.5 times as fast as the original" in told) is (best == "fp16.onnx")
 
 
+@pytest.mark.parametrize(("low", "unsure"), [(-0.11, True), (-0.1, False)])
+def test_an_interval_beyond_the_budget_is_told(made: tuple[Overview, Path], low: float, unsure: bool) -> None:
+    overview, _ = made
+    row = with_speed(overview.rows[1], 2.0)
+    assert row.found.gate is not None and row.found.gate.budget == 0.1
+    gate = replace(row.found.gate, interval=(low, 0.1))
+    chosen = replace(row, found=replace(row.found, gate=gate), own_arithmetic=True)
+    told = " ".join(summary(replace(overview, rows=(overview.rows[0], chosen))).cautions)
+    assert ("too few to be sure of fp16.onnx: it may lose 0.11 points, more than the 0.1 " in told) is unsure
+
+
 def test_the_page_says_it_all_and_loads_nothing(made: tuple[Overview, Path]) -> None:
     overview, page = made
     text = page.read_text(encoding="utf-8")
