@@ -297,4 +297,5 @@ def _again(folder: Path, verb: str = "Sign") -> str:
 def _words(err: Exception, stumbled: str = "") -> str:
     """What an error says; ``stumbled`` where the library ran into what it does not check."""
     text = stumbled if stumbled and isinstance(err, AttributeError) else " ".join(str(err).split())
+    text = text.partition(" See https://")[0]  # cryptography's questions and answers, which lead elsewhere
     return text[:200] or type(err).__name__

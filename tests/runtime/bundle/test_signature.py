@@ -259,7 +259,7 @@ def test_keys_that_cannot_be_used_are_named(signed: Path, keys: Keys, tmp_path: 
     (tmp_path / "text").write_text("hello")
     for trust, words in {
         keys[0]: "a private key; its public one: openssl pkey",
-        tmp_path / "text": "nobody can be verified with it",
+        tmp_path / "text": r"nobody can be verified with it: Unable to load PEM file\.\n",
         tmp_path / "none": "No such file",
         tmp_path: "Is a directory",
     }.items():
