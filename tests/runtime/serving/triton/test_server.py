@@ -335,7 +335,7 @@ def test_a_watching_server_never_sees_half_a_version(
         assert not complaints
 
 
-@pytest.mark.alone  # on a busy machine the process that lives may answer all of the probe's images
+@pytest.mark.alone  # beside other work, fewer requests reach the dead process
 def test_a_dead_process_is_found_by_the_probe_alone(setting: Setting, photo: NDArray[np.uint8]) -> None:
     server = setting.server
     for url in server.urls:
