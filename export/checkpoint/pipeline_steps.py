@@ -1,7 +1,7 @@
 """The steps of an upstream pipeline, read one by one.
 
 Each key that upstream's steps and its data pre-processor know, in 0.x and 1.x, is carried out, has no effect on a mask,
-or is refused by its name: docs/export.md has the table. Sources: ``mmcv/transforms/{loading,processing}.py`` (2.1),
+or is refused by its name: docs/settings.md has the table. Sources: ``mmcv/transforms/{loading,processing}.py`` (2.1),
 ``mmseg/datasets/transforms/transforms.py`` and ``mmseg/models/data_preprocessor.py`` (1.2.2);
 ``mmseg/datasets/pipelines`` (0.30).
 """
