@@ -110,9 +110,10 @@ def test_pages_load_nothing_from_elsewhere_and_fit(address: str, browser: Browse
 
 
 @needs_chromium
-@pytest.mark.parametrize("page", MAIN[:2])
-def test_pages_are_accessible(page: str, address: str, browser: Browser) -> None:
-    window = browser.new_page(viewport={"width": DESKTOP, "height": 800})
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("page", "width"), [(MAIN[0], DESKTOP), (MAIN[1], PHONE)])
+def test_pages_are_accessible(page: str, width: int, scheme: str, address: str, browser: Browser) -> None:
+    window = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     window.goto(f"{address}/{page}")
     found = Axe().run(window).response["violations"]
     window.close()
