@@ -2,7 +2,10 @@
 function mend() {
   document.querySelectorAll(".md-typeset__scrollwrap").forEach((table) => (table.tabIndex = 0)); // wide tables scroll
   // These are no places of their own to go to.
-  document.querySelectorAll(".md-code__nav, .md-nav--secondary .md-nav").forEach((nav) => nav.setAttribute("role", "none"));
+  document.querySelectorAll(".md-code__nav, .md-nav--secondary .md-nav").forEach((nav) => {
+    nav.setAttribute("role", "none");
+    nav.removeAttribute("aria-label");
+  });
   document.querySelector(".md-path")?.setAttribute("aria-label", "Path");
 }
 mend();
