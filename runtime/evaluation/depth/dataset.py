@@ -45,6 +45,12 @@ class DepthReading:
         if self.scale is not None and not self.scale > 0:
             raise DatasetError(f"--depth-scale {self.scale} is not above 0", "Give values a metre, such as 1000.")
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Metres from which and up to which a depth counts, once both are said."""
+        assert self.least is not None and self.most is not None
+        return self.least, self.most
+
     def over(self, other: DepthReading) -> DepthReading:
         """These settings, and the other's where these say nothing."""
         return replace(other, **{name: value for name, value in vars(self).items() if value is not None})

@@ -71,7 +71,7 @@ def evaluate_depth(
     gate = gate if gate is None or isinstance(gate, Gate) else Gate(gate)
     how: dict[str, Any] = {"depths": depths, "list_file": list_file, "settings": settings}
     how |= {"image_suffix": image_suffix, "depth_suffix": depth_suffix}
-    data, limits = _complete(_opened(data, limit, how), manifest)
+    data = _complete(_opened(data, limit, how), manifest)
     with ExitStack() as stack:
         common: dict[str, Any] = {"protocol": protocol, "threads": threads}
         own = stack.enter_context(DepthEstimator(bundle, artifact=artifact, **common))
@@ -81,7 +81,7 @@ def evaluate_depth(
             fp32 = stack.enter_context(DepthEstimator(bundle, artifact=manifest.source, **common))
         progress.say(data.found)
         with progress.phase(f"measuring {artifact}") as told:
-            found = measure_depths(data, own, limits, fp32=fp32, workers=workers, progress=told)
+            found = measure_depths(data, own, fp32=fp32, workers=workers, progress=told)
         evaluation = _judged(own, data, found, yardstick)
         if report is not None:
             evaluation = _reported(report, evaluation, data, [own] if fp32 is None else [own, fp32])
@@ -110,8 +110,8 @@ def _opened(data: Path | str | DepthDataset, limit: int | None, how: dict[str, A
     return replace(data, samples=data.samples[: None if limit is None else whole("limit", limit, 1)])
 
 
-def _complete(data: DepthDataset, manifest: Manifest) -> tuple[DepthDataset, tuple[float, float]]:
-    """The data set with its limits, and these: metres from which and up to which measured depths count.
+def _complete(data: DepthDataset, manifest: Manifest) -> DepthDataset:
+    """The data set with its limits.
 
     Raises:
         InputError: nothing says the largest depth that counts.
@@ -125,20 +125,18 @@ def _complete(data: DepthDataset, manifest: Manifest) -> tuple[DepthDataset, tup
     if reading.least is None or not 0 < reading.least < reading.most:
         what = f"--min-depth {reading.least} and --max-depth {reading.most} do not go together"
         raise InputError(what, "Both are above 0, and the second is larger.")
-    return replace(data, reading=reading), (reading.least, reading.most)
+    return replace(data, reading=reading)
 
 
 def _judged(
     estimator: DepthEstimator, data: DepthDataset, found: DepthMeasurement, yardstick: Yardstick | None
 ) -> DepthEvaluation:
-    manifest, artifact = estimator.manifest, estimator.bundle.artifact(estimator.artifact)
-    assert manifest.depth is not None  # of a depth bundle
     if not found.pixels.any():
         limits = f"{data.reading.least:g} to {data.reading.most:g} metres"
         what = f"{data.found}: no pixel counts: none has a measured depth of {limits} within the crop"
         raise DatasetError(what, "Correct --depth-scale, --min-depth, --max-depth or --crop.")
     warnings = [] if yardstick is not None else collapses(found)
-    warnings += float_warnings(artifact, on_gpu=found.on_gpu)
+    warnings += float_warnings(estimator.bundle.artifact(estimator.artifact), on_gpu=found.on_gpu)
     if nothing := int((found.pixels == 0).sum()):
         warnings.append(f"{nothing} of {found.images} images have no pixel that counts, and are left out of the means")
     return DepthEvaluation(
@@ -149,7 +147,7 @@ def _judged(
         protocol=estimator.protocol,
         reading=data.reading,
         measurement=found,
-        aligned=manifest.depth.unit == "relative",
+        aligned=estimator.output.unit == "relative",
         gate=None if yardstick is None else judge(yardstick, found),
         warnings=tuple(warnings),
         data=data.found,

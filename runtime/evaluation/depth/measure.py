@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.bundle.manifest import DepthOutput
-from denseport.runtime.errors import DatasetError
 from denseport.runtime.evaluation.depth.dataset import DepthDataset
-from denseport.runtime.evaluation.depth.metrics import METRICS, align, depth_metrics, valid_pixels
-from denseport.runtime.media.images import reading
-from denseport.runtime.pipeline.stream import pipelined
+from denseport.runtime.evaluation.depth.metrics import METRICS, Floats, depth_metrics, in_metres, valid_pixels
+from denseport.runtime.evaluation.layouts import Sample
+from denseport.runtime.evaluation.measure import Item, Stages
 from denseport.runtime.segmenter.depth import DepthEstimator
 from denseport.runtime.system.progress import StepCallback, no_steps
 
@@ -58,7 +55,6 @@ class DepthMeasurement:
 def measure_depths(
     dataset: DepthDataset,
     estimator: DepthEstimator,
-    limits: tuple[float, float],
     *,
     fp32: DepthEstimator | None = None,
     workers: int = 2,
@@ -67,69 +63,54 @@ def measure_depths(
     """Run an estimator, and FP32 if it is given, over a data set; decoding and metrics go on beside the network.
 
     Args:
-        limits: metres between which a measured depth counts.
+        dataset: with its limits.
 
     Raises:
         DatasetError, ImageError: files that cannot be read or do not fit each other.
     """
-    estimators, n, seconds = [estimator, *([fp32] if fp32 is not None else [])], len(dataset), [0.0, 0.0]
-    output = estimator.manifest.depth
-    assert output is not None  # of a depth bundle
-
-    def decode(index: int) -> tuple[int, Any, NDArray[np.float32]]:
-        sample = dataset.samples[index]
-        image, truth = estimator.read(sample.image), dataset.read_depth(sample)
-        if image.shape[:2] != truth.shape:
-            (height, width), (high, wide) = truth.shape, image.shape[:2]
-            what = f"{sample.mask}: is {width} x {height}, its image {sample.image} is {wide} x {high}"
-            raise DatasetError(what, "A depth must have the size of its image.")
-        return index, image, truth
-
-    def predict(found: tuple[int, Any, NDArray[np.float32]]) -> tuple[int, Any, NDArray[np.float32]]:
-        index, image, views = found[0], found[1], []
-        for number, each in enumerate(estimators):
-            start = time.perf_counter()
-            with reading(dataset.samples[index].image):
-                views.append(each.predict(image))
-            seconds[number] += time.perf_counter() - start
-        return index, views, found[2]
-
-    def score(found: tuple[int, Any, NDArray[np.float32]]) -> tuple[int, list[list[float]], int]:
-        index, views, truth = found
-        valid = valid_pixels(truth, *limits, dataset.reading.crop)
-        depths = [each.resize(maps) for each, maps in zip(estimators, views, strict=True)]
-        return index, [_row(depth, valid, truth[valid], output, limits) for depth in depths], int(valid.sum())
-
+    stages, n = _DepthStages(dataset, [estimator, *([fp32] if fp32 is not None else [])]), len(dataset)
     measured = DepthMeasurement(
-        np.full((len(estimators), n, len(COLUMNS)), np.nan),
+        np.full((len(stages.seconds), n, len(COLUMNS)), np.nan),
         np.zeros(n, np.int64),
         estimator.session.on_gpu,
         tuple(sample.name for sample in dataset.samples),
     )
-    stages: dict[str, Callable[[Any], Any]] = {"decode": decode, "predict": predict, "score": score}
     start = time.perf_counter()
-    with closing(pipelined(range(n), stages, 0, {"decode": workers, "score": workers})) as items:
-        for done, (index, rows, pixels) in enumerate(items, start=1):
-            measured.values[:, index], measured.pixels[index] = rows, pixels
+    with closing(stages.run(range(n), workers)) as items:
+        for done, item in enumerate(items, start=1):
+            if item.failure is not None:
+                raise item.failure
+            measured.values[:, item.index], measured.pixels[item.index] = item.counts
             progress(done, n, f"AbsRel {measured.means()['AbsRel']:.4f}")
-    measured.session_seconds, measured.seconds = seconds[0], time.perf_counter() - start - seconds[1]
+    own, *others = stages.seconds.values()
+    measured.session_seconds, measured.seconds = own, time.perf_counter() - start - sum(others)
     return measured
 
 
+class _DepthStages(Stages[DepthEstimator]):
+    """Depths, counted as the `COLUMNS` of each estimator and the pixels that count."""
+
+    dataset: DepthDataset
+    fitting = "A depth must have the size of its image."
+
+    def read_truth(self, sample: Sample) -> Floats:
+        return self.dataset.read_depth(sample)
+
+    def count(self, item: Item) -> None:
+        reading = self.dataset.reading
+        valid = valid_pixels(item.truth, *reading.limits, reading.crop)
+        depths = [(each.resize(item.views.pop(each)), each.output) for each in self.seconds]
+        item.counts = [_row(*each, item.truth, valid, reading.limits) for each in depths], valid.sum()
+
+
 def _row(
-    depth: NDArray[np.float32],
-    valid: NDArray[np.bool_],
-    truth: NDArray[np.float32],
-    output: DepthOutput,
-    limits: tuple[float, float],
+    depth: Floats, output: DepthOutput, truth: Floats, valid: NDArray[np.bool_], limits: tuple[float, float]
 ) -> list[float]:
-    """The `COLUMNS` of one image; relative depths are aligned with the truth, metres held above the least."""
+    """The `COLUMNS` of one image."""
     if not np.isfinite(depth).all():
         return [np.nan] * len(METRICS) + [1, 0, 0]
     low, high = float(depth.min()), float(depth.max())
     constant = high - low <= NEARLY * max(abs(low), abs(high))
     saturated = 0.0 if output.largest is None else float(np.mean(depth >= (1 - NEARLY) * output.largest))
-    found = np.maximum(depth[valid], np.float32(limits[0]))
-    if output.unit == "relative" and len(truth):
-        found = align(depth[valid], truth, *limits, is_disparity=output.larger_is == "nearer")[0]
-    return [*depth_metrics(found, truth), 0, constant, saturated]
+    metres = in_metres(depth, output, truth, valid, limits)
+    return [*depth_metrics(metres[valid], truth[valid]), 0, constant, saturated]

@@ -11,9 +11,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from denseport.runtime.bundle.manifest import DepthOutput
 from denseport.runtime.errors import InputError
+from denseport.runtime.pipeline.depth import Depth
 
-__all__ = ["CROPS", "METRICS", "Floats", "align", "aligned", "depth_metrics", "valid_pixels"]
+__all__ = ["CROPS", "METRICS", "Floats", "align", "depth_metrics", "in_metres", "valid_pixels"]
 
 # Errors, where less is better, then the shares of pixels off by a factor below 1.25, 1.25^2, 1.25^3.
 METRICS = ("AbsRel", "SqRel", "RMSE", "RMSElog", "log10", "SILog", "d1", "d2", "d3")
@@ -69,17 +71,32 @@ def align(
     """
     wanted = 1 / truth.astype(np.float64) if is_disparity else truth.astype(np.float64)
     columns = np.stack([found.astype(np.float64), np.ones(len(found))], 1)
-    scale, shift = np.linalg.lstsq(columns, wanted, rcond=None)[0]
-    return aligned(found, scale, shift, least, most, is_disparity=is_disparity), float(scale), float(shift)
+    scale, shift = np.linalg.lstsq(columns, wanted, rcond=None)[0].tolist()
+    return _fitted(found, scale, shift, least, most, is_disparity=is_disparity), scale, shift
 
 
-def aligned(
-    found: Floats, scale: float, shift: float, least: float, most: float, *, is_disparity: bool
-) -> NDArray[np.float32]:
-    """A relative prediction, of any shape, in metres by the scale and the shift that `align` found."""
+def _fitted(found: Floats, scale: float, shift: float, least: float, most: float, *, is_disparity: bool) -> Floats:
     fitted = found.astype(np.float64) * scale + shift
     metres = 1 / np.clip(fitted, 1 / most, 1 / least) if is_disparity else np.clip(fitted, least, most)
     return metres.astype(np.float32)
+
+
+def in_metres(
+    found: Floats, meant: DepthOutput | Depth, truth: Floats, valid: NDArray[np.bool_], limits: tuple[float, float]
+) -> Floats:
+    """(H, W), a whole prediction as the metrics take it; NaN all over where a number of it is not finite.
+
+    Args:
+        meant: what its numbers mean; relative ones are aligned with the truth's valid pixels.
+        limits: metres; no result is below the first, nor one of relative depths above the second.
+    """
+    if not np.isfinite(found).all():
+        return np.full_like(found, np.nan)
+    if meant.unit == "metres" or not valid.any():
+        return np.maximum(found, np.float32(limits[0]))
+    is_disparity = meant.larger_is == "nearer"
+    _, scale, shift = align(found[valid], truth[valid], *limits, is_disparity=is_disparity)
+    return _fitted(found, scale, shift, *limits, is_disparity=is_disparity)
 
 
 def depth_metrics(found: Floats, truth: Floats) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from denseport.runtime.bundle.manifest import DepthOutput, Manifest
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.evaluation.depth.dataset import DepthDataset, DepthReading
 from denseport.runtime.evaluation.depth.measure import DepthMeasurement
-from denseport.runtime.evaluation.depth.metrics import Floats, align, aligned, valid_pixels
+from denseport.runtime.evaluation.depth.metrics import Floats, in_metres, valid_pixels
 from denseport.runtime.evaluation.gate import Verdict
 from denseport.runtime.evaluation.metrics import json_number
 from denseport.runtime.evaluation.report import write_page
@@ -117,28 +117,15 @@ def _ranked(found: DepthMeasurement) -> list[int]:
 
 def _worst(dataset: DepthDataset, index: int, estimators: Sequence[DepthEstimator]) -> WorstDepth:
     sample, reading = dataset.samples[index], dataset.reading
-    assert reading.least is not None and reading.most is not None  # `dataset` has its limits
-    limits = reading.least, reading.most
     image, truth = estimators[0].read(sample.image), dataset.read_depth(sample)
-    truth = np.where(valid_pixels(truth, *limits, reading.crop), truth, np.float32(np.nan))
-    depths = [_in_metres(each(image).depth, truth, each.manifest.depth, limits) for each in estimators]
+    valid = valid_pixels(truth, *reading.limits, reading.crop)
+    truth = np.where(valid, truth, np.float32(np.nan))
+    found = [each(image) for each in estimators]
+    depths = [in_metres(each.depth, each, truth, valid, reading.limits) for each in found]
     errors = [np.abs(depth - truth) / truth for depth in depths]
     return WorstDepth(
         sample.name, thumbnail(image), _shrunk(truth), tuple(map(_shrunk, depths)), tuple(map(_shrunk, errors))
     )
-
-
-def _in_metres(depth: Floats, truth: Floats, output: DepthOutput | None, limits: tuple[float, float]) -> Floats:
-    """A whole map in metres, as the metrics take it; NaN all over where a depth is not finite."""
-    assert output is not None  # of a depth bundle
-    if not np.isfinite(depth).all():
-        return np.full_like(depth, np.nan)
-    if output.unit == "metres":
-        return np.maximum(depth, np.float32(limits[0]))
-    counted = np.isfinite(truth)
-    is_disparity = output.larger_is == "nearer"
-    _, scale, shift = align(depth[counted], truth[counted], *limits, is_disparity=is_disparity)
-    return aligned(depth, scale, shift, *limits, is_disparity=is_disparity)
 
 
 def _shrunk(values: Floats) -> Floats:

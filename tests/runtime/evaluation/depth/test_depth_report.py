@@ -151,7 +151,7 @@ def test_the_errors_are_those_of_the_metrics(depth_sample: Bundle, data: Path, l
         bundle.manifest = replace(bundle.manifest, depth=DepthOutput("relative", larger_is, None, "bicubic"))
     dataset = replace(open_depth_dataset(data), reading=DepthReading(None, *LIMITS, "garg"))
     with DepthEstimator(bundle, threads=1) as estimate:
-        run = measure_depths(dataset, estimate, LIMITS)
+        run = measure_depths(dataset, estimate)
         found = worst_depths(dataset, run, [estimate])
     abs_rel = dict(zip(run.names, run.column("AbsRel"), strict=True))
     assert [each.name for each in found] == sorted(abs_rel, key=lambda name: -abs_rel[name])
@@ -164,7 +164,7 @@ def test_the_errors_are_those_of_the_metrics(depth_sample: Bundle, data: Path, l
 def test_depths_that_are_not_finite_are_shown_as_nothing(depth_sample: Bundle, data: Path, tmp_path: Path) -> None:
     dataset = replace(open_depth_dataset(data), reading=DepthReading(None, *LIMITS, None))
     with DepthEstimator(depth_sample, threads=1) as estimate:
-        run = measure_depths(dataset, estimate, LIMITS)
+        run = measure_depths(dataset, estimate)
 
         def broken(image: Any) -> Any:
             found = estimate(image)
