@@ -1,4 +1,4 @@
-"""Measure an artifact on a labelled data set: resumable, exact, as fast as its session. `Stages` serves depth too.
+"""Measure an artifact on a labelled data set: resumable, exact, as fast as its session.
 
 A few threads decode images ahead of the network and turn its logits into masks and counts behind it; OpenCV, numpy and
 the back ends release Python's lock, so the stages overlap. Every count is an integer, so the order of images, a resumed
@@ -8,92 +8,86 @@ run and merged parts all give the same result to the last pixel.
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.errors import DatasetError, DenseportError
 from denseport.runtime.evaluation.dataset import Dataset
-from denseport.runtime.evaluation.layouts import Sample
 from denseport.runtime.evaluation.metrics import LabelMap
 from denseport.runtime.evaluation.state import MASKS_ONLY, SAVE_SECONDS, Extras, Measurement
 from denseport.runtime.media.images import reading
 from denseport.runtime.pipeline.resample import LogitMap
 from denseport.runtime.pipeline.stream import pipelined
 from denseport.runtime.segmenter import Segmenter
-from denseport.runtime.segmenter.predictor import Predictor
 from denseport.runtime.system.progress import StepCallback, no_steps
 
-__all__ = ["Item", "Stages", "measure_dataset", "measure_images", "measure_together"]
-
-Runs = TypeVar("Runs", bound=Predictor[Any])
+__all__ = ["measure_dataset", "measure_images", "measure_together"]
 
 
 @dataclass
-class Item:
+class _Item:
     """An image on its way through the stages."""
 
     index: int  # in the data set
     image: NDArray[np.uint8] = field(init=False)
-    truth: Any = field(init=False)  # (H, W)
-    views: dict[Any, list[list[LogitMap]]] = field(default_factory=dict)  # what each predictor gave
-    counts: Any = None  # what is kept of the image
+    truth: LabelMap = field(init=False)
+    views: dict[Segmenter, list[list[LogitMap]]] = field(default_factory=dict)
+    counts: list[Measurement] = field(default_factory=list)  # of each measured segmenter
     failure: DenseportError | None = None
 
 
-class Stages(ABC, Generic[Runs]):
-    """What is done to an image, in this order, each in its own threads; a task says what is read and counted.
+class _Stages:
+    """What is done to an image, in this order, each in its own threads.
 
     Args:
-        predictors: of one bundle; the first one reads the images.
+        measured: segmenters of one bundle, each with the FP32 one that it is compared with, or None.
     """
 
-    dataset: Any
-    fitting: ClassVar[str]  # the remedy where a truth has not the size of its image
+    def __init__(
+        self, dataset: Dataset, measured: Sequence[tuple[Segmenter, Segmenter | None]], extras: Extras
+    ) -> None:
+        self.dataset, self.measured, self.extras = dataset, measured, extras
+        self.classes = len(measured[0][0].manifest.classes)
+        every = [*(each for each, _ in measured), *(fp32 for _, fp32 in measured if fp32 is not None)]
+        self.seconds = dict.fromkeys(every, 0.0)  # in each segmenter
 
-    def __init__(self, dataset: Any, predictors: Iterable[Runs]) -> None:
-        self.dataset = dataset
-        self.seconds = dict.fromkeys(predictors, 0.0)  # in each predictor
-
-    @abstractmethod
-    def read_truth(self, sample: Sample) -> NDArray[Any]:
-        """(H, W), what is right for an image."""
-
-    @abstractmethod
-    def count(self, item: Item) -> None:
-        """From an item's views and truth to its counts."""
-
-    def decode(self, item: Item) -> None:
-        sample, predictor = self.dataset.samples[item.index], next(iter(self.seconds))
-        item.image, item.truth = predictor.read(sample.image), self.read_truth(sample)
+    def decode(self, item: _Item) -> None:
+        sample = self.dataset.samples[item.index]
+        item.image, item.truth = self.measured[0][0].read(sample.image), self.dataset.read_mask(sample, self.classes)
         if item.image.shape[:2] != item.truth.shape:
             raise DatasetError(
                 f"{sample.mask}: is {item.truth.shape[1]} x {item.truth.shape[0]}, its image {sample.image} is "
                 f"{item.image.shape[1]} x {item.image.shape[0]}",
-                self.fitting,
+                "A mask must have the size of its image; an EXIF-rotated image needs a rotated mask.",
             )
 
-    def predict(self, item: Item) -> None:
-        for predictor in self.seconds:
+    def predict(self, item: _Item) -> None:
+        for segmenter in self.seconds:
             start = time.perf_counter()
             with reading(self.dataset.samples[item.index].image):
-                item.views[predictor] = predictor.predict(item.image)
-            self.seconds[predictor] += time.perf_counter() - start
+                item.views[segmenter] = segmenter.predict(item.image)
+            self.seconds[segmenter] += time.perf_counter() - start
 
-    def run(self, images: Iterable[int], workers: int) -> Generator[Item]:
-        """The images in order, each counted or with its failure; close it if you leave early."""
-        work = {each.__name__: _noting_failures(each) for each in (self.decode, self.predict, self.count)}
-        with closing(pipelined(map(Item, images), work, 0, {"decode": workers, "count": workers})) as items:
-            yield from items
+    def count(self, item: _Item) -> None:
+        masks, finite, scored = {}, {}, [each for each, _ in self.measured]
+        for segmenter in self.seconds:
+            views = item.views.pop(segmenter)  # logits are large
+            finite[segmenter] = all(np.isfinite(part.logits.sum(dtype=np.float64)) for view in views for part in view)
+            masks[segmenter] = segmenter.decide(views, 1, scores=self.extras.scores and segmenter in scored)
+        for segmenter, fp32 in self.measured:
+            counts = Measurement("", 1, self.classes, with_fp32=fp32 is not None, extras=self.extras)
+            mask, scores = masks[segmenter]
+            other, on_gpu = masks[fp32 or segmenter][0], segmenter.session.on_gpu
+            counts.add(0, item.truth, mask, other, finite=finite[segmenter], on_gpu=on_gpu, scores=scores)
+            item.counts.append(counts)
 
 
-def _noting_failures(work: Callable[[Item], None]) -> Callable[[Item], Item]:
-    def stage(item: Item) -> Item:
+def _noting_failures(work: Callable[[_Item], None]) -> Callable[[_Item], _Item]:
+    def stage(item: _Item) -> _Item:
         try:
             if item.failure is None:
                 work(item)
@@ -102,42 +96,6 @@ def _noting_failures(work: Callable[[Item], None]) -> Callable[[Item], Item]:
         return item
 
     return stage
-
-
-class _MaskStages(Stages[Segmenter]):
-    """Masks, counted as a `Measurement` of one image for each measured segmenter.
-
-    Args:
-        measured: segmenters of one bundle, each with the FP32 one that it is compared with, or None.
-    """
-
-    dataset: Dataset
-    fitting = "A mask must have the size of its image; an EXIF-rotated image needs a rotated mask."
-
-    def __init__(
-        self, dataset: Dataset, measured: Sequence[tuple[Segmenter, Segmenter | None]], extras: Extras
-    ) -> None:
-        self.measured, self.extras = measured, extras
-        self.classes = len(measured[0][0].manifest.classes)
-        every = [*(each for each, _ in measured), *(fp32 for _, fp32 in measured if fp32 is not None)]
-        super().__init__(dataset, every)
-
-    def read_truth(self, sample: Sample) -> LabelMap:
-        return self.dataset.read_mask(sample, self.classes)
-
-    def count(self, item: Item) -> None:
-        masks, finite, scored = {}, {}, [each for each, _ in self.measured]
-        for segmenter in self.seconds:
-            views = item.views.pop(segmenter)  # logits are large
-            finite[segmenter] = all(np.isfinite(part.logits.sum(dtype=np.float64)) for view in views for part in view)
-            masks[segmenter] = segmenter.decide(views, 1, scores=self.extras.scores and segmenter in scored)
-        item.counts = []
-        for segmenter, fp32 in self.measured:
-            counts = Measurement("", 1, self.classes, with_fp32=fp32 is not None, extras=self.extras)
-            mask, scores = masks[segmenter]
-            other, on_gpu = masks[fp32 or segmenter][0], segmenter.session.on_gpu
-            counts.add(0, item.truth, mask, other, finite=finite[segmenter], on_gpu=on_gpu, scores=scores)
-            item.counts.append(counts)
 
 
 def measure_dataset(
@@ -181,7 +139,7 @@ def measure_images(
         ImageError: a file cannot be read.
     """
     waiting = [i for i in (range(len(dataset)) if images is None else images) if not found.done[i]]
-    _run(_MaskStages(dataset, [(segmenter, fp32)], found.extras), [found], waiting, workers, failures, progress)
+    _run(_Stages(dataset, [(segmenter, fp32)], found.extras), [found], waiting, workers, failures, progress)
 
 
 def measure_together(
@@ -201,14 +159,14 @@ def measure_together(
         workers, progress: as of `measure_images`, and errors too.
     """
     pairs = [(each, None if each is fp32 else fp32) for each in segmenters]
-    stages, images, classes = _MaskStages(dataset, pairs, extras), len(dataset), len(fp32.manifest.classes)
+    stages, images, classes = _Stages(dataset, pairs, extras), len(dataset), len(fp32.manifest.classes)
     found = [Measurement("", images, classes, with_fp32=other is not None, extras=extras) for _, other in pairs]
     _run(stages, found, range(len(dataset)), workers, None, progress)
     return found
 
 
 def _run(
-    stages: _MaskStages,
+    stages: _Stages,
     found: Sequence[Measurement],
     waiting: Sequence[int],
     workers: int,
@@ -217,8 +175,10 @@ def _run(
 ) -> None:
     """Add to ``found``, of each measured segmenter; arguments as of `measure_images`."""
     start, first = time.perf_counter(), found[0]
+    work = {each.__name__: _noting_failures(each) for each in (stages.decode, stages.predict, stages.count)}
+    threads = {"decode": workers, "count": workers}
     try:
-        with closing(stages.run(waiting, workers)) as items:
+        with closing(pipelined(map(_Item, waiting), work, 0, threads)) as items:
             for item in items:
                 if item.failure is None:
                     for total, counts in zip(found, item.counts, strict=True):

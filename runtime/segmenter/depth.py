@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.shared import SharedSession
-from denseport.runtime.bundle.manifest import DepthOutput
 from denseport.runtime.pipeline.depth import Depth, DepthPipeline, resized_depth
 from denseport.runtime.pipeline.pipeline import Image, Region
 from denseport.runtime.pipeline.resample import LogitMap
@@ -32,7 +31,6 @@ class DepthEstimator(Predictor[Depth]):
     """
 
     task, _word = "depth", "depth estimator"
-    _pipeline: DepthPipeline
 
     def _open_pipeline(self, session: Session) -> DepthPipeline:
         shared = SharedSession(session)
@@ -58,11 +56,6 @@ class DepthEstimator(Predictor[Depth]):
     async def submit(self, image: Image, *, roi: Region | None = None) -> Depth:
         """One image without holding up the event loop; arguments and errors as of `Segmenter.submit`."""
         return await self._submit(image, roi=roi)
-
-    @property
-    def output(self) -> DepthOutput:
-        """What the numbers mean."""
-        return self._pipeline.output
 
     def resize(self, views: list[list[LogitMap]]) -> NDArray[np.float32]:
         """The rest of a call: (H, W) from the depths of `predict`."""

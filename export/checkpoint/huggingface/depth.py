@@ -107,26 +107,16 @@ def _taps(own: Mapping[str, Any], layers: int) -> list[int]:
     return [i - 1 for i in taps]
 
 
-def _head(kind: str, config: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
-    common = {"in_index": [0, 1, 2, 3], "norm_cfg": {"type": "BN"}, "align_corners": False}
-    channels = {
-        "channels": config.get("fusion_hidden_size", 256),
-        "post_process_channels": config.get("neck_hidden_sizes", [96, 192, 384, 768]),
-    }
-    return {"type": kind, **common, **channels, **settings}
-
-
 def _dpt(config: Mapping[str, Any]) -> dict[str, Any]:
     own = config.get("backbone_config")
     norm, bias = config.get("use_batch_norm_in_fusion_residual", False), config.get("use_bias_in_fusion_residual")
     settings = {
-        "readout_type": config.get("readout_type", "project"),
         "unit_norm": norm,
         "unit_bias": not norm if bias is None else bias,
         "projects": config.get("add_projection", False),
     }
     backbone = dpt.vit_backbone(config) if own is None else _dinov2(own)
-    return {**dpt.WHOLE, "backbone": backbone, "decode_head": _head("DPTDepthHead", config, **settings)}
+    return dpt.network(backbone, "DPTDepthHead", config, **settings)
 
 
 def _depth_anything(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +133,7 @@ def _depth_anything(config: Mapping[str, Any]) -> dict[str, Any]:
         "depth": {"metric": "metres"}.get(kind, kind),
         **({"max_depth": largest} if kind == "metric" else {}),
     }
-    return {**dpt.WHOLE, "backbone": _dinov2(own), "decode_head": _head("DepthAnythingHead", config, **settings)}
+    return dpt.network(_dinov2(own), "DepthAnythingHead", config, **settings)
 
 
 def _weights(weights: Mapping[str, Tensor], config: Mapping[str, Any], head: Mapping[str, str]) -> dict[str, Tensor]:

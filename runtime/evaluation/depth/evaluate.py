@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from denseport.runtime.bundle.bundle import Bundle, refuse_other_task
+from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import DatasetError, InputError
@@ -16,12 +16,11 @@ from denseport.runtime.evaluation.depth.gate import Yardstick, choose_yardstick,
 from denseport.runtime.evaluation.depth.measure import DepthMeasurement, measure_depths
 from denseport.runtime.evaluation.depth.report import DepthEvaluation, worst_depths, write_depth_report
 from denseport.runtime.evaluation.gate import Gate
-from denseport.runtime.evaluation.record import float_warnings, note_accuracy
-from denseport.runtime.evaluation.report import this_run
+from denseport.runtime.evaluation.record import float_warnings, measurable, note_accuracy
+from denseport.runtime.evaluation.report import Origin
 from denseport.runtime.segmenter.depth import DepthEstimator
 from denseport.runtime.system.arguments import optional_path, whole
 from denseport.runtime.system.cpus import MOST_THREADS
-from denseport.runtime.system.files import refuse_unwritable
 from denseport.runtime.system.progress import Progress, Silent
 
 __all__ = ["evaluate_depth"]
@@ -65,7 +64,7 @@ def evaluate_depth(
         OutputError: the report or the manifest cannot be written.
     """
     progress, report = progress or Silent(), optional_path("report", report)
-    bundle = _checked(bundle, report, record=record)
+    bundle = measurable(bundle, "depth", report, record=record, otherwise="denseport.runtime.evaluate")
     workers, manifest = whole("workers", workers, 1, MOST_THREADS), bundle.manifest
     artifact = manifest.source if artifact is None else artifact
     gate = gate if gate is None or isinstance(gate, Gate) else Gate(gate)
@@ -86,17 +85,6 @@ def evaluate_depth(
         if report is not None:
             evaluation = _reported(report, evaluation, data, [own] if fp32 is None else [own, fp32])
     return _recorded(bundle, evaluation) if record else evaluation
-
-
-def _checked(bundle: Path | str | Bundle, report: Path | None, *, record: bool) -> Bundle:
-    """The bundle, once the places that will be written are found to be writable."""
-    if report is not None:
-        refuse_unwritable(report)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-    refuse_other_task(bundle, "depth", "denseport.runtime.evaluate")
-    if record:
-        refuse_unwritable(bundle.path)
-    return bundle
 
 
 def _opened(data: Path | str | DepthDataset, limit: int | None, how: dict[str, Any]) -> DepthDataset:
@@ -131,6 +119,8 @@ def _complete(data: DepthDataset, manifest: Manifest) -> DepthDataset:
 def _judged(
     estimator: DepthEstimator, data: DepthDataset, found: DepthMeasurement, yardstick: Yardstick | None
 ) -> DepthEvaluation:
+    output = estimator.manifest.depth
+    assert output is not None  # of a depth bundle
     if not found.pixels.any():
         limits = f"{data.reading.least:g} to {data.reading.most:g} metres"
         what = f"{data.found}: no pixel counts: none has a measured depth of {limits} within the crop"
@@ -147,7 +137,7 @@ def _judged(
         protocol=estimator.protocol,
         reading=data.reading,
         measurement=found,
-        aligned=estimator.output.unit == "relative",
+        aligned=output.unit == "relative",
         gate=None if yardstick is None else judge(yardstick, found),
         warnings=tuple(warnings),
         data=data.found,
@@ -159,7 +149,7 @@ def _reported(
 ) -> DepthEvaluation:
     """The result, with its page."""
     images = worst_depths(data, found.measurement, estimators)
-    page = write_depth_report(folder, found, estimators[0].manifest, images, *this_run(found.session))
+    page = write_depth_report(folder, found, estimators[0].manifest, images, Origin.of_this_run(found.session))
     return replace(found, report=page)
 
 

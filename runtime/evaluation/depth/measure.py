@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.bundle.manifest import DepthOutput
+from denseport.runtime.errors import DatasetError
 from denseport.runtime.evaluation.depth.dataset import DepthDataset
 from denseport.runtime.evaluation.depth.metrics import METRICS, Floats, depth_metrics, in_metres, valid_pixels
-from denseport.runtime.evaluation.layouts import Sample
-from denseport.runtime.evaluation.measure import Item, Stages
+from denseport.runtime.media.images import reading
+from denseport.runtime.pipeline.stream import pipelined
 from denseport.runtime.segmenter.depth import DepthEstimator
 from denseport.runtime.system.progress import StepCallback, no_steps
 
@@ -68,39 +71,48 @@ def measure_depths(
     Raises:
         DatasetError, ImageError: files that cannot be read or do not fit each other.
     """
-    stages, n = _DepthStages(dataset, [estimator, *([fp32] if fp32 is not None else [])]), len(dataset)
+    estimators, n, seconds = [estimator, *([fp32] if fp32 is not None else [])], len(dataset), [0.0, 0.0]
+    output, limits = estimator.manifest.depth, dataset.reading.limits
+    assert output is not None  # of a depth bundle
+
+    def decode(index: int) -> tuple[int, Any, Floats]:
+        sample = dataset.samples[index]
+        image, truth = estimator.read(sample.image), dataset.read_depth(sample)
+        if image.shape[:2] != truth.shape:
+            (height, width), (high, wide) = truth.shape, image.shape[:2]
+            what = f"{sample.mask}: is {width} x {height}, its image {sample.image} is {wide} x {high}"
+            raise DatasetError(what, "A depth must have the size of its image.")
+        return index, image, truth
+
+    def predict(found: tuple[int, Any, Floats]) -> tuple[int, Any, Floats]:
+        index, image, views = found[0], found[1], []
+        for number, each in enumerate(estimators):
+            start = time.perf_counter()
+            with reading(dataset.samples[index].image):
+                views.append(each.predict(image))
+            seconds[number] += time.perf_counter() - start
+        return index, views, found[2]
+
+    def score(found: tuple[int, Any, Floats]) -> tuple[int, list[list[float]], int]:
+        index, views, truth = found
+        valid = valid_pixels(truth, *limits, dataset.reading.crop)
+        depths = [each.resize(maps) for each, maps in zip(estimators, views, strict=True)]
+        return index, [_row(depth, output, truth, valid, limits) for depth in depths], int(valid.sum())
+
     measured = DepthMeasurement(
-        np.full((len(stages.seconds), n, len(COLUMNS)), np.nan),
+        np.full((len(estimators), n, len(COLUMNS)), np.nan),
         np.zeros(n, np.int64),
         estimator.session.on_gpu,
         tuple(sample.name for sample in dataset.samples),
     )
+    stages: dict[str, Callable[[Any], Any]] = {"decode": decode, "predict": predict, "score": score}
     start = time.perf_counter()
-    with closing(stages.run(range(n), workers)) as items:
-        for done, item in enumerate(items, start=1):
-            if item.failure is not None:
-                raise item.failure
-            measured.values[:, item.index], measured.pixels[item.index] = item.counts
+    with closing(pipelined(range(n), stages, 0, {"decode": workers, "score": workers})) as items:
+        for done, (index, rows, pixels) in enumerate(items, start=1):
+            measured.values[:, index], measured.pixels[index] = rows, pixels
             progress(done, n, f"AbsRel {measured.means()['AbsRel']:.4f}")
-    own, *others = stages.seconds.values()
-    measured.session_seconds, measured.seconds = own, time.perf_counter() - start - sum(others)
+    measured.session_seconds, measured.seconds = seconds[0], time.perf_counter() - start - seconds[1]
     return measured
-
-
-class _DepthStages(Stages[DepthEstimator]):
-    """Depths, counted as the `COLUMNS` of each estimator and the pixels that count."""
-
-    dataset: DepthDataset
-    fitting = "A depth must have the size of its image."
-
-    def read_truth(self, sample: Sample) -> Floats:
-        return self.dataset.read_depth(sample)
-
-    def count(self, item: Item) -> None:
-        reading = self.dataset.reading
-        valid = valid_pixels(item.truth, *reading.limits, reading.crop)
-        depths = [(each.resize(item.views.pop(each)), each.output) for each in self.seconds]
-        item.counts = [_row(*each, item.truth, valid, reading.limits) for each in depths], valid.sum()
 
 
 def _row(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.bundle.manifest import DepthOutput, Manifest
-from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.evaluation.depth.dataset import DepthDataset, DepthReading
 from denseport.runtime.evaluation.depth.measure import DepthMeasurement
 from denseport.runtime.evaluation.depth.metrics import Floats, in_metres, valid_pixels
-from denseport.runtime.evaluation.gate import Verdict
 from denseport.runtime.evaluation.metrics import json_number
-from denseport.runtime.evaluation.report import write_page
+from denseport.runtime.evaluation.record import Judged
+from denseport.runtime.evaluation.report import Origin, write_page
 from denseport.runtime.media.depth_map import coloured
 from denseport.runtime.media.page import data_uri, thumbnail
 from denseport.runtime.segmenter.depth import DepthEstimator
@@ -37,34 +35,22 @@ _RAMP = ((0xEB, 0xEB, 0xE8), (0xE0, 0xA8, 0x00), (0xD9, 0x38, 0x1E), (0x5A, 0x08
 _NOTHING = (96, 88, 80)  # BGR, where no pixel counts
 
 
-@dataclass(frozen=True)
-class DepthEvaluation:
+@dataclass(frozen=True, kw_only=True)
+class DepthEvaluation(Judged):
     """What `evaluate_depth` found."""
 
+    measurement: DepthMeasurement  # image by image
     metrics: dict[str, float]  # by the names of `METRICS`: the means over the images
     fp32: dict[str, float] | None  # FP32's on the same images; None: it was not run
-    artifact: str
-    session: str  # what ran it, in words
-    protocol: Protocol
     reading: DepthReading  # limits, crop and scale that were taken
-    measurement: DepthMeasurement  # image by image
     aligned: bool  # each image's depths were brought to metres by least squares
-    gate: Verdict | None  # None: nothing was to be judged
-    warnings: tuple[str, ...]
-    data: str  # what was found of images and depths, and by which rule
-    report: Path | None = None  # the page; None: not asked for
 
     def to_dict(self) -> dict[str, Any]:
         """What ``denseport eval --json`` prints."""
-        found, reading, seconds = self.measurement, self.reading, max(self.measurement.seconds, 1e-9)
+        found, reading = self.measurement, self.reading
         runs = [{name: json_number(value) for name, value in run.items()} for run in (self.metrics, self.fp32 or {})]
-        result = {
-            "artifact": self.artifact,
-            "session": self.session,
-            "protocol": {"name": self.protocol.name, "description": self.protocol.description},
-            "images": found.images,
+        figures = {
             "pixels": int(found.pixels.sum()),
-            "data": self.data,
             "min_depth": reading.least,
             "max_depth": reading.most,
             "crop": reading.crop,
@@ -72,13 +58,8 @@ class DepthEvaluation:
             "aligned": self.aligned,
             **runs[0],
             "fp32": runs[1] or None,
-            "gate": None if self.gate is None else self.gate.to_dict(),
-            "warnings": list(self.warnings),
-            "seconds": round(found.seconds, 3),
-            "images_per_second": round(found.images / seconds, 3),
-            "session_share": round(found.session_seconds / seconds, 4),
         }
-        return result | ({} if self.report is None else {"report": str(self.report)})
+        return self.with_figures(figures, found.images)
 
 
 @dataclass(frozen=True)
@@ -137,13 +118,7 @@ def _shrunk(values: Floats) -> Floats:
 
 
 def write_depth_report(
-    folder: Path,
-    found: DepthEvaluation,
-    manifest: Manifest,
-    images: Sequence[WorstDepth],
-    environment: Mapping[str, str],
-    command: str,
-    created: datetime | None = None,
+    folder: Path, found: DepthEvaluation, manifest: Manifest, images: Sequence[WorstDepth], origin: Origin
 ) -> Path:
     """Write ``folder/report.html``; arguments and errors as of `denseport.runtime.evaluation.report.write_report`."""
     run = found.measurement
@@ -151,11 +126,8 @@ def write_depth_report(
         folder,
         found,
         manifest,
-        environment,
-        command,
-        created,
+        origin,
         template=_TEMPLATE,
-        depth=manifest.depth,
         rows=[_row(name, value, found.fp32) for name, value in found.metrics.items()],
         worst=[_listed(found, index) for index in _ranked(run)[:_LISTED]],
         articles=[_article(image, found.artifact) for image in images],

@@ -23,6 +23,7 @@ from denseport.runtime.evaluation.depth.dataset import DepthReading, open_depth_
 from denseport.runtime.evaluation.depth.measure import COLUMNS, DepthMeasurement, measure_depths
 from denseport.runtime.evaluation.depth.report import DepthEvaluation, WorstDepth, worst_depths, write_depth_report
 from denseport.runtime.evaluation.gate import Verdict
+from denseport.runtime.evaluation.report import Origin
 
 MARKUP = "<script>alert('x')</script>\"&"
 LIMITS = (0.001, 100.0)
@@ -67,7 +68,7 @@ def worst(error: list[float], name: str = "room") -> WorstDepth:
 def write(folder: Path, found: DepthEvaluation, *images: WorstDepth, **changes: Any) -> str:
     manifest, created = depth_manifest(**changes), datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     command = changes.get("name", "denseport eval bundle")
-    page = write_depth_report(folder, found, manifest, images, {"machine": "two cores"}, command, created)
+    page = write_depth_report(folder, found, manifest, images, Origin({"machine": "two cores"}, command, created))
     return page.read_text(encoding="utf-8")
 
 
