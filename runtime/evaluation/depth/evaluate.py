@@ -83,7 +83,9 @@ def evaluate_depth(
             found = measure_depths(data, own, fp32=fp32, workers=workers, progress=told)
         evaluation = _judged(own, data, found, yardstick)
         if report is not None:
-            evaluation = _reported(report, evaluation, data, [own] if fp32 is None else [own, fp32])
+            images = worst_depths(data, found, [own] if fp32 is None else [own, fp32])
+            page = write_depth_report(report, evaluation, manifest, images, Origin.of_this_run(own.description))
+            evaluation = replace(evaluation, report=page)
     return _recorded(bundle, evaluation) if record else evaluation
 
 
@@ -142,15 +144,6 @@ def _judged(
         warnings=tuple(warnings),
         data=data.found,
     )
-
-
-def _reported(
-    folder: Path, found: DepthEvaluation, data: DepthDataset, estimators: list[DepthEstimator]
-) -> DepthEvaluation:
-    """The result, with its page."""
-    images = worst_depths(data, found.measurement, estimators)
-    page = write_depth_report(folder, found, estimators[0].manifest, images, Origin.of_this_run(found.session))
-    return replace(found, report=page)
 
 
 def _recorded(bundle: Bundle, found: DepthEvaluation) -> DepthEvaluation:

@@ -8,6 +8,8 @@ depth estimation, 2020 (alignment by least squares).
 
 from __future__ import annotations
 
+from types import EllipsisType
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,29 +58,32 @@ def valid_pixels(truth: Floats, least: float, most: float, crop: str | None = No
 
 
 def align(
-    found: Floats, truth: Floats, least: float, most: float, *, is_disparity: bool
+    found: Floats,
+    truth: Floats,
+    least: float,
+    most: float,
+    *,
+    is_disparity: bool,
+    valid: NDArray[np.bool_] | EllipsisType = ...,
 ) -> tuple[Floats, float, float]:
     """A relative prediction in metres: with the scale and the shift that fit it best, by least squares.
 
     A disparity is fitted to 1 / truth and inverted. The result is held within ``least`` to ``most`` metres.
 
     Args:
-        found, truth: (n,), of the pixels that count; at least one.
+        found, truth: of one shape.
         is_disparity: larger is nearer.
+        valid: of that shape, the pixels that count, at least one; default: all.
 
     Returns:
-        Metres (n,), the scale and the shift.
+        Metres of ``found``'s shape, the scale and the shift.
     """
-    wanted = 1 / truth.astype(np.float64) if is_disparity else truth.astype(np.float64)
-    columns = np.stack([found.astype(np.float64), np.ones(len(found))], 1)
-    scale, shift = np.linalg.lstsq(columns, wanted, rcond=None)[0].tolist()
-    return _fitted(found, scale, shift, least, most, is_disparity=is_disparity), scale, shift
-
-
-def _fitted(found: Floats, scale: float, shift: float, least: float, most: float, *, is_disparity: bool) -> Floats:
+    known, wanted = found[valid].astype(np.float64), truth[valid].astype(np.float64)
+    columns = np.stack([known, np.ones(len(known))], 1)
+    scale, shift = np.linalg.lstsq(columns, 1 / wanted if is_disparity else wanted, rcond=None)[0].tolist()
     fitted = found.astype(np.float64) * scale + shift
     metres = 1 / np.clip(fitted, 1 / most, 1 / least) if is_disparity else np.clip(fitted, least, most)
-    return metres.astype(np.float32)
+    return metres.astype(np.float32), scale, shift
 
 
 def in_metres(
@@ -94,9 +99,7 @@ def in_metres(
         return np.full_like(found, np.nan)
     if meant.unit == "metres" or not valid.any():
         return np.maximum(found, np.float32(limits[0]))
-    is_disparity = meant.larger_is == "nearer"
-    _, scale, shift = align(found[valid], truth[valid], *limits, is_disparity=is_disparity)
-    return _fitted(found, scale, shift, *limits, is_disparity=is_disparity)
+    return align(found, truth, *limits, is_disparity=meant.larger_is == "nearer", valid=valid)[0]
 
 
 def depth_metrics(found: Floats, truth: Floats) -> NDArray[np.float64]:

@@ -31,7 +31,7 @@ __all__ = ["DepthEvaluation", "WorstDepth", "worst_depths", "write_depth_report"
 _TEMPLATE = Path(__file__).with_name("report.html")
 _DRAWN, _LISTED = 6, 20  # images
 _MOST = 0.25  # the error, as a share of the truth, from which the map has its last colour; d1 ends near it
-_RAMP = ((0xEB, 0xEB, 0xE8), (0xE0, 0xA8, 0x00), (0xD9, 0x38, 0x1E), (0x5A, 0x08, 0x10))  # of errors, RGB
+_RAMP = ((0xE8, 0xEB, 0xEB), (0x00, 0xA8, 0xE0), (0x1E, 0x38, 0xD9), (0x10, 0x08, 0x5A))  # of errors, BGR
 _NOTHING = (96, 88, 80)  # BGR, where no pixel counts
 
 
@@ -74,7 +74,7 @@ class WorstDepth:
 
 
 def worst_depths(
-    dataset: DepthDataset, found: DepthMeasurement, estimators: Sequence[DepthEstimator], most: int = _DRAWN
+    dataset: DepthDataset, found: DepthMeasurement, estimators: Sequence[DepthEstimator]
 ) -> list[WorstDepth]:
     """Run the images of `_ranked` again.
 
@@ -82,18 +82,14 @@ def worst_depths(
         dataset: with its limits.
         estimators: of the artifact, then FP32's where it was measured.
     """
-    return [_worst(dataset, index, estimators) for index in _ranked(found)[:most]]
+    return [_worst(dataset, index, estimators) for index in _ranked(found)[:_DRAWN]]
 
 
 def _ranked(found: DepthMeasurement) -> list[int]:
     """The images with a pixel that counts, whose AbsRel is most above FP32's or, without it, is largest."""
-    loss = found.column("AbsRel")
-    if len(found.values) == 2:
-        loss = loss - found.column("AbsRel", 1)
+    loss = found.column("AbsRel") - (found.column("AbsRel", 1) if len(found.values) == 2 else 0)
     loss = np.where(np.isnan(loss), np.inf, loss)  # depths that are not finite
-    counted = np.flatnonzero(found.pixels)
-    ranked: list[int] = counted[np.argsort(-loss[counted], kind="stable")].tolist()
-    return ranked
+    return [index for index in np.argsort(-loss, kind="stable").tolist() if found.pixels[index]]
 
 
 def _worst(dataset: DepthDataset, index: int, estimators: Sequence[DepthEstimator]) -> WorstDepth:
@@ -132,7 +128,10 @@ def write_depth_report(
         worst=[_listed(found, index) for index in _ranked(run)[:_LISTED]],
         articles=[_article(image, found.artifact) for image in images],
         checks=_checks(run, manifest.depth),
-        ramps={"depth": _gradient(_painted(np.linspace(0, 1, 9)[None], (0, 1))), "error": _gradient(_RAMP, rgb=True)},
+        ramps={
+            "depth": _gradient(_painted(np.linspace(0, 1, 9)[None], (0, 1))),
+            "error": _gradient(_errors(np.linspace(0, _MOST, len(_RAMP))[None])),
+        },
         most_error=_MOST,
         nothing="rgb({2}, {1}, {0})".format(*_NOTHING),
     )
@@ -150,17 +149,13 @@ def _row(name: str, value: float, fp32: Mapping[str, float] | None) -> dict[str,
 
 def _checks(run: DepthMeasurement, output: DepthOutput | None) -> list[tuple[str, str]]:
     """What the collapse detectors of the gate count."""
-    kinds = {"non_finite": "Depths that are not finite", "constant": "Constant depths"}
-    kinds |= {"saturated": "At the network's limit"} if output is not None and output.largest is not None else {}
-    checks = []
-    for name, words in kinds.items():
-        values = [run.column(name, each) for each in range(len(run.values))]
-        if name == "saturated":
-            said = [f"{100 * each.mean():.2f} % of all pixels" for each in values]
-        else:
-            said = [f"{int(each.sum())} of {count(run.images, 'image')}" for each in values]
-        checks.append((words, "; FP32: ".join(said)))
-    return checks
+    runs, images, told = range(len(run.values)), count(run.images, "image"), list[tuple[str, str]]()
+    for name, words in (("non_finite", "Depths that are not finite"), ("constant", "Constant depths")):
+        told.append((words, "; FP32: ".join(f"{int(run.column(name, each).sum())} of {images}" for each in runs)))
+    if output is not None and output.largest is not None:
+        shares = (f"{100 * run.column('saturated', each).mean():.2f} % of all pixels" for each in runs)
+        told.append(("At the network's limit", "; FP32: ".join(shares)))
+    return told
 
 
 def _listed(found: DepthEvaluation, index: int) -> dict[str, Any]:
@@ -195,17 +190,15 @@ def _painted(depth: NDArray[Any], span: tuple[float, float]) -> NDArray[np.uint8
     return seen
 
 
-def _errors(error: Floats) -> NDArray[np.uint8]:
-    """(h, w, 3) BGR: errors in the colours of `_RAMP`."""
-    there = np.isfinite(error)
-    share = np.where(there, error, 0).clip(0, _MOST) / _MOST
-    stops = np.linspace(0, 1, len(_RAMP))
-    seen = np.stack([np.interp(share, stops, [stop[channel] for stop in _RAMP]) for channel in (2, 1, 0)], axis=-1)
-    seen[~there] = _NOTHING
-    return np.rint(seen).astype(np.uint8)
+def _errors(error: NDArray[Any]) -> NDArray[np.uint8]:
+    """(h, w, 3) BGR: errors in the colours of `_RAMP`, what is beyond `_MOST` in its last."""
+    stops = np.linspace(0, _MOST, len(_RAMP))
+    seen = np.stack([np.interp(error, stops, channel) for channel in zip(*_RAMP, strict=True)], axis=-1)
+    seen[~np.isfinite(error)] = _NOTHING
+    return np.asarray(np.rint(seen), np.uint8)
 
 
-def _gradient(colours: Any, *, rgb: bool = False) -> str:
-    """A CSS image of colours at equal distances."""
-    stops = colours if rgb else colours[0, :, ::-1].tolist()
+def _gradient(colours: NDArray[np.uint8]) -> str:
+    """A CSS image of colours (1, n, 3), BGR, at equal distances."""
+    stops = colours[0, :, ::-1].tolist()
     return f"linear-gradient(to right, {', '.join('rgb({}, {}, {})'.format(*stop) for stop in stops)})"
