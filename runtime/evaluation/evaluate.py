@@ -17,7 +17,7 @@ from denseport.runtime.evaluation.metrics import Scores
 from denseport.runtime.evaluation.record import float_warnings, measurable, note_accuracy
 from denseport.runtime.evaluation.report import QUALITY, Evaluation, Origin, worst_images, write_report
 from denseport.runtime.evaluation.state import MASKS_ONLY, Extras, Measurement
-from denseport.runtime.evaluation.task import LongRun, Task, open_task, refuse_state
+from denseport.runtime.evaluation.task import LongRun, Task, open_task
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.arguments import optional_path, whole
 from denseport.runtime.system.machine import install_command
@@ -77,8 +77,7 @@ def evaluate(
         OutputError: the report, the state or the manifest cannot be written.
     """
     progress, run, report = progress or Silent(), run or LongRun(), optional_path("report", report)
-    if run.state is not None and not run.merge:
-        refuse_state(run.state, resume=run.resume)
+    run.check()
     bundle = measurable(bundle, "segmentation", report, record=record, otherwise=EVALUATES_DEPTH)
     options: dict[str, Any] = {"masks": masks, "list_file": list_file, "split": split, "image_suffix": image_suffix}
     options |= {"mask_suffix": mask_suffix, "reduce_zero_label": reduce_zero_label, "label_map": label_map}

@@ -59,9 +59,10 @@ def choose_yardstick(
         InputError: a comparison that depth does not have or that cannot be made with these images, or no budget for the
             artifact's precision.
     """
-    for name, value in (("agreement", gate.agreement), ("strict", gate.strict or None)):
-        if value is not None:
-            raise InputError(f"--{name} applies to segmentation: depths have no classes", "Leave it out.")
+    for name in ("agreement", "strict", "max_boundary_drop", "max_class_drop", "max_ece"):
+        if getattr(gate, name) is not None and getattr(gate, name) is not False:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} applies to segmentation: depths have no classes", "Leave it out.")
     precision = manifest.artifacts[artifact].precision
     given = manifest.budgets.get(precision) if gate.budget is None else gate.budget
     budgets = threshold(BUDGETS, precision, given), threshold(D1_BUDGETS, precision)
