@@ -198,8 +198,8 @@ V2_LAYERS: Mapping[int, tuple[int, ...]] = {
     40: (9, 19, 29, 39),
 }  # that feed Depth Anything V2's head; of all
 NON_COMMERCIAL = "CC-BY-NC-4.0: no commercial use"
-HUB = "https://huggingface.co"
 FINE_TUNED = "fine-tuned from weights under CC-BY-NC-4.0 (no commercial use); see its own model card"
+HUB = "https://huggingface.co"
 
 
 @dataclass(frozen=True)
@@ -252,8 +252,8 @@ class DepthPreset:
 # in metres (None: relative), and the licence of all but the small one.
 # fmt: off
 _RELEASES: dict[str, tuple[str, str, str, float | None, str]] = {
-    "V1":      ("depth_anything_vit{s}14",                  "depth-anything-{small}-hf",               "spaces/LiheYoung/Depth-Anything/resolve/main/checkpoints",          None, PERMISSIVE),
-    "V2":      ("depth_anything_v2_vit{s}",                 "Depth-Anything-V2-{Small}-hf",            "depth-anything/Depth-Anything-V2-{Small}/resolve/main",                 None, NON_COMMERCIAL),
+    "V1":      ("depth_anything_vit{s}14",                  "depth-anything-{small}-hf",                   "spaces/LiheYoung/Depth-Anything/resolve/main/checkpoints",              None, PERMISSIVE),
+    "V2":      ("depth_anything_v2_vit{s}",                 "Depth-Anything-V2-{Small}-hf",                "depth-anything/Depth-Anything-V2-{Small}/resolve/main",                 None, NON_COMMERCIAL),
     "Indoor":  ("depth_anything_v2_metric_hypersim_vit{s}", "Depth-Anything-V2-Metric-Indoor-{Small}-hf",  "depth-anything/Depth-Anything-V2-Metric-Hypersim-{Small}/resolve/main", 20.0, FINE_TUNED),
     "Outdoor": ("depth_anything_v2_metric_vkitti_vit{s}",   "Depth-Anything-V2-Metric-Outdoor-{Small}-hf", "depth-anything/Depth-Anything-V2-Metric-VKITTI-{Small}/resolve/main",   80.0, FINE_TUNED),
 }
