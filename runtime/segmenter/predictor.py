@@ -45,11 +45,13 @@ class Predictor(ABC, Generic[Result]):
     """A bundle of one task, ready for images. Safe to call from several threads.
 
     Args:
-        bundle, artifact, protocol, threads, providers, session, trust: as of `denseport.runtime.segmenter.Segmenter`.
+        bundle, artifact, protocol, threads, providers, device_path, session, trust: as of
+            `denseport.runtime.segmenter.Segmenter`.
     """
 
     task: ClassVar[str]  # of the bundles that it opens
     _word: ClassVar[str]  # what messages call it
+    _has_device_path: ClassVar[bool] = True  # a GPU can do all that is done to an image
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class Predictor(ABC, Generic[Result]):
         protocol: str | Protocol = "reference",
         threads: int | None = None,
         providers: str | Sequence[str] | None = None,
+        device_path: bool = False,
         session: Session | None = None,
         trust: Trust | None = None,
     ) -> None:
@@ -68,6 +71,9 @@ class Predictor(ABC, Generic[Result]):
 
             verify(self.bundle, trust)
         refuse_other_task(self.bundle, self.task)
+        if device_path and not self._has_device_path:
+            raise InputError(f"device_path: a {self._word} resizes images on the CPU", "Leave it out.")
+        self._device_path = device_path
         self.protocol = protocol if isinstance(protocol, Protocol) else parse_protocol(protocol, self.bundle.manifest)
         self._threads = threads = check_threads(threads)
         from denseport.runtime.selection import Selection, select_artifact  # reads installed packages: slow to import

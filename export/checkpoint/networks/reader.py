@@ -7,6 +7,7 @@ the published model that the checkpoint is taken for; else it is assumed, and ea
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -37,10 +38,8 @@ HIDDEN = {
 }
 
 
-class Reader:
+class Reader(ABC):
     """Reads the spec of one kind of network off one checkpoint.
-
-    A subclass has the class variables below and the methods `backbone`, `neck`, `head` and `shown`.
 
     Args:
         published: the network that the checkpoint is taken for; what the file does not say is this one's.
@@ -64,8 +63,9 @@ class Reader:
         """Why keys are of another kind of network, in words; None: they are of this one."""
         return None if any(key.startswith(cls.sign) for key in shapes) else f"no key begins with {cls.sign!r}"
 
+    @abstractmethod
     def backbone(self) -> Backbone:
-        raise NotImplementedError
+        """What the network begins with."""
 
     def neck(self) -> Neck | None:
         """Most networks have none."""
@@ -74,17 +74,17 @@ class Reader:
             raise self.unknown(f"model.neck.type is {kind!r}, and its weights have no neck")
         return None
 
+    @abstractmethod
     def head(self, levels: int) -> Head:
         """The head, which may take ``levels`` maps of the backbone or the neck."""
-        raise NotImplementedError
 
     def outputs(self) -> int:
         """Classes, or 1 for a class and its background."""
         return self.shape("decode_head.conv_seg.weight", 4)[0]
 
+    @abstractmethod
     def shown(self) -> dict[str, Any]:
         """Settings that the weights show, by full name; None where they do not show it after all."""
-        raise NotImplementedError
 
     def usual(self, backbone: Backbone) -> Usual:
         """How the published models of this kind were tested."""
