@@ -167,8 +167,15 @@ class Declared:
         return settings if self.from_json is None else Settings.read(Path(self.from_json)).over(settings)
 
     @property
+    def least_probability(self) -> float | None:
+        """Of one output channel: above it a pixel is of the second class."""
+        return self.threshold if self.threshold is not None else self.own.threshold
+
+    @property
     def num_classes(self) -> int | None:
-        """How many classes were named; None: nothing was said of them."""
+        """How many classes were named; None: nothing was said of them, or there are none."""
+        if self.is_depth:
+            return None
         if isinstance(self.classes, int):
             return self.classes
         names = self.classes if self.classes is not None else self.own.classes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.export.entrance.compare import as_nchw
-from denseport.export.entrance.foreign_network import ForeignNetwork, Samples
+from denseport.export.entrance.foreign_network import ForeignNetwork
 from denseport.export.errors import ExportError
 from denseport.export.graph.ends import NCHW, NHW, NHWC
 from denseport.runtime.bundle.steps import LARGEST_SIDE
@@ -28,12 +27,9 @@ DIVISORS = (1, 2, 4, 7, 8, 14, 16, 28, 32, 56, 64, 128)
 
 @dataclass
 class Search:
-    """The runs made so far, and what they gave."""
+    """The runs made so far, of one image each, and what they gave."""
 
     network: ForeignNetwork
-    samples: Samples
-    label: str
-    batch: int  # of a run
     found: dict[Size, Found] = field(default_factory=dict)
     why_not: dict[Size, str] = field(default_factory=dict)
 
@@ -41,27 +37,22 @@ class Search:
         """What the network gives for images of ``size``; None where it cannot be run."""
         if size not in self.found and size not in self.why_not:
             try:
-                found = self.network.run(self.samples.make(self.batch, *size))
+                found = self.network.run(self.network.sample(1, *size))
             except ExportError as err:
                 self.why_not[size] = err.message
             else:
-                _check_finite(found, size, self.label)
+                _check_finite(found, size, self.network.label)
                 self.found[size] = found
         return self.found.get(size)
-
-    def fits(self, size: Size) -> bool:
-        """Whether the network takes the size, and its output has the same place in the input's grid as elsewhere."""
-        found = self.run(size)
-        return found is not None and bool(output_layouts(found, size, self.batch))
 
 
 def first_size(search: Search, sides: tuple[int | None, int | None], hint: Size | None) -> Size:
     """A size that the network takes, and for which it gives a grid in the input's proportions."""
-    given = [] if hint is None else [hint]
+    label, given = search.network.label, [] if hint is None else [hint]
     candidates = dict.fromkeys((sides[0] or h, sides[1] or w) for h, w in (*FIRST, *given, *((n, n) for n in USUAL)))
     for size in candidates:
         _check_not_exchanged(search, size)
-        if search.fits(size):
+        if size in search.found and output_layouts(search.found[size], size):
             others = {found.shape for other, found in search.found.items() if other != size}
             if size not in given and search.found[size].shape in others:
                 break  # one output for inputs of several sizes
@@ -70,37 +61,37 @@ def first_size(search: Search, sides: tuple[int | None, int | None], hint: Size 
     if not ran:
         size, why = next(iter(search.why_not.items()))
         raise ExportError(
-            f"{search.label}: runs at none of {len(search.why_not)} sizes. At {size[1]} x {size[0]}: {why}",
+            f"{label}: runs at none of {len(search.why_not)} sizes. At {size[1]} x {size[0]}: {why}",
             "Give the size that it was exported for: --size WIDTHxHEIGHT.",
         )
     size, found = next(iter(ran.items()))
     shapes = ", ".join(f"{found.shape} for {size[1]} x {size[0]}" for size, found in list(ran.items())[:3])
     if found.ndim in (3, 4) and len({each.shape for each in ran.values()}) == 1 < len(ran):
         raise ExportError(
-            f"{search.label}: gives an output of the same size for every input ({shapes}): its exporter fixed it",
+            f"{label}: gives an output of the same size for every input ({shapes}): its exporter fixed it",
             "Give the size that it was exported for (--size WIDTHxHEIGHT), or export it with dynamic sizes.",
         )
-    what = f"{search.label}: gives no class for each pixel: its output has the shape {shapes} (width x height)"
+    what = f"{label}: gives no class for each pixel: its output has the shape {shapes} (width x height)"
     raise ExportError(what, "Give a network for segmentation: (N, classes, height, width), or a map of classes.")
 
 
 def _check_not_exchanged(search: Search, size: Size) -> None:
     """Refuse a network whose rows are the image's columns: at a square size it would seem to be right."""
     found = search.run(size)
-    if found is None or size[0] == size[1] or output_layouts(found, size, search.batch):
+    if found is None or size[0] == size[1] or output_layouts(found, size):
         return
-    if output_layouts(found, (size[1], size[0]), search.batch):
-        what = f"{search.label}: exchanges height and width: its output has the shape {found.shape}"
+    if output_layouts(found, (size[1], size[0])):
+        what = f"{search.network.label}: exchanges height and width: its output has the shape {found.shape}"
         raise ExportError(
             f"{what} for an image of {size[1]} x {size[0]} (width x height)",
             "Export it with an output whose rows are the image's rows.",
         )
 
 
-def output_layouts(found: Found, size: Size, batch: int) -> list[str]:
-    """The layouts in which an output is a grid over the input: as many cells a pixel along rows as along columns."""
+def output_layouts(found: Found, size: Size) -> list[str]:
+    """The layouts in which an image's output is a grid over it: as many cells a pixel along rows as along columns."""
     spots = {4: ((NCHW, 2), (NHWC, 1)), 3: ((NHW, 1),)}.get(found.ndim, ())
-    if not spots or len(found) != batch:
+    if not spots or len(found) != 1:
         return []
     return [layout for layout, at in spots if _is_grid((found.shape[at], found.shape[at + 1]), size)]
 
@@ -143,7 +134,7 @@ def _same_grid(search: Search, size: Size, first: Size) -> bool:
     A side may lack a cell or have one more, since networks round; not where a cell is a pixel, as in `_is_grid`.
     """
     found = search.run(size)
-    layouts = [] if found is None else output_layouts(found, size, search.batch)
+    layouts = [] if found is None else output_layouts(found, size)
     if found is None or not layouts:
         return False
     cells, base = (as_nchw(each, layouts[0]).shape[2:] for each in (found, search.found[first]))
@@ -161,7 +152,7 @@ def divisor_of(search: Search, first: Size, free: tuple[bool, bool]) -> int:
             return divisor
     why = next(reversed(search.why_not.values()), "its output does not grow with its input")
     raise ExportError(
-        f"{search.label}: its sizes are free, but no multiple of up to {DIVISORS[-1]} pixels suits it: {why}",
+        f"{search.network.label}: its sizes are free, but no multiple of up to {DIVISORS[-1]} pixels suits it: {why}",
         "Export it for one size.",
     )
 
@@ -178,7 +169,7 @@ def _odd_multiple(divisor: int, first: Size, free: tuple[bool, bool]) -> Size:
 
 def sizes_to_check(
     search: Search, first: Size, free: tuple[bool, bool], divisor: int, given: Size | None
-) -> Iterator[Size]:
+) -> list[Size]:
     """Three sizes that the network takes, each once; a fixed one only once."""
     sizes = [first, *([given] if given is not None else [])]
     if any(free):
@@ -186,7 +177,7 @@ def sizes_to_check(
         turned = (width if free[0] else height, height if free[1] else width)
         sizes += [_odd_multiple(divisor, first, free), turned, (2 * height if free[0] else height, width)]
     fitting = [size for size in dict.fromkeys(sizes) if size == first or _same_grid(search, size, first)]
-    yield from fitting[:3]
+    return fitting[:3]
 
 
 def _check_finite(found: Found, size: Size, label: str) -> None:
