@@ -85,19 +85,11 @@ def compare(
 
 def _resized(logits: Floats, size: tuple[int, int], *, align_corners: bool) -> Floats:
     """(N, C, h, w) to (N, C, *size), as the runtime resizes logits."""
-    rows, cols = (
-        _dense(ResampleMatrix.linear(n_in, n_out, align_corners))
+    rows, cols = (  # (n_out, n_in)
+        ResampleMatrix.linear(n_in, n_out, align_corners).apply(np.eye(n_in, dtype=np.float32))
         for n_in, n_out in zip(logits.shape[2:], size, strict=True)
     )
     found: Floats = rows @ (logits @ cols.T)
-    return found
-
-
-def _dense(matrix: ResampleMatrix) -> Floats:
-    """(n_out, n_in)."""
-    found = np.zeros((matrix.n_out, matrix.n_in), np.float32)
-    taps = matrix.start[:, None] + np.arange(matrix.weights.shape[1])
-    np.put_along_axis(found, taps, matrix.weights, 1)
     return found
 
 

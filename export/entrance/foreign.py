@@ -163,20 +163,19 @@ def _manifest(
     channels: int,
     parameters: int,
 ) -> Manifest:
-    own, ends = declared.own, found.ends
+    said, ends = declared.settings, found.ends
     height, width = ends.shape[2:]
     fixed = None if height is None or width is None else (width, height)
     steps = declared.preprocess(channels, fixed, takes_levels=foreign.takes_levels)
     names, colours, warnings = _classes(declared, ends.classes)
-    if declared.bgr is None and own.preprocess is None and channels == 3:
+    if declared.bgr is None and said.preprocess is None and channels == 3:
         warnings.append("Nothing says in which order the network takes colours: RGB is assumed. --bgr says BGR.")
     scores = adapted.scores and found.scores
     if not scores:
         warnings.append("The network tells the class of a pixel, not how likely it is: there are no scores.")
     warnings = [*found.warnings, *warnings]
     packages = ("onnx", "onnxruntime") if foreign.reference is None else ("torch", "onnx", "onnxruntime")
-    corners = adapted.align_corners if adapted.align_corners is not None else declared.align_corners
-    corners = bool(own.align_corners if corners is None else corners)
+    corners = said.align_corners if adapted.align_corners is None else adapted.align_corners
     try:
         return Manifest(
             name=foreign.name,
@@ -186,21 +185,21 @@ def _manifest(
             stride=1,  # known once the graph is adapted
             classes=names,
             palette=colours,
-            reduce_zero_label=bool(own.reduce_zero_label),
+            reduce_zero_label=bool(said.reduce_zero_label),
             preprocess=_padded(steps, found.divisor),
-            augmentation=own.augmentation,
-            inference=own.inference or Inference(),
-            label_map=own.label_map or {},
-            ignore_index=255 if own.ignore_index is None else own.ignore_index,
+            augmentation=said.augmentation,
+            inference=said.inference or Inference(),
+            label_map=said.label_map or {},
+            ignore_index=255 if said.ignore_index is None else said.ignore_index,
             reference=None,
             provenance={**foreign.about, **made_with(packages, warnings)},
             spec={},
             source=MODEL,
             task="depth" if declared.is_depth else "segmentation",
-            depth=declared.depth_output,
+            depth=said.depth,
             input=NetworkInput(shape=ends.shape, divisor=found.divisor),
-            align_corners=corners,
-            via_input=adapted.align_corners is not None or own.via_input is not False,  # a resize that was cut did so
+            align_corners=bool(corners),
+            via_input=adapted.align_corners is not None or said.via_input is not False,  # a resize that was cut did so
             threshold=ends.threshold,
             scores=scores,
         )

@@ -143,7 +143,7 @@ def _classes(
     runs: dict[Size, Found], gives: str, channels: int, declared: Declared, label: str
 ) -> tuple[int, float | None]:
     """The number of classes, and the threshold where a single channel tells two apart."""
-    named, threshold = declared.num_classes, declared.least_probability
+    named, threshold = declared.num_classes, declared.settings.threshold
     if gives == DEPTH:
         return 1, None
     if gives == CLASSES:

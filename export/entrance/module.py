@@ -94,7 +94,8 @@ def export_module(
 def _channels(declared: Declared) -> int:
     if declared.mean is not None:
         return len(declared.mean)
-    return 3 if declared.own.preprocess is None else len(normalisation(declared.own.preprocess).mean)
+    given = declared.settings.preprocess
+    return 3 if given is None else len(normalisation(given).mean)
 
 
 class _OneOutput(nn.Module):
