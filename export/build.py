@@ -17,6 +17,7 @@ from denseport.runtime.benchmark.race import TIMED, judge_audited
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import Shape
 from denseport.runtime.bundle.protocol import parse_protocol
+from denseport.runtime.bundle.verdict import MachineVerdict
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced, sample_evenly
 from denseport.runtime.selection import select_artifact, too_narrow
@@ -172,29 +173,27 @@ def build_for_this_machine(
             "--for-this-machine compares what it makes with FP32 on images, and none were given",
             "Give --images like the application's.",
         )
-    built, kept, workshop = Build(bundle.path), [], Workshop(bundle, shown, progress)
-    audits = built.details["audits"] = {}
-    layers = built.details["layers"] = {}
-    built.details["not_made"] = _not_made(bundle, machine)
+    workshop, not_made = Workshop(bundle, shown, progress), _not_made(bundle, machine)
+    audits, layers, kept = dict[str, Any](), dict[str, Any](), list[str]()
     known: dict[str, float] | None = None
     for name, precision, floats in OPENVINO:
-        if name in built.details["not_made"]:
+        if name in not_made:
             continue
         _, audit, checked = workshop.openvino(precision, floats, known)
-        built.artifacts.append(name)
-        audits[name] = audit.to_dict() if audit else None
+        assert audit is not None  # there are images
+        audits[name] = audit.to_dict()
+        kept += [name] * audit.passed
         if checked is not None:
             layers[name], known = checked.to_dict(), checked.floats
-        kept += [name] if audit and audit.passed else []
-    verdicts = {}
+    verdicts = dict[str, MachineVerdict]()
     if kept:
         progress.say(f"timing {', '.join(kept)} beside FP32")
         inputs = NetworkInputs.of_bundle(evenly_spaced(shown, TIMED), bundle.manifest)
         verdicts = judge_audited(bundle, kept, list(inputs))
     selection = select_artifact(bundle)
-    built.details |= {"verdicts": {name: asdict(verdict) for name, verdict in verdicts.items()}}
-    built.details |= {"chosen": selection.name, "why": selection.why}
-    return built
+    found = {"audits": audits, "layers": layers, "not_made": not_made}
+    found |= {"verdicts": {name: asdict(verdict) for name, verdict in verdicts.items()}}
+    return Build(bundle.path, [*audits], details=found | {"chosen": selection.name, "why": selection.why})
 
 
 def _not_made(bundle: Bundle, machine: Machine) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from denseport.export.checkpoint.networks.reader import Shapes, number
-from denseport.export.checkpoint.networks.vit import ViTReader, layers_shown, ratio_shown, trained_on
+from denseport.export.checkpoint.networks.vit import VIT, ViTReader, layers_shown, ratio_shown, trained_on
 from denseport.export.checkpoint.pipeline import Usual
 from denseport.export.models.head_spec import LinearHeadSpec, MaskHeadSpec
 from denseport.export.models.spec import Backbone
@@ -35,11 +35,7 @@ class MaskReader(SegmenterReader):
     """VisionTransformer and SegmenterMaskTransformerHead."""
 
     sign = "decode_head.cls_emb"
-    kinds: ClassVar = {
-        "": "EncoderDecoder",
-        "backbone": "VisionTransformer",
-        "decode_head": "SegmenterMaskTransformerHead",
-    }
+    kinds: ClassVar = {**VIT, "decode_head": "SegmenterMaskTransformerHead"}
 
     def outputs(self) -> int:
         return self.shape("decode_head.cls_emb", 3)[1]
@@ -76,7 +72,7 @@ class LinearReader(SegmenterReader):
     """VisionTransformer and FCNHead without convolutions."""
 
     sign = "decode_head.conv_seg."
-    kinds: ClassVar = {"": "EncoderDecoder", "backbone": "VisionTransformer", "decode_head": "FCNHead"}
+    kinds: ClassVar = {**VIT, "decode_head": "FCNHead"}
 
     @classmethod
     def why_not(cls, shapes: Shapes) -> str | None:

@@ -13,8 +13,9 @@ from denseport.export.errors import CheckpointError
 from denseport.export.models.spec import Backbone, ViTSpec, quarters
 from denseport.runtime.bundle.steps import LARGEST_SIDE
 
-__all__ = ["ViTReader", "check_channels", "layers_shown", "ratio_shown", "trained_on"]
+__all__ = ["VIT", "ViTReader", "check_channels", "layers_shown", "ratio_shown", "trained_on"]
 
+VIT = {"": "EncoderDecoder", "backbone": "VisionTransformer"}  # of `Reader.kinds`
 HEAD_DIMS = 64  # channels of an attention head of every published ViT
 
 
