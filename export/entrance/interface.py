@@ -1,40 +1,22 @@
-"""What a foreign network takes and gives, found by running it.
-
-What a file declares is where the search begins. A declared number is the only size that ONNX Runtime takes. A declared
-"any" is a promise that exporters break without a word: each such side is tried at several lengths, and a batch of two
-against its images one by one.
-"""
+"""What a foreign network takes and gives, found by running it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from denseport.export.entrance.compare import TOLERANCE, as_nchw
+from denseport.export.entrance.compare import as_nchw
 from denseport.export.entrance.declared import Declared
 from denseport.export.entrance.foreign_network import ForeignNetwork
-from denseport.export.entrance.sizes import (
-    Found,
-    Search,
-    Size,
-    divisor_of,
-    first_size,
-    free_sides,
-    output_layouts,
-    sizes_to_check,
-)
+from denseport.export.entrance.sizes import Found, Size, Sizes, output_layouts
 from denseport.export.errors import ExportError
 from denseport.export.graph.ends import CLASSES, NCHW, NHW, NHWC, PROBABILITIES, Ends
 from denseport.export.graph.model import DEPTH, LOGITS
-from denseport.runtime.bundle.steps import LARGEST_SIDE
 from denseport.runtime.errors import InputError
 
 __all__ = ["Interface", "find_interface"]
-
-PIXELS = 2**26  # of an image; a file of a stranger may declare any number
 
 
 @dataclass(frozen=True)
@@ -58,25 +40,12 @@ def find_interface(network: ForeignNetwork, declared: Declared, given: str | Non
         InputError, ExportError: it runs at no size that was tried, gives nothing for each pixel, is not finite or not
             repeatable, or has another number of classes than were named.
     """
-    batch, *sides = network.declared
-    if batch not in (None, 1):
-        what = f"{network.label}: takes batches of {batch} images only; the runtime gives it one image at a time"
-        raise InputError(what, "Export it with a batch of 1, or of any size.")
-    if any(n is not None and not 1 <= n <= LARGEST_SIDE for n in sides) or math.prod(n or 1 for n in sides) > PIXELS:
-        what = f"{network.label}: takes images of {sides[1] or 'any'} x {sides[0] or 'any'} pixels (width x height)"
-        raise InputError(what, f"Give a network of at most {LARGEST_SIDE} pixels a side, and {PIXELS:,} in all.")
-    search, hint = Search(network), declared.resize_size()
-    first = first_size(search, (sides[0], sides[1]), hint)
-    _check_repeatable(search, first)
-    free, warnings = free_sides(search, first, (sides[0], sides[1]))
-    divisor = divisor_of(search, first, free)
-    sizes = sizes_to_check(search, first, free, divisor, hint)
-    runs = {size: search.found[size] for size in sizes}
+    sizes = Sizes(network, declared.resize_size())
+    runs = {size: sizes.found[size] for size in sizes.to_check()}
     layout, gives, channels = _output(runs, network, declared, DEPTH if declared.is_depth else given)
     classes, threshold = _classes(runs, gives, channels, declared, network.label)
-    is_batched = batch is None and _takes_batches(search, first, warnings)
-    height, width = (None if is_free else side for is_free, side in zip(free, first, strict=True))
-    grid = {size: as_nchw(found, layout).shape[2:] for size, found in runs.items()}
+    is_batched = sizes.takes_batches()
+    height, width = (None if is_free else side for is_free, side in zip(sizes.free, sizes.first, strict=True))
     ends = Ends(
         shape=(None if is_batched else 1, network.channels, height, width),
         layout=network.layout,
@@ -84,11 +53,12 @@ def find_interface(network: ForeignNetwork, declared: Declared, given: str | Non
         output_layout=layout,
         channels=channels,
         classes=classes,
-        full_size=all(size == cells for size, cells in grid.items()),
+        full_size=all(as_nchw(found, layout).shape[2:] == size for size, found in runs.items()),
         threshold=threshold,
     )
-    shapes = tuple((1 + (i == 1 and is_batched), network.channels, *size) for i, size in enumerate((sizes * 3)[:3]))
-    return Interface(ends, divisor, shapes, given != LOGITS or not _in_unit(runs.values()), tuple(warnings))
+    shapes = tuple((1 + (i == 1 and is_batched), network.channels, *size) for i, size in enumerate(([*runs] * 3)[:3]))
+    scores = given != LOGITS or not _in_unit(runs.values())
+    return Interface(ends, sizes.divisor, shapes, scores, tuple(sizes.warnings))
 
 
 def _output(
@@ -175,41 +145,3 @@ def _classes(
             "Leave it out.",
         )
     return (channels, None) if channels > 1 else (2, threshold or 0.5)
-
-
-def _takes_batches(search: Search, size: Size, warnings: list[str]) -> bool:
-    """Whether two images together give what each of them gives alone."""
-    pair = search.network.sample(2, *size, seed=1)
-    try:
-        together = search.network.run(pair)
-    except ExportError:
-        together = np.empty(0)
-    alone = np.concatenate([search.network.run(pair[i : i + 1]) for i in (0, 1)])
-    if together.shape == alone.shape and _differ(together, alone) <= TOLERANCE:
-        return True
-    warnings.append(
-        "Its batch is declared free, but two images together give something else than one by one: fixed to 1."
-    )
-    return False
-
-
-def _check_repeatable(search: Search, size: Size) -> None:
-    network, found = search.network, search.found[size]
-    if _differ(network.run(network.sample(1, *size)), found) > TOLERANCE:
-        raise ExportError(
-            f"{network.label}: gives something else for the same image when it is run again",
-            "Export it in evaluation mode: dropout and other random steps must be off.",
-        )
-    other = network.run(network.sample(1, *size, seed=2))
-    is_of_classes = np.array_equal(found, np.round(found)) and found.any()  # noise may be of one class everywhere
-    if not is_of_classes and np.array_equal(other, found):
-        raise ExportError(
-            f"{network.label}: gives the same for two different images", "Check that its input is the image."
-        )
-
-
-def _differ(one: Found, other: Found) -> float:
-    """Largest difference, in units of the largest value where that exceeds 1; of classes the share that differs."""
-    if one.dtype.kind != "f":
-        return float((one != other).mean())
-    return float(np.abs(one - other).max() / max(1.0, float(np.abs(other).max())))
