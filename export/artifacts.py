@@ -37,7 +37,7 @@ from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_space
 from denseport.runtime.system.files import sha256_of, work_folder
 from denseport.runtime.system.progress import Progress
 
-__all__ = ["Workshop", "graph_of"]
+__all__ = ["ArtifactWriter", "graph_of"]
 
 Candidate: TypeAlias = tuple[Path, BuildRecord]
 
@@ -45,8 +45,8 @@ CHECKED = 2  # images that layers are compared on
 
 
 @dataclasses.dataclass(frozen=True)
-class Workshop:
-    """Makes artifacts of a bundle's graphs."""
+class ArtifactWriter:
+    """Makes artifacts of a bundle and enters them."""
 
     bundle: Bundle
     images: Sequence[Path]  # on which FP16's range is checked and what was made is audited; none: nothing is

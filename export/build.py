@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from denseport.export.artifacts import Workshop, graph_of
+from denseport.export.artifacts import ArtifactWriter, graph_of
 from denseport.export.audit import Audit
 from denseport.export.engine.build import BuilderOptions, EngineOptions, check_builder
 from denseport.export.engine.profile import named_profiles, profile_of
@@ -125,16 +125,16 @@ def build(
     options = _engine_options(bundle, order, settings)
     if options is not None:
         check_builder(options)
-    workshop, built = Workshop(bundle, _images(several(images), limit), progress, force), Build(bundle.path)
+    writer, built = ArtifactWriter(bundle, _images(several(images), limit), progress, force), Build(bundle.path)
     if engine == "openvino":
-        _openvino(workshop, order, built)
+        _openvino(writer, order, built)
     if order.typed:
-        _typed(workshop, order, built)
+        _typed(writer, order, built)
     if order.variant and built.passed:
-        name, fusion, audit = workshop.variant(precision, mask=output == "mask", fused=plugin == "on")
+        name, fusion, audit = writer.variant(precision, mask=output == "mask", fused=plugin == "on")
         built.add("variant", name, audit, fusion=None if fusion is None else asdict(fusion))
     if options is not None and built.passed:
-        _engine(workshop, order, options, built)
+        _engine(writer, order, options, built)
     return built
 
 
@@ -173,13 +173,13 @@ def build_for_this_machine(
             "--for-this-machine compares what it makes with FP32 on images, and none were given",
             "Give --images like the application's.",
         )
-    workshop, not_made = Workshop(bundle, shown, progress), _not_made(bundle, machine)
+    writer, not_made = ArtifactWriter(bundle, shown, progress), _not_made(bundle, machine)
     audits, layers, kept = dict[str, Any](), dict[str, Any](), list[str]()
     known: dict[str, float] | None = None
     for name, precision, floats in OPENVINO:
         if name in not_made:
             continue
-        _, audit, checked = workshop.openvino(precision, floats, known)
+        _, audit, checked = writer.openvino(precision, floats, known)
         assert audit is not None  # there are images
         audits[name] = audit.to_dict()
         kept += [name] * audit.passed
@@ -300,35 +300,35 @@ def _images(patterns: Sequence[Path | str], limit: int) -> list[Path]:
     return images
 
 
-def _openvino(workshop: Workshop, order: _Order, built: Build) -> None:
-    name, audit, layers = workshop.openvino(order.precision, order.float_precision)
-    kept = workshop.bundle.manifest.artifacts.get(name)
+def _openvino(writer: ArtifactWriter, order: _Order, built: Build) -> None:
+    name, audit, layers = writer.openvino(order.precision, order.float_precision)
+    kept = writer.bundle.manifest.artifacts.get(name)
     more = {"file": None if kept is None else kept.main} | ({} if layers is None else {"layers": layers.to_dict()})
     built.add("artifact", name, audit, **more)
 
 
-def _typed(workshop: Workshop, order: _Order, built: Build) -> None:
+def _typed(writer: ArtifactWriter, order: _Order, built: Build) -> None:
     """Write the typed graph; as a means to an end, one that is there is taken unless images are given."""
-    there = workshop.bundle.manifest.graph(order.precision, order.float_precision)
-    if (order.variant or order.engine != "onnx") and not workshop.images and there is not None:
+    there = writer.bundle.manifest.graph(order.precision, order.float_precision)
+    if (order.variant or order.engine != "onnx") and not writer.images and there is not None:
         built.artifacts.append(there)
         built.details |= {"artifact": there, "reused": True}
         return
     what = (order.float_precision, order.precision) if order.precision in QUANTIZED else (order.precision,)
-    name, built.precision, audit = workshop.typed(*what)
+    name, built.precision, audit = writer.typed(*what)
     built.add("artifact", name, audit, precision=asdict(built.precision))
 
 
-def _engine(workshop: Workshop, order: _Order, options: EngineOptions, built: Build) -> None:
-    bundle, floats = workshop.bundle, order.float_precision
-    name, record, audit = workshop.engine(
+def _engine(writer: ArtifactWriter, order: _Order, options: EngineOptions, built: Build) -> None:
+    bundle, floats = writer.bundle, order.float_precision
+    name, record, audit = writer.engine(
         order.precision, options, float_precision=floats, try_plugin=order.plugin == "auto"
     )
     why = too_narrow(record.profiles, parse_protocol("reference", bundle.manifest))
     if why and record.output != "mask":
         height, width = record.profiles[0].optimum[2:]
         run = f"--artifact {name} --protocol fixed:{width}x{height}"
-        workshop.progress.say(f"{name} {why}: it runs when asked for, {run}")
+        writer.progress.say(f"{name} {why}: it runs when asked for, {run}")
     file = bundle.path / name
     size = file.stat().st_size if file.exists() else 0
     built.add("engine", name, audit, bytes=size, record=record.to_dict())

@@ -120,7 +120,7 @@ def write_foreign(
     model = foreign.model.model
     model.graph.outputs[:] = [model.graph.outputs[foreign.output]]
     adapted = adapt_ends(model, found.ends)
-    manifest = _manifest(foreign, declared, found, adapted, network.channels, _parameters(model))
+    manifest = _manifest(foreign, declared, found, adapted)
     _check_protocol(manifest)
     manifest = renamed(manifest, name, progress)
     announce(manifest, progress, doing="importing" if foreign.reference is None else "exporting")
@@ -155,16 +155,9 @@ def _found(foreign: Foreign, declared: Declared) -> tuple[ForeignNetwork, Interf
     raise problem
 
 
-def _manifest(
-    foreign: Foreign,
-    declared: Declared,
-    found: Interface,
-    adapted: EndsRecord,
-    channels: int,
-    parameters: int,
-) -> Manifest:
+def _manifest(foreign: Foreign, declared: Declared, found: Interface, adapted: EndsRecord) -> Manifest:
     said, ends = declared.settings, found.ends
-    height, width = ends.shape[2:]
+    _, channels, height, width = ends.shape
     fixed = None if height is None or width is None else (width, height)
     steps = declared.preprocess(channels, fixed, takes_levels=foreign.takes_levels)
     names, colours, warnings = _classes(declared, ends.classes)
@@ -180,7 +173,7 @@ def _manifest(
         return Manifest(
             name=foreign.name,
             architecture=foreign.architecture,
-            parameters=parameters,
+            parameters=_parameters(foreign.model.model),
             patch_size=found.divisor,
             stride=1,  # known once the graph is adapted
             classes=names,
