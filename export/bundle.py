@@ -86,9 +86,7 @@ def export_bundle(
     check_versions(opset, ir_version)
     refuse_inside(output, (checkpoint, config), replace=replace)
     with new_bundle(output, replace=replace) as folder:
-        weights = fetch_weights(checkpoint, offline=offline, progress=progress)
-        progress.say(f"reading {weights.path}")
-        source = read_checkpoint(weights.path, config)
+        weights, source = _read(checkpoint, config, progress, offline=offline)
         recognised = recognise(source, preset, name=weights.name)
         source = _named(source, recognised.spec, classes, palette)
         model = load_model(source, recognised.spec, rewrite=rewrite, ema=ema)
@@ -102,6 +100,12 @@ def export_bundle(
         record = {"opset": opset, "ir_version": ir_version, "rewrite": rewritten, "ema": ema} | record_of(checks)
         write_source(manifest, files, output, against="torch", record=record)
     return Bundle(output)
+
+
+def _read(checkpoint: Path, config: Path | None, progress: Progress, *, offline: bool) -> tuple[Weights, Checkpoint]:
+    weights = fetch_weights(checkpoint, offline=offline, progress=progress)
+    progress.say(f"reading {weights.path}")
+    return weights, read_checkpoint(weights.path, config)
 
 
 def _preset(preset: Preset | DepthPreset | str | None) -> Preset | DepthPreset | None:
