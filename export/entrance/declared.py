@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from denseport.export.checkpoint.labels import colours_of
+from denseport.export.checkpoint.labels import Colours, colours_of
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.decode import decode_dataclass
 from denseport.runtime.bundle.manifest import NOT_OF_DEPTH, OUTPUTS, DepthOutput, Inference, Manifest
@@ -250,42 +249,36 @@ class Declared:
             raise InputError(what, "Give --scale LONG SHORT (keeping the ratio), or --size WIDTHxHEIGHT.")
         return steps
 
-    def names(self, classes: int) -> tuple[tuple[str, ...], list[str]]:
-        """A name for each class, and a warning where there are none.
-
-        Raises:
-            InputError: another number of names.
-        """
-        names = None if isinstance(self.classes, int) else self.settings.classes
-        if names is None:
-            words = "The file names no classes: they are called class 0, class 1, …. Name them with --classes."
-            return tuple(f"class {i}" for i in range(classes)), [words]
-        if classes == 2 and len(names) == 1:
-            words = f"One class is named, {names[0]!r}: what is not above the threshold is called background."
-            return ("background", *names), [words]
-        self._check_number("--classes", names, {classes})
-        return names, []
-
-    @staticmethod
-    def _check_number(option: str, given: Sequence[Any], classes: set[int]) -> None:
-        if len(given) not in classes:
-            what = f"{option} gives {len(given)}, but the network tells {max(classes)} classes apart"
-            raise InputError(what, "Give one for each channel of its output, in their order.")
-
-    def colours(self, classes: int, named: int) -> tuple[tuple[int, int, int], ...]:
-        """An RGB colour for each class.
+    def labels(self, classes: int) -> tuple[tuple[str, ...], Colours, list[str]]:
+        """A name and an RGB colour for each class, and warnings of what was assumed; nothing for depths.
 
         Args:
-            named: of two classes one may be named; the other is black.
+            classes: that the network tells apart. Of two, one may be named; the other is background, in black.
 
         Raises:
             InputError: another number of colours, or no colours.
         """
+        if self.is_depth:
+            return (), (), []
+        named = 1 if classes == 2 and self.num_classes == 1 else classes
+        names = None if isinstance(self.classes, int) else self.settings.classes  # `find_interface` checked how many
+        warnings = []
+        if names is None:
+            names = tuple(f"class {i}" for i in range(classes))
+            warnings += ["The file names no classes: they are called class 0, class 1, …. Name them with --classes."]
+        elif named < classes:
+            warnings += [f"One class is named, {names[0]!r}: what is not above the threshold is called background."]
+            names = ("background", *names)
+        return names, self._colours(classes, named), warnings
+
+    def _colours(self, classes: int, named: int) -> Colours:
         given = self.palette if self.palette is not None else self.settings.palette
         background = ((0, 0, 0),) * (classes - named)
         if given is None or (self.palette is None and len(given) != classes):
             return (*background, *default_palette(named))
-        self._check_number("--palette", given, {classes, named})
+        if len(given) not in (classes, named):
+            what = f"--palette gives {len(given)}, but the network tells {classes} classes apart"
+            raise InputError(what, "Give one for each channel of its output, in their order.")
         colours = colours_of(given)
         if colours is None:
             raise InputError(f"palette: {given!r} are not RGB triples in 0..255", "Give three whole numbers a class.")
@@ -295,9 +288,8 @@ class Declared:
         """(height, width) of the network's input where the protocol fixes it; None: images have several sizes."""
         if self.size is not None:
             return self.size[1], self.size[0]
-        resize = (
-            None if self.settings.preprocess is None or self.scale is not None else resizing(self.settings.preprocess)
-        )
+        given = self.settings.preprocess
+        resize = None if given is None or self.scale is not None else resizing(given)
         return (resize.size[1], resize.size[0]) if isinstance(resize, Resize) and not resize.keep_ratio else None
 
 

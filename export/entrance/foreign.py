@@ -160,7 +160,7 @@ def _manifest(foreign: Foreign, declared: Declared, found: Interface, adapted: E
     _, channels, height, width = ends.shape
     fixed = None if height is None or width is None else (width, height)
     steps = declared.preprocess(channels, fixed, takes_levels=foreign.takes_levels)
-    names, colours, warnings = _classes(declared, ends.classes)
+    names, colours, warnings = declared.labels(ends.classes)
     if declared.bgr is None and said.preprocess is None and channels == 3:
         warnings.append("Nothing says in which order the network takes colours: RGB is assumed. --bgr says BGR.")
     scores = adapted.scores and found.scores
@@ -198,15 +198,6 @@ def _manifest(foreign: Foreign, declared: Declared, found: Interface, adapted: E
         )
     except ValueError as err:
         raise InputError(f"{foreign.label}: {err}", "Correct what --like, --from-json or the options say.") from err
-
-
-def _classes(declared: Declared, classes: int) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], list[str]]:
-    """Names, colours and warnings; a depth network has none."""
-    if declared.is_depth:
-        return (), (), []
-    names, warnings = declared.names(classes)
-    named = 1 if classes == 2 and declared.num_classes == 1 else classes
-    return names, declared.colours(classes, named), warnings
 
 
 def _padded(steps: Preprocessing, divisor: int) -> Preprocessing:
