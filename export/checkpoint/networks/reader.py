@@ -6,6 +6,7 @@ the published model that the checkpoint is taken for; else it is assumed, and ea
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -163,6 +164,26 @@ class Reader(ABC):
         Counted, not the highest index: a gap shows as missing and unexpected keys when the weights are loaded.
         """
         return len({match[1] for key in self.shapes if (match := re.match(pattern, key))})
+
+    def check_channels(self, channels: int) -> None:
+        """Of the images that the network takes."""
+        if channels not in (1, 3):
+            raise CheckpointError(
+                f"{self.path}: its network takes images of {channels} channels; 3 (colour) and 1 (grey) are supported",
+                "Run it with mmsegmentation, or train a network of three channels.",
+            )
+
+    def layers_shown(self, part: str) -> int | None:
+        """How many layers a part has; None with a gap, which is told key by key when the weights are loaded."""
+        layers = {int(m[1]) for key in self.shapes if (m := re.match(rf"{part}\.layers\.(\d{{1,9}})\.", key))}
+        return len(layers) if layers == set(range(len(layers))) else None
+
+    def ratio_shown(self, part: str, key: str, dims: int) -> float | None:
+        """The mlp_ratio that the weights show, if the configuration's gives another hidden width."""
+        hidden, ratio = self.first(f"{part}.{key}"), look_up(self.model, part, "mlp_ratio")
+        if hidden is None or not isinstance(ratio, (int, float)) or not math.isfinite(ratio):
+            return None
+        return None if int(ratio * dims) == hidden else hidden / dims
 
     def hidden(self, name: str, default: Any, published: Any, assumed: Any) -> Any:
         """A setting that no weight shows: the configuration's (or upstream's default), the published, or an assumed."""
