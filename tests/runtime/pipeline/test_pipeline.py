@@ -113,7 +113,7 @@ def test_the_mask_is_the_strongest_colour_of_each_pixel(protocol: str, shapes: l
 
 def test_logits_that_are_kept_are_of_every_window() -> None:
     run = runs("slide:32:16")
-    job = run.infer(run.prepare(np.zeros((32, 48, 3), np.uint8), keep_logits=True), keep_logits=True)
+    job = run.infer(run.prepare(np.zeros((32, 48, 3), np.uint8), keep_logits=True))
     assert job.maps is not None and [len(view) for view in job.maps] == [2]
 
 
@@ -124,7 +124,7 @@ def test_one_logit_that_is_not_finite_is_refused_but_where_logits_are_asked_for(
     image = np.zeros((32, 40, 3), np.uint8)
     with pytest.raises(BundleError, match=r"bundle: model\.onnx gave logits that are not finite"):
         run.infer(run.prepare(image))
-    kept = run.infer(run.prepare(image), keep_logits=True).maps
+    kept = run.infer(run.prepare(image, keep_logits=True)).maps
     assert kept is not None
     with pytest.raises(BundleError, match="not finite"):
         run.check_finite(kept)

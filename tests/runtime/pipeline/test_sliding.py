@@ -81,11 +81,10 @@ def test_window_by_window_is_all_windows_at_once_to_the_last_bit(
     windows = [network(image[t:b, left:right]) for t, b in spans[0] for left, right in spans[1]]
     maps = postprocess.slide_maps(windows, *spans, shown, size)
     place, both = Placement(shown, size), (spans[0], spans[1])
-    slid = slide(windows, both, place, RequestedOutputs(scores=True), LOGITS, 2)
-    assert 0 < slid.seconds_painting < time.perf_counter() - begun
-    canvas = slid.canvas
+    canvas, painting = slide(windows, both, place, RequestedOutputs(scores=True), LOGITS, 2)
+    assert 0 < painting < time.perf_counter() - begun
     np.testing.assert_array_equal(
-        slide(windows, both, place, RequestedOutputs(), LOGITS, 2).canvas.mask,
+        slide(windows, both, place, RequestedOutputs(), LOGITS, 2)[0].mask,
         postprocess.argmax(maps),
     )
     chances = postprocess.probabilities([maps])
