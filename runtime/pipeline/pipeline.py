@@ -200,7 +200,7 @@ class SegmentationPipeline(Pipeline[Segmentation]):
     """What a segmenter does to every image.
 
     Args:
-        device: the session, where it also takes images and gives masks on the GPU.
+        device: the session's network, where it also takes images and gives masks on the GPU.
     """
 
     gives = "logits"
