@@ -113,6 +113,7 @@ def _add_images(app: "FastAPI", service: Service, metrics: Metrics, endpoint: En
     from fastapi import Query, Request
     from fastapi.responses import Response
 
+    usual, *_ = service.answers.formats
     artifacts = {"enum": list(service.manifest.artifacts)}
     Format = Annotated[endpoint.formats, Query(description=endpoint.formats_text)]  # type: ignore[name-defined]
     Artifact = Annotated[
@@ -123,12 +124,18 @@ def _add_images(app: "FastAPI", service: Service, metrics: Metrics, endpoint: En
     Legend = Annotated[bool, Query(description="beside an overlay, with format=overlay")]
 
     @app.post(
-        endpoint.path, name=endpoint.name, tags=["model"], summary=endpoint.summary, description=endpoint.description,
-        response_class=Response, responses=endpoint.responses, openapi_extra={"requestBody": endpoint.body},
-    )  # fmt: skip
+        endpoint.path,
+        name=endpoint.path.rpartition("/")[2],
+        tags=["model"],
+        summary=endpoint.summary,
+        description=endpoint.description,
+        response_class=Response,
+        responses=endpoint.responses,
+        openapi_extra={"requestBody": endpoint.body},
+    )
     async def images(
         request: Request,
-        format: Format = endpoint.usual,
+        format: Format = usual,
         artifact: Artifact = None,
         opacity: Opacity = service.answers.opacity,
         legend: Legend = LEGEND,

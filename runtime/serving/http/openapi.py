@@ -31,12 +31,10 @@ class Endpoint:
     """A path to which images are sent."""
 
     path: str
-    name: str  # what generated clients call it
     summary: str
     description: str | None
     formats: Any  # the type of the parameter `format`
     formats_text: str
-    usual: str  # format
     body: dict[str, Any]
     responses: dict[int | str, dict[str, Any]]
 
@@ -117,10 +115,9 @@ def image_endpoint(task: str) -> Endpoint:
     if task == "depth":
         kinds = ("image/png", "image/jpeg", "application/x-npz", "application/octet-stream")
         content = {"application/json": _named({"json": _depth_example()}), **dict.fromkeys(kinds, _BINARY)}
-        return Endpoint(
-            DEPTH, "depth", "Estimate the depth of an image", None, DepthFormat, DEPTH_FORMATS, DepthFormat.PNG,
-            IMAGE_BODY, _responses(DepthReport, content),
-        )  # fmt: skip
+        responses = _responses(DepthReport, content)
+        summary = "Estimate the depth of an image"
+        return Endpoint(DEPTH, summary, None, DepthFormat, DEPTH_FORMATS, IMAGE_BODY, responses)
     report, document, polygons = _examples()
     content = {
         "application/json": _named({"json": report, "coco": document}),
@@ -130,27 +127,22 @@ def image_endpoint(task: str) -> Endpoint:
         "application/x-npz": _BINARY,
         "application/octet-stream": _BINARY,
     }
-    return Endpoint(
-        SEGMENT, "segment", "Segment an image", SEGMENT_TEXT, Format, MASK_FORMATS + RAW_MASK, Format.MASK,
-        IMAGE_BODY, _responses(Report | Coco, content),
-    )  # fmt: skip
+    responses = _responses(Report | Coco, content)
+    return Endpoint(SEGMENT, "Segment an image", SEGMENT_TEXT, Format, MASK_FORMATS + RAW_MASK, IMAGE_BODY, responses)
 
 
 def batch_endpoint(task: str) -> Endpoint:
     """The path for several images."""
     if task == "depth":
         content = {"application/json": _named({"json": [_depth_example()]}), "application/zip": _BINARY}
-        return Endpoint(
-            BATCH, "batch", "Estimate the depth of several images", DEPTH_BATCH_TEXT, DepthBatchFormat, DEPTH_FORMATS,
-            "png", BATCH_BODY, _responses(list[DepthReport], content),
-        )  # fmt: skip
+        responses = _responses(list[DepthReport], content)
+        summary = "Estimate the depth of several images"
+        return Endpoint(BATCH, summary, DEPTH_BATCH_TEXT, DepthBatchFormat, DEPTH_FORMATS, BATCH_BODY, responses)
     report, document, polygons = _examples()
     lists = {"json": [report], "coco": [document], "geojson": [polygons]}
     content = {"application/json": _named(lists), "application/zip": _BINARY}
-    return Endpoint(
-        BATCH, "batch", "Segment several images", BATCH_TEXT, BatchFormat, MASK_FORMATS, "mask", BATCH_BODY,
-        _responses(list[Report] | list[Coco] | list[GeoJson], content),
-    )  # fmt: skip
+    responses = _responses(list[Report] | list[Coco] | list[GeoJson], content)
+    return Endpoint(BATCH, "Segment several images", BATCH_TEXT, BatchFormat, MASK_FORMATS, BATCH_BODY, responses)
 
 
 def _depth_example() -> dict[str, Any]:
