@@ -43,6 +43,7 @@ Image = NDArray[np.uint8] | Path | str | bytes | BinaryIO | PillowImage
 Region = tuple[int, int, int, int]  # x, y, width, height; pixels from the image's upper left corner
 Logits = NDArray[np.float32]  # (C, h, w)
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -258,32 +259,23 @@ class SegmentationPipeline(Pipeline[Segmentation]):
         """Decide the windows of the one view one by one."""
         from denseport.runtime.pipeline.sliding import slide
 
-        begin, normalising = time.perf_counter(), 0.0
-
-        def logits() -> Iterator[Logits]:
-            nonlocal normalising
-            inputs = iter(job.inputs[0])
-            while True:
-                start = time.perf_counter()
-                tensor = next(inputs, None)
-                normalising += time.perf_counter() - start
-                if tensor is None:
-                    return
-                found = self._network(tensor)[0]
-                self._require_finite(_is_finite(found))
-                yield found
-
-        (view,) = job.views
+        begin, (view,) = time.perf_counter(), job.views
+        inputs = _Timed(job.inputs[0])
+        logits = _Timed(map(self._window_logits, inputs))
         spans, place = windows(view.size, self.protocol.inference), self._placement(view, job)
-        job.canvas, painting = slide(logits(), spans, place, job.requested, self.decision, self.threads)
+        job.canvas = slide(logits, spans, place, job.requested, self.decision, self.threads)
         job.inputs = []
-        seconds = time.perf_counter() - begin - normalising - painting
         job.timings = replace(
             job.timings,
-            preprocess=job.timings.preprocess + _ms(normalising),
-            infer=_ms(seconds),
-            postprocess=_ms(painting),
+            preprocess=job.timings.preprocess + _ms(inputs.seconds),
+            infer=_ms(logits.seconds - inputs.seconds),
+            postprocess=_ms(time.perf_counter() - begin - logits.seconds),
         )
+
+    def _window_logits(self, tensor: NDArray[np.float32]) -> Logits:
+        found: Logits = self._network(tensor)[0]
+        self._require_finite(_is_finite(found))
+        return found
 
     def _of_channels(self, found: int) -> str:
         return f"{self.name} tells {found} classes apart, the manifest names {self.channels}"
@@ -307,6 +299,20 @@ class SegmentationPipeline(Pipeline[Segmentation]):
             top_classes=canvas.top_classes,
             top_scores=canvas.top_scores,
         )
+
+
+class _Timed(Iterator[Item]):
+    """Items as they come, and the seconds that they took to come."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._items, self.seconds = iter(items), 0.0
+
+    def __next__(self) -> Item:
+        start = time.perf_counter()
+        try:
+            return next(self._items)
+        finally:
+            self.seconds += time.perf_counter() - start
 
 
 def _is_finite(logits: Logits) -> bool:

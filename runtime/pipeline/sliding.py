@@ -8,7 +8,6 @@ in the same order as `denseport.runtime.pipeline.resample.slide_maps`: the resul
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -70,25 +69,20 @@ def slide(
     requested: RequestedOutputs,
     decision: Decision,
     threads: int | None,
-) -> tuple[Canvas, float]:
+) -> Canvas:
     """Decide each pixel of an image from the logits of its windows, one after another.
 
     Args:
         logits: (C, h, w) of each window, row by row; the next is asked for when the last one was used up.
         spans: of the windows, as `denseport.runtime.pipeline.views.windows` gives them.
         place: where the image lies in what the windows show.
-
-    Returns:
-        The painted image, and the seconds that painting took; the others went into making the logits.
     """
-    sliding, painting = _Sliding(spans, place, requested, decision), 0.0
+    sliding = _Sliding(spans, place, requested, decision)
     places = [(r, c) for r in range(len(spans[0])) for c in range(len(spans[1]))]
     with tile_workers(threads) as run:
         for (r, c), found in zip(places, logits, strict=True):
-            start = time.perf_counter()
             sliding.take(r, c, found, run)
-            painting += time.perf_counter() - start
-    return sliding.canvas, painting
+    return sliding.canvas
 
 
 class _Sliding:

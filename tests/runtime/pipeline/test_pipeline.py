@@ -19,7 +19,7 @@ from denseport.runtime.backends.shared import SharedSession
 from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.bundle.steps import Resize, ResizeToMultiple
 from denseport.runtime.errors import BundleError, ImageError, InputError
-from denseport.runtime.pipeline import pipeline, sliding
+from denseport.runtime.pipeline import pipeline
 from denseport.runtime.pipeline.device_path import Painted
 from denseport.runtime.pipeline.pipeline import SegmentationPipeline
 from denseport.runtime.pipeline.reduce import Decision
@@ -218,7 +218,6 @@ def _a_second_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that is a second later each time somebody looks at it."""
     clock = SimpleNamespace(perf_counter=itertools.count(7).__next__)
     monkeypatch.setattr(pipeline, "time", clock)
-    monkeypatch.setattr(sliding, "time", clock)
 
 
 @pytest.mark.usefixtures("_a_second_each")
@@ -239,8 +238,9 @@ def test_the_time_of_a_batch_is_shared_out() -> None:
 
 @pytest.mark.usefixtures("_a_second_each")
 def test_the_times_of_sliding_windows_leave_nothing_out() -> None:
-    """Of two windows: normalising and painting each take a second a window, looking for a third window another."""
+    """Of two windows: normalising takes a second a window, as looking for a third one does; the network two."""
     run = runs("slide:32:16")
     timings = run.finish(run.infer(run.prepare(np.zeros((32, 48, 3), np.uint8)))).timings
-    # The clock is looked at when the windows begin, before and after each is normalised and painted, and at the end.
-    assert timings == Timings(0, 1000 + 3000, 1000 * (11 - 3 - 2), 2000 + 1000)
+    # The clock is looked at when the windows begin, before and after each is normalised, before that and behind the
+    # network, and at the end: a second each, 13 in all.
+    assert timings == Timings(0, 1000 + 3000, 3 * 2000, 1000 * (13 - 9) + 1000)
