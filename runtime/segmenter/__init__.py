@@ -59,7 +59,7 @@ class Segmenter(Predictor[Segmentation]):
 
     def _open_pipeline(self, session: Session) -> SegmentationPipeline:
         device = self._open_device_path(session) if self._device_path else None
-        shared = SharedSession(device or session)
+        shared = SharedSession(session, device.close if device else None)
         return SegmentationPipeline(
             self.manifest, self.bundle.path, self.artifact, self.protocol, shared, self._threads, device
         )

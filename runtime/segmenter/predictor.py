@@ -183,12 +183,11 @@ class Predictor(ABC, Generic[Result]):
             return self._pipeline.prepare(image, requested, keep_logits=bool(smoothing))
 
         def infer(job: Job) -> Job:
-            if not smoothing:
-                return self._pipeline.infer(job)
-            self._pipeline.infer(job, keep_logits=True)
-            assert job.maps is not None  # they were asked for
-            self._pipeline.check_finite(job.maps)  # one frame would spoil all that follow
-            job.maps = smoother(job.maps, job.image)
+            self._pipeline.infer(job)
+            if smoothing:
+                assert job.maps is not None  # they were asked for
+                self._pipeline.check_finite(job.maps)  # one frame would spoil all that follow
+                job.maps = smoother(job.maps, job.image)
             return job
 
         return pipelined(images, {"prepare": prepare, "infer": infer, "finish": self._pipeline.finish}, depth)
@@ -246,7 +245,7 @@ class Predictor(ABC, Generic[Result]):
             ImageError, BundleError: as a call.
         """
         self._refuse_closed()
-        job = self._pipeline.infer(self._pipeline.prepare(image, keep_logits=True), keep_logits=True)
+        job = self._pipeline.infer(self._pipeline.prepare(image, keep_logits=True))
         assert job.maps is not None  # they were asked for
         return job.maps
 
