@@ -149,7 +149,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.checkpoint is not None and not arguments.explain:
         raise InputError("--checkpoint is used by --explain only", "Add --explain.")
     for name in _OF_GATE:
-        if arguments.gate is None and getattr(arguments, name) not in (None, False):  # else code 0 would read as a pass
+        value = getattr(arguments, name)  # 0 is a limit
+        if arguments.gate is None and value is not None and value is not False:  # else code 0 would read as a pass
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"{option} is used by --gate only; without a gate nothing is judged", "Add --gate.")
     if arguments.shard is None:
