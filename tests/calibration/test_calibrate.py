@@ -146,13 +146,11 @@ def test_the_verdict_says_what_it_is_worth_here(calibrated: Path, name: str) -> 
 def test_the_fastest_accepted_form_runs(calibrated: Path) -> None:
     bundle = Bundle(calibrated / "bundle")
     verdicts = {name: bundle.artifact(name).record["verdict"] for name in ("int8.onnx", "int8.cpu.onnx")}
-    seconds = {
-        name: each["seconds"][name]
-        for name, each in verdicts.items()
-        if each["accepted"] and each["seconds"][name] < each["seconds"]["model.onnx"]
-    }
+    # Each was timed beside FP32 in a run of its own: on a busy machine seconds of two runs do not compare.
+    shares = {name: each["seconds"][name] / each["seconds"]["model.onnx"] for name, each in verdicts.items()}
+    faster = [name for name, each in verdicts.items() if each["accepted"] and shares[name] < 1]
     selection = Segmenter(bundle).selection
-    assert selection.name == min(seconds, key=lambda name: seconds[name], default="model.onnx")
+    assert selection.name == min(faster, key=lambda name: shares[name], default="model.onnx")
     for name, each in verdicts.items():
         assert each["accepted"] or selection.others[name] == f"not used by itself on this CPU: {each['reason']}"
 
