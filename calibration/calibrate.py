@@ -88,6 +88,8 @@ def calibrate(
     """
     progress, options = progress or Silent(), options or CalibrationOptions()
     report = None if report is None else _check_report(Path(report))
+    if options.work is not None:
+        refuse_unwritable(options.work)
     bundle, labelled = _open(bundle, data, masks, split, data_limit)
     if bundle.manifest.task == "depth" and options.budget is not None:
         raise InputError("--budget: points of mIoU, and depths have none", AGREEMENT_OF_DEPTH)

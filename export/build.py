@@ -121,6 +121,8 @@ def build(
     refuse_unwritable(bundle.path)
     order.check(bundle)
     settings = settings or EngineSettings()
+    if (cache := settings.timing_cache) is not None:
+        refuse_unwritable(cache.parent, cache.name)
     options = _engine_options(bundle, order, settings)
     if options is not None:
         check_builder(options)

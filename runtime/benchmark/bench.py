@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.benchmark.load import LoadMonitor
-from denseport.runtime.benchmark.report import as_dict, recorded_accuracy, write_report
+from denseport.runtime.benchmark.report import REPORTS, as_dict, recorded_accuracy, write_report
 from denseport.runtime.benchmark.speed import Plan, Result, run_bench, speed_warnings, synthetic_image
 from denseport.runtime.benchmark.startup import measure_startup
 from denseport.runtime.bundle.bundle import Bundle
@@ -114,7 +114,7 @@ def _check(
 ) -> Bundle:
     """The bundle, opened, once it is known that what is asked for fits together and can be written."""
     if report is not None:
-        refuse_unwritable(report)
+        refuse_unwritable(report, *REPORTS)
     if checkpoint is not None and baseline is None:
         raise InputError("--checkpoint is used by --baseline only", "Add --baseline torch.")
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)

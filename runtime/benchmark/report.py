@@ -22,8 +22,9 @@ from denseport.runtime.system.files import write_atomic
 from denseport.runtime.system.machine import inspect_machine
 from denseport.runtime.system.text import number
 
-__all__ = ["as_dict", "recorded_accuracy", "speed_against_accuracy", "table", "write_report"]
+__all__ = ["REPORTS", "as_dict", "recorded_accuracy", "speed_against_accuracy", "table", "write_report"]
 
+REPORTS = ("bench.json", "bench.html")  # files that `write_report` writes
 _TEMPLATE = Path(__file__).with_name("report.html")
 # The figure of each task that a record has, and the least that the plot's axis spans, so that a hundredth of a point
 # looks as little as it is.

@@ -91,7 +91,7 @@ def evaluate(
 def _checked(bundle: Path | str | Bundle, run: LongRun, report: Path | None, *, record: bool) -> Bundle:
     """The bundle, once the places that will be written are found to be writable."""
     if report is not None:
-        refuse_unwritable(report)
+        refuse_unwritable(report, "report.html")
     if run.state is not None and not run.merge:
         refuse_state(run.state, resume=run.resume)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)

@@ -102,11 +102,15 @@ def writing(path: Path) -> Iterator[None]:
         raise OutputError(f"{path}: cannot be written: {err.strerror or err}", remedy) from err
 
 
-def refuse_unwritable(folder: Path) -> None:
+def refuse_unwritable(folder: Path, *files: str) -> None:
     """Check before the work that results can be written to ``folder``, which need not exist yet.
 
+    Args:
+        files: names of files that will be written to it.
+
     Raises:
-        OutputError: a file is in its place or above it, or this user may not write there.
+        OutputError: a file is in its place or above it, a folder is in the place of a file, or this user may not write
+            there.
     """
     with writing(folder):
         nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
@@ -114,6 +118,10 @@ def refuse_unwritable(folder: Path) -> None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         with tempfile.TemporaryFile(dir=nearest):
             pass
+    for file in (folder / name for name in files):
+        with writing(file):
+            if file.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
 
 @contextmanager

@@ -352,6 +352,7 @@ def test_bad_images(
         (["--report", "model.onnx"], "End it in .html"),
         (["--report", "n" * 300 + ".html"], "File name too long"),
         (["--report", f"{__file__}/int8.html"], "A file is where a folder is needed"),
+        (["--work", f"{__file__}/work", "--images", "nowhere"], "A file is where a folder is needed"),
         (["--measure", "int8.onnx", "--agreement", "0.9"], "--agreement does not go with --measure"),
         (["--measure", "int8.onnx"], "no artifact 'int8.onnx'"),
     ],

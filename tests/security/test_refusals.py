@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from support import ASSETS
 
+from denseport.export.build import EngineSettings, build
 from denseport.export.bundle import export_bundle
 from denseport.export.checkpoint.file import read_checkpoint
 from denseport.export.errors import CheckpointError
@@ -19,7 +20,7 @@ from denseport.runtime.bundle.artifact import Artifact
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import NetworkInput
 from denseport.runtime.cli.main import main
-from denseport.runtime.errors import BundleError, ImageError
+from denseport.runtime.errors import BundleError, ImageError, OutputError
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.selection import select_artifact
 
@@ -77,6 +78,32 @@ def test_the_readme_of_another_is_kept(sample: Bundle, tmp_path: Path, capsys: p
     assert main(["triton", str(sample.path), "-o", str(tmp_path)]) == 2
     assert "README.md: exists already" in capsys.readouterr().err
     assert contents(tmp_path) == {"README.md": b"# Mine\n"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["eval", "B", "--data", "nowhere", "--report", "PLACE", "report.html"],
+        ["eval", "DEPTH", "--data", "nowhere", "--report", "PLACE", "report.html"],
+        ["report", "B", "--data", "nowhere", "-o", "PLACE", "report.html"],
+        ["bench", "B", "--image", "nowhere", "--report", "PLACE", "bench.json"],
+        ["bench", "B", "--image", "nowhere", "--report", "PLACE", "bench.html"],
+    ],
+    ids=" ".join,
+)
+def test_a_folder_in_the_place_of_a_page_is_noticed_before_the_work(
+    sample: Bundle, depth_sample: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    (place := tmp_path / command.pop()).mkdir()
+    places = {"B": str(sample.path), "DEPTH": str(depth_sample.path), "PLACE": str(tmp_path)}
+    assert main([places.get(word, word) for word in command]) == 2
+    assert f"{place}: cannot be written: Is a directory" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_is_noticed_before_an_engine_is_built(sample: Bundle) -> None:
+    """Before the builder, which is not installed here, is asked for."""
+    with pytest.raises(OutputError, match="Not a directory"):
+        build(sample, engine="tensorrt", settings=EngineSettings(timing_cache=Path(__file__) / "cache"))
 
 
 def test_an_input_that_the_manifest_does_not_allow_is_refused(sample_copy: Bundle) -> None:

@@ -153,7 +153,7 @@ def report(
     """
     bundle, out, progress = bundle if isinstance(bundle, Bundle) else Bundle(bundle), Path(out), progress or Silent()
     refuse_other_task(bundle, "segmentation", "denseport.runtime.evaluation.depth.evaluate.evaluate_depth")
-    refuse_unwritable(out)
+    refuse_unwritable(out, "report.html")
     dataset = open_data(bundle, data, limit=limit, **options)
     progress.say(dataset.found)
     found, not_run = _measured(bundle, dataset, protocol, threads, workers, progress)

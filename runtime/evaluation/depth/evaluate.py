@@ -91,7 +91,7 @@ def evaluate_depth(
 def _checked(bundle: Path | str | Bundle, report: Path | None, *, record: bool) -> Bundle:
     """The bundle, once the places that will be written are found to be writable."""
     if report is not None:
-        refuse_unwritable(report)
+        refuse_unwritable(report, "report.html")
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     refuse_other_task(bundle, "depth", "denseport.runtime.evaluate")
     if record:

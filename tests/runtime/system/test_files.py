@@ -42,7 +42,12 @@ def test_whether_a_folder_can_be_written_is_known_beforehand(tmp_path: Path) -> 
         with pytest.raises(OutputError, match=f"{path.name}: cannot be written: Not a directory") as caught:
             refuse_unwritable(path)
         assert "A file is where a folder is needed" in str(caught.value.remedy)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    refuse_unwritable(tmp_path, "file", "new")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="folder: cannot be written: Is a directory") as caught:
+        refuse_unwritable(tmp_path, "file", "folder")
+    assert "choose another name" in str(caught.value.remedy)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc (Linux)")
