@@ -126,7 +126,7 @@ def build(
     options = _engine_options(bundle, order, settings)
     if options is not None:
         check_builder(options)
-    shown, built = _images(several(images), limit), Build(bundle.path)
+    shown, built = _images(several("images", images), limit), Build(bundle.path)
     if engine == "openvino":
         _openvino(bundle, order, shown, built, progress, force=force)
     if order.typed:
@@ -169,7 +169,7 @@ def build_for_this_machine(
         raise MachineError(reason, remedy)
     if machine.gpus:
         raise MachineError("ONNX Runtime runs on this machine's GPU", "Build for it: --precision fp16.")
-    shown = _images(several(images), limit)
+    shown = _images(several("images", images), limit)
     if not shown:
         raise InputError(
             "--for-this-machine compares what it makes with FP32 on images, and none were given",

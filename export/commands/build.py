@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.cli.arguments import path, whole
+from denseport.runtime.cli.arguments import add_bundle, open_bundle, path, whole
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ CHOICES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
+    add_bundle(parser)
     for option, choices, words in CHOICES:
         parser.add_argument(option, choices=choices, default=choices[0], help=f"{words}; default: %(default)s")
     parser.add_argument(
@@ -115,12 +115,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.for_this_machine:
         _refuse_choices(arguments)
         images = {"images": arguments.images, "limit": arguments.limit}
-        result = build_for_this_machine(arguments.bundle, **images, progress=Terminal()).to_dict()
+        result = build_for_this_machine(open_bundle(arguments), **images, progress=Terminal()).to_dict()
         print(json.dumps(result, indent=1) if arguments.json else "\n".join(_chosen_lines(result)))
         return 0
     taken = ("precision", "float_precision", "engine", "output", "plugin", "images", "limit", "force")
     built = build(
-        arguments.bundle,
+        open_bundle(arguments),
         **{name: getattr(arguments, name) for name in taken},
         settings=_settings(arguments),
         progress=Terminal(),

@@ -11,11 +11,14 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from denseport.runtime.errors import InputError
 
-__all__ = ["Parser", "add_trust", "add_values", "path", "real", "size", "whole"]
+if TYPE_CHECKING:
+    from denseport.runtime.bundle.bundle import Bundle
+
+__all__ = ["Parser", "add_bundle", "add_trust", "add_values", "open_bundle", "path", "real", "size", "whole"]
 
 _CHOICE = re.compile(r"invalid choice: '?(?P<given>[^']*)'? \(choose from (?P<choices>.*)\)", re.DOTALL)
 _UNKNOWN = re.compile(r"(?<=unrecognized arguments: )--[\w-]+")
@@ -44,6 +47,28 @@ def add_values(parser: argparse._ActionsContainer, *rows: tuple[str, Callable[[s
     """Options that take one value; a row is the option, its type, the default, the value's name, and the help."""
     for option, kind, default, metavar, words in rows:
         parser.add_argument(option, type=kind, default=default, metavar=metavar, help=words)
+
+
+def add_bundle(parser: argparse._ActionsContainer, words: str = "a bundle's folder") -> None:
+    """The bundle that a command runs or ships, and who must have signed it; `open_bundle` opens it."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=path, help=words)
+    add_trust(parser)
+
+
+def open_bundle(arguments: argparse.Namespace) -> Bundle:
+    """The bundle of `add_bundle`, refused where ``--trust`` was given and nobody of those signed it.
+
+    Raises:
+        BundleError, InputError, MachineError: as of `Bundle` and `denseport.runtime.bundle.signature.verify`.
+    """
+    from denseport.runtime.bundle.bundle import Bundle
+
+    bundle = Bundle(arguments.bundle)
+    if arguments.trust is not None:
+        from denseport.runtime.bundle.signature import verify
+
+        verify(bundle, arguments.trust)
+    return bundle
 
 
 def add_trust(parser: argparse._ActionsContainer, *, required: bool = False) -> None:

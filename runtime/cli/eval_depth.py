@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from denseport.runtime.cli.arguments import path, real
 from denseport.runtime.errors import InputError
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.evaluation.depth.report import DepthEvaluation
 
-__all__ = ["add_depth_options", "check_task", "evaluate_depths"]
+__all__ = ["add_depth_options", "check_task", "evaluate_depths", "workers"]
 
 # Options of one task, and what they are without being given.
 OF_DEPTH = dict.fromkeys(("depths", "depth_suffix", "depth_scale", "min_depth", "max_depth", "crop"))
@@ -52,6 +52,11 @@ def check_task(arguments: argparse.Namespace, task: str) -> None:
             raise InputError(f"--{name.replace('_', '-')} is not for a network of {task}", "Leave it out.")
 
 
+def workers(arguments: argparse.Namespace) -> dict[str, Any]:
+    """``--workers`` where it is given, so that what takes none can refuse it."""
+    return {} if arguments.workers is None else {"workers": arguments.workers}
+
+
 def evaluate_depths(arguments: argparse.Namespace, bundle: Bundle) -> int:
     """Measure, judge and print; the exit code."""
     from denseport.runtime.evaluation.depth.dataset import DepthReading
@@ -65,11 +70,11 @@ def evaluate_depths(arguments: argparse.Namespace, bundle: Bundle) -> int:
         arguments.data,
         gate=None if arguments.gate is None else Gate(arguments.gate, arguments.budget),
         settings=DepthReading(arguments.depth_scale, arguments.min_depth, arguments.max_depth, arguments.crop),
-        workers=arguments.workers,
         report=arguments.report,
         record=arguments.record,
         progress=Terminal(),
         **{name: getattr(arguments, name) for name in names},
+        **workers(arguments),
     )
     print(json.dumps(found.to_dict(), indent=1) if arguments.json else "\n".join(_lines(found)))
     return 0 if found.gate is None or found.gate.passed else 1

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["fit_and_print"]
 
-# Options that say what is measured or judged, which is not done, and what they are without being given.
+# Options that say what is measured or judged, and how: nothing is. And what they are without being given.
 MEASURING = {
-    **dict.fromkeys(("gate", "state", "shard", "merge", "ray", "report", "checkpoint")),
+    **dict.fromkeys(("gate", "state", "shard", "merge", "ray", "report", "checkpoint", "workers")),
     **dict.fromkeys(("resume", "explain", "record", "boundaries", "ece"), False),
 }
 
@@ -32,9 +32,7 @@ def fit_and_print(arguments: argparse.Namespace, bundle: Bundle, data: dict[str,
 
     for name, unset in MEASURING.items():
         if getattr(arguments, name) != unset:
-            raise InputError(
-                f"--{name} measures, and --fit-temperature does not", "Fit first, then measure without it."
-            )
+            raise InputError(f"--{name} is for measuring, and --fit-temperature does not measure", "Leave one out.")
     work = {name: getattr(arguments, name) for name in ("artifact", "protocol", "threads")}
     found = fit_temperature(bundle, arguments.data, progress=Terminal(), **work, **data)
     if arguments.json:

@@ -278,11 +278,12 @@ def _refuse_one_image(images: Iterable[Image]) -> None:
 
 def _open(bundle: Bundle, selection: Selection, threads: int | None, providers: Sequence[str] | None) -> Session:
     path, artifact = bundle.verified(selection.name), bundle.artifact(selection.name)
+    providers = several("providers", providers)
     if artifact.target == FOR_OPENVINO:
         from denseport.runtime.backends.openvino import OpenVinoSession
 
         if providers:
-            what = f"{selection.name} runs on OpenVINO, and {', '.join(several(providers))} is of ONNX Runtime"
+            what = f"{selection.name} runs on OpenVINO, and {', '.join(providers)} is of ONNX Runtime"
             raise InputError(what, "Leave the providers out, or name another artifact.")
         digests = list(artifact.files.values())
         precision, quantized = artifact.float_precision, artifact.precision in QUANTIZED
@@ -290,7 +291,7 @@ def _open(bundle: Bundle, selection: Selection, threads: int | None, providers: 
     if artifact.kind == "onnx":
         from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 
-        providers = several(providers) or selection.providers
+        providers = providers or selection.providers
         return OnnxRuntimeSession(path, target=artifact.target, threads=threads, providers=providers)
     from denseport.runtime.backends.tensorrt import TensorRTSession
     from denseport.runtime.bundle.engine_record import BuildRecord

@@ -135,7 +135,7 @@ def test_the_verdict_says_what_it_is_worth_here(calibrated: Path, name: str) -> 
     assert found["accepted"] == (found["speed_ratio"] >= 1.02)
     made_for = {"int8.onnx": "TensorRT and other ONNX tools", "int8.cpu.onnx": "ONNX Runtime on CPUs"}[name]
     why = ", within its budget" if found["accepted"] else f"; made for {made_for}"
-    assert found["reason"] == f"{found['speed_ratio']:.2f} times as fast as FP32{why}"
+    assert found["reason"].startswith(f"{found['speed_ratio']:.2f} times as fast as FP32{why}")  # then doubts
     searched, judged = bundle.artifact(name).proof
     assert (searched.against, searched.figures, judged.figures) == ("fp32", "variant", "verdict")
     image = read_image(sample_evenly([IMAGES], 1)[0])

@@ -7,15 +7,16 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.cli.arguments import add_trust, path, real, whole
+from denseport.runtime.cli.arguments import add_bundle, open_bundle, path, real, whole
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
+    from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.cli.predict import Model, Predictions, RemoteModel
     from denseport.runtime.cli.writing import Writing
     from denseport.runtime.media.inputs import Input
@@ -25,7 +26,7 @@ CONNECT_SECONDS = 5.0  # that a server may take to answer at first; a mistyped a
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
+    add_bundle(parser)
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image, video, folder, or glob in quotes")
     parser.add_argument("-o", "--output", metavar="OUT", type=path, required=True, help="folder for the results")
     parser.add_argument("--artifact", metavar="NAME", help="which artifact runs; default: the best for this machine")
@@ -78,14 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--server", metavar="URL", help="a Triton server runs the model: http://HOST:PORT or grpc://HOST:PORT"
     )
     parser.add_argument("--model", metavar="NAME", help="its name on the server; default: as denseport triton names it")
-    add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print what was found and written as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.bundle.preprocessing import needs_pillow
     from denseport.runtime.cli.predict import Predictions
     from denseport.runtime.errors import InputError
@@ -93,7 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.system.machine import require
 
     _check(arguments)
-    manifest = Bundle(arguments.bundle).manifest
+    bundle = open_bundle(arguments)
+    manifest = bundle.manifest
     writing, inputs = _writing(arguments, manifest.task), find_inputs(arguments.inputs)
     if needs_pillow(manifest.preprocess) and arguments.ray is None and any(each.kind == "image" for each in inputs):
         require(("PIL",), "pillow")  # once, and not for each file
@@ -105,9 +105,9 @@ def run(arguments: argparse.Namespace) -> int:
     bar = tqdm(total=len(inputs), unit="file", disable=len(inputs) < 2 or not sys.stderr.isatty())
     try:
         if arguments.ray is not None:
-            _run_on_ray(arguments, inputs, job, bar)
+            _run_on_ray(arguments, bundle, inputs, job, bar)
         else:
-            with _open(arguments) as segmenter:
+            with _open(arguments, bundle) as segmenter:
                 for item in inputs:
                     job.add(segmenter, item)
                     bar.update()
@@ -187,15 +187,15 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _open(arguments: argparse.Namespace) -> Iterator[Model]:
+def _open(arguments: argparse.Namespace, bundle: Bundle) -> Iterator[Model]:
     """The model that runs on the images; its description goes to standard error."""
     from denseport.runtime.segmenter.opening import open_predictor
 
     if arguments.server is not None:
-        with _connect(arguments) as server:
+        with _connect(arguments, bundle) as server:
             yield server
         return
-    with open_predictor(arguments.bundle, **_settings(arguments), threads=arguments.threads) as segmenter:
+    with open_predictor(bundle, **_settings(arguments), threads=arguments.threads) as segmenter:
         print(segmenter.description, file=sys.stderr)
         for name, reason in segmenter.selection.others.items():
             print(f"  not {name}: {reason}", file=sys.stderr)
@@ -207,31 +207,29 @@ def _open(arguments: argparse.Namespace) -> Iterator[Model]:
 
 
 @contextmanager
-def _connect(arguments: argparse.Namespace) -> Iterator[RemoteModel]:
-    from denseport.runtime.bundle.bundle import Bundle
+def _connect(arguments: argparse.Namespace, bundle: Bundle) -> Iterator[RemoteModel]:
     from denseport.runtime.cli.predict import RemoteModel
     from denseport.runtime.errors import InputError
     from denseport.runtime.serving.triton.client import Client
     from denseport.runtime.serving.triton.variants import model_name
 
-    bundle = Bundle(arguments.bundle)
-    name = model_name(bundle, arguments.model)
+    manifest, name = bundle.manifest, model_name(bundle, arguments.model)
     with Client(arguments.server, name, deadline=CONNECT_SECONDS) as client:
-        classes = client.classes()
-    if classes != bundle.manifest.classes:
+        other = "classes" if client.classes() != manifest.classes else ""
+        if manifest.depth is not None and client.depth() != asdict(manifest.depth):
+            other = "depths (unit, direction or limit)"
+    if other:
         raise InputError(
-            f"{arguments.server}: {name} has other classes than {arguments.bundle}",
+            f"{arguments.server}: {name} has other {other} than {arguments.bundle}",
             "Give the bundle that was exported to the server, or another --model.",
         )
     with Client(arguments.server, name) as client:
         print(f"{name} on {arguments.server}", file=sys.stderr)
-        yield RemoteModel(name, bundle.manifest, client)
+        yield RemoteModel(name, manifest, client)
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    trust = arguments.trust and [file.absolute() for file in arguments.trust]  # Ray's actors work in other folders
-    same = {"artifact": arguments.artifact, "protocol": arguments.protocol}
-    return {**same, "providers": arguments.provider, "trust": trust}
+    return {"artifact": arguments.artifact, "protocol": arguments.protocol, "providers": arguments.provider}
 
 
 def _open_actor(
@@ -251,16 +249,15 @@ def _open_actor(
     return handle
 
 
-def _run_on_ray(arguments: argparse.Namespace, inputs: list[Input], job: Predictions, bar: Any) -> None:
+def _run_on_ray(arguments: argparse.Namespace, bundle: Bundle, inputs: list[Input], job: Predictions, bar: Any) -> None:
     """Add the results and failures of a Ray cluster's actors to ``job``, in the order of ``inputs``."""
-    from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.evaluation.shards import connect
 
-    bundle = Bundle(arguments.bundle)  # a missing one is refused before a cluster starts
     # Whole paths: the actors work in folders of their own.
     items = [replace(item, path=item.path.absolute()) for item in inputs]
     job_there = replace(job, folder=job.folder.absolute())
-    work = partial(_open_actor, bundle.path.absolute(), _settings(arguments), job_there)
+    settings = {**_settings(arguments), "trust": arguments.trust and [file.absolute() for file in arguments.trust]}
+    work = partial(_open_actor, bundle.path.absolute(), settings, job_there)
     with connect(arguments.ray, arguments.threads) as cluster:
         print(count(cluster.count, "Ray actor"), file=sys.stderr)
         for done in cluster.map(work, items):

@@ -19,6 +19,7 @@ from denseport.runtime.errors import DatasetError, ImageError
 from denseport.runtime.evaluation.depth.metrics import CROPS
 from denseport.runtime.evaluation.layouts import Sample, files_by_name, refuse_alone
 from denseport.runtime.media.images import reading
+from denseport.runtime.system.arguments import optional_path, required_path
 from denseport.runtime.system.text import count
 
 __all__ = ["DepthDataset", "DepthReading", "open_depth_dataset"]
@@ -158,7 +159,7 @@ def open_depth_dataset(
     Raises:
         DatasetError: a file or folder that is missing or has no partner, or PNGs without a scale.
     """
-    root, other, settings = Path(data), None if depths is None else Path(depths), settings or DepthReading()
+    root, other, settings = required_path("data", data), optional_path("depths", depths), settings or DepthReading()
     for option, suffix in (("--image-suffix", image_suffix), ("--depth-suffix", depth_suffix)):
         if list_file is not None and suffix is not None:
             raise DatasetError(
@@ -166,7 +167,8 @@ def open_depth_dataset(
             )
     try:
         if list_file is not None:
-            samples, words = _listed(Path(list_file), [each for each in (root, other) if each is not None])
+            places = [each for each in (root, other) if each is not None]
+            samples, words = _listed(required_path("list_file", list_file), places)
             _check_scale(samples, settings)
             return DepthDataset(samples, settings, words)
         layout = _layout_of(root) if other is None else TWO_FOLDERS

@@ -206,6 +206,8 @@ def test_what_is_recorded_later_must_be_signed_again(signed: Path, keys: Keys, c
     with pytest.raises(BundleError, match=r"signed before it changed: manifest\.json altered") as caught:
         Segmenter(signed, trust=keys[1])
     assert caught.value.remedy and f"sign it again: denseport sign {signed} --key" in caught.value.remedy
+    for command in ("bench", "build", "calibrate", "eval --record", "--fit-temperature"):  # all that change a bundle
+        assert command in caught.value.remedy
     assert "the manifest changed since: denseport sign" in call("inspect", signed)[1]
     sign(signed, keys[0])
     verify(signed, keys[1])
@@ -347,6 +349,37 @@ def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(
             refuse()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["bench", "B"],
+        ["build", "B", "--images", "nowhere"],
+        ["build", "B", "--for-this-machine"],
+        ["calibrate", "B", "--images", "nowhere"],
+        ["calibrate", "B", "--images", "nowhere", "--measure", "int8.onnx"],
+        ["eval", "B", "--data", "nowhere"],
+        ["report", "B", "--data", "nowhere", "-o", "OUT"],
+        ["run", "B", "nowhere", "-o", "OUT"],
+        ["serve", "B", "--port", "0"],
+        ["triton", "B", "-o", "OUT"],
+    ],
+    ids=" ".join,
+)
+def test_what_runs_or_ships_a_bundle_refuses_one_of_others(
+    signed: Path, other: Keys, tmp_path: Path, call: Any, command: list[str]
+) -> None:
+    places: dict[str, Any] = {"B": signed, "OUT": tmp_path / "out"}
+    words = [places.get(word, word) for word in command]
+    refused(call(*words, "--trust", other[1]), "not signed by whom you trust")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_trusted_bundle_is_shipped(signed: Path, keys: Keys, tmp_path: Path, call: Any) -> None:
+    assert call("triton", signed, "-o", tmp_path / "out", "--trust", keys[1])[0] == 0
+    ray = ("eval", signed, "--data", "nowhere", "--trust", keys[1], "--ray", "local")
+    refused(call(*ray), "--trust does not go with --ray")
+
+
 def test_the_commands(signed: Path, keys: Keys, other: Keys, tmp_path: Path, call: Any) -> None:
     locked, public = new_key(tmp_path, "locked", b"secret")
     (tmp_path / "password").write_text("secret\n")
@@ -364,8 +397,6 @@ def test_the_commands(signed: Path, keys: Keys, other: Keys, tmp_path: Path, cal
     assert "none of its 2 files changed" in call("verify", signed, "--trust", public)[1]
     assert f"by the key {sha256_of(public)[:16]}" in call("inspect", signed)[1]
     image = Path(__file__).parents[2] / "assets/street/images"
-    refused(call("run", signed, image, "-o", tmp_path / "out", "--trust", keys[1]), "not signed by whom you trust")
-    refused(call("serve", signed, "--trust", keys[1], "--port", "0"), "not signed by whom you trust")
     refused(call("verify", signed), "--trust")
     remote = ("--server", "http://127.0.0.1:9", "--trust", public)
     refused(call("run", signed, image, "-o", tmp_path / "out", *remote), "--trust is for running it on this machine")
