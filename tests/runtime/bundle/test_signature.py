@@ -349,37 +349,6 @@ def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(
             refuse()
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["bench", "B"],
-        ["build", "B", "--images", "nowhere"],
-        ["build", "B", "--for-this-machine"],
-        ["calibrate", "B", "--images", "nowhere"],
-        ["calibrate", "B", "--images", "nowhere", "--measure", "int8.onnx"],
-        ["eval", "B", "--data", "nowhere"],
-        ["report", "B", "--data", "nowhere", "-o", "OUT"],
-        ["run", "B", "nowhere", "-o", "OUT"],
-        ["serve", "B", "--port", "0"],
-        ["triton", "B", "-o", "OUT"],
-    ],
-    ids=" ".join,
-)
-def test_what_runs_or_ships_a_bundle_refuses_one_of_others(
-    signed: Path, other: Keys, tmp_path: Path, call: Any, command: list[str]
-) -> None:
-    places: dict[str, Any] = {"B": signed, "OUT": tmp_path / "out"}
-    words = [places.get(word, word) for word in command]
-    refused(call(*words, "--trust", other[1]), "not signed by whom you trust")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_trusted_bundle_is_shipped(signed: Path, keys: Keys, tmp_path: Path, call: Any) -> None:
-    assert call("triton", signed, "-o", tmp_path / "out", "--trust", keys[1])[0] == 0
-    ray = ("eval", signed, "--data", "nowhere", "--trust", keys[1], "--ray", "local")
-    refused(call(*ray), "--trust does not go with --ray")
-
-
 def test_the_commands(signed: Path, keys: Keys, other: Keys, tmp_path: Path, call: Any) -> None:
     locked, public = new_key(tmp_path, "locked", b"secret")
     (tmp_path / "password").write_text("secret\n")
