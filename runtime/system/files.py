@@ -201,7 +201,8 @@ def locked(lock: Path, *, wait: bool = True) -> Iterator[None]:
 def work_folder(parent: Path) -> Iterator[Path]:
     """A folder in ``parent`` for what is not whole yet; it vanishes at the end of the block, with all that is in it.
 
-    That ``parent`` has no room is an OutputError about it. Folders that killed processes left there are removed first: the lock beside a folder tells if its process lives.
+    That ``parent`` has no room is an OutputError about it. Folders that killed processes left there are removed first:
+    the lock beside a folder tells if its process lives.
     """
     refuse_unwritable(parent)  # filelock would wait for ever where no file can be made, as in /proc
     folder = parent / f"{WORK}{secrets.token_hex(6)}"

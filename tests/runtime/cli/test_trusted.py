@@ -1,4 +1,4 @@
-"""``--trust`` of the commands that run or ship a bundle; what a signature holds: tests/runtime/bundle/test_signature.py."""
+"""``--trust`` of the commands that run or ship a bundle. What a signature holds: tests/runtime/bundle."""
 
 from __future__ import annotations
 
