@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.cli.arguments import add_bundle, add_values, open_bundle, path, real, whole
+from denseport.runtime.cli.arguments import add_bundle, add_values, open_bundle, path, real, refuse_given, whole
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
@@ -104,13 +104,10 @@ def _measure(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from denseport.calibration.calibrate import judge_again
-    from denseport.runtime.errors import InputError
     from denseport.runtime.system.progress import Terminal
 
-    for option in ("budget", "agreement", "report"):
-        if getattr(arguments, option) is not None:
-            remedy = "The artifact keeps the budget that it was calibrated for."
-            raise InputError(f"--{option} does not go with --measure", remedy)
+    remedy = "The artifact keeps the budget that it was calibrated for."
+    refuse_given(arguments, ("budget", "agreement", "report"), "{} does not go with --measure", remedy)
     bundle, name, threads = open_bundle(arguments), arguments.measure, arguments.threads
     verdict = judge_again(bundle, name, arguments.images, **_data(arguments), threads=threads, progress=Terminal())
     result = {"bundle": str(arguments.bundle), "verdicts": {name: asdict(verdict)}}

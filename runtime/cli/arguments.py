@@ -9,7 +9,7 @@ import argparse
 import difflib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,7 +18,18 @@ from denseport.runtime.errors import InputError
 if TYPE_CHECKING:
     from denseport.runtime.bundle.bundle import Bundle
 
-__all__ = ["Parser", "add_bundle", "add_trust", "add_values", "open_bundle", "path", "real", "size", "whole"]
+__all__ = [
+    "Parser",
+    "add_bundle",
+    "add_trust",
+    "add_values",
+    "open_bundle",
+    "path",
+    "real",
+    "refuse_given",
+    "size",
+    "whole",
+]
 
 _CHOICE = re.compile(r"invalid choice: '?(?P<given>[^']*)'? \(choose from (?P<choices>.*)\)", re.DOTALL)
 _UNKNOWN = re.compile(r"(?<=unrecognized arguments: )--[\w-]+")
@@ -81,6 +92,17 @@ def add_trust(parser: argparse._ActionsContainer, *, required: bool = False) -> 
         required=required,
         help="a public key or certificates (PEM): refuse a bundle that its owner did not sign; may be repeated",
     )
+
+
+def refuse_given(arguments: argparse.Namespace, names: Iterable[str], what: str, remedy: str) -> None:
+    """Refuse options that mean nothing here, by their names in ``arguments``.
+
+    Raises:
+        InputError: ``what``, with the option in the place of ``{}``: the first that has another value than its default.
+    """
+    for name in names:
+        if getattr(arguments, name) != arguments.parser.get_default(name):
+            raise InputError(what.format(f"--{name.replace('_', '-')}"), remedy)
 
 
 def path(text: str) -> Path:

@@ -67,6 +67,7 @@ def test_a_device_is_no_checkpoint() -> None:
         (["calibrate", "B", "--images", str(STREET), "--split", "x"], "--split"),
         (["calibrate", "B", "--images", str(STREET), "--data-limit", "3"], "--data-limit"),
         (["eval", "B", "--data", str(STREET.parent), "--masks", str(STREET.parent), "--split", "x"], "--split x"),
+        (["eval", "B", "--data", str(STREET.parent), "--budget", "0"], "--budget is used by --gate only"),
         (["triton", "B", "-o", "REPO", "--network-instances", "2"], "--network-instances"),
         (["run", "B", str(STREET), "-o", "REPO", "--temporal-smoothing", "0.5"], "--temporal-smoothing"),
         (["triton", "B", "-o", "B"], "is a bundle"),

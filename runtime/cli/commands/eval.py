@@ -7,7 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from denseport.runtime.cli.arguments import add_bundle, open_bundle, path, real, whole
+from denseport.runtime.cli.arguments import add_bundle, open_bundle, path, real, refuse_given, whole
 from denseport.runtime.cli.data_options import add_data_options, data_options
 from denseport.runtime.cli.eval_depth import add_depth_options, check_task, evaluate_depths, workers
 from denseport.runtime.cli.eval_temperature import fit_and_print
@@ -147,10 +147,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--explain needs the checkpoint to compare with", "Name it with --checkpoint FILE.")
     if arguments.checkpoint is not None and not arguments.explain:
         raise InputError("--checkpoint is used by --explain only", "Add --explain.")
-    for name in _OF_GATE:
-        if arguments.gate is None and getattr(arguments, name) not in (None, False):  # else code 0 would read as a pass
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option} is used by --gate only; without a gate nothing is judged", "Add --gate.")
+    if arguments.gate is None:  # else code 0 would read as a pass
+        refuse_given(arguments, _OF_GATE, "{} is used by --gate only; without a gate nothing is judged", "Add --gate.")
     if arguments.trust is not None and arguments.ray is not None:
         what = "--trust does not go with --ray: each machine of a cluster opens the bundle by itself"
         raise InputError(what, "Leave one of them out; denseport verify checks the bundle beforehand.")
@@ -158,9 +156,8 @@ def _check(arguments: argparse.Namespace) -> None:
         return
     if arguments.state is None:
         raise InputError("--shard needs a file for its counts", "Name it with --state FILE.")
-    for name in ("report", "explain", "record"):
-        if getattr(arguments, name):
-            raise InputError(f"--{name} needs all images, not a shard", f"Give --{name} with --merge.")
+    names = ("report", "explain", "record")
+    refuse_given(arguments, names, "{} needs all images, not a shard", "Give it with --merge.")
 
 
 def _table(found: Evaluation) -> str:
