@@ -111,8 +111,10 @@ def _read(checkpoint: Path, config: Path | None, progress: Progress, *, offline:
 
 
 def _preset(preset: Preset | DepthPreset | str | None) -> Preset | DepthPreset | None:
-    if not isinstance(preset, str):
+    if preset is None or isinstance(preset, Preset | DepthPreset):
         return preset
+    if not isinstance(preset, str):
+        raise InputError(f"preset cannot be {preset!r}", "Give a name of denseport models.")
     if preset not in published():
         raise InputError(f"no preset {preset!r}", similar_presets(preset))
     return published()[preset]

@@ -76,6 +76,7 @@ def evaluate(
         OutputError: the report, the state or the manifest cannot be written.
     """
     progress, run, report = progress or Silent(), run or LongRun(), optional_path("report", report)
+    checkpoint = optional_path("checkpoint", checkpoint)
     bundle = _checked(bundle, run, report, record=record)
     options: dict[str, Any] = {"masks": masks, "list_file": list_file, "split": split, "image_suffix": image_suffix}
     options |= {"mask_suffix": mask_suffix, "reduce_zero_label": reduce_zero_label, "label_map": label_map}
@@ -83,7 +84,7 @@ def evaluate(
     with open_task(bundle, data, artifact, protocol, gate, threads, workers, extras) as task:
         progress.say(data.found)
         found = judged(task, *task.measure(run, progress))
-        found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
+        found = found if checkpoint is None else replace(found, explanation=_explain(task, checkpoint, progress))
         found = found if report is None else replace(found, report=_write_report(report, task, found))
         return _recorded(task.segmenter, found, run) if record else found
 

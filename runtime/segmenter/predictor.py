@@ -25,7 +25,7 @@ from denseport.runtime.media.images import read_image
 from denseport.runtime.pipeline.pipeline import Image, Job, Pipeline, Region
 from denseport.runtime.pipeline.resample import LogitMap
 from denseport.runtime.pipeline.results import MASK_ONLY, RequestedOutputs
-from denseport.runtime.system.arguments import several, whole
+from denseport.runtime.system.arguments import required_path, several, whole
 from denseport.runtime.system.cpus import check_threads
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Predictor(ABC, Generic[Result]):
         Raises:
             ImageError: it cannot be read.
         """
-        return read_image(Path(path), loading(self.protocol.preprocess))
+        return read_image(required_path("image", path), loading(self.protocol.preprocess))
 
     def _one(self, image: Image, requested: RequestedOutputs = MASK_ONLY, roi: Region | None = None) -> Result:
         self._refuse_closed()
@@ -271,6 +271,8 @@ class Predictor(ABC, Generic[Result]):
 
 
 def _refuse_one_image(images: Iterable[Image]) -> None:
+    if not isinstance(images, Iterable):
+        raise InputError(f"images cannot be {images!r}", "Give a list of images.")
     if isinstance(images, str | Path | bytes):  # a text is iterable too: letter by letter
         shown = f"{len(images)} bytes" if isinstance(images, bytes) else repr(str(images))
         raise InputError(f"{shown} is one image, where several were expected", "Give a list: [image].")
