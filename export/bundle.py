@@ -14,12 +14,11 @@ from denseport.export.checkpoint.labels import check_count, colours_of
 from denseport.export.checkpoint.pipeline import ImageSteps, image_steps
 from denseport.export.checkpoint.recognise import Recognised, recognise
 from denseport.export.checkpoint.weights import choose_weights, load_model
+from denseport.export.entrance.compare import record_of
 from denseport.export.entrance.fetch import Weights, fetch_weights, similar_presets
 from denseport.export.entrance.torch_to_onnx import (
     IR_VERSION,
     OPSET,
-    TOLERANCE,
-    Check,
     check_export,
     check_versions,
     export_onnx,
@@ -99,7 +98,7 @@ def export_bundle(
             files = export_onnx(model, folder / MODEL, opset, ir_version)
         progress.say("comparing ONNX Runtime with torch")
         checks, rewritten = check_export(model, folder / MODEL), rewrite and has_rewrites(recognised.spec)
-        record = _record(checks, opset=opset, ir_version=ir_version, rewrite=rewritten, ema=ema)
+        record = {"opset": opset, "ir_version": ir_version, "rewrite": rewritten, "ema": ema} | record_of(checks)
         write_source(manifest, files, output, against="torch", record=record)
     return Bundle(output)
 
@@ -245,13 +244,4 @@ def _provenance(source: Checkpoint, weights: Weights, warnings: list[str]) -> di
         "experiment": source.experiment,
         "iterations": source.iterations,
         **made_with(("torch", "onnx"), warnings),
-    }
-
-
-def _record(checks: list[Check], **options: int | None) -> dict[str, Any]:
-    return {
-        **options,
-        "tolerance": TOLERANCE,
-        "max_difference": max(check.max_difference for check in checks),
-        "checks": [dataclasses.asdict(check) for check in checks],
     }

@@ -42,6 +42,11 @@ class LongRun:
         object.__setattr__(self, "state", optional_path("state", self.state))
         object.__setattr__(self, "merge", tuple(map(Path, several("merge", self.merge))))
 
+    def check(self) -> None:
+        """Raises as `refuse_state` for the file that the run would write."""
+        if self.state is not None and not self.merge:
+            refuse_state(self.state, resume=self.resume)
+
 
 @dataclass(frozen=True)
 class Shard:

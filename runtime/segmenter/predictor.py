@@ -45,11 +45,13 @@ class Predictor(ABC, Generic[Result]):
     """A bundle of one task, ready for images. Safe to call from several threads.
 
     Args:
-        bundle, artifact, protocol, threads, providers, session, trust: as of `denseport.runtime.segmenter.Segmenter`.
+        bundle, artifact, protocol, threads, providers, device_path, session, trust: as of
+            `denseport.runtime.segmenter.Segmenter`.
     """
 
     task: ClassVar[str]  # of the bundles that it opens
     _word: ClassVar[str]  # what messages call it
+    _has_device_path: ClassVar[bool] = True  # a GPU can do all that is done to an image
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class Predictor(ABC, Generic[Result]):
         protocol: str | Protocol = "reference",
         threads: int | None = None,
         providers: str | Sequence[str] | None = None,
+        device_path: bool = False,
         session: Session | None = None,
         trust: Trust | None = None,
     ) -> None:
@@ -68,6 +71,9 @@ class Predictor(ABC, Generic[Result]):
 
             verify(self.bundle, trust)
         refuse_other_task(self.bundle, self.task)
+        if device_path and not self._has_device_path:
+            raise InputError(f"device_path: a {self._word} resizes images on the CPU", "Leave it out.")
+        self._device_path = device_path
         self.protocol = protocol if isinstance(protocol, Protocol) else parse_protocol(protocol, self.bundle.manifest)
         self._threads = threads = check_threads(threads)
         from denseport.runtime.selection import Selection, select_artifact  # reads installed packages: slow to import
@@ -177,12 +183,11 @@ class Predictor(ABC, Generic[Result]):
             return self._pipeline.prepare(image, requested, keep_logits=bool(smoothing))
 
         def infer(job: Job) -> Job:
-            if not smoothing:
-                return self._pipeline.infer(job)
-            self._pipeline.infer(job, keep_logits=True)
-            assert job.maps is not None  # they were asked for
-            self._pipeline.check_finite(job.maps)  # one frame would spoil all that follow
-            job.maps = smoother(job.maps, job.image)
+            self._pipeline.infer(job)
+            if smoothing:
+                assert job.maps is not None  # they were asked for
+                self._pipeline.check_finite(job.maps)  # one frame would spoil all that follow
+                job.maps = smoother(job.maps, job.image)
             return job
 
         return pipelined(images, {"prepare": prepare, "infer": infer, "finish": self._pipeline.finish}, depth)
@@ -240,7 +245,7 @@ class Predictor(ABC, Generic[Result]):
             ImageError, BundleError: as a call.
         """
         self._refuse_closed()
-        job = self._pipeline.infer(self._pipeline.prepare(image, keep_logits=True), keep_logits=True)
+        job = self._pipeline.infer(self._pipeline.prepare(image, keep_logits=True))
         assert job.maps is not None  # they were asked for
         return job.maps
 
