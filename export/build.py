@@ -122,10 +122,13 @@ def build(
     refuse_unwritable(bundle.path)
     order.check(bundle)
     settings = settings or EngineSettings()
+    if (cache := settings.timing_cache) is not None:
+        refuse_unwritable(cache.parent, cache.name)
     options = _engine_options(bundle, order, settings)
     if options is not None:
         check_builder(options)
-    writer, built = ArtifactWriter(bundle, _images(several(images), limit), progress, force), Build(bundle.path)
+    shown = _images(several("images", images), limit)
+    writer, built = ArtifactWriter(bundle, shown, progress, force), Build(bundle.path)
     if engine == "openvino":
         _openvino(writer, order, built)
     if order.typed:
@@ -167,7 +170,7 @@ def build_for_this_machine(
         raise MachineError(reason, remedy)
     if machine.gpus:
         raise MachineError("ONNX Runtime runs on this machine's GPU", "Build for it: --precision fp16.")
-    shown = _images(several(images), limit)
+    shown = _images(several("images", images), limit)
     if not shown:
         raise InputError(
             "--for-this-machine compares what it makes with FP32 on images, and none were given",

@@ -34,6 +34,7 @@ from denseport.runtime.bundle.manifest import Manifest, NetworkInput, Reference
 from denseport.runtime.bundle.preprocessing import resized_to, resizing
 from denseport.runtime.bundle.steps import Resize, ResizeRounded
 from denseport.runtime.errors import InputError
+from denseport.runtime.system.arguments import optional_path, required_path
 from denseport.runtime.system.files import writing
 from denseport.runtime.system.progress import Progress, Silent
 
@@ -81,8 +82,8 @@ def export_bundle(
         InputError: no such preset; another number of names or colours than of classes; no such opset or IR version.
         OutputError: ``output`` exists, cannot be written, or is to be replaced and holds a file that is read.
     """
-    progress, checkpoint, output = progress or Silent(), Path(checkpoint), Path(output)
-    preset, config = _preset(preset), None if config is None else Path(config)
+    progress, preset, config = progress or Silent(), _preset(preset), optional_path("config", config)
+    checkpoint, output = required_path("checkpoint", checkpoint), required_path("output", output)
     check_versions(opset, ir_version)
     refuse_inside(output, (checkpoint, config), replace=replace)
     with new_bundle(output, replace=replace) as folder:
@@ -109,8 +110,10 @@ def _read(checkpoint: Path, config: Path | None, progress: Progress, *, offline:
 
 
 def _preset(preset: Preset | DepthPreset | str | None) -> Preset | DepthPreset | None:
-    if not isinstance(preset, str):
+    if preset is None or isinstance(preset, Preset | DepthPreset):
         return preset
+    if not isinstance(preset, str):
+        raise InputError(f"preset cannot be {preset!r}", "Give a name of denseport models.")
     if preset not in published():
         raise InputError(f"no preset {preset!r}", similar_presets(preset))
     return published()[preset]

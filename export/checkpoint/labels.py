@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +236,8 @@ def check_count(option: str, given: Sequence[Any] | None, num_classes: set[int])
     Raises:
         InputError: it names both numbers.
     """
+    if given is not None and not isinstance(given, Sized):
+        raise InputError(f"{option.removeprefix('--')} cannot be {given!r}", "Give a list, with one for each class.")
     if given is not None and len(given) not in num_classes:
         wanted = " or ".join(map(str, sorted(num_classes)))
         raise InputError(

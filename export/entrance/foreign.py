@@ -25,6 +25,7 @@ from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.bundle.steps import Pad
 from denseport.runtime.errors import ImageError, InputError
 from denseport.runtime.pipeline.views import protocol_views
+from denseport.runtime.system.arguments import required_path
 from denseport.runtime.system.files import sha256_of
 from denseport.runtime.system.progress import Progress, Silent
 
@@ -94,7 +95,7 @@ def import_bundle(
         raise InputError(
             f"--gives {gives} applies to networks that tell classes apart", "Leave it out with --task depth."
         )
-    path, output, progress = Path(model), Path(output), progress or Silent()
+    path, output, progress = required_path("model", model), required_path("output", output), progress or Silent()
     refuse_inside(output, (path,), replace=replace)
     with new_bundle(output, replace=replace) as folder:
         progress.say(f"reading {path}")

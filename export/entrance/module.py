@@ -20,6 +20,7 @@ from denseport.export.graph.tidy import DYNAMIC, tidy
 from denseport.runtime.bundle.bundle import Bundle, new_bundle
 from denseport.runtime.bundle.preprocessing import normalisation
 from denseport.runtime.errors import InputError
+from denseport.runtime.system.arguments import required_path
 from denseport.runtime.system.files import work_folder
 from denseport.runtime.system.progress import Progress, Silent
 
@@ -59,7 +60,7 @@ def export_module(
         InputError: the module is in training mode, cannot be run, or does not fit what was declared.
         OutputError: ``output`` exists, or cannot be written.
     """
-    output, progress = Path(output), progress or Silent()
+    output, progress = required_path("output", output), progress or Silent()
     if not isinstance(module, nn.Module):
         raise InputError(f"a {type(module).__name__} is not a torch.nn.Module", "Wrap it in one.")
     if any(value.dtype in (torch.float16, torch.bfloat16) for value in module.parameters()):

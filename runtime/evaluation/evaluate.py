@@ -77,6 +77,7 @@ def evaluate(
         OutputError: the report, the state or the manifest cannot be written.
     """
     progress, run, report = progress or Silent(), run or LongRun(), optional_path("report", report)
+    checkpoint = optional_path("checkpoint", checkpoint)
     run.check()
     bundle = measurable(bundle, "segmentation", report, record=record, otherwise=EVALUATES_DEPTH)
     options: dict[str, Any] = {"masks": masks, "list_file": list_file, "split": split, "image_suffix": image_suffix}
@@ -85,7 +86,7 @@ def evaluate(
     with open_task(bundle, data, artifact, protocol, gate, threads, workers, extras) as task:
         progress.say(data.found)
         found = judged(task, *task.measure(run, progress))
-        found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
+        found = found if checkpoint is None else replace(found, explanation=_explain(task, checkpoint, progress))
         found = found if report is None else replace(found, report=_write_report(report, task, found))
         return _recorded(task.segmenter, found, run) if record else found
 

@@ -56,7 +56,7 @@ def measurable(bundle: Path | str | Bundle, task: str, report: Path | None, *, r
         otherwise: what measures bundles of the other task.
     """
     if report is not None:
-        refuse_unwritable(report)
+        refuse_unwritable(report, "report.html")
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     refuse_other_task(bundle, task, otherwise)
     if record:

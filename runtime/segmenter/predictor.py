@@ -25,7 +25,7 @@ from denseport.runtime.media.images import read_image
 from denseport.runtime.pipeline.pipeline import Image, Job, Pipeline, Region
 from denseport.runtime.pipeline.resample import LogitMap
 from denseport.runtime.pipeline.results import MASK_ONLY, RequestedOutputs
-from denseport.runtime.system.arguments import several, whole
+from denseport.runtime.system.arguments import required_path, several, whole
 from denseport.runtime.system.cpus import check_threads
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Predictor(ABC, Generic[Result]):
         Raises:
             ImageError: it cannot be read.
         """
-        return read_image(Path(path), loading(self.protocol.preprocess))
+        return read_image(required_path("image", path), loading(self.protocol.preprocess))
 
     def _one(self, image: Image, requested: RequestedOutputs = MASK_ONLY, roi: Region | None = None) -> Result:
         self._refuse_closed()
@@ -276,6 +276,8 @@ class Predictor(ABC, Generic[Result]):
 
 
 def _refuse_one_image(images: Iterable[Image]) -> None:
+    if not isinstance(images, Iterable):
+        raise InputError(f"images cannot be {images!r}", "Give a list of images.")
     if isinstance(images, str | Path | bytes):  # a text is iterable too: letter by letter
         shown = f"{len(images)} bytes" if isinstance(images, bytes) else repr(str(images))
         raise InputError(f"{shown} is one image, where several were expected", "Give a list: [image].")
@@ -283,11 +285,12 @@ def _refuse_one_image(images: Iterable[Image]) -> None:
 
 def _open(bundle: Bundle, selection: Selection, threads: int | None, providers: Sequence[str] | None) -> Session:
     path, artifact = bundle.verified(selection.name), bundle.artifact(selection.name)
+    providers = several("providers", providers)
     if artifact.target == FOR_OPENVINO:
         from denseport.runtime.backends.openvino import OpenVinoSession
 
         if providers:
-            what = f"{selection.name} runs on OpenVINO, and {', '.join(several(providers))} is of ONNX Runtime"
+            what = f"{selection.name} runs on OpenVINO, and {', '.join(providers)} is of ONNX Runtime"
             raise InputError(what, "Leave the providers out, or name another artifact.")
         digests = list(artifact.files.values())
         precision, quantized = artifact.float_precision, artifact.precision in QUANTIZED
@@ -295,7 +298,7 @@ def _open(bundle: Bundle, selection: Selection, threads: int | None, providers: 
     if artifact.kind == "onnx":
         from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 
-        providers = several(providers) or selection.providers
+        providers = providers or selection.providers
         return OnnxRuntimeSession(path, target=artifact.target, threads=threads, providers=providers)
     from denseport.runtime.backends.tensorrt import TensorRTSession
     from denseport.runtime.bundle.engine_record import BuildRecord

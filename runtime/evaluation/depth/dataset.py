@@ -19,6 +19,7 @@ from denseport.runtime.errors import DatasetError, ImageError
 from denseport.runtime.evaluation.depth.metrics import CROPS
 from denseport.runtime.evaluation.layouts import Sample, files_by_name, find_files, read_list, refuse_alone
 from denseport.runtime.media.images import reading
+from denseport.runtime.system.arguments import optional_path, required_path
 from denseport.runtime.system.text import count
 
 __all__ = ["DepthDataset", "DepthReading", "open_depth_dataset"]
@@ -164,7 +165,7 @@ def open_depth_dataset(
     Raises:
         DatasetError: a file or folder that is missing or has no partner, or PNGs without a scale.
     """
-    root, other = Path(data), None if depths is None else Path(depths)
+    root, other = required_path("data", data), optional_path("depths", depths)
     given, own = settings or DepthReading(), DepthReading()
     for option, suffix in (("--image-suffix", image_suffix), ("--depth-suffix", depth_suffix)):
         if list_file is not None and suffix is not None:
@@ -173,7 +174,8 @@ def open_depth_dataset(
             )
     try:
         if list_file is not None:
-            samples, words = _listed(Path(list_file), [each for each in (root, other) if each is not None])
+            places = [each for each in (root, other) if each is not None]
+            samples, words = _listed(required_path("list_file", list_file), places)
         else:
             layout = _layout_of(root) if other is None else TWO_FOLDERS
             images, folder = root / layout.images, (other or root) / layout.depths
