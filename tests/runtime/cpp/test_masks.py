@@ -45,12 +45,10 @@ def test_the_samples_masks_are_pythons(
             assert_same_mask(mask, segmenter(image, top_k=2))
 
 
-@pytest.mark.parametrize("protocol", ["reference", "ms-flip"])
-@pytest.mark.parametrize("temperature", [0.05, 20.0])
-def test_a_temperature_changes_no_mask(
-    program: Path, sample_copy: Bundle, tmp_path: Path, protocol: str, temperature: float
-) -> None:
+@pytest.mark.parametrize(("protocol", "temperature"), [("reference", 20.0), ("ms-flip", 0.05)])
+def test_a_temperature_changes_no_mask(sample_copy: Bundle, tmp_path: Path, protocol: str, temperature: float) -> None:
     """In either runtime: it is of scores, which the C++ runtime does not give."""
+    program = built("release/denseport-cpp")
     images, options = small_images(tmp_path / "images"), ("--artifact", "model.onnx", "--protocol", protocol)
     before = segment(program, sample_copy.path, images, tmp_path / "before", *options)
     sample_copy.keep_temperature(temperature)
