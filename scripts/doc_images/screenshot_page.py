@@ -1,11 +1,11 @@
-"""Make docs/images/page.png and page_compare.png: the page of `denseport serve` with its sample.
+"""Make docs/images/page.png, page_compare.png and page_depth.png: the page of `denseport serve` with its sample.
 
     denseport export tests/assets/dpt_tiny_street.pth -o BUNDLE
     denseport build BUNDLE --precision fp16 --engine onnx
     python scripts/doc_images/screenshot_page.py BUNDLE [--dark]
     python scripts/doc_images/screenshot_page.py BUNDLE --compare fp16.onnx -o docs/images/page_compare.png
-
-The page of a depth bundle is made alike.
+    denseport export tests/assets/depth/network -o DEPTH
+    python scripts/doc_images/screenshot_page.py DEPTH -o docs/images/page_depth.png
 
 The image is the one that scripts/doc_images/draw_sample.py draws. Needs the extra `test`, and Chromium.
 """

@@ -1,6 +1,6 @@
 """Train the toy depth network of tests/assets/depth, on rendered scenes alone, and save it as a Hugging Face folder.
 
-    python scripts/doc_images/depth_sample/train.py tests/assets/depth/network [--steps 1400]
+    python scripts/doc_images/depth_sample/train.py tests/assets/depth/network [--steps 4000]
 
 A Depth Anything with a small DINOv2 encoder, metres up to 20. No weights and no image of anybody's are used. Each scene
 is seen once, with its mirror image beside it, the first ones at few pixels. The same seed, threads and versions give
@@ -206,7 +206,7 @@ def save(model: Segmentor, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
