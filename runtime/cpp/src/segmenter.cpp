@@ -7,11 +7,11 @@
 #ifdef DENSEPORT_TENSORRT
 #include "backends/tensorrt.hpp"
 #endif
-#include "bundle/signature.hpp"
 #include "denseport/denseport.hpp"
 #include "media/images.hpp"
 #include "pipeline/pipeline.hpp"
 #include "selection.hpp"
+#include "signature.hpp"
 #include "system/cpus.hpp"
 #include "system/text.hpp"
 

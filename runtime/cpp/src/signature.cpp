@@ -1,7 +1,7 @@
 // Source: https://github.com/ossf/model-signing-spec: an in-toto statement with the SHA-256 of every file, in a DSSE
 // envelope, in a Sigstore bundle. What others could have written is parsed into text alone until the signature is known
 // to be right.
-#include "bundle/signature.hpp"
+#include "signature.hpp"
 
 #include <openssl/bio.h>
 #include <openssl/evp.h>
