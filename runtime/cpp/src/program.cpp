@@ -108,19 +108,21 @@ path target(const Arguments& arguments, const path& image) {
     return arguments.output / (image.stem().string() + "." + arguments.format);
 }
 
-// Without what acts on a terminal: control characters, and those that turn the direction of writing. A bundle's author
-// could write them into a record.
+// Without what acts on a terminal: bytes that are not UTF-8, control characters, and those that turn the direction of
+// writing. A bundle's author could write them into a record.
 std::string printable(const std::string& text) {
     std::string found;
     for (std::size_t i = 0; i < text.size();) {
         const auto first = static_cast<unsigned char>(text[i]);
-        unsigned long point = first < 0x80 ? first : first & (first < 0xE0 ? 0x1F : 0x0F);
+        const std::size_t whole = first < 0x80 ? 1 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
+        unsigned long point = first < 0x80 ? first : first & (0xFF >> (whole + 1));
         std::size_t length = 1;
-        for (; i + length < text.size() && (text[i + length] & 0xC0) == 0x80; ++length)
+        for (; length < whole && i + length < text.size() && (text[i + length] & 0xC0) == 0x80; ++length)
             point = point << 6 | (text[i + length] & 0x3F);
-        const bool acts = (point < 0x20 && point != '\n') || (0x7F <= point && point < 0xA0) || point == 0x61C ||
-                          (0x200E <= point && point <= 0x200F) || (0x2028 <= point && point <= 0x202E) ||
-                          (0x2066 <= point && point <= 0x2069);
+        const bool is_text = length == whole && (first < 0x80 || (0xC2 <= first && first < 0xF5));
+        const bool acts = !is_text || (point < 0x20 && point != '\n') || (0x7F <= point && point < 0xA0) ||
+                          point == 0x61C || (0x200E <= point && point <= 0x200F) ||
+                          (0x2028 <= point && point <= 0x202E) || (0x2066 <= point && point <= 0x2069);
         found += acts ? "?" : text.substr(i, length);
         i += length;
     }

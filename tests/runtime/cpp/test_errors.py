@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -279,3 +280,11 @@ def test_nothing_printed_acts_on_the_terminal(tmp_path: Path) -> None:
     bundle.note(OPENVINO, {"verdict": found})
     done = run(program, "inspect", bundle.path)
     assert "not used by itself on this CPU: ?[2J??A?" in done.stdout
+
+
+def test_bytes_that_are_no_text_are_not_printed(tmp_path: Path) -> None:
+    """Alone, 0x9B begins a command of older terminals."""
+    program, bundle = built("release/denseport-cpp"), tiny_bundle(tmp_path / "bundle").path
+    image = tmp_path / os.fsdecode(b"a\x9b2J\xc3\xa9\xe2\x82.png")
+    done = run(program, "run", bundle, image, "-o", tmp_path / "out")
+    assert done.returncode == 2 and "/a?2J\u00e9?.png: there is no such file" in done.stderr
