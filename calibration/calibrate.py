@@ -24,7 +24,7 @@ from denseport.runtime.bundle.verdict import MachineVerdict
 from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.dataset import Dataset, open_dataset
 from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced, sample_evenly
-from denseport.runtime.system.arguments import several
+from denseport.runtime.system.arguments import required_path, several
 from denseport.runtime.system.files import cache_folder, refuse_unwritable, writing
 from denseport.runtime.system.progress import Progress, Silent
 
@@ -87,7 +87,9 @@ def calibrate(
         OutputError: the bundle, the report or the statistics cannot be written.
     """
     progress, options = progress or Silent(), options or CalibrationOptions()
-    report = None if report is None else _check_report(Path(report))
+    report = None if report is None else _check_report(required_path("report", report))
+    if options.work is not None:
+        refuse_unwritable(options.work)
     bundle, labelled = _open(bundle, data, masks, split, data_limit)
     if bundle.manifest.task == "depth" and options.budget is not None:
         raise InputError("--budget: points of mIoU, and depths have none", AGREEMENT_OF_DEPTH)
@@ -164,7 +166,9 @@ def _open(
 
 
 def _network_inputs(bundle: Bundle, images: Images, limit: int) -> NetworkInputs:
-    return NetworkInputs.of_bundle(sample_evenly([str(pattern) for pattern in several(images)], limit), bundle.manifest)
+    return NetworkInputs.of_bundle(
+        sample_evenly([str(pattern) for pattern in several("images", images)], limit), bundle.manifest
+    )
 
 
 def _check_report(report: Path) -> Path:

@@ -55,7 +55,7 @@ class CalibrationOptions:
     threads: int | None = None  # default: the CPUs this process may use
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "float_layers", several(self.float_layers))
+        object.__setattr__(self, "float_layers", several("float_layers", self.float_layers))
         object.__setattr__(self, "work", optional_path("work", self.work))
         for name, known in (("precision", KINDS), ("method", METHODS), ("effort", EFFORTS)):
             if getattr(self, name) not in known:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from denseport.calibration.search.search import Budget
 from denseport.calibration.search.sensitivity import Loss
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
+from denseport.runtime.benchmark.load import LoadMonitor
 from denseport.runtime.benchmark.race import FASTER, TIMED, measured_here, race, speed_ratio
 from denseport.runtime.bundle.artifact import MADE_FOR, Artifact
 from denseport.runtime.bundle.bundle import Bundle
@@ -91,7 +92,9 @@ def judge(
         )
         for each in (bundle.manifest.source, *([fp16] if fp16 else []), name)
     }
+    monitor = LoadMonitor()
     times = race(sessions, evenly_spaced(images, TIMED))
+    doubts = monitor.stop().warnings()
     measured = loss if accuracy is None else accuracy.loss
     ratio = speed_ratio(times[bundle.manifest.source], times[name])
     within, accepted, reason = _decide(name, artifact, ratio, measured, budget)
@@ -106,7 +109,7 @@ def judge(
         labelled=accuracy.images if accuracy else 0,
         within_budget=within,
         accepted=accepted,
-        reason=reason,
+        reason="; ".join([reason, *doubts]) if within else reason,
     )
     against = "fp32" if accuracy is None else "labels"
     proof = proof_here(against, "verdict", artifact.float_precision, on_gpu=on_gpu)

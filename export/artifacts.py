@@ -1,6 +1,6 @@
 """Artifacts made of a bundle's graphs: written, audited against FP32, and entered only if they pass.
 
-Each function that builds returns the artifact's name, what was done, and the audit. Without images there is no audit;
+Each method that builds returns the artifact's name, what was done, and the audit. Without images there is no audit;
 an artifact whose audit failed is not kept. `denseport.export.build.build` says what they raise.
 """
 
@@ -37,125 +37,205 @@ from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_space
 from denseport.runtime.system.files import sha256_of, work_folder
 from denseport.runtime.system.progress import Progress
 
-__all__ = ["build_engine_artifact", "build_openvino", "build_typed", "build_variant", "graph_of"]
+__all__ = ["ArtifactWriter", "graph_of"]
 
 Candidate: TypeAlias = tuple[Path, BuildRecord]
 
 CHECKED = 2  # images that layers are compared on
 
 
-def build_typed(
-    bundle: Bundle,
-    precision: str,
-    images: Sequence[Path],
-    *,
-    quantized: str | None = None,
-    force: bool = False,
-    progress: Progress,
-) -> tuple[str, PrecisionRecord, Audit | None]:
-    """Write ``fp16.onnx`` or ``bf16.onnx``, or ``int8.fp16.onnx``: a quantized graph whose float part is typed.
+@dataclasses.dataclass(frozen=True)
+class ArtifactWriter:
+    """Makes artifacts of a bundle and enters them."""
 
-    Args:
-        images: on which FP16's range is checked and the result is audited; none: only weights are checked.
-        force: replace an audited artifact though there are no images; so below.
-        quantized: "int8" or "fp8": type the float part of that graph of the bundle.
-    """
-    source = graph_of(bundle, quantized or "fp32")
-    name = f"{quantized}.{precision}.onnx" if quantized else f"{precision}.onnx"
-    _say_what_is_lost(bundle, name, images, progress, force=force)
-    path = bundle.verified(source)
-    progress.say(f"typing {name}" + (f"; images to observe ranges on: {len(images)}" if images else ""))
-    ranges = observe(path, NetworkInputs.of_bundle(images, bundle.manifest)) if images else None
-    model = read_model(path)
-    record = set_types(model, precision, ranges)
-    if not record.nodes.get(precision):
-        raise ExportError(f"{name}: no node computes in {precision}", "Look at --explain-precision.")
-    what: dict[str, Any] = {"precision": quantized or precision, "float_precision": precision}
-    what |= {"target": FOR_TENSORRT if quantized else ANY, "record": {"precision": dataclasses.asdict(record)}}
-    return name, record, _write_graph(bundle, model, name, source, images, progress, **what)
+    bundle: Bundle
+    images: Sequence[Path]  # on which FP16's range is checked and what was made is audited; none: nothing is
+    progress: Progress
+    force: bool = False  # replace an audited artifact though there are no images
 
+    def typed(self, precision: str, quantized: str | None = None) -> tuple[str, PrecisionRecord, Audit | None]:
+        """Write ``fp16.onnx`` or ``bf16.onnx``, or ``int8.fp16.onnx``: a quantized graph whose float part is typed.
 
-def build_variant(
-    bundle: Bundle,
-    precision: str,
-    images: Sequence[Path],
-    *,
-    mask: bool,
-    fused: bool,
-    force: bool = False,
-    progress: Progress,
-) -> tuple[str, FusionRecord | None, Audit | None]:
-    """Write the graph of that precision with masks as its output, or fused, or both: ``fp16.mask.fused.onnx``."""
-    name = ".".join([precision, *["mask"] * mask, *["fused"] * fused, "onnx"])
-    _say_what_is_lost(bundle, name, images, progress, force=force)
-    source = graph_of(bundle, precision)
-    model = read_model(bundle.verified(source))
-    progress.say(f"writing {name}")
-    if mask:
-        append_mask(model, align_corners=bundle.manifest.align_corners)
-    fusion = fuse(model) if fused else None
-    record = {"fusion": dataclasses.asdict(fusion)} if fusion is not None else {}
-    what = {
-        "precision": precision,
-        "output": MASK if mask else bundle.manifest.output,
-        "fused": fused,
-        "record": record,
-    }
-    return name, fusion, _write_graph(bundle, model, name, source, images, progress, **what)
+        Args:
+            quantized: "int8" or "fp8": type the float part of that graph of the bundle.
+        """
+        source, images = graph_of(self.bundle, quantized or "fp32"), self.images
+        name = f"{quantized}.{precision}.onnx" if quantized else f"{precision}.onnx"
+        self._say_what_is_lost(name, images)
+        path = self.bundle.verified(source)
+        self.progress.say(f"typing {name}" + (f"; images to observe ranges on: {len(images)}" if images else ""))
+        ranges = observe(path, NetworkInputs.of_bundle(images, self.bundle.manifest)) if images else None
+        model = read_model(path)
+        record = set_types(model, precision, ranges)
+        if not record.nodes.get(precision):
+            raise ExportError(f"{name}: no node computes in {precision}", "Look at --explain-precision.")
+        what: dict[str, Any] = {"precision": quantized or precision, "float_precision": precision}
+        what |= {"target": FOR_TENSORRT if quantized else ANY, "record": {"precision": dataclasses.asdict(record)}}
+        return name, record, self._write_graph(model, name, source, **what)
 
+    def variant(self, precision: str, *, mask: bool, fused: bool) -> tuple[str, FusionRecord | None, Audit | None]:
+        """Write the graph of that precision with masks as its output, or fused, or both: ``fp16.mask.fused.onnx``."""
+        manifest, source = self.bundle.manifest, graph_of(self.bundle, precision)
+        name = ".".join([precision, *["mask"] * mask, *["fused"] * fused, "onnx"])
+        self._say_what_is_lost(name, self.images)
+        model = read_model(self.bundle.verified(source))
+        self.progress.say(f"writing {name}")
+        if mask:
+            append_mask(model, align_corners=manifest.align_corners)
+        fusion = fuse(model) if fused else None
+        record = {"fusion": dataclasses.asdict(fusion)} if fusion is not None else {}
+        what = {"precision": precision, "output": MASK if mask else manifest.output, "fused": fused, "record": record}
+        return name, fusion, self._write_graph(model, name, source, **what)
 
-def build_openvino(
-    bundle: Bundle,
-    precision: str,
-    images: Sequence[Path],
-    *,
-    float_precision: str = "fp32",
-    known: Mapping[str, float] | None = None,
-    force: bool = False,
-    progress: Progress,
-) -> tuple[str, Audit | None, LayerCheck | None]:
-    """Enter ``fp32.openvino``, ``bf16.openvino``, ``int8.openvino`` or ``int8.bf16.openvino``.
+    def openvino(
+        self, precision: str, float_precision: str = "fp32", known: Mapping[str, float] | None = None
+    ) -> tuple[str, Audit | None, LayerCheck | None]:
+        """Enter ``fp32.openvino``, ``bf16.openvino``, ``int8.openvino`` or ``int8.bf16.openvino``.
 
-    It shares the source's file, or ``int8.onnx``. Where OpenVINO computes a layer of that otherwise than its Q/DQ says,
-    the artifact has a file of its own, in a form that it computes right, or with such layers in float. Where it is
-    there already, a new audit takes the place of the old one, and what else was found about it stays. If that one
-    failed, the artifact is never chosen.
+        It shares the source's file, or ``int8.onnx``. Where OpenVINO computes a layer of that otherwise than its Q/DQ
+        says, the artifact has a file of its own, in a form that it computes right, or with such layers in float. Where
+        it is there already, a new audit takes the place of the old one, and what else was found about it stays. If
+        that one failed, the artifact is never chosen.
 
-    Args:
-        float_precision: of INT8's float part: "fp32" or "bf16".
-        known: the layers in question, with their errors, as the other such artifact has just shown; None: find them.
+        Args:
+            float_precision: of INT8's float part: "fp32" or "bf16".
+            known: the layers in question, with their errors, as the other such artifact has just shown; None: find
+                them.
 
-    Returns:
-        Last how INT8's layers compared, where there are such.
-    """
-    quantized = precision in QUANTIZED
-    floats = float_precision if quantized else precision
-    name = ".".join([precision, *[floats] * (quantized and floats != "fp32"), "openvino"])
-    source = graph_of(bundle, precision) if quantized else bundle.manifest.source
-    with work_folder(bundle.path) as folder:
-        main, layers = bundle.verified(source), None
-        if quantized:
-            layers, main = _right_layers(bundle, source, floats, images, folder / f"{name}.onnx", known, progress)
-        artifact = _for_openvino(bundle, source, main, precision, floats)
-        old = bundle.manifest.artifacts.get(name)
-        is_there = old is not None and dataclasses.replace(old, proof=(), record={}) == artifact
-        if not (is_there and images):
-            _say_what_is_lost(bundle, name, images, progress, force=force)
-        digests = list(artifact.files.values())
-        with closing(OpenVinoSession(main, precision=floats, quantized=quantized, digests=digests)) as session:
-            if not images:
-                bundle.add(name, artifact)
-                return name, None, None
-            progress.say(f"comparing with FP32, {session.description}")
-            audit = audit_session(bundle, session, precision, images)
-        if layers is not None:
-            audit = dataclasses.replace(audit, passed=audit.passed and layers.passed)
-        if audit.passed and not is_there:
-            bundle.add(name, artifact, [main] if main.parent == folder else ())
-    if audit.passed or is_there:
-        found = {"audit": audit.to_dict()} | ({} if layers is None else {"layers": layers.to_dict()})
-        bundle.note(name, found, proof_here("fp32", "audit", floats, target=FOR_OPENVINO))
-    return name, audit, layers
+        Returns:
+            Last how INT8's layers compared, where there are such.
+        """
+        bundle, images, quantized = self.bundle, self.images, precision in QUANTIZED
+        floats = float_precision if quantized else precision
+        name = ".".join([precision, *[floats] * (quantized and floats != "fp32"), "openvino"])
+        source = graph_of(bundle, precision) if quantized else bundle.manifest.source
+        with work_folder(bundle.path) as folder:
+            main, layers = bundle.verified(source), None
+            if quantized:
+                layers, main = self._right_layers(main, floats, folder / f"{name}.onnx", known)
+            artifact = _for_openvino(bundle, source, main, precision, floats)
+            old = bundle.manifest.artifacts.get(name)
+            is_there = old is not None and dataclasses.replace(old, proof=(), record={}) == artifact
+            if not (is_there and images):
+                self._say_what_is_lost(name, images)
+            digests = list(artifact.files.values())
+            with closing(OpenVinoSession(main, precision=floats, quantized=quantized, digests=digests)) as session:
+                if not images:
+                    bundle.add(name, artifact)
+                    return name, None, None
+                self.progress.say(f"comparing with FP32, {session.description}")
+                audit = audit_session(bundle, session, precision, images)
+            if layers is not None:
+                audit = dataclasses.replace(audit, passed=audit.passed and layers.passed)
+            if audit.passed and not is_there:
+                bundle.add(name, artifact, [main] if main.parent == folder else ())
+        if audit.passed or is_there:
+            found = {"audit": audit.to_dict()} | ({} if layers is None else {"layers": layers.to_dict()})
+            bundle.note(name, found, proof_here("fp32", "audit", floats, target=FOR_OPENVINO))
+        return name, audit, layers
+
+    def _right_layers(
+        self, graph: Path, floats: str, file: Path, known: Mapping[str, float] | None
+    ) -> tuple[LayerCheck | None, Path]:
+        """How OpenVINO computes each INT8 layer here, and the graph to run: ``file``, if it has to be another one.
+
+        Without images nothing is compared.
+        """
+        model, opened, found = read_model(graph), partial(_opened, file, "fp32"), None
+        parted = part_concatenations(model)
+        if self.images:
+            inputs = list(NetworkInputs.of_bundle(evenly_spaced(self.images, CHECKED), self.bundle.manifest))
+            whole = partial(_opened, file, floats)
+            with self.progress.phase("comparing INT8 layers with Q/DQ") as told:
+                found = check_layers(model, inputs, opened, known=known, whole=whole, progress=told)
+            release(model, found.floats)
+        if not parted and not (found and found.floats):
+            return found, graph
+        file.write_bytes(serialise(model))
+        return found, file
+
+    def engine(
+        self, precision: str, options: EngineOptions, *, float_precision: str = "fp32", try_plugin: bool = False
+    ) -> tuple[str, BuildRecord, Audit | str]:
+        """Build an engine of ``model.onnx`` or a typed graph, and enter it, ``fp16.rtx.sm_86.engine`` say.
+
+        Args:
+            float_precision: what the float part of an INT8 or FP8 graph computes in: "fp32" or "fp16".
+            try_plugin: TensorRT: build with the plugin too, time both, and keep the faster.
+
+        Returns:
+            Instead of an audit the reason why there is none.
+        """
+        bundle, progress, source = self.bundle, self.progress, graph_of(self.bundle, precision, float_precision)
+        floats = precision if float_precision == "fp32" else f"{precision}.{float_precision}"
+        name = _engine_name(floats, options)
+        self._say_what_is_lost(name, self.images)
+        model = bundle.verified(source)
+        with work_folder(bundle.path) as folder:
+
+            def build(options: EngineOptions) -> Candidate:
+                path = folder / ("fused.engine" if options.plugin else "native.engine")
+                with progress.phase(f"building {precision}" + " with the plugin" * options.plugin) as told:
+                    verbose = progress.say if options.verbose else None
+                    record = build_engine(model, path, options, progress=told, verbose=verbose)
+                return path, record
+
+            output, record, times = _faster(build, options) if try_plugin else (*build(options), {})
+            unaudited = why_not(record) or ("no images were given" if not self.images else "")
+            if unaudited and self.images:  # found out only now
+                self._say_what_is_lost(name, ())
+            audit = None if unaudited else audit_engine(bundle, output, record, precision, self.images)
+            what = {"kind": "engine", "target": record.flavour, "output": record.output, "fused": bool(record.fused)}
+            what |= {"record": record.to_dict() | ({"milliseconds": times} if times else {})}
+            self._enter(output.rename(output.with_name(name)), source, audit, **what)
+        return name, record, audit or unaudited
+
+    def _write_graph(self, model: ir.Model, name: str, source: str, **what: Any) -> Audit | None:
+        with work_folder(self.bundle.path) as folder:
+            output, audit = folder / name, None
+            save_model(model, output)
+            if self.images:
+                audit = audit_graph(self.bundle, output, what["precision"], self.images, self.progress)
+            self._enter(output, source, audit, **what)
+        return audit
+
+    def _enter(self, main: Path, source: str, audit: Audit | None, **what: Any) -> None:
+        """Move what was made of an artifact into the bundle, with its external data, unless its audit failed.
+
+        Args:
+            what: the fields in which it differs from ``source``.
+        """
+        if audit is not None and not audit.passed:
+            return
+        files = [main, *main.parent.glob(f"{main.name}.data")]
+        what |= {"made_of": source, "main": main.name, "files": {file.name: sha256_of(file) for file in files}}
+        artifact = dataclasses.replace(self.bundle.artifact(source), proof=(), **what)
+        if audit is not None:
+            emulated = artifact.kind == "onnx"
+            proof = proof_here("fp32", "audit", artifact.float_precision, on_gpu=not emulated, emulated=emulated)
+            record = {**artifact.record, "audit": audit.to_dict()}
+            artifact = dataclasses.replace(artifact, proof=(proof,), record=record)
+        self.bundle.add(main.name, artifact, files)
+
+    def _say_what_is_lost(self, name: str, images: Sequence[Path]) -> None:
+        """Refuse to replace what was compared by what is not, unless forced; in any case say what goes with it.
+
+        Args:
+            images: on which the new one will be compared.
+
+        Raises:
+            InputError: the artifact there was compared, and the new one will not be.
+        """
+        old = self.bundle.manifest.artifacts.get(name)
+        if old is None or not old.proof:
+            return
+        lost = proved(old)
+        if old.is_compared and not images and not self.force:
+            raise InputError(
+                f"{name}: was compared already, and the new one would not be; this would be lost: {lost}",
+                "Give --images, and the new one is audited; or --force, to lose it.",
+            )
+        self.progress.say(f"{name} will be replaced, and what was found about it is lost: {lost}")
 
 
 def _for_openvino(bundle: Bundle, source: str, main: Path, precision: str, floats: str) -> Artifact:
@@ -167,87 +247,12 @@ def _for_openvino(bundle: Bundle, source: str, main: Path, precision: str, float
     return dataclasses.replace(of, proof=(), record={}, **what)
 
 
-def _right_layers(
-    bundle: Bundle,
-    source: str,
-    floats: str,
-    images: Sequence[Path],
-    file: Path,
-    known: Mapping[str, float] | None,
-    progress: Progress,
-) -> tuple[LayerCheck | None, Path]:
-    """How OpenVINO computes each INT8 layer here, and the graph to run: ``file``, if it has to be another one.
-
-    Without images nothing is compared.
-    """
-    path, found = bundle.verified(source), None
-    model, opened = read_model(path), partial(_opened, file, "fp32")
-    parted = part_concatenations(model)
-    if images:
-        inputs = list(NetworkInputs.of_bundle(evenly_spaced(images, CHECKED), bundle.manifest))
-        whole = partial(_opened, file, floats)
-        with progress.phase("comparing INT8 layers with Q/DQ") as told:
-            found = check_layers(model, inputs, opened, known=known, whole=whole, progress=told)
-        release(model, found.floats)
-    if not parted and not (found and found.floats):
-        return found, path
-    file.write_bytes(serialise(model))
-    return found, file
-
-
 @contextmanager
 def _opened(file: Path, precision: str, graph: ir.Model) -> Iterator[Session]:
     """An INT8 graph on OpenVINO, with its floats in that precision, for a while in ``file``."""
     file.write_bytes(serialise(graph))
     with closing(OpenVinoSession(file, precision=precision, quantized=True)) as session:
         yield session
-
-
-def _write_graph(
-    bundle: Bundle, model: ir.Model, name: str, source: str, images: Sequence[Path], progress: Progress, **what: Any
-) -> Audit | None:
-    with work_folder(bundle.path) as folder:
-        output = folder / name
-        save_model(model, output)
-        audit = audit_graph(bundle, output, what["precision"], images, progress) if images else None
-        _enter(bundle, output, source, audit, **what)
-    return audit
-
-
-def _enter(bundle: Bundle, main: Path, source: str, audit: Audit | None, **what: Any) -> None:
-    """Move what was made of an artifact into the bundle, with its external data, unless its audit failed.
-
-    Args:
-        what: the fields in which it differs from ``source``.
-    """
-    if audit is not None and not audit.passed:
-        return
-    files = [main, *main.parent.glob(f"{main.name}.data")]
-    what |= {"made_of": source, "main": main.name, "files": {file.name: sha256_of(file) for file in files}}
-    artifact = dataclasses.replace(bundle.artifact(source), proof=(), **what)
-    if audit is not None:
-        emulated = artifact.kind == "onnx"
-        proof = proof_here("fp32", "audit", artifact.float_precision, on_gpu=not emulated, emulated=emulated)
-        artifact = dataclasses.replace(artifact, proof=(proof,), record={**artifact.record, "audit": audit.to_dict()})
-    bundle.add(main.name, artifact, files)
-
-
-def _say_what_is_lost(bundle: Bundle, name: str, images: Sequence[Path], progress: Progress, *, force: bool) -> None:
-    """Refuse to replace what was compared by what is not, unless forced; in any case say what goes with it.
-
-    Raises:
-        InputError: the artifact there was compared, and the new one will not be.
-    """
-    old = bundle.manifest.artifacts.get(name)
-    if old is None or not old.proof:
-        return
-    lost = proved(old)
-    if old.is_compared and not images and not force:
-        raise InputError(
-            f"{name}: was compared already, and the new one would not be; this would be lost: {lost}",
-            "Give --images, and the new one is audited; or --force, to lose it.",
-        )
-    progress.say(f"{name} will be replaced, and what was found about it is lost: {lost}")
 
 
 def graph_of(bundle: Bundle, precision: str, float_precision: str = "fp32") -> str:
@@ -266,51 +271,6 @@ def graph_of(bundle: Bundle, precision: str, float_precision: str = "fp32") -> s
         words = f"{precision} graph" + f" with {float_precision} floats" * (precision not in FLOATS and typed)
         raise BundleError(f"{bundle.path}: has no {words}", f"denseport {command} --images DIR writes one.")
     return name
-
-
-def build_engine_artifact(
-    bundle: Bundle,
-    precision: str,
-    options: EngineOptions,
-    images: Sequence[Path],
-    *,
-    float_precision: str = "fp32",
-    try_plugin: bool = False,
-    force: bool = False,
-    progress: Progress,
-) -> tuple[str, BuildRecord, Audit | str]:
-    """Build an engine of a bundle's ``model.onnx`` or typed graph, and enter it, ``fp16.rtx.sm_86.engine`` say.
-
-    Args:
-        float_precision: what the float part of an INT8 or FP8 graph computes in: "fp32" or "fp16".
-        try_plugin: TensorRT: build with the plugin too, time both, and keep the faster.
-
-    Returns:
-        Instead of an audit the reason why there is none.
-    """
-    source = graph_of(bundle, precision, float_precision)
-    floats = precision if float_precision == "fp32" else f"{precision}.{float_precision}"
-    name = _engine_name(floats, options)
-    _say_what_is_lost(bundle, name, images, progress, force=force)
-    model = bundle.verified(source)
-    with work_folder(bundle.path) as folder:
-
-        def build(options: EngineOptions) -> Candidate:
-            path = folder / ("fused.engine" if options.plugin else "native.engine")
-            with progress.phase(f"building {precision}" + " with the plugin" * options.plugin) as told:
-                verbose = progress.say if options.verbose else None
-                record = build_engine(model, path, options, progress=told, verbose=verbose)
-            return path, record
-
-        output, record, times = _faster(build, options) if try_plugin else (*build(options), {})
-        unaudited = why_not(record) or ("no images were given" if not images else "")
-        if unaudited and images:  # found out only now
-            _say_what_is_lost(bundle, name, (), progress, force=force)
-        audit = None if unaudited else audit_engine(bundle, output, record, precision, images)
-        what = {"kind": "engine", "target": record.flavour, "output": record.output, "fused": bool(record.fused)}
-        what |= {"record": record.to_dict() | ({"milliseconds": times} if times else {})}
-        _enter(bundle, output.rename(output.with_name(name)), source, audit, **what)
-    return name, record, audit or unaudited
 
 
 def _faster(

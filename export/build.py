@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from denseport.export.artifacts import build_engine_artifact, build_openvino, build_typed, build_variant, graph_of
+from denseport.export.artifacts import ArtifactWriter, graph_of
 from denseport.export.audit import Audit
 from denseport.export.engine.build import BuilderOptions, EngineOptions, check_builder
 from denseport.export.engine.profile import named_profiles, profile_of
@@ -17,6 +17,7 @@ from denseport.runtime.benchmark.race import TIMED, judge_audited
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.engine_record import Shape
 from denseport.runtime.bundle.protocol import parse_protocol
+from denseport.runtime.bundle.verdict import MachineVerdict
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.pipeline.network_input import NetworkInputs, evenly_spaced, sample_evenly
 from denseport.runtime.selection import select_artifact, too_narrow
@@ -121,20 +122,22 @@ def build(
     refuse_unwritable(bundle.path)
     order.check(bundle)
     settings = settings or EngineSettings()
+    if (cache := settings.timing_cache) is not None:
+        refuse_unwritable(cache.parent, cache.name)
     options = _engine_options(bundle, order, settings)
     if options is not None:
         check_builder(options)
-    shown, built = _images(several(images), limit), Build(bundle.path)
+    shown = _images(several("images", images), limit)
+    writer, built = ArtifactWriter(bundle, shown, progress, force), Build(bundle.path)
     if engine == "openvino":
-        _openvino(bundle, order, shown, built, progress, force=force)
+        _openvino(writer, order, built)
     if order.typed:
-        _typed(bundle, order, shown, built, progress, force=force)
+        _typed(writer, order, built)
     if order.variant and built.passed:
-        what = {"mask": output == "mask", "fused": plugin == "on", "force": force}
-        name, fusion, audit = build_variant(bundle, precision, shown, **what, progress=progress)
+        name, fusion, audit = writer.variant(precision, mask=output == "mask", fused=plugin == "on")
         built.add("variant", name, audit, fusion=None if fusion is None else asdict(fusion))
     if options is not None and built.passed:
-        _engine(bundle, order, options, shown, built, progress, force=force)
+        _engine(writer, order, options, built)
     return built
 
 
@@ -167,37 +170,33 @@ def build_for_this_machine(
         raise MachineError(reason, remedy)
     if machine.gpus:
         raise MachineError("ONNX Runtime runs on this machine's GPU", "Build for it: --precision fp16.")
-    shown = _images(several(images), limit)
+    shown = _images(several("images", images), limit)
     if not shown:
         raise InputError(
             "--for-this-machine compares what it makes with FP32 on images, and none were given",
             "Give --images like the application's.",
         )
-    built, kept = Build(bundle.path), []
-    audits = built.details["audits"] = {}
-    layers = built.details["layers"] = {}
-    built.details["not_made"] = _not_made(bundle, machine)
+    writer, not_made = ArtifactWriter(bundle, shown, progress), _not_made(bundle, machine)
+    audits, layers, kept = dict[str, Any](), dict[str, Any](), list[str]()
     known: dict[str, float] | None = None
     for name, precision, floats in OPENVINO:
-        if name in built.details["not_made"]:
+        if name in not_made:
             continue
-        _, audit, checked = build_openvino(
-            bundle, precision, shown, float_precision=floats, known=known, progress=progress
-        )
-        built.artifacts.append(name)
-        audits[name] = audit.to_dict() if audit else None
+        _, audit, checked = writer.openvino(precision, floats, known)
+        assert audit is not None  # there are images
+        audits[name] = audit.to_dict()
+        kept += [name] * audit.passed
         if checked is not None:
             layers[name], known = checked.to_dict(), checked.floats
-        kept += [name] if audit and audit.passed else []
-    verdicts = {}
+    verdicts = dict[str, MachineVerdict]()
     if kept:
         progress.say(f"timing {', '.join(kept)} beside FP32")
         inputs = NetworkInputs.of_bundle(evenly_spaced(shown, TIMED), bundle.manifest)
         verdicts = judge_audited(bundle, kept, list(inputs))
     selection = select_artifact(bundle)
-    built.details |= {"verdicts": {name: asdict(verdict) for name, verdict in verdicts.items()}}
-    built.details |= {"chosen": selection.name, "why": selection.why}
-    return built
+    found = {"audits": audits, "layers": layers, "not_made": not_made}
+    found |= {"verdicts": {name: asdict(verdict) for name, verdict in verdicts.items()}}
+    return Build(bundle.path, [*audits], details=found | {"chosen": selection.name, "why": selection.why})
 
 
 def _not_made(bundle: Bundle, machine: Machine) -> dict[str, str]:
@@ -304,56 +303,35 @@ def _images(patterns: Sequence[Path | str], limit: int) -> list[Path]:
     return images
 
 
-def _openvino(
-    bundle: Bundle, order: _Order, images: list[Path], built: Build, progress: Progress, *, force: bool
-) -> None:
-    name, audit, layers = build_openvino(
-        bundle, order.precision, images, float_precision=order.float_precision, force=force, progress=progress
-    )
-    kept = bundle.manifest.artifacts.get(name)
+def _openvino(writer: ArtifactWriter, order: _Order, built: Build) -> None:
+    name, audit, layers = writer.openvino(order.precision, order.float_precision)
+    kept = writer.bundle.manifest.artifacts.get(name)
     more = {"file": None if kept is None else kept.main} | ({} if layers is None else {"layers": layers.to_dict()})
     built.add("artifact", name, audit, **more)
 
 
-def _typed(bundle: Bundle, order: _Order, images: list[Path], built: Build, progress: Progress, *, force: bool) -> None:
+def _typed(writer: ArtifactWriter, order: _Order, built: Build) -> None:
     """Write the typed graph; as a means to an end, one that is there is taken unless images are given."""
-    there = bundle.manifest.graph(order.precision, order.float_precision)
-    if (order.variant or order.engine != "onnx") and not images and there is not None:
+    there = writer.bundle.manifest.graph(order.precision, order.float_precision)
+    if (order.variant or order.engine != "onnx") and not writer.images and there is not None:
         built.artifacts.append(there)
         built.details |= {"artifact": there, "reused": True}
         return
-    quantized = order.precision if order.precision in QUANTIZED else None
-    precision = order.float_precision if quantized else order.precision
-    name, built.precision, audit = build_typed(
-        bundle, precision, images, quantized=quantized, force=force, progress=progress
-    )
+    what = (order.float_precision, order.precision) if order.precision in QUANTIZED else (order.precision,)
+    name, built.precision, audit = writer.typed(*what)
     built.add("artifact", name, audit, precision=asdict(built.precision))
 
 
-def _engine(
-    bundle: Bundle,
-    order: _Order,
-    options: EngineOptions,
-    images: list[Path],
-    built: Build,
-    progress: Progress,
-    *,
-    force: bool,
-) -> None:
-    name, record, audit = build_engine_artifact(
-        bundle,
-        order.precision,
-        options,
-        images,
-        float_precision=order.float_precision,
-        try_plugin=order.plugin == "auto",
-        force=force,
-        progress=progress,
+def _engine(writer: ArtifactWriter, order: _Order, options: EngineOptions, built: Build) -> None:
+    bundle, floats = writer.bundle, order.float_precision
+    name, record, audit = writer.engine(
+        order.precision, options, float_precision=floats, try_plugin=order.plugin == "auto"
     )
     why = too_narrow(record.profiles, parse_protocol("reference", bundle.manifest))
     if why and record.output != "mask":
         height, width = record.profiles[0].optimum[2:]
-        progress.say(f"{name} {why}: it runs when asked for, --artifact {name} --protocol fixed:{width}x{height}")
+        run = f"--artifact {name} --protocol fixed:{width}x{height}"
+        writer.progress.say(f"{name} {why}: it runs when asked for, {run}")
     file = bundle.path / name
     size = file.stat().st_size if file.exists() else 0
     built.add("engine", name, audit, bytes=size, record=record.to_dict())

@@ -14,12 +14,11 @@ from denseport.export.checkpoint.labels import check_count, colours_of
 from denseport.export.checkpoint.pipeline import ImageSteps, image_steps
 from denseport.export.checkpoint.recognise import Recognised, recognise
 from denseport.export.checkpoint.weights import choose_weights, load_model
+from denseport.export.entrance.compare import record_of
 from denseport.export.entrance.fetch import Weights, fetch_weights, similar_presets
 from denseport.export.entrance.torch_to_onnx import (
     IR_VERSION,
     OPSET,
-    TOLERANCE,
-    Check,
     check_export,
     check_versions,
     export_onnx,
@@ -35,6 +34,7 @@ from denseport.runtime.bundle.manifest import Manifest, NetworkInput, Reference
 from denseport.runtime.bundle.preprocessing import resized_to, resizing
 from denseport.runtime.bundle.steps import Resize, ResizeRounded
 from denseport.runtime.errors import InputError
+from denseport.runtime.system.arguments import optional_path, required_path
 from denseport.runtime.system.files import writing
 from denseport.runtime.system.progress import Progress, Silent
 
@@ -82,8 +82,8 @@ def export_bundle(
         InputError: no such preset; another number of names or colours than of classes; no such opset or IR version.
         OutputError: ``output`` exists, cannot be written, or is to be replaced and holds a file that is read.
     """
-    progress, checkpoint, output = progress or Silent(), Path(checkpoint), Path(output)
-    preset, config = _preset(preset), None if config is None else Path(config)
+    progress, preset, config = progress or Silent(), _preset(preset), optional_path("config", config)
+    checkpoint, output = required_path("checkpoint", checkpoint), required_path("output", output)
     check_versions(opset, ir_version)
     refuse_inside(output, (checkpoint, config), replace=replace)
     with new_bundle(output, replace=replace) as folder:
@@ -98,7 +98,7 @@ def export_bundle(
             files = export_onnx(model, folder / MODEL, opset, ir_version)
         progress.say("comparing ONNX Runtime with torch")
         checks, rewritten = check_export(model, folder / MODEL), rewrite and has_rewrites(recognised.spec)
-        record = _record(checks, opset=opset, ir_version=ir_version, rewrite=rewritten, ema=ema)
+        record = {"opset": opset, "ir_version": ir_version, "rewrite": rewritten, "ema": ema} | record_of(checks)
         write_source(manifest, files, output, against="torch", record=record)
     return Bundle(output)
 
@@ -110,8 +110,10 @@ def _read(checkpoint: Path, config: Path | None, progress: Progress, *, offline:
 
 
 def _preset(preset: Preset | DepthPreset | str | None) -> Preset | DepthPreset | None:
-    if not isinstance(preset, str):
+    if preset is None or isinstance(preset, Preset | DepthPreset):
         return preset
+    if not isinstance(preset, str):
+        raise InputError(f"preset cannot be {preset!r}", "Give a name of denseport models.")
     if preset not in published():
         raise InputError(f"no preset {preset!r}", similar_presets(preset))
     return published()[preset]
@@ -242,13 +244,4 @@ def _provenance(source: Checkpoint, weights: Weights, warnings: list[str]) -> di
         "experiment": source.experiment,
         "iterations": source.iterations,
         **made_with(("torch", "onnx"), warnings),
-    }
-
-
-def _record(checks: list[Check], **options: int | None) -> dict[str, Any]:
-    return {
-        **options,
-        "tolerance": TOLERANCE,
-        "max_difference": max(check.max_difference for check in checks),
-        "checks": [dataclasses.asdict(check) for check in checks],
     }

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.cli.arguments import add_values, path, real, whole
+from denseport.runtime.cli.arguments import add_bundle, add_values, open_bundle, path, real, refuse_given, whole
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _LIMIT = "images to take, spread evenly; default: %(default)s"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
+    add_bundle(parser)
     images = parser.add_argument_group("images")
     words = "images like the application's, without labels: folders, files or globs"
     images.add_argument("--images", metavar="DIR", nargs="+", required=True, help=words)
@@ -89,9 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
         float_layers=tuple(arguments.keep_float),
         attention_float=arguments.attention == "float",
     )
-    found = calibrate(
-        arguments.bundle, arguments.images, options, **_data(arguments), report=arguments.report, progress=Terminal()
-    )
+    more = {**_data(arguments), "report": arguments.report, "progress": Terminal()}
+    found = calibrate(open_bundle(arguments), arguments.images, options, **more)
     print(json.dumps(found.to_dict(), indent=1) if arguments.json else "\n".join(_lines(found)))
     return 0 if found.within_budget else 1
 
@@ -105,21 +104,15 @@ def _measure(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from denseport.calibration.calibrate import judge_again
-    from denseport.runtime.bundle.bundle import Bundle
-    from denseport.runtime.errors import InputError
     from denseport.runtime.system.progress import Terminal
 
-    for option in ("budget", "agreement", "report"):
-        if getattr(arguments, option) is not None:
-            remedy = "The artifact keeps the budget that it was calibrated for."
-            raise InputError(f"--{option} does not go with --measure", remedy)
-    name, threads = arguments.measure, arguments.threads
-    verdict = judge_again(
-        arguments.bundle, name, arguments.images, **_data(arguments), threads=threads, progress=Terminal()
-    )
+    remedy = "The artifact keeps the budget that it was calibrated for."
+    refuse_given(arguments, ("budget", "agreement", "report"), "{} does not go with --measure", remedy)
+    bundle, name, threads = open_bundle(arguments), arguments.measure, arguments.threads
+    verdict = judge_again(bundle, name, arguments.images, **_data(arguments), threads=threads, progress=Terminal())
     result = {"bundle": str(arguments.bundle), "verdicts": {name: asdict(verdict)}}
-    output = Bundle(arguments.bundle).manifest.output
-    print(json.dumps(result, indent=1) if arguments.json else "\n".join(_verdict_lines(name, verdict, output)))
+    lines = _verdict_lines(name, verdict, bundle.manifest.output)
+    print(json.dumps(result, indent=1) if arguments.json else "\n".join(lines))
     return 0 if verdict.within_budget else 1
 
 

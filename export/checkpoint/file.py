@@ -157,20 +157,10 @@ def read_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
     state_dict = _state_dict(path, data)
     if (own_layout := layout_of(state_dict)) is not None:
         return _read_layout(path, sha256, own_layout, state_dict, config)
-    meta = data.get("meta") if "state_dict" in data else None
-    ema = data.get("ema_state_dict") if "state_dict" in data else None
-    layout = "mmseg 1.x"
-    if not isinstance(meta, Mapping):
-        layout, meta = "weights only", {}
-    about = meta.get("dataset_meta")
-    if not isinstance(about, Mapping):
-        layout = layout if layout == "weights only" else "mmseg 0.x"
-        about = {"classes": meta.get("CLASSES"), "palette": meta.get("PALETTE")}
-    if isinstance(about.get("palette"), _Stub):
-        about = {**about, "palette": about["palette"].array() or about["palette"]}
+    trained = data if "state_dict" in data else {}  # a bare dict of weights says nothing else
+    layout, meta, about = _metadata(trained.get("meta"))
+    ema = trained.get("ema_state_dict")
     settings, complete, warnings = _configuration(path, meta, config)
-    labels = labels_of(path, about, settings, first="config" if config else "meta")
-    labels["warnings"] = (*warnings, *labels["warnings"])
     names, iterations = (meta.get("experiment_name"), meta.get("exp_name")), meta.get("iter")
     return Checkpoint(
         path=path,
@@ -183,8 +173,20 @@ def read_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
         complete=complete,
         experiment=plain_text(next((name for name in names if isinstance(name, str) and name), "")),
         iterations=iterations if isinstance(iterations, int) else None,
-        **labels,
+        **labels_of(path, about, settings, first="config" if config else "meta", warnings=warnings),
     )
+
+
+def _metadata(meta: Any) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
+    """The layout, what a file says besides its weights, and of that what 1.x calls ``dataset_meta``."""
+    if not isinstance(meta, Mapping):
+        return "weights only", {}, {}
+    layout, about = "mmseg 1.x", meta.get("dataset_meta")
+    if not isinstance(about, Mapping):
+        layout, about = "mmseg 0.x", {"classes": meta.get("CLASSES"), "palette": meta.get("PALETTE")}
+    if isinstance(about.get("palette"), _Stub):
+        about = {**about, "palette": about["palette"].array() or about["palette"]}
+    return layout, meta, about
 
 
 def _read_folder(folder: Path, config: Path | None) -> Checkpoint:
@@ -210,8 +212,6 @@ def _read_layout(
         state_dict = layout.weights(weights)
     except ValueError as err:
         raise CheckpointError(f"{path}: {err}", "Give the file as it was released or trained.") from err
-    labels = labels_of(path, layout.about, settings, first="config")
-    labels["warnings"] = (*layout.warnings, *labels["warnings"])
     return Checkpoint(
         path=path,
         sha256=sha256,
@@ -221,7 +221,7 @@ def _read_layout(
         config_file=plain_text(config.name) if config else "",
         complete=False,
         preprocess=layout.preprocess,
-        **labels,
+        **labels_of(path, layout.about, settings, first="config", warnings=layout.warnings),
     )
 
 

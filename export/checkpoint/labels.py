@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,20 @@ def plain_text(value: str) -> str:
     return _UNPRINTABLE.sub("?", value.strip()).encode("utf-8", "replace").decode()
 
 
-def labels_of(path: Path, meta: Mapping[str, Any], config: Mapping[str, Any], *, first: str) -> dict[str, Any]:
+def labels_of(
+    path: Path, meta: Mapping[str, Any], config: Mapping[str, Any], *, first: str, warnings: Iterable[str] = ()
+) -> dict[str, Any]:
     """Fields of `Checkpoint`: classes, palette, reduce_zero_label, label_map, ignore_index, and warnings.
 
     Args:
         meta: what the file says: the keys of mmsegmentation's ``dataset_meta``.
         first: which of "meta" and "config" counts where both say something.
+        warnings: that come before those of the labels.
 
     Raises:
         CheckpointError: something of it cannot be used.
     """
-    dataset, warnings = _test_dataset(config), []
+    dataset, warnings = _test_dataset(config), [*warnings]
     said = {"meta": _stated(meta, lambda err: warnings.append(str(err)))}
     said["config"] = _stated(dataset, lambda err: warnings.append(f"{err.message}. Give it by --classes or --palette."))
     one, other = said[first], said["config" if first == "meta" else "meta"]
@@ -233,6 +236,8 @@ def check_count(option: str, given: Sequence[Any] | None, num_classes: set[int])
     Raises:
         InputError: it names both numbers.
     """
+    if given is not None and not isinstance(given, Sized):
+        raise InputError(f"{option.removeprefix('--')} cannot be {given!r}", "Give a list, with one for each class.")
     if given is not None and len(given) not in num_classes:
         wanted = " or ".join(map(str, sorted(num_classes)))
         raise InputError(

@@ -1,6 +1,6 @@
 """Every key that ``model`` of a configuration may hold, of mmsegmentation 0.30 and 1.2, and what becomes of it.
 
-A key or a value that is not here is refused by name: it may change the mask. docs/export.md quotes this table.
+A key or a value that is not here is refused by name: it may change the mask. docs/settings.md quotes this table.
 """
 
 from __future__ import annotations

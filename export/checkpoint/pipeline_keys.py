@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from denseport.export.checkpoint.config import CORRECT
@@ -13,11 +15,11 @@ __all__ = [
     "CARRIED_OUT",
     "HARMLESS",
     "MEASURE",
+    "Keys",
     "check_keys",
     "factors",
     "one_or_two",
-    "refused_value",
-    "sampling",
+    "telling",
     "type_name",
     "whole_pair",
 ]
@@ -61,6 +63,72 @@ HARMLESS: dict[str, frozenset[str]] = {
     "RandomFlip": frozenset({"direction", "swap_seg_labels"}),
     "data_preprocessor": frozenset({"size", "size_divisor", "seg_pad_val", "batch_augments", "non_blocking"}),
 }
+LIBRARIES = {"cv2": "opencv", None: "opencv", "pillow": "pillow"}  # the default is the first
+
+
+class Keys(dict[str, Any]):
+    """The values of a step's keys, read as what they must be; others are refused, by step and key."""
+
+    def __init__(self, kind: str, values: Settings) -> None:
+        super().__init__(values)
+        self.kind = kind
+
+    def flag(self, key: str) -> bool:
+        """True or False; 1, 0 and None are what Python takes for them."""
+        value = self[key]
+        if value is not None and not (isinstance(value, int) and value in (0, 1)):
+            raise self._refusal(key, "True or False")
+        return bool(value)
+
+    def whole(self, key: str) -> int:
+        if not _is_real(self[key]) or int(self[key]) != self[key]:
+            raise self._refusal(key, "a whole number")
+        return int(self[key])
+
+    def real(self, key: str) -> float:
+        if not _is_real(self[key]):
+            raise self._refusal(key, "a number")
+        return float(self[key])
+
+    def reals(self, key: str) -> tuple[float, ...]:
+        """Several numbers; a single one is a list of one."""
+        values = self[key] if isinstance(self[key], (list, tuple)) else [self[key]]
+        if not all(map(_is_real, values)):
+            raise self._refusal(key, "a number or a list of them")
+        return tuple(map(float, values))
+
+    def library(self, key: str) -> str:
+        """What loads or resizes an image."""
+        if self[key] not in list(LIBRARIES):  # it may be of a kind that no dict finds
+            raise self.unsupported(key, ("cv2", "pillow"))
+        return LIBRARIES[self[key]]
+
+    def sampling(self) -> tuple[str, str]:
+        """Interpolation and library of a resize."""
+        return str(self["interpolation"]), self.library("backend")
+
+    def unsupported(self, key: str, allowed: Sequence[Any]) -> CheckpointError:
+        """The refusal of a value that means something else than the ones that are carried out."""
+        return CheckpointError(
+            f"the test pipeline's {self.kind} has {key}={self[key]!r}, which is not supported",
+            f"Give {' or '.join(str(each) for each in allowed)} instead, in the configuration. {MEASURE}",
+        )
+
+    def _refusal(self, key: str, wanted: str) -> CheckpointError:
+        return CheckpointError(f"the test path's {self.kind} has {key}={self[key]!r}, which is not {wanted}", CORRECT)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@contextmanager
+def telling(kind: str) -> Iterator[None]:
+    """Names the step whose values cannot be used."""
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError) as err:
+        raise CheckpointError(f"the test path's {kind}: {err}", CORRECT) from err
 
 
 def type_name(settings: Any) -> str:
@@ -70,7 +138,7 @@ def type_name(settings: Any) -> str:
     return str(last_part(settings["type"]))
 
 
-def check_keys(kind: str, given: Settings) -> dict[str, Any]:
+def check_keys(kind: str, given: Settings) -> Keys:
     """The values of the keys that count, or upstream's defaults; a key that upstream does not know is refused."""
     known, harmless = CARRIED_OUT.get(kind, {}), HARMLESS.get(kind, frozenset())
     for key in given:
@@ -79,22 +147,7 @@ def check_keys(kind: str, given: Settings) -> dict[str, Any]:
                 f"{kind}: the key {key!r} is not known, and may change the masks",
                 f"Known: {', '.join(sorted({*known, *harmless})) or 'none'}. Leave it out if upstream ignores it too.",
             )
-    return {key: given.get(key, default) for key, default in known.items()}
-
-
-def refused_value(kind: str, key: str, value: Any, allowed: Sequence[Any]) -> CheckpointError:
-    return CheckpointError(
-        f"the test pipeline's {kind} has {key}={value!r}, which is not supported",
-        f"Give {' or '.join(str(each) for each in allowed)} instead, in the configuration. {MEASURE}",
-    )
-
-
-def sampling(kind: str, own: Settings) -> tuple[str, str]:
-    """Interpolation and library of a resize."""
-    libraries = {"cv2": "opencv", None: "opencv", "pillow": "pillow"}
-    if own["backend"] not in list(libraries):  # it may be of a kind that no dict finds
-        raise refused_value(kind, "backend", own["backend"], ("cv2", "pillow"))
-    return str(own["interpolation"]), libraries[own["backend"]]
+    return Keys(kind, {key: given.get(key, default) for key, default in known.items()})
 
 
 def one_or_two(value: Any) -> tuple[int, int]:

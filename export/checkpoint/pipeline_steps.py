@@ -1,7 +1,7 @@
 """The steps of an upstream pipeline, read one by one.
 
 Each key that upstream's steps and its data pre-processor know, in 0.x and 1.x, is carried out, has no effect on a mask,
-or is refused by its name: docs/export.md has the table. Sources: ``mmcv/transforms/{loading,processing}.py`` (2.1),
+or is refused by its name: docs/settings.md has the table. Sources: ``mmcv/transforms/{loading,processing}.py`` (2.1),
 ``mmseg/datasets/transforms/transforms.py`` and ``mmseg/models/data_preprocessor.py`` (1.2.2);
 ``mmseg/datasets/pipelines`` (0.30).
 """
@@ -16,15 +16,14 @@ from denseport.export.checkpoint.config import CORRECT
 from denseport.export.checkpoint.pipeline_keys import (
     HARMLESS,
     MEASURE,
+    Keys,
     check_keys,
     factors,
     one_or_two,
-    refused_value,
-    sampling,
+    telling,
     type_name,
     whole_pair,
 )
-from denseport.export.checkpoint.values import flag, real, reals, telling, whole
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.preprocessing import Preprocessing, loading, resizing
 from denseport.runtime.bundle.steps import (
@@ -118,21 +117,18 @@ class Reader:
                 f"Give {same}_ignore_orientation instead: files of 8 bits and as many channels load alike.",
             )
         if own["color_type"] not in colours:
-            raise refused_value("LoadImageFromFile", "color_type", own["color_type"], colours)
-        libraries = {"cv2": "opencv", None: "opencv", "pillow": "pillow"}
+            raise own.unsupported("color_type", colours)
         if own["imdecode_backend"] in list(OTHER_DECODERS):
             raise CheckpointError(
                 f"the test pipeline's LoadImageFromFile has imdecode_backend={own['imdecode_backend']!r}, which is not "
                 "supported",
                 f"Give cv2 instead, and {OTHER_DECODERS[own['imdecode_backend']]}. {MEASURE}",
             )
-        if own["imdecode_backend"] not in list(libraries):
-            raise refused_value("LoadImageFromFile", "imdecode_backend", own["imdecode_backend"], ("cv2", "pillow"))
         load = Load(
             orientation="ignore" not in own["color_type"],
             grey=own["color_type"].startswith("grayscale"),
-            float32=flag("LoadImageFromFile", own, "to_float32"),
-            library=libraries[own["imdecode_backend"]],
+            float32=own.flag("to_float32"),
+            library=own.library("imdecode_backend"),
         )
         if self.steps:
             raise CheckpointError("the test pipeline loads the image twice, or late", "Leave one of the loads out.")
@@ -144,8 +140,7 @@ class Reader:
         if self.old and isinstance(scale, list) and len(scale) == 1:
             scale = scale[0]
         if not scale and own["scale_factor"] is not None:
-            keep_ratio = flag("Resize", own, "keep_ratio")
-            self._add(ResizeBy(factors(own["scale_factor"]), keep_ratio, False, *sampling("Resize", own)))
+            self._add(ResizeBy(factors(own["scale_factor"]), own.flag("keep_ratio"), False, *own.sampling()))
         elif scale:
             self._add(_resize_to(one_or_two(scale), own))
         else:
@@ -153,34 +148,32 @@ class Reader:
 
     def _shortest_edge(self, step: Settings) -> None:
         own = check_keys("ResizeShortestEdge", step)
-        scale = own["scale"]
-        self._add(ResizeShortestEdge(min(one_or_two(scale)), whole("ResizeShortestEdge", own, "max_size")))
+        self._add(ResizeShortestEdge(min(one_or_two(own["scale"])), own.whole("max_size")))
 
     def _to_multiple(self, step: Settings) -> None:
         own = check_keys("ResizeToMultiple", step)
         own["interpolation"], own["backend"] = own["interpolation"] or "bilinear", "cv2"
-        self._add(ResizeToMultiple(one_or_two(own["size_divisor"]), *sampling("ResizeToMultiple", own)))
+        self._add(ResizeToMultiple(one_or_two(own["size_divisor"]), *own.sampling()))
 
     def _pad(self, step: Settings) -> None:
         own = check_keys("Pad", step)
         value = own["pad_val"]
         value = value.get("img", 0) if isinstance(value, Mapping) else value
         if isinstance(value, (list, tuple)):
-            values = reals("Pad", {"pad_val": value}, "pad_val")
+            values = Keys("Pad", {"pad_val": value}).reals("pad_val")
         elif loading(self.steps).grey or (isinstance(value, int) and not self.old):
             values = (float(value),) * 3
         else:  # OpenCV takes a single number for the first channel's, and pads the others with 0
             values = (float(value), 0.0, 0.0)
         if len(values) != 3:
-            raise refused_value("Pad", "pad_val", value, ("a number", "three numbers"))
+            raise Keys("Pad", {"pad_val": value}).unsupported("pad_val", ("a number", "three numbers"))
         size = own["size"]
         if size is not None:
             width, height = whole_pair(size)
             size = (height, width) if self.old else (width, height)  # 0.x: rows first
-        divisor = own["size_divisor"]
+        divisor = None if own["size_divisor"] is None else own.whole("size_divisor")
         # 0.x cuts the padding off the logits; 1.x cuts off what its data_preprocessor pads alone.
-        divisor = None if divisor is None else whole("Pad", own, "size_divisor")
-        pad = Pad(size, divisor, flag("Pad", own, "pad_to_square"), values, str(own["padding_mode"]), self.old)
+        pad = Pad(size, divisor, own.flag("pad_to_square"), values, str(own["padding_mode"]), self.old)
         if pad.mode == "constant":
             self._add(pad)
         else:  # pixels that are repeated are normalised alike
@@ -206,9 +199,7 @@ class Reader:
         own = check_keys("Normalize", step)
         if any(isinstance(each, Normalise) for each in self.steps):
             raise CheckpointError("the test pipeline normalises twice", "Give one Normalize with both in one.")
-        self._add(
-            Normalise(self._channelwise(own["mean"]), self._channelwise(own["std"]), flag("Normalize", own, "to_rgb"))
-        )
+        self._add(Normalise(self._channelwise(own["mean"]), self._channelwise(own["std"]), own.flag("to_rgb")))
 
     def _random_flip(self, step: Settings, *, harmless: bool = False) -> None:
         own = check_keys("RandomFlip", step)
@@ -223,9 +214,9 @@ class Reader:
         own = check_keys("MultiScaleFlipAug", step)
         inner = list(own["transforms"])
         kinds = [type_name(each) for each in inner]
-        flip, (base, scales) = flag("MultiScaleFlipAug", own, "flip"), _scales(own["img_scale"], own["img_ratios"])
+        flip, (base, scales) = own.flag("flip"), _scales(own["img_scale"], own["img_ratios"])
         if flip and _names(own["flip_direction"]) != ["horizontal"]:
-            raise refused_value("MultiScaleFlipAug", "flip_direction", own["flip_direction"], ("horizontal",))
+            raise own.unsupported("flip_direction", ("horizontal",))
         if flip and "RandomFlip" not in kinds:
             raise CheckpointError(
                 "MultiScaleFlipAug has flip=True without a RandomFlip: upstream mirrors its masks alone",
@@ -268,7 +259,7 @@ class Reader:
             )
         own = check_keys("data_preprocessor", settings)
         # Both names exchange the first and the last channel.
-        swap = flag("data_preprocessor", own, "bgr_to_rgb") or flag("data_preprocessor", own, "rgb_to_bgr")
+        swap = own.flag("bgr_to_rgb") or own.flag("rgb_to_bgr")
         given = next((step for step in self.steps if isinstance(step, Normalise)), None)
         mean, std = own["mean"], own["std"]
         if given is None:
@@ -289,31 +280,29 @@ class Reader:
             self.steps = (*self.steps[:at], again, *pads)
         if own["test_cfg"]:
             if not isinstance(own["test_cfg"], Mapping):
-                raise refused_value("data_preprocessor", "test_cfg", own["test_cfg"], ("a dict with size_divisor",))
+                raise own.unsupported("test_cfg", ("a dict with size_divisor",))
             pad = check_keys("data_preprocessor.test_cfg", own["test_cfg"])
-            height, width = whole_pair(pad["size"]) if pad["size"] is not None else (0, 0)
-            size = (width, height) if pad["size"] is not None else None
-            given_divisor = pad["size_divisor"] is not None
-            divisor = whole("data_preprocessor.test_cfg", pad, "size_divisor") if given_divisor else None
-            values = (real("data_preprocessor", own, "pad_val"),) * 3
-            self.steps = (*self.steps, Pad(size, divisor, False, values, crop=True))
+            size = None if pad["size"] is None else whole_pair(pad["size"])  # height, width
+            divisor = None if pad["size_divisor"] is None else pad.whole("size_divisor")
+            values = (own.real("pad_val"),) * 3
+            self.steps = (*self.steps, Pad(size and size[::-1], divisor, False, values, crop=True))
 
     def _channelwise(self, values: Any) -> tuple[float, ...]:
         """A number for each channel of the network; one stands for all."""
-        numbers = reals("normalisation", {"mean or std": values}, "mean or std")
+        numbers = Keys("normalisation", {"mean or std": values}).reals("mean or std")
         return numbers * self.channels if len(numbers) == 1 else numbers
 
 
-def _resize_keys(step: Settings, *, old: bool) -> dict[str, Any]:
+def _resize_keys(step: Settings, *, old: bool) -> Keys:
     own = check_keys("Resize", {"keep_ratio": old, **step})
     if own["ratio_range"] is not None:
-        raise refused_value("Resize", "ratio_range", own["ratio_range"], (None,))
+        raise own.unsupported("ratio_range", (None,))
     return own
 
 
-def _resize_to(scale: tuple[int, int] | ResizeBy, own: Settings) -> Scale:
+def _resize_to(scale: tuple[int, int] | ResizeBy, own: Keys) -> Scale:
     """A Resize with these keys, to a size or by a factor."""
-    keep_ratio, smallest = flag("Resize", own, "keep_ratio"), own["min_size"]
+    keep_ratio, smallest = own.flag("keep_ratio"), own["min_size"]
     if isinstance(scale, ResizeBy):
         if smallest is not None and keep_ratio:
             raise CheckpointError(
@@ -323,7 +312,7 @@ def _resize_to(scale: tuple[int, int] | ResizeBy, own: Settings) -> Scale:
         return replace(scale, keep_ratio=keep_ratio)
     if smallest is not None and keep_ratio:  # 0.x
         return ResizeShortestEdge(max(min(scale), int(smallest)), LARGEST_SIDE)
-    return Resize(scale, keep_ratio, *sampling("Resize", own))
+    return Resize(scale, keep_ratio, *own.sampling())
 
 
 def _scales(scale: Any, ratios: Any) -> tuple[tuple[int, int] | ResizeBy, list[tuple[int, int] | ResizeBy]]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.cli.arguments import path, whole
+from denseport.runtime.cli.arguments import add_bundle, add_values, open_bundle, path, refuse_given, whole
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ CHOICES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
+    add_bundle(parser)
     for option, choices, words in CHOICES:
         parser.add_argument(option, choices=choices, default=choices[0], help=f"{words}; default: %(default)s")
     parser.add_argument(
@@ -63,44 +63,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_precision(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--images",
-        metavar="IMAGE",
-        nargs="+",
-        default=[],
-        help="images like the application's: FP16's range is checked on them, and the result is compared with FP32",
-    )
-    group.add_argument("--limit", type=whole(1), default=16, metavar="N", help="images to take; default: %(default)s")
+    words = "images like the application's: FP16's range is checked on them, and the result is compared with FP32"
+    group.add_argument("--images", metavar="IMAGE", nargs="+", default=[], help=words)
+    add_values(group, ("--limit", whole(1), 16, "N", "images to take; default: %(default)s"))
     group.add_argument("--explain-precision", action="store_true", help="print what computes in which type, and why")
 
 
 def _add_engine(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--profile", metavar="NAME", help="reference (512..2048 x 512 and portraits) or fixed:WxH; default: reference"
+    profile = "reference (512..2048 x 512 and portraits) or fixed:WxH; default: reference"
+    other = "input, instead of --profile: WxH, or its shape Nx3xHxW"
+    add_values(
+        group,
+        ("--profile", str, None, "NAME", profile),
+        ("--min", _shape, None, "SIZE", f"smallest {other}"),
+        ("--opt", _shape, None, "SIZE", f"most usual {other}"),
+        ("--max", _shape, None, "SIZE", f"largest {other}"),
+        ("--workspace", whole(1), None, "MIB", "scratch memory for a layer; default: no limit"),
+        ("--level", whole(0, 5), 3, "0-5", "optimization level; default: %(default)s"),
+        ("--timing-cache", path, None, "FILE", "TensorRT: default: one for each GPU"),
     )
-    for name, words in (("min", "smallest"), ("opt", "most usual"), ("max", "largest")):
-        group.add_argument(
-            f"--{name}",
-            type=_shape,
-            metavar="SIZE",
-            help=f"{words} input, instead of --profile: WxH, or its shape Nx3xHxW",
-        )
     words = "RTX: GPUs to build for, by compute capability or by card: sm_86, rtx4090, l4"
     group.add_argument("--target", metavar="GPU", nargs="+", default=[], help=words)
-    group.add_argument(
-        "--workspace", type=whole(1), metavar="MIB", help="scratch memory for a layer; default: no limit"
-    )
-    group.add_argument(
-        "--level", type=whole(0, 5), default=3, metavar="0-5", help="optimization level; default: %(default)s"
-    )
-    group.add_argument("--timing-cache", type=path, metavar="FILE", help="TensorRT: default: one for each GPU")
     group.add_argument("--version-compatible", action="store_true", help="TensorRT: open in later releases too")
-    group.add_argument(
-        "--hardware-compatible",
-        choices=("none", "same_compute_capability", "ampere_plus"),
-        default="none",
-        help="TensorRT: other GPUs that the engine runs on, at some cost of speed; default: %(default)s",
-    )
+    kinds = ("none", "same_compute_capability", "ampere_plus")
+    words = "TensorRT: other GPUs that the engine runs on, at some cost of speed; default: %(default)s"
+    group.add_argument("--hardware-compatible", choices=kinds, default=kinds[0], help=words)
     group.add_argument("--verbose", action="store_true", help="print TensorRT's log")
 
 
@@ -115,12 +102,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.for_this_machine:
         _refuse_choices(arguments)
         images = {"images": arguments.images, "limit": arguments.limit}
-        result = build_for_this_machine(arguments.bundle, **images, progress=Terminal()).to_dict()
+        result = build_for_this_machine(open_bundle(arguments), **images, progress=Terminal()).to_dict()
         print(json.dumps(result, indent=1) if arguments.json else "\n".join(_chosen_lines(result)))
         return 0
     taken = ("precision", "float_precision", "engine", "output", "plugin", "images", "limit", "force")
     built = build(
-        arguments.bundle,
+        open_bundle(arguments),
         **{name: getattr(arguments, name) for name in taken},
         settings=_settings(arguments),
         progress=Terminal(),
@@ -134,12 +121,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _refuse_choices(arguments: argparse.Namespace) -> None:
     """Options that say what to build, beside the one that leaves it to a measurement."""
-    from denseport.runtime.errors import InputError
-
-    chosen = [option for option, values, _ in CHOICES if getattr(arguments, option[2:].replace("-", "_")) != values[0]]
-    chosen += ["--explain-precision"] * arguments.explain_precision + ["--force"] * arguments.force
-    if chosen:
-        raise InputError(f"--for-this-machine does not go with {chosen[0]}", "Leave one of them out.")
+    names = [option[2:].replace("-", "_") for option, _, _ in CHOICES] + ["explain_precision", "force"]
+    refuse_given(arguments, names, "--for-this-machine does not go with {}", "Leave one of them out.")
 
 
 def _chosen_lines(result: dict[str, Any]) -> list[str]:

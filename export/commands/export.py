@@ -4,44 +4,33 @@ from __future__ import annotations
 
 import argparse
 
-from denseport.runtime.cli.arguments import path, whole
+from denseport.runtime.cli.arguments import add_values, path, whole
 
 NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime")  # checked before the work starts
 HELP = "export a checkpoint to a bundle with a checked ONNX model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        type=path,
-        help="a .pth, .pt or .safetensors of mmsegmentation, Depth Anything or isl-org/DPT, or a Hugging Face folder; "
-        "or what is fetched: a name of denseport models, or hf:ORG/NAME[@REVISION]",
-    )
+    words = "a .pth, .pt or .safetensors of mmsegmentation, Depth Anything or isl-org/DPT, or a Hugging Face folder; "
+    words += "or what is fetched: a name of denseport models, or hf:ORG/NAME[@REVISION]"
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=path, help=words)
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=path, required=True, help="the folder to make")
-    parser.add_argument(
-        "--config", metavar="FILE", type=path, help="mmsegmentation's .py, or a .json of what the file does not say"
+    add_values(
+        parser,
+        ("--config", path, None, "FILE", "mmsegmentation's .py, or a .json of what the file does not say"),
+        ("--classes", str, None, "NAMES", "names with commas between, or a file with one a line"),
+        ("--palette", path, None, "FILE", "a colour a line: R G B, or #rrggbb"),
+        ("--name", str, None, "NAME", "what the model is called; default: as the published one, or the file"),
+        ("--preset", str, None, "NAME", "the published model that the file is (see denseport models)"),
+        ("--opset", whole(1), 20, "N", "of ONNX, 13 to 20 (default)"),
+        ("--ir-version", whole(1), 10, "N", "of ONNX, 7 to 10 (default)"),
     )
-    parser.add_argument("--classes", metavar="NAMES", help="names with commas between, or a file with one a line")
-    parser.add_argument("--palette", metavar="FILE", type=path, help="a colour a line: R G B, or #rrggbb")
-    parser.add_argument("--name", help="what the model is called; default: as the published one, or the file")
-    parser.add_argument("--preset", metavar="NAME", help="the published model that the file is (see denseport models)")
-    parser.add_argument(
-        "--scale",
-        metavar=("LONG", "SHORT"),
-        nargs=2,
-        type=whole(1),
-        help="limits of the longer and the shorter side, pixels; default: the checkpoint's, else 2048 512",
-    )
-    parser.add_argument("--opset", metavar="N", type=whole(1), default=20, help="of ONNX, 13 to 20 (default)")
-    parser.add_argument("--ir-version", metavar="N", type=whole(1), default=10, help="of ONNX, 7 to 10 (default)")
+    words = "limits of the longer and the shorter side, pixels; default: the checkpoint's, else 2048 512"
+    parser.add_argument("--scale", metavar=("LONG", "SHORT"), nargs=2, type=whole(1), help=words)
     parser.add_argument("--no-rewrite", action="store_true", help="keep upstream's order of operations (slower)")
-    parser.add_argument(
-        "--ema",
-        action=argparse.BooleanOptionalAction,
-        help="of two sets of weights in the file, take the averaged (EMA), or the others; default: the plain "
-        "state_dict, which mmsegmentation tests",
-    )
+    words = "of two sets of weights in the file, take the averaged (EMA), or the others; default: the plain "
+    words += "state_dict, which mmsegmentation tests"
+    parser.add_argument("--ema", action=argparse.BooleanOptionalAction, help=words)
     parser.add_argument("--offline", action="store_true", help="fetch nothing: take named weights from the cache")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle, once the new one is whole")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

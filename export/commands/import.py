@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.cli.arguments import path, real, size, whole
+from denseport.runtime.cli.arguments import add_values, path, real, refuse_given, size, whole
 
 if TYPE_CHECKING:
     from denseport.runtime.bundle.manifest import DepthOutput
@@ -17,53 +17,51 @@ HELP = "make a bundle of any ONNX file that gives a class or a depth for each pi
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", metavar="MODEL.onnx", type=path, help="an FP32 network with an image as its only input"
-    )
+    words = "an FP32 network with an image as its only input"
+    parser.add_argument("model", metavar="MODEL.onnx", type=path, help=words)
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=path, required=True, help="the folder to make")
-    parser.add_argument(
-        "--classes", metavar="NAMES", help="names with commas between, a file with one a line, or how many there are"
+    add_values(
+        parser,
+        ("--classes", str, None, "NAMES", "names with commas between, a file with one a line, or how many there are"),
+        ("--palette", path, None, "FILE", "a colour a line: R G B, or #rrggbb"),
+        ("--name", str, None, "NAME", "what the model is called; default: as the file"),
     )
-    parser.add_argument("--palette", metavar="FILE", type=path, help="a colour a line: R G B, or #rrggbb")
-    parser.add_argument("--name", help="what the model is called; default: as the file")
-    depth = parser.add_argument_group("a network that estimates depth")
-    depth.add_argument("--task", choices=("segmentation", "depth"), help="default: segmentation, or as --like")
-    depth.add_argument("--unit", choices=("metres", "relative"), help="relative: up to a scale and a shift")
-    depth.add_argument("--larger-is", choices=("farther", "nearer"), help="what larger numbers mean; metres: farther")
-    depth.add_argument("--largest", type=real(above=0), metavar="X", help="the network's own limit (max_depth)")
-    words = "how depths are resized to the image; default: bilinear"
-    depth.add_argument("--interpolation", choices=("bilinear", "bicubic"), help=words)
-    words = "their corners lie on the image's corners; default: no"
-    depth.add_argument("--align-corners", action=argparse.BooleanOptionalAction, help=words)
-    images = parser.add_argument_group("how images are prepared")
-    images.add_argument("--mean", nargs="+", type=real(), metavar="R", help="of each channel, in the network's order")
-    images.add_argument("--std", nargs="+", type=real(above=0), metavar="R", help="of each channel")
-    images.add_argument(
-        "--range", type=whole(1, 255), metavar="255|1", help="mean and std are of levels up to this; default: 255"
-    )
-    images.add_argument("--bgr", action="store_true", default=None, help="the network takes blue, green, red")
-    images.add_argument(
-        "--scale",
-        metavar=("LONG", "SHORT"),
-        nargs=2,
-        type=whole(1),
-        help="limits of the longer and the shorter side, pixels; the ratio is kept",
-    )
-    images.add_argument("--size", metavar="WxH", type=size(2**15), help="every image becomes this wide and high")
-    images.add_argument("--like", metavar="BUNDLE", type=path, help="a bundle whose classes and preparation hold here")
-    images.add_argument("--from-json", metavar="FILE", type=path, help="the same as fields of a manifest (JSON)")
+    _add_depth(parser.add_argument_group("a network that estimates depth"))
+    _add_images(parser.add_argument_group("how images are prepared"))
     ends = parser.add_argument_group("what the network takes and gives, where it is not found by running it")
     ends.add_argument("--layout", choices=("NCHW", "NHWC"), help="of the input")
     ends.add_argument("--output-name", metavar="NAME", help="of several outputs the one to take")
     ends.add_argument("--gives", choices=("logits", "probabilities", "classes"), help="what the output holds")
-    ends.add_argument(
-        "--threshold",
-        type=real(above=0, below=1),
-        metavar="P",
-        help="of one channel: the second class is above it (0.5)",
-    )
+    words = "of one channel: the second class is above it (0.5)"
+    ends.add_argument("--threshold", type=real(above=0, below=1), metavar="P", help=words)
     parser.add_argument("--force", action="store_true", help="replace an existing bundle, once the new one is whole")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_depth(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--task", choices=("segmentation", "depth"), help="default: segmentation, or as --like")
+    group.add_argument("--unit", choices=("metres", "relative"), help="relative: up to a scale and a shift")
+    group.add_argument("--larger-is", choices=("farther", "nearer"), help="what larger numbers mean; metres: farther")
+    group.add_argument("--largest", type=real(above=0), metavar="X", help="the network's own limit (max_depth)")
+    words = "how depths are resized to the image; default: bilinear"
+    group.add_argument("--interpolation", choices=("bilinear", "bicubic"), help=words)
+    words = "their corners lie on the image's corners; default: no"
+    group.add_argument("--align-corners", action=argparse.BooleanOptionalAction, help=words)
+
+
+def _add_images(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--mean", nargs="+", type=real(), metavar="R", help="of each channel, in the network's order")
+    group.add_argument("--std", nargs="+", type=real(above=0), metavar="R", help="of each channel")
+    group.add_argument("--bgr", action="store_true", default=None, help="the network takes blue, green, red")
+    words = "limits of the longer and the shorter side, pixels; the ratio is kept"
+    group.add_argument("--scale", metavar=("LONG", "SHORT"), nargs=2, type=whole(1), help=words)
+    add_values(
+        group,
+        ("--range", whole(1, 255), None, "255|1", "mean and std are of levels up to this; default: 255"),
+        ("--size", size(2**15), None, "WxH", "every image becomes this wide and high"),
+        ("--like", path, None, "BUNDLE", "a bundle whose classes and preparation hold here"),
+        ("--from-json", path, None, "FILE", "the same as fields of a manifest (JSON)"),
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -119,10 +117,9 @@ def _depth(arguments: argparse.Namespace) -> DepthOutput | None:
     from denseport.runtime.bundle.manifest import DepthOutput
     from denseport.runtime.errors import InputError
 
-    given = [name for name in ("larger_is", "largest", "interpolation") if getattr(arguments, name) is not None]
     if arguments.unit is None:
-        if given:
-            raise InputError(f"--{given[0].replace('_', '-')} goes with --unit", "Give --task depth --unit UNIT too.")
+        names = ("larger_is", "largest", "interpolation")
+        refuse_given(arguments, names, "{} goes with --unit", "Give --task depth --unit UNIT too.")
         return None
     larger_is = arguments.larger_is or ("farther" if arguments.unit == "metres" else "")
     if not larger_is:

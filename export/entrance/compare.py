@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.export.entrance.foreign_network import Run, Samples
+from denseport.export.entrance.foreign_network import ForeignNetwork, Run
 from denseport.export.errors import ExportError
 from denseport.export.graph.ends import CLASSES, NHW, NHWC, PROBABILITIES, TO_NCHW, Ends, EndsRecord
 from denseport.export.graph.model import LOGITS
 from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 from denseport.runtime.pipeline.resample import ResampleMatrix
 
-__all__ = ["TOLERANCE", "Check", "as_nchw", "compare"]
+__all__ = ["TOLERANCE", "Check", "as_nchw", "compare", "record_of"]
 
 TOLERANCE = 1e-4  # on logits; float32's own noise on them is 2.5e-5
 Shape = tuple[int, int, int, int]
@@ -35,6 +35,12 @@ class Check:
     logits: tuple[int, ...]  # shape of the adapted graph's output
 
 
+def record_of(checks: Sequence[Check]) -> dict[str, Any]:
+    """What the source's record says of its comparisons."""
+    largest = max(check.max_difference for check in checks)
+    return {"tolerance": TOLERANCE, "max_difference": largest, "checks": [asdict(check) for check in checks]}
+
+
 def as_nchw(found: NDArray[Any], layout: str) -> NDArray[Any]:
     """An output in that layout as (N, C, h, w)."""
     if layout == NHW:
@@ -43,24 +49,30 @@ def as_nchw(found: NDArray[Any], layout: str) -> NDArray[Any]:
 
 
 def compare(
-    reference: Run, path: Path, ends: Ends, samples: Samples, shapes: Sequence[Shape], adapted: EndsRecord
+    network: ForeignNetwork,
+    path: Path,
+    ends: Ends,
+    shapes: Sequence[Shape],
+    adapted: EndsRecord,
+    reference: Run | None = None,
 ) -> list[Check]:
     """Run the adapted graph and the network before it on the same images.
 
     Args:
-        reference: the network as it came; its output is as ``ends`` says.
+        network: as it came; its output is as ``ends`` says.
         path: of the adapted graph.
         adapted: what was cut off the graph: a resize, or a LogSoftmax of values, is done here again.
+        reference: runs the network elsewhere than on ONNX Runtime.
 
     Raises:
         ExportError: values differ by more than `TOLERANCE` times the largest (where that exceeds 1), or classes where
             the two best logits are further apart than that.
     """
-    session = OnnxRuntimeSession(path)
+    session, run = OnnxRuntimeSession(path), reference or network.run
     checks = []
     for seed, shape in enumerate(shapes):  # a network of one size is shown several images
-        image = samples.make(shape[0], *shape[2:], seed=seed)
-        want, found = as_nchw(reference(image), ends.output_layout), session.run(image)
+        image = network.sample(shape[0], *shape[2:], seed=seed)
+        want, found = as_nchw(run(image), ends.output_layout), session.run(image)
         grid = found.shape
         if adapted.align_corners is not None:
             found = _resized(found, (shape[2], shape[3]), align_corners=adapted.align_corners)
@@ -73,19 +85,11 @@ def compare(
 
 def _resized(logits: Floats, size: tuple[int, int], *, align_corners: bool) -> Floats:
     """(N, C, h, w) to (N, C, *size), as the runtime resizes logits."""
-    rows, cols = (
-        _dense(ResampleMatrix.linear(n_in, n_out, align_corners))
+    rows, cols = (  # (n_out, n_in)
+        ResampleMatrix.linear(n_in, n_out, align_corners).apply(np.eye(n_in, dtype=np.float32))
         for n_in, n_out in zip(logits.shape[2:], size, strict=True)
     )
     found: Floats = rows @ (logits @ cols.T)
-    return found
-
-
-def _dense(matrix: ResampleMatrix) -> Floats:
-    """(n_out, n_in)."""
-    found = np.zeros((matrix.n_out, matrix.n_in), np.float32)
-    taps = matrix.start[:, None] + np.arange(matrix.weights.shape[1])
-    np.put_along_axis(found, taps, matrix.weights, 1)
     return found
 
 

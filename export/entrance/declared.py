@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from denseport.export.checkpoint.labels import colours_of
+from denseport.export.checkpoint.labels import Colours, colours_of
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.decode import decode_dataclass
 from denseport.runtime.bundle.manifest import NOT_OF_DEPTH, OUTPUTS, DepthOutput, Inference, Manifest
@@ -53,12 +52,7 @@ class Settings:
 
     def over(self, other: Settings) -> Settings:
         """These settings, and the other's where these say nothing."""
-        return dataclasses.replace(other, **self.said())
-
-    def said(self) -> dict[str, Any]:
-        """The fields that are not None."""
-        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return dataclasses.replace(other, **{name: value for name, value in vars(self).items() if value is not None})
 
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> Settings:
@@ -137,7 +131,7 @@ class Declared:
         if not self.is_depth and (self.depth, self.align_corners) != (None, None):
             what = "--unit, --larger-is, --interpolation and --align-corners apply to depth networks"
             raise InputError(what, "Add --task depth, or leave them out.")
-        if self.is_depth and self.depth_output is None:
+        if self.is_depth and self.settings.depth is None:
             what = "nothing says what the numbers of the depth network mean"
             raise InputError(what, "Give --unit metres, or --unit relative --larger-is nearer (or farther).")
         for name in ("classes", "palette", "threshold"):
@@ -147,16 +141,11 @@ class Declared:
     @property
     def is_depth(self) -> bool:
         """Whether the network estimates depth."""
-        return (self.task or self.own.task) == "depth"
-
-    @property
-    def depth_output(self) -> DepthOutput | None:
-        """What the numbers of a depth network mean."""
-        return self.depth if self.depth is not None else self.own.depth
+        return self.settings.task == "depth"
 
     @cached_property
-    def own(self) -> Settings:
-        """What ``like`` and ``from_json`` say."""
+    def settings(self) -> Settings:
+        """What is said here and, where that is nothing, by ``from_json`` and then by ``like``."""
         settings = Settings()
         if self.like is not None:
             bundle = self.like if isinstance(self.like, Bundle) else Bundle(self.like)
@@ -164,15 +153,25 @@ class Declared:
             if self.task not in (None, settings.task):
                 what = f"--like {bundle.path}: is of the task {settings.task}, not {self.task}"
                 raise InputError(what, "Name a bundle of that task, or leave --like out.")
-        return settings if self.from_json is None else Settings.read(Path(self.from_json)).over(settings)
+        if self.from_json is not None:
+            settings = Settings.read(Path(self.from_json)).over(settings)
+        here = Settings(
+            task=self.task,
+            depth=self.depth,
+            classes=None if self.classes is None or isinstance(self.classes, int) else tuple(self.classes),
+            align_corners=self.align_corners,
+            threshold=self.threshold,
+        )
+        return here.over(settings)
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes were named; None: nothing was said of them."""
+        """How many classes were named; None: nothing was said of them, or there are none."""
+        if self.is_depth:
+            return None
         if isinstance(self.classes, int):
             return self.classes
-        names = self.classes if self.classes is not None else self.own.classes
-        return None if names is None else len(names)
+        return None if self.settings.classes is None else len(self.settings.classes)
 
     def normalise(self, channels: int, *, takes_levels: bool) -> Normalise:
         """How grey levels are normalised.
@@ -184,8 +183,8 @@ class Declared:
             InputError: nobody said, or not for so many channels.
         """
         if self.mean is None or self.std is None:
-            if self.own.preprocess is not None:
-                found = normalisation(self.own.preprocess)
+            if self.settings.preprocess is not None:
+                found = normalisation(self.settings.preprocess)
                 self._check_channels("mean and std of --like or --from-json", found.mean, channels)
                 return found if self.bgr is None else dataclasses.replace(found, bgr_to_rgb=not self.bgr)
             if not takes_levels:
@@ -234,9 +233,9 @@ class Declared:
             InputError: nobody said how images are normalised, or how large they become.
         """
         normalise = self.normalise(channels, takes_levels=takes_levels)
-        given = self.own.preprocess
+        given = self.settings.preprocess
         steps = (normalise,) if given is None else tuple(normalise if s.kind == "normalise" else s for s in given)
-        slides = self.own.inference is not None and self.own.inference.mode == "slide"
+        slides = self.settings.inference is not None and self.settings.inference.mode == "slide"
         size = self.size if fixed is None or slides else self.size or fixed
         try:
             if self.scale is not None:
@@ -250,44 +249,36 @@ class Declared:
             raise InputError(what, "Give --scale LONG SHORT (keeping the ratio), or --size WIDTHxHEIGHT.")
         return steps
 
-    def names(self, classes: int) -> tuple[tuple[str, ...], list[str]]:
-        """A name for each class, and a warning where there are none.
-
-        Raises:
-            InputError: another number of names.
-        """
-        given = self.classes if not isinstance(self.classes, int) else None
-        given = given if given is not None or self.classes is not None else self.own.classes
-        if given is None:
-            words = "The file names no classes: they are called class 0, class 1, …. Name them with --classes."
-            return tuple(f"class {i}" for i in range(classes)), [words]
-        names = tuple(given)
-        if classes == 2 and len(names) == 1:
-            words = f"One class is named, {names[0]!r}: what is not above the threshold is called background."
-            return ("background", *names), [words]
-        self._check_number("--classes", names, {classes})
-        return names, []
-
-    @staticmethod
-    def _check_number(option: str, given: Sequence[Any], classes: set[int]) -> None:
-        if len(given) not in classes:
-            what = f"{option} gives {len(given)}, but the network tells {max(classes)} classes apart"
-            raise InputError(what, "Give one for each channel of its output, in their order.")
-
-    def colours(self, classes: int, named: int) -> tuple[tuple[int, int, int], ...]:
-        """An RGB colour for each class.
+    def labels(self, classes: int) -> tuple[tuple[str, ...], Colours, list[str]]:
+        """A name and an RGB colour for each class, and warnings of what was assumed; nothing for depths.
 
         Args:
-            named: of two classes one may be named; the other is black.
+            classes: that the network tells apart. Of two, one may be named; the other is background, in black.
 
         Raises:
             InputError: another number of colours, or no colours.
         """
-        given = self.palette if self.palette is not None else self.own.palette
+        if self.is_depth:
+            return (), (), []
+        named = 1 if classes == 2 and self.num_classes == 1 else classes
+        names = None if isinstance(self.classes, int) else self.settings.classes  # `find_interface` checked how many
+        warnings = []
+        if names is None:
+            names = tuple(f"class {i}" for i in range(classes))
+            warnings += ["The file names no classes: they are called class 0, class 1, …. Name them with --classes."]
+        elif named < classes:
+            warnings += [f"One class is named, {names[0]!r}: what is not above the threshold is called background."]
+            names = ("background", *names)
+        return names, self._colours(classes, named), warnings
+
+    def _colours(self, classes: int, named: int) -> Colours:
+        given = self.palette if self.palette is not None else self.settings.palette
         background = ((0, 0, 0),) * (classes - named)
         if given is None or (self.palette is None and len(given) != classes):
             return (*background, *default_palette(named))
-        self._check_number("--palette", given, {classes, named})
+        if len(given) not in (classes, named):
+            what = f"--palette gives {len(given)}, but the network tells {classes} classes apart"
+            raise InputError(what, "Give one for each channel of its output, in their order.")
         colours = colours_of(given)
         if colours is None:
             raise InputError(f"palette: {given!r} are not RGB triples in 0..255", "Give three whole numbers a class.")
@@ -297,7 +288,8 @@ class Declared:
         """(height, width) of the network's input where the protocol fixes it; None: images have several sizes."""
         if self.size is not None:
             return self.size[1], self.size[0]
-        resize = None if self.own.preprocess is None or self.scale is not None else resizing(self.own.preprocess)
+        given = self.settings.preprocess
+        resize = None if given is None or self.scale is not None else resizing(given)
         return (resize.size[1], resize.size[0]) if isinstance(resize, Resize) and not resize.keep_ratio else None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from denseport.export.errors import CheckpointError
 from denseport.runtime.errors import ServerError
@@ -106,7 +106,7 @@ def _receive(address: str, part: Path, step: StepCallback) -> str | None:
     # A compressed answer would be another file's bytes.
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     try:
-        with _opener().open(Request(address, headers=headers), timeout=SILENCE) as answer:
+        with build_opener(_SafeRedirects).open(Request(address, headers=headers), timeout=SILENCE) as answer:
             start, total = _promised(answer, have)
             if total is not None:
                 _check_room(address, part, total, total - start)
@@ -183,7 +183,3 @@ class _SafeRedirects(HTTPRedirectHandler):
             fp.close()
             raise
         return super().redirect_request(req, fp, *answer)
-
-
-def _opener() -> OpenerDirector:
-    return build_opener(_SafeRedirects)

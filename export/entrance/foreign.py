@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from denseport.export.checkpoint.labels import plain_text
-from denseport.export.entrance.compare import TOLERANCE, Check, compare
+from denseport.export.entrance.compare import compare, record_of
 from denseport.export.entrance.declared import Declared
-from denseport.export.entrance.foreign_network import ForeignNetwork, Run, Samples, choose_output, layouts
-from denseport.export.entrance.interface import Interface, Wanted, find_interface
+from denseport.export.entrance.foreign_network import ForeignNetwork, Run, choose_output, layouts
+from denseport.export.entrance.interface import Interface, find_interface
 from denseport.export.entrance.onnx_file import ForeignModel, read_onnx
 from denseport.export.entrance.write import MODEL, announce, made_with, refuse_inside, renamed, write_source
 from denseport.export.errors import ExportError
 from denseport.export.graph.ends import CLASSES, NCHW, NHWC, PROBABILITIES, EndsRecord, adapt_ends
-from denseport.export.graph.model import DEPTH, LOGITS, save_model
+from denseport.export.graph.model import LOGITS, save_model
 from denseport.runtime.bundle.bundle import Bundle, new_bundle
 from denseport.runtime.bundle.manifest import Inference, Manifest, NetworkInput
 from denseport.runtime.bundle.preprocessing import Preprocessing, paddings
@@ -26,6 +25,7 @@ from denseport.runtime.bundle.protocol import parse_protocol
 from denseport.runtime.bundle.steps import Pad
 from denseport.runtime.errors import ImageError, InputError
 from denseport.runtime.pipeline.views import protocol_views
+from denseport.runtime.system.arguments import required_path
 from denseport.runtime.system.files import sha256_of
 from denseport.runtime.system.progress import Progress, Silent
 
@@ -45,7 +45,15 @@ class Foreign:
     model: ForeignModel
     about: dict[str, Any]  # of the manifest's provenance
     architecture: str
+    output: int = 0  # its number
+    layout: str | None = None  # of its input; None: found
+    gives: str | None = None  # LOGITS, PROBABILITIES or CLASSES; None: found
     reference: Run | None = None  # the network in torch, to compare with; None: the file itself
+
+    @property
+    def takes_levels(self) -> bool:
+        """Whether its input are whole grey levels, so that there is nothing to normalise."""
+        return self.model.original.graph.inputs[0].dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
 def import_bundle(
@@ -87,7 +95,7 @@ def import_bundle(
         raise InputError(
             f"--gives {gives} applies to networks that tell classes apart", "Leave it out with --task depth."
         )
-    path, output, progress = Path(model), Path(output), progress or Silent()
+    path, output, progress = required_path("model", model), required_path("output", output), progress or Silent()
     refuse_inside(output, (path,), replace=replace)
     with new_bundle(output, replace=replace) as folder:
         progress.say(f"reading {path}")
@@ -98,138 +106,99 @@ def import_bundle(
             "layout": f"ONNX of opset {read.opset}, written by {read.producer}",
             "parity": NO_PARITY,
         }
-        foreign = Foreign(str(path), path.parent, plain_text(path.stem), read, about, "imported ONNX")
-        number = choose_output(read.original, foreign.label, output_name)
-        write_foreign(foreign, folder, output, declared, number, layout, gives, name=name, progress=progress)
+        number, own_name = choose_output(read.original, str(path), output_name), plain_text(path.stem)
+        foreign = Foreign(str(path), path.parent, own_name, read, about, "imported ONNX", number, layout, gives)
+        write_foreign(foreign, folder, output, declared, name=name, progress=progress)
     return Bundle(output)
 
 
 def write_foreign(
-    foreign: Foreign,
-    folder: Path,
-    output: Path,
-    declared: Declared,
-    number: int,
-    layout: str | None,
-    gives: str | None,
-    *,
-    name: str | None,
-    progress: Progress,
+    foreign: Foreign, folder: Path, output: Path, declared: Declared, *, name: str | None, progress: Progress
 ) -> None:
-    """From a network that was read to a whole bundle in ``folder``.
-
-    Args:
-        number: of the output to take; other arguments and errors as of `import_bundle`.
-    """
+    """From a network that was read to a whole bundle in ``folder``; the rest is as of `import_bundle`."""
     progress.say("running it at several sizes")
-    network, samples, found = _found(foreign, declared, number, layout, gives)
+    network, found = _found(foreign, declared)
     model = foreign.model.model
-    model.graph.outputs[:] = [model.graph.outputs[number]]
+    model.graph.outputs[:] = [model.graph.outputs[foreign.output]]
     adapted = adapt_ends(model, found.ends)
-    manifest = _manifest(foreign, declared, found, adapted, samples, _parameters(model))
+    manifest = _manifest(foreign, declared, found, adapted)
     _check_protocol(manifest)
     manifest = renamed(manifest, name, progress)
     announce(manifest, progress, doing="importing" if foreign.reference is None else "exporting")
     save_model(model, folder / MODEL)
     files = [folder / MODEL, *folder.glob(f"{MODEL}.data")]
+    progress.say(f"comparing the adapted graph with {'the file' if foreign.reference is None else 'torch'}")
+    checks = compare(network, files[0], found.ends, found.shapes, adapted, foreign.reference)
+    stride = max(1, round(checks[0].shape[2] / checks[0].logits[2]))
+    record = record_of(checks) | {
+        "interface": dataclasses.asdict(found.ends),
+        "adapted": dataclasses.asdict(adapted),
+    }
     against = "onnx" if foreign.reference is None else "torch"
-    progress.say(f"comparing the adapted graph with {'the file' if against == 'onnx' else 'torch'}")
-    reference = foreign.reference or network.run
-    checks = compare(reference, folder / MODEL, found.ends, samples, found.shapes, adapted)
-    manifest = dataclasses.replace(manifest, stride=_stride(checks[0]))
-    write_source(manifest, files, output, against=against, record=_record(checks, found, adapted))
+    write_source(dataclasses.replace(manifest, stride=stride), files, output, against=against, record=record)
 
 
-def _found(
-    foreign: Foreign, declared: Declared, number: int, layout: str | None, gives: str | None
-) -> tuple[ForeignNetwork, Samples, Interface]:
+def _found(foreign: Foreign, declared: Declared) -> tuple[ForeignNetwork, Interface]:
     """The network in the layout in which it runs, and what it takes and gives."""
     label, original = foreign.label, foreign.model.original
-    image = original.graph.inputs[0]
-    takes_levels = image.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
-    possible = layouts(image, label, layout)
+    possible = layouts(original.graph.inputs[0], label, foreign.layout)
     if declared.mean is not None:
         possible = [each for each in possible if each[1] == len(declared.mean)] or possible
     problem: ExportError | None = None
-    for each, channels in possible:
-        normalise = declared.normalise(channels, takes_levels=takes_levels)
-        samples = Samples(normalise.mean, normalise.std)
-        network = ForeignNetwork(original, label, foreign.folder, number, each)
-        dims = (None,) * 4 if image.shape is None else tuple(image.shape)
-        sides = dims[2:] if each == NCHW else dims[1:3]
-        threshold = declared.threshold if declared.threshold is not None else declared.own.threshold
-        gives = DEPTH if declared.is_depth else gives
-        wanted = Wanted(declared.resize_size(), gives, None if declared.is_depth else declared.num_classes, threshold)
+    for layout, channels in possible:
+        normalise = declared.normalise(channels, takes_levels=foreign.takes_levels)
+        network = ForeignNetwork(original, label, foreign.folder, foreign.output, layout, normalise)
         try:
-            return network, samples, find_interface(network, (dims[0], *sides), samples, label, wanted)
+            return network, find_interface(network, declared, foreign.gives)
         except ExportError as err:
             problem = problem or err
     assert problem is not None  # there is at least one layout
     raise problem
 
 
-def _manifest(
-    foreign: Foreign,
-    declared: Declared,
-    found: Interface,
-    adapted: EndsRecord,
-    samples: Samples,
-    parameters: int,
-) -> Manifest:
-    own, ends = declared.own, found.ends
-    height, width = ends.shape[2:]
+def _manifest(foreign: Foreign, declared: Declared, found: Interface, adapted: EndsRecord) -> Manifest:
+    said, ends = declared.settings, found.ends
+    _, channels, height, width = ends.shape
     fixed = None if height is None or width is None else (width, height)
-    dtype = foreign.model.original.graph.inputs[0].dtype
-    takes_levels = dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
-    steps = declared.preprocess(len(samples.mean), fixed, takes_levels=takes_levels)
-    names, colours, warnings = _classes(declared, ends.classes)
-    if declared.bgr is None and own.preprocess is None and len(samples.mean) == 3:
+    steps = declared.preprocess(channels, fixed, takes_levels=foreign.takes_levels)
+    names, colours, warnings = declared.labels(ends.classes)
+    if declared.bgr is None and said.preprocess is None and channels == 3:
         warnings.append("Nothing says in which order the network takes colours: RGB is assumed. --bgr says BGR.")
     scores = adapted.scores and found.scores
     if not scores:
         warnings.append("The network tells the class of a pixel, not how likely it is: there are no scores.")
     warnings = [*found.warnings, *warnings]
     packages = ("onnx", "onnxruntime") if foreign.reference is None else ("torch", "onnx", "onnxruntime")
-    corners = adapted.align_corners if adapted.align_corners is not None else declared.align_corners
-    corners = bool(own.align_corners if corners is None else corners)
+    corners = said.align_corners if adapted.align_corners is None else adapted.align_corners
     try:
         return Manifest(
             name=foreign.name,
             architecture=foreign.architecture,
-            parameters=parameters,
+            parameters=_parameters(foreign.model.model),
             patch_size=found.divisor,
             stride=1,  # known once the graph is adapted
             classes=names,
             palette=colours,
-            reduce_zero_label=bool(own.reduce_zero_label),
+            reduce_zero_label=bool(said.reduce_zero_label),
             preprocess=_padded(steps, found.divisor),
-            augmentation=own.augmentation,
-            inference=own.inference or Inference(),
-            label_map=own.label_map or {},
-            ignore_index=255 if own.ignore_index is None else own.ignore_index,
+            augmentation=said.augmentation,
+            inference=said.inference or Inference(),
+            label_map=said.label_map or {},
+            ignore_index=255 if said.ignore_index is None else said.ignore_index,
             reference=None,
             provenance={**foreign.about, **made_with(packages, warnings)},
             spec={},
             source=MODEL,
             task="depth" if declared.is_depth else "segmentation",
-            depth=declared.depth_output,
+            depth=said.depth,
             input=NetworkInput(shape=ends.shape, divisor=found.divisor),
-            align_corners=corners,
-            via_input=adapted.align_corners is not None or own.via_input is not False,  # a resize that was cut did so
+            align_corners=bool(corners),
+            via_input=adapted.align_corners is not None or said.via_input is not False,  # a resize that was cut did so
             threshold=ends.threshold,
             scores=scores,
         )
     except ValueError as err:
         raise InputError(f"{foreign.label}: {err}", "Correct what --like, --from-json or the options say.") from err
-
-
-def _classes(declared: Declared, classes: int) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], list[str]]:
-    """Names, colours and warnings; a depth network has none."""
-    if declared.is_depth:
-        return (), (), []
-    names, warnings = declared.names(classes)
-    named = 1 if classes == 2 and declared.num_classes == 1 else classes
-    return names, declared.colours(classes, named), warnings
 
 
 def _padded(steps: Preprocessing, divisor: int) -> Preprocessing:
@@ -253,21 +222,7 @@ def _check_protocol(manifest: Manifest) -> None:
             ) from err
 
 
-def _stride(check: Check) -> int:
-    return max(1, round(check.shape[2] / check.logits[2]))
-
-
 def _parameters(model: ir.Model) -> int:
     """Numbers of the floating-point constants."""
     constants = (value.const_value for value in model.graph.initializers.values())
     return max(1, sum(each.size for each in constants if each is not None and each.dtype == ir.DataType.FLOAT))
-
-
-def _record(checks: Sequence[Check], found: Interface, adapted: EndsRecord) -> dict[str, Any]:
-    return {
-        "tolerance": TOLERANCE,
-        "max_difference": max(check.max_difference for check in checks),
-        "checks": [dataclasses.asdict(check) for check in checks],
-        "interface": dataclasses.asdict(found.ends),
-        "adapted": dataclasses.asdict(adapted),
-    }

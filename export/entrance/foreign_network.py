@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +14,13 @@ from denseport.export.checkpoint.labels import plain_text
 from denseport.export.errors import ExportError
 from denseport.export.graph.ends import NCHW, NHWC, TO_NHWC
 from denseport.export.graph.probe import open_session
+from denseport.runtime.bundle.steps import Normalise
 from denseport.runtime.errors import InputError, MachineError, is_out_of_memory
 
-__all__ = ["ForeignNetwork", "Run", "Samples", "choose_output", "layouts", "named_shape"]
+__all__ = ["ForeignNetwork", "Run", "choose_output", "layouts", "named_shape"]
 
 Run = Callable[[NDArray[np.float32]], NDArray[Any]]  # normalised images (N, C, H, W) to what a network gives
 TYPES = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64)
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Random images as the network sees photographs: grey levels, normalised as was declared."""
-
-    mean: tuple[float, ...]  # grey levels, of each channel
-    std: tuple[float, ...]
-
-    def make(self, batch: int, height: int, width: int, *, seed: int = 0) -> NDArray[np.float32]:
-        """(batch, C, height, width) float32."""
-        rng = np.random.default_rng([seed, batch, height, width])
-        levels = rng.integers(0, 256, (batch, len(self.mean), height, width), np.uint8)
-        mean, std = (np.reshape(np.array(each, np.float32), (1, -1, 1, 1)) for each in (self.mean, self.std))
-        found: NDArray[np.float32] = (levels - mean) / std
-        return found
 
 
 class ForeignNetwork:
@@ -46,23 +30,42 @@ class ForeignNetwork:
         label: of the file, for messages.
         folder: where its weights lie.
         layout: of its input, NCHW or NHWC.
+        normalise: what was declared of the images that it takes.
+
+    Attributes:
+        declared: batch, height and width of its input, as the file has them; None: any.
 
     Raises:
         ExportError: ONNX Runtime cannot load the model.
     """
 
-    def __init__(self, model: ir.Model, label: str, folder: Path, output: int, layout: str = NCHW) -> None:
-        graph = model.graph
-        self.layout, self.dtype = layout, graph.inputs[0].dtype or ir.DataType.FLOAT
-        self._input, self._output = str(graph.inputs[0].name), str(graph.outputs[output].name)
+    def __init__(
+        self, model: ir.Model, label: str, folder: Path, output: int, layout: str, normalise: Normalise
+    ) -> None:
+        image = model.graph.inputs[0]
+        self.label, self.layout, self.channels = label, layout, len(normalise.mean)
+        dims = (None,) * 4 if image.shape is None else image.shape
+        places = (0, 2, 3) if layout == NCHW else (0, 1, 2)
+        self.declared = tuple(n if isinstance(n := dims[place], int) else None for place in places)
+        self._normalise, self._dtype = normalise, image.dtype or ir.DataType.FLOAT
+        self._input, self._output = str(image.name), str(model.graph.outputs[output].name)
         try:
             self._session = open_session(ir.to_proto(model), label, folder=folder.absolute())
         except ExportError as err:
             raise ExportError(plain_text(err.message), "Export it again; onnx.checker may tell more.") from err
         import onnxruntime  # `open_session` has found it
 
-        self._label, self._quiet = label, onnxruntime.RunOptions()
+        self._quiet = onnxruntime.RunOptions()
         self._quiet.log_severity_level = 4  # sizes that a network does not take are tried too
+
+    def sample(self, batch: int, height: int, width: int, *, seed: int = 0) -> NDArray[np.float32]:
+        """Random images as the network sees photographs, (batch, C, height, width): grey levels, normalised."""
+        rng = np.random.default_rng([seed, batch, height, width])
+        levels = rng.integers(0, 256, (batch, self.channels, height, width), np.uint8)
+        own = (self._normalise.mean, self._normalise.std)
+        mean, std = (np.reshape(np.array(each, np.float32), (1, -1, 1, 1)) for each in own)
+        found: NDArray[np.float32] = (levels - mean) / std
+        return found
 
     def run(self, images: NDArray[np.float32]) -> NDArray[Any]:
         """What the model gives for a batch.
@@ -73,14 +76,14 @@ class ForeignNetwork:
         """
         given = images.transpose(TO_NHWC) if self.layout == NHWC else images
         try:
-            found = self._session.run([self._output], {self._input: given.astype(self.dtype.numpy())}, self._quiet)[0]
+            found = self._session.run([self._output], {self._input: given.astype(self._dtype.numpy())}, self._quiet)[0]
         except Exception as err:  # ONNX Runtime raises a class of its own for every status code
             height, width = images.shape[2:]
             if is_out_of_memory(err):
-                what = f"{self._label}: memory ran out on {width} x {height} pixels"
+                what = f"{self.label}: memory ran out on {width} x {height} pixels"
                 raise MachineError(what, "Free some memory; a file of a stranger may ask for any amount.") from err
             raise ExportError(
-                f"{self._label}: ONNX Runtime cannot run it on {width} x {height} pixels: {plain_text(str(err))}"
+                f"{self.label}: ONNX Runtime cannot run it on {width} x {height} pixels: {plain_text(str(err))}"
             ) from err
         return np.asarray(found)
 

@@ -1,50 +1,22 @@
-"""What a foreign network takes and gives, found by running it.
-
-What a file declares is where the search begins. A declared number is the only size that ONNX Runtime takes. A declared
-"any" is a promise that exporters break without a word: each such side is tried at several lengths, and a batch of two
-against its images one by one.
-"""
+"""What a foreign network takes and gives, found by running it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from denseport.export.entrance.compare import TOLERANCE, as_nchw
-from denseport.export.entrance.foreign_network import ForeignNetwork, Samples
-from denseport.export.entrance.sizes import (
-    Found,
-    Search,
-    Size,
-    divisor_of,
-    first_size,
-    free_sides,
-    output_layouts,
-    sizes_to_check,
-)
+from denseport.export.entrance.compare import as_nchw
+from denseport.export.entrance.declared import Declared
+from denseport.export.entrance.foreign_network import ForeignNetwork
+from denseport.export.entrance.sizes import Found, Size, Sizes, output_layouts
 from denseport.export.errors import ExportError
 from denseport.export.graph.ends import CLASSES, NCHW, NHW, NHWC, PROBABILITIES, Ends
 from denseport.export.graph.model import DEPTH, LOGITS
-from denseport.runtime.bundle.steps import LARGEST_SIDE
 from denseport.runtime.errors import InputError
 
-__all__ = ["Interface", "Wanted", "find_interface"]
-
-PIXELS = 2**26  # of an image; a file of a stranger may declare any number
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the user says of a network's ends; None: it is found."""
-
-    size: Size | None = None  # height, width of what the network is given, where a protocol fixes it
-    gives: str | None = None  # LOGITS, PROBABILITIES, CLASSES or DEPTH
-    classes: int | None = None  # named
-    threshold: float | None = None  # of a single channel
+__all__ = ["Interface", "find_interface"]
 
 
 @dataclass(frozen=True)
@@ -58,82 +30,66 @@ class Interface:
     warnings: tuple[str, ...]
 
 
-def find_interface(
-    network: ForeignNetwork, declared: Sequence[Any], samples: Samples, label: str, wanted: Wanted
-) -> Interface:
+def find_interface(network: ForeignNetwork, declared: Declared, given: str | None) -> Interface:
     """Run a network at several sizes, twice on the same images, and on a batch.
 
     Args:
-        declared: batch, height and width of the input, as the file declares them; what is no number is free.
+        given: what is said to come out: LOGITS, PROBABILITIES or CLASSES; None: it is found.
 
     Raises:
         InputError, ExportError: it runs at no size that was tried, gives nothing for each pixel, is not finite or not
             repeatable, or has another number of classes than were named.
     """
-    batch, *sides = (n if isinstance(n, int) else None for n in declared)
-    if batch not in (None, 1):
-        what = f"{label}: takes batches of {batch} images only; the runtime gives it one image at a time"
-        raise InputError(what, "Export it with a batch of 1, or of any size.")
-    if any(n is not None and not 1 <= n <= LARGEST_SIDE for n in sides) or math.prod(n or 1 for n in sides) > PIXELS:
-        what = f"{label}: takes images of {sides[1] or 'any'} x {sides[0] or 'any'} pixels (width x height)"
-        raise InputError(what, f"Give a network of at most {LARGEST_SIDE} pixels a side, and {PIXELS:,} in all.")
-    search = Search(network, samples, label, 1)
-    first = first_size(search, (sides[0], sides[1]), wanted.size)
-    _check_repeatable(search, first)
-    free, warnings = free_sides(search, first, (sides[0], sides[1]))
-    divisor = divisor_of(search, first, free)
-    sizes = list(sizes_to_check(search, first, free, divisor, wanted.size))
-    runs = {size: search.found[size] for size in sizes}
-    layout, gives, channels = _output(runs, search, wanted)
-    classes, threshold = _classes(runs, gives, channels, wanted, label)
-    is_batched = batch is None and _takes_batches(search, first, warnings)
-    height, width = (None if is_free else side for is_free, side in zip(free, first, strict=True))
-    grid = {size: as_nchw(found, layout).shape[2:] for size, found in runs.items()}
+    sizes = Sizes(network, declared.resize_size())
+    runs = {size: sizes.found[size] for size in sizes.to_check()}
+    layout, gives, channels = _output(runs, network, declared, DEPTH if declared.is_depth else given)
+    classes, threshold = _classes(runs, gives, channels, declared, network.label)
+    is_batched = sizes.takes_batches()
+    height, width = (None if is_free else side for is_free, side in zip(sizes.free, sizes.first, strict=True))
     ends = Ends(
-        shape=(None if is_batched else 1, len(samples.mean), height, width),
+        shape=(None if is_batched else 1, network.channels, height, width),
         layout=network.layout,
         gives=gives,
         output_layout=layout,
         channels=channels,
         classes=classes,
-        full_size=all(size == cells for size, cells in grid.items()),
+        full_size=all(as_nchw(found, layout).shape[2:] == size for size, found in runs.items()),
         threshold=threshold,
     )
-    shapes = tuple((1 + (i == 1 and is_batched), len(samples.mean), *size) for i, size in enumerate((sizes * 3)[:3]))
-    return Interface(ends, divisor, shapes, wanted.gives != LOGITS or not _in_unit(runs.values()), tuple(warnings))
+    shapes = tuple((1 + (i == 1 and is_batched), network.channels, *size) for i, size in enumerate(([*runs] * 3)[:3]))
+    scores = given != LOGITS or not _in_unit(runs.values())
+    return Interface(ends, sizes.divisor, shapes, scores, tuple(sizes.warnings))
 
 
-def _output(runs: dict[Size, Found], search: Search, wanted: Wanted) -> tuple[str, str, int]:
+def _output(
+    runs: dict[Size, Found], network: ForeignNetwork, declared: Declared, given: str | None
+) -> tuple[str, str, int]:
     """Layout, kind and channels of the output."""
-    possible = [
-        layout
-        for layout in (NHW, search.network.layout, NHWC if search.network.layout == NCHW else NCHW)
-        if all(layout in output_layouts(found, size, search.batch) for size, found in runs.items())
-    ]
+    first = next(iter(runs.values()))
+    possible = {
+        layout: as_nchw(first, layout).shape[1]
+        for layout in (NHW, network.layout, NHWC if network.layout == NCHW else NCHW)
+        if all(layout in output_layouts(found, size) for size, found in runs.items())
+    }
     if not possible:
         shapes = ", ".join(f"{found.shape} for {size[1]} x {size[0]}" for size, found in runs.items())
-        raise ExportError(f"{search.label}: its output is a grid over its input at some sizes only: {shapes}")
-    if wanted.gives == DEPTH:
-        possible = [each for each in possible if as_nchw(next(iter(runs.values())), each).shape[1] == 1]
-        if not possible:
-            shape = next(iter(runs.values())).shape
-            raise ExportError(f"{search.label}: gives {shape}: a depth has one channel", "Leave --task depth out.")
-    if wanted.classes is not None:  # of two layouts that may be, the one that has the named classes
-        named = [each for each in possible if as_nchw(next(iter(runs.values())), each).shape[1] == wanted.classes]
-        possible = named or possible
-    layout = possible[0]
+        raise ExportError(f"{network.label}: its output is a grid over its input at some sizes only: {shapes}")
+    if given == DEPTH and 1 not in possible.values():
+        raise ExportError(f"{network.label}: gives {first.shape}: a depth has one channel", "Leave --task depth out.")
+    # Of two layouts that may be, the one that has the named classes.
+    named = 1 if given == DEPTH else declared.num_classes
+    layout = next((layout for layout, channels in possible.items() if channels == named), next(iter(possible)))
     values = [as_nchw(found, layout) for found in runs.values()]
-    channels = values[0].shape[1]
-    if wanted.gives == PROBABILITIES and not _in_unit(values):
-        raise ExportError(f"{search.label}: gives numbers beyond 0 to 1: no probabilities", "Leave --gives out.")
-    return layout, wanted.gives or _kind(values, channels, wanted, search.label), channels
+    if given == PROBABILITIES and not _in_unit(values):
+        raise ExportError(f"{network.label}: gives numbers beyond 0 to 1: no probabilities", "Leave --gives out.")
+    return layout, given or _kind(values, possible[layout], declared.num_classes, network.label), possible[layout]
 
 
-def _kind(values: Sequence[Found], channels: int, wanted: Wanted, label: str) -> str:
+def _kind(values: Sequence[Found], channels: int, named: int | None, label: str) -> str:
     """Whether these are logits, probabilities or classes."""
     is_whole = all((each == np.round(each)).all() for each in values)
     in_unit = _in_unit(values)
-    if channels == 1 and (values[0].dtype.kind in "iub" or (is_whole and (not in_unit or wanted.classes != 1))):
+    if channels == 1 and (values[0].dtype.kind in "iub" or (is_whole and (not in_unit or named != 1))):
         return CLASSES
     if values[0].dtype.kind != "f":
         what = f"{label}: gives {channels} channels of {values[0].dtype}: neither logits nor a map of classes"
@@ -154,10 +110,10 @@ def _in_unit(values: Iterable[Found]) -> bool:
 
 
 def _classes(
-    runs: dict[Size, Found], gives: str, channels: int, wanted: Wanted, label: str
+    runs: dict[Size, Found], gives: str, channels: int, declared: Declared, label: str
 ) -> tuple[int, float | None]:
     """The number of classes, and the threshold where a single channel tells two apart."""
-    named = wanted.classes
+    named, threshold = declared.num_classes, declared.settings.threshold
     if gives == DEPTH:
         return 1, None
     if gives == CLASSES:
@@ -183,48 +139,9 @@ def _classes(
             f"--classes names {named}, but {label} tells {max(expected)} classes apart",
             "Name one for each channel of the output, in their order.",
         )
-    if channels > 1 and wanted.threshold is not None:
+    if channels > 1 and threshold is not None:
         raise InputError(
-            f"--threshold {wanted.threshold:g} applies to networks with one output channel; {label} has {channels}",
+            f"--threshold {threshold:g} applies to networks with one output channel; {label} has {channels}",
             "Leave it out.",
         )
-    return (channels, None) if channels > 1 else (2, wanted.threshold or 0.5)
-
-
-def _takes_batches(search: Search, size: Size, warnings: list[str]) -> bool:
-    """Whether two images together give what each of them gives alone."""
-    pair = search.samples.make(2, *size, seed=1)
-    try:
-        together = search.network.run(pair)
-    except ExportError:
-        together = np.empty(0)
-    alone = np.concatenate([search.network.run(pair[i : i + 1]) for i in (0, 1)])
-    if together.shape == alone.shape and _differ(together, alone) <= TOLERANCE:
-        return True
-    warnings.append(
-        "Its batch is declared free, but two images together give something else than one by one: fixed to 1."
-    )
-    return False
-
-
-def _check_repeatable(search: Search, size: Size) -> None:
-    image = search.samples.make(search.batch, *size)
-    found = search.found[size]
-    if _differ(search.network.run(image), found) > TOLERANCE:
-        raise ExportError(
-            f"{search.label}: gives something else for the same image when it is run again",
-            "Export it in evaluation mode: dropout and other random steps must be off.",
-        )
-    other = search.network.run(search.samples.make(search.batch, *size, seed=2))
-    is_of_classes = np.array_equal(found, np.round(found)) and found.any()  # noise may be of one class everywhere
-    if not is_of_classes and np.array_equal(other, found):
-        raise ExportError(
-            f"{search.label}: gives the same for two different images", "Check that its input is the image."
-        )
-
-
-def _differ(one: Found, other: Found) -> float:
-    """Largest difference, in units of the largest value where that exceeds 1; of classes the share that differs."""
-    if one.dtype.kind != "f":
-        return float((one != other).mean())
-    return float(np.abs(one - other).max() / max(1.0, float(np.abs(other).max())))
+    return (channels, None) if channels > 1 else (2, threshold or 0.5)

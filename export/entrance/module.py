@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from denseport.export.entrance.declared import Declared
 from denseport.export.entrance.foreign import Foreign, write_foreign
 from denseport.export.entrance.onnx_file import read_onnx
-from denseport.export.entrance.torch_to_onnx import OPSET, quiet_exporter
-from denseport.export.errors import ExportError
+from denseport.export.entrance.torch_to_onnx import OPSET, exporting, save_program
 from denseport.export.graph.ends import NCHW
-from denseport.export.graph.model import PROTOBUF_LIMIT
 from denseport.export.graph.tidy import DYNAMIC, tidy
 from denseport.runtime.bundle.bundle import Bundle, new_bundle
 from denseport.runtime.bundle.preprocessing import normalisation
 from denseport.runtime.errors import InputError
+from denseport.runtime.system.arguments import required_path
 from denseport.runtime.system.files import work_folder
 from denseport.runtime.system.progress import Progress, Silent
 
@@ -61,7 +60,7 @@ def export_module(
         InputError: the module is in training mode, cannot be run, or does not fit what was declared.
         OutputError: ``output`` exists, or cannot be written.
     """
-    output, progress = Path(output), progress or Silent()
+    output, progress = required_path("output", output), progress or Silent()
     if not isinstance(module, nn.Module):
         raise InputError(f"a {type(module).__name__} is not a torch.nn.Module", "Wrap it in one.")
     if any(value.dtype in (torch.float16, torch.bfloat16) for value in module.parameters()):
@@ -80,16 +79,24 @@ def export_module(
         _trace(network, example, path, dynamic=dynamic)
         about = {"checkpoint": f"{kind.__module__}.{kind.__qualname__}", "layout": "a module of torch"}
         foreign = Foreign(
-            f"the module {kind.__name__}", work, kind.__name__, read_onnx(path), about, kind.__name__, network.run
+            label=f"the module {kind.__name__}",
+            folder=work,
+            name=kind.__name__,
+            model=read_onnx(path),
+            about=about,
+            architecture=kind.__name__,
+            layout=NCHW,
+            reference=network.run,
         )
-        write_foreign(foreign, folder, output, declared, 0, NCHW, None, name=name, progress=progress)
+        write_foreign(foreign, folder, output, declared, name=name, progress=progress)
     return Bundle(output)
 
 
 def _channels(declared: Declared) -> int:
     if declared.mean is not None:
         return len(declared.mean)
-    return 3 if declared.own.preprocess is None else len(normalisation(declared.own.preprocess).mean)
+    given = declared.settings.preprocess
+    return 3 if given is None else len(normalisation(given).mean)
 
 
 class _OneOutput(nn.Module):
@@ -147,26 +154,20 @@ def _trace(network: _OneOutput, example: Tensor, path: Path, *, dynamic: bool) -
         given = f"{batch} images of {width} x {height} pixels and {channels} channels"
         raise InputError(f"the module cannot be run on {given}: {err}", remedy) from err
     free = dict.fromkeys(DYNAMIC, torch.export.Dim.DYNAMIC)
-    try:
-        with quiet_exporter():
-            program = torch.onnx.export(
-                network,
-                (example,),
-                input_names=["image"],
-                output_names=["output"],
-                dynamic_shapes=({**free},) if dynamic else None,
-                dynamo=True,
-                opset_version=OPSET,
-                verbose=False,
-            )
-    except Exception as err:  # whatever torch.export, the translation or the optimizer raise
-        said = f"torch could not export the module{' for any size' * dynamic}: {err}"
-        raise ExportError(
-            said, remedy if dynamic else "Export it yourself, and give the file to denseport import."
-        ) from err
+    remedy = remedy if dynamic else "Export it yourself, and give the file to denseport import."
+    with exporting(f"the module{' for any size' * dynamic}", remedy):
+        program = torch.onnx.export(
+            network,
+            (example,),
+            input_names=["image"],
+            output_names=["output"],
+            dynamic_shapes=({**free},) if dynamic else None,
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+        )
     assert program is not None  # it is only in the deprecated, TorchScript form of the call
     tidy(program.model, any_size=False)
     for named in (*program.model.graph, *program.model.graph.initializers.values()):
         named.name = str(named.name).removeprefix("module.")
-    size = sum(value.nbytes for value in network.state_dict().values())
-    program.save(path, external_data=size > PROTOBUF_LIMIT)
+    save_program(program, path, network)

@@ -39,7 +39,6 @@ class ForeignModel:
 
     original: ir.Model  # to compare with
     model: ir.Model  # standard operators, no functions, constants as initializers, named nodes, typed tensors
-    files: tuple[Path, ...]  # the main one first
     opset: int  # of the file
     producer: str  # who wrote the file, as it says itself
 
@@ -51,7 +50,7 @@ def read_onnx(path: Path) -> ForeignModel:
         ExportError: not an ordinary file, no ONNX, weights that lie elsewhere or are cut short, operators that are not
             ONNX's own, weights in FP16, or a quantized graph.
     """
-    files = (path, *_weight_files(path))
+    _check_files(path)
     try:
         original = ir.load(path)
         _check_weights(original, path)
@@ -71,11 +70,11 @@ def read_onnx(path: Path) -> ForeignModel:
     except Exception as err:  # protobuf, onnx_ir and the file system each raise classes of their own
         said = plain_text(str(err))[:200]  # onnx_ir's errors may hold the whole graph
         raise ExportError(f"{path}: cannot be read as an ONNX model: {said}", EXPORT_PLAIN) from err
-    return ForeignModel(original, model, files, opset, plain_text(model.producer_name or "an unknown tool"))
+    return ForeignModel(original, model, opset, plain_text(model.producer_name or "an unknown tool"))
 
 
-def _weight_files(path: Path) -> list[Path]:
-    """The files beside ``path`` that its tensors lie in; none of them is opened here."""
+def _check_files(path: Path) -> None:
+    """Refuse a file whose weights do not lie beside it; none of them is opened here."""
     try:
         if not path.exists():
             raise ExportError(f"{path}: no such file", "Give an ONNX file.")
@@ -87,7 +86,6 @@ def _weight_files(path: Path) -> list[Path]:
     except (OSError, ValueError) as err:
         reason = getattr(err, "strerror", None) or err
         raise ExportError(f"{path}: cannot be read as an ONNX model: {reason}", "Give an ONNX file.") from err
-    found = []
     for name in locations:
         file = path.parent / name
         if not name or Path(name).name != name or file.is_symlink():
@@ -97,8 +95,6 @@ def _weight_files(path: Path) -> list[Path]:
             )
         if not file.is_file():
             raise ExportError(f"{path}: its weights are in {plain_text(name)!r}, which is missing", "Copy both files.")
-        found.append(file)
-    return found
 
 
 def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:

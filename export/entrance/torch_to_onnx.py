@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from denseport.export.entrance.compare import TOLERANCE, Check
 from denseport.export.errors import ExportError
@@ -26,12 +27,11 @@ from denseport.runtime.errors import InputError
 __all__ = [
     "IR_VERSION",
     "OPSET",
-    "TOLERANCE",
-    "Check",
     "check_export",
     "check_versions",
     "export_onnx",
-    "quiet_exporter",
+    "exporting",
+    "save_program",
 ]
 
 OPSET, IR_VERSION = 20, 10  # what is written unless older ones are asked for
@@ -73,43 +73,49 @@ def export_onnx(model: Segmentor, path: Path, opset: int = OPSET, ir_version: in
     # and no level of the neck has one row, which it would take for a constant.
     example = torch.zeros(2, channels, 5 * unit + 3, 6 * unit + 7)
     dynamic = dict.fromkeys(DYNAMIC, torch.export.Dim.DYNAMIC)
-    try:
-        with quiet_exporter():
-            traced = torch.export.export(model, (example,), dynamic_shapes={"image": dynamic}, strict=False)
-            program = torch.onnx.export(
-                traced,
-                (),
-                input_names=["image"],
-                output_names=[OUTPUTS[model.spec.task]],
-                dynamo=True,
-                opset_version=max(opset, TRACED_OPSET),
-                custom_translation_table=onnx_translations(),
-                verbose=False,
-            )
-    except Exception as err:  # whatever torch.export, the translation or the optimizer raise
-        raise ExportError(
-            f"torch could not export the network: {err}", "Please report this with the checkpoint's configuration."
-        ) from err
+    with exporting("the network", "Please report this with the checkpoint's configuration."):
+        traced = torch.export.export(model, (example,), dynamic_shapes={"image": dynamic}, strict=False)
+        program = torch.onnx.export(
+            traced,
+            (),
+            input_names=["image"],
+            output_names=[OUTPUTS[model.spec.task]],
+            dynamo=True,
+            opset_version=max(opset, TRACED_OPSET),
+            custom_translation_table=onnx_translations(),
+            verbose=False,
+        )
     assert program is not None  # it is only in the deprecated, TorchScript form of the call
     tidy(program.model)
     lower_opset(program.model, opset)
     program.model.ir_version = ir_version
-    is_large = sum(value.nbytes for value in model.state_dict().values()) > PROTOBUF_LIMIT
-    program.save(path, external_data=is_large)
-    return [path, path.with_name(path.name + ".data")] if is_large else [path]
+    return save_program(program, path, model)
 
 
 @contextlib.contextmanager
-def quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's notices to its own developers off the user's terminal."""
+def exporting(what: str, remedy: str) -> Iterator[None]:
+    """Keep the exporter's notices to its own developers off the user's terminal.
+
+    Raises:
+        ExportError: the exporter raised something.
+    """
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
+    except Exception as err:  # whatever torch.export, the translation or the optimizer raise
+        raise ExportError(f"torch could not export {what}: {err}", remedy) from err
     finally:
         logger.setLevel(level)
+
+
+def save_program(program: torch.onnx.ONNXProgram, path: Path, network: nn.Module) -> list[Path]:
+    """Write a network that torch exported; the files, the model first, and its weights where they are many."""
+    is_large = sum(value.nbytes for value in network.state_dict().values()) > PROTOBUF_LIMIT
+    program.save(path, external_data=is_large)
+    return [path, path.with_name(path.name + ".data")] if is_large else [path]
 
 
 def check_export(

@@ -26,7 +26,8 @@ from denseport.export.checkpoint.pipeline import image_steps
 from denseport.export.checkpoint.recognise import recognise
 from denseport.export.checkpoint.settings import inference_of
 from denseport.export.checkpoint.weights import load_model
-from denseport.export.entrance.torch_to_onnx import IR_VERSION, OPSET, TOLERANCE, export_onnx
+from denseport.export.entrance.compare import TOLERANCE
+from denseport.export.entrance.torch_to_onnx import IR_VERSION, OPSET, export_onnx
 from denseport.export.errors import CheckpointError
 from denseport.export.explain.baseline import TorchSession
 from denseport.export.explain.explanation import Culprit, Explanation, Step

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from denseport.export.models.head_spec import DepthHeadSpec, DPTHeadSpec, FusionSpec
+from denseport.export.models.head_spec import DPTHeadSpec, FusionSpec
 from denseport.export.models.layers import ConvModule, resize
 
 __all__ = ["DPTHead", "FeatureFusionBlock", "FusionHead", "PreActResidualConvUnit", "ReassembleBlocks"]
@@ -87,7 +87,7 @@ class FeatureFusionBlock(nn.Module):
     def __init__(self, spec: FusionSpec, first: bool, rewrite: bool) -> None:
         super().__init__()
         self.rewrite = rewrite
-        self.fits_levels = isinstance(spec, DepthHeadSpec) and spec.fits_levels
+        self.fits_levels = spec.fits_levels
         self.project = ConvModule(spec.channels, spec.channels, 1, norm=False, relu=False, bias=True)
         if not first:
             self.res_conv_unit1 = PreActResidualConvUnit(spec)
@@ -111,7 +111,7 @@ class FusionHead(nn.Module):
 
     def __init__(self, dims: int, spec: FusionSpec, rewrite: bool) -> None:
         super().__init__()
-        self.fits_levels = isinstance(spec, DepthHeadSpec) and spec.fits_levels
+        self.fits_levels = spec.fits_levels
         self.reassemble_blocks = ReassembleBlocks(dims, spec, rewrite)
         self.convs = nn.ModuleList(
             ConvModule(c, spec.channels, 3, norm=False, relu=False) for c in spec.post_process_channels

@@ -62,6 +62,9 @@ class HeadSpec:
 class FusionSpec(HeadSpec):
     """What DPT's heads share (Ranftl et al., 2021): tokens of four layers as maps, fused from coarse to fine."""
 
+    # What is upsampled takes the next level's size; else every upsampling is by two, and the level takes its size.
+    fits_levels: ClassVar[bool] = False
+
     post_process_channels: tuple[int, ...]  # width of each reassembled level
     readout: str = "project"  # what becomes of the class token: project, add, ignore
     unit_norm: bool = field(default=True, kw_only=True)  # BatchNorm behind the convolutions of the fusion's units
@@ -92,17 +95,14 @@ class DPTHeadSpec(FusionSpec):
 class DepthHeadSpec(FusionSpec):
     """A head on DPT's fusion that gives a depth, or a disparity, for each pixel; zero or above."""
 
-    fits_levels: ClassVar[bool]  # what is upsampled takes the next level's size; else the level takes its size
-
     depth_channels: int = field(kw_only=True)  # of the map before the last convolution
 
 
 @dataclass(frozen=True)
 class DPTDepthHeadSpec(DepthHeadSpec):
-    """DPT's and MiDaS's head for depth: every upsampling is by two."""
+    """DPT's and MiDaS's head for depth."""
 
     architecture = "DPT"
-    fits_levels = False
 
     projects: bool = field(default=False, kw_only=True)  # one more convolution and ReLU behind the fusion
     metres: bool = field(kw_only=True)  # larger is farther; else a disparity, larger nearer, up to a scale and a shift

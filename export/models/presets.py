@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from denseport.export.models.head_spec import (
     DepthAnythingHeadSpec,
@@ -199,6 +199,7 @@ V2_LAYERS: Mapping[int, tuple[int, ...]] = {
 }  # that feed Depth Anything V2's head; of all
 NON_COMMERCIAL = "CC-BY-NC-4.0: no commercial use"
 FINE_TUNED = "fine-tuned from weights under CC-BY-NC-4.0 (no commercial use); see its own model card"
+HUB = "https://huggingface.co"
 
 
 @dataclass(frozen=True)
@@ -247,14 +248,33 @@ class DepthPreset:
         return f"zero-shot, scale and shift fitted to each image: {'; '.join(said)}"
 
 
-def _depth_anything(
-    size: str, layers: Mapping[int, tuple[int, ...]] | None, max_depth: float | None = None
-) -> ModelSpec:
-    """``layers``: that feed the head, by the number of all; None: the last four, as in V1."""
+# Depth Anything, by release: the names of the file and of the folder on the hub, where the file is, the largest depth
+# in metres (None: relative), and the licence of all but the small one.
+# fmt: off
+_RELEASES: dict[str, tuple[str, str, str, float | None, str]] = {
+    "V1":      ("depth_anything_vit{s}14",                  "depth-anything-{small}-hf",                   "spaces/LiheYoung/Depth-Anything/resolve/main/checkpoints",              None, PERMISSIVE),
+    "V2":      ("depth_anything_v2_vit{s}",                 "Depth-Anything-V2-{Small}-hf",                "depth-anything/Depth-Anything-V2-{Small}/resolve/main",                 None, NON_COMMERCIAL),
+    "Indoor":  ("depth_anything_v2_metric_hypersim_vit{s}", "Depth-Anything-V2-Metric-Indoor-{Small}-hf",  "depth-anything/Depth-Anything-V2-Metric-Hypersim-{Small}/resolve/main", 20.0, FINE_TUNED),
+    "Outdoor": ("depth_anything_v2_metric_vkitti_vit{s}",   "Depth-Anything-V2-Metric-Outdoor-{Small}-hf", "depth-anything/Depth-Anything-V2-Metric-VKITTI-{Small}/resolve/main",   80.0, FINE_TUNED),
+}
+# By size: its word, the channels of the fusion, and of each level before it.
+_SIZES = {
+    "S": ("Small", 64, (48, 96, 192, 384)),
+    "B": ("Base", 128, (96, 192, 384, 768)),
+    "L": ("Large", 256, (256, 512, 1024, 1024)),
+}
+# fmt: on
+
+
+def _depth_anything(release: str, size: str, sha256_start: str, **figures: tuple[float, float]) -> DepthPreset:
+    word, channels, widths = _SIZES[size]
+    *texts, max_depth, licence = _RELEASES[release]
+    name, hub, place = (str(text).format(s=size.lower(), small=word.lower(), Small=word) for text in texts)
     vit = _vit(size, grid=37, eps=1e-6)
+    last = tuple(range(vit.num_layers - 4, vit.num_layers))
     backbone = replace(
         vit,
-        out_indices=layers[vit.num_layers] if layers else tuple(range(vit.num_layers - 4, vit.num_layers)),
+        out_indices=last if release == "V1" else V2_LAYERS[vit.num_layers],
         patch_size=14,
         norm_outputs=True,
         layer_scale=True,
@@ -262,72 +282,40 @@ def _depth_anything(
         pos_offset=0.1,
         cuts_rest=True,
     )
-    channels, widths = {
-        "S": (64, (48, 96, 192, 384)),
-        "B": (128, (96, 192, 384, 768)),
-        "L": (256, (256, 512, 1024, 1024)),
-    }[size]
     head = DepthAnythingHeadSpec(
         channels, widths, "ignore", unit_norm=False, unit_bias=True, depth_channels=32, max_depth=max_depth,
         align_corners=True,
     )  # fmt: skip
-    return ModelSpec(backbone, None, head, num_classes=0)
+    spec, weights = ModelSpec(backbone, None, head, num_classes=0), f"{HUB}/{place}/{name}.pth"
+    licence = PERMISSIVE if size == "S" else licence
+    return DepthPreset(f"{name}.pth", hub, f"ViT-{size}", sha256_start, spec, weights, **figures, licence=licence)
 
 
-def _midas() -> ModelSpec:
+def _midas() -> DepthPreset:
     vit = replace(_vit("L", grid=24, eps=1e-6), interpolate_mode="bilinear", keeps_equal_count=False, cuts_rest=True)
     head = DPTDepthHeadSpec(
         256, (256, 512, 1024, 1024), unit_norm=False, unit_bias=True, depth_channels=32, metres=False
     )  # fmt: skip
-    return ModelSpec(vit, None, head, num_classes=0)
+    spec, file = ModelSpec(vit, None, head, num_classes=0), "dpt_large-midas-2f21e586.pt"
+    weights = f"https://github.com/isl-org/DPT/releases/download/1_0/{file}"
+    return DepthPreset(file, "dpt-large", "ViT-L", "2f21e586", spec, weights, licence="MIT")
 
 
-def _da_preset(size: str, version: int, sha256_start: str, **figures: Any) -> DepthPreset:
-    word, letter = {"S": "Small", "B": "Base", "L": "Large"}[size], size.lower()
-    if version == 1:
-        name, hub = f"depth_anything_vit{letter}14", f"depth-anything-{word.lower()}-hf"
-        place = "spaces/LiheYoung/Depth-Anything/resolve/main/checkpoints"
-    else:
-        name, hub = f"depth_anything_v2_vit{letter}", f"Depth-Anything-V2-{word}-hf"
-        place = f"depth-anything/Depth-Anything-V2-{word}/resolve/main"
-        figures["licence"] = PERMISSIVE if size == "S" else NON_COMMERCIAL
-    spec = _depth_anything(size, V2_LAYERS if version == 2 else None)
-    return DepthPreset(f"{name}.pth", hub, f"ViT-{size}", sha256_start, spec, f"{HUB}/{place}/{name}.pth", **figures)
-
-
-def _da_metric(size: str, data: str, where: str, max_depth: float, sha256_start: str) -> DepthPreset:
-    word = {"S": "Small", "B": "Base", "L": "Large"}[size]
-    name = f"depth_anything_v2_metric_{data.lower()}_vit{size.lower()}"
-    return DepthPreset(
-        f"{name}.pth",
-        f"Depth-Anything-V2-Metric-{where}-{word}-hf",
-        f"ViT-{size}",
-        sha256_start,
-        _depth_anything(size, V2_LAYERS, max_depth),
-        f"{HUB}/depth-anything/Depth-Anything-V2-Metric-{data}-{word}/resolve/main/{name}.pth",
-        licence=PERMISSIVE if size == "S" else FINE_TUNED,
-    )
-
-
-HUB = "https://huggingface.co"
-_DPT = "https://github.com/isl-org/DPT/releases/download/1_0"
-# fmt: off
 _DEPTH_TABLE = [
-    _da_preset("S", 1, "59afe57cfd9f4284", nyu=(0.053, 0.972), kitti=(0.080, 0.936)),
-    _da_preset("B", 1, "64ae214ae4e27424", nyu=(0.046, 0.979), kitti=(0.080, 0.939)),
-    _da_preset("L", 1, "6c6a383e33e51c5f", nyu=(0.043, 0.981), kitti=(0.076, 0.947)),
-    _da_preset("S", 2, "715fade13be8f229", nyu=(0.053, 0.973), kitti=(0.078, 0.936)),
-    _da_preset("B", 2, "0d2b7002e62d39d6", nyu=(0.049, 0.976), kitti=(0.078, 0.939)),
-    _da_preset("L", 2, "a7ea19fa0ed99244", nyu=(0.045, 0.979), kitti=(0.074, 0.946)),
-    _da_metric("S", "Hypersim", "Indoor",  20.0, "b782898d8a3e8be1"),
-    _da_metric("B", "Hypersim", "Indoor",  20.0, "9dc9e274c5eff55c"),
-    _da_metric("L", "Hypersim", "Indoor",  20.0, "6f82ff2bc543ac02"),
-    _da_metric("S", "VKITTI",   "Outdoor", 80.0, "9203e538d35255c9"),
-    _da_metric("B", "VKITTI",   "Outdoor", 80.0, "4dad67a7cc10b462"),
-    _da_metric("L", "VKITTI",   "Outdoor", 80.0, "239b1054a369e66d"),
-    DepthPreset("dpt_large-midas-2f21e586.pt", "dpt-large", "ViT-L", "2f21e586", _midas(), f"{_DPT}/dpt_large-midas-2f21e586.pt", licence="MIT"),
+    _depth_anything("V1", "S", "59afe57cfd9f4284", nyu=(0.053, 0.972), kitti=(0.080, 0.936)),
+    _depth_anything("V1", "B", "64ae214ae4e27424", nyu=(0.046, 0.979), kitti=(0.080, 0.939)),
+    _depth_anything("V1", "L", "6c6a383e33e51c5f", nyu=(0.043, 0.981), kitti=(0.076, 0.947)),
+    _depth_anything("V2", "S", "715fade13be8f229", nyu=(0.053, 0.973), kitti=(0.078, 0.936)),
+    _depth_anything("V2", "B", "0d2b7002e62d39d6", nyu=(0.049, 0.976), kitti=(0.078, 0.939)),
+    _depth_anything("V2", "L", "a7ea19fa0ed99244", nyu=(0.045, 0.979), kitti=(0.074, 0.946)),
+    _depth_anything("Indoor", "S", "b782898d8a3e8be1"),
+    _depth_anything("Indoor", "B", "9dc9e274c5eff55c"),
+    _depth_anything("Indoor", "L", "6f82ff2bc543ac02"),
+    _depth_anything("Outdoor", "S", "9203e538d35255c9"),
+    _depth_anything("Outdoor", "B", "4dad67a7cc10b462"),
+    _depth_anything("Outdoor", "L", "239b1054a369e66d"),
+    _midas(),
 ]
-# fmt: on
 DEPTH_PRESETS: dict[str, DepthPreset] = {preset.name: preset for preset in _DEPTH_TABLE}
 
 

@@ -70,33 +70,15 @@ class OnnxRuntimeSession(Session):
             raise MachineError(
                 "ONNX Runtime is not installed", f"{install_command('onnxruntime')} (or onnxruntime-gpu)"
             ) from err
-        known = {RTX, *onnxruntime.get_all_providers()}
-        if unknown := [name for name in providers if name not in known]:
-            raise InputError(f"ONNX Runtime has no provider {unknown[0]!r}", f"It has {', '.join(sorted(known))}.")
-        available = {*onnxruntime.get_available_providers(), RTX}
-        missing = [name for name in providers if name not in available]
-        if missing:
-            raise MachineError(
-                f"this ONNX Runtime has no {', '.join(missing)}; it has "
-                f"{', '.join(onnxruntime.get_available_providers())}",
-                f"{install_command('onnxruntime-gpu')} on a machine with an NVIDIA GPU, or choose another provider.",
-            )
+        _refuse_other_providers(onnxruntime, providers)
         try:
             str(path).encode()
         except UnicodeEncodeError as err:
             raise BundleError(
                 f"{path}: ONNX Runtime opens no path that is not UTF-8", "Rename the folder, or move the bundle."
             ) from err
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = check_threads(threads) or usable_cpus()
-        options.log_severity_level = 3  # its warnings are about fusions
-        if target != FOR_CPU:
-            # x86 without VNNI adds INT8 products in 16 bits; this keeps them from saturating, and costs speed. The
-            # weights of graphs for that back end cannot.
-            options.add_session_config_entry("session.x64quantprecision", "1")
-        if target == FOR_TENSORRT:
-            # Its fusions would make integer operators of FP8, and mistake FP16 behind DequantizeLinear.
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        threads = check_threads(threads) or usable_cpus()
+        options = _options(onnxruntime, target, threads)
         said = _load_cuda(onnxruntime, providers)
         chosen = _chosen(options, providers, provider_options or {})
         try:
@@ -112,7 +94,6 @@ class OnnxRuntimeSession(Session):
         self.on_gpu, self._on_cuda = first != CPU, first == CUDA
         self._path = path
         self._refuse_other_interfaces()
-        threads = options.intra_op_num_threads
         self._description = f"ONNX Runtime {onnxruntime.__version__}, {providers[0]}, {count(threads, 'thread')}"
 
     def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -166,6 +147,33 @@ class OnnxRuntimeSession(Session):
     @property
     def description(self) -> str:
         return self._description
+
+
+def _refuse_other_providers(onnxruntime: Any, providers: Sequence[str]) -> None:
+    """Raises InputError for a name that no provider has, MachineError for a provider that this wheel lacks."""
+    here = onnxruntime.get_available_providers()
+    known = {RTX, *onnxruntime.get_all_providers()}
+    if unknown := [name for name in providers if name not in known]:
+        raise InputError(f"ONNX Runtime has no provider {unknown[0]!r}", f"It has {', '.join(sorted(known))}.")
+    if missing := [name for name in providers if name not in {*here, RTX}]:
+        raise MachineError(
+            f"this ONNX Runtime has no {', '.join(missing)}; it has {', '.join(here)}",
+            f"{install_command('onnxruntime-gpu')} on a machine with an NVIDIA GPU, or choose another provider.",
+        )
+
+
+def _options(onnxruntime: Any, target: str, threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # its warnings are about fusions
+    if target != FOR_CPU:
+        # x86 without VNNI adds INT8 products in 16 bits; this keeps them from saturating, and costs speed. The
+        # weights of graphs for that back end cannot.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    if target == FOR_TENSORRT:
+        # Its fusions would make integer operators of FP8, and mistake FP16 behind DequantizeLinear.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
 
 
 def _chosen(options: Any, providers: Sequence[str], settings: Mapping[str, str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,10 +19,13 @@ class SharedSession(Session):
     """Counts the users of a session, and closes it after the last of them and its last run.
 
     A closed one raises InputError for whoever uses or shares it.
+
+    Args:
+        before: called then, before the session is closed: gives back what was made of it.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session, self._users, self._running = session, 1, 0
+    def __init__(self, session: Session, before: Callable[[], None] | None = None) -> None:
+        self._session, self._before, self._users, self._running = session, before, 1, 0
         self.on_gpu = session.on_gpu
         self._idle = threading.Condition()
 
@@ -65,6 +68,8 @@ class SharedSession(Session):
             if self._users > 0:
                 return
             self._idle.wait_for(lambda: self._running == 0)
+        if self._before is not None:
+            self._before()
         self._session.close()
 
     def _refuse_closed(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.benchmark.load import LoadMonitor
-from denseport.runtime.benchmark.report import as_dict, recorded_accuracy, write_report
+from denseport.runtime.benchmark.report import REPORTS, as_dict, recorded_accuracy, write_report
 from denseport.runtime.benchmark.speed import Plan, Result, run_bench, speed_warnings, synthetic_image
 from denseport.runtime.benchmark.startup import measure_startup
 from denseport.runtime.bundle.bundle import Bundle
@@ -23,7 +23,7 @@ from denseport.runtime.pipeline.network_input import network_inputs
 from denseport.runtime.pipeline.pipeline import checked_image
 from denseport.runtime.segmenter.opening import open_predictor
 from denseport.runtime.segmenter.predictor import Predictor
-from denseport.runtime.system.arguments import optional_path, several
+from denseport.runtime.system.arguments import optional_path, required_path, several
 from denseport.runtime.system.files import refuse_unwritable
 from denseport.runtime.system.machine import install_command
 from denseport.runtime.system.progress import Progress, Silent
@@ -84,7 +84,7 @@ def bench(
     bundle = _check(bundle, report, checkpoint, baseline, record=record)
     shown = _read(image)
     with ExitStack() as stack:
-        segmenters, skipped = _open(bundle, several(artifacts), threads, stack, progress)
+        segmenters, skipped = _open(bundle, several("artifacts", artifacts), threads, stack, progress)
         first, contenders = segmenters[0], list(segmenters)
         if baseline is not None:
             contenders.append(stack.enter_context(_baseline(baseline, first, checkpoint, threads)))
@@ -114,7 +114,7 @@ def _check(
 ) -> Bundle:
     """The bundle, opened, once it is known that what is asked for fits together and can be written."""
     if report is not None:
-        refuse_unwritable(report)
+        refuse_unwritable(report, *REPORTS)
     if checkpoint is not None and baseline is None:
         raise InputError("--checkpoint is used by --baseline only", "Add --baseline torch.")
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
@@ -129,7 +129,7 @@ def _check(
 def _read(image: Path | str | Image | None) -> Image:
     if image is None:
         return synthetic_image(512, 512)
-    return checked_image(image) if isinstance(image, np.ndarray) else read_image(Path(image))
+    return checked_image(image) if isinstance(image, np.ndarray) else read_image(required_path("image", image))
 
 
 def _open(

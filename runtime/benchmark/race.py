@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.backends.session import Session
+from denseport.runtime.benchmark.load import LoadMonitor
 from denseport.runtime.benchmark.turns import in_turns
 from denseport.runtime.bundle.artifact import MADE_FOR
 from denseport.runtime.bundle.bundle import Bundle
@@ -91,7 +92,9 @@ def judge_audited(
         opened: dict[str, Predictor[Any]]
         opened = {name: stack.enter_context(open_predictor(bundle, artifact=name)) for name in (source, *names)}
         sessions = {name: segmenter.session for name, segmenter in opened.items()}
+        monitor = LoadMonitor()
         times = race(sessions, images)
+        doubts = monitor.stop().warnings()
         descriptions = {name: session.description for name, session in sessions.items()}
     where, verdicts = measured_here(on_gpu=False), {}
     for name in names:
@@ -100,6 +103,7 @@ def judge_audited(
         within = _within_budget(bundle, artifact.made_of)
         accepted = ratio >= FASTER and within
         reason = f"{speed}, and passed its audit" if accepted else f"{speed}; made for {MADE_FOR[artifact.target]}"
+        over = f"{artifact.made_of}, of which it is made, is over its budget"
         verdicts[name] = MachineVerdict(
             **where,
             session=descriptions[name],
@@ -111,7 +115,7 @@ def judge_audited(
             labelled=0,
             within_budget=within,
             accepted=accepted,
-            reason=reason if within else f"{artifact.made_of}, of which it is made, is over its budget",
+            reason="; ".join([reason, *doubts]) if within else over,
         )
         bundle.note(name, {"verdict": asdict(verdicts[name])})
     return verdicts

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.benchmark.load import Conditions
-from denseport.runtime.benchmark.speed import Latency, Result
+from denseport.runtime.benchmark.speed import FEWEST_ROUNDS, Latency, Result
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.decode import reading_record
 from denseport.runtime.media.page import render
@@ -22,8 +22,9 @@ from denseport.runtime.system.files import write_atomic
 from denseport.runtime.system.machine import inspect_machine
 from denseport.runtime.system.text import number
 
-__all__ = ["as_dict", "recorded_accuracy", "speed_against_accuracy", "table", "write_report"]
+__all__ = ["REPORTS", "as_dict", "recorded_accuracy", "speed_against_accuracy", "table", "write_report"]
 
+REPORTS = ("bench.json", "bench.html")  # files that `write_report` writes
 _TEMPLATE = Path(__file__).with_name("report.html")
 # The figure of each task that a record has, and the least that the plot's axis spans, so that a hundredth of a point
 # looks as little as it is.
@@ -49,6 +50,7 @@ def as_dict(
         "measured": {
             "image": [image.shape[0], image.shape[1]],
             "network_input": list(tensor.shape),
+            "rounds": len(results[0].session.rounds),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": inspect_machine().summary(),
         },
@@ -115,7 +117,8 @@ def table(report: Mapping[str, Any]) -> str:
         lines.append(f"{row['artifact']}: {row['session']}; {row['samples']} runs of the session")
         ratios = row["times_as_fast_as"].items()
         lines += [f"  {value:.2f} times as fast as {name}" for name, value in ratios if value is not None]
-        lines += [f"  no ratio to {name}: {reason}" for name, reason in row["no_ratio"].items()]
+        if measured["rounds"] >= FEWEST_ROUNDS:  # else a warning says it once
+            lines += [f"  no ratio to {name}: {reason}" for name, reason in row["no_ratio"].items()]
         lines += _rates("images/s with this many callers at once:", row["images_per_second"])
         lines += _rates("images/s of the session in batches of", row["batch_images_per_second"])
     lines += [f"{name}: not measured: {reason}" for name, reason in report["not_measured"].items()]

@@ -25,7 +25,17 @@ from denseport.runtime.system.arguments import real, whole
 from denseport.runtime.system.progress import Progress, Silent
 from denseport.runtime.system.text import count
 
-__all__ = ["Latency", "Plan", "Ratio", "Result", "expected_seconds", "run_bench", "speed_warnings", "synthetic_image"]
+__all__ = [
+    "FEWEST_ROUNDS",
+    "Latency",
+    "Plan",
+    "Ratio",
+    "Result",
+    "expected_seconds",
+    "run_bench",
+    "speed_warnings",
+    "synthetic_image",
+]
 
 DRIFT = 0.15  # change of a median from the first round to the last before the figures are doubted
 FEWEST_ROUNDS = 3  # that make a ratio: of two that differ, none can tell which is the odd one
@@ -229,8 +239,12 @@ def _warm(work: Mapping[str, Callable[[], object]], what: str, progress: Progres
 
 
 def speed_warnings(results: Sequence[Result]) -> list[str]:
-    """Where the rounds disagree too much to be trusted."""
-    return [
+    """Where the rounds disagree too much to be trusted, or are too few to tell."""
+    rounds, few = len(results[0].session.rounds), list[str]()
+    if rounds < FEWEST_ROUNDS:
+        what = f"{count(rounds, 'round')}: too few to compare the artifacts, or to notice that the machine slowed down"
+        few = [f"{what}: give --rounds {FEWEST_ROUNDS} or more"]
+    return few + [
         f"{each.name}: its time changed by {100 * each.session.drift:+.0f} % from the first round to the last: "
         "the processor was throttled, or the machine busy"
         for each in results

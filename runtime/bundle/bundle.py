@@ -14,6 +14,7 @@ from typing import Any
 from denseport.runtime.bundle.artifact import Artifact, Proof
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.errors import BundleError, InputError, OutputError
+from denseport.runtime.system.arguments import required_path
 from denseport.runtime.system.files import (
     exchange,
     folders_above,
@@ -43,10 +44,11 @@ class Bundle:
 
     Raises:
         BundleError: no such folder, no manifest in it, or a manifest that cannot be used.
+        InputError: what is no path.
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = required_path("bundle", path)
         file = self.path / MANIFEST
         with _reading(file):
             if not self.path.is_dir():
@@ -69,7 +71,7 @@ class Bundle:
             BundleError: the bundle has none of that name.
         """
         artifacts = self.manifest.artifacts
-        if name in artifacts:
+        if isinstance(name, str) and name in artifacts:
             return artifacts[name]
         known = ", ".join(artifacts)
         meant = [each for each in artifacts if each.startswith(f"{name}.") or artifacts[each].precision == name]

@@ -23,6 +23,7 @@ from denseport.runtime.errors import InputError
 __all__ = ["Protocol", "parse_protocol"]
 
 SLIDE_CROP, SLIDE_STRIDE = (512, 512), (341, 341)  # upstream's configurations for this crop size
+_NAMES = "reference, ms-flip, ms-flip:1.x, slide, slide:CROP:STRIDE, native, native:CROP:STRIDE or fixed:WIDTHxHEIGHT"
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of multi-scale testing, in every published configuration
 
 
@@ -56,6 +57,8 @@ def parse_protocol(text: str, manifest: Manifest) -> Protocol:
     Raises:
         InputError: none of these.
     """
+    if not isinstance(text, str):
+        raise InputError(f"protocol cannot be {text!r}", f"Give {_NAMES}.")
     base = Protocol(text, manifest.preprocess, manifest.inference, input=manifest.input)
     if text == "reference":
         return replace(base, augmentation=manifest.augmentation)
@@ -84,8 +87,7 @@ def parse_protocol(text: str, manifest: Manifest) -> Protocol:
             return replace(base, preprocess=of_one_size(manifest.preprocess, size), inference=Inference())
     raise InputError(
         f"no protocol {text!r} for a network with patches of {manifest.patch_size} pixels",
-        "Give reference, ms-flip, ms-flip:1.x, slide, slide:CROP:STRIDE, native, native:CROP:STRIDE or "
-        "fixed:WIDTHxHEIGHT.",
+        f"Give {_NAMES}.",
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from denseport.runtime.bundle.bundle import LOCK, MANIFEST, Bundle
 from denseport.runtime.errors import BundleError, InputError, is_out_of_memory
+from denseport.runtime.system.arguments import required_path, several
 from denseport.runtime.system.files import WORK, remove_abandoned, write_atomic
 from denseport.runtime.system.machine import require
 from denseport.runtime.system.terminal import one_line
@@ -167,7 +168,7 @@ def verify(bundle: Path | str | Bundle, trust: Trust) -> Signature:
         InputError: ``trust`` names no file, or one that holds neither a public key nor a certificate.
         MachineError: the package model-signing is not installed.
     """
-    files = [Path(trust)] if isinstance(trust, str | Path) else [Path(each) for each in trust]
+    files = [required_path("trust", each) for each in several("trust", trust)]
     if not files:
         raise InputError("trust: nobody is trusted", "Name a file with a public key or a certificate (PEM).")
     require(("model_signing", "OpenSSL"), "sign")
@@ -282,7 +283,8 @@ def _changed(bundle: Bundle, said: Signature, found: dict[str, str]) -> BundleEr
         "removed": sorted(said.files.keys() - found.keys()),
     }
     told = "; ".join(f"{_some(names)} {kind}" for kind, names in kinds.items() if names)
-    remedy = f"If you know that change (eval --record, build, calibrate), {_again(bundle.path, 'sign')}"
+    commands = "bench, build, calibrate, eval --record or --fit-temperature"
+    remedy = f"If you know that change ({commands}), {_again(bundle.path, 'sign')}"
     return BundleError(f"{bundle.path}: signed before it changed: {told}", remedy)
 
 

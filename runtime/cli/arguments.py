@@ -9,13 +9,27 @@ import argparse
 import difflib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from denseport.runtime.errors import InputError
 
-__all__ = ["Parser", "add_trust", "add_values", "path", "real", "size", "whole"]
+if TYPE_CHECKING:
+    from denseport.runtime.bundle.bundle import Bundle
+
+__all__ = [
+    "Parser",
+    "add_bundle",
+    "add_trust",
+    "add_values",
+    "open_bundle",
+    "path",
+    "real",
+    "refuse_given",
+    "size",
+    "whole",
+]
 
 _CHOICE = re.compile(r"invalid choice: '?(?P<given>[^']*)'? \(choose from (?P<choices>.*)\)", re.DOTALL)
 _UNKNOWN = re.compile(r"(?<=unrecognized arguments: )--[\w-]+")
@@ -46,6 +60,28 @@ def add_values(parser: argparse._ActionsContainer, *rows: tuple[str, Callable[[s
         parser.add_argument(option, type=kind, default=default, metavar=metavar, help=words)
 
 
+def add_bundle(parser: argparse._ActionsContainer, words: str = "a bundle's folder") -> None:
+    """The bundle that a command runs or ships, and who must have signed it; `open_bundle` opens it."""
+    parser.add_argument("bundle", metavar="BUNDLE", type=path, help=words)
+    add_trust(parser)
+
+
+def open_bundle(arguments: argparse.Namespace) -> Bundle:
+    """The bundle of `add_bundle`, refused where ``--trust`` was given and nobody of those signed it.
+
+    Raises:
+        BundleError, InputError, MachineError: as of `Bundle` and `denseport.runtime.bundle.signature.verify`.
+    """
+    from denseport.runtime.bundle.bundle import Bundle
+
+    bundle = Bundle(arguments.bundle)
+    if arguments.trust is not None:
+        from denseport.runtime.bundle.signature import verify
+
+        verify(bundle, arguments.trust)
+    return bundle
+
+
 def add_trust(parser: argparse._ActionsContainer, *, required: bool = False) -> None:
     """The option ``--trust``, with which a command refuses a bundle that is not signed."""
     parser.add_argument(
@@ -56,6 +92,17 @@ def add_trust(parser: argparse._ActionsContainer, *, required: bool = False) -> 
         required=required,
         help="a public key or certificates (PEM): refuse a bundle that its owner did not sign; may be repeated",
     )
+
+
+def refuse_given(arguments: argparse.Namespace, names: Iterable[str], what: str, remedy: str) -> None:
+    """Refuse options that mean nothing here, by their names in ``arguments``.
+
+    Raises:
+        InputError: ``what``, with the option in the place of ``{}``: the first that has another value than its default.
+    """
+    for name in names:
+        if getattr(arguments, name) != arguments.parser.get_default(name):
+            raise InputError(what.format(f"--{name.replace('_', '-')}"), remedy)
 
 
 def path(text: str) -> Path:

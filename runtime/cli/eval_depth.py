@@ -5,26 +5,25 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.cli.arguments import path, real
-from denseport.runtime.errors import InputError
+from denseport.runtime.cli.arguments import path, real, refuse_given
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
     from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.evaluation.depth.report import DepthEvaluation
 
-__all__ = ["add_depth_options", "check_task", "evaluate_depths"]
+__all__ = ["add_depth_options", "check_task", "evaluate_depths", "workers"]
 
-# Options of one task, and what they are without being given.
-OF_DEPTH = dict.fromkeys(("depths", "depth_suffix", "depth_scale", "min_depth", "max_depth", "crop"))
-OF_SEGMENTATION = {
-    **dict.fromkeys(("masks", "split", "mask_suffix", "reduce_zero_label", "label_map", "ignore_index")),
-    **dict.fromkeys(("agreement", "state", "shard", "merge", "ray", "checkpoint")),
-    **dict.fromkeys(("max_boundary_drop", "max_class_drop", "max_ece")),
-    **dict.fromkeys(("strict", "resume", "explain", "boundaries", "ece", "fit_temperature"), False),
-}
+# Options of one task.
+OF_DEPTH = ("depths", "depth_suffix", "depth_scale", "min_depth", "max_depth", "crop")
+OF_SEGMENTATION = (
+    *("masks", "split", "mask_suffix", "reduce_zero_label", "label_map", "ignore_index"),
+    *("agreement", "state", "shard", "merge", "ray", "checkpoint"),
+    *("max_boundary_drop", "max_class_drop", "max_ece"),
+    *("strict", "resume", "explain", "boundaries", "ece", "fit_temperature"),
+)
 
 
 def add_depth_options(group: argparse._ArgumentGroup) -> None:
@@ -47,9 +46,13 @@ def check_task(arguments: argparse.Namespace, task: str) -> None:
     Raises:
         InputError: it names one.
     """
-    for name, unset in (OF_SEGMENTATION if task == "depth" else OF_DEPTH).items():
-        if getattr(arguments, name) != unset:
-            raise InputError(f"--{name.replace('_', '-')} is not for a network of {task}", "Leave it out.")
+    names = OF_SEGMENTATION if task == "depth" else OF_DEPTH
+    refuse_given(arguments, names, f"{{}} is not for a network of {task}", "Leave it out.")
+
+
+def workers(arguments: argparse.Namespace) -> dict[str, Any]:
+    """``--workers`` where it is given, so that what takes none can refuse it."""
+    return {} if arguments.workers is None else {"workers": arguments.workers}
 
 
 def evaluate_depths(arguments: argparse.Namespace, bundle: Bundle) -> int:
@@ -65,11 +68,11 @@ def evaluate_depths(arguments: argparse.Namespace, bundle: Bundle) -> int:
         arguments.data,
         gate=None if arguments.gate is None else Gate(arguments.gate, arguments.budget),
         settings=DepthReading(arguments.depth_scale, arguments.min_depth, arguments.max_depth, arguments.crop),
-        workers=arguments.workers,
         report=arguments.report,
         record=arguments.record,
         progress=Terminal(),
         **{name: getattr(arguments, name) for name in names},
+        **workers(arguments),
     )
     print(json.dumps(found.to_dict(), indent=1) if arguments.json else "\n".join(_lines(found)))
     return 0 if found.gate is None or found.gate.passed else 1

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.errors import InputError
+from denseport.runtime.cli.arguments import refuse_given
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["fit_and_print"]
 
-# Options that say what is measured or judged, which is not done, and what they are without being given.
-MEASURING = {
-    **dict.fromkeys(("gate", "state", "shard", "merge", "ray", "report", "checkpoint")),
-    **dict.fromkeys(("resume", "explain", "record", "boundaries", "ece"), False),
-}
+# Options that say what is measured or judged, and how: nothing is.
+MEASURING = (
+    *("gate", "state", "shard", "merge", "ray", "report", "checkpoint", "workers"),
+    *("resume", "explain", "record", "boundaries", "ece"),
+)
 
 
 def fit_and_print(arguments: argparse.Namespace, bundle: Bundle, data: dict[str, Any]) -> int:
@@ -30,11 +30,8 @@ def fit_and_print(arguments: argparse.Namespace, bundle: Bundle, data: dict[str,
     from denseport.runtime.evaluation.quality.temperature import fit_temperature
     from denseport.runtime.system.progress import Terminal
 
-    for name, unset in MEASURING.items():
-        if getattr(arguments, name) != unset:
-            raise InputError(
-                f"--{name} measures, and --fit-temperature does not", "Fit first, then measure without it."
-            )
+    what = "{} is for measuring, and --fit-temperature does not measure"
+    refuse_given(arguments, MEASURING, what, "Leave one of them out.")
     work = {name: getattr(arguments, name) for name in ("artifact", "protocol", "threads")}
     found = fit_temperature(bundle, arguments.data, progress=Terminal(), **work, **data)
     if arguments.json:

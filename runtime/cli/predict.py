@@ -83,9 +83,7 @@ class Predictions:
             OutputError, ServerError: the next input would fail alike: no room, a read-only place, a lost server.
         """
         try:
-            for file in self._results(item):
-                with writing(file):
-                    file.exists()  # raises where its name is too long, before the work
+            self._refuse_places(item)
             self.results.append(self._video(model, item) if item.kind == "video" else self._image(model, item))
         except ServerError:
             raise
@@ -120,6 +118,15 @@ class Predictions:
         endings = [(name, self.writing.endings[name]) for name in self.formats]
         video = item.kind == "video"
         return [item.output(self.folder, _of_video(name, end) if video else end) for name, end in endings]
+
+    def _refuse_places(self, item: Input) -> None:
+        """Before the work: a name that is too long, or a folder where a file is to be, or the other way round."""
+        for name, place in zip(self.formats, self._results(item), strict=True):
+            frames = item.kind == "video" and name != "overlay"
+            with writing(place):
+                if place.exists() and place.is_dir() != frames:
+                    number = errno.ENOTDIR if frames else errno.EISDIR
+                    raise OSError(number, os.strerror(number))
 
     def _image(self, model: Model, item: Input) -> dict[str, Any]:
         image = read_image(item.path, loading(model.manifest.preprocess))

@@ -30,7 +30,7 @@ from denseport.runtime.evaluation.layouts import (
 )
 from denseport.runtime.evaluation.metrics import LabelMap
 from denseport.runtime.media.images import PNG_SIGNATURE, is_cut_short, reading
-from denseport.runtime.system.arguments import whole
+from denseport.runtime.system.arguments import required_path, whole
 
 __all__ = ["Dataset", "Sample", "open_dataset", "words_of_map"]
 
@@ -154,7 +154,7 @@ def open_dataset(
         DatasetError: a file or folder that is missing, or that has no partner; of a list, with the line's number;
             a folder that can be read in more than one way.
     """
-    data, suffixes = Path(data), (image_suffix, mask_suffix)
+    data, suffixes = required_path("data", data), (image_suffix, mask_suffix)
     if masks is not None and list_file is not None:
         raise DatasetError("a folder of masks and a list file exclude each other", "Give one of the two.")
     if split is not None and (masks is not None or list_file is not None):
@@ -164,10 +164,10 @@ def open_dataset(
     layout: Layout | None = None
     try:
         if list_file is not None:
-            found, layout = find_listed(Path(list_file), data, *suffixes)
+            found, layout = find_listed(required_path("list_file", list_file), data, *suffixes)
         elif masks is not None:
             files = Layout("", "", "", image_suffix or "", Layout.mask_suffix if mask_suffix is None else mask_suffix)
-            found = find_pairs(data, Path(masks), files, "two folders")
+            found = find_pairs(data, required_path("masks", masks), files, "two folders")
         else:
             root, layout = find_layout(data, *suffixes)
             found = find_split(root, layout, split, default_split)

@@ -8,23 +8,24 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from denseport.runtime.bundle.bundle import Bundle, refuse_other_task
+from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import InputError, MachineError
 from denseport.runtime.evaluation.dataset import Dataset, open_dataset
 from denseport.runtime.evaluation.gate import Gate, published_miou
 from denseport.runtime.evaluation.metrics import Scores
-from denseport.runtime.evaluation.record import float_warnings, note_accuracy
-from denseport.runtime.evaluation.report import QUALITY, Evaluation, this_run, worst_images, write_report
+from denseport.runtime.evaluation.record import float_warnings, measurable, note_accuracy
+from denseport.runtime.evaluation.report import QUALITY, Evaluation, Origin, worst_images, write_report
 from denseport.runtime.evaluation.state import MASKS_ONLY, Extras, Measurement
-from denseport.runtime.evaluation.task import LongRun, Task, open_task, refuse_state
+from denseport.runtime.evaluation.task import LongRun, Task, open_task
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.arguments import optional_path, whole
-from denseport.runtime.system.files import refuse_unwritable
 from denseport.runtime.system.machine import install_command
 from denseport.runtime.system.progress import Progress, Silent
 
 __all__ = ["evaluate", "judged", "open_data"]
+
+EVALUATES_DEPTH = "denseport.runtime.evaluation.depth.evaluate.evaluate_depth"
 
 
 def evaluate(
@@ -76,29 +77,18 @@ def evaluate(
         OutputError: the report, the state or the manifest cannot be written.
     """
     progress, run, report = progress or Silent(), run or LongRun(), optional_path("report", report)
-    bundle = _checked(bundle, run, report, record=record)
+    checkpoint = optional_path("checkpoint", checkpoint)
+    run.check()
+    bundle = measurable(bundle, "segmentation", report, record=record, otherwise=EVALUATES_DEPTH)
     options: dict[str, Any] = {"masks": masks, "list_file": list_file, "split": split, "image_suffix": image_suffix}
     options |= {"mask_suffix": mask_suffix, "reduce_zero_label": reduce_zero_label, "label_map": label_map}
     data = open_data(bundle, data, limit=limit, ignore_index=ignore_index, **options)
     with open_task(bundle, data, artifact, protocol, gate, threads, workers, extras) as task:
         progress.say(data.found)
         found = judged(task, *task.measure(run, progress))
-        found = found if checkpoint is None else replace(found, explanation=_explain(task, Path(checkpoint), progress))
+        found = found if checkpoint is None else replace(found, explanation=_explain(task, checkpoint, progress))
         found = found if report is None else replace(found, report=_write_report(report, task, found))
         return _recorded(task.segmenter, found, run) if record else found
-
-
-def _checked(bundle: Path | str | Bundle, run: LongRun, report: Path | None, *, record: bool) -> Bundle:
-    """The bundle, once the places that will be written are found to be writable."""
-    if report is not None:
-        refuse_unwritable(report)
-    if run.state is not None and not run.merge:
-        refuse_state(run.state, resume=run.resume)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-    refuse_other_task(bundle, "segmentation", "denseport.runtime.evaluation.depth.evaluate.evaluate_depth")
-    if record:
-        refuse_unwritable(bundle.path)
-    return bundle
 
 
 def open_data(bundle: Bundle, data: Path | str | Dataset, *, limit: int | None, **options: Any) -> Dataset:
@@ -199,7 +189,7 @@ def _explain(task: Task, checkpoint: Path, progress: Progress) -> dict[str, Any]
 def _write_report(folder: Path, task: Task, found: Evaluation) -> Path:
     segmenter = task.segmenter
     images = worst_images(task.dataset, found.measurement, segmenter, task.fp32)
-    return write_report(folder, found, segmenter.manifest, images, *this_run(segmenter.description))
+    return write_report(folder, found, segmenter.manifest, images, Origin.of_this_run(segmenter.description))
 
 
 def _recorded(segmenter: Segmenter, found: Evaluation, run: LongRun) -> Evaluation:

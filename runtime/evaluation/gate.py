@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,7 +90,9 @@ class Gate:
     max_ece: float | None = None  # largest expected calibration error of the scores, percent
 
     def __post_init__(self) -> None:
-        with suppress(ValueError, TypeError):  # an artifact's name is no number
+        if not isinstance(self.against, str | Real):
+            raise InputError(f"gate cannot be {self.against!r}", "Give reference, an artifact's name, or a number.")
+        with suppress(ValueError):  # an artifact's name is no number
             against = real("the gate's mIoU in percent or AbsRel", float(self.against), 0, 100)
             object.__setattr__(self, "against", against)
         limits = dict.fromkeys(("budget", "max_boundary_drop", "max_class_drop", "max_ece"), 100) | {"agreement": 1}

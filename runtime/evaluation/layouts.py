@@ -15,12 +15,15 @@ __all__ = [
     "ADE20K",
     "Found",
     "Layout",
+    "ListLine",
     "Sample",
     "files_by_name",
+    "find_files",
     "find_layout",
     "find_listed",
     "find_pairs",
     "find_split",
+    "read_list",
     "refuse_alone",
     "some",
 ]
@@ -223,7 +226,7 @@ def _files(folder: Path, suffix: str) -> dict[str, Path]:
 
 
 @dataclass(frozen=True)
-class _Line:
+class ListLine:
     """One line of a list."""
 
     number: int
@@ -235,10 +238,13 @@ class _Line:
         ways = [self.fields] if len(self.fields) == 2 else []
         if self.whole is not None:
             ways = [[self.whole[: gap.start()], self.whole[gap.end() :]] for gap in re.finditer(r"\s+", self.whole)]
-        files = [
-            [next((base / each for base in bases if (base / each).is_file()), None) for each in way] for way in ways
-        ]
+        files = [find_files(way, bases) for way in ways]
         return [(image, mask) for image, mask in files if image is not None and mask is not None]
+
+
+def find_files(names: Iterable[str], bases: Iterable[Path]) -> list[Path | None]:
+    """Each name's file in the first of the folders that has it."""
+    return [next((base / each for base in bases if (base / each).is_file()), None) for each in names]
 
 
 def find_listed(
@@ -250,7 +256,7 @@ def find_listed(
     from its mask, else blanks do. Names that hold blanks or ``#`` stand in quotes; without them they are read as they
     are where only one reading names files.
     """
-    lines, bases = list(_lines(path)), (root, path.parent)
+    lines, bases = list(read_list(path)), (root, path.parent)
     if not lines:
         raise DatasetError(f"{path}: the list is empty", "Name one image a line, or an image and its mask.")
     first, known = lines[0], dict[str, list[Path]]()
@@ -271,7 +277,8 @@ def find_listed(
     return Found(samples, f"{count(len(samples), 'image')} of {path}; {words}"), found
 
 
-def _lines(path: Path) -> Iterator[_Line]:
+def read_list(path: Path) -> Iterator[ListLine]:
+    """The lines that say something; a tab parts their fields, else blanks do, quotes hold blanks in a name."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as err:
@@ -288,7 +295,7 @@ def _lines(path: Path) -> Iterator[_Line]:
             fields = re.split(r"\s*\t\s*" if "\t" in line else r"\s+", line) if line else []
             whole = None if "\t" in line else line
         if fields:
-            yield _Line(number, fields, whole)
+            yield ListLine(number, fields, whole)
 
 
 def _known_names(root: Path, image_suffix: str | None, mask_suffix: str | None) -> dict[str, list[Path]]:
@@ -304,7 +311,7 @@ def _known_names(root: Path, image_suffix: str | None, mask_suffix: str | None) 
     return found
 
 
-def _named(path: Path, root: Path, layout: Layout, line: _Line, known: Mapping[str, list[Path]]) -> Sample:
+def _named(path: Path, root: Path, layout: Layout, line: ListLine, known: Mapping[str, list[Path]]) -> Sample:
     name = line.fields[0] if line.whole is None else line.whole
     files = known.get(name, [])
     if len(line.fields) > 1 and (line.whole is None or not files):
@@ -321,7 +328,7 @@ def _named(path: Path, root: Path, layout: Layout, line: _Line, known: Mapping[s
     return Sample(name, files[0], mask)
 
 
-def _pair(path: Path, bases: tuple[Path, Path], line: _Line) -> Sample:
+def _pair(path: Path, bases: tuple[Path, Path], line: ListLine) -> Sample:
     found = line.pairs(bases)
     if len(found) == 1:
         image, mask = found[0]
@@ -339,7 +346,7 @@ def _pair(path: Path, bases: tuple[Path, Path], line: _Line) -> Sample:
     )
 
 
-def _unlike(path: Path, line: _Line) -> DatasetError:
+def _unlike(path: Path, line: ListLine) -> DatasetError:
     return DatasetError(
         f"{path}, line {line.number}: expected one name or 'image mask', the same on all lines, "
         f"found {len(line.fields)} fields",

@@ -12,17 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.bundle.manifest import Manifest
-from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.gate import Verdict
 from denseport.runtime.evaluation.metrics import ClassDrop, ClassScore, ConfusionMatrix, LabelMap, Scores, json_number
+from denseport.runtime.evaluation.record import Judged
 from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.media.overlay import class_shares, palette_image
 from denseport.runtime.media.page import data_uri, render, thumbnail
@@ -30,7 +30,7 @@ from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.files import write_atomic
 from denseport.runtime.system.machine import inspect_machine
 
-__all__ = ["QUALITY", "Evaluation", "WorstImage", "gallery", "this_run", "worst_images", "write_page", "write_report"]
+__all__ = ["QUALITY", "Evaluation", "Origin", "WorstImage", "gallery", "worst_images", "write_page", "write_report"]
 
 # Keys of `Evaluation.to_dict` that are there only where they were counted, and that are kept in a record.
 QUALITY = ("class_drop", "boundary_F", "boundary_drop", "ECE", "temperature")
@@ -42,21 +42,14 @@ _NAMED = 3  # classes that the text for an image names
 _LOST, _GAINED, _CHANGED = (30, 56, 217), (214, 131, 43), (0, 168, 224)
 
 
-@dataclass(frozen=True)
-class Evaluation(Scores):
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Judged, Scores):
     """What `evaluate` found: mIoU, mAcc, aAcc in percent and ``per_class``, as `Scores` has them, and the verdict."""
 
-    artifact: str
-    session: str  # what ran it, in words
-    protocol: Protocol
-    reduce_zero_label: bool  # masks count classes from 1, and 0 is ignored
     measurement: Measurement  # the counts, image by image
+    reduce_zero_label: bool  # masks count classes from 1, and 0 is ignored
     agreement: float | None  # share of pixels with FP32's class, 0..1; None: FP32 was not run beside it
-    gate: Verdict | None  # `passed`, `reasons`; None: nothing was to be judged
-    warnings: tuple[str, ...]  # what a reader must know to trust the figures
     explanation: dict[str, Any] | None = None  # which step lost what, and as ``lines`` of text; None: not asked for
-    report: Path | None = None  # the page; None: not asked for
-    data: str = ""  # what was found of the images and masks, and by which rule
     label_map: dict[int, int] = field(default_factory=dict)  # that the labels were read with
     ignore_index: int = 255  # the same
     temperature: float = 1.0  # of the scores, where they were counted
@@ -99,13 +92,7 @@ class Evaluation(Scores):
 
     def to_dict(self) -> dict[str, Any]:
         """What ``denseport eval --json`` prints."""
-        found, seconds = self.measurement, max(self.measurement.seconds, 1e-9)  # 0: nothing was left to measure
-        result = {
-            "artifact": self.artifact,
-            "session": self.session,
-            "protocol": {"name": self.protocol.name, "description": self.protocol.description},
-            "images": found.images,
-            "data": self.data,
+        figures = {
             "reduce_zero_label": self.reduce_zero_label,
             "label_map": {str(old): new for old, new in self.label_map.items()},
             "ignore_index": self.ignore_index,
@@ -115,14 +102,9 @@ class Evaluation(Scores):
             **super().to_dict(),
             "agreement": self.agreement,
             **self._quality(),
-            "gate": self.gate.to_dict() if self.gate is not None else None,
-            "warnings": list(self.warnings),
-            "seconds": round(found.seconds, 3),
-            "images_per_second": round(found.measured / seconds, 3),
-            "session_share": round(found.session_seconds / seconds, 4),
+            **({} if self.explanation is None else {"explanation": self.explanation}),
         }
-        result |= {} if self.explanation is None else {"explanation": self.explanation}
-        return result | ({} if self.report is None else {"report": str(self.report)})
+        return self.with_figures(figures, self.measurement.measured)
 
     def _quality(self) -> dict[str, Any]:
         """What a mean IoU hides, for JSON, as `QUALITY` names it; without what was not counted."""
@@ -200,21 +182,29 @@ def _accuracy(truth: LabelMap, mask: NDArray[Any]) -> float:
     return 100 * int(np.count_nonzero(truth == mask)) / labelled if labelled else math.nan
 
 
+@dataclass(frozen=True)
+class Origin:
+    """How the figures of a page can be got again."""
+
+    environment: Mapping[str, str]  # machine and versions
+    command: str  # the command line
+    created: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @classmethod
+    def of_this_run(cls, session: str) -> Self:
+        """Of this process; ``session``: what ran the network, in words."""
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        return cls({"session": session, **inspect_machine().summary()}, command)
+
+
 def write_report(
     folder: Path,
     found: Evaluation,
     manifest: Manifest,
     images: Sequence[WorstImage],
-    environment: Mapping[str, str],
-    command: str,
-    created: datetime | None = None,
+    origin: Origin,
 ) -> Path:
     """Write ``folder/report.html``, whole or not at all.
-
-    Args:
-        environment: machine and versions.
-        command: the command line.
-        created: default: now.
 
     Raises:
         OutputError: the place cannot be written.
@@ -225,9 +215,7 @@ def write_report(
         folder,
         found,
         manifest,
-        environment,
-        command,
-        created,
+        origin,
         template=_TEMPLATE,
         fp32_scores=fp32_scores,
         classes=_sorted_classes(found, fp32_scores),
@@ -238,15 +226,7 @@ def write_report(
 
 
 def write_page(
-    folder: Path,
-    found: Any,
-    manifest: Manifest,
-    environment: Mapping[str, str],
-    command: str,
-    created: datetime | None,
-    *,
-    template: Path,
-    **values: Any,
+    folder: Path, found: Judged, manifest: Manifest, origin: Origin, *, template: Path, **values: Any
 ) -> Path:
     """Write ``folder/report.html`` of an evaluation of either task; arguments and errors as of `write_report`.
 
@@ -258,9 +238,7 @@ def write_page(
         found=found,
         run=found.measurement,
         model=manifest,
-        environment=environment,
-        command=command,
-        created=created or datetime.now(UTC),
+        **vars(origin),
         artifact=manifest.artifacts.get(found.artifact),
         axis=_axis(found.gate),
         **values,
@@ -268,15 +246,6 @@ def write_page(
     path = folder / "report.html"
     write_atomic(path, text.encode())
     return path
-
-
-def this_run(session: str) -> tuple[dict[str, str], str]:
-    """The environment and the command of this process, for a page.
-
-    Args:
-        session: what ran the network, in words.
-    """
-    return {"session": session, **inspect_machine().summary()}, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _axis(verdict: Verdict | None) -> dict[str, float] | None:

@@ -40,7 +40,12 @@ class LongRun:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", optional_path("state", self.state))
-        object.__setattr__(self, "merge", tuple(map(Path, several(self.merge))))
+        object.__setattr__(self, "merge", tuple(map(Path, several("merge", self.merge))))
+
+    def check(self) -> None:
+        """Raises as `refuse_state` for the file that the run would write."""
+        if self.state is not None and not self.merge:
+            refuse_state(self.state, resume=self.resume)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def open_device_path(
         raise MachineError("the logits are resized with aligned corners, which the GPU's kernel does not do")
     if not via_input:
         raise MachineError("the logits are resized to the image at once, which the GPU's kernel does not do")
-    return DevicePath(session, session.device_network(), protocol.preprocess, image_ptx())
+    return DevicePath(session.device_network(), protocol.preprocess, image_ptx())
 
 
 class Painted(NamedTuple):
@@ -62,22 +62,19 @@ class Painted(NamedTuple):
     finite: bool  # else too
 
 
-class DevicePath(Session):
-    """A session that also takes images and gives masks. Safe to call from several threads.
+class DevicePath:
+    """A network on the GPU that takes images and gives masks. Safe to call from several threads.
 
     Args:
-        session: closed with this one.
-        network: the same, on the GPU.
+        network: of a session, which is closed after this.
         ptx: of the kernels around it.
 
     Raises:
         MachineError: the driver refuses the kernels.
     """
 
-    on_gpu = True
-
-    def __init__(self, session: Session, network: DeviceNetwork, preprocess: Preprocessing, ptx: bytes) -> None:
-        self._session, self._network = session, network
+    def __init__(self, network: DeviceNetwork, preprocess: Preprocessing, ptx: bytes) -> None:
+        self._network = network
         with network.cuda.current():
             self._module = network.cuda.load(ptx)
         self._pool: Pool[_Pipeline] = Pool(lambda key: _Pipeline(network, self._module, preprocess), network.slots)
@@ -106,23 +103,11 @@ class DevicePath(Session):
         with network.cuda.current(), self._pool.take(key) as pipeline:
             return pipeline.paint(image, resized, mask)
 
-    @property
-    def description(self) -> str:
-        return self._session.description
-
-    def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """As `Session.run`, from and to the host."""
-        return self._session.run(image)
-
-    def largest_batch(self, height: int, width: int) -> int | None:
-        return self._session.largest_batch(height, width)
-
     def close(self) -> None:
-        """Give back the pipelines, the kernels, and the session."""
+        """Give back the pipelines and the kernels."""
         with self._network.cuda.current():
             self._pool.close()
             self._module.close()
-        self._session.close()
 
 
 class _Pipeline:

@@ -43,6 +43,7 @@ Image = NDArray[np.uint8] | Path | str | bytes | BinaryIO | PillowImage
 Region = tuple[int, int, int, int]  # x, y, width, height; pixels from the image's upper left corner
 Logits = NDArray[np.float32]  # (C, h, w)
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Job:
     inputs: list[Iterable[NDArray[np.float32]]] = field(default_factory=list)
     maps: list[list[LogitMap]] | None = None  # of each view; None where the windows were decided one by one
     canvas: Canvas | None = None
+    keep_logits: bool = False  # hold them in ``maps``, finite or not, whatever else could be done
     on_device: bool = False  # the GPU does all of it
     timings: Timings = field(default_factory=Timings)
 
@@ -113,7 +115,7 @@ class Pipeline(ABC, Generic[Result]):
         """Decode, cut, resize and normalise; the last two happen in `infer` where the GPU does them.
 
         Args:
-            keep_logits: as `infer` will be told.
+            keep_logits: as of `Job`.
 
         Raises:
             ImageError: a file that cannot be read, an array that is not an image, or one too narrow for a patch.
@@ -126,9 +128,9 @@ class Pipeline(ABC, Generic[Result]):
                 image = open_image(image, loading(self.protocol.preprocess))
                 decoded = time.perf_counter()
             image = _cut(checked_image(image), region)
-            job = Job(image, requested, protocol_views(image.shape[:2], self.protocol, self.manifest.patch_size))
-        job.timings = Timings(decode=_ms(decoded - begin))
-        job.on_device = not keep_logits and self._fits_device(job)
+            views = protocol_views(image.shape[:2], self.protocol, self.manifest.patch_size)
+        job = Job(image, requested, views, keep_logits=keep_logits, timings=Timings(decode=_ms(decoded - begin)))
+        job.on_device = self._fits_device(job)
         if not job.on_device:
             made = [view_inputs(image, view, self.protocol) for view in job.views]
             job.inputs = [list(each) for each in made] if self.protocol.inference.mode == "whole" else [*made]
@@ -139,18 +141,14 @@ class Pipeline(ABC, Generic[Result]):
         """Whether the GPU does all of it."""
         return False
 
-    def infer(self, job: Job, *, keep_logits: bool = False) -> Job:
-        """Run the network.
-
-        Args:
-            keep_logits: hold them, whatever else could be done; `prepare` was told so too.
-        """
+    def infer(self, job: Job) -> Job:
+        """Run the network."""
         begin = time.perf_counter()
         job.maps = [
             self._maps(job, view, [self._network(each)[0] for each in inputs])
             for view, inputs in zip(job.views, job.inputs, strict=True)
         ]
-        if not keep_logits:
+        if not job.keep_logits:
             self.check_finite(job.maps)
         job.inputs = []
         job.timings = replace(job.timings, infer=_ms(time.perf_counter() - begin))
@@ -185,18 +183,17 @@ class Pipeline(ABC, Generic[Result]):
 
     def check_finite(self, views: list[list[LogitMap]]) -> None:
         """Raises BundleError for logits or depths, of `infer`, that are not finite."""
-        self._check_finite(*(part.logits for view in views for part in view))
+        for view in views:
+            for part in view:
+                self._require_finite(_is_finite(part.logits))
 
-    def _check_finite(self, *logits: Logits) -> None:
+    def _require_finite(self, finite: bool) -> None:
         """A NaN wins every comparison or none: a mask would be whole, and wrong."""
-        if not all(isfinite(part.max()) and isfinite(part.min()) for part in logits):  # a NaN is both
-            raise self._not_finite()
-
-    def _not_finite(self) -> BundleError:
-        return BundleError(
-            f"{self.where}: {self.name} gave {self.gives} that are not finite",
-            "Choose another artifact; of segmentation denseport eval --explain says where they come from.",
-        )
+        if not finite:
+            raise BundleError(
+                f"{self.where}: {self.name} gave {self.gives} that are not finite",
+                "Choose another artifact; of segmentation denseport eval --explain says where they come from.",
+            )
 
 
 @dataclass(frozen=True)
@@ -204,7 +201,7 @@ class SegmentationPipeline(Pipeline[Segmentation]):
     """What a segmenter does to every image.
 
     Args:
-        device: the session, where it also takes images and gives masks on the GPU.
+        device: the session's network, where it also takes images and gives masks on the GPU.
     """
 
     gives = "logits"
@@ -216,16 +213,18 @@ class SegmentationPipeline(Pipeline[Segmentation]):
 
     def _fits_device(self, job: Job) -> bool:
         """The GPU gives masks and nothing else."""
-        return self.device is not None and job.requested == MASK_ONLY and self.device.takes(job.size, job.views[0].size)
+        if self.device is None or job.keep_logits or job.requested != MASK_ONLY:
+            return False
+        return self.device.takes(job.size, job.views[0].size)
 
-    def infer(self, job: Job, *, keep_logits: bool = False) -> Job:
+    def infer(self, job: Job) -> Job:
         """Run the network; a single view of sliding windows is decided on the way, so that no logits need be held."""
         if job.on_device:
             self._paint(job)
-        elif job.single is None and len(job.views) == 1 and not keep_logits:
+        elif job.single is None and len(job.views) == 1 and not job.keep_logits:
             self._slide(job)
         else:
-            super().infer(job, keep_logits=keep_logits)
+            super().infer(job)
         return job
 
     def _maps(self, job: Job, view: View, logits: Sequence[Logits]) -> list[LogitMap]:
@@ -253,40 +252,30 @@ class SegmentationPipeline(Pipeline[Segmentation]):
         with self.session.in_use():
             found = self.device.paint(job.image, job.views[0].size, job.canvas.mask)
         self._check_channels(found.classes)
-        if not found.finite:
-            raise self._not_finite()
+        self._require_finite(found.finite)
         job.timings = replace(job.timings, infer=_ms(time.perf_counter() - begin))
 
     def _slide(self, job: Job) -> None:
         """Decide the windows of the one view one by one."""
         from denseport.runtime.pipeline.sliding import slide
 
-        begin, normalising = time.perf_counter(), 0.0
-
-        def logits() -> Iterator[Logits]:
-            nonlocal normalising
-            inputs = iter(job.inputs[0])
-            while True:
-                start = time.perf_counter()
-                tensor = next(inputs, None)
-                normalising += time.perf_counter() - start
-                if tensor is None:
-                    return
-                found = self._network(tensor)[0]
-                self._check_finite(found)
-                yield found
-
-        (view,) = job.views
+        begin, (view,) = time.perf_counter(), job.views
+        inputs = _Timed(job.inputs[0])
+        logits = _Timed(map(self._window_logits, inputs))
         spans, place = windows(view.size, self.protocol.inference), self._placement(view, job)
-        slid = slide(logits(), spans, place, job.requested, self.decision, self.threads)
-        job.canvas, job.inputs = slid.canvas, []
-        seconds = time.perf_counter() - begin - normalising - slid.seconds_painting
+        job.canvas = slide(logits, spans, place, job.requested, self.decision, self.threads)
+        job.inputs = []
         job.timings = replace(
             job.timings,
-            preprocess=job.timings.preprocess + _ms(normalising),
-            infer=_ms(seconds),
-            postprocess=_ms(slid.seconds_painting),
+            preprocess=job.timings.preprocess + _ms(inputs.seconds),
+            infer=_ms(logits.seconds - inputs.seconds),
+            postprocess=_ms(time.perf_counter() - begin - logits.seconds),
         )
+
+    def _window_logits(self, tensor: NDArray[np.float32]) -> Logits:
+        found: Logits = self._network(tensor)[0]
+        self._require_finite(_is_finite(found))
+        return found
 
     def _of_channels(self, found: int) -> str:
         return f"{self.name} tells {found} classes apart, the manifest names {self.channels}"
@@ -310,6 +299,24 @@ class SegmentationPipeline(Pipeline[Segmentation]):
             top_classes=canvas.top_classes,
             top_scores=canvas.top_scores,
         )
+
+
+class _Timed(Iterator[Item]):
+    """Items as they come, and the seconds that they took to come."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._items, self.seconds = iter(items), 0.0
+
+    def __next__(self) -> Item:
+        start = time.perf_counter()
+        try:
+            return next(self._items)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+def _is_finite(logits: Logits) -> bool:
+    return isfinite(logits.max()) and isfinite(logits.min())  # a NaN is both
 
 
 def _ms(seconds: float) -> float:

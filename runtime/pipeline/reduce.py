@@ -35,6 +35,7 @@ __all__ = [
     "decide",
     "dense",
     "mean_softmax",
+    "paint_tiles",
     "reduce_maps",
     "tile_workers",
 ]
@@ -130,15 +131,11 @@ class Canvas:
         self.top_classes = np.empty((k, *size), kind) if k else None
         self.top_scores = np.empty((k, *size), np.float32) if k else None
         tops = [np.moveaxis(top, 0, -1) for top in (self.top_classes, self.top_scores) if top is not None]
-        self._outs = [self.mask, *([self.scores] if self.scores is not None else []), *tops]  # each (H, W, ...)
+        self.outs = [self.mask, *([self.scores] if self.scores is not None else []), *tops]  # each (H, W, ...)
         if requested != MASK_ONLY:
-            self._reduce: Reduce = partial(_ranked, requested=requested, decision=decision)
+            self.reduce: Reduce = partial(_ranked, requested=requested, decision=decision)
         else:
-            self._reduce = partial(_likeliest, decision=decision) if decision.averaged else _winners
-
-    def paint(self, rows: Iterable[int], cols: Sequence[int], strips: Strips, run: Run) -> None:
-        """Fill the tiles in ``rows`` x ``cols``; arguments as of `_paint`."""
-        _paint(self._outs, rows, cols, strips, self._reduce, run)
+            self.reduce = partial(_likeliest, decision=decision) if decision.averaged else _winners
 
 
 def decide(
@@ -156,7 +153,7 @@ def decide(
     for nothing, where torch would make 0 * inf a NaN.
     """
     canvas = Canvas(_common_shape(views), requested, decision)
-    reduce_maps(canvas._outs, views, canvas._reduce, threads)
+    reduce_maps(canvas.outs, views, canvas.reduce, threads)
     return canvas
 
 
@@ -182,7 +179,7 @@ def reduce_maps(
         return found
 
     with tile_workers(threads) as run:
-        _paint(outs, range(ceil(height / TILE)), range(ceil(width / TILE)), strips, make, run)
+        paint_tiles(outs, range(ceil(height / TILE)), range(ceil(width / TILE)), strips, make, run)
 
 
 def _common_shape(views: Sequence[Sequence[LogitMap]]) -> tuple[int, int, int]:
@@ -193,7 +190,7 @@ def _common_shape(views: Sequence[Sequence[LogitMap]]) -> tuple[int, int, int]:
     return shapes.pop()
 
 
-def _paint(
+def paint_tiles(
     outs: Sequence[NDArray[Any]], rows: Iterable[int], cols: Sequence[int], strips: Strips, make: Reduce, run: Run
 ) -> None:
     """Fill the tiles in ``rows`` x ``cols`` of each array (H, W, ...) of ``outs``.

@@ -52,16 +52,7 @@ class ResampleMatrix:
     @lru_cache(maxsize=64)  # images of a stream have few sizes
     def linear(cls, n_in: int, n_out: int, align_corners: bool = False) -> ResampleMatrix:
         """Bilinear resize without antialias, as torch has it; half-pixel centres unless ``align_corners``."""
-        if n_in < 1 or n_out < 1:
-            raise InputError(f"cannot resize {n_in} samples to {n_out}: both must be positive")
-        # torch computes the source in float32 with one rounding (a fused multiply-add), and so do we: the
-        # rounding of a coordinate near 1000 moves a weight by 6e-5.
-        at = np.arange(n_out)
-        if align_corners:
-            source = np.float32(n_in - 1) / np.float32(max(n_out - 1, 1)) * at.astype(np.float32)
-        else:
-            scale = np.float64(np.float32(n_in) / np.float32(n_out))
-            source = (scale * (at + 0.5) - 0.5).astype(np.float32).clip(min=0)
+        source = _sources(n_in, n_out, align_corners).clip(min=0)
         below = np.minimum(source.astype(np.intp), n_in - 1)
         fraction = source - below
         above = np.minimum(below + 1, n_in - 1)
@@ -71,14 +62,7 @@ class ResampleMatrix:
     @lru_cache(maxsize=64)
     def cubic(cls, n_in: int, n_out: int, align_corners: bool = False) -> ResampleMatrix:
         """Bicubic resize without antialias, as torch has it: a = -0.75, the border repeated."""
-        if n_in < 1 or n_out < 1:
-            raise InputError(f"cannot resize {n_in} samples to {n_out}: both must be positive")
-        at = np.arange(n_out, dtype=np.float32)
-        if align_corners:
-            source = np.float32(n_in - 1) / np.float32(max(n_out - 1, 1)) * at
-        else:
-            scale = np.float64(np.float32(n_in) / np.float32(n_out))
-            source = (scale * (at + 0.5) - 0.5).astype(np.float32)
+        source = _sources(n_in, n_out, align_corners)
         first = np.minimum(np.floor(source), n_in - 1)
         fraction = np.clip(source - first, 0, 1)
         index = first.astype(np.intp)[:, None] + np.arange(-1, 3)
@@ -160,6 +144,21 @@ class ResampleMatrix:
     def blocks(self) -> list[tuple[slice, Floats]]:
         """`block` of each tile along the axis."""
         return [self.block(low, min(low + TILE, self.n_out)) for low in range(0, self.n_out, TILE)]
+
+
+def _sources(n_in: int, n_out: int, align_corners: bool) -> Floats:
+    """Where each output of a resize lies among the inputs, (n_out,).
+
+    torch computes it in float32 with one rounding (a fused multiply-add), and so do we: the rounding of a coordinate
+    near 1000 moves a weight by 6e-5.
+    """
+    if n_in < 1 or n_out < 1:
+        raise InputError(f"cannot resize {n_in} samples to {n_out}: both must be positive")
+    at = np.arange(n_out, dtype=np.float32)
+    if align_corners:
+        return np.float32(n_in - 1) / np.float32(max(n_out - 1, 1)) * at
+    scale = np.float64(np.float32(n_in) / np.float32(n_out))
+    return (scale * (at + 0.5) - 0.5).astype(np.float32)
 
 
 def _cubic_kernel(distance: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:

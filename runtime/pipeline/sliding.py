@@ -8,30 +8,20 @@ in the same order as `denseport.runtime.pipeline.resample.slide_maps`: the resul
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.pipeline.reduce import Canvas, Decision, Run, Strip, tile_workers
+from denseport.runtime.pipeline.reduce import Canvas, Decision, Run, Strip, paint_tiles, tile_workers
 from denseport.runtime.pipeline.resample import Placement, ResampleMatrix, slide_matrices
 from denseport.runtime.pipeline.results import RequestedOutputs
 from denseport.runtime.pipeline.views import Span
 
-__all__ = ["Slid", "slide"]
+__all__ = ["slide"]
 
 Spans = tuple[Sequence[Span], Sequence[Span]]  # of the windows, along the rows and along the columns
-
-
-@dataclass(frozen=True)
-class Slid:
-    """What `slide` gives."""
-
-    canvas: Canvas
-    seconds_painting: float  # the rest went into making the logits
 
 
 @dataclass(frozen=True)
@@ -79,7 +69,7 @@ def slide(
     requested: RequestedOutputs,
     decision: Decision,
     threads: int | None,
-) -> Slid:
+) -> Canvas:
     """Decide each pixel of an image from the logits of its windows, one after another.
 
     Args:
@@ -87,19 +77,17 @@ def slide(
         spans: of the windows, as `denseport.runtime.pipeline.views.windows` gives them.
         place: where the image lies in what the windows show.
     """
-    sliding, painting = _Sliding(spans, place, partial(Canvas, requested=requested, decision=decision)), 0.0
+    sliding = _Sliding(spans, place, requested, decision)
     places = [(r, c) for r in range(len(spans[0])) for c in range(len(spans[1]))]
     with tile_workers(threads) as run:
         for (r, c), found in zip(places, logits, strict=True):
-            start = time.perf_counter()
             sliding.take(r, c, found, run)
-            painting += time.perf_counter() - start
-    return Slid(sliding.canvas, painting)
+    return sliding.canvas
 
 
 class _Sliding:
-    def __init__(self, spans: Spans, place: Placement, new_canvas: Callable[[tuple[int, int, int]], Canvas]) -> None:
-        self._spans, self._place, self._new_canvas = spans, place, new_canvas
+    def __init__(self, spans: Spans, place: Placement, requested: RequestedOutputs, decision: Decision) -> None:
+        self._spans, self._place, self._requested, self._decision = spans, place, requested, decision
         self._kept: dict[tuple[int, int], _Kept] = {}  # by row and column of windows
 
     def take(self, r: int, c: int, logits: NDArray[np.float32], run: Run) -> None:
@@ -107,7 +95,8 @@ class _Sliding:
         if (r, c) == (0, 0):
             self._begin(logits)
         self._kept[r, c] = _Kept(logits, 0)
-        self.canvas.paint(self._rows.ready(r), self._cols.ready(c), self._strips, run)
+        rows, cols = self._rows.ready(r), self._cols.ready(c)
+        paint_tiles(self.canvas.outs, rows, cols, self._strips, self.canvas.reduce, run)
         for column in self._cols.ending(c):  # with this window all tiles of these columns of windows are decided
             for row in [row for row, other in self._kept if other == column]:
                 self._trim(row, column, r)
@@ -117,7 +106,7 @@ class _Sliding:
         classes, *low = logits.shape
         matrices = slide_matrices((low[0], low[1]), *self._spans, self._place)
         self._rows, self._cols = _Side(matrices[0]), _Side(matrices[1])
-        self.canvas = self._new_canvas((classes, *self._place.size))
+        self.canvas = Canvas((classes, *self._place.size), self._requested, self._decision)
 
     def _strips(self, i: int, tiles: Sequence[int]) -> list[list[Strip]]:
         strips = []

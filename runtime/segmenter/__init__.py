@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +10,6 @@ from numpy.typing import NDArray
 
 from denseport.runtime.backends.session import Session
 from denseport.runtime.backends.shared import SharedSession
-from denseport.runtime.bundle.bundle import Bundle
-from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import MachineError
 from denseport.runtime.pipeline.pipeline import Image, Region, SegmentationPipeline
 from denseport.runtime.pipeline.reduce import Decision, decide
@@ -21,7 +18,6 @@ from denseport.runtime.pipeline.results import RequestedOutputs, Segmentation
 from denseport.runtime.segmenter.predictor import BATCH, Predictor
 
 if TYPE_CHECKING:
-    from denseport.runtime.bundle.signature import Trust
     from denseport.runtime.pipeline.device_path import DevicePath
 
 __all__ = ["Segmenter"]
@@ -59,34 +55,11 @@ class Segmenter(Predictor[Segmentation]):
 
     task, _word = "segmentation", "segmenter"
     _pipeline: SegmentationPipeline
-
-    def __init__(
-        self,
-        bundle: Path | str | Bundle,
-        *,
-        artifact: str | None = None,
-        protocol: str | Protocol = "reference",
-        threads: int | None = None,
-        providers: str | Sequence[str] | None = None,
-        device_path: bool = False,
-        session: Session | None = None,
-        trust: Trust | None = None,
-    ) -> None:
-        self._device_path = device_path
-        self._images_on = ""  # where images are resized, in words, if the GPU was asked to
-        super().__init__(
-            bundle,
-            artifact=artifact,
-            protocol=protocol,
-            threads=threads,
-            providers=providers,
-            session=session,
-            trust=trust,
-        )
+    _images_on = ""  # where images are resized, in words, if the GPU was asked to
 
     def _open_pipeline(self, session: Session) -> SegmentationPipeline:
         device = self._open_device_path(session) if self._device_path else None
-        shared = SharedSession(device or session)
+        shared = SharedSession(session, device.close if device else None)
         return SegmentationPipeline(
             self.manifest, self.bundle.path, self.artifact, self.protocol, shared, self._threads, device
         )

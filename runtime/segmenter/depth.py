@@ -26,11 +26,11 @@ class DepthEstimator(Predictor[Depth]):
             found = estimate("street.jpg")
             print(found.depth.shape, found.unit, found.larger_is)
 
-    Arguments and errors are those of `denseport.runtime.segmenter.Segmenter`, without ``device_path``: images are
+    Arguments and errors are those of `denseport.runtime.segmenter.Segmenter`. ``device_path`` is refused: images are
     resized on the CPU.
     """
 
-    task, _word = "depth", "depth estimator"
+    task, _word, _has_device_path = "depth", "depth estimator", False
 
     def _open_pipeline(self, session: Session) -> DepthPipeline:
         shared = SharedSession(session)

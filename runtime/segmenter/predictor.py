@@ -25,7 +25,7 @@ from denseport.runtime.media.images import read_image
 from denseport.runtime.pipeline.pipeline import Image, Job, Pipeline, Region
 from denseport.runtime.pipeline.resample import LogitMap
 from denseport.runtime.pipeline.results import MASK_ONLY, RequestedOutputs
-from denseport.runtime.system.arguments import several, whole
+from denseport.runtime.system.arguments import required_path, several, whole
 from denseport.runtime.system.cpus import check_threads
 
 if TYPE_CHECKING:
@@ -45,11 +45,13 @@ class Predictor(ABC, Generic[Result]):
     """A bundle of one task, ready for images. Safe to call from several threads.
 
     Args:
-        bundle, artifact, protocol, threads, providers, session, trust: as of `denseport.runtime.segmenter.Segmenter`.
+        bundle, artifact, protocol, threads, providers, device_path, session, trust: as of
+            `denseport.runtime.segmenter.Segmenter`.
     """
 
     task: ClassVar[str]  # of the bundles that it opens
     _word: ClassVar[str]  # what messages call it
+    _has_device_path: ClassVar[bool] = True  # a GPU can do all that is done to an image
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class Predictor(ABC, Generic[Result]):
         protocol: str | Protocol = "reference",
         threads: int | None = None,
         providers: str | Sequence[str] | None = None,
+        device_path: bool = False,
         session: Session | None = None,
         trust: Trust | None = None,
     ) -> None:
@@ -68,6 +71,9 @@ class Predictor(ABC, Generic[Result]):
 
             verify(self.bundle, trust)
         refuse_other_task(self.bundle, self.task)
+        if device_path and not self._has_device_path:
+            raise InputError(f"device_path: a {self._word} resizes images on the CPU", "Leave it out.")
+        self._device_path = device_path
         self.protocol = protocol if isinstance(protocol, Protocol) else parse_protocol(protocol, self.bundle.manifest)
         self._threads = threads = check_threads(threads)
         from denseport.runtime.selection import Selection, select_artifact  # reads installed packages: slow to import
@@ -117,7 +123,7 @@ class Predictor(ABC, Generic[Result]):
         Raises:
             ImageError: it cannot be read.
         """
-        return read_image(Path(path), loading(self.protocol.preprocess))
+        return read_image(required_path("image", path), loading(self.protocol.preprocess))
 
     def _one(self, image: Image, requested: RequestedOutputs = MASK_ONLY, roi: Region | None = None) -> Result:
         self._refuse_closed()
@@ -177,12 +183,11 @@ class Predictor(ABC, Generic[Result]):
             return self._pipeline.prepare(image, requested, keep_logits=bool(smoothing))
 
         def infer(job: Job) -> Job:
-            if not smoothing:
-                return self._pipeline.infer(job)
-            self._pipeline.infer(job, keep_logits=True)
-            assert job.maps is not None  # they were asked for
-            self._pipeline.check_finite(job.maps)  # one frame would spoil all that follow
-            job.maps = smoother(job.maps, job.image)
+            self._pipeline.infer(job)
+            if smoothing:
+                assert job.maps is not None  # they were asked for
+                self._pipeline.check_finite(job.maps)  # one frame would spoil all that follow
+                job.maps = smoother(job.maps, job.image)
             return job
 
         return pipelined(images, {"prepare": prepare, "infer": infer, "finish": self._pipeline.finish}, depth)
@@ -240,7 +245,7 @@ class Predictor(ABC, Generic[Result]):
             ImageError, BundleError: as a call.
         """
         self._refuse_closed()
-        job = self._pipeline.infer(self._pipeline.prepare(image, keep_logits=True), keep_logits=True)
+        job = self._pipeline.infer(self._pipeline.prepare(image, keep_logits=True))
         assert job.maps is not None  # they were asked for
         return job.maps
 
@@ -271,6 +276,8 @@ class Predictor(ABC, Generic[Result]):
 
 
 def _refuse_one_image(images: Iterable[Image]) -> None:
+    if not isinstance(images, Iterable):
+        raise InputError(f"images cannot be {images!r}", "Give a list of images.")
     if isinstance(images, str | Path | bytes):  # a text is iterable too: letter by letter
         shown = f"{len(images)} bytes" if isinstance(images, bytes) else repr(str(images))
         raise InputError(f"{shown} is one image, where several were expected", "Give a list: [image].")
@@ -278,11 +285,12 @@ def _refuse_one_image(images: Iterable[Image]) -> None:
 
 def _open(bundle: Bundle, selection: Selection, threads: int | None, providers: Sequence[str] | None) -> Session:
     path, artifact = bundle.verified(selection.name), bundle.artifact(selection.name)
+    providers = several("providers", providers)
     if artifact.target == FOR_OPENVINO:
         from denseport.runtime.backends.openvino import OpenVinoSession
 
         if providers:
-            what = f"{selection.name} runs on OpenVINO, and {', '.join(several(providers))} is of ONNX Runtime"
+            what = f"{selection.name} runs on OpenVINO, and {', '.join(providers)} is of ONNX Runtime"
             raise InputError(what, "Leave the providers out, or name another artifact.")
         digests = list(artifact.files.values())
         precision, quantized = artifact.float_precision, artifact.precision in QUANTIZED
@@ -290,7 +298,7 @@ def _open(bundle: Bundle, selection: Selection, threads: int | None, providers: 
     if artifact.kind == "onnx":
         from denseport.runtime.backends.onnxruntime import OnnxRuntimeSession
 
-        providers = several(providers) or selection.providers
+        providers = providers or selection.providers
         return OnnxRuntimeSession(path, target=artifact.target, threads=threads, providers=providers)
     from denseport.runtime.backends.tensorrt import TensorRTSession
     from denseport.runtime.bundle.engine_record import BuildRecord

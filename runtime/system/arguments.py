@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from denseport.runtime.errors import InputError
 
-__all__ = ["optional_path", "real", "several", "whole"]
+__all__ = ["optional_path", "real", "required_path", "several", "whole"]
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
@@ -31,13 +32,22 @@ def _within(name: str, value: Any, kind: type, words: str, least: float, most: f
     return value
 
 
-def several(value: Path | str | Iterable[Path | str] | None) -> tuple[Any, ...]:
-    """None is nothing, and a text or path alone is one, not its letters."""
-    return () if value is None else (value,) if isinstance(value, Path | str) else tuple(value)
+def several(name: str, value: Path | str | Iterable[Path | str] | None) -> tuple[Any, ...]:
+    """None is nothing, and a text or path alone is one, not its letters; raises InputError for what is no list."""
+    if value is None or isinstance(value, Path | str):
+        return () if value is None else (value,)
+    if not isinstance(value, Iterable) or isinstance(value, bytes):
+        raise InputError(f"{name} cannot be {value!r}", "Give one, or a list of them.")
+    return tuple(value)
+
+
+def required_path(name: str, value: Path | str) -> Path:
+    """A path; raises InputError for the empty text, which pathlib takes for the current folder, and for other types."""
+    if not isinstance(value, str | os.PathLike) or value == "":
+        raise InputError(f"{name} cannot be {value!r}", "Name a path; check the variable that it came from.")
+    return Path(value)
 
 
 def optional_path(name: str, value: Path | str | None) -> Path | None:
-    """A path to write to; raises InputError for the empty text, which pathlib takes for the current folder."""
-    if value == "":
-        raise InputError(f"{name} cannot be ''", "Name a path; check the variable that it came from.")
-    return None if value is None else Path(value)
+    """In the same way, where there may be none."""
+    return None if value is None else required_path(name, value)

@@ -39,8 +39,9 @@ __all__ = [
 WORK = ".denseport-work-"  # begins the names of folders that end with the process that made them
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # linux/fs.h, linux/fcntl.h
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _REMEDIES = {
-    errno.ENOSPC: "Free some room, or choose another place.",
+    **dict.fromkeys(_NO_ROOM, "Free some room, or choose another place."),
     errno.ENAMETOOLONG: "Choose a shorter name: most file systems take 255 bytes, suffix included.",
     errno.EISDIR: "A folder has this name: choose another name.",
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Choose a folder that you may write to."),
@@ -102,11 +103,15 @@ def writing(path: Path) -> Iterator[None]:
         raise OutputError(f"{path}: cannot be written: {err.strerror or err}", remedy) from err
 
 
-def refuse_unwritable(folder: Path) -> None:
+def refuse_unwritable(folder: Path, *files: str) -> None:
     """Check before the work that results can be written to ``folder``, which need not exist yet.
 
+    Args:
+        files: names of files that will be written to it.
+
     Raises:
-        OutputError: a file is in its place or above it, or this user may not write there.
+        OutputError: a file is in its place or above it, a folder is in the place of a file, or this user may not write
+            there.
     """
     with writing(folder):
         nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
@@ -114,6 +119,10 @@ def refuse_unwritable(folder: Path) -> None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         with tempfile.TemporaryFile(dir=nearest):
             pass
+    for file in (folder / name for name in files):
+        with writing(file):
+            if file.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
 
 @contextmanager
@@ -192,7 +201,8 @@ def locked(lock: Path, *, wait: bool = True) -> Iterator[None]:
 def work_folder(parent: Path) -> Iterator[Path]:
     """A folder in ``parent`` for what is not whole yet; it vanishes at the end of the block, with all that is in it.
 
-    Folders that killed processes left there are removed first: the lock beside a folder tells if its process lives.
+    That ``parent`` has no room is an OutputError about it. Folders that killed processes left there are removed first:
+    the lock beside a folder tells if its process lives.
     """
     refuse_unwritable(parent)  # filelock would wait for ever where no file can be made, as in /proc
     folder = parent / f"{WORK}{secrets.token_hex(6)}"
@@ -202,7 +212,13 @@ def work_folder(parent: Path) -> Iterator[Path]:
             stack.enter_context(locked(folder.with_suffix(".lock")))
             folder.mkdir(mode=0o700)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        yield folder
+        try:
+            yield folder
+        except OSError as err:
+            if err.errno not in _NO_ROOM:
+                raise
+            with writing(parent):  # whoever wrote to the folder, a library perhaps
+                raise
 
 
 def remove_abandoned(parent: Path) -> None:

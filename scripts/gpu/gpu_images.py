@@ -187,23 +187,21 @@ def measure_path(
             session = way.open(subject)
             stack.callback(session.close)
             path = open_device_path(session, protocol)
-            stack.pop_all()
-            stack.callback(path.close)  # closes the session too
+            stack.callback(path.close)
             for size in images:
-                yield _path_row(way.name, path, protocol, size)
+                yield _path_row(way.name, session, path, protocol, size)
     except Exception as err:  # of ONNX Runtime or TensorRT: the other back ends' rows are still wanted
         note = note_of(err)
         yield ImageRow(way.name, "", correct=not note.startswith("failed"), note=note)
 
 
-def _path_row(name: str, path: DevicePath, protocol: Protocol, size: Size) -> ImageRow:
+def _path_row(name: str, session: Session, path: DevicePath, protocol: Protocol, size: Size) -> ImageRow:
     image, mask = image_of(size), np.empty(size, np.uint8)
     resized = view_of(size, protocol.preprocess).size
 
     def on_host() -> NDArray[Any]:
-        logits = path.run(preprocess.normalise(preprocess.fit_image(image, protocol.preprocess), protocol.preprocess))[
-            0
-        ]
+        fitted = preprocess.fit_image(image, protocol.preprocess)
+        logits = session.run(preprocess.normalise(fitted, protocol.preprocess))[0]
         return decide([[whole_map(logits, Placement(resized, size))]]).mask
 
     def on_device() -> NDArray[Any]:

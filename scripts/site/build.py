@@ -21,7 +21,7 @@ from python_pages import python_pages
 SETTINGS = REPO / "scripts/site/zensical.toml"
 QUIET = "No issues found"  # all that a good build writes to standard error
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
-STYLE = REPO / "scripts/site/site.css"
+OURS = ("site.css", "site.js")  # beside this file
 
 
 def main() -> None:
@@ -30,7 +30,8 @@ def main() -> None:
         work = Path(temporary)
         stage(work / "docs")
         (work / "docs/commands.md").write_text(commands_page(), encoding="utf-8")
-        shutil.copy(STYLE, work / "docs")
+        for name in OURS:
+            shutil.copy(Path(__file__).with_name(name), work / "docs")
         modules = python_pages(work / "docs/python")
         link_packages(work / "packages/denseport")
         settings = SETTINGS.read_text(encoding="utf-8")

@@ -135,7 +135,7 @@ def test_the_verdict_says_what_it_is_worth_here(calibrated: Path, name: str) -> 
     assert found["accepted"] == (found["speed_ratio"] >= 1.02)
     made_for = {"int8.onnx": "TensorRT and other ONNX tools", "int8.cpu.onnx": "ONNX Runtime on CPUs"}[name]
     why = ", within its budget" if found["accepted"] else f"; made for {made_for}"
-    assert found["reason"] == f"{found['speed_ratio']:.2f} times as fast as FP32{why}"
+    assert found["reason"].startswith(f"{found['speed_ratio']:.2f} times as fast as FP32{why}")  # then doubts
     searched, judged = bundle.artifact(name).proof
     assert (searched.against, searched.figures, judged.figures) == ("fp32", "variant", "verdict")
     image = read_image(sample_evenly([IMAGES], 1)[0])
@@ -146,13 +146,11 @@ def test_the_verdict_says_what_it_is_worth_here(calibrated: Path, name: str) -> 
 def test_the_fastest_accepted_form_runs(calibrated: Path) -> None:
     bundle = Bundle(calibrated / "bundle")
     verdicts = {name: bundle.artifact(name).record["verdict"] for name in ("int8.onnx", "int8.cpu.onnx")}
-    seconds = {
-        name: each["seconds"][name]
-        for name, each in verdicts.items()
-        if each["accepted"] and each["seconds"][name] < each["seconds"]["model.onnx"]
-    }
+    # Each was timed beside FP32 in a run of its own: on a busy machine seconds of two runs do not compare.
+    shares = {name: each["seconds"][name] / each["seconds"]["model.onnx"] for name, each in verdicts.items()}
+    faster = [name for name, each in verdicts.items() if each["accepted"] and shares[name] < 1]
     selection = Segmenter(bundle).selection
-    assert selection.name == min(seconds, key=lambda name: seconds[name], default="model.onnx")
+    assert selection.name == min(faster, key=lambda name: shares[name], default="model.onnx")
     for name, each in verdicts.items():
         assert each["accepted"] or selection.others[name] == f"not used by itself on this CPU: {each['reason']}"
 
@@ -352,6 +350,7 @@ def test_bad_images(
         (["--report", "model.onnx"], "End it in .html"),
         (["--report", "n" * 300 + ".html"], "File name too long"),
         (["--report", f"{__file__}/int8.html"], "A file is where a folder is needed"),
+        (["--work", f"{__file__}/work", "--images", "nowhere"], "A file is where a folder is needed"),
         (["--measure", "int8.onnx", "--agreement", "0.9"], "--agreement does not go with --measure"),
         (["--measure", "int8.onnx"], "no artifact 'int8.onnx'"),
     ],

@@ -12,6 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
+from typing import Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -110,10 +111,14 @@ def test_pages_load_nothing_from_elsewhere_and_fit(address: str, browser: Browse
 
 
 @needs_chromium
-@pytest.mark.parametrize("page", MAIN[:2])
-def test_pages_are_accessible(page: str, address: str, browser: Browser) -> None:
-    window = browser.new_page(viewport={"width": DESKTOP, "height": 800})
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("page", "width"), [(MAIN[0], DESKTOP), (MAIN[1], PHONE)])
+def test_pages_are_accessible(
+    page: str, width: int, scheme: Literal["light", "dark"], address: str, browser: Browser
+) -> None:
+    window = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     window.goto(f"{address}/{page}")
+    window.wait_for_selector('.md-typeset__scrollwrap[tabindex="0"]')  # site.js has run
     found = Axe().run(window).response["violations"]
     window.close()
     grave = [each for each in found if each["impact"] in ("serious", "critical")]

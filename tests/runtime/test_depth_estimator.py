@@ -132,6 +132,11 @@ def test_smoothing_averages_depths_over_time(estimate: DepthEstimator, images: l
     assert np.abs(first - second).max() > 1e-3
 
 
+def test_the_way_on_a_gpu_is_refused_by_name(depth_sample: Bundle) -> None:
+    with pytest.raises(InputError, match="device_path: a depth estimator resizes images on the CPU"):
+        DepthEstimator(depth_sample, device_path=True)
+
+
 def test_each_class_refuses_the_others_bundles(depth_sample: Bundle, sample: Bundle) -> None:
     with pytest.raises(InputError, match=r"for segmentation, not for depth\n.*runtime.Segmenter"):
         DepthEstimator(sample)

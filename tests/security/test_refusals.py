@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,28 @@ import numpy as np
 import pytest
 from support import ASSETS
 
+from denseport.calibration.calibrate import calibrate
+from denseport.export.build import EngineSettings, build
 from denseport.export.bundle import export_bundle
 from denseport.export.checkpoint.file import read_checkpoint
+from denseport.export.entrance.declared import Declared
+from denseport.export.entrance.foreign import import_bundle
 from denseport.export.errors import CheckpointError
+from denseport.runtime.benchmark.bench import bench
+from denseport.runtime.benchmark.overview.collect import report
 from denseport.runtime.bundle.artifact import Artifact
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import NetworkInput
 from denseport.runtime.cli.main import main
-from denseport.runtime.errors import BundleError, ImageError
+from denseport.runtime.errors import BundleError, DenseportError, ImageError, OutputError
+from denseport.runtime.evaluation.depth.dataset import open_depth_dataset
+from denseport.runtime.evaluation.evaluate import evaluate
+from denseport.runtime.evaluation.gate import Gate
+from denseport.runtime.evaluation.task import LongRun
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.selection import select_artifact
+from denseport.runtime.serving.triton.repository import export_repository
+from denseport.runtime.serving.triton.variants import Options
 
 STREET = sorted((ASSETS / "street").rglob("*.jpg"))[0]
 
@@ -56,6 +69,7 @@ def test_a_device_is_no_checkpoint() -> None:
         (["calibrate", "B", "--images", str(STREET), "--split", "x"], "--split"),
         (["calibrate", "B", "--images", str(STREET), "--data-limit", "3"], "--data-limit"),
         (["eval", "B", "--data", str(STREET.parent), "--masks", str(STREET.parent), "--split", "x"], "--split x"),
+        (["eval", "B", "--data", str(STREET.parent), "--budget", "0"], "--budget is used by --gate only"),
         (["triton", "B", "-o", "REPO", "--network-instances", "2"], "--network-instances"),
         (["run", "B", str(STREET), "-o", "REPO", "--temporal-smoothing", "0.5"], "--temporal-smoothing"),
         (["triton", "B", "-o", "B"], "is a bundle"),
@@ -77,6 +91,82 @@ def test_the_readme_of_another_is_kept(sample: Bundle, tmp_path: Path, capsys: p
     assert main(["triton", str(sample.path), "-o", str(tmp_path)]) == 2
     assert "README.md: exists already" in capsys.readouterr().err
     assert contents(tmp_path) == {"README.md": b"# Mine\n"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["eval", "B", "--data", "nowhere", "--report", "PLACE", "report.html"],
+        ["eval", "DEPTH", "--data", "nowhere", "--report", "PLACE", "report.html"],
+        ["report", "B", "--data", "nowhere", "-o", "PLACE", "report.html"],
+        ["bench", "B", "--image", "nowhere", "--report", "PLACE", "bench.json"],
+        ["bench", "B", "--image", "nowhere", "--report", "PLACE", "bench.html"],
+    ],
+    ids=" ".join,
+)
+def test_a_folder_in_the_place_of_a_page_is_noticed_before_the_work(
+    sample: Bundle, depth_sample: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    (place := tmp_path / command.pop()).mkdir()
+    places = {"B": str(sample.path), "DEPTH": str(depth_sample.path), "PLACE": str(tmp_path)}
+    assert main([places.get(word, word) for word in command]) == 2
+    assert f"{place}: cannot be written: Is a directory" in capsys.readouterr().err
+
+
+def segmenter_of(bundle: Bundle) -> Segmenter:
+    return Segmenter(bundle, artifact="model.onnx", threads=1)
+
+
+PUBLIC: dict[str, Callable[[Any, Bundle], object]] = {
+    "bundle": lambda odd, _: Bundle(odd),
+    "bundle of a segmenter": lambda odd, _: Segmenter(odd),
+    "trust": lambda odd, bundle: Segmenter(bundle, trust=odd),
+    "protocol": lambda odd, bundle: Segmenter(bundle, protocol=odd),
+    "artifact": lambda odd, bundle: Segmenter(bundle, artifact=odd),
+    "providers": lambda odd, bundle: Segmenter(bundle, artifact="model.onnx", providers=odd),
+    "threads": lambda odd, bundle: Segmenter(bundle, threads=[odd]),  # type: ignore[arg-type]
+    "image of a batch": lambda odd, bundle: segmenter_of(bundle).batch(odd),
+    "image of a stream": lambda odd, bundle: list(segmenter_of(bundle).stream(odd)),
+    "repository": lambda odd, bundle: export_repository(bundle, odd, Options()),
+    "preset": lambda odd, _: export_bundle("a.pth", "new", preset=odd),
+    "classes": lambda odd, _: export_bundle(ASSETS / "dpt_tiny_street.pth", "new", classes=odd),
+    "data": lambda odd, bundle: evaluate(bundle, odd),
+    "masks": lambda odd, bundle: evaluate(bundle, "images", masks=odd),
+    "list_file": lambda odd, bundle: evaluate(bundle, "images", list_file=odd),
+    "report": lambda odd, bundle: evaluate(bundle, "images", report=odd),
+    "checkpoint of an explanation": lambda odd, bundle: evaluate(bundle, "images", checkpoint=odd),
+    "gate": lambda odd, _: Gate([odd]),  # type: ignore[arg-type]
+    "state": lambda odd, _: LongRun(odd),
+    "merge": lambda odd, _: LongRun(merge=odd),
+    "data of depths": lambda odd, _: open_depth_dataset(odd),
+    "depths": lambda odd, _: open_depth_dataset("images", depths=odd),
+    "artifacts": lambda odd, bundle: bench(bundle, odd),
+    "image": lambda odd, bundle: bench(bundle, image=odd),
+    "out": lambda odd, bundle: report(bundle, "images", odd),
+    "images": lambda odd, bundle: calibrate(bundle, odd),
+    "images of a build": lambda odd, bundle: build(bundle, images=odd),
+    "checkpoint": lambda odd, _: export_bundle(odd, "new"),
+    "output": lambda odd, _: export_bundle("a.pth", odd),
+    "config": lambda odd, _: export_bundle("a.pth", "new", config=odd),
+    "model": lambda odd, _: import_bundle(odd, "new", Declared()),
+}
+
+
+@pytest.mark.parametrize("odd", [5, b"x"], ids=["int", "bytes"])
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_value_of_another_type_is_refused_by_its_argument_s_name(
+    sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, odd: object
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DenseportError, match=name.partition(" ")[0]):
+        PUBLIC[name](odd, sample)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_noticed_before_an_engine_is_built(sample: Bundle) -> None:
+    """Before the builder, which is not installed here, is asked for."""
+    with pytest.raises(OutputError, match="Not a directory"):
+        build(sample, engine="tensorrt", settings=EngineSettings(timing_cache=Path(__file__) / "cache"))
 
 
 def test_an_input_that_the_manifest_does_not_allow_is_refused(sample_copy: Bundle) -> None:

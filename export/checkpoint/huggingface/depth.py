@@ -34,36 +34,30 @@ DINOV2 = {
     rf"{LAYER}mlp\.fc2\.": rf"{OURS}ffn.layers.1.",
     r"backbone\.layernorm\.": "backbone.ln1.",
 }
-DPT_HEAD = {r"head\.head\.": "decode_head.head.", r"head\.projection\.": "decode_head.projection.conv."}
-DEPTH_ANYTHING_HEAD = {
+HEAD = {
+    r"head\.head\.": "decode_head.head.",
+    r"head\.projection\.": "decode_head.projection.conv.",
     r"head\.conv1\.": "decode_head.output_conv1.",
     r"head\.conv2\.": "decode_head.output_conv2.0.",
     r"head\.conv3\.": "decode_head.output_conv2.2.",
 }
 # Keys of ``backbone_config``, as `Family` has those of config.json.
-BACKBONE_CARRIED = {
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "layer_norm_eps", "image_size",
-    "patch_size", "num_channels", "qkv_bias", "out_indices", "out_features", "stage_names", "apply_layernorm",
-}  # fmt: skip
-BACKBONE_ONLY: dict[str, tuple[Any, ...]] = {
-    "model_type": ("dinov2",),
-    "hidden_act": ("gelu",),
-    "use_swiglu_ffn": (False,),
-    "pruned_heads": ({},),
+DINOV2_KNOWN = frozenset(
+    f"backbone_config.{key}"
+    for key in GENERIC | OF_TEXT | {
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "layer_norm_eps", "image_size",
+        "patch_size", "num_channels", "qkv_bias", "out_indices", "out_features", "stage_names", "apply_layernorm",
+        "layerscale_value", "drop_path_rate", "use_mask_token",  # of training
+        "reshape_hidden_states",  # what its code does to the same numbers
+        "architectures",
+    }
+)  # fmt: skip
+DINOV2_ONLY: dict[str, tuple[Any, ...]] = {
+    "backbone_config.model_type": ("dinov2",),
+    "backbone_config.hidden_act": ("gelu",),
+    "backbone_config.use_swiglu_ffn": (False,),
+    "backbone_config.pruned_heads": ({},),
 }
-BACKBONE_HARMLESS = {
-    "layerscale_value", "drop_path_rate", "use_mask_token",  # of training
-    "reshape_hidden_states",  # what its code does to the same numbers
-    "architectures",
-}  # fmt: skip
-
-
-def _parts(keys: set[str] | frozenset[str]) -> frozenset[str]:
-    return frozenset(f"backbone_config.{key}" for key in keys)
-
-
-DINOV2_KNOWN = _parts(BACKBONE_CARRIED | BACKBONE_HARMLESS | GENERIC | OF_TEXT)
-DINOV2_ONLY = {f"backbone_config.{key}": values for key, values in BACKBONE_ONLY.items()}
 
 
 def _dinov2(own: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,26 +101,16 @@ def _taps(own: Mapping[str, Any], layers: int) -> list[int]:
     return [i - 1 for i in taps]
 
 
-def _head(kind: str, config: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
-    common = {"in_index": [0, 1, 2, 3], "norm_cfg": {"type": "BN"}, "align_corners": False}
-    channels = {
-        "channels": config.get("fusion_hidden_size", 256),
-        "post_process_channels": config.get("neck_hidden_sizes", [96, 192, 384, 768]),
-    }
-    return {"type": kind, **common, **channels, **settings}
-
-
 def _dpt(config: Mapping[str, Any]) -> dict[str, Any]:
     own = config.get("backbone_config")
     norm, bias = config.get("use_batch_norm_in_fusion_residual", False), config.get("use_bias_in_fusion_residual")
     settings = {
-        "readout_type": config.get("readout_type", "project"),
         "unit_norm": norm,
         "unit_bias": not norm if bias is None else bias,
         "projects": config.get("add_projection", False),
     }
     backbone = dpt.vit_backbone(config) if own is None else _dinov2(own)
-    return {**dpt.WHOLE, "backbone": backbone, "decode_head": _head("DPTDepthHead", config, **settings)}
+    return dpt.network(backbone, "DPTDepthHead", config, **settings)
 
 
 def _depth_anything(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,19 +127,17 @@ def _depth_anything(config: Mapping[str, Any]) -> dict[str, Any]:
         "depth": {"metric": "metres"}.get(kind, kind),
         **({"max_depth": largest} if kind == "metric" else {}),
     }
-    return {**dpt.WHOLE, "backbone": _dinov2(own), "decode_head": _head("DepthAnythingHead", config, **settings)}
+    return dpt.network(_dinov2(own), "DepthAnythingHead", config, **settings)
 
 
-def _weights(weights: Mapping[str, Tensor], config: Mapping[str, Any], head: Mapping[str, str]) -> dict[str, Tensor]:
-    own = config.get("backbone_config")
-    unused = ["backbone.embeddings.mask_token"]
+def _weights(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    own, unused = config.get("backbone_config"), ["backbone.embeddings.mask_token"]
     if own is not None and not own.get("apply_layernorm", True):
         unused.append("backbone.layernorm.")
     used = {key: value for key, value in weights.items() if not key.startswith(tuple(unused))}
-    if own is None:
-        return dpt.packed_renamed(used, dpt.LAYER, {**dpt.ENCODER, **dpt.NECK, **head})
     four = all_renamed(used, lambda key: renamed(key, FIVE_TO_FOUR))
-    return dpt.packed_renamed(four, LAYER, {**DINOV2, **dpt.NECK, **head})
+    layer, encoder = (dpt.LAYER, dpt.ENCODER) if own is None else (LAYER, DINOV2)
+    return dpt.packed_renamed(four, layer, {**encoder, **dpt.NECK, **HEAD})
 
 
 DPT_DEPTH = Family(
@@ -168,7 +150,7 @@ DPT_DEPTH = Family(
     only={**dpt.ONLY, **DINOV2_ONLY},
     harmless=dpt.HARMLESS,
     model=_dpt,
-    weights=lambda weights, config: _weights(weights, config, DPT_HEAD),
+    weights=_weights,
     processors=dpt.PROCESSORS,
     processor=dpt.PROCESSOR,
 )  # fmt: skip
@@ -188,7 +170,7 @@ DEPTH_ANYTHING = Family(
     },
     harmless=frozenset({"backbone_kwargs", "use_pretrained_backbone", "use_timm_backbone"}),
     model=_depth_anything,
-    weights=lambda weights, config: _weights(weights, config, DEPTH_ANYTHING_HEAD),
+    weights=_weights,
     processors=dpt.PROCESSORS,
     processor=dpt.PROCESSOR,
 )  # fmt: skip

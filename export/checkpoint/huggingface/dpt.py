@@ -24,6 +24,7 @@ __all__ = [
     "ONLY",
     "PROCESSOR",
     "PROCESSORS",
+    "network",
     "packed_renamed",
     "vit_backbone",
 ]
@@ -79,7 +80,6 @@ HARMLESS = frozenset({
     "backbone_featmap_shape", "backbone_kwargs", "neck_ignore_stages", "use_autobackbone", "use_pretrained_backbone",
     "use_timm_backbone",
 })  # fmt: skip
-WHOLE = {"type": "EncoderDecoder", "test_cfg": {"mode": "whole"}}
 PROCESSORS = frozenset({"DPTImageProcessor", "DPTImageProcessorFast", "DPTFeatureExtractor"})
 PROCESSOR = {
     "size": {"height": 384, "width": 384},
@@ -114,18 +114,23 @@ def vit_backbone(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _model(config: Mapping[str, Any]) -> dict[str, Any]:
+def network(backbone: Mapping[str, Any], kind: str, config: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+    """``model`` of a configuration: an encoder, and a head on DPT's fusion with further settings."""
     head = {
-        "type": "DPTHead",
+        "type": kind,
         "channels": config.get("fusion_hidden_size", 256),
         "post_process_channels": config.get("neck_hidden_sizes", [96, 192, 384, 768]),
         "readout_type": config.get("readout_type", "project"),
         "in_index": [0, 1, 2, 3],
-        "num_classes": len(config["id2label"]),
         "norm_cfg": {"type": "BN"},
         "align_corners": False,
     }
-    return {**WHOLE, "backbone": vit_backbone(config), "decode_head": head}
+    whole = {"type": "EncoderDecoder", "test_cfg": {"mode": "whole"}}
+    return {**whole, "backbone": backbone, "decode_head": {**head, **settings}}
+
+
+def _model(config: Mapping[str, Any]) -> dict[str, Any]:
+    return network(vit_backbone(config), "DPTHead", config, num_classes=len(config["id2label"]))
 
 
 def packed_renamed(weights: Mapping[str, Tensor], layer: str, names: Mapping[str, str]) -> dict[str, Tensor]:

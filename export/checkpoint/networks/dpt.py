@@ -27,10 +27,8 @@ class FusionReader(ViTReader):
 
     def fusion(self, levels: int) -> dict[str, Any]:
         """The settings that every such head has."""
-        readout = "project"
-        if self.layout == DEPTH_ANYTHING and f"{BLOCKS}.readout_projects.0.0.weight" not in self.shapes:
-            readout = "ignore"  # the other of its code's two ways
-        elif f"{BLOCKS}.readout_projects.0.0.weight" not in self.shapes:
+        readout = self.readout_shown()
+        if readout is None:
             head = self.published.head if self.published else None
             published = head.readout if isinstance(head, FusionSpec) else None
             readout = str(self.hidden("decode_head.readout_type", "ignore", published, "ignore"))
@@ -43,13 +41,16 @@ class FusionReader(ViTReader):
             **self.head_basics(levels, tuple(range(levels))),
         }
 
+    def readout_shown(self) -> str | None:
+        if f"{BLOCKS}.readout_projects.0.0.weight" in self.shapes:
+            return "project"
+        return "ignore" if self.layout == DEPTH_ANYTHING else None  # of others it may be "add"
+
     def shown(self) -> dict[str, Any]:
-        projected = f"{BLOCKS}.readout_projects.0.0.weight" in self.shapes
-        unprojected = "ignore" if self.layout == DEPTH_ANYTHING else None  # of others it may be "add"
         return super().shown() | {
             "decode_head.channels": self.first("decode_head.fusion_blocks.0.project.conv.weight"),
             "decode_head.post_process_channels": [self.first(f"{BLOCKS}.projects.{i}.conv.weight") for i in range(4)],
-            "decode_head.readout_type": "project" if projected else unprojected,
+            "decode_head.readout_type": self.readout_shown(),
         }
 
 

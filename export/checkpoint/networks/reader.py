@@ -6,7 +6,9 @@ the published model that the checkpoint is taken for; else it is assumed, and ea
 
 from __future__ import annotations
 
+import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -37,10 +39,8 @@ HIDDEN = {
 }
 
 
-class Reader:
+class Reader(ABC):
     """Reads the spec of one kind of network off one checkpoint.
-
-    A subclass has the class variables below and the methods `backbone`, `neck`, `head` and `shown`.
 
     Args:
         published: the network that the checkpoint is taken for; what the file does not say is this one's.
@@ -64,8 +64,9 @@ class Reader:
         """Why keys are of another kind of network, in words; None: they are of this one."""
         return None if any(key.startswith(cls.sign) for key in shapes) else f"no key begins with {cls.sign!r}"
 
+    @abstractmethod
     def backbone(self) -> Backbone:
-        raise NotImplementedError
+        """What the network begins with."""
 
     def neck(self) -> Neck | None:
         """Most networks have none."""
@@ -74,17 +75,17 @@ class Reader:
             raise self.unknown(f"model.neck.type is {kind!r}, and its weights have no neck")
         return None
 
+    @abstractmethod
     def head(self, levels: int) -> Head:
         """The head, which may take ``levels`` maps of the backbone or the neck."""
-        raise NotImplementedError
 
     def outputs(self) -> int:
         """Classes, or 1 for a class and its background."""
         return self.shape("decode_head.conv_seg.weight", 4)[0]
 
+    @abstractmethod
     def shown(self) -> dict[str, Any]:
         """Settings that the weights show, by full name; None where they do not show it after all."""
-        raise NotImplementedError
 
     def usual(self, backbone: Backbone) -> Usual:
         """How the published models of this kind were tested."""
@@ -163,6 +164,26 @@ class Reader:
         Counted, not the highest index: a gap shows as missing and unexpected keys when the weights are loaded.
         """
         return len({match[1] for key in self.shapes if (match := re.match(pattern, key))})
+
+    def check_channels(self, channels: int) -> None:
+        """Of the images that the network takes."""
+        if channels not in (1, 3):
+            raise CheckpointError(
+                f"{self.path}: its network takes images of {channels} channels; 3 (colour) and 1 (grey) are supported",
+                "Run it with mmsegmentation, or train a network of three channels.",
+            )
+
+    def layers_shown(self, part: str) -> int | None:
+        """How many layers a part has; None with a gap, which is told key by key when the weights are loaded."""
+        layers = {int(m[1]) for key in self.shapes if (m := re.match(rf"{part}\.layers\.(\d{{1,9}})\.", key))}
+        return len(layers) if layers == set(range(len(layers))) else None
+
+    def ratio_shown(self, part: str, key: str, dims: int) -> float | None:
+        """The mlp_ratio that the weights show, if the configuration's gives another hidden width."""
+        hidden, ratio = self.first(f"{part}.{key}"), look_up(self.model, part, "mlp_ratio")
+        if hidden is None or not isinstance(ratio, (int, float)) or not math.isfinite(ratio):
+            return None
+        return None if int(ratio * dims) == hidden else hidden / dims
 
     def hidden(self, name: str, default: Any, published: Any, assumed: Any) -> Any:
         """A setting that no weight shows: the configuration's (or upstream's default), the published, or an assumed."""

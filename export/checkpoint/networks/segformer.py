@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 from denseport.export.checkpoint.config import look_up
 from denseport.export.checkpoint.networks.reader import Reader, numbers
-from denseport.export.checkpoint.networks.vit import check_channels, ratio_shown
 from denseport.export.models.head_spec import SegformerHeadSpec
 from denseport.export.models.spec import MiTSpec
 
@@ -24,7 +23,7 @@ class SegFormerReader(Reader):
     def backbone(self) -> MiTSpec:
         stages = range(self.count(r"backbone\.layers\.(\d+)\."))
         embeds = [self.shape(f"backbone.layers.{i}.0.projection.weight", 4) for i in stages]
-        check_channels(self, embeds[0][1] if embeds else 0)
+        self.check_channels(embeds[0][1] if embeds else 0)
         dims, patches = tuple(shape[0] for shape in embeds), tuple(shape[2] for shape in embeds)
         layers = tuple(self.count(rf"backbone\.layers\.{i}\.1\.(\d+)\.") for i in stages)
         published = self.published.backbone if self.published else None
@@ -70,6 +69,6 @@ class SegFormerReader(Reader):
             "backbone.patch_sizes": [shape[2] for shape in embeds],
             "backbone.sr_ratios": [self._ratio(i) for i in stages],
             "backbone.qkv_bias": "backbone.layers.0.1.0.attn.attn.in_proj_bias" in self.shapes,
-            "backbone.mlp_ratio": ratio_shown(self, "backbone", "layers.0.1.0.ffn.layers.0.weight", embeds[0][0]),
+            "backbone.mlp_ratio": self.ratio_shown("backbone", "layers.0.1.0.ffn.layers.0.weight", embeds[0][0]),
             "decode_head.channels": self.shapes["decode_head.conv_seg.weight"][1],
         }

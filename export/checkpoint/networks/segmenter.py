@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from denseport.export.checkpoint.networks.reader import Shapes, number
-from denseport.export.checkpoint.networks.vit import ViTReader, layers_shown, ratio_shown, trained_on
+from denseport.export.checkpoint.networks.vit import VIT, ViTReader
 from denseport.export.checkpoint.pipeline import Usual
 from denseport.export.models.head_spec import LinearHeadSpec, MaskHeadSpec
 from denseport.export.models.spec import Backbone
@@ -23,7 +23,7 @@ class SegmenterReader(ViTReader):
     architecture = "Segmenter"
 
     def usual(self, backbone: Backbone) -> Usual:
-        height, width = trained_on(backbone)
+        height, width = self.trained_on(backbone)
         windows = Inference("slide", (height, width), (max(1, height - 32), max(1, width - 32)))
         return Usual(Resize((4 * max(height, width), min(height, width)), keep_ratio=True), NORMALISE, windows)
 
@@ -35,11 +35,7 @@ class MaskReader(SegmenterReader):
     """VisionTransformer and SegmenterMaskTransformerHead."""
 
     sign = "decode_head.cls_emb"
-    kinds: ClassVar = {
-        "": "EncoderDecoder",
-        "backbone": "VisionTransformer",
-        "decode_head": "SegmenterMaskTransformerHead",
-    }
+    kinds: ClassVar = {**VIT, "decode_head": "SegmenterMaskTransformerHead"}
 
     def outputs(self) -> int:
         return self.shape("decode_head.cls_emb", 3)[1]
@@ -66,9 +62,9 @@ class MaskReader(SegmenterReader):
         return super().shown() | {
             "decode_head.embed_dims": dims,
             "decode_head.in_channels": self.shapes["decode_head.dec_proj.weight"][1],
-            "decode_head.num_layers": layers_shown(self, "decode_head"),
+            "decode_head.num_layers": self.layers_shown("decode_head"),
             "decode_head.qkv_bias": "decode_head.layers.0.attn.attn.in_proj_bias" in self.shapes,
-            "decode_head.mlp_ratio": ratio_shown(self, "decode_head", "layers.0.ffn.layers.0.0.weight", dims),
+            "decode_head.mlp_ratio": self.ratio_shown("decode_head", "layers.0.ffn.layers.0.0.weight", dims),
         }
 
 
@@ -76,7 +72,7 @@ class LinearReader(SegmenterReader):
     """VisionTransformer and FCNHead without convolutions."""
 
     sign = "decode_head.conv_seg."
-    kinds: ClassVar = {"": "EncoderDecoder", "backbone": "VisionTransformer", "decode_head": "FCNHead"}
+    kinds: ClassVar = {**VIT, "decode_head": "FCNHead"}
 
     @classmethod
     def why_not(cls, shapes: Shapes) -> str | None:

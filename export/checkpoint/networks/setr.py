@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from denseport.export.checkpoint.config import look_up
 from denseport.export.checkpoint.networks.reader import Shapes, number
-from denseport.export.checkpoint.networks.vit import ViTReader, trained_on
+from denseport.export.checkpoint.networks.vit import VIT, ViTReader
 from denseport.export.checkpoint.pipeline import Usual
 from denseport.export.models.head_spec import SETRMLAHeadSpec, SETRUPHeadSpec
 from denseport.export.models.spec import Backbone, MLANeckSpec
@@ -25,7 +25,7 @@ class SETRReader(ViTReader):
     interpolation = "bilinear"
 
     def usual(self, backbone: Backbone) -> Usual:
-        height, width = trained_on(backbone)
+        height, width = self.trained_on(backbone)
         return Usual(inference=Inference("slide", (height, width), (max(1, 2 * height // 3), max(1, 2 * width // 3))))
 
     def up_scale(self, assumed: int) -> int:
@@ -37,7 +37,7 @@ class SETRReader(ViTReader):
 class SETRUPReader(SETRReader):
     """VisionTransformer and SETRUPHead: naive and PUP."""
 
-    kinds: ClassVar = {"": "EncoderDecoder", "backbone": "VisionTransformer", "decode_head": "SETRUPHead"}
+    kinds: ClassVar = {**VIT, "decode_head": "SETRUPHead"}
 
     @classmethod
     def why_not(cls, shapes: Shapes) -> str | None:
@@ -72,12 +72,7 @@ class SETRUPReader(SETRReader):
 class SETRMLAReader(SETRReader):
     """VisionTransformer, MLANeck and SETRMLAHead."""
 
-    kinds: ClassVar = {
-        "": "EncoderDecoder",
-        "backbone": "VisionTransformer",
-        "neck": "MLANeck",
-        "decode_head": "SETRMLAHead",
-    }
+    kinds: ClassVar = {**VIT, "neck": "MLANeck", "decode_head": "SETRMLAHead"}
     cls_token = False
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from denseport.export.checkpoint.networks.reader import numbers
-from denseport.export.checkpoint.networks.vit import ViTReader
+from denseport.export.checkpoint.networks.vit import VIT, ViTReader
 from denseport.export.models.head_spec import UPerHeadSpec
 from denseport.export.models.spec import NeckSpec
 
@@ -18,12 +18,7 @@ class UPerNetReader(ViTReader):
     """VisionTransformer and UPerHead."""
 
     architecture, sign = "UPerNet", "decode_head.psp_modules."
-    kinds: ClassVar = {
-        "": "EncoderDecoder",
-        "backbone": "VisionTransformer",
-        "neck": "MultiLevelNeck",
-        "decode_head": "UPerHead",
-    }
+    kinds: ClassVar = {**VIT, "neck": "MultiLevelNeck", "decode_head": "UPerHead"}
 
     def neck(self) -> NeckSpec | None:
         if NECK not in self.shapes:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any, ClassVar
 
 from denseport.export.checkpoint.config import look_up
 from denseport.export.checkpoint.networks.original import DEPTH_ANYTHING
 from denseport.export.checkpoint.networks.reader import Reader, flag, number, numbers
-from denseport.export.errors import CheckpointError
 from denseport.export.models.spec import Backbone, ViTSpec, quarters
 from denseport.runtime.bundle.steps import LARGEST_SIDE
 
-__all__ = ["ViTReader", "check_channels", "layers_shown", "ratio_shown", "trained_on"]
+__all__ = ["VIT", "ViTReader"]
 
+VIT = {"": "EncoderDecoder", "backbone": "VisionTransformer"}  # of `Reader.kinds`
 HEAD_DIMS = 64  # channels of an attention head of every published ViT
 
 
@@ -34,7 +33,7 @@ class ViTReader(Reader):
         dims, channels, patch, across = self.shape("backbone.patch_embed.projection.weight", 4)
         if patch != across:
             raise self.unknown(f"its patches of {across} x {patch} pixels are not square")
-        check_channels(self, channels)
+        self.check_channels(channels)
         tokens = self.shape("backbone.pos_embed", 3)[1] - 1
         self.shape("backbone.cls_token", 3)
         layers = self.count(r"backbone\.layers\.(\d+)\.")
@@ -90,41 +89,18 @@ class ViTReader(Reader):
         dims, channels, patch, _ = self.shapes["backbone.patch_embed.projection.weight"]
         found: dict[str, Any] = {
             "backbone.embed_dims": dims,
-            "backbone.num_layers": layers_shown(self, "backbone"),
+            "backbone.num_layers": self.layers_shown("backbone"),
             "backbone.in_channels": channels,
             "backbone.final_norm": "backbone.ln1.weight" in self.shapes,
             "backbone.qkv_bias": "backbone.layers.0.attn.attn.in_proj_bias" in self.shapes,
-            "backbone.mlp_ratio": ratio_shown(self, "backbone", "layers.0.ffn.layers.0.0.weight", dims),
+            "backbone.mlp_ratio": self.ratio_shown("backbone", "layers.0.ffn.layers.0.0.weight", dims),
         }
         said = look_up(self.model, "backbone", "patch_size", default=patch)
         found["backbone.patch_size"] = [patch, patch] if isinstance(said, (list, tuple)) else patch
         return found
 
-
-def trained_on(backbone: Backbone) -> tuple[int, int]:
-    """Height and width of the images that the network was trained on, pixels, as the position embedding shows them."""
-    assert isinstance(backbone, ViTSpec)  # the only one that a ViTReader reads
-    height, width = (min(side * backbone.patch_size, LARGEST_SIDE // 4) for side in backbone.pos_grid)
-    return height, width
-
-
-def check_channels(reader: Reader, channels: int) -> None:
-    if channels not in (1, 3):
-        raise CheckpointError(
-            f"{reader.path}: its network takes images of {channels} channels; 3 (colour) and 1 (grey) are supported",
-            "Run it with mmsegmentation, or train a network of three channels.",
-        )
-
-
-def layers_shown(reader: Reader, part: str) -> int | None:
-    """How many layers a part has; None with a gap, which is told key by key when the weights are loaded."""
-    layers = {int(m[1]) for key in reader.shapes if (m := re.match(rf"{part}\.layers\.(\d{{1,9}})\.", key))}
-    return len(layers) if layers == set(range(len(layers))) else None
-
-
-def ratio_shown(reader: Reader, part: str, key: str, dims: int) -> float | None:
-    """The mlp_ratio that the weights show, if the configuration's gives another hidden width."""
-    hidden, ratio = reader.first(f"{part}.{key}"), look_up(reader.model, part, "mlp_ratio")
-    if hidden is None or not isinstance(ratio, (int, float)) or not math.isfinite(ratio) or int(ratio * dims) == hidden:
-        return None
-    return hidden / dims
+    def trained_on(self, backbone: Backbone) -> tuple[int, int]:
+        """Height and width of the images of the training, pixels, as the position embedding shows them."""
+        assert isinstance(backbone, ViTSpec)  # the only one that a ViTReader reads
+        height, width = (min(side * backbone.patch_size, LARGEST_SIDE // 4) for side in backbone.pos_grid)
+        return height, width

@@ -15,11 +15,12 @@ from typing import Any
 from denseport.runtime.benchmark.bench import bench
 from denseport.runtime.benchmark.overview.page import write_page
 from denseport.runtime.benchmark.race import FASTER
+from denseport.runtime.benchmark.report import recorded_accuracy
 from denseport.runtime.benchmark.speed import Plan
 from denseport.runtime.bundle.artifact import Artifact
-from denseport.runtime.bundle.bundle import Bundle, refuse_other_task
+from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.protocol import Protocol
-from denseport.runtime.errors import DatasetError, MachineError
+from denseport.runtime.errors import BundleError, DatasetError, DenseportError, InputError
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.evaluate import judged, open_data
 from denseport.runtime.evaluation.gate import Gate, choose_comparison
@@ -29,7 +30,9 @@ from denseport.runtime.evaluation.record import float_warnings
 from denseport.runtime.evaluation.report import Evaluation, WorstImage, worst_images
 from denseport.runtime.evaluation.state import Extras
 from denseport.runtime.evaluation.task import Task
+from denseport.runtime.media.images import reading
 from denseport.runtime.segmenter import Segmenter
+from denseport.runtime.system.arguments import required_path
 from denseport.runtime.system.files import refuse_unwritable
 from denseport.runtime.system.machine import inspect_machine
 from denseport.runtime.system.progress import Progress, Silent
@@ -65,6 +68,11 @@ class Row:
         return None if self.found.gate is None else self.found.gate.passed
 
     @property
+    def no_ratio(self) -> str:
+        """Why `times_as_fast` is None."""
+        return str(self.speed["no_ratio"].get(self.source, "not measured"))
+
+    @property
     def times_as_fast(self) -> float | None:
         """As FP32, from image to network and back; None where the rounds disagree."""
         ratio = self.speed["times_as_fast_as"].get(self.source)
@@ -90,6 +98,7 @@ class Overview:
     bundle: Bundle
     rows: tuple[Row, ...]  # FP32 first, then as in the manifest
     not_run: dict[str, str]  # artifacts that do not run here, and why
+    broken: dict[str, str]  # artifacts that would run nowhere, and why
     worst: tuple[WorstImage, ...]  # of `shown`
     bench: Mapping[str, Any]  # of ``denseport bench``
     environment: Mapping[str, str]  # machine and versions
@@ -121,6 +130,7 @@ class Overview:
             "recommended": self.recommended.name,
             "artifacts": [row.to_dict() for row in self.rows],
             "not_run": self.not_run,
+            "broken": self.broken,
             "warnings": list(self.bench["warnings"]),
         }
 
@@ -140,7 +150,8 @@ def report(
 ) -> tuple[Overview, Path]:
     """Measure every artifact that runs here, and write one page about all of them, ``out/report.html``.
 
-    All artifacts are open at once, and each image runs through all of them. The bundle stays as it is.
+    All artifacts are open at once, and each image runs through all of them. The bundle stays as it is. An artifact that
+    is broken is told of, and the others are measured.
 
     Args:
         data, protocol, limit, threads, workers, options: as of `denseport.runtime.evaluation.evaluate.evaluate`.
@@ -148,54 +159,68 @@ def report(
         plan: how the speed is measured, on the first image.
 
     Raises:
+        BundleError: the FP32 artifact is broken.
         DatasetError: no pixel of the masks counts.
         InputError: a bundle of depth; else as of `evaluate` and `denseport.runtime.benchmark.bench.bench`.
     """
-    bundle, out, progress = bundle if isinstance(bundle, Bundle) else Bundle(bundle), Path(out), progress or Silent()
-    refuse_other_task(bundle, "segmentation", "denseport.runtime.evaluation.depth.evaluate.evaluate_depth")
-    refuse_unwritable(out)
+    bundle, progress = bundle if isinstance(bundle, Bundle) else Bundle(bundle), progress or Silent()
+    out = required_path("out", out)
+    if bundle.manifest.task == "depth":
+        what = f"{bundle.path}: its network is for depth, and the page tells of segmentation"
+        raise InputError(what, "Of one artifact: denseport eval BUNDLE --artifact NAME --data ROOT --report DIR")
+    refuse_unwritable(out, "report.html")
     dataset = open_data(bundle, data, limit=limit, **options)
     progress.say(dataset.found)
-    found, not_run = _measured(bundle, dataset, protocol, threads, workers, progress)
+    with ExitStack() as stack:
+        opened, not_run, broken = _open(bundle, dataset, protocol, threads, stack)
+        found = _measured(opened, dataset, threads, workers, progress)
     image = dataset.samples[0].image
     speed = bench(bundle, list(found), image=image, plan=plan, threads=threads, record=False, progress=progress)
     rows = _rows(bundle, found, speed.to_dict()["rows"])
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     machine = inspect_machine().summary()
-    overview = Overview(bundle, rows, not_run, (), speed.to_dict(), machine, command, datetime.now(UTC))
+    overview = Overview(bundle, rows, not_run, broken, (), speed.to_dict(), machine, command, datetime.now(UTC))
     progress.say("looking at the worst images")
     overview = replace(overview, worst=_worst(overview, dataset, threads))
     return overview, write_page(out, overview)
 
 
+def _open(
+    bundle: Bundle, dataset: Dataset, protocol: str | Protocol, threads: int | None, stack: ExitStack
+) -> tuple[list[Segmenter], dict[str, str], dict[str, str]]:
+    """Each artifact that runs here, FP32 first; why others do not; and what others are broken by."""
+    source, first = bundle.manifest.source, dataset.samples[0].image
+    segmenters, not_run, broken = list[Segmenter](), dict[str, str](), dict[str, str]()
+    for name in (source, *(each for each in bundle.manifest.artifacts if each != source)):
+        try:
+            recorded_accuracy(bundle, name)
+            opened = stack.enter_context(Segmenter(bundle, artifact=name, protocol=protocol, threads=threads))
+            with reading(first):
+                opened.predict(opened.read(first))  # one that opens may still not run
+            segmenters.append(opened)
+        except DenseportError as err:
+            if name == source:
+                raise
+            (broken if isinstance(err, BundleError) else not_run)[name] = err.message
+    return segmenters, not_run, broken
+
+
 def _measured(
-    bundle: Bundle, dataset: Dataset, protocol: str | Protocol, threads: int | None, workers: int, progress: Progress
-) -> tuple[dict[str, Evaluation], dict[str, str]]:
-    """Each artifact that runs here, FP32 first and the others judged against it; and why the rest do not run."""
-    source, not_run, extras = bundle.manifest.source, dict[str, str](), Extras(boundaries=True)
-    with ExitStack() as stack:
-        segmenters = list[Segmenter]()
-        for name in (source, *(each for each in bundle.manifest.artifacts if each != source)):
-            try:
-                opened = Segmenter(bundle, artifact=name, protocol=protocol, threads=threads)
-                segmenters.append(stack.enter_context(opened))
-            except MachineError as err:
-                if name == source:
-                    raise
-                not_run[name] = err.message
-        fp32 = segmenters[0]
-        with progress.phase(f"measuring {count(len(segmenters), 'artifact')}") as told:
-            counts = measure_together(dataset, segmenters, fp32, workers=workers, extras=extras, progress=told)
-        found = {}
-        for segmenter, own in zip(segmenters, counts, strict=True):
-            is_fp32 = segmenter is fp32
-            comparison = None if is_fp32 else choose_comparison(Gate(source), segmenter, len(dataset))
-            task = Task(dataset, segmenter, None if is_fp32 else fp32, comparison, threads, workers, extras)
-            found[segmenter.artifact] = judged(task, own, segmenter.description)
-            if isnan(found[segmenter.artifact].mIoU):
-                what = f"{dataset.found}: there is no mIoU: every pixel of the masks is ignored"
-                raise DatasetError(what, "Give masks with labels, or correct --label-map or --ignore-index.")
-    return found, not_run
+    segmenters: Sequence[Segmenter], dataset: Dataset, threads: int | None, workers: int, progress: Progress
+) -> dict[str, Evaluation]:
+    """What each is worth: FP32, which is the first, and the others judged against it."""
+    fp32, extras, found = segmenters[0], Extras(boundaries=True), dict[str, Evaluation]()
+    with progress.phase(f"measuring {count(len(segmenters), 'artifact')}") as told:
+        counts = measure_together(dataset, segmenters, fp32, workers=workers, extras=extras, progress=told)
+    for segmenter, own in zip(segmenters, counts, strict=True):
+        is_fp32 = segmenter is fp32
+        comparison = None if is_fp32 else choose_comparison(Gate(fp32.artifact), segmenter, len(dataset))
+        task = Task(dataset, segmenter, None if is_fp32 else fp32, comparison, threads, workers, extras)
+        found[segmenter.artifact] = judged(task, own, segmenter.description)
+        if isnan(found[segmenter.artifact].mIoU):
+            what = f"{dataset.found}: there is no mIoU: every pixel of the masks is ignored"
+            raise DatasetError(what, "Give masks with labels, or correct --label-map or --ignore-index.")
+    return found
 
 
 def _rows(bundle: Bundle, found: Mapping[str, Evaluation], speeds: Sequence[Mapping[str, Any]]) -> tuple[Row, ...]:

@@ -41,11 +41,9 @@ def summary(overview: Overview) -> Summary:
     if best.is_fp32:
         others = len(overview.rows) - 1
         first = "No other artifact is both faster on this machine and as accurate as it must be."
-        if unknown := [row.name for row in overview.rows if row.passed and row.times_as_fast is None]:
-            names = ", ".join(unknown)
-            first = (
-                f"The speed of artifacts that are accurate enough could not be told, the machine being busy: {names}."
-            )
+        if unknown := [row for row in overview.rows if row.passed and row.times_as_fast is None]:
+            told = "; ".join(f"{row.name} ({row.no_ratio})" for row in unknown)
+            first = f"Whether artifacts that are accurate enough are faster could not be told: {told}."
         if not others:
             first = "No other artifact of the bundle runs on this machine."
         return Summary("none", f"Keep {best.name}, the original network (FP32)", (first, _accuracy(fp32)), cautions)
@@ -92,6 +90,7 @@ def _cautions(overview: Overview) -> list[str]:
             f"These images are too few to be sure of {best}: it may lose {-gate.interval[0]:.2f} points, more than the "
             f"{gate.budget:g} that may be lost."
         )
+    told += [f"{name} is broken: {reason}." for name, reason in overview.broken.items()]
     foreign = [row for row in overview.rows if not row.own_arithmetic]
     if foreign:
         names = ", ".join(row.name for row in foreign)
@@ -124,9 +123,7 @@ def standing(row: Row) -> Standing:
             "none", "Not proved here", f"computed in FP32, not in {floats}: the accuracy of a GPU is another"
         )
     if ratio is None:
-        return Standing(
-            "none", "Accurate", f"its speed is unknown: {row.speed['no_ratio'].get(row.source, 'not measured')}"
-        )
+        return Standing("none", "Accurate", f"its speed is unknown: {row.no_ratio}")
     if ratio < FASTER:
         made_for = MADE_FOR.get(row.artifact.target, row.artifact.target)
         return Standing("same", "Accurate", f"not faster than the original here; made for {made_for}")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 
-from denseport.runtime.cli.arguments import add_values, path, real, size, whole
+from denseport.runtime.cli.arguments import add_bundle, add_values, open_bundle, path, real, size, whole
 
 HELP = "measure speed, memory and start-up of each artifact on this machine, side by side"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
+    add_bundle(parser)
     parser.add_argument(
         "--artifact", metavar="NAME", nargs="+", default=[], help="default: all that run on this machine"
     )
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     progress = Terminal()
     found = bench(
-        arguments.bundle,
+        open_bundle(arguments),
         arguments.artifact,
         image=arguments.image or synthetic_image(*arguments.size),
         plan=Plan(arguments.rounds, arguments.seconds, tuple(arguments.concurrency), tuple(arguments.batches)),

@@ -7,12 +7,12 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from denseport.runtime.cli.arguments import path
 
 if TYPE_CHECKING:
+    from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.system.machine import Machine
 
 HELP = "show what this machine can do, and how to get what is missing"
@@ -35,11 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.system.machine import inspect_machine
 
-    machine = inspect_machine()
-    abilities = _abilities(machine, arguments.bundle)
-    artifacts = _artifacts(arguments.bundle, machine) if arguments.bundle is not None else []
+    machine, bundle = inspect_machine(), None if arguments.bundle is None else Bundle(arguments.bundle)
+    abilities = _abilities(machine, bundle)
+    artifacts = [] if bundle is None else _artifacts(bundle, machine)
     if arguments.json:
         rows = {"abilities": [asdict(row) for row in abilities], "artifacts": [asdict(row) for row in artifacts]}
         print(json.dumps({"machine": asdict(machine), **rows}, indent=1))
@@ -47,9 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
         for name, text in machine.summary().items():
             print(f"{name:10} {text}")
         _print("This machine can", abilities)
-        if artifacts:
-            _print(f"What of {arguments.bundle} runs here", artifacts)
-            _print_hint(arguments.bundle, machine)
+        if bundle is not None:
+            from denseport.runtime.selection import untried
+
+            _print(f"What of {bundle.path} runs here", artifacts)
+            if hint := untried(bundle.manifest, machine):
+                print(f"\n{hint.replace('BUNDLE', shlex.quote(str(bundle.path)))}")
     return 3 if artifacts and all(row.missing for row in artifacts) else 0
 
 
@@ -59,16 +63,7 @@ def _print(title: str, rows: Sequence[Ability]) -> None:
         print(f"  no   {row.name}: {row.missing}\n         {row.remedy}" if row.missing else f"  yes  {row.name}")
 
 
-def _print_hint(bundle: Path, machine: Machine) -> None:
-    from denseport.runtime.bundle.bundle import Bundle
-    from denseport.runtime.selection import untried
-
-    if hint := untried(Bundle(bundle).manifest, machine):
-        print(f"\n{hint.replace('BUNDLE', shlex.quote(str(bundle)))}")
-
-
-def _abilities(machine: Machine, bundle: Path | None) -> list[Ability]:
-    from denseport.runtime.bundle.bundle import Bundle
+def _abilities(machine: Machine, bundle: Bundle | None) -> list[Ability]:
     from denseport.runtime.bundle.preprocessing import needs_pillow
     from denseport.runtime.system.machine import install_command
 
@@ -97,8 +92,8 @@ def _abilities(machine: Machine, bundle: Path | None) -> list[Ability]:
         ("build TensorRT-RTX engines, ahead of time", lacks("tensorrt_rtx"), "tensorrt-rtx"),
         ("run TensorRT-RTX engines", join(gpu, lacks("tensorrt_rtx"), cuda), "tensorrt-rtx"),
     ]
-    if bundle is not None and needs_pillow(Bundle(bundle).manifest.preprocess):
-        rows.append((f"decode image files for {bundle}, as its checkpoint does", lacks("pillow"), "pillow"))
+    if bundle is not None and needs_pillow(bundle.manifest.preprocess):
+        rows.append((f"decode image files for {bundle.path}, as its checkpoint does", lacks("pillow"), "pillow"))
     where = {
         gpu: " on a machine with an NVIDIA GPU",
         bf16: " on a processor with avx512_bf16, amx_bf16 or bf16",
@@ -110,13 +105,12 @@ def _abilities(machine: Machine, bundle: Path | None) -> list[Ability]:
     ]
 
 
-def _artifacts(bundle: Path, machine: Machine) -> list[Ability]:
-    from denseport.runtime.bundle.bundle import Bundle
+def _artifacts(bundle: Bundle, machine: Machine) -> list[Ability]:
     from denseport.runtime.bundle.decode import reading_record
     from denseport.runtime.selection import why_unsupported
 
-    artifacts = Bundle(bundle).manifest.artifacts
-    with reading_record(str(bundle)):
+    artifacts = bundle.manifest.artifacts
+    with reading_record(str(bundle.path)):
         return [
             Ability(f"{name} ({a.kind}, {a.precision})", *why_unsupported(a, machine)) for name, a in artifacts.items()
         ]

@@ -7,9 +7,9 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from denseport.runtime.cli.arguments import path, real, whole
+from denseport.runtime.cli.arguments import add_bundle, open_bundle, path, real, refuse_given, whole
 from denseport.runtime.cli.data_options import add_data_options, data_options
-from denseport.runtime.cli.eval_depth import add_depth_options, check_task, evaluate_depths
+from denseport.runtime.cli.eval_depth import add_depth_options, check_task, evaluate_depths, workers
 from denseport.runtime.cli.eval_temperature import fit_and_print
 from denseport.runtime.system.text import count
 
@@ -22,7 +22,7 @@ HELP = "measure accuracy on labelled images or measured depths, and pass or fail
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
+    add_bundle(parser)
     parser.add_argument("--artifact", metavar="NAME", help="what is measured; default: the FP32 artifact")
     parser.add_argument(
         "--protocol",
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_depth_options(parser.add_argument_group("data of a depth network"))
     _add_gate(parser.add_argument_group("gate"))
     work = parser.add_argument_group("running")
-    work.add_argument("--workers", type=whole(1), default=2, metavar="N", help="threads beside the network; default: 2")
+    work.add_argument("--workers", type=whole(1), metavar="N", help="threads beside the network; default: 2")
     work.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads of the network; default: all")
     work.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same measurement")
     work.add_argument(
@@ -99,7 +99,6 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.evaluation.evaluate import evaluate, open_data
     from denseport.runtime.evaluation.gate import Gate
     from denseport.runtime.evaluation.state import Extras
@@ -107,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.system.progress import Terminal
 
     _check(arguments)
-    bundle = Bundle(arguments.bundle)
+    bundle = open_bundle(arguments)
     check_task(arguments, bundle.manifest.task)
     if bundle.manifest.task == "depth":
         return evaluate_depths(arguments, bundle)
@@ -117,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
     data = data_options(arguments)
     if arguments.fit_temperature:
         return fit_and_print(arguments, bundle, data)
-    work = {name: getattr(arguments, name) for name in ("artifact", "protocol", "threads", "workers")}
+    work = {name: getattr(arguments, name) for name in ("artifact", "protocol", "threads")} | workers(arguments)
     work |= {"gate": gate, "extras": Extras(arguments.boundaries, arguments.ece), "progress": Terminal()}
     if arguments.shard is not None:
         refuse_state(arguments.state, resume=arguments.resume)
@@ -148,17 +147,17 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--explain needs the checkpoint to compare with", "Name it with --checkpoint FILE.")
     if arguments.checkpoint is not None and not arguments.explain:
         raise InputError("--checkpoint is used by --explain only", "Add --explain.")
-    for name in _OF_GATE:
-        if arguments.gate is None and getattr(arguments, name) not in (None, False):  # else code 0 would read as a pass
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option} is used by --gate only; without a gate nothing is judged", "Add --gate.")
+    if arguments.gate is None:  # else code 0 would read as a pass
+        refuse_given(arguments, _OF_GATE, "{} is used by --gate only; without a gate nothing is judged", "Add --gate.")
+    if arguments.trust is not None and arguments.ray is not None:
+        what = "--trust does not go with --ray: each machine of a cluster opens the bundle by itself"
+        raise InputError(what, "Leave one of them out; denseport verify checks the bundle beforehand.")
     if arguments.shard is None:
         return
     if arguments.state is None:
         raise InputError("--shard needs a file for its counts", "Name it with --state FILE.")
-    for name in ("report", "explain", "record"):
-        if getattr(arguments, name):
-            raise InputError(f"--{name} needs all images, not a shard", f"Give --{name} with --merge.")
+    names = ("report", "explain", "record")
+    refuse_given(arguments, names, "{} needs all images, not a shard", "Give it with --merge.")
 
 
 def _table(found: Evaluation) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 
-from denseport.runtime.cli.arguments import path, real, whole
+from denseport.runtime.cli.arguments import add_bundle, open_bundle, path, real, whole
 from denseport.runtime.cli.data_options import add_data_options, data_options
 
 HELP = "write one page about all artifacts: accuracy, size, speed here, what is proved"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder, for segmentation")
+    add_bundle(parser, "a bundle's folder, for segmentation")
     parser.add_argument("-o", "--out", metavar="DIR", type=path, required=True, help="folder for report.html")
     parser.add_argument(
         "--protocol", default="reference", metavar="NAME", help="as of denseport eval; default: reference"
@@ -33,13 +33,15 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.benchmark.overview.collect import report
     from denseport.runtime.benchmark.overview.words import summary
     from denseport.runtime.benchmark.speed import Plan
+    from denseport.runtime.errors import BundleError
     from denseport.runtime.system.progress import Terminal
+    from denseport.runtime.system.text import count
 
     work = {name: getattr(arguments, name) for name in ("protocol", "threads", "workers")}
     plan = Plan(arguments.rounds, arguments.seconds, concurrency=(), batches=())
     progress = Terminal()
     found, page = report(
-        arguments.bundle,
+        open_bundle(arguments),
         arguments.data,
         arguments.out,
         plan=plan,
@@ -48,9 +50,12 @@ def run(arguments: argparse.Namespace) -> int:
         **data_options(arguments),
     )
     progress.say(f"written to {page}")
-    if arguments.json:
-        print(json.dumps(found.to_dict(), indent=1))
-        return 0
     words = summary(found)
-    print("\n".join((words.title, *words.sentences, *(f"be careful: {text}" for text in words.cautions))))
+    lines = (words.title, *words.sentences, *(f"be careful: {text}" for text in words.cautions))
+    print(json.dumps(found.to_dict(), indent=1) if arguments.json else "\n".join(lines))
+    if found.broken:
+        names = f"{count(len(found.broken), 'broken artifact')}: {', '.join(found.broken)}"
+        raise BundleError(
+            f"{arguments.bundle}: {names}", "The page says why. Make them again, or copy the bundle again."
+        )
     return 0

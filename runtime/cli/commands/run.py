@@ -7,15 +7,16 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denseport.runtime.cli.arguments import add_trust, path, real, whole
+from denseport.runtime.cli.arguments import add_bundle, add_values, open_bundle, path, real, refuse_given, whole
 from denseport.runtime.system.text import count
 
 if TYPE_CHECKING:
+    from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.cli.predict import Model, Predictions, RemoteModel
     from denseport.runtime.cli.writing import Writing
     from denseport.runtime.media.inputs import Input
@@ -25,67 +26,39 @@ CONNECT_SECONDS = 5.0  # that a server may take to answer at first; a mistyped a
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
+    add_bundle(parser)
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image, video, folder, or glob in quotes")
     parser.add_argument("-o", "--output", metavar="OUT", type=path, required=True, help="folder for the results")
-    parser.add_argument("--artifact", metavar="NAME", help="which artifact runs; default: the best for this machine")
-    parser.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads; default: all this process may use")
-    parser.add_argument(
-        "--opacity",
-        type=real(0, 1),
-        metavar="X",
-        help="opacity of the colours, 0 to 1; default: 0.5, of depth 1",
+    protocol = "reference (as the checkpoint was tested), ms-flip, slide, fixed:WIDTHxHEIGHT, …; default: %(default)s"
+    smoothing = "videos: weight of the earlier frames against flicker, from 0 to below 1; default: 0"
+    scale = "depth PNGs: values a unit; default: of metres 1000 (256 beyond 54 m), else what spreads each image's"
+    formats = "what is written, with commas between: png (masks; depths of 16 bits), overlay, npz; of masks scores "
+    formats += "(probabilities, 16-bit PNG), coco, geojson; of depths npy; default: png,overlay"
+    add_values(
+        parser,
+        ("--artifact", str, None, "NAME", "which artifact runs; default: the best for this machine"),
+        ("--threads", whole(1), None, "N", "CPU threads; default: all this process may use"),
+        ("--opacity", real(0, 1), None, "X", "opacity of the colours, 0 to 1; default: 0.5, of depth 1"),
+        ("--protocol", str, "reference", "NAME", protocol),
+        ("--temporal-smoothing", real(0, below=1), 0.0, "W", smoothing),
+        ("--depth-scale", real(above=0), None, "N", scale),
+        ("--format", _formats, None, "LIST", formats),
+        ("--ray", str, None, "ADDRESS", "run on a Ray cluster, or 'local' for one on this machine"),
+        ("--server", str, None, "URL", "a Triton server runs the model: http://HOST:PORT or grpc://HOST:PORT"),
+        ("--model", str, None, "NAME", "its name on the server; default: as denseport triton names it"),
     )
-    parser.add_argument(
-        "--protocol",
-        default="reference",
-        metavar="NAME",
-        help="reference (as the checkpoint was tested), ms-flip, slide, fixed:WIDTHxHEIGHT, …; default: %(default)s",
-    )
-    parser.add_argument(
-        "--temporal-smoothing",
-        type=real(0, below=1),
-        default=0.0,
-        metavar="W",
-        help="videos: weight of the earlier frames against flicker, from 0 to below 1; default: 0",
-    )
-    parser.add_argument(
-        "--provider",
-        nargs="+",
-        metavar="NAME",
-        help="ONNX Runtime's execution providers, best first; default: automatic",
-    )
-    parser.add_argument(
-        "--depth-scale",
-        type=real(above=0),
-        metavar="N",
-        help="depth PNGs: values a unit; default: of metres 1000 (256 beyond 54 m), else what spreads each image's",
-    )
-    parser.add_argument(
-        "--grey", action="store_true", help="write masks as grey PNGs, whose pixels OpenCV reads as class indices too"
-    )
-    parser.add_argument(
-        "--format",
-        type=_formats,
-        metavar="LIST",
-        help="what is written, with commas between: png (masks; depths of 16 bits), overlay, npz; of masks scores "
-        "(probabilities, 16-bit PNG), coco, geojson; of depths npy; default: png,overlay",
-    )
-    parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster, or 'local' for one on this machine")
+    words = "ONNX Runtime's execution providers, best first; default: automatic"
+    parser.add_argument("--provider", nargs="+", metavar="NAME", help=words)
+    words = "write masks as grey PNGs, whose pixels OpenCV reads as class indices too"
+    parser.add_argument("--grey", action="store_true", help=words)
     parser.add_argument("--no-overlay", action="store_true", help="write masks or depths only")
     parser.add_argument("--no-mask", action="store_true", help="write overlays only")
-    parser.add_argument(
-        "--server", metavar="URL", help="a Triton server runs the model: http://HOST:PORT or grpc://HOST:PORT"
-    )
-    parser.add_argument("--model", metavar="NAME", help="its name on the server; default: as denseport triton names it")
-    add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print what was found and written as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.bundle.preprocessing import needs_pillow
     from denseport.runtime.cli.predict import Predictions
     from denseport.runtime.errors import InputError
@@ -93,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
     from denseport.runtime.system.machine import require
 
     _check(arguments)
-    manifest = Bundle(arguments.bundle).manifest
+    bundle = open_bundle(arguments)
+    manifest = bundle.manifest
     writing, inputs = _writing(arguments, manifest.task), find_inputs(arguments.inputs)
     if needs_pillow(manifest.preprocess) and arguments.ray is None and any(each.kind == "image" for each in inputs):
         require(("PIL",), "pillow")  # once, and not for each file
@@ -105,9 +79,9 @@ def run(arguments: argparse.Namespace) -> int:
     bar = tqdm(total=len(inputs), unit="file", disable=len(inputs) < 2 or not sys.stderr.isatty())
     try:
         if arguments.ray is not None:
-            _run_on_ray(arguments, inputs, job, bar)
+            _run_on_ray(arguments, bundle, inputs, job, bar)
         else:
-            with _open(arguments) as segmenter:
+            with _open(arguments, bundle) as segmenter:
                 for item in inputs:
                     job.add(segmenter, item)
                     bar.update()
@@ -145,9 +119,8 @@ def _writing(arguments: argparse.Namespace, task: str) -> Writing:
 
     opacity = {} if arguments.opacity is None else {"opacity": arguments.opacity}
     others = {"depth": ("grey", "no_mask"), "segmentation": ("depth_scale",)}[task]
-    if given := [name for name in others if getattr(arguments, name) not in (None, False)]:
-        what = f"--{given[0].replace('_', '-')} is not for a network of {task}"
-        raise InputError(what, "Leave it out; --format says what is written.")
+    remedy = "Leave it out; --format says what is written."
+    refuse_given(arguments, others, f"{{}} is not for a network of {task}", remedy)
     if arguments.depth_scale is not None and "png" not in _chosen(arguments):
         raise InputError("--depth-scale applies to PNGs, and none is written", "Leave it out, or add png to --format.")
     if arguments.opacity is not None and "overlay" not in _chosen(arguments):
@@ -173,29 +146,24 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--no-overlay and --no-mask leave nothing to write", "Leave one out, or add --json.")
     if arguments.model is not None and arguments.server is None:
         raise InputError("--model names a model on a server", "Give --server too.")
-    names = ("artifact", "threads", "provider", "trust", "ray")
-    local = [name for name in names if getattr(arguments, name) is not None]
-    local += ["protocol"] * (arguments.protocol != "reference")
-    local += ["temporal-smoothing"] * (arguments.temporal_smoothing > 0)
-    if arguments.server is not None and local:
-        raise InputError(
-            f"--server decides how the model runs; --{local[0]} is for running it on this machine",
-            "Leave it out, or give it to denseport triton.",
-        )
+    if arguments.server is not None:
+        names = ("artifact", "threads", "provider", "trust", "ray", "protocol", "temporal_smoothing")
+        what = "--server decides how the model runs; {} is for running it on this machine"
+        refuse_given(arguments, names, what, "Leave it out, or give it to denseport triton.")
     if arguments.ray is None:  # on a cluster it is its machines that write
         refuse_unwritable(arguments.output)
 
 
 @contextmanager
-def _open(arguments: argparse.Namespace) -> Iterator[Model]:
+def _open(arguments: argparse.Namespace, bundle: Bundle) -> Iterator[Model]:
     """The model that runs on the images; its description goes to standard error."""
     from denseport.runtime.segmenter.opening import open_predictor
 
     if arguments.server is not None:
-        with _connect(arguments) as server:
+        with _connect(arguments, bundle) as server:
             yield server
         return
-    with open_predictor(arguments.bundle, **_settings(arguments), threads=arguments.threads) as segmenter:
+    with open_predictor(bundle, **_settings(arguments), threads=arguments.threads) as segmenter:
         print(segmenter.description, file=sys.stderr)
         for name, reason in segmenter.selection.others.items():
             print(f"  not {name}: {reason}", file=sys.stderr)
@@ -207,31 +175,29 @@ def _open(arguments: argparse.Namespace) -> Iterator[Model]:
 
 
 @contextmanager
-def _connect(arguments: argparse.Namespace) -> Iterator[RemoteModel]:
-    from denseport.runtime.bundle.bundle import Bundle
+def _connect(arguments: argparse.Namespace, bundle: Bundle) -> Iterator[RemoteModel]:
     from denseport.runtime.cli.predict import RemoteModel
     from denseport.runtime.errors import InputError
     from denseport.runtime.serving.triton.client import Client
     from denseport.runtime.serving.triton.variants import model_name
 
-    bundle = Bundle(arguments.bundle)
-    name = model_name(bundle, arguments.model)
+    manifest, name = bundle.manifest, model_name(bundle, arguments.model)
     with Client(arguments.server, name, deadline=CONNECT_SECONDS) as client:
-        classes = client.classes()
-    if classes != bundle.manifest.classes:
+        other = "classes" if client.classes() != manifest.classes else ""
+        if manifest.depth is not None and client.depth() != asdict(manifest.depth):
+            other = "depths (unit, direction or limit)"
+    if other:
         raise InputError(
-            f"{arguments.server}: {name} has other classes than {arguments.bundle}",
+            f"{arguments.server}: {name} has other {other} than {arguments.bundle}",
             "Give the bundle that was exported to the server, or another --model.",
         )
     with Client(arguments.server, name) as client:
         print(f"{name} on {arguments.server}", file=sys.stderr)
-        yield RemoteModel(name, bundle.manifest, client)
+        yield RemoteModel(name, manifest, client)
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    trust = arguments.trust and [file.absolute() for file in arguments.trust]  # Ray's actors work in other folders
-    same = {"artifact": arguments.artifact, "protocol": arguments.protocol}
-    return {**same, "providers": arguments.provider, "trust": trust}
+    return {"artifact": arguments.artifact, "protocol": arguments.protocol, "providers": arguments.provider}
 
 
 def _open_actor(
@@ -251,16 +217,15 @@ def _open_actor(
     return handle
 
 
-def _run_on_ray(arguments: argparse.Namespace, inputs: list[Input], job: Predictions, bar: Any) -> None:
+def _run_on_ray(arguments: argparse.Namespace, bundle: Bundle, inputs: list[Input], job: Predictions, bar: Any) -> None:
     """Add the results and failures of a Ray cluster's actors to ``job``, in the order of ``inputs``."""
-    from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.evaluation.shards import connect
 
-    bundle = Bundle(arguments.bundle)  # a missing one is refused before a cluster starts
     # Whole paths: the actors work in folders of their own.
     items = [replace(item, path=item.path.absolute()) for item in inputs]
     job_there = replace(job, folder=job.folder.absolute())
-    work = partial(_open_actor, bundle.path.absolute(), _settings(arguments), job_there)
+    settings = {**_settings(arguments), "trust": arguments.trust and [file.absolute() for file in arguments.trust]}
+    work = partial(_open_actor, bundle.path.absolute(), settings, job_there)
     with connect(arguments.ray, arguments.threads) as cluster:
         print(count(cluster.count, "Ray actor"), file=sys.stderr)
         for done in cluster.map(work, items):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from denseport.runtime.cli.arguments import add_trust, add_values, path, real, whole
+from denseport.runtime.cli.arguments import add_bundle, add_values, open_bundle, real, whole
 
 HELP = "serve a bundle over HTTP, with a page to drop images on"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
+    add_bundle(parser)
     add_values(
         parser,
         ("--host", str, "127.0.0.1", "ADDRESS", "address to listen on; default: %(default)s, this machine"),
@@ -25,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--max-images", whole(1), 16, "N", "limit on the images of a request; default: %(default)s"),
         ("--timeout", real(above=0), 60.0, "SECONDS", "limit on the time for an answer; default: %(default)g"),
     )
-    add_trust(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,17 +33,12 @@ def run(arguments: argparse.Namespace) -> int:
     # OpenCV reads it when it is loaded: a second guard, behind the check of the header.
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(arguments.max_pixels))
 
-    from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.bundle.preprocessing import needs_pillow
     from denseport.runtime.serving.http.limits import Limits
     from denseport.runtime.serving.http.server import serve
     from denseport.runtime.system.machine import require
 
-    given, bundle = arguments, Bundle(arguments.bundle)
-    if given.trust is not None:
-        from denseport.runtime.bundle.signature import verify
-
-        verify(bundle, given.trust)
+    given, bundle = arguments, open_bundle(arguments)
     if needs_pillow(bundle.manifest.preprocess):
         require(("PIL",), "pillow")
     names = ("max_bytes", "max_pixels", "max_images", "concurrency", "queue", "timeout")

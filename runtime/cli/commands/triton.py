@@ -7,7 +7,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from denseport.runtime.cli.arguments import add_values, path, real, size, whole
+from denseport.runtime.cli.arguments import add_bundle, add_values, open_bundle, path, real, size, whole
 
 if TYPE_CHECKING:
     from denseport.runtime.bundle.manifest import Manifest
@@ -18,7 +18,7 @@ WARMUP_HEIGHT = 512  # pixels of the image, where the bundle gives none
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", type=path, help="a bundle's folder")
+    add_bundle(parser)
     parser.add_argument("-o", "--output", metavar="REPO", type=path, required=True, help="the repository's folder")
     parser.add_argument(
         "--backend",
@@ -59,10 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from denseport.runtime.bundle.bundle import Bundle
     from denseport.runtime.serving.triton.repository import export_repository
 
-    bundle = Bundle(arguments.bundle)
+    bundle = open_bundle(arguments)
     done = export_repository(bundle, arguments.output, _options(arguments, bundle.manifest))
     if arguments.json:
         print(json.dumps({**dataclasses.asdict(done), "repository": str(done.repository)}, indent=1))

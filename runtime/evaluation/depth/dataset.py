@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from denseport.runtime.errors import DatasetError, ImageError
 from denseport.runtime.evaluation.depth.metrics import CROPS
-from denseport.runtime.evaluation.layouts import Sample, files_by_name, refuse_alone
+from denseport.runtime.evaluation.layouts import Sample, files_by_name, find_files, read_list, refuse_alone
 from denseport.runtime.media.images import reading
+from denseport.runtime.system.arguments import optional_path, required_path
 from denseport.runtime.system.text import count
 
 __all__ = ["DepthDataset", "DepthReading", "open_depth_dataset"]
@@ -45,6 +46,12 @@ class DepthReading:
         if self.scale is not None and not self.scale > 0:
             raise DatasetError(f"--depth-scale {self.scale} is not above 0", "Give values a metre, such as 1000.")
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Metres from which and up to which a depth counts, once both are said."""
+        assert self.least is not None and self.most is not None
+        return self.least, self.most
+
     def over(self, other: DepthReading) -> DepthReading:
         """These settings, and the other's where these say nothing."""
         return replace(other, **{name: value for name, value in vars(self).items() if value is not None})
@@ -59,12 +66,12 @@ class _Layout:
     reading: DepthReading = field(default_factory=DepthReading)
 
 
-TWO_FOLDERS = _Layout("two folders", "images", "depths")
+TWO_FOLDERS = _Layout("two folders", "", "")
 NYU = _Layout("NYUv2, rgb_* and sync_depth_*", "", "", ("sync_depth_", "rgb_"), DepthReading(1000.0, most=10.0))
 KITTI_PARTS = ("_groundtruth_depth_", "_image_")
 LAYOUTS = (
     _Layout("KITTI's depth selection", "image", "groundtruth_depth", KITTI_PARTS, DepthReading(256.0, most=80.0)),
-    replace(TWO_FOLDERS, name="images and depths"),
+    _Layout("images and depths", "images", "depths"),
     _Layout("rgb and depth", "rgb", "depth"),
     _Layout("image and depth", "image", "depth"),
 )
@@ -158,7 +165,8 @@ def open_depth_dataset(
     Raises:
         DatasetError: a file or folder that is missing or has no partner, or PNGs without a scale.
     """
-    root, other, settings = Path(data), None if depths is None else Path(depths), settings or DepthReading()
+    root, other = required_path("data", data), optional_path("depths", depths)
+    given, own = settings or DepthReading(), DepthReading()
     for option, suffix in (("--image-suffix", image_suffix), ("--depth-suffix", depth_suffix)):
         if list_file is not None and suffix is not None:
             raise DatasetError(
@@ -166,23 +174,19 @@ def open_depth_dataset(
             )
     try:
         if list_file is not None:
-            samples, words = _listed(Path(list_file), [each for each in (root, other) if each is not None])
-            _check_scale(samples, settings)
-            return DepthDataset(samples, settings, words)
-        layout = _layout_of(root) if other is None else TWO_FOLDERS
-        images, folder = (root / layout.images, root / layout.depths) if other is None else (root, other)
-        samples = _pairs(images, folder, layout.parts, image_suffix, depth_suffix)
-        _check_scale(samples, settings)
+            places = [each for each in (root, other) if each is not None]
+            samples, words = _listed(required_path("list_file", list_file), places)
+        else:
+            layout = _layout_of(root) if other is None else TWO_FOLDERS
+            images, folder = root / layout.images, (other or root) / layout.depths
+            samples = _pairs(images, folder, layout.parts, image_suffix, depth_suffix)
+            words = f"{count(len(samples), 'image')} of {images} with depths of {folder}; {layout.name}"
+            own = layout.reading
     except OSError as err:
         raise DatasetError(f"{err.filename}: cannot be searched: {err.strerror}", "Check its permissions.") from err
-    words = f"{count(len(samples), 'image')} of {images} with depths of {folder}; {layout.name}"
-    return DepthDataset(samples, settings.over(layout.reading), words)
-
-
-def _check_scale(samples: tuple[Sample, ...], settings: DepthReading) -> None:
-    """Refuse a scale that no file needs."""
-    if samples and settings.scale is not None and all(each.mask.suffix.lower() == ".npy" for each in samples):
+    if samples and given.scale is not None and all(each.mask.suffix.lower() == ".npy" for each in samples):
         raise DatasetError("--depth-scale applies to PNGs, and no depth is one", "Leave it out: a .npy holds metres.")
+    return DepthDataset(samples, given.over(own), words)
 
 
 def _layout_of(root: Path) -> _Layout:
@@ -219,26 +223,19 @@ def _pairs(
 
 def _listed(path: Path, bases: list[Path]) -> tuple[tuple[Sample, ...], str]:
     """The pairs of a list such as those of the Eigen split: an image, its depth or None, perhaps the focal length."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as err:
-        raise DatasetError(f"{path}: the list cannot be read: {err}", "Name a text file in UTF-8.") from err
     samples, without, places = list[Sample](), 0, [*bases, path.parent]
-    for number, line in enumerate(lines, start=1):
-        fields = line.split("\t") if "\t" in line else line.split()
-        if not fields or fields[0].startswith("#"):
-            continue
+    for line in read_list(path):
+        fields, where = line.fields, f"{path}, line {line.number}"
         if len(fields) not in (2, 3) or (fields[1] != "None" and Path(fields[1]).suffix.lower() not in ENDINGS):
-            what = f"{path}, line {number}: expected 'image depth', the depth a .png or .npy"
+            what = f"{where}: expected 'image depth', the depth a .png or .npy"
             raise DatasetError(what, "Separate names that hold blanks by a tab.")
         if fields[1] == "None":
             without += 1
             continue
-        files = [next((base / each for base in places if (base / each).is_file()), None) for each in fields[:2]]
-        if files[0] is None or files[1] is None:
-            missing, where = fields[0] if files[0] is None else fields[1], " or ".join(map(str, places))
-            what = f"{path}, line {number}: there is no {missing!r} in {where}"
+        image, depth = find_files(fields[:2], places)
+        if image is None or depth is None:
+            what = f"{where}: there is no {fields[image is not None]!r} in {' or '.join(map(str, places))}"
             raise DatasetError(what, "Check --data and --depths.")
-        samples.append(Sample(fields[0], files[0], files[1]))
+        samples.append(Sample(fields[0], image, depth))
     left_out = f", {without} without a depth left out" if without else ""
     return tuple(samples), f"{count(len(samples), 'image')} of {path}; pairs of a list{left_out}"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from denseport.runtime.bundle.bundle import Bundle, refuse_other_task
+from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.errors import DatasetError, InputError
@@ -16,12 +16,11 @@ from denseport.runtime.evaluation.depth.gate import Yardstick, choose_yardstick,
 from denseport.runtime.evaluation.depth.measure import DepthMeasurement, measure_depths
 from denseport.runtime.evaluation.depth.report import DepthEvaluation, worst_depths, write_depth_report
 from denseport.runtime.evaluation.gate import Gate
-from denseport.runtime.evaluation.record import float_warnings, note_accuracy
-from denseport.runtime.evaluation.report import this_run
+from denseport.runtime.evaluation.record import float_warnings, measurable, note_accuracy
+from denseport.runtime.evaluation.report import Origin
 from denseport.runtime.segmenter.depth import DepthEstimator
 from denseport.runtime.system.arguments import optional_path, whole
 from denseport.runtime.system.cpus import MOST_THREADS
-from denseport.runtime.system.files import refuse_unwritable
 from denseport.runtime.system.progress import Progress, Silent
 
 __all__ = ["evaluate_depth"]
@@ -65,13 +64,13 @@ def evaluate_depth(
         OutputError: the report or the manifest cannot be written.
     """
     progress, report = progress or Silent(), optional_path("report", report)
-    bundle = _checked(bundle, report, record=record)
+    bundle = measurable(bundle, "depth", report, record=record, otherwise="denseport.runtime.evaluate")
     workers, manifest = whole("workers", workers, 1, MOST_THREADS), bundle.manifest
     artifact = manifest.source if artifact is None else artifact
     gate = gate if gate is None or isinstance(gate, Gate) else Gate(gate)
     how: dict[str, Any] = {"depths": depths, "list_file": list_file, "settings": settings}
     how |= {"image_suffix": image_suffix, "depth_suffix": depth_suffix}
-    data, limits = _complete(_opened(data, limit, how), manifest)
+    data = _complete(_opened(data, limit, how), manifest)
     with ExitStack() as stack:
         common: dict[str, Any] = {"protocol": protocol, "threads": threads}
         own = stack.enter_context(DepthEstimator(bundle, artifact=artifact, **common))
@@ -81,22 +80,13 @@ def evaluate_depth(
             fp32 = stack.enter_context(DepthEstimator(bundle, artifact=manifest.source, **common))
         progress.say(data.found)
         with progress.phase(f"measuring {artifact}") as told:
-            found = measure_depths(data, own, limits, fp32=fp32, workers=workers, progress=told)
+            found = measure_depths(data, own, fp32=fp32, workers=workers, progress=told)
         evaluation = _judged(own, data, found, yardstick)
         if report is not None:
-            evaluation = _reported(report, evaluation, data, [own] if fp32 is None else [own, fp32])
+            images = worst_depths(data, found, [own] if fp32 is None else [own, fp32])
+            page = write_depth_report(report, evaluation, manifest, images, Origin.of_this_run(own.description))
+            evaluation = replace(evaluation, report=page)
     return _recorded(bundle, evaluation) if record else evaluation
-
-
-def _checked(bundle: Path | str | Bundle, report: Path | None, *, record: bool) -> Bundle:
-    """The bundle, once the places that will be written are found to be writable."""
-    if report is not None:
-        refuse_unwritable(report)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-    refuse_other_task(bundle, "depth", "denseport.runtime.evaluate")
-    if record:
-        refuse_unwritable(bundle.path)
-    return bundle
 
 
 def _opened(data: Path | str | DepthDataset, limit: int | None, how: dict[str, Any]) -> DepthDataset:
@@ -110,8 +100,8 @@ def _opened(data: Path | str | DepthDataset, limit: int | None, how: dict[str, A
     return replace(data, samples=data.samples[: None if limit is None else whole("limit", limit, 1)])
 
 
-def _complete(data: DepthDataset, manifest: Manifest) -> tuple[DepthDataset, tuple[float, float]]:
-    """The data set with its limits, and these: metres from which and up to which measured depths count.
+def _complete(data: DepthDataset, manifest: Manifest) -> DepthDataset:
+    """The data set with its limits.
 
     Raises:
         InputError: nothing says the largest depth that counts.
@@ -125,20 +115,20 @@ def _complete(data: DepthDataset, manifest: Manifest) -> tuple[DepthDataset, tup
     if reading.least is None or not 0 < reading.least < reading.most:
         what = f"--min-depth {reading.least} and --max-depth {reading.most} do not go together"
         raise InputError(what, "Both are above 0, and the second is larger.")
-    return replace(data, reading=reading), (reading.least, reading.most)
+    return replace(data, reading=reading)
 
 
 def _judged(
     estimator: DepthEstimator, data: DepthDataset, found: DepthMeasurement, yardstick: Yardstick | None
 ) -> DepthEvaluation:
-    manifest, artifact = estimator.manifest, estimator.bundle.artifact(estimator.artifact)
-    assert manifest.depth is not None  # of a depth bundle
+    output = estimator.manifest.depth
+    assert output is not None  # of a depth bundle
     if not found.pixels.any():
         limits = f"{data.reading.least:g} to {data.reading.most:g} metres"
         what = f"{data.found}: no pixel counts: none has a measured depth of {limits} within the crop"
         raise DatasetError(what, "Correct --depth-scale, --min-depth, --max-depth or --crop.")
     warnings = [] if yardstick is not None else collapses(found)
-    warnings += float_warnings(artifact, on_gpu=found.on_gpu)
+    warnings += float_warnings(estimator.bundle.artifact(estimator.artifact), on_gpu=found.on_gpu)
     if nothing := int((found.pixels == 0).sum()):
         warnings.append(f"{nothing} of {found.images} images have no pixel that counts, and are left out of the means")
     return DepthEvaluation(
@@ -149,20 +139,11 @@ def _judged(
         protocol=estimator.protocol,
         reading=data.reading,
         measurement=found,
-        aligned=manifest.depth.unit == "relative",
+        aligned=output.unit == "relative",
         gate=None if yardstick is None else judge(yardstick, found),
         warnings=tuple(warnings),
         data=data.found,
     )
-
-
-def _reported(
-    folder: Path, found: DepthEvaluation, data: DepthDataset, estimators: list[DepthEstimator]
-) -> DepthEvaluation:
-    """The result, with its page."""
-    images = worst_depths(data, found.measurement, estimators)
-    page = write_depth_report(folder, found, estimators[0].manifest, images, *this_run(found.session))
-    return replace(found, report=page)
 
 
 def _recorded(bundle: Bundle, found: DepthEvaluation) -> DepthEvaluation:

@@ -16,6 +16,7 @@ from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.depth.dataset import DepthDataset
 from denseport.runtime.evaluation.depth.measure import DepthMeasurement
 from denseport.runtime.evaluation.gate import Gate, Verdict, threshold
+from denseport.runtime.evaluation.quality.interval import interval, resampled
 from denseport.runtime.system.text import count
 
 __all__ = ["BUDGETS", "D1_BUDGETS", "Yardstick", "choose_yardstick", "collapses", "judge"]
@@ -25,8 +26,6 @@ __all__ = ["BUDGETS", "D1_BUDGETS", "Yardstick", "choose_yardstick", "collapses"
 BUDGETS = {"fp32": 0.1, "fp16": 0.5, "bf16": 1.0, "int8": 2.0, "fp8": 2.0}
 D1_BUDGETS = {"fp32": 0.05, "fp16": 0.1, "bf16": 0.2, "int8": 0.5, "fp8": 0.5}
 AT_LIMIT = 0.5  # share of all pixels at the network's limit from which a map says nothing, where FP32 has half as many
-RESAMPLES = 1000
-
 
 # Images and metres of the test sets that figures were published on: NYUv2's, and KITTI's of Eigen's split.
 TEST_SETS = {"NYUv2": (654, 10.0), "KITTI": (697, 80.0)}
@@ -60,9 +59,10 @@ def choose_yardstick(
         InputError: a comparison that depth does not have or that cannot be made with these images, or no budget for the
             artifact's precision.
     """
-    for name, value in (("agreement", gate.agreement), ("strict", gate.strict or None)):
-        if value is not None:
-            raise InputError(f"--{name} applies to segmentation: depths have no classes", "Leave it out.")
+    for name in ("agreement", "strict", "max_boundary_drop", "max_class_drop", "max_ece"):
+        if getattr(gate, name) is not None and getattr(gate, name) is not False:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} applies to segmentation: depths have no classes", "Leave it out.")
     precision = manifest.artifacts[artifact].precision
     given = manifest.budgets.get(precision) if gate.budget is None else gate.budget
     budgets = threshold(BUDGETS, precision, given), threshold(D1_BUDGETS, precision)
@@ -107,11 +107,11 @@ def _published(manifest: Manifest, artifact: str, data: DepthDataset, protocol: 
 def judge(yardstick: Yardstick, found: DepthMeasurement) -> Verdict:
     """The verdict; its delta and budget are percent of AbsRel, a loss negative."""
     budget, may = yardstick.budget, yardstick.d1_budget
-    own, reasons, notes, interval = found.means(), list[str](), list(yardstick.notes), None
+    own, reasons, notes, sure = found.means(), list[str](), list(yardstick.notes), None
     other, d1, name, rounded = yardstick.abs_rel, yardstick.d1, yardstick.name, yardstick.rounded
     if other is None:
         fp32 = found.means(1)
-        other, d1, interval = fp32["AbsRel"], fp32["d1"], _bootstrap(found)
+        other, d1, sure = fp32["AbsRel"], fp32["d1"], _bootstrap(found)
         name += f", AbsRel {other:.4f}"
     if d1 is not None and 100 * (d1 - rounded - own["d1"]) > may:
         whose = "FP32's" if yardstick.abs_rel is None else f"the published {d1:g}"
@@ -121,10 +121,10 @@ def judge(yardstick: Yardstick, found: DepthMeasurement) -> Verdict:
         reasons = ["there is no AbsRel: no pixel counts, or depths are not finite"]
     elif grown > budget and own["AbsRel"] > (1 + budget / 100) * (other + rounded):
         reasons.insert(0, f"AbsRel {own['AbsRel']:.4f} is {grown:.2f} % above {name}; the budget is {budget:g} %")
-    elif interval is not None and interval[0] < -budget:
+    elif sure is not None and sure[0] < -budget:
         notes.append(f"{found.images} images are too few to be sure: the 95 % interval reaches beyond the budget")
     reasons += collapses(found)
-    return Verdict(not reasons, tuple(reasons), name, -float(grown), budget, interval, tuple(notes))
+    return Verdict(not reasons, tuple(reasons), name, -float(grown), budget, sure, tuple(notes))
 
 
 def collapses(found: DepthMeasurement) -> list[str]:
@@ -145,9 +145,7 @@ def collapses(found: DepthMeasurement) -> list[str]:
 def _bootstrap(found: DepthMeasurement) -> tuple[float, float] | None:
     """The 95 % interval of the change of AbsRel, percent, a loss negative; None for fewer than two images."""
     pairs = np.stack([found.column("AbsRel", run)[found.pixels > 0] for run in (0, 1)], 1)
-    n = len(pairs)
-    if n < 2 or not np.isfinite(pairs).all():
+    if len(pairs) < 2 or not np.isfinite(pairs).all():
         return None
-    sums = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) @ pairs
-    low, high = np.percentile(-100 * (sums[:, 0] / sums[:, 1] - 1), [2.5, 97.5])
-    return float(low), float(high)
+    own, fp32 = resampled(pairs).T
+    return interval(-100 * (own / fp32 - 1))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from denseport.runtime.bundle.manifest import DepthOutput
 from denseport.runtime.errors import DatasetError
 from denseport.runtime.evaluation.depth.dataset import DepthDataset
-from denseport.runtime.evaluation.depth.metrics import METRICS, align, depth_metrics, valid_pixels
+from denseport.runtime.evaluation.depth.metrics import METRICS, Floats, depth_metrics, in_metres, valid_pixels
 from denseport.runtime.media.images import reading
 from denseport.runtime.pipeline.stream import pipelined
 from denseport.runtime.segmenter.depth import DepthEstimator
@@ -58,7 +58,6 @@ class DepthMeasurement:
 def measure_depths(
     dataset: DepthDataset,
     estimator: DepthEstimator,
-    limits: tuple[float, float],
     *,
     fp32: DepthEstimator | None = None,
     workers: int = 2,
@@ -67,16 +66,16 @@ def measure_depths(
     """Run an estimator, and FP32 if it is given, over a data set; decoding and metrics go on beside the network.
 
     Args:
-        limits: metres between which a measured depth counts.
+        dataset: with its limits.
 
     Raises:
         DatasetError, ImageError: files that cannot be read or do not fit each other.
     """
     estimators, n, seconds = [estimator, *([fp32] if fp32 is not None else [])], len(dataset), [0.0, 0.0]
-    output = estimator.manifest.depth
+    output, limits = estimator.manifest.depth, dataset.reading.limits
     assert output is not None  # of a depth bundle
 
-    def decode(index: int) -> tuple[int, Any, NDArray[np.float32]]:
+    def decode(index: int) -> tuple[int, Any, Floats]:
         sample = dataset.samples[index]
         image, truth = estimator.read(sample.image), dataset.read_depth(sample)
         if image.shape[:2] != truth.shape:
@@ -85,7 +84,7 @@ def measure_depths(
             raise DatasetError(what, "A depth must have the size of its image.")
         return index, image, truth
 
-    def predict(found: tuple[int, Any, NDArray[np.float32]]) -> tuple[int, Any, NDArray[np.float32]]:
+    def predict(found: tuple[int, Any, Floats]) -> tuple[int, Any, Floats]:
         index, image, views = found[0], found[1], []
         for number, each in enumerate(estimators):
             start = time.perf_counter()
@@ -94,11 +93,11 @@ def measure_depths(
             seconds[number] += time.perf_counter() - start
         return index, views, found[2]
 
-    def score(found: tuple[int, Any, NDArray[np.float32]]) -> tuple[int, list[list[float]], int]:
+    def score(found: tuple[int, Any, Floats]) -> tuple[int, list[list[float]], int]:
         index, views, truth = found
         valid = valid_pixels(truth, *limits, dataset.reading.crop)
         depths = [each.resize(maps) for each, maps in zip(estimators, views, strict=True)]
-        return index, [_row(depth, valid, truth[valid], output, limits) for depth in depths], int(valid.sum())
+        return index, [_row(depth, output, truth, valid, limits) for depth in depths], int(valid.sum())
 
     measured = DepthMeasurement(
         np.full((len(estimators), n, len(COLUMNS)), np.nan),
@@ -117,19 +116,13 @@ def measure_depths(
 
 
 def _row(
-    depth: NDArray[np.float32],
-    valid: NDArray[np.bool_],
-    truth: NDArray[np.float32],
-    output: DepthOutput,
-    limits: tuple[float, float],
+    depth: Floats, output: DepthOutput, truth: Floats, valid: NDArray[np.bool_], limits: tuple[float, float]
 ) -> list[float]:
-    """The `COLUMNS` of one image; relative depths are aligned with the truth, metres held above the least."""
+    """The `COLUMNS` of one image."""
     if not np.isfinite(depth).all():
         return [np.nan] * len(METRICS) + [1, 0, 0]
     low, high = float(depth.min()), float(depth.max())
     constant = high - low <= NEARLY * max(abs(low), abs(high))
     saturated = 0.0 if output.largest is None else float(np.mean(depth >= (1 - NEARLY) * output.largest))
-    found = np.maximum(depth[valid], np.float32(limits[0]))
-    if output.unit == "relative" and len(truth):
-        found = align(depth[valid], truth, *limits, is_disparity=output.larger_is == "nearer")[0]
-    return [*depth_metrics(found, truth), 0, constant, saturated]
+    metres = in_metres(depth, output, truth, valid, limits)
+    return [*depth_metrics(metres[valid], truth[valid]), 0, constant, saturated]

@@ -8,12 +8,16 @@ depth estimation, 2020 (alignment by least squares).
 
 from __future__ import annotations
 
+from types import EllipsisType
+
 import numpy as np
 from numpy.typing import NDArray
 
+from denseport.runtime.bundle.manifest import DepthOutput
 from denseport.runtime.errors import InputError
+from denseport.runtime.pipeline.depth import Depth
 
-__all__ = ["CROPS", "METRICS", "Floats", "align", "aligned", "depth_metrics", "valid_pixels"]
+__all__ = ["CROPS", "METRICS", "Floats", "align", "depth_metrics", "in_metres", "valid_pixels"]
 
 # Errors, where less is better, then the shares of pixels off by a factor below 1.25, 1.25^2, 1.25^3.
 METRICS = ("AbsRel", "SqRel", "RMSE", "RMSElog", "log10", "SILog", "d1", "d2", "d3")
@@ -54,32 +58,48 @@ def valid_pixels(truth: Floats, least: float, most: float, crop: str | None = No
 
 
 def align(
-    found: Floats, truth: Floats, least: float, most: float, *, is_disparity: bool
+    found: Floats,
+    truth: Floats,
+    least: float,
+    most: float,
+    *,
+    is_disparity: bool,
+    valid: NDArray[np.bool_] | EllipsisType = ...,
 ) -> tuple[Floats, float, float]:
     """A relative prediction in metres: with the scale and the shift that fit it best, by least squares.
 
     A disparity is fitted to 1 / truth and inverted. The result is held within ``least`` to ``most`` metres.
 
     Args:
-        found, truth: (n,), of the pixels that count; at least one.
+        found, truth: of one shape.
         is_disparity: larger is nearer.
+        valid: of that shape, the pixels that count, at least one; default: all.
 
     Returns:
-        Metres (n,), the scale and the shift.
+        Metres of ``found``'s shape, the scale and the shift.
     """
-    wanted = 1 / truth.astype(np.float64) if is_disparity else truth.astype(np.float64)
-    columns = np.stack([found.astype(np.float64), np.ones(len(found))], 1)
-    scale, shift = np.linalg.lstsq(columns, wanted, rcond=None)[0]
-    return aligned(found, scale, shift, least, most, is_disparity=is_disparity), float(scale), float(shift)
-
-
-def aligned(
-    found: Floats, scale: float, shift: float, least: float, most: float, *, is_disparity: bool
-) -> NDArray[np.float32]:
-    """A relative prediction, of any shape, in metres by the scale and the shift that `align` found."""
+    known, wanted = found[valid].astype(np.float64), truth[valid].astype(np.float64)
+    columns = np.stack([known, np.ones(len(known))], 1)
+    scale, shift = np.linalg.lstsq(columns, 1 / wanted if is_disparity else wanted, rcond=None)[0].tolist()
     fitted = found.astype(np.float64) * scale + shift
     metres = 1 / np.clip(fitted, 1 / most, 1 / least) if is_disparity else np.clip(fitted, least, most)
-    return metres.astype(np.float32)
+    return metres.astype(np.float32), scale, shift
+
+
+def in_metres(
+    found: Floats, meant: DepthOutput | Depth, truth: Floats, valid: NDArray[np.bool_], limits: tuple[float, float]
+) -> Floats:
+    """(H, W), a whole prediction as the metrics take it; NaN all over where a number of it is not finite.
+
+    Args:
+        meant: what its numbers mean; relative ones are aligned with the truth's valid pixels.
+        limits: metres; no result is below the first, nor one of relative depths above the second.
+    """
+    if not np.isfinite(found).all():
+        return np.full_like(found, np.nan)
+    if meant.unit == "metres" or not valid.any():
+        return np.maximum(found, np.float32(limits[0]))
+    return align(found, truth, *limits, is_disparity=meant.larger_is == "nearer", valid=valid)[0]
 
 
 def depth_metrics(found: Floats, truth: Floats) -> NDArray[np.float64]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.bundle.manifest import DepthOutput, Manifest
-from denseport.runtime.bundle.protocol import Protocol
 from denseport.runtime.evaluation.depth.dataset import DepthDataset, DepthReading
 from denseport.runtime.evaluation.depth.measure import DepthMeasurement
-from denseport.runtime.evaluation.depth.metrics import Floats, align, aligned, valid_pixels
-from denseport.runtime.evaluation.gate import Verdict
+from denseport.runtime.evaluation.depth.metrics import Floats, in_metres, valid_pixels
 from denseport.runtime.evaluation.metrics import json_number
-from denseport.runtime.evaluation.report import write_page
+from denseport.runtime.evaluation.record import Judged
+from denseport.runtime.evaluation.report import Origin, write_page
 from denseport.runtime.media.depth_map import coloured
 from denseport.runtime.media.page import data_uri, thumbnail
 from denseport.runtime.segmenter.depth import DepthEstimator
@@ -33,38 +31,26 @@ __all__ = ["DepthEvaluation", "WorstDepth", "worst_depths", "write_depth_report"
 _TEMPLATE = Path(__file__).with_name("report.html")
 _DRAWN, _LISTED = 6, 20  # images
 _MOST = 0.25  # the error, as a share of the truth, from which the map has its last colour; d1 ends near it
-_RAMP = ((0xEB, 0xEB, 0xE8), (0xE0, 0xA8, 0x00), (0xD9, 0x38, 0x1E), (0x5A, 0x08, 0x10))  # of errors, RGB
+_RAMP = ((0xE8, 0xEB, 0xEB), (0x00, 0xA8, 0xE0), (0x1E, 0x38, 0xD9), (0x10, 0x08, 0x5A))  # of errors, BGR
 _NOTHING = (96, 88, 80)  # BGR, where no pixel counts
 
 
-@dataclass(frozen=True)
-class DepthEvaluation:
+@dataclass(frozen=True, kw_only=True)
+class DepthEvaluation(Judged):
     """What `evaluate_depth` found."""
 
+    measurement: DepthMeasurement  # image by image
     metrics: dict[str, float]  # by the names of `METRICS`: the means over the images
     fp32: dict[str, float] | None  # FP32's on the same images; None: it was not run
-    artifact: str
-    session: str  # what ran it, in words
-    protocol: Protocol
     reading: DepthReading  # limits, crop and scale that were taken
-    measurement: DepthMeasurement  # image by image
     aligned: bool  # each image's depths were brought to metres by least squares
-    gate: Verdict | None  # None: nothing was to be judged
-    warnings: tuple[str, ...]
-    data: str  # what was found of images and depths, and by which rule
-    report: Path | None = None  # the page; None: not asked for
 
     def to_dict(self) -> dict[str, Any]:
         """What ``denseport eval --json`` prints."""
-        found, reading, seconds = self.measurement, self.reading, max(self.measurement.seconds, 1e-9)
+        found, reading = self.measurement, self.reading
         runs = [{name: json_number(value) for name, value in run.items()} for run in (self.metrics, self.fp32 or {})]
-        result = {
-            "artifact": self.artifact,
-            "session": self.session,
-            "protocol": {"name": self.protocol.name, "description": self.protocol.description},
-            "images": found.images,
+        figures = {
             "pixels": int(found.pixels.sum()),
-            "data": self.data,
             "min_depth": reading.least,
             "max_depth": reading.most,
             "crop": reading.crop,
@@ -72,13 +58,8 @@ class DepthEvaluation:
             "aligned": self.aligned,
             **runs[0],
             "fp32": runs[1] or None,
-            "gate": None if self.gate is None else self.gate.to_dict(),
-            "warnings": list(self.warnings),
-            "seconds": round(found.seconds, 3),
-            "images_per_second": round(found.images / seconds, 3),
-            "session_share": round(found.session_seconds / seconds, 4),
         }
-        return result | ({} if self.report is None else {"report": str(self.report)})
+        return self.with_figures(figures, found.images)
 
 
 @dataclass(frozen=True)
@@ -93,7 +74,7 @@ class WorstDepth:
 
 
 def worst_depths(
-    dataset: DepthDataset, found: DepthMeasurement, estimators: Sequence[DepthEstimator], most: int = _DRAWN
+    dataset: DepthDataset, found: DepthMeasurement, estimators: Sequence[DepthEstimator]
 ) -> list[WorstDepth]:
     """Run the images of `_ranked` again.
 
@@ -101,44 +82,27 @@ def worst_depths(
         dataset: with its limits.
         estimators: of the artifact, then FP32's where it was measured.
     """
-    return [_worst(dataset, index, estimators) for index in _ranked(found)[:most]]
+    return [_worst(dataset, index, estimators) for index in _ranked(found)[:_DRAWN]]
 
 
 def _ranked(found: DepthMeasurement) -> list[int]:
     """The images with a pixel that counts, whose AbsRel is most above FP32's or, without it, is largest."""
-    loss = found.column("AbsRel")
-    if len(found.values) == 2:
-        loss = loss - found.column("AbsRel", 1)
+    loss = found.column("AbsRel") - (found.column("AbsRel", 1) if len(found.values) == 2 else 0)
     loss = np.where(np.isnan(loss), np.inf, loss)  # depths that are not finite
-    counted = np.flatnonzero(found.pixels)
-    ranked: list[int] = counted[np.argsort(-loss[counted], kind="stable")].tolist()
-    return ranked
+    return [index for index in np.argsort(-loss, kind="stable").tolist() if found.pixels[index]]
 
 
 def _worst(dataset: DepthDataset, index: int, estimators: Sequence[DepthEstimator]) -> WorstDepth:
     sample, reading = dataset.samples[index], dataset.reading
-    assert reading.least is not None and reading.most is not None  # `dataset` has its limits
-    limits = reading.least, reading.most
     image, truth = estimators[0].read(sample.image), dataset.read_depth(sample)
-    truth = np.where(valid_pixels(truth, *limits, reading.crop), truth, np.float32(np.nan))
-    depths = [_in_metres(each(image).depth, truth, each.manifest.depth, limits) for each in estimators]
+    valid = valid_pixels(truth, *reading.limits, reading.crop)
+    truth = np.where(valid, truth, np.float32(np.nan))
+    found = [each(image) for each in estimators]
+    depths = [in_metres(each.depth, each, truth, valid, reading.limits) for each in found]
     errors = [np.abs(depth - truth) / truth for depth in depths]
     return WorstDepth(
         sample.name, thumbnail(image), _shrunk(truth), tuple(map(_shrunk, depths)), tuple(map(_shrunk, errors))
     )
-
-
-def _in_metres(depth: Floats, truth: Floats, output: DepthOutput | None, limits: tuple[float, float]) -> Floats:
-    """A whole map in metres, as the metrics take it; NaN all over where a depth is not finite."""
-    assert output is not None  # of a depth bundle
-    if not np.isfinite(depth).all():
-        return np.full_like(depth, np.nan)
-    if output.unit == "metres":
-        return np.maximum(depth, np.float32(limits[0]))
-    counted = np.isfinite(truth)
-    is_disparity = output.larger_is == "nearer"
-    _, scale, shift = align(depth[counted], truth[counted], *limits, is_disparity=is_disparity)
-    return aligned(depth, scale, shift, *limits, is_disparity=is_disparity)
 
 
 def _shrunk(values: Floats) -> Floats:
@@ -150,13 +114,7 @@ def _shrunk(values: Floats) -> Floats:
 
 
 def write_depth_report(
-    folder: Path,
-    found: DepthEvaluation,
-    manifest: Manifest,
-    images: Sequence[WorstDepth],
-    environment: Mapping[str, str],
-    command: str,
-    created: datetime | None = None,
+    folder: Path, found: DepthEvaluation, manifest: Manifest, images: Sequence[WorstDepth], origin: Origin
 ) -> Path:
     """Write ``folder/report.html``; arguments and errors as of `denseport.runtime.evaluation.report.write_report`."""
     run = found.measurement
@@ -164,16 +122,16 @@ def write_depth_report(
         folder,
         found,
         manifest,
-        environment,
-        command,
-        created,
+        origin,
         template=_TEMPLATE,
-        depth=manifest.depth,
         rows=[_row(name, value, found.fp32) for name, value in found.metrics.items()],
         worst=[_listed(found, index) for index in _ranked(run)[:_LISTED]],
         articles=[_article(image, found.artifact) for image in images],
         checks=_checks(run, manifest.depth),
-        ramps={"depth": _gradient(_painted(np.linspace(0, 1, 9)[None], (0, 1))), "error": _gradient(_RAMP, rgb=True)},
+        ramps={
+            "depth": _gradient(_painted(np.linspace(0, 1, 9)[None], (0, 1))),
+            "error": _gradient(_errors(np.linspace(0, _MOST, len(_RAMP))[None])),
+        },
         most_error=_MOST,
         nothing="rgb({2}, {1}, {0})".format(*_NOTHING),
     )
@@ -191,17 +149,13 @@ def _row(name: str, value: float, fp32: Mapping[str, float] | None) -> dict[str,
 
 def _checks(run: DepthMeasurement, output: DepthOutput | None) -> list[tuple[str, str]]:
     """What the collapse detectors of the gate count."""
-    kinds = {"non_finite": "Depths that are not finite", "constant": "Constant depths"}
-    kinds |= {"saturated": "At the network's limit"} if output is not None and output.largest is not None else {}
-    checks = []
-    for name, words in kinds.items():
-        values = [run.column(name, each) for each in range(len(run.values))]
-        if name == "saturated":
-            said = [f"{100 * each.mean():.2f} % of all pixels" for each in values]
-        else:
-            said = [f"{int(each.sum())} of {count(run.images, 'image')}" for each in values]
-        checks.append((words, "; FP32: ".join(said)))
-    return checks
+    runs, images, told = range(len(run.values)), count(run.images, "image"), list[tuple[str, str]]()
+    for name, words in (("non_finite", "Depths that are not finite"), ("constant", "Constant depths")):
+        told.append((words, "; FP32: ".join(f"{int(run.column(name, each).sum())} of {images}" for each in runs)))
+    if output is not None and output.largest is not None:
+        shares = (f"{100 * run.column('saturated', each).mean():.2f} % of all pixels" for each in runs)
+        told.append(("At the network's limit", "; FP32: ".join(shares)))
+    return told
 
 
 def _listed(found: DepthEvaluation, index: int) -> dict[str, Any]:
@@ -236,17 +190,15 @@ def _painted(depth: NDArray[Any], span: tuple[float, float]) -> NDArray[np.uint8
     return seen
 
 
-def _errors(error: Floats) -> NDArray[np.uint8]:
-    """(h, w, 3) BGR: errors in the colours of `_RAMP`."""
-    there = np.isfinite(error)
-    share = np.where(there, error, 0).clip(0, _MOST) / _MOST
-    stops = np.linspace(0, 1, len(_RAMP))
-    seen = np.stack([np.interp(share, stops, [stop[channel] for stop in _RAMP]) for channel in (2, 1, 0)], axis=-1)
-    seen[~there] = _NOTHING
-    return np.rint(seen).astype(np.uint8)
+def _errors(error: NDArray[Any]) -> NDArray[np.uint8]:
+    """(h, w, 3) BGR: errors in the colours of `_RAMP`, what is beyond `_MOST` in its last."""
+    stops = np.linspace(0, _MOST, len(_RAMP))
+    seen = np.stack([np.interp(error, stops, channel) for channel in zip(*_RAMP, strict=True)], axis=-1)
+    seen[~np.isfinite(error)] = _NOTHING
+    return np.asarray(np.rint(seen), np.uint8)
 
 
-def _gradient(colours: Any, *, rgb: bool = False) -> str:
-    """A CSS image of colours at equal distances."""
-    stops = colours if rgb else colours[0, :, ::-1].tolist()
+def _gradient(colours: NDArray[np.uint8]) -> str:
+    """A CSS image of colours (1, n, 3), BGR, at equal distances."""
+    stops = colours[0, :, ::-1].tolist()
     return f"linear-gradient(to right, {', '.join('rgb({}, {}, {})'.format(*stop) for stop in stops)})"

@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from denseport.runtime.bundle.manifest import Manifest
 from denseport.runtime.errors import OutputError
 from denseport.runtime.media.overlay import class_shares
 from denseport.runtime.pipeline.results import Segmentation
@@ -27,36 +26,13 @@ if TYPE_CHECKING:
     from denseport.runtime.pipeline.depth import Depth
 
 __all__ = [
-    "DEPTH", "DEPTH_FORMATS", "Answer", "AnswerOptions", "BatchFormat", "Coco", "DepthAnswers", "DepthBatchFormat",
-    "DepthFormat", "DepthReport", "Format", "FoundClass", "GeoJson", "MaskAnswers", "Report", "encode",
-    "encode_report", "pack",
+    "Answer", "AnswerOptions", "BatchFormat", "Coco", "DepthAnswers", "DepthBatchFormat", "DepthFormat", "DepthReport",
+    "Format", "FoundClass", "GeoJson", "MaskAnswers", "Report", "pack",
 ]  # fmt: skip
 
-DEPTH = "/v1/depth"  # where images are sent
-DEPTH_FORMATS = (
-    "png: 16 bits, depth = value / X-Depth-Scale + X-Depth-Offset, as its tEXt chunk says; overlay: JPEG of colours "
-    "with a bar; json: unit and range; raw: little-endian float32 row by row, whose size is in X-Depth-Height, -Width; "
-    "npz: numpy's arrays"
-)
 JPEG_QUALITY = 92
 # What is no JSON, in a zip.
 ENDINGS = {"image/png": "png", "image/jpeg": "jpg", "application/x-npz": "npz"}
-
-
-class Format(StrEnum):
-    """What is sent back."""
-
-    MASK = "mask"  # PNG: indexed in the model's colours; 16-bit grey when there are more than 256 classes
-    OVERLAY = "overlay"  # JPEG: the colours over the image, with a legend
-    JSON = "json"  # the classes and their shares
-    RAW = "raw"  # the indices themselves, row by row, uint8 or little-endian uint16
-    COCO = "coco"  # JSON: a document of COCO's, with run lengths
-    GEOJSON = "geojson"  # JSON: polygons in pixels
-    NPZ = "npz"  # numpy's arrays: mask, and scores, the probability of each pixel's class
-
-
-# Of several images. A raw mask's size stands in the header of its answer.
-BatchFormat = Literal["mask", "overlay", "json", "coco", "geojson", "npz"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +53,48 @@ class Answer:
     body: bytes
     media_type: str
     headers: dict[str, str] = field(default_factory=dict)
+
+
+def pack(answers: Sequence[Answer]) -> Answer:
+    """The answers to several images as one, in their order: a list of JSON, or a zip of 1.png, 2.png, …"""
+    if answers[0].media_type not in ENDINGS:
+        return Answer(b"[" + b",".join(each.body for each in answers) + b"]", "application/json")
+    packed = BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:  # not compressed: its entries are
+        for number, each in enumerate(answers, 1):
+            archive.writestr(zipfile.ZipInfo(f"{number}.{ENDINGS[each.media_type]}"), each.body)
+    return Answer(packed.getvalue(), "application/zip")
+
+
+def _overlay(found: Segmentation | Depth, options: AnswerOptions) -> Answer:
+    image = found.overlay(opacity=options.opacity, legend=options.legend)
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    if not done:
+        raise RuntimeError(f"OpenCV cannot encode {image.shape} of {image.dtype} as JPEG")
+    return Answer(data.tobytes(), "image/jpeg")
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False).encode()
+
+
+# Masks
+
+
+class Format(StrEnum):
+    """What is sent back."""
+
+    MASK = "mask"  # PNG: indexed in the model's colours; 16-bit grey when there are more than 256 classes
+    OVERLAY = "overlay"  # JPEG: the colours over the image, with a legend
+    JSON = "json"  # the classes and their shares
+    RAW = "raw"  # the indices themselves, row by row, uint8 or little-endian uint16
+    COCO = "coco"  # JSON: a document of COCO's, with run lengths
+    GEOJSON = "geojson"  # JSON: polygons in pixels
+    NPZ = "npz"  # numpy's arrays: mask, and scores, the probability of each pixel's class
+
+
+# Of several images. A raw mask's size stands in the header of its answer.
+BatchFormat = Literal["mask", "overlay", "json", "coco", "geojson", "npz"]
 
 
 @dataclass(frozen=True)
@@ -117,13 +135,11 @@ class GeoJson:
     features: list[dict[str, Any]]
 
 
-@dataclass(frozen=True)
 class MaskAnswers:
     """What a server does with an image and its result, of segmentation."""
 
-    manifest: Manifest
-
     formats = Format
+    opacity = 0.5  # of an overlay, unless a request says otherwise
 
     def ask(self, segment: Any, image: NDArray[np.uint8], options: AnswerOptions) -> Segmentation:
         """The result for an image, with all that the format holds."""
@@ -139,36 +155,31 @@ class MaskAnswers:
         """What is equal for equal images."""
         return found.mask
 
-    def encode(self, found: Segmentation, options: AnswerOptions) -> Answer | None:
-        """The answer; None: it is the report, which tells how long the encoding took."""
-        return None if options.format == Format.JSON else encode(found, options)
+    def encode(self, found: Segmentation, options: AnswerOptions) -> Answer:
+        """The result in every format but JSON."""
+        if options.format == Format.OVERLAY:
+            return _overlay(found, options)
+        if options.format == Format.RAW:
+            return _raw(found.mask, options.gzip)
+        if options.format == Format.NPZ:
+            return Answer(encode_npz(found), "application/x-npz")
+        if options.format == Format.COCO:
+            return Answer(_json(found.to_coco()), "application/json")
+        if options.format == Format.GEOJSON:
+            return Answer(_json(found.to_geojson()), "application/geo+json")
+        return Answer(found.to_png(), "image/png")
 
     def report(self, found: Segmentation, milliseconds: dict[str, float]) -> Answer:
-        """The result in JSON."""
-        return encode_report(found, milliseconds, self.manifest)
-
-
-def encode(found: Segmentation, options: AnswerOptions) -> Answer:
-    """What was found, in every format but `Format.JSON`."""
-    if options.format == Format.OVERLAY:
-        return _overlay(found, options)
-    if options.format is Format.RAW:
-        return _raw(found.mask, options.gzip)
-    if options.format is Format.NPZ:
-        return Answer(encode_npz(found), "application/x-npz")
-    if options.format in (Format.COCO, Format.GEOJSON):
-        is_coco = options.format is Format.COCO
-        document = found.to_coco() if is_coco else found.to_geojson()
-        return Answer(_json(document), "application/json" if is_coco else "application/geo+json")
-    return Answer(found.to_png(), "image/png")
-
-
-def _overlay(found: Segmentation | Depth, options: AnswerOptions) -> Answer:
-    image = found.overlay(opacity=options.opacity, legend=options.legend)
-    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    if not done:
-        raise RuntimeError(f"OpenCV cannot encode {image.shape} of {image.dtype} as JPEG")
-    return Answer(data.tobytes(), "image/jpeg")
+        """The result in JSON, which tells the time of each stage too."""
+        classes = [
+            FoundClass(
+                index, found.classes[index].strip(), "#" + bytes(found.palette[index]).hex(), round(100 * share, 4)
+            )
+            for index, share in class_shares(found.mask, len(found.classes))
+        ]
+        height, width = found.mask.shape
+        report = Report(found.artifact, width, height, classes, milliseconds)
+        return Answer(_json(dataclasses.asdict(report)), "application/json")
 
 
 def _raw(mask: NDArray[np.unsignedinteger[Any]], gzip: bool) -> Answer:
@@ -180,38 +191,6 @@ def _raw(mask: NDArray[np.unsignedinteger[Any]], gzip: bool) -> Answer:
         body = packer.compress(body) + packer.flush()
         headers["Content-Encoding"] = "gzip"
     return Answer(body, "application/octet-stream", headers)
-
-
-def encode_report(found: Segmentation, milliseconds: dict[str, float], manifest: Manifest) -> Answer:
-    """`Report` as JSON."""
-    classes = [
-        FoundClass(
-            index,
-            manifest.classes[index].strip(),
-            "#" + bytes(manifest.palette[index]).hex(),
-            round(100 * share, 4),
-        )
-        for index, share in class_shares(found.mask, len(manifest.classes))
-    ]
-    height, width = found.mask.shape
-    rounded = {stage: round(value, 2) for stage, value in milliseconds.items()}
-    report = Report(found.artifact, width, height, classes, rounded)
-    return Answer(_json(dataclasses.asdict(report)), "application/json")
-
-
-def _json(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, ensure_ascii=False).encode()
-
-
-def pack(answers: Sequence[Answer]) -> Answer:
-    """The answers to several images as one, in their order: a list of JSON, or a zip of 1.png, 2.png, …"""
-    if answers[0].media_type not in ENDINGS:
-        return Answer(b"[" + b",".join(each.body for each in answers) + b"]", "application/json")
-    packed = BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:  # not compressed: its entries are
-        for number, each in enumerate(answers, 1):
-            archive.writestr(zipfile.ZipInfo(f"{number}.{ENDINGS[each.media_type]}"), each.body)
-    return Answer(packed.getvalue(), "application/zip")
 
 
 # Depths
@@ -248,6 +227,7 @@ class DepthAnswers:
     """`MaskAnswers` for depths."""
 
     formats = DepthFormat
+    opacity = 1.0
 
     def ask(self, estimate: Any, image: NDArray[np.uint8], options: AnswerOptions) -> Depth:
         found: Depth = estimate(image)
@@ -261,15 +241,13 @@ class DepthAnswers:
     def numbers(self, found: Depth) -> NDArray[Any]:
         return found.depth
 
-    def encode(self, found: Depth, options: AnswerOptions) -> Answer | None:
+    def encode(self, found: Depth, options: AnswerOptions) -> Answer:
         if options.format == DepthFormat.OVERLAY:
             return _overlay(found, options)
         if options.format == DepthFormat.RAW:
             return Answer(found.depth.astype("<f4", copy=False).tobytes(), "application/octet-stream")
         if options.format == DepthFormat.NPZ:
             return Answer(found.to_npz(), "application/x-npz")
-        if options.format == DepthFormat.JSON:
-            return None
         try:
             png = found.to_png()
         except OutputError as err:
@@ -278,6 +256,5 @@ class DepthAnswers:
 
     def report(self, found: Depth, milliseconds: dict[str, float]) -> Answer:
         (height, width), (least, most) = found.depth.shape, found.span
-        rounded = {stage: round(value, 2) for stage, value in milliseconds.items()}
-        report = DepthReport(found.artifact, width, height, found.unit, found.larger_is, least, most, rounded)
+        report = DepthReport(found.artifact, width, height, found.unit, found.larger_is, least, most, milliseconds)
         return Answer(_json(dataclasses.asdict(report)), "application/json")

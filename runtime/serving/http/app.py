@@ -6,41 +6,20 @@ FastAPI is imported where it is used, so annotations must be evaluated there: no
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from denseport.runtime.errors import MachineError
 from denseport.runtime.serving.http.admission import Admission
-from denseport.runtime.serving.http.answers import (
-    DEPTH,
-    DEPTH_FORMATS,
-    AnswerOptions,
-    BatchFormat,
-    DepthBatchFormat,
-    DepthFormat,
-    Format,
-    pack,
-)
+from denseport.runtime.serving.http.answers import AnswerOptions, pack
 from denseport.runtime.serving.http.limits import Limits, Refusal
 from denseport.runtime.serving.http.metrics import Metrics
-from denseport.runtime.serving.http.openapi import (
-    BATCH_BODY,
-    BATCH_TEXT,
-    DEPTH_BATCH_TEXT,
-    FORMATS,
-    RAW,
-    SEGMENT_BODY,
-    SEGMENT_TEXT,
-    batch_responses,
-    depth_batch_responses,
-    depth_responses,
-    segment_responses,
-)
+from denseport.runtime.serving.http.openapi import Endpoint, batch_endpoint, image_endpoint
 from denseport.runtime.serving.http.page import SAMPLE, load_page, load_reference
 from denseport.runtime.serving.http.schema import Failure, ModelInfo, State, describe
 from denseport.runtime.serving.http.service import Service
-from denseport.runtime.serving.http.upload import BATCH, PARAMETERS, SEGMENT, check_names, read_image, read_images
+from denseport.runtime.serving.http.upload import PARAMETERS, check_names, read_image, read_images
 from denseport.runtime.system.machine import install_command
 
 if TYPE_CHECKING:
@@ -50,8 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["create_app"]
 
 T = TypeVar("T")
+Take = Callable[["Request", Service, Metrics, AnswerOptions], Awaitable["Response"]]  # of `_one` and `_several`
 
-OPACITY, LEGEND = 0.5, True  # of an overlay, unless a request says otherwise
+LEGEND = True  # beside an overlay, unless a request says otherwise
 SUMMARIES = {
     "segmentation": "Semantic segmentation: an image in, a mask out.",
     "depth": "Depth estimation: an image in, the depth of each pixel out.",
@@ -82,11 +62,12 @@ def create_app(service: Service) -> Admission:
     )
     # Made before admission is, whose count it shows.
     metrics = Metrics(service.manifest.name, lambda: admission.active)
-    admission = Admission(app, (SEGMENT, BATCH, DEPTH), service.limits, metrics.answered)
+    one, several = image_endpoint(service.manifest.task), batch_endpoint(service.manifest.task)
+    admission = Admission(app, (one.path, several.path), service.limits, metrics.answered)
     _add_errors(app)
     _add_model(app, service)
-    add = _add_depths if service.manifest.task == "depth" else _add_images
-    add(app, service, metrics)
+    _add_images(app, service, metrics, one, _one)
+    _add_images(app, service, metrics, several, _several)
     _add_states(app, service, metrics, admission)
     _add_pages(app, service.manifest.task)
     return admission
@@ -127,11 +108,14 @@ def _add_model(app: "FastAPI", service: Service) -> None:
         return describe(service)
 
 
-def _add_images(app: "FastAPI", service: Service, metrics: Metrics) -> None:
+def _add_images(app: "FastAPI", service: Service, metrics: Metrics, endpoint: Endpoint, answer: Take) -> None:
+    """A path that takes images; ``answer`` reads and answers its requests."""
     from fastapi import Query, Request
     from fastapi.responses import Response
 
+    usual, *_ = service.answers.formats
     artifacts = {"enum": list(service.manifest.artifacts)}
+    Format = Annotated[endpoint.formats, Query(description=endpoint.formats_text)]  # type: ignore[name-defined]
     Artifact = Annotated[
         str | None,
         Query(description="one of /v1/model's; default: its default_artifact", json_schema_extra=artifacts),
@@ -140,70 +124,25 @@ def _add_images(app: "FastAPI", service: Service, metrics: Metrics) -> None:
     Legend = Annotated[bool, Query(description="beside an overlay, with format=overlay")]
 
     @app.post(
-        SEGMENT, tags=["model"], summary="Segment an image", description=SEGMENT_TEXT, response_class=Response,
-        responses=segment_responses(), openapi_extra={"requestBody": SEGMENT_BODY},
-    )  # fmt: skip
-    async def segment(
+        endpoint.path,
+        name=endpoint.path.rpartition("/")[2],
+        tags=["model"],
+        summary=endpoint.summary,
+        description=endpoint.description,
+        response_class=Response,
+        responses=endpoint.responses,
+        openapi_extra={"requestBody": endpoint.body},
+    )
+    async def images(
         request: Request,
-        format: Annotated[Format, Query(description=FORMATS + RAW)] = Format.MASK,
+        format: Format = usual,
         artifact: Artifact = None,
-        opacity: Opacity = OPACITY,
+        opacity: Opacity = service.answers.opacity,
         legend: Legend = LEGEND,
     ) -> Response:
-        options = _options(request, service.check(artifact), format, opacity, legend)
-        return await _one(request, service, metrics, options)
-
-    @app.post(
-        BATCH, tags=["model"], summary="Segment several images", description=BATCH_TEXT, response_class=Response,
-        responses=batch_responses(), openapi_extra={"requestBody": BATCH_BODY},
-    )  # fmt: skip
-    async def batch(
-        request: Request,
-        format: Annotated[BatchFormat, Query(description=FORMATS)] = "mask",
-        artifact: Artifact = None,
-        opacity: Opacity = OPACITY,
-        legend: Legend = LEGEND,
-    ) -> Response:
-        options = _options(request, service.check(artifact), Format(format), opacity, legend)
-        return await _several(request, service, metrics, options)
-
-
-def _add_depths(app: "FastAPI", service: Service, metrics: Metrics) -> None:
-    from fastapi import Query, Request
-    from fastapi.responses import Response
-
-    artifacts = {"enum": list(service.manifest.artifacts)}
-    Artifact = Annotated[str | None, Query(description="default: /v1/model's", json_schema_extra=artifacts)]
-    Opacity = Annotated[float, Query(ge=0, le=1, description="of an overlay's colours")]
-    Legend = Annotated[bool, Query(description="beside an overlay")]
-
-    @app.post(
-        DEPTH, tags=["model"], summary="Estimate the depth of an image", response_class=Response,
-        responses=depth_responses(), openapi_extra={"requestBody": SEGMENT_BODY},
-    )  # fmt: skip
-    async def depth(
-        request: Request,
-        format: Annotated[DepthFormat, Query(description=DEPTH_FORMATS)] = DepthFormat.PNG,
-        artifact: Artifact = None,
-        opacity: Opacity = 1.0,
-        legend: Legend = LEGEND,
-    ) -> Response:
-        options = _options(request, service.check(artifact), format, opacity, legend, usual=1.0)
-        return await _one(request, service, metrics, options)
-
-    @app.post(
-        BATCH, tags=["model"], summary="Estimate the depth of several images", description=DEPTH_BATCH_TEXT,
-        response_class=Response, responses=depth_batch_responses(), openapi_extra={"requestBody": BATCH_BODY},
-    )  # fmt: skip
-    async def batch(
-        request: Request,
-        format: Annotated[DepthBatchFormat, Query(description=DEPTH_FORMATS)] = "png",
-        artifact: Artifact = None,
-        opacity: Opacity = 1.0,
-        legend: Legend = LEGEND,
-    ) -> Response:
-        options = _options(request, service.check(artifact), DepthFormat(format), opacity, legend, usual=1.0)
-        return await _several(request, service, metrics, options)
+        asked = service.answers.formats(format)
+        options = _options(request, service, service.check(artifact), asked, opacity, legend)
+        return await answer(request, service, metrics, options)
 
 
 async def _one(request: "Request", service: Service, metrics: Metrics, options: AnswerOptions) -> "Response":
@@ -235,12 +174,12 @@ async def _several(request: "Request", service: Service, metrics: Metrics, optio
 
 
 def _options(
-    request: "Request", artifact: str, format: StrEnum, opacity: float, legend: bool, usual: float = OPACITY
+    request: "Request", service: Service, artifact: str, format: StrEnum, opacity: float, legend: bool
 ) -> AnswerOptions:
     """What a request asks for. Refuses what would change nothing, but for defaults, which generated clients send."""
     check_names(request.query_params, PARAMETERS)
-    for name, changed in (("opacity", opacity != usual), ("legend", legend != LEGEND)):
-        if changed and format != Format.OVERLAY:
+    for name, changed in (("opacity", opacity != service.answers.opacity), ("legend", legend != LEGEND)):
+        if changed and format != "overlay":
             raise Refusal(422, f"{name} means nothing with format={format}", "Leave it out, or ask for format=overlay.")
     return AnswerOptions(format, artifact, opacity, legend, _accepts_gzip(request.headers.get("accept-encoding", "")))
 

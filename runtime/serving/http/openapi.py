@@ -1,28 +1,55 @@
-"""What /openapi.json says of requests and answers beyond their types: texts, bodies, examples, errors."""
+"""What /openapi.json says of the paths that take images: texts, bodies, examples, errors."""
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from denseport.runtime.media.shapes import coco, geojson
-from denseport.runtime.serving.http.answers import Coco, DepthReport, FoundClass, GeoJson, Report
+from denseport.runtime.serving.http.answers import (
+    BatchFormat,
+    Coco,
+    DepthBatchFormat,
+    DepthFormat,
+    DepthReport,
+    Format,
+    FoundClass,
+    GeoJson,
+    Report,
+)
 from denseport.runtime.serving.http.schema import Failure
-from denseport.runtime.serving.http.upload import BATCH, FIELD, IMAGE_TYPES, SEGMENT
+from denseport.runtime.serving.http.upload import BATCH, DEPTH, FIELD, IMAGE_TYPES, SEGMENT
 
-__all__ = [
-    "BATCH_BODY", "BATCH_TEXT", "DEPTH_BATCH_TEXT", "FORMATS", "RAW", "SEGMENT_BODY", "SEGMENT_TEXT", "batch_responses",
-    "depth_batch_responses", "depth_responses", "segment_responses",
-]  # fmt: skip
+__all__ = ["Endpoint", "batch_endpoint", "image_endpoint"]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A path to which images are sent."""
+
+    path: str
+    summary: str
+    description: str | None
+    formats: Any  # the type of the parameter `format`
+    formats_text: str
+    body: dict[str, Any]
+    responses: dict[int | str, dict[str, Any]]
+
 
 # Of the parameter `format`.
-FORMATS = (
+MASK_FORMATS = (
     "mask: PNG of class indices in the model's colours; overlay: JPEG; json: classes and shares; coco: run lengths; "
     "geojson: polygons in pixels; npz: numpy's arrays mask and scores"
 )
-RAW = "; raw: class indices row by row, whose size and type are in the headers X-Mask-Height, -Width, -Type"
+RAW_MASK = "; raw: class indices row by row, whose size and type are in the headers X-Mask-Height, -Width, -Type"
+DEPTH_FORMATS = (
+    "png: 16 bits, depth = value / X-Depth-Scale + X-Depth-Offset, as its tEXt chunk says; overlay: JPEG of colours "
+    "with a bar; json: unit and range; raw: little-endian float32 row by row, whose size is in X-Depth-Height, -Width; "
+    "npz: numpy's arrays"
+)
 SEGMENT_TEXT = f"""A form with one file called {FIELD}, or the image as the body. EXIF rotation is applied.
 
     curl -F {FIELD}=@street.jpg -o mask.png 'http://127.0.0.1:8000{SEGMENT}'
@@ -50,7 +77,7 @@ def _form(field: dict[str, Any]) -> dict[str, Any]:
     return {"multipart/form-data": {"schema": form}}
 
 
-SEGMENT_BODY = {"required": True, "content": {**_form(_IMAGE), **{kind: {"schema": _IMAGE} for kind in IMAGE_TYPES}}}
+IMAGE_BODY = {"required": True, "content": {**_form(_IMAGE), **{kind: {"schema": _IMAGE} for kind in IMAGE_TYPES}}}
 BATCH_BODY = {"required": True, "content": _form({"type": "array", "minItems": 1, "items": _IMAGE})}
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -83,8 +110,14 @@ _ERRORS = {
 }
 
 
-def segment_responses() -> dict[int | str, dict[str, Any]]:
-    """The answers to one image."""
+def image_endpoint(task: str) -> Endpoint:
+    """The path for one image."""
+    if task == "depth":
+        kinds = ("image/png", "image/jpeg", "application/x-npz", "application/octet-stream")
+        content = {"application/json": _named({"json": _depth_example()}), **dict.fromkeys(kinds, _BINARY)}
+        responses = _responses(DepthReport, content)
+        summary = "Estimate the depth of an image"
+        return Endpoint(DEPTH, summary, None, DepthFormat, DEPTH_FORMATS, IMAGE_BODY, responses)
     report, document, polygons = _examples()
     content = {
         "application/json": _named({"json": report, "coco": document}),
@@ -94,28 +127,22 @@ def segment_responses() -> dict[int | str, dict[str, Any]]:
         "application/x-npz": _BINARY,
         "application/octet-stream": _BINARY,
     }
-    return _responses(Report | Coco, content)
+    responses = _responses(Report | Coco, content)
+    return Endpoint(SEGMENT, "Segment an image", SEGMENT_TEXT, Format, MASK_FORMATS + RAW_MASK, IMAGE_BODY, responses)
 
 
-def batch_responses() -> dict[int | str, dict[str, Any]]:
-    """The answers to several images."""
+def batch_endpoint(task: str) -> Endpoint:
+    """The path for several images."""
+    if task == "depth":
+        content = {"application/json": _named({"json": [_depth_example()]}), "application/zip": _BINARY}
+        responses = _responses(list[DepthReport], content)
+        summary = "Estimate the depth of several images"
+        return Endpoint(BATCH, summary, DEPTH_BATCH_TEXT, DepthBatchFormat, DEPTH_FORMATS, BATCH_BODY, responses)
     report, document, polygons = _examples()
     lists = {"json": [report], "coco": [document], "geojson": [polygons]}
     content = {"application/json": _named(lists), "application/zip": _BINARY}
-    return _responses(list[Report] | list[Coco] | list[GeoJson], content)
-
-
-def depth_responses() -> dict[int | str, dict[str, Any]]:
-    """The answers to one image, of depth."""
-    kinds = ("image/png", "image/jpeg", "application/x-npz", "application/octet-stream")
-    content = {"application/json": _named({"json": _depth_example()}), **dict.fromkeys(kinds, _BINARY)}
-    return _responses(DepthReport, content)
-
-
-def depth_batch_responses() -> dict[int | str, dict[str, Any]]:
-    """The answers to several images, of depth."""
-    content = {"application/json": _named({"json": [_depth_example()]}), "application/zip": _BINARY}
-    return _responses(list[DepthReport], content)
+    responses = _responses(list[Report] | list[Coco] | list[GeoJson], content)
+    return Endpoint(BATCH, "Segment several images", BATCH_TEXT, BatchFormat, MASK_FORMATS, BATCH_BODY, responses)
 
 
 def _depth_example() -> dict[str, Any]:

@@ -50,9 +50,8 @@ class Service:
     ) -> None:
         self.bundle, self.manifest, self.limits = bundle, bundle.manifest, limits
         self._threads = threads
-        self.answers: Any = MaskAnswers(bundle.manifest)
-        if bundle.manifest.task == "depth":
-            self.answers = DepthAnswers()
+        answers: dict[str, Any] = {"segmentation": MaskAnswers, "depth": DepthAnswers}
+        self.answers = answers[bundle.manifest.task]()
         first = open_predictor(bundle, artifact=artifact, threads=threads)
         self.default = first.artifact
         self.description = first.description
@@ -182,9 +181,11 @@ class Service:
         times["network"] = found.timings.infer
         times["postprocess"] = found.timings.postprocess
         last = time.perf_counter()
-        answer = self.answers.encode(found, options)
+        answer = None if options.format == "json" else self.answers.encode(found, options)
         _lap(times, "encode", last)
-        return found, times, answer or self.answers.report(found, times)
+        if answer is None:
+            answer = self.answers.report(found, {stage: round(value, 2) for stage, value in times.items()})
+        return found, times, answer
 
     def _opened(self, artifact: str) -> Segmenter | DepthEstimator:
         with self._opening:

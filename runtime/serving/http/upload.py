@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from starlette.datastructures import Headers, QueryParams
     from starlette.requests import Request
 
-__all__ = ["BATCH", "FIELD", "IMAGE_TYPES", "PARAMETERS", "SEGMENT", "check_names", "read_image", "read_images"]
+__all__ = [
+    "BATCH", "DEPTH", "FIELD", "IMAGE_TYPES", "PARAMETERS", "SEGMENT", "check_names", "read_image", "read_images"
+]  # fmt: skip
 
 # Where images are sent.
 SEGMENT = "/v1/segment"
+DEPTH = "/v1/depth"
 BATCH = "/v1/batch"
-PARAMETERS = ("format", "artifact", "opacity", "legend")  # of both
+PARAMETERS = ("format", "artifact", "opacity", "legend")  # of each
 FIELD = "image"  # of the form
 _FORM_TYPE = "multipart/form-data"
 # Content types of a body that is an image. Which one, the image itself tells.

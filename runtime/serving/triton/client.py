@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denseport.runtime.errors import DenseportError, ImageError, InputError, ServerError
-from denseport.runtime.serving.triton import CLASSES, DEPTH, INSTANCES, MASK, OUTPUT
+from denseport.runtime.serving.triton import CLASSES, DEPTH, INSTANCES, MASK, MEANING, OUTPUT
 from denseport.runtime.serving.triton.connections import Connection, Failure, connect, end_thread
 from denseport.runtime.serving.triton.shared_memory import SharedMemory
 
@@ -111,16 +111,33 @@ class Client:
         Raises:
             InputError, ServerError: as `segment`; the first also for a model that Denseport did not export.
         """
-        text = self._persist(self._connection.parameters).get(CLASSES, "")
-        try:
-            names = json.loads(text)
-        except (TypeError, ValueError, RecursionError):
-            names = None
+        names = self._told(CLASSES)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError(
                 f"{self.url}: {self.model} does not name its classes", "Serve a model that denseport triton exported."
             )
         return tuple(names)
+
+    def depth(self) -> dict[str, Any]:
+        """What a model's depths mean: the fields of `denseport.runtime.bundle.manifest.DepthOutput`.
+
+        Raises:
+            InputError, ServerError: as `segment`; the first also for a model that gives none, or does not say.
+        """
+        meaning = self._told(MEANING)
+        if not isinstance(meaning, dict):
+            raise InputError(
+                f"{self.url}: {self.model} does not say what its depths mean",
+                "Serve a depth bundle that this release's denseport triton exported.",
+            )
+        return meaning
+
+    def _told(self, parameter: str) -> Any:
+        """What a parameter of the model holds as JSON; None where it holds none."""
+        try:
+            return json.loads(self._persist(self._connection.parameters).get(parameter, ""))
+        except (TypeError, ValueError, RecursionError):
+            return None
 
     def probe(self, *, timeout: float = 10.0) -> float:
         """Make sure that the model answers, by real inferences; the seconds of the slowest.

@@ -19,6 +19,7 @@ from denseport.runtime.bundle.bundle import Bundle, has_manifest
 from denseport.runtime.errors import OutputError
 from denseport.runtime.serving.triton.config import Config, to_pbtxt
 from denseport.runtime.serving.triton.variants import LABELS, Options, Served, model_name, served_models
+from denseport.runtime.system.arguments import required_path
 from denseport.runtime.system.files import folders_above, sha256_of, work_folder, write_atomic, writing
 
 __all__ = ["Exported", "export_repository"]
@@ -51,7 +52,7 @@ def export_repository(bundle: Bundle, repository: Path, options: Options) -> Exp
         InputError: the back end cannot serve the bundle.
         OutputError: the repository cannot be written, or holds something else under the model's name.
     """
-    name = model_name(bundle, options.name)
+    repository, name = required_path("repository", repository), model_name(bundle, options.name)
     models = served_models(bundle, options)
     paths = [path for model in models for path in model.files.values() if isinstance(path, Path)]
     record = {

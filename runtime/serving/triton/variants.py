@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,17 @@ from denseport.runtime.bundle.steps import Load
 from denseport.runtime.errors import InputError
 from denseport.runtime.pipeline.network_input import network_inputs
 from denseport.runtime.selection import refuse_masks, why_no_logits
-from denseport.runtime.serving.triton import CLASSES, DEPTH, ENCODED, IMAGE, INSTANCES, MASK, OUTPUT, python_models
+from denseport.runtime.serving.triton import (
+    CLASSES,
+    DEPTH,
+    ENCODED,
+    IMAGE,
+    INSTANCES,
+    MASK,
+    MEANING,
+    OUTPUT,
+    python_models,
+)
 from denseport.runtime.serving.triton.config import ANY, Config, batching, model_config, tensor, version_policy, zeros
 from denseport.runtime.system.arguments import whole
 from denseport.runtime.system.cpus import usable_cpus
@@ -288,6 +298,7 @@ def _front(
             INSTANCES: str(instances),
             CLASSES: json.dumps(manifest.classes),
             OUTPUT: output["name"],
+            MEANING: json.dumps(manifest.depth and asdict(manifest.depth)),
         },
         **fields,
     )
@@ -340,7 +351,7 @@ def _ensemble(front: Served, options: Options, load: Load) -> list[Served]:
                 for name, given, made in ((decoder.name, ENCODED, IMAGE), (asked.name, IMAGE, made))
             ]
         },
-        parameters={key: asked.parameters[key].string_value for key in (INSTANCES, CLASSES, OUTPUT)},
+        parameters={key: asked.parameters[key].string_value for key in (INSTANCES, CLASSES, OUTPUT, MEANING)},
     )
     return [
         Served(decoder, {"model.py": _model_py("Decoder")}, versioned=False),

@@ -31,10 +31,17 @@ READOUT = {"decode_head.reassemble_blocks.readout_projects.0.0.weight": (12, 24)
 LONG = {"backbone.layers.12.ln1.weight": (12,)}
 
 
+class BackboneReader(ViTReader):
+    """Of weights without a head."""
+
+    def head(self, levels: int) -> Any:
+        raise AssertionError("nobody asks for it")
+
+
 def contradictions(model: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
     """As the reader of the network finds them whose head the shapes are of; of the backbone's without one."""
     is_dpt = "decode_head.project.conv.weight" in shapes
-    kind = DPTReader if is_dpt else UPerNetReader if "decode_head.conv_seg.weight" in shapes else ViTReader
+    kind = DPTReader if is_dpt else UPerNetReader if "decode_head.conv_seg.weight" in shapes else BackboneReader
     weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     return kind(Checkpoint(Path("c.pth"), "", "mmseg 1.x", weights, config={"model": model}), None).contradictions()
 

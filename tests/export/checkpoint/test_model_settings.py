@@ -195,13 +195,13 @@ def test_each_rule_says_what_becomes_of_a_setting() -> None:
 
 
 def test_the_document_has_every_key() -> None:
-    section = (REPO / "docs/export.md").read_text(encoding="utf-8").split("## Model settings")[1].split("\n## ")[0]
+    section = (REPO / "docs/settings.md").read_text(encoding="utf-8").split("## Model settings")[1].split("\n## ")[0]
     keys = {key for kinds in MODEL.values() for settings in kinds.values() for key in settings}
     assert [key for key in sorted(keys) if f"`{key}`" not in section] == []
 
 
 def test_the_document_has_every_step_and_key() -> None:
-    section = (REPO / "docs/export.md").read_text(encoding="utf-8").partition("## The test path")[2].split("\n## ")[0]
+    section = (REPO / "docs/settings.md").read_text(encoding="utf-8").partition("## The test path")[2].split("\n## ")[0]
     rows = [row for row in section.splitlines() if row.startswith("| ")]
     for kind in CARRIED_OUT | HARMLESS:
         name, _, inner = kind.partition(".")

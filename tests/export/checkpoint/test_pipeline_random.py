@@ -105,7 +105,7 @@ def test_any_test_path_gives_upstreams_logits(
     config = {"test_dataloader": {"dataset": {"pipeline": pipeline}}, "model": model}
     checkpoint = Checkpoint(Path("c.pth"), "", "mmseg 1.x", {}, config=config)
     run = runner(sample, checkpoint, align_corners=align_corners)
-    job = run.infer(run.prepare(image, keep_logits=True), keep_logits=True)
+    job = run.infer(run.prepare(image, keep_logits=True))
     assert job.maps is not None
     found = postprocess.logits(job.maps[0])
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 * max(1, float(np.abs(expected).max())))

@@ -84,7 +84,7 @@ def test_a_bundle_gives_what_mmsegmentation_gives(name: str, sample: Bundle) -> 
     found = run.finish(run.infer(run.prepare(image, RequestedOutputs(scores=True))))
     np.testing.assert_array_equal(found.mask[case.sure], case.mask[case.sure])
     if layout == "mmseg 1.x":
-        job = run.infer(run.prepare(image, keep_logits=True), keep_logits=True)
+        job = run.infer(run.prepare(image, keep_logits=True))
         assert job.maps is not None
         values = postprocess.logits(job.maps[0])
         values = values if case.threshold is None else sigmoid(values[1:])

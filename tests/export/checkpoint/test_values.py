@@ -11,8 +11,7 @@ import pytest
 from denseport.export.checkpoint.config import parse_config
 from denseport.export.checkpoint.file import Checkpoint
 from denseport.export.checkpoint.pipeline import image_steps
-from denseport.export.checkpoint.pipeline_keys import factors, one_or_two, sampling, type_name, whole_pair
-from denseport.export.checkpoint.values import flag, real, reals, telling, whole
+from denseport.export.checkpoint.pipeline_keys import Keys, factors, one_or_two, telling, type_name, whole_pair
 from denseport.export.errors import CheckpointError
 from denseport.runtime.bundle.preprocessing import USUAL_NORMALISE
 from denseport.runtime.bundle.steps import Augmentation, Normalise, Pad, Resize
@@ -20,41 +19,43 @@ from denseport.runtime.bundle.steps import Augmentation, Normalise, Pad, Resize
 
 @pytest.mark.parametrize(("value", "expected"), [(True, True), (1, True), (False, False), (0, False), (None, False)])
 def test_flags(value: Any, expected: bool) -> None:
-    assert flag("Resize", {"keep_ratio": value}, "keep_ratio") is expected
+    assert Keys("Resize", {"keep_ratio": value}).flag("keep_ratio") is expected
 
 
 @pytest.mark.parametrize("value", [2, -1, 1.0, 0.0, "True", "", [], (1,)])
 def test_what_is_no_flag(value: Any) -> None:
     with pytest.raises(CheckpointError, match=r"the test path's Resize has keep_ratio=.*, which is not True or False"):
-        flag("Resize", {"keep_ratio": value}, "keep_ratio")
+        Keys("Resize", {"keep_ratio": value}).flag("keep_ratio")
 
 
 @pytest.mark.parametrize("value", [3, 3.0])
 def test_whole_numbers(value: Any) -> None:
-    found = whole("Pad", {"size_divisor": value}, "size_divisor")
+    found = Keys("Pad", {"size_divisor": value}).whole("size_divisor")
     assert found == 3 and type(found) is int
 
 
 @pytest.mark.parametrize("value", [3.5, True, None, "3", math.inf, math.nan, [3]])
 def test_what_is_no_whole_number(value: Any) -> None:
     with pytest.raises(CheckpointError, match=r"Pad has size_divisor=.*, which is not a whole number"):
-        whole("Pad", {"size_divisor": value}, "size_divisor")
+        Keys("Pad", {"size_divisor": value}).whole("size_divisor")
 
 
 def test_numbers() -> None:
     for value in (3, 3.5, -1, 0):
-        found = real("Pad", {"pad_val": value}, "pad_val")
+        found = Keys("Pad", {"pad_val": value}).real("pad_val")
         assert found == value and type(found) is float
-        assert reals("Pad", {"pad_val": value}, "pad_val") == (value,)
+        assert Keys("Pad", {"pad_val": value}).reals("pad_val") == (value,)
     assert (
-        reals("Pad", {"pad_val": [1, 2.5]}, "pad_val") == reals("Pad", {"pad_val": (1, 2.5)}, "pad_val") == (1.0, 2.5)
+        Keys("Pad", {"pad_val": [1, 2.5]}).reals("pad_val")
+        == Keys("Pad", {"pad_val": (1, 2.5)}).reals("pad_val")
+        == (1.0, 2.5)
     )
     for bad in (True, None, "1", math.inf, math.nan):
         with pytest.raises(CheckpointError, match="which is not a number"):
-            real("Pad", {"pad_val": bad}, "pad_val")
+            Keys("Pad", {"pad_val": bad}).real("pad_val")
         for each in (bad, [1, bad], (bad, 1)):
             with pytest.raises(CheckpointError, match="which is not a number or a list of them"):
-                reals("Pad", {"pad_val": each}, "pad_val")
+                Keys("Pad", {"pad_val": each}).reals("pad_val")
 
 
 def test_pairs() -> None:
@@ -84,10 +85,10 @@ def test_names_of_types() -> None:
 
 def test_libraries_that_resize() -> None:
     for backend, library in (("cv2", "opencv"), (None, "opencv"), ("pillow", "pillow")):
-        assert sampling("Resize", {"backend": backend, "interpolation": "nearest"}) == ("nearest", library)
+        assert Keys("Resize", {"backend": backend, "interpolation": "nearest"}).sampling() == ("nearest", library)
     for bad in ("PIL", ["cv2"], 0):
         with pytest.raises(CheckpointError, match=r"Resize has backend=.*\n  Give cv2 or pillow instead"):
-            sampling("Resize", {"backend": bad, "interpolation": "nearest"})
+            Keys("Resize", {"backend": bad, "interpolation": "nearest"}).sampling()
 
 
 def steps_of(text: str, **fields: Any) -> Any:

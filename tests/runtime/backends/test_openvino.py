@@ -83,10 +83,10 @@ def test_several_threads_may_run_it(model: Path) -> None:
 
 
 def test_a_segmenter_of_the_artifact_says_what_runs(sample_copy: Bundle) -> None:
-    from denseport.export.artifacts import build_openvino
+    from denseport.export.artifacts import ArtifactWriter
     from denseport.runtime.system.progress import Silent
 
-    build_openvino(sample_copy, "fp32", [], progress=Silent())
+    ArtifactWriter(sample_copy, [], Silent()).openvino("fp32")
     photo = str(next((ASSETS / "street/images").rglob("*.jpg")))
     with Segmenter(sample_copy, artifact="fp32.openvino", threads=1) as ours, Segmenter(sample_copy) as theirs:
         assert ours.description.startswith("fp32.openvino on OpenVINO 20") and "FP32, 1 thread" in ours.description

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -73,6 +74,33 @@ def test_without_a_labelled_pixel_there_is_no_page(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_broken_artifact_is_told_of_and_the_others_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle")
+    with_graph(bundle, lambda graph: None, "altered.onnx", "fp16")
+    with_graph(bundle, lambda graph: None, "mask.onnx", "fp16")
+    with (bundle.path / "altered.onnx").open("ab") as file:
+        file.write(b"x")
+    mask = {"mask.onnx": replace(bundle.artifact("mask.onnx"), output="mask")}
+    text = replace(bundle.manifest, artifacts={**bundle.manifest.artifacts, **mask}).to_json()
+    (bundle.path / MANIFEST).write_text(text)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        assert cv2.imwrite(str(tmp_path / folder / "a.png"), np.ones((8, 8), np.uint8))
+    words: list[object] = ["report", bundle.path, "--data", tmp_path / "images", "--masks", tmp_path / "masks"]
+    words += ["-o", tmp_path / "out", "--rounds", 1, "--seconds", 0.01, "--threads", 1, "--json"]
+    assert main([str(each) for each in words]) == 2
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert [each["artifact"] for each in found["artifacts"]] == ["model.onnx"]
+    assert "altered since it was written" in found["broken"]["altered.onnx"] and len(found["broken"]) == 1
+    assert "gives masks" in found["not_run"]["mask.onnx"] and len(found["not_run"]) == 1
+    assert "denseport: error: " in err and "1 broken artifact: altered.onnx" in err and "Traceback" not in err
+    page = html.unescape((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    assert "altered.onnx is broken: " in page and "mask.onnx was not measured: " in page
+
+
 def with_speed(row: Row, ratio: float | None) -> Row:
     return replace(row, speed={**row.speed, "times_as_fast_as": {"model.onnx": ratio}, "no_ratio": {}})
 
@@ -134,5 +162,6 @@ def test_the_page_fits_its_window(made: tuple[Overview, Path], width: int) -> No
 def test_depth_is_refused_by_name(depth_sample: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments: list[Any] = ["report", depth_sample.path, "--data", STREET, "-o", tmp_path / "out"]
     assert main([str(each) for each in arguments]) == 2
-    assert "its network is for depth, not for segmentation" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "its network is for depth, and the page tells of segmentation" in err and "denseport eval BUNDLE" in err
     assert not (tmp_path / "out").exists()

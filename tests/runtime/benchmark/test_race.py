@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.benchmark import race as race_module
 from denseport.runtime.benchmark import turns
+from denseport.runtime.benchmark.load import Conditions
 from denseport.runtime.benchmark.race import judge_audited, race, speed_ratio
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.verdict import MachineVerdict
@@ -71,10 +72,22 @@ def test_a_fast_session_runs_until_the_one_before_has_settled(monkeypatch: pytes
     assert clock.order == ["fast", "slow", *["fast"] * 3, "slow"], "a warm-up each; then 0.1 s at least"
 
 
+class Load:
+    """Of a machine on which others take half of the processors, or none."""
+
+    others = 0.0
+
+    def stop(self) -> Conditions:
+        return Conditions(1.0, self.others, None, None)
+
+
+@pytest.mark.parametrize("others", [0.0, 0.5])
 @pytest.mark.parametrize(("ratio", "accepted"), [(1.5, True), (1.01, False)])
 def test_what_was_timed_is_kept_as_a_verdict(
-    sample_copy: Bundle, monkeypatch: pytest.MonkeyPatch, ratio: float, accepted: bool
+    sample_copy: Bundle, monkeypatch: pytest.MonkeyPatch, ratio: float, accepted: bool, others: float
 ) -> None:
+    monkeypatch.setattr(Load, "others", others)
+    monkeypatch.setattr(race_module, "LoadMonitor", Load)
     fp32 = sample_copy.artifact("model.onnx")
     record = {"audit": {"agreement": 0.997}}
     for name in ("fp32.openvino",):
@@ -92,6 +105,9 @@ def test_what_was_timed_is_kept_as_a_verdict(
     assert verdict.seconds == {"model.onnx": 2.0, "fp32.openvino": pytest.approx(2 / ratio)}
     assert verdict.agreement == 0.997 and verdict.session.startswith("OpenVINO ")
     ending = ", and passed its audit" if accepted else "; made for OpenVINO on CPUs"
+    if others:
+        ending += "; other processes used 50 % of the processors during the measurement: "
+        ending += "measure again on an idle machine"
     assert verdict.reason == f"{ratio:.2f} times as fast as model.onnx on ONNX Runtime{ending}"
 
 

@@ -75,6 +75,18 @@ def test_run_makes_a_video_and_a_mask_for_each_frame(
     assert cv2.imread(str(tmp_path / "out/clip_mask/000003.png"), cv2.IMREAD_UNCHANGED).shape[:2] == (64, 96)
 
 
+@pytest.mark.parametrize(("name", "reason"), [("clip_mask", "Not a directory"), ("clip_overlay.webm", "Is a dir")])
+def test_what_is_in_the_way_of_a_video_is_noticed_before_its_frames(
+    call: Callable[..., Any], sample: Bundle, tmp_path: Path, name: str, reason: str
+) -> None:
+    (tmp_path / "clip.webm").write_text("no video")
+    (place := tmp_path / "out" / name).mkdir(parents=True)
+    if name == "clip_mask":
+        place.rmdir()
+        place.touch()
+    refused(call("run", sample.path, tmp_path / "clip.webm", "-o", tmp_path / "out"), f"{place}: ", reason)
+
+
 def test_run_writes_the_formats_that_it_is_told(
     call: Callable[..., Any], sample: Bundle, tmp_path: Path, photo: Path
 ) -> None:

@@ -242,6 +242,7 @@ def test_a_file_that_is_there_is_not_taken_for_the_state(
         (["--checkpoint", "c.pth"], "Add --explain"),
         (["--agreement", "0.9"], "Add --gate"),
         (["--budget", "1"], "Add --gate"),
+        (["--budget", "0"], "Add --gate"),
         (["--state", f"{__file__}/state.npz"], "A file is where a folder is needed"),
         (["--state", "n" * 300], "File name too long"),
         (["--data", "n" * 300], "File name too long"),

@@ -24,7 +24,7 @@ from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.gate import Verdict
 from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.evaluation.metrics import ConfusionMatrix
-from denseport.runtime.evaluation.report import Evaluation, WorstImage, worst_images, write_report
+from denseport.runtime.evaluation.report import Evaluation, Origin, WorstImage, worst_images, write_report
 from denseport.runtime.evaluation.state import Measurement
 from denseport.runtime.segmenter import Segmenter
 
@@ -123,7 +123,8 @@ class Report:
     created: datetime
 
     def write(self, folder: Path) -> Path:
-        return write_report(folder, **vars(self))
+        origin = Origin(self.environment, self.command, self.created)
+        return write_report(folder, self.found, self.manifest, self.images, origin)
 
 
 def report(own: list[list[int]] = MATRIX, fp32: list[list[int]] | None = None, **changes: Any) -> Report:

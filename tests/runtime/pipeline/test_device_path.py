@@ -320,8 +320,8 @@ def engine_mask(image: np.ndarray[Any, Any], protocol: Protocol, resized: tuple[
 @pytest.mark.parametrize("graphs", [False, True])
 def test_an_engine_decides_as_the_host_does(machine: Machine, cuda: FakeCuda, graphs: bool) -> None:
     protocol, resized = whole((8, 12)), (8, 12)
-    path = open_device_path(machine.session(cuda_graphs=graphs), protocol)
-    assert isinstance(path, DevicePath)
+    session = machine.session(cuda_graphs=graphs)
+    path = open_device_path(session, protocol)
     shapes = [(20, 30), (9, 7), (20, 30), (20, 30), (9, 7)]
     for turn, size in enumerate(shapes):
         image = image_of(size, seed=turn)
@@ -332,29 +332,33 @@ def test_an_engine_decides_as_the_host_does(machine: Machine, cuda: FakeCuda, gr
     assert (cuda.captures, cuda.launches) == ((2, 3) if graphs else (0, 0))
     assert len(machine.engine.contexts) == (2 if graphs else 1)
     path.close()
+    session.close()
     assert cuda.alive == 0
 
 
 @pytest.mark.parametrize("graphs", [False, True])
 def test_logits_that_are_not_finite_are_told_and_forgotten(machine: Machine, graphs: bool) -> None:
-    path, mask = open_device_path(machine.session(cuda_graphs=graphs), whole((8, 12))), np.empty((20, 30), np.uint8)
+    session, mask = machine.session(cuda_graphs=graphs), np.empty((20, 30), np.uint8)
+    path = open_device_path(session, whole((8, 12)))
     for bad in (None, np.nan, -np.inf, None):
         machine.engine.logit = bad
         assert path.paint(image_of((20, 30)), (8, 12), mask) == (3, bad is None)
     path.close()
+    session.close()
 
 
 def test_a_size_that_the_engine_does_not_take_is_refused(machine: Machine) -> None:
-    path = open_device_path(machine.session(), whole((64, 64)))
-    assert isinstance(path, DevicePath)
+    session = machine.session()
+    path = open_device_path(session, whole((64, 64)))
     with pytest.raises(InputError, match=r"8\.\.32"):
         path.paint(image_of((20, 30)), (64, 64), np.empty((20, 30), np.uint8))
     path.close()
+    session.close()
 
 
 def test_a_context_that_failed_is_not_used_again(machine: Machine, cuda: FakeCuda) -> None:
-    path = open_device_path(machine.session(contexts=1), whole((8, 12)))
-    assert isinstance(path, DevicePath)
+    session = machine.session(contexts=1)
+    path = open_device_path(session, whole((8, 12)))
     mask = np.empty((20, 30), np.uint8)
     machine.engine.broken = True
     with pytest.raises(MachineError, match="illegal memory access"):
@@ -363,4 +367,5 @@ def test_a_context_that_failed_is_not_used_again(machine: Machine, cuda: FakeCud
     assert path.paint(image_of((20, 30)), (8, 12), mask) == (3, True)
     assert len(machine.engine.contexts) == 2
     path.close()
+    session.close()
     assert cuda.alive == 0

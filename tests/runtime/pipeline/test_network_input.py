@@ -96,7 +96,7 @@ def test_ranges_and_audits_of_sliding_windows_see_windows(
 
     monkeypatch.setattr(artifacts, "observe", observed)
     with pytest.raises(InterruptedError):
-        artifacts.build_typed(sample_copy, "fp16", [photo] * 3, progress=Silent())
+        artifacts.ArtifactWriter(sample_copy, [photo] * 3, Silent()).typed("fp16")
     assert shapes == [(1, 3, 160, 160)] * 3
 
     shapes.clear()

@@ -43,8 +43,8 @@ def test_numbers_become_those_of_python() -> None:
 
 
 def test_a_text_alone_is_one_and_a_path_is_not_empty() -> None:
-    assert several("a.jpg") == ("a.jpg",) and several(Path("b")) == (Path("b"),)
-    assert several(["a", "b"]) == ("a", "b") and several(None) == ()
+    assert several("n", "a.jpg") == ("a.jpg",) and several("n", Path("b")) == (Path("b"),)
+    assert several("n", ["a", "b"]) == ("a", "b") and several("n", None) == ()
     assert optional_path("report", None) is None and optional_path("report", "a") == Path("a")
     with pytest.raises(InputError, match="report cannot be ''"):
         optional_path("report", "")

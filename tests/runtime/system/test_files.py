@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import random
 import subprocess
@@ -42,7 +43,22 @@ def test_whether_a_folder_can_be_written_is_known_beforehand(tmp_path: Path) -> 
         with pytest.raises(OutputError, match=f"{path.name}: cannot be written: Not a directory") as caught:
             refuse_unwritable(path)
         assert "A file is where a folder is needed" in str(caught.value.remedy)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    refuse_unwritable(tmp_path, "file", "new")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="folder: cannot be written: Is a directory") as caught:
+        refuse_unwritable(tmp_path, "file", "folder")
+    assert "choose another name" in str(caught.value.remedy)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_is_told_whoever_wrote(tmp_path: Path, number: int) -> None:
+    with pytest.raises(OutputError, match=f"{tmp_path.name}: cannot be written: ") as caught, work_folder(tmp_path):
+        raise OSError(number, os.strerror(number))
+    assert "Free some room" in str(caught.value.remedy)
+    with pytest.raises(OSError, match="Input/output error"), work_folder(tmp_path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc (Linux)")

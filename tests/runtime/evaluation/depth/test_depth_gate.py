@@ -102,6 +102,12 @@ def test_presets_hand_over_their_figures() -> None:
     assert figures["depth_anything_v2_vits"] == FIGURES and figures["depth_anything_v2_metric_vkitti_vits"] == {}
 
 
+@pytest.mark.parametrize("name", ["agreement", "max_boundary_drop", "max_class_drop", "max_ece"])
+def test_limits_of_segmentation_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} applies to segmentation"):
+        choose_yardstick(Gate(0.06, **{name: 0.0}), published(), "model.onnx", images(3, 10.0))
+
+
 def test_a_given_number_has_no_d1_to_lose() -> None:
     given = choose_yardstick(Gate(0.06), published(), "model.onnx", images(3, 10.0))
     assert given == Yardstick("the given AbsRel, 0.06", 0.1, 0.05, abs_rel=0.06)

@@ -23,6 +23,7 @@ from denseport.runtime.evaluation.depth.dataset import DepthReading, open_depth_
 from denseport.runtime.evaluation.depth.measure import COLUMNS, DepthMeasurement, measure_depths
 from denseport.runtime.evaluation.depth.report import DepthEvaluation, WorstDepth, worst_depths, write_depth_report
 from denseport.runtime.evaluation.gate import Verdict
+from denseport.runtime.evaluation.report import Origin
 
 MARKUP = "<script>alert('x')</script>\"&"
 LIMITS = (0.001, 100.0)
@@ -67,7 +68,7 @@ def worst(error: list[float], name: str = "room") -> WorstDepth:
 def write(folder: Path, found: DepthEvaluation, *images: WorstDepth, **changes: Any) -> str:
     manifest, created = depth_manifest(**changes), datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     command = changes.get("name", "denseport eval bundle")
-    page = write_depth_report(folder, found, manifest, images, {"machine": "two cores"}, command, created)
+    page = write_depth_report(folder, found, manifest, images, Origin({"machine": "two cores"}, command, created))
     return page.read_text(encoding="utf-8")
 
 
@@ -151,7 +152,7 @@ def test_the_errors_are_those_of_the_metrics(depth_sample: Bundle, data: Path, l
         bundle.manifest = replace(bundle.manifest, depth=DepthOutput("relative", larger_is, None, "bicubic"))
     dataset = replace(open_depth_dataset(data), reading=DepthReading(None, *LIMITS, "garg"))
     with DepthEstimator(bundle, threads=1) as estimate:
-        run = measure_depths(dataset, estimate, LIMITS)
+        run = measure_depths(dataset, estimate)
         found = worst_depths(dataset, run, [estimate])
     abs_rel = dict(zip(run.names, run.column("AbsRel"), strict=True))
     assert [each.name for each in found] == sorted(abs_rel, key=lambda name: -abs_rel[name])
@@ -164,7 +165,7 @@ def test_the_errors_are_those_of_the_metrics(depth_sample: Bundle, data: Path, l
 def test_depths_that_are_not_finite_are_shown_as_nothing(depth_sample: Bundle, data: Path, tmp_path: Path) -> None:
     dataset = replace(open_depth_dataset(data), reading=DepthReading(None, *LIMITS, None))
     with DepthEstimator(depth_sample, threads=1) as estimate:
-        run = measure_depths(dataset, estimate, LIMITS)
+        run = measure_depths(dataset, estimate)
 
         def broken(image: Any) -> Any:
             found = estimate(image)

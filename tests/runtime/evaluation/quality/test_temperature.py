@@ -84,7 +84,9 @@ def test_it_is_kept_for_scores_and_no_class_depends_on_it(sample_copy: Bundle, c
     assert Bundle(path).manifest.temperature == pytest.approx(found["temperature"], rel=1e-4)
 
 
-@pytest.mark.parametrize("option", ["--ece", "--boundaries", "--record", "--resume", "--gate=1", "--report=r"])
+@pytest.mark.parametrize(
+    "option", ["--ece", "--boundaries", "--record", "--resume", "--gate=1", "--report=r", "--workers=2"]
+)
 def test_what_measures_is_refused_beside_it(sample: Bundle, call: Call, option: str) -> None:
     code, _, error = call("eval", sample.path, "--data", STREET, "--fit-temperature", option)
     assert code == 2 and option.split("=")[0] in error and "--fit-temperature does not" in error

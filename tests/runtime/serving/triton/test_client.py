@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -15,12 +17,15 @@ import numpy as np
 import pytest
 from support import ASSETS
 
-from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.bundle.bundle import MANIFEST, Bundle
+from denseport.runtime.bundle.manifest import DepthOutput
 from denseport.runtime.cli.main import main
 from denseport.runtime.errors import DenseportError, ImageError, InputError, MachineError, ServerError
+from denseport.runtime.media.images import write_image
 from denseport.runtime.serving.triton import client as client_module
 from denseport.runtime.serving.triton.client import Client
 from denseport.runtime.serving.triton.connections import Failure
+from denseport.runtime.serving.triton.variants import Options, served_models
 from denseport.runtime.system.machine import install_command
 
 pytest.importorskip("tritonclient.grpc")
@@ -277,6 +282,35 @@ def test_answers_of_another_form_are_told_in_words(body: bytes, header: str | No
         finally:
             server.shutdown()
             thread.join()
+
+
+@pytest.mark.parametrize("said", [{}, {"meaning": "null"}, {"meaning": "[1]"}, {"meaning": "{"}], ids=str)
+def test_depths_without_a_meaning(scripted: Callable[..., Client], said: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="does not say what its depths mean"):
+        scripted(Lying(**said)).depth()
+
+
+def test_a_server_of_other_depths_is_refused(
+    depth_sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the export says of the server's own bundle is compared with the manifest that is given."""
+    (front,) = served_models(depth_sample, Options())
+    said = {key: value.string_value for key, value in front.config.parameters.items()}
+    monkeypatch.setattr(client_module, "connect", lambda *_: Lying(**said))
+    image = tmp_path / "image.png"
+    write_image(image, np.zeros((8, 8, 3), np.uint8))
+    depth = depth_sample.manifest.depth
+    assert depth is not None and depth.unit == "metres"
+    with Client("http://127.0.0.1:1", "m") as client:
+        assert DepthOutput(**client.depth()) == depth
+    for change in ({"unit": "relative", "largest": None}, {"unit": "relative", "larger_is": "nearer", "largest": None}):
+        given = Bundle(shutil.copytree(depth_sample.path, tmp_path / "bundle", dirs_exist_ok=True))
+        other = replace(given.manifest, depth=replace(depth, **change))
+        (given.path / MANIFEST).write_text(other.to_json())
+        command = ["run", given.path, image, "-o", tmp_path / "out", "--server", "http://127.0.0.1:1"]
+        assert main([str(word) for word in command]) == 2
+        assert "has other depths (unit, direction or limit)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_class_names_are_what_the_server_says(scripted: Callable[..., Client]) -> None:
