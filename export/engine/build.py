@@ -34,6 +34,7 @@ from denseport.runtime.backends.cuda.driver import Device, open_cuda
 from denseport.runtime.backends.tensorrt_library import Library, LogLine, load_library, release
 from denseport.runtime.bundle.engine_record import PORTABLE_RTX, TITLES, BuildRecord, Profile, sm_name
 from denseport.runtime.errors import InputError, MachineError
+from denseport.runtime.system.arguments import optional_path
 from denseport.runtime.system.files import cache_folder, sha256_of, write_atomic
 from denseport.runtime.system.machine import proc_values
 from denseport.runtime.system.progress import StepCallback, no_steps
@@ -66,6 +67,9 @@ class BuilderOptions:
     timing_cache: Path | None = None  # TensorRT: default: one for each GPU and release in the user's cache folder
     verbose: bool = False  # tell every line of TensorRT's log
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "timing_cache", optional_path("timing_cache", self.timing_cache))
+
 
 @dataclass(frozen=True)
 class EngineOptions(BuilderOptions):
@@ -82,6 +86,7 @@ class EngineOptions(BuilderOptions):
     plugin: bool = False  # TensorRT: fuse what the project's plugin computes (`denseport.export.graph.fusion`)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "targets", architectures(self.targets))
         for refused, message, remedy in self._refusals():
             if refused:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 
 from denseport.export.checkpoint.labels import Colours, colours_of
@@ -24,6 +25,7 @@ from denseport.runtime.bundle.preprocessing import (
 from denseport.runtime.bundle.steps import Augmentation, Normalise, Resize
 from denseport.runtime.errors import BundleError, InputError
 from denseport.runtime.media.overlay import default_palette
+from denseport.runtime.system.arguments import real, required_path
 
 __all__ = ["Declared", "Settings"]
 
@@ -112,6 +114,7 @@ class Declared:
     from_json: Path | str | None = None  # a file of `Settings`
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.scale is not None and self.size is not None:
             raise InputError("--scale and --size both say how large images become", "Leave one of them out.")
         if self.task not in (None, *OUTPUTS):
@@ -119,12 +122,27 @@ class Declared:
         self._check_task()
         if (self.mean is None) != (self.std is None):
             raise InputError("--mean and --std go together", "Give both, or neither.")
-        if self.threshold is not None and not 0 < self.threshold < 1:
-            raise InputError(f"--threshold {self.threshold:g} is not between 0 and 1", "Give a probability.")
-        if isinstance(self.classes, str):
-            raise InputError(f"classes={self.classes!r} is one text", "Give a list of names.")
+        threshold = self.settings.threshold
+        if threshold is not None and not 0 < real("threshold", threshold, 0, 1) < 1:
+            raise InputError(f"--threshold {threshold:g} is not between 0 and 1", "Give a probability.")
         if isinstance(self.classes, int) and not 1 <= self.classes <= 65536:
             raise InputError(f"--classes {self.classes}: not in 1..65536", "Give the number of classes.")
+
+    def _check_types(self) -> None:
+        """Refuse what is of another type, by the name of its argument."""
+        if isinstance(self.classes, str):
+            raise InputError(f"classes={self.classes!r} is one text", "Give a list of names.")
+        kinds = {"classes": object, "palette": object, "mean": Real, "std": Real, "scale": Integral, "size": Integral}
+        for name, kind in kinds.items():
+            value, is_pair = getattr(self, name), kind is Integral
+            if value is None or (name == "classes" and type(value) is int):
+                continue
+            is_list = isinstance(value, Sized) and not isinstance(value, str | bytes)
+            if not is_list or not all(isinstance(each, kind) for each in value) or (is_pair and len(value) != 2):
+                words = "two whole numbers" if is_pair else "a list"
+                raise InputError(f"{name} cannot be {value!r}", f"Give {words}.")
+        if self.value_range is not None:
+            real("value_range", self.value_range, 0)
 
     def _check_task(self) -> None:
         """Refuse what is of the other task, and a depth of which nothing is said."""
@@ -154,7 +172,7 @@ class Declared:
                 what = f"--like {bundle.path}: is of the task {settings.task}, not {self.task}"
                 raise InputError(what, "Name a bundle of that task, or leave --like out.")
         if self.from_json is not None:
-            settings = Settings.read(Path(self.from_json)).over(settings)
+            settings = Settings.read(required_path("from_json", self.from_json)).over(settings)
         here = Settings(
             task=self.task,
             depth=self.depth,

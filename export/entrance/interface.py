@@ -117,6 +117,9 @@ def _classes(
     if gives == DEPTH:
         return 1, None
     if gives == CLASSES:
+        if declared.threshold is not None:
+            what = f"--threshold {declared.threshold:g} applies to probabilities; {label} gives classes"
+            raise InputError(what, "Leave it out.")
         if channels != 1:
             raise ExportError(f"{label}: a map of classes has one channel; this output has {channels}")
         if named is None:

@@ -54,11 +54,12 @@ class Sizes:
         if batch not in (None, 1):
             what = f"{network.label}: takes batches of {batch} images only; the runtime gives it one image at a time"
             raise InputError(what, "Export it with a batch of 1, or of any size.")
-        pixels = math.prod(n or 1 for n in self.sides)
-        if any(n is not None and not 1 <= n <= LARGEST_SIDE for n in self.sides) or pixels > PIXELS:
-            height, width = (n or "any" for n in self.sides)
-            what = f"{network.label}: takes images of {width} x {height} pixels (width x height)"
-            raise InputError(what, f"Give a network of at most {LARGEST_SIDE} pixels a side, and {PIXELS:,} in all.")
+        for sides in (self.sides, hint or ()):
+            pixels = math.prod(n or 1 for n in sides)
+            if pixels > PIXELS or any(n is not None and not 1 <= n <= LARGEST_SIDE for n in sides):
+                height, width = (n or "any" for n in sides)
+                what = f"{network.label}: takes images of {width} x {height} pixels (width x height)"
+                raise InputError(what, f"Give at most {LARGEST_SIDE} pixels a side, and {PIXELS:,} in all.")
         self.found: dict[Size, Found] = {}
         self.warnings: list[str] = []
         self._why_not: dict[Size, str] = {}

@@ -54,8 +54,8 @@ def renamed(manifest: Manifest, name: str | None, progress: Progress) -> Manifes
         InputError: an empty name, or one with control characters.
     """
     try:
-        if name is not None and not name.strip():
-            raise ValueError("an empty name")
+        if name is not None and not (isinstance(name, str) and name.strip()):
+            raise ValueError("no text, or an empty one")
         manifest = dataclasses.replace(manifest, name=manifest.name if name is None else name.strip())
     except ValueError as err:
         raise InputError(f"--name {name!r}: {err}", "Give a name of letters and digits.") from err

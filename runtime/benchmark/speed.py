@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from denseport.runtime.benchmark.turns import in_turns
 from denseport.runtime.segmenter.predictor import Predictor
-from denseport.runtime.system.arguments import real, whole
+from denseport.runtime.system.arguments import real, several, whole
 from denseport.runtime.system.progress import Progress, Silent
 from denseport.runtime.system.text import count
 
@@ -55,7 +55,7 @@ class Plan:
         whole("rounds", self.rounds, 1)
         real("seconds", self.seconds, 0.001)
         for name in ("concurrency", "batches"):
-            for number in getattr(self, name):
+            for number in several(name, getattr(self, name)):
                 whole(name, number, 1)
 
 

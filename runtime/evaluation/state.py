@@ -21,7 +21,7 @@ from denseport.runtime.evaluation.quality.confidence import BINS, bin_counts, ca
 from denseport.runtime.system.arrays import read_arrays, write_arrays
 from denseport.runtime.system.text import count
 
-__all__ = ["MASKS_ONLY", "SAVE_SECONDS", "Extras", "Measurement", "load_state", "merge_states"]
+__all__ = ["MASKS_ONLY", "SAVE_SECONDS", "Extras", "Measurement", "is_state", "load_state", "merge_states"]
 
 SAVE_SECONDS = 10.0  # between two saves
 
@@ -219,6 +219,12 @@ class Measurement:
             arrays |= {f"{prefix}matrix": confusion.matrix, f"{prefix}outside": confusion.outside}
         write_arrays(self.file, arrays | {name: rows[self.done] for name, rows in self.counts.items()})
         self._saved = time.monotonic()
+
+
+def is_state(path: Path) -> bool:
+    """Whether a file holds the counts of a measurement, whatever was measured."""
+    arrays = read_arrays(path)
+    return arrays is not None and {"key", "done", "matrix"} <= arrays.keys()
 
 
 def load_state(path: Path, key: str) -> Measurement | None:

@@ -17,7 +17,7 @@ from denseport.runtime.errors import InputError
 from denseport.runtime.evaluation.dataset import Dataset
 from denseport.runtime.evaluation.gate import Comparison, Gate, choose_comparison
 from denseport.runtime.evaluation.measure import measure_images
-from denseport.runtime.evaluation.state import MASKS_ONLY, Extras, Measurement, load_state, merge_states
+from denseport.runtime.evaluation.state import MASKS_ONLY, Extras, Measurement, is_state, load_state, merge_states
 from denseport.runtime.media.images import reading
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.system.arguments import optional_path, several, whole
@@ -221,7 +221,7 @@ def refuse_state(state: Path, *, resume: bool) -> None:
     """Refuse a file that exists: the run would replace it, and remove it at its end.
 
     Raises:
-        InputError: it exists, and ``resume`` was not asked for; or it is not a file.
+        InputError: it exists, and ``resume`` was not asked for; or it is no file, or none that a run has written.
         OutputError: it cannot be written.
     """
     refuse_unwritable(state.parent)
@@ -232,3 +232,5 @@ def refuse_state(state: Path, *, resume: bool) -> None:
         raise InputError(f"--state {state}: is not a file", "Name a file, or one that does not exist yet.")
     if not resume:
         raise InputError(f"--state {state}: exists already", "Continue it with --resume, or name another file.")
+    if not is_state(state):
+        raise InputError(f"--state {state}: is not a state of a measurement", "Name another file; this one is kept.")

@@ -39,7 +39,7 @@ __all__ = [
 WORK = ".denseport-work-"  # begins the names of folders that end with the process that made them
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # linux/fs.h, linux/fcntl.h
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last of the user's limit, or of FAT's 4 GiB
 _REMEDIES = {
     **dict.fromkeys(_NO_ROOM, "Free some room, or choose another place."),
     errno.ENAMETOOLONG: "Choose a shorter name: most file systems take 255 bytes, suffix included.",

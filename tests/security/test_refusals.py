@@ -22,6 +22,7 @@ from denseport.export.entrance.foreign import import_bundle
 from denseport.export.errors import CheckpointError
 from denseport.runtime.benchmark.bench import bench
 from denseport.runtime.benchmark.overview.collect import report
+from denseport.runtime.benchmark.speed import Plan
 from denseport.runtime.bundle.artifact import Artifact
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.bundle.manifest import NetworkInput
@@ -34,7 +35,7 @@ from denseport.runtime.evaluation.task import LongRun
 from denseport.runtime.segmenter import Segmenter
 from denseport.runtime.selection import select_artifact
 from denseport.runtime.serving.triton.repository import export_repository
-from denseport.runtime.serving.triton.variants import Options
+from denseport.runtime.serving.triton.variants import Options, model_name
 
 STREET = sorted((ASSETS / "street").rglob("*.jpg"))[0]
 
@@ -149,6 +150,18 @@ PUBLIC: dict[str, Callable[[Any, Bundle], object]] = {
     "output": lambda odd, _: export_bundle("a.pth", odd),
     "config": lambda odd, _: export_bundle("a.pth", "new", config=odd),
     "model": lambda odd, _: import_bundle(odd, "new", Declared()),
+    "classes of an import": lambda odd, _: Declared(classes=complex(5) if odd == 5 else odd),  # type: ignore[arg-type]
+    "palette": lambda odd, _: Declared(palette=odd),
+    "mean": lambda odd, _: Declared(mean=odd, std=odd),
+    "std": lambda odd, _: Declared(mean=(0, 0, 0), std=["1", odd, "1"]),  # type: ignore[list-item]
+    "scale": lambda odd, _: Declared(scale=odd),
+    "size": lambda odd, _: Declared(size=(64, odd, 64)),  # type: ignore[arg-type]
+    "value_range": lambda odd, _: Declared(value_range=[odd]),  # type: ignore[arg-type]
+    "threshold": lambda odd, _: Declared(threshold=odd),
+    "from_json": lambda odd, _: Declared(from_json=odd),
+    "name of a model": lambda odd, bundle: model_name(bundle, odd),
+    "timing_cache": lambda odd, _: EngineSettings(timing_cache=odd),
+    "concurrency": lambda odd, _: Plan(concurrency=odd),
 }
 
 
@@ -161,6 +174,14 @@ def test_a_value_of_another_type_is_refused_by_its_argument_s_name(
     with pytest.raises(DenseportError, match=name.partition(" ")[0]):
         PUBLIC[name](odd, sample)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 5])
+def test_a_threshold_of_a_file_is_no_other_than_an_option(tmp_path: Path, threshold: float) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"threshold": threshold}))
+    with pytest.raises(DenseportError, match=f"threshold .*{threshold}"):
+        Declared(from_json=file)
 
 
 def test_a_cache_that_cannot_be_written_is_noticed_before_an_engine_is_built(sample: Bundle) -> None:

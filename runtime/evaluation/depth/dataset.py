@@ -87,7 +87,10 @@ class DepthDataset:
 
     def __post_init__(self) -> None:
         if not self.samples:
-            raise DatasetError("the data set is empty", "Name a folder or a list that holds images with depths.")
+            raise DatasetError(
+                f"the data set is empty: {self.found or 'no samples'}",
+                "Name a folder or a list that holds images with depths.",
+            )
         pngs = [each.mask for each in self.samples if each.mask.suffix.lower() == ".png"]
         if pngs and self.reading.scale is None:
             what = f"{pngs[0]}: nothing says how many of its values are a metre"

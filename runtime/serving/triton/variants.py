@@ -107,7 +107,7 @@ def model_name(bundle: Bundle, name: str | None) -> str:
     """
     if name is None:
         return re.sub(r"[^A-Za-z0-9_.-]+", "_", bundle.manifest.name).strip("._-") or "model"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise InputError(
             f"{name!r} cannot be a model's name", "Use letters, digits, '_', '-' and '.'; begin with a letter or digit."
         )

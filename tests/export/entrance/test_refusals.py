@@ -118,6 +118,8 @@ def constant() -> Graph:
         (segmenting, [*USUAL, "--mean", "1", "--std", "1"], "--mean: 1 numbers, and the network takes 3 channels"),
         (segmenting, [*USUAL, "--scale", "64", "64"], "--scale and --size"),
         (segmenting, [*USUAL, "--threshold", "0.5"], "--threshold 0.5 applies to networks with one output channel"),
+        (lambda: segmenting("argmax"), [*USUAL, "--threshold", "0.7"], "--threshold 0.7 applies to probabilities"),
+        (segmenting, [*USUAL[:-1], "32768x32768"], "takes images of 32768 x 32768 pixels"),
         (lambda: segmenting(shape=(1, 3, 64, 96)), [*USUAL[:-1], "128x64"], "it takes (1, 3, 64, 96)"),
         (lambda: segmenting(shape=(1, 3, 64, 3)), USUAL, "Say which with --layout"),
         (lambda: segmenting(opset=9, end="logits"), [*USUAL, "--like", "/nowhere"], "/nowhere: no such folder"),

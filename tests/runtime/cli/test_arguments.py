@@ -143,12 +143,18 @@ def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize(
     ("redirection", "code", "words"),
-    [(">/dev/full", 2, "no space left"), (">&-", 0, ""), ("2>&-", 0, ""), ("| head -1", 0, "")],
+    [
+        (">/dev/full", 2, "no space left"),
+        (">limited", 2, "no space left"),
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("| head -1", 0, ""),
+    ],
 )
-def test_an_output_that_takes_nothing_is_no_traceback(redirection: str, code: int, words: str) -> None:
+def test_an_output_that_takes_nothing_is_no_traceback(tmp_path: Path, redirection: str, code: int, words: str) -> None:
     program = Path(sys.executable).with_name("denseport")
-    command = f"set -o pipefail; '{program}' models --json {redirection}; exit $?"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    command = f"ulimit -f 0; set -o pipefail; '{program}' models --json {redirection}; exit $?"  # of files alone
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode in (code, 141 if "|" in redirection else code), done.stderr
     assert words in done.stderr and "Traceback" not in done.stderr and "Exception" not in done.stderr
 

@@ -18,7 +18,7 @@ from support import ASSETS
 from denseport.runtime import evaluate
 from denseport.runtime.bundle.bundle import Bundle
 from denseport.runtime.cli.main import main
-from denseport.runtime.errors import DatasetError
+from denseport.runtime.errors import DatasetError, InputError
 from denseport.runtime.evaluation.dataset import open_dataset
 from denseport.runtime.evaluation.measure import measure_dataset
 from denseport.runtime.evaluation.metrics import ConfusionMatrix
@@ -161,7 +161,9 @@ def test_a_state_of_another_measurement_is_not_taken_up(sample: Bundle, tmp_path
     interrupt()
     assert measured("reference", images=2) == 2
     state.write_bytes(b"not an archive")
-    assert measured("reference") == 3
+    with pytest.raises(InputError, match="is not a state of a measurement"):
+        measured("reference")
+    assert state.read_bytes() == b"not an archive"
 
 
 def test_a_mask_of_another_size_is_named(sample: Bundle, tmp_path: Path) -> None:
@@ -225,6 +227,8 @@ def test_a_file_that_is_there_is_not_taken_for_the_state(
     command = ["eval", str(sample.path), "--data", str(STREET), *shard, "--state"]
     assert main([*command, str(file)]) == 2
     assert f"--state {file}: exists" in capsys.readouterr().err
+    assert main([*command, str(file), "--resume"]) == 2
+    assert f"--state {file}: is not a state" in capsys.readouterr().err
     assert file.read_text() == "kept"
     assert main([*command, str(tmp_path), "--resume"]) == 2
     assert f"--state {tmp_path}: is not a file" in capsys.readouterr().err

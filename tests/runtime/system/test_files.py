@@ -51,7 +51,7 @@ def test_whether_a_folder_can_be_written_is_known_beforehand(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_disk_that_fills_up_is_told_whoever_wrote(tmp_path: Path, number: int) -> None:
     with pytest.raises(OutputError, match=f"{tmp_path.name}: cannot be written: ") as caught, work_folder(tmp_path):
         raise OSError(number, os.strerror(number))
