@@ -67,8 +67,7 @@ def evaluate(
         extras: what else is counted: boundaries, and the calibration error of the scores.
         run: how a long measurement is kept, resumed and divided.
         checkpoint: that the bundle was exported from: explain which step lost what (needs torch).
-        report: folder to write a self-contained HTML page to.
-        record: keep the result in the bundle's manifest.
+        report, record: folder to write a self-contained HTML page to; keep the result in the bundle's manifest.
 
     Raises:
         BundleError, MachineError: as of `Segmenter`; also where Ray or torch is missing.

@@ -1,10 +1,12 @@
 """The C++ runtime beside Python's: time of an image, resident memory, start-up to a first mask.
 
     python scripts/bench/cpp.py BUNDLE IMAGE [--artifact NAME] [--rounds 31] [--threads 2] [--program FILE]
+        [--cache FOLDER]
 
 `bash scripts/cpp` builds the program, with ONNX Runtime where DENSEPORT_ONNXRUNTIME_INCLUDE names its headers. Both
-runtimes run the same artifact in processes that stay open, in turns; which is first changes from round to round. Ratios
-are medians of the rounds' ratios. The goal of memory is for what is resident after opening, before the first image.
+runtimes run the same artifact in processes that stay open, in turns; which is first changes from round to round.
+Ratios are medians of the rounds' ratios. What goes into the cache is made before anything is measured. The goal of
+memory is for what is resident after opening, before the first image.
 Exit code 1: a goal was missed.
 """
 
@@ -52,8 +54,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--program", type=Path, default=Path("out/cpp/release/denseport-cpp"))
+    parser.add_argument("--cache", type=Path, help="of the C++ program, for ONNX Runtime's weights; default: none")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    for program in programs_of(arguments):
+        program.close()
     rows = [*opened(arguments), started(arguments)]
     if arguments.json:
         print(json.dumps(rows, indent=1))
@@ -74,10 +79,14 @@ def row_of(name: str, unit: str, pairs: list[tuple[float, float]], goal: float |
     return {**named, "goal": goal, "passed": passed}
 
 
+def cache_of(arguments: argparse.Namespace) -> list[str]:
+    return [] if arguments.cache is None else ["--cache", str(arguments.cache)]
+
+
 def programs_of(arguments: argparse.Namespace) -> tuple[Program, Program]:
     """C++'s and Python's, which have the bundle open and wait."""
     artifact, threads = ("--artifact", arguments.artifact), ("--threads", str(arguments.threads))
-    command = [arguments.program, "bench", arguments.bundle, arguments.image, *artifact, *threads]
+    command = [arguments.program, "bench", arguments.bundle, arguments.image, *artifact, *threads, *cache_of(arguments)]
     given = (arguments.bundle, arguments.image, arguments.artifact, arguments.threads)
     return Program(list(map(str, command))), Program([sys.executable, "-c", CHILD, *map(str, given)])
 
@@ -114,7 +123,7 @@ def started(arguments: argparse.Namespace) -> dict[str, Any]:
         artifact, threads = arguments.artifact, str(arguments.threads)
         options = ["-o", mask, "--artifact", artifact, "--threads", threads, "--quiet"]
         commands = (
-            [str(arguments.program), "run", *given, *options],
+            [str(arguments.program), "run", *given, *options, *cache_of(arguments)],
             [sys.executable, "-c", FIRST, *given, artifact, threads, mask],
         )
 

@@ -22,7 +22,7 @@ LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
 NAMED = re.compile(r"\[[\w-]+\.md\](?=\(([^)\s#]+\.md))")  # a link whose text is the file's name
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 KERNEL = "---\njupyter:\n  kernelspec:\n    display_name: Python 3\n    language: python\n    name: python3\n---\n\n"
-LANGUAGES = {".py": "python", ".cpp": "cpp", ".txt": "cmake"}
+LANGUAGES = {".py": "python", ".cpp": "cpp", ".go": "go", ".txt": "cmake"}
 
 
 def stage(docs: Path) -> None:

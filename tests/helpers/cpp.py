@@ -114,6 +114,13 @@ def colour_depth(folder: Path, steps: Preprocessing, weights: Sequence[float] = 
     return Bundle(folder)
 
 
+class _Options(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_char_p) for name in ("artifact", "protocol", "trust", "cache")),
+        ("threads", ctypes.c_int),
+    )
+
+
 class _Mask(ctypes.Structure):
     _fields_ = (
         ("width", ctypes.c_int),
@@ -157,19 +164,32 @@ class Library:
         return str(self._library.denseport_error().decode())
 
     def try_open(
-        self, bundle: Path, artifact: str | None = None, protocol: str | None = None, *, depth: bool = False
+        self,
+        bundle: Path,
+        artifact: str | None = None,
+        protocol: str | None = None,
+        *,
+        depth: bool = False,
+        **more: Path,
     ) -> tuple[int, Any]:
-        """The code, and the segmenter, or depth estimator, where it is 0."""
-        names = [None if text is None else text.encode() for text in (artifact, protocol)]
-        segmenter = ctypes.c_void_p()
+        """The code, and the segmenter, or depth estimator, where it is 0; ``more``: trust and cache."""
+        given = {"artifact": artifact, "protocol": protocol, **more}
+        texts = {name: str(value).encode() for name, value in given.items() if value is not None}
+        options, segmenter = _Options(**texts, threads=1), ctypes.c_void_p()
         open_ = self._function("open_depth" if depth else "open")
-        return open_(str(bundle).encode(), *names, 1, ctypes.byref(segmenter)), segmenter
+        return open_(str(bundle).encode(), ctypes.byref(options), ctypes.byref(segmenter)), segmenter
 
     @contextmanager
     def opened(
-        self, bundle: Path, artifact: str | None = None, protocol: str | None = None, *, depth: bool = False
+        self,
+        bundle: Path,
+        artifact: str | None = None,
+        protocol: str | None = None,
+        *,
+        depth: bool = False,
+        **more: Path,
     ) -> Iterator[Any]:
-        code, segmenter = self.try_open(bundle, artifact, protocol, depth=depth)
+        code, segmenter = self.try_open(bundle, artifact, protocol, depth=depth, **more)
         assert code == 0, self.error()
         try:
             yield segmenter

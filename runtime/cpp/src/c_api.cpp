@@ -3,6 +3,7 @@
 #include <cstring>
 #include <new>
 
+#include <nlohmann/json.hpp>
 #include <opencv2/core.hpp>
 
 #include "denseport/denseport.h"
@@ -20,6 +21,12 @@ namespace {
 
 thread_local std::string last_error;
 
+// With U+FFFD in place of bytes that are not UTF-8: messages quote damaged files and names of files.
+std::string utf8(const std::string& text) {
+    using Json = nlohmann::json;
+    return Json::parse(Json(text).dump(-1, ' ', false, Json::error_handler_t::replace)).get<std::string>();
+}
+
 // The code of what went wrong, whose words are kept.
 template <class Work>
 int guarded(const Work& work) {
@@ -27,10 +34,10 @@ int guarded(const Work& work) {
         work();
         return 0;
     } catch (const denseport::Error& error) {
-        last_error = error.what();
+        last_error = utf8(error.what());
         return error.exit_code();
     } catch (const std::exception& error) {
-        last_error = error.what();
+        last_error = utf8(error.what());
         return 1;
     }
 }
@@ -41,11 +48,14 @@ void refuse_null(const Pointers*... pointers) {
         throw denseport::InputError("an argument is NULL, which must not be", "Give the address of an object.");
 }
 
-denseport::Options options_of(const char* artifact, const char* protocol, int threads) {
+denseport::Options options_of(const denseport_options* given) {
     denseport::Options options;
-    if (artifact) options.artifact = artifact;
-    if (protocol) options.protocol = protocol;
-    options.threads = threads;
+    if (!given) return options;
+    if (given->artifact) options.artifact = given->artifact;
+    if (given->protocol) options.protocol = given->protocol;
+    if (given->trust) options.trust = {given->trust};
+    if (given->cache) options.cache = given->cache;
+    options.threads = given->threads;
     return options;
 }
 
@@ -85,11 +95,10 @@ const denseport::Class* class_of(const denseport_segmenter* segmenter, int index
 
 const char* denseport_error(void) { return last_error.c_str(); }
 
-int denseport_open(const char* bundle, const char* artifact, const char* protocol, int threads,
-                   denseport_segmenter** out) {
+int denseport_open(const char* bundle, const denseport_options* options, denseport_segmenter** out) {
     return guarded([&] {
         refuse_null(bundle, out);
-        *out = new denseport_segmenter{denseport::Segmenter(bundle, options_of(artifact, protocol, threads))};
+        *out = new denseport_segmenter{denseport::Segmenter(bundle, options_of(options))};
     });
 }
 
@@ -130,12 +139,10 @@ uint32_t denseport_class_colour(const denseport_segmenter* segmenter, int index)
 
 void denseport_close(denseport_segmenter* segmenter) { delete segmenter; }
 
-int denseport_open_depth(const char* bundle, const char* artifact, const char* protocol, int threads,
-                         denseport_depth_estimator** out) {
+int denseport_open_depth(const char* bundle, const denseport_options* options, denseport_depth_estimator** out) {
     return guarded([&] {
         refuse_null(bundle, out);
-        const denseport::Options options = options_of(artifact, protocol, threads);
-        *out = new denseport_depth_estimator{denseport::DepthEstimator(bundle, options)};
+        *out = new denseport_depth_estimator{denseport::DepthEstimator(bundle, options_of(options))};
     });
 }
 

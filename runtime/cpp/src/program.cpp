@@ -17,9 +17,9 @@ using std::filesystem::path;
 
 constexpr const char* USAGE =
     "usage: denseport-cpp run BUNDLE IMAGE... -o OUTPUT [--format png|npy] [--artifact NAME] [--protocol NAME]\n"
-    "                         [--threads N] [--quiet]\n"
-    "       denseport-cpp inspect BUNDLE [--artifact NAME] [--protocol NAME]\n"
-    "       denseport-cpp bench BUNDLE IMAGE [--artifact NAME] [--protocol NAME] [--threads N]\n"
+    "                         [--threads N] [--trust FILE]... [--cache FOLDER] [--quiet]\n"
+    "       denseport-cpp inspect BUNDLE [--artifact NAME] [--protocol NAME] [--trust FILE]...\n"
+    "       denseport-cpp bench BUNDLE IMAGE [--artifact NAME] [--protocol NAME] [--threads N] [--cache FOLDER]\n"
     "\n"
     "run      writes masks, PNGs whose pixels are classes, or depths, PNGs of 16 bits or numpy's float32 (.npy): to\n"
     "         OUTPUT.png or .npy of one image, else to a folder with a file for each\n"
@@ -31,6 +31,8 @@ constexpr const char* USAGE =
     "  --artifact NAME   which one runs; default: the best for this machine\n"
     "  --protocol NAME   how images reach the network; default: reference, as the checkpoint was tested\n"
     "  --threads N       default: the CPUs that the process may use\n"
+    "  --trust FILE      a public key: its owner, or that of another one given, must have signed the bundle\n"
+    "  --cache FOLDER    keep the weights there as ONNX Runtime lays them out here, and map them: less memory\n"
     "  --quiet           print nothing but errors\n";
 
 struct Arguments {
@@ -69,6 +71,10 @@ Arguments parse(const std::vector<std::string>& given) {
             found.options.protocol = value();
         else if (word == "--threads")
             found.options.threads = whole_number(value());
+        else if (word == "--trust")
+            found.options.trust.push_back(value());
+        else if (word == "--cache")
+            found.options.cache = value();
         else if (word == "--quiet")
             found.quiet = true;
         else if (word.size() > 1 && word[0] == '-')
@@ -102,19 +108,21 @@ path target(const Arguments& arguments, const path& image) {
     return arguments.output / (image.stem().string() + "." + arguments.format);
 }
 
-// Without what acts on a terminal: control characters, and those that turn the direction of writing. A bundle's author
-// could write them into a record.
+// Without what acts on a terminal: bytes that are not UTF-8, control characters, and those that turn the direction of
+// writing. A bundle's author could write them into a record.
 std::string printable(const std::string& text) {
     std::string found;
     for (std::size_t i = 0; i < text.size();) {
         const auto first = static_cast<unsigned char>(text[i]);
-        unsigned long point = first < 0x80 ? first : first & (first < 0xE0 ? 0x1F : 0x0F);
+        const std::size_t whole = first < 0x80 ? 1 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
+        unsigned long point = first < 0x80 ? first : first & (0xFF >> (whole + 1));
         std::size_t length = 1;
-        for (; i + length < text.size() && (text[i + length] & 0xC0) == 0x80; ++length)
+        for (; length < whole && i + length < text.size() && (text[i + length] & 0xC0) == 0x80; ++length)
             point = point << 6 | (text[i + length] & 0x3F);
-        const bool acts = (point < 0x20 && point != '\n') || (0x7F <= point && point < 0xA0) || point == 0x61C ||
-                          (0x200E <= point && point <= 0x200F) || (0x2028 <= point && point <= 0x202E) ||
-                          (0x2066 <= point && point <= 0x2069);
+        const bool is_text = length == whole && (first < 0x80 || (0xC2 <= first && first < 0xF5));
+        const bool acts = !is_text || (point < 0x20 && point != '\n') || (0x7F <= point && point < 0xA0) ||
+                          point == 0x61C || (0x200E <= point && point <= 0x200F) ||
+                          (0x2028 <= point && point <= 0x202E) || (0x2066 <= point && point <= 0x2069);
         found += acts ? "?" : text.substr(i, length);
         i += length;
     }
@@ -164,10 +172,14 @@ int run(const Model& model, const Arguments& arguments) {
 }
 
 template <class Model>
-int inspect(const Model& model) {
+int inspect(const Model& model, const Arguments& arguments) {
     std::string said = model.name() + ": " + gives(model) + "\n";
     said += "runs: " + model.description() + " (" + model.why() + ")\n";
     if (!model.caution().empty()) said += "caution: " + model.caution() + "\n";
+    if (!arguments.options.trust.empty())
+        said += "signed by whom you trust\n";
+    else if (std::filesystem::exists(path(arguments.bundle) / "model.sig"))
+        said += "signed, not checked: --trust FILE checks whose public key signed it\n";
     for (const auto& [name, reason] : model.passed_over()) said += "not " + name + ": " + reason + "\n";
     std::cout << printable(said);
     return 0;
@@ -194,7 +206,7 @@ int bench(const Model& model, const Arguments& arguments) {
 template <class Model>
 int obey(const Arguments& arguments) {
     const Model model(arguments.bundle, arguments.options);
-    if (arguments.command == "inspect") return inspect(model);
+    if (arguments.command == "inspect") return inspect(model, arguments);
     return arguments.command == "run" ? run(model, arguments) : bench(model, arguments);
 }
 

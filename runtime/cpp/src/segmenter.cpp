@@ -11,6 +11,7 @@
 #include "media/images.hpp"
 #include "pipeline/pipeline.hpp"
 #include "selection.hpp"
+#include "signature.hpp"
 #include "system/cpus.hpp"
 #include "system/text.hpp"
 
@@ -19,11 +20,15 @@ namespace {
 
 using std::filesystem::path;
 
-std::unique_ptr<Session> open(const Bundle& bundle, const std::string& name, const Machine& machine, int threads) {
+std::unique_ptr<Session> open(const Bundle& bundle, const std::string& name, const Machine& machine, int threads,
+                              const path& cache) {
     const path model = bundle.verified(name);
     const Artifact& artifact = bundle.artifact(name);
     if (const auto [reason, remedy] = why_unsupported(artifact, machine); !reason.empty())
         throw MachineError(name + ": " + reason, remedy);
+    if (!cache.empty() && (artifact.kind == "engine" || runs_on_openvino(artifact, machine)))
+        throw InputError("cache " + cache.string() + ": " + name + " does not run on ONNX Runtime, which alone uses it",
+                         "Leave it out, or choose an artifact for ONNX Runtime.");
 #ifdef DENSEPORT_TENSORRT
     if (artifact.kind == "engine") return open_tensorrt(model, BuildRecord::of(artifact, name));
 #endif
@@ -31,7 +36,7 @@ std::unique_ptr<Session> open(const Bundle& bundle, const std::string& name, con
     if (runs_on_openvino(artifact, machine)) return open_openvino(model, artifact, threads);
 #endif
 #ifdef DENSEPORT_ONNXRUNTIME
-    return open_onnxruntime(model, artifact, threads);
+    return open_onnxruntime(model, artifact, threads, cache);
 #endif
     throw MachineError(
         model.string() + ": this build of the library has no back end for it at " + count(threads, "thread"),
@@ -98,9 +103,10 @@ struct Predictor::State {
         : bundle(of_task(folder, task)),
           protocol(parse_protocol(options.protocol, bundle.manifest())),
           threads(check_threads(options.threads)) {
+        if (!options.trust.empty()) verify_signature(bundle, options.trust);
         const Machine machine = Machine::inspect();
         selection = select_artifact(bundle, options.artifact, machine);
-        session = open(bundle, selection.name, machine, threads);
+        session = open(bundle, selection.name, machine, threads, options.cache);
 #if defined(__GLIBC__)
         malloc_trim(0);  // what reading the model took and is free again goes back to the system
 #endif

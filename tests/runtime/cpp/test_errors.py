@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +124,18 @@ def test_manifests_are_refused_as_python_refuses_them(library: Library, tmp_path
             differ.append(f"{what}\n  Python: {expected}\n  C++: {found}")
     assert refused > 200
     assert not differ, "\n".join(differ)
+
+
+@pytest.mark.parametrize("scores", [True, False])
+def test_a_temperature_is_read_and_refused_as_in_python(library: Library, tmp_path: Path, scores: bool) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle").path
+    whole, refused = json.loads((bundle / MANIFEST).read_text()), 0
+    for value in (1, 1.0, 0.05, 0.779, 20, 0.0499, 20.01, 0, -1, True, None, "1", [1.0]):
+        (bundle / MANIFEST).write_text(json.dumps({**whole, "scores": scores, "temperature": value}))
+        expected, found = said_by_python(bundle), said(library, bundle)
+        assert told(found) == told(expected), value
+        refused += bool(expected)
+    assert refused == (8 if scores else 11)
 
 
 def test_what_has_no_meaning_for_depth_is_refused_as_in_python(library: Library, tmp_path: Path) -> None:
@@ -267,3 +280,11 @@ def test_nothing_printed_acts_on_the_terminal(tmp_path: Path) -> None:
     bundle.note(OPENVINO, {"verdict": found})
     done = run(program, "inspect", bundle.path)
     assert "not used by itself on this CPU: ?[2J??A?" in done.stdout
+
+
+def test_bytes_that_are_no_text_are_not_printed(tmp_path: Path) -> None:
+    """Alone, 0x9B begins a command of older terminals."""
+    program, bundle = built("release/denseport-cpp"), tiny_bundle(tmp_path / "bundle").path
+    image = tmp_path / os.fsdecode(b"a\x9b2J\xc3\xa9\xe2\x82.png")
+    done = run(program, "run", bundle, image, "-o", tmp_path / "out")
+    assert done.returncode == 2 and "/a?2J\u00e9?.png: there is no such file" in done.stderr

@@ -45,6 +45,20 @@ def test_the_samples_masks_are_pythons(
             assert_same_mask(mask, segmenter(image, top_k=2))
 
 
+@pytest.mark.parametrize(("protocol", "temperature"), [("reference", 20.0), ("ms-flip", 0.05)])
+def test_a_temperature_changes_no_mask(sample_copy: Bundle, tmp_path: Path, protocol: str, temperature: float) -> None:
+    """In either runtime: it is of scores, which the C++ runtime does not give."""
+    program = built("release/denseport-cpp")
+    images, options = small_images(tmp_path / "images"), ("--artifact", "model.onnx", "--protocol", protocol)
+    before = segment(program, sample_copy.path, images, tmp_path / "before", *options)
+    sample_copy.keep_temperature(temperature)
+    after = segment(program, sample_copy.path, images, tmp_path / "after", *options)
+    with Segmenter(sample_copy, artifact="model.onnx", protocol=protocol, threads=1) as segmenter:
+        for image, old, mask in zip(images, before, after, strict=True):
+            np.testing.assert_array_equal(mask, old)
+            assert np.mean(segmenter(image).mask != mask) <= 1e-3  # but for ties
+
+
 @pytest.mark.parametrize("size", [(16, 16), (17, 400), (300, 31), (1, 1), (1000, 750)])
 def test_images_of_any_size_are_segmented(program: Path, sample: Bundle, tmp_path: Path, size: tuple[int, int]) -> None:
     """Enlarged, reduced, narrow; masks of many tiles and of a part of one."""

@@ -38,9 +38,16 @@ typedef struct {
 /* What went wrong in this thread's last call that failed, in UTF-8; valid until its next call. */
 DENSEPORT_C_API const char* denseport_error(void);
 
-/* artifact, protocol: NULL for the default; threads: 0 for the CPUs that the process may use. */
-DENSEPORT_C_API int denseport_open(const char* bundle, const char* artifact, const char* protocol, int threads,
-                                   denseport_segmenter** out);
+/* What `denseport::Options` in denseport.hpp has; all zeros: the defaults. */
+typedef struct {
+    const char *artifact, *protocol;
+    const char* trust; /* one file of a public key */
+    const char* cache;
+    int threads;
+} denseport_options;
+
+/* options: NULL for the defaults. */
+DENSEPORT_C_API int denseport_open(const char* bundle, const denseport_options* options, denseport_segmenter** out);
 
 /* bgr: height rows of width pixels, 3 bytes each, stride bytes from row to row. Fills in *mask. */
 DENSEPORT_C_API int denseport_segment(const denseport_segmenter* segmenter, const uint8_t* bgr, int width, int height,
@@ -61,7 +68,7 @@ DENSEPORT_C_API uint32_t denseport_class_colour(const denseport_segmenter* segme
 DENSEPORT_C_API void denseport_close(denseport_segmenter* segmenter);
 
 /* The same for bundles of the task depth. */
-DENSEPORT_C_API int denseport_open_depth(const char* bundle, const char* artifact, const char* protocol, int threads,
+DENSEPORT_C_API int denseport_open_depth(const char* bundle, const denseport_options* options,
                                          denseport_depth_estimator** out);
 DENSEPORT_C_API int denseport_estimate(const denseport_depth_estimator* estimator, const uint8_t* bgr, int width,
                                        int height, size_t stride, denseport_depth* depth);

@@ -76,6 +76,12 @@ struct Options {
     std::string artifact;                // which artifact runs; empty: the best for this machine, as Python chooses
     std::string protocol = "reference";  // how images reach the network: docs/evaluation.md has them all
     int threads = 0;  // for the network and for post-processing; 0: the CPUs that this process may use
+    // Public keys, PEM: the owner of one of them must have signed the bundle (docs/signing.md); none: nothing is
+    // checked.
+    std::vector<std::filesystem::path> trust = {};
+    // A folder of this user's own, made where it is missing. ONNX Runtime's weights are laid out for this processor
+    // there, once, and mapped: processes share them. Whoever can write to it decides what runs. Empty: none.
+    std::filesystem::path cache = {};
 };
 
 // Wall time of an image in each stage, milliseconds.
@@ -130,10 +136,11 @@ protected:
 // A bundle, ready to segment images.
 class DENSEPORT_API Segmenter : public Predictor {
 public:
-    // Verifies the artifact's files against the manifest's hashes and opens it.
+    // Verifies the signature, where `Options::trust` asks for it, and the artifact's files against the manifest's
+    // hashes, and opens it.
     //
-    // Throws BundleError (incomplete, altered, or it needs what this runtime lacks), InputError (an option, or a bundle
-    // of another task), MachineError.
+    // Throws BundleError (incomplete, altered, not signed by whom is trusted, or it needs what this runtime lacks),
+    // InputError (an option, or a bundle of another task), OutputError (the cache), MachineError.
     explicit Segmenter(const std::filesystem::path& bundle, const Options& options = {});
 
     // Throws ImageError: no image of type CV_8UC3, or one that does not reach the network; BundleError, MachineError.

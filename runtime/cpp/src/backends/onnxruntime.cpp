@@ -2,9 +2,12 @@
 #include <onnxruntime_c_api.h>
 
 #include <cstdlib>
-#include <functional>
+#include <system_error>
 
 #include "backends/session.hpp"
+#include "system/cpus.hpp"
+#include "system/files.hpp"
+#include "system/sha256.hpp"
 #include "system/text.hpp"
 
 namespace denseport {
@@ -34,9 +37,18 @@ void check(OrtStatus* status) {
     throw failure;
 }
 
-// Something of ONNX Runtime's, released when it goes out of scope.
+// Releases something of ONNX Runtime's when it goes out of scope.
+struct Release {
+    void operator()(OrtEnv* each) const { api().ReleaseEnv(each); }
+    void operator()(OrtSessionOptions* each) const { api().ReleaseSessionOptions(each); }
+    void operator()(OrtSession* each) const { api().ReleaseSession(each); }
+    void operator()(OrtMemoryInfo* each) const { api().ReleaseMemoryInfo(each); }
+    void operator()(OrtValue* each) const { api().ReleaseValue(each); }
+    void operator()(OrtTypeInfo* each) const { api().ReleaseTypeInfo(each); }
+    void operator()(OrtTensorTypeAndShapeInfo* each) const { api().ReleaseTensorTypeAndShapeInfo(each); }
+};
 template <class T>
-using Owned = std::unique_ptr<T, std::function<void(T*)>>;
+using Owned = std::unique_ptr<T, Release>;
 
 OrtEnv* environment() {
     static const Owned<OrtEnv> found = [] {
@@ -45,7 +57,7 @@ OrtEnv* environment() {
         OrtEnv* made = nullptr;
         check(api().CreateEnv(ORT_LOGGING_LEVEL_ERROR, "denseport", &made));  // its warnings are about fusions
         check(api().DisableTelemetryEvents(made));
-        return Owned<OrtEnv>(made, [](OrtEnv* each) { api().ReleaseEnv(each); });
+        return Owned<OrtEnv>(made);
     }();
     return found.get();
 }
@@ -53,7 +65,7 @@ OrtEnv* environment() {
 Owned<OrtSessionOptions> options(const std::string& target, int threads) {
     OrtSessionOptions* made = nullptr;
     check(api().CreateSessionOptions(&made));
-    Owned<OrtSessionOptions> found(made, [](OrtSessionOptions* each) { api().ReleaseSessionOptions(each); });
+    Owned<OrtSessionOptions> found(made);
     check(api().SetIntraOpNumThreads(made, threads));
     if (target != FOR_CPU)
         // x86 without VNNI adds INT8 products in 16 bits; this keeps them from saturating, and costs speed. The weights
@@ -73,13 +85,100 @@ std::vector<long long> shape_of(const OrtTensorTypeAndShapeInfo* info) {
     return {sizes.begin(), sizes.end()};
 }
 
+Owned<OrtSession> session_of(const path& model, const OrtSessionOptions* options) {
+    OrtSession* made = nullptr;
+    check(api().CreateSession(environment(), model.c_str(), options, &made));
+    return Owned<OrtSession>(made);
+}
+
+// A model as ONNX Runtime lays it out for this processor: its weights, packed, are mapped from their file, where
+// opening the bundle's own model copies them. Results are the same to the bit.
+class Prepared {
+public:
+    Prepared(const path& cache, const Artifact& artifact) {
+        std::string key = artifact.target + "\n" + OrtGetApiBase()->GetVersionString() + "\n" + processor();
+        for (const auto& [_, digest] : artifact.files) key += "\n" + digest;
+        folder_ = cache / sha256_of_text(key);
+    }
+
+    path model() const { return folder_ / GRAPH; }
+
+    // ONNX Runtime compares nothing with what it wrote: of an altered weight it would compute other logits.
+    bool is_whole() const {
+        try {
+            const std::vector<unsigned char> noted = read_file(folder_ / NOTED);
+            return std::string(noted.begin(), noted.end()) == digests(folder_);
+        } catch (const std::system_error&) {
+            return false;
+        }
+    }
+
+    void make(const path& original, OrtSessionOptions* options) const {
+        std::string name = folder_.string() + ".XXXXXX";
+        if (!mkdtemp(name.data())) throw std::system_error(errno, std::generic_category());
+        const path made = name;
+        try {
+            check(api().SetOptimizedModelFilePath(options, (made / GRAPH).c_str()));
+            for (const auto& [setting, value] : {
+                     std::pair("session.optimized_model_external_initializers_file_name", WEIGHTS),
+                     std::pair("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
+                     std::pair("session.save_external_prepacked_constant_initializers", "1"),
+                 })
+                check(api().AddSessionConfigEntry(options, setting, value));
+            session_of(original, options);
+            const std::string found = digests(made);
+            write_atomic(made / NOTED, {found.begin(), found.end()});
+            std::filesystem::remove_all(folder_);
+            std::filesystem::rename(made, folder_);
+        } catch (...) {
+            std::error_code ignored;
+            std::filesystem::remove_all(made, ignored);
+            if (!is_whole()) throw;  // else another process made it in the meantime
+        }
+    }
+
+private:
+    static constexpr const char *GRAPH = "model.onnx", *WEIGHTS = "weights.bin", *NOTED = "sha256";
+
+    static std::string digests(const path& folder) {
+        return sha256_of(folder / GRAPH) + "\n" + sha256_of(folder / WEIGHTS) + "\n";
+    }
+
+    path folder_;
+};
+
+void make(const Prepared& prepared, const path& model, OrtSessionOptions* options, const path& cache) {
+    try {
+        prepared.make(model, options);
+    } catch (const Failure& failure) {
+        throw OutputError(
+            "cache " + cache.string() + ": " + model.string() + " cannot be laid out in it: " + failure.message,
+            "Give a folder with more room, or none.");
+    }
+}
+
+// Of the model itself, or of what is in the cache, which is made where it is missing.
+Owned<OrtSession> open_session(const path& model, const Artifact& artifact, int threads, const path& cache) {
+    if (cache.empty()) return session_of(model, options(artifact.target, threads).get());
+    try {
+        make_private(cache);
+        const Prepared prepared(cache, artifact);
+        if (!prepared.is_whole()) make(prepared, model, options(artifact.target, threads).get(), cache);
+        const Owned<OrtSessionOptions> ready = options(artifact.target, threads);
+        check(api().SetSessionGraphOptimizationLevel(ready.get(), ORT_DISABLE_ALL));  // it is optimized
+        return session_of(prepared.model(), ready.get());
+    } catch (const std::system_error& error) {
+        throw OutputError("cache " + cache.string() + ": cannot be used: " + error.code().message(),
+                          "Give a folder of your own with room for two copies of the model, or none.");
+    }
+}
+
 class OnnxRuntimeSession final : public Session {
 public:
-    OnnxRuntimeSession(const path& model, const Artifact& artifact, int threads) : model_(model), threads_(threads) {
+    OnnxRuntimeSession(const path& model, const Artifact& artifact, int threads, const path& cache)
+        : model_(model), threads_(threads) {
         try {
-            OrtSession* made = nullptr;
-            check(api().CreateSession(environment(), model.c_str(), options(artifact.target, threads).get(), &made));
-            session_ = {made, [](OrtSession* each) { api().ReleaseSession(each); }};
+            session_ = open_session(model, artifact, threads, cache);
             check(api().GetAllocatorWithDefaultOptions(&allocator_));
             char* name = nullptr;
             check(api().SessionGetOutputName(session_.get(), 0, allocator_, &name));
@@ -111,30 +210,28 @@ public:
 
 private:
     Tensor run_tensor(const Tensor& image) const {
-        const auto release = [](OrtValue* each) { api().ReleaseValue(each); };
         OrtMemoryInfo* made = nullptr;
         check(api().CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &made));
-        const Owned<OrtMemoryInfo> memory(made, [](OrtMemoryInfo* each) { api().ReleaseMemoryInfo(each); });
+        const Owned<OrtMemoryInfo> memory(made);
         const std::vector<std::int64_t> shape(image.shape.begin(), image.shape.end());
         OrtValue* value = nullptr;
         // It only reads the image, whose memory lives as long as the call.
         check(api().CreateTensorWithDataAsOrtValue(memory.get(), const_cast<float*>(image.values.data()),
                                                    image.values.size() * sizeof(float), shape.data(), shape.size(),
                                                    ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, &value));
-        const Owned<OrtValue> input(value, release);
+        const Owned<OrtValue> input(value);
         const char *in = "image", *out = output_.c_str();
         const OrtValue* inputs[] = {input.get()};
         value = nullptr;
         check(api().Run(session_.get(), nullptr, &in, inputs, 1, &out, 1, &value));
-        const Owned<OrtValue> output(value, release);
+        const Owned<OrtValue> output(value);
         return tensor_of(output.get(), image);
     }
 
     Tensor tensor_of(OrtValue* value, const Tensor& image) const {
         OrtTensorTypeAndShapeInfo* made = nullptr;
         check(api().GetTensorTypeAndShape(value, &made));
-        const Owned<OrtTensorTypeAndShapeInfo> info(
-            made, [](OrtTensorTypeAndShapeInfo* each) { api().ReleaseTensorTypeAndShapeInfo(each); });
+        const Owned<OrtTensorTypeAndShapeInfo> info(made);
         Tensor result{shape_of(info.get()), {}};
         check_logits(model_, image, result.shape);
         std::size_t count = 0;
@@ -182,7 +279,7 @@ private:
     bool is_float_of_rank_4(Getter getter) const {
         OrtTypeInfo* made = nullptr;
         check((api().*getter)(session_.get(), 0, &made));
-        const Owned<OrtTypeInfo> type(made, [](OrtTypeInfo* each) { api().ReleaseTypeInfo(each); });
+        const Owned<OrtTypeInfo> type(made);
         const OrtTensorTypeAndShapeInfo* info = nullptr;
         check(api().CastTypeInfoToTensorInfo(made, &info));
         if (!info) return false;
@@ -193,15 +290,15 @@ private:
 
     path model_;
     int threads_;
-    Owned<OrtSession> session_{nullptr, nullptr};
+    Owned<OrtSession> session_;
     OrtAllocator* allocator_ = nullptr;  // ONNX Runtime's own
     std::string output_;
 };
 
 }  // namespace
 
-std::unique_ptr<Session> open_onnxruntime(const path& model, const Artifact& artifact, int threads) {
-    return std::make_unique<OnnxRuntimeSession>(model, artifact, threads);
+std::unique_ptr<Session> open_onnxruntime(const path& model, const Artifact& artifact, int threads, const path& cache) {
+    return std::make_unique<OnnxRuntimeSession>(model, artifact, threads, cache);
 }
 
 }  // namespace denseport

@@ -34,7 +34,9 @@ inline const std::string FREE_MEMORY = "Give smaller images or batches, or free 
 std::unique_ptr<Session> open_openvino(const std::filesystem::path& model, const Artifact& artifact, int threads);
 #endif
 #ifdef DENSEPORT_ONNXRUNTIME
-std::unique_ptr<Session> open_onnxruntime(const std::filesystem::path& model, const Artifact& artifact, int threads);
+// ``cache``: as of `Options`; OutputError: it cannot be used.
+std::unique_ptr<Session> open_onnxruntime(const std::filesystem::path& model, const Artifact& artifact, int threads,
+                                          const std::filesystem::path& cache);
 #endif
 
 // Throws BundleError unless a result is (1, C, h, w).

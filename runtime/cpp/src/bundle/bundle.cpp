@@ -13,7 +13,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::uintmax_t LARGEST_MANIFEST = 64 << 20;  // bytes; the largest seen has 0.3 MB
-const std::string MANIFEST = "manifest.json";
 const std::string MAKE_ONE =
     "Make one: denseport export CHECKPOINT -o BUNDLE, or denseport import MODEL.onnx -o BUNDLE";
 
@@ -34,7 +33,7 @@ BundleError no_folder(const fs::path& path) {
     return {path.string() + ": not a bundle: a file", remedy};
 }
 
-Manifest read_manifest(const fs::path& folder) {
+std::string read_manifest(const fs::path& folder) {
     const fs::path file = folder / MANIFEST;
     try {
         if (!fs::is_directory(folder)) throw no_folder(folder);
@@ -45,7 +44,7 @@ Manifest read_manifest(const fs::path& folder) {
         if (fs::file_size(file) > LARGEST_MANIFEST)
             throw BundleError(file.string() + ": larger than 64 MiB: no manifest", EXPORT_AGAIN);
         const auto data = read_file(file);
-        return Manifest::from_json(std::string(data.begin(), data.end()), file.string());
+        return {data.begin(), data.end()};
     } catch (const std::system_error& error) {  // std::filesystem's too
         throw unreadable(file, error.code());
     }
@@ -86,7 +85,11 @@ void refuse_unlisted(const fs::path& model, const Artifact& artifact) {
 
 }  // namespace
 
-Bundle::Bundle(const fs::path& folder) : path_(folder), manifest_(read_manifest(folder)) {}
+Bundle::Bundle(const fs::path& folder) : path_(folder) {
+    const std::string text = read_manifest(folder);
+    digest_ = sha256_of_text(text);
+    manifest_ = Manifest::from_json(text, (folder / MANIFEST).string());
+}
 
 const Artifact& Bundle::artifact(const std::string& name) const {
     const auto& artifacts = manifest_.artifacts;

@@ -8,6 +8,8 @@
 
 namespace denseport {
 
+inline const std::string MANIFEST = "manifest.json";
+
 class Bundle {
 public:
     // Throws BundleError: no such folder, no manifest in it, or a manifest that cannot be used.
@@ -23,9 +25,11 @@ public:
 
     const std::filesystem::path& path() const { return path_; }
     const Manifest& manifest() const { return manifest_; }
+    const std::string& digest() const { return digest_; }  // SHA-256 of the manifest's bytes
 
 private:
     std::filesystem::path path_;
+    std::string digest_;
     Manifest manifest_;
 };
 

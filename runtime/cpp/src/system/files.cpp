@@ -103,6 +103,23 @@ void write_atomic(const path& file, const std::vector<unsigned char>& data) {
     }
 }
 
+void make_private(const path& folder) {
+    std::filesystem::create_directories(folder.parent_path().empty() ? "." : folder.parent_path());
+    if (mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) fail();
+    struct stat about;
+    if (lstat(folder.c_str(), &about) != 0) fail();
+    std::string what;
+    if (!S_ISDIR(about.st_mode))
+        what = "not a folder itself";
+    else if (about.st_uid != geteuid())
+        what = "it belongs to another user";
+    else if (about.st_mode & 0022)
+        what = "it can be written by other users";
+    if (!what.empty())
+        throw OutputError(folder.string() + ": " + what,
+                          "Give a folder of your own: who can write to it decides what runs.");
+}
+
 Mapped::Mapped(const path& file) {
     const Descriptor descriptor(file);
     size_ = descriptor.size();

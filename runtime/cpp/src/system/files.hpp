@@ -12,6 +12,10 @@ std::vector<unsigned char> read_file(const std::filesystem::path& file);
 // Throws OutputError; an existing file is replaced when the new one is whole.
 void write_atomic(const std::filesystem::path& file, const std::vector<unsigned char>& data);
 
+// Makes a folder that this user alone can write, where it is missing. Throws std::system_error, or OutputError: it is a
+// link, another user's, or open to others.
+void make_private(const std::filesystem::path& folder);
+
 // A file's bytes in memory, read by the system when they are touched.
 class Mapped {
 public:

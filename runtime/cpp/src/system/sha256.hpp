@@ -1,4 +1,4 @@
-// SHA-256 of a file, by OpenSSL, which uses what the processor has for it.
+// SHA-256, by OpenSSL, which uses what the processor has for it.
 #pragma once
 
 #include <filesystem>
@@ -8,5 +8,6 @@ namespace denseport {
 
 // In hexadecimal. Throws std::system_error: the file cannot be read.
 std::string sha256_of(const std::filesystem::path& file);
+std::string sha256_of_text(const std::string& text);
 
 }  // namespace denseport
