@@ -71,7 +71,8 @@ def evaluate(
 
     Raises:
         BundleError, MachineError: as of `Segmenter`; also where Ray or torch is missing.
-        DatasetError, ImageError, InputError: data that cannot be used, compared or resumed; no such protocol.
+        DatasetError, ImageError: labels or images that cannot be used.
+        InputError: what cannot be compared or resumed, or no such protocol.
         OutputError: the report, the state or the manifest cannot be written.
     """
     progress, run, report = progress or Silent(), run or LongRun(), optional_path("report", report)
