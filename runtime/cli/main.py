@@ -35,6 +35,7 @@ ORDER = (
     "bench",
     "calibrate",
     "build",
+    "report",
     "triton",
     "serve",
     "sign",
@@ -111,7 +112,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="denseport", description="Segmentation networks to proven ONNX and TensorRT deployments.")
+    words = "Segmentation and depth networks to proven deployments: ONNX, INT8, TensorRT."
+    parser = Parser(prog="denseport", description=words)
     parser.add_argument("--version", action="version", version=f"denseport {version('denseport')}")
     parser.set_defaults(command=None, parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")

@@ -13,7 +13,7 @@ HELP = "write one page about all artifacts: accuracy, size, speed here, what is 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_bundle(parser, "a bundle's folder, for segmentation")
-    parser.add_argument("-o", "--out", metavar="DIR", type=path, required=True, help="folder for report.html")
+    parser.add_argument("-o", "--output", metavar="DIR", type=path, required=True, help="folder for report.html")
     parser.add_argument(
         "--protocol", default="reference", metavar="NAME", help="as of denseport eval; default: reference"
     )
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     found, page = report(
         open_bundle(arguments),
         arguments.data,
-        arguments.out,
+        arguments.output,
         plan=plan,
         progress=progress,
         **work,

@@ -94,7 +94,8 @@ class DepthDataset:
         pngs = [each.mask for each in self.samples if each.mask.suffix.lower() == ".png"]
         if pngs and self.reading.scale is None:
             what = f"{pngs[0]}: nothing says how many of its values are a metre"
-            raise DatasetError(what, "Give --depth-scale: 1000 where they are millimetres, 256 of KITTI's.")
+            remedy = "Give --depth-scale (Python: settings=DepthReading(scale=…)): 1000 of millimetres, 256 of KITTI's."
+            raise DatasetError(what, remedy)
 
     def __len__(self) -> int:
         return len(self.samples)

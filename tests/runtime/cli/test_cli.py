@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from command_line import files, refused
 from support import ASSETS
 
 from denseport.runtime.bundle.bundle import Bundle
+from denseport.runtime.cli.main import ORDER
 from denseport.runtime.system.machine import install_command
 
 SAMPLE = ASSETS / "dpt_tiny_street.pth"
@@ -140,11 +143,17 @@ def test_wrong_usage_is_refused_like_any_other_mistake(call: Callable[..., Any],
     refused(call(*arguments), "--help")
 
 
-def test_help_names_every_command(call: Callable[..., Any]) -> None:
+def test_help_names_every_command_in_its_place(call: Callable[..., Any]) -> None:
     code, out, _ = call("--help")
-    assert code == 0
-    for command in ("export", "models", "run", "inspect", "eval"):
-        assert f"\n    {command} " in out
+    installed = {entry.name for entry in entry_points(group="denseport.commands")}
+    assert code == 0 and installed == set(ORDER)
+    assert tuple(re.findall(r"^    ([a-z]+)\b", out, re.MULTILINE)) == ORDER
+
+
+@pytest.mark.parametrize("command", ["export", "import", "run", "report", "triton"])
+def test_the_place_of_what_is_written_has_one_name(call: Callable[..., Any], command: str) -> None:
+    code, out, _ = call(command, "--help")
+    assert code == 0 and re.search(r"-o [A-Z]+, --output [A-Z]+", out)
 
 
 def test_a_pipe_that_closes_early_is_no_success(sample: Bundle) -> None:
