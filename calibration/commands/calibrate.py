@@ -17,6 +17,8 @@ NEEDED = ("onnx", "onnx_ir", "onnxruntime")  # missing ones are reported before 
 HELP = "quantize to INT8 or FP8 within a budget, and measure whether that is worth it here"
 _DATA = "data set, or folder of images, to measure mIoU on; never the set that the artifact is gated with"
 _LIMIT = "images to take, spread evenly; default: %(default)s"
+# Options that say how an artifact is made, or where that is kept: --measure makes none.
+OF_CALIBRATION = ("precision", "method", "effort", "attention", "smoothquant", "keep_float", "work", "resume", "report")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,8 +108,9 @@ def _measure(arguments: argparse.Namespace) -> int:
     from denseport.calibration.calibrate import judge_again
     from denseport.runtime.system.progress import Terminal
 
-    remedy = "The artifact keeps the budget that it was calibrated for."
-    refuse_given(arguments, ("budget", "agreement", "report"), "{} does not go with --measure", remedy)
+    what = "{} does not go with --measure"
+    refuse_given(arguments, ("budget", "agreement"), what, "The artifact keeps the budget that it was calibrated for.")
+    refuse_given(arguments, OF_CALIBRATION, what, "The artifact stays as it was calibrated: leave it out.")
     bundle, name, threads = open_bundle(arguments), arguments.measure, arguments.threads
     verdict = judge_again(bundle, name, arguments.images, **_data(arguments), threads=threads, progress=Terminal())
     result = {"bundle": str(arguments.bundle), "verdicts": {name: asdict(verdict)}}

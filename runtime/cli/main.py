@@ -75,7 +75,8 @@ def _run(argv: Sequence[str] | None) -> int:
         _discard_output()
         return BROKEN_PIPE
     except Exception as err:
-        if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # of files that we write, `writing` tells
+        # Of files that we write, `writing` tells.
+        if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             _discard_output()
             return _fail(OutputError("standard output cannot be written: no space left", "Free some room."))
         if not is_out_of_memory(err):

@@ -34,7 +34,8 @@ from denseport.runtime.system.text import count
 
 STREET = ASSETS / "street"
 IMAGES = str(STREET / "images/validation")
-QUICK = ("--images", IMAGES, "--effort", "low", "--limit", "3", "--threads", "1")
+THREE = ("--images", IMAGES, "--limit", "3", "--threads", "1")
+QUICK = (*THREE, "--effort", "low")
 LEFT_OUT = ("backbone.layers.1", "backbone.layers.2", "backbone.layers.3", "decode_head.fusion_blocks.0")
 LEFT_OUT += ("decode_head.fusion_blocks.1", "decode_head.fusion_blocks.2")  # one of each kind is enough
 FEW_LAYERS = ("--keep-float", "decode_head")  # leaves few layers to try, so that it is quick
@@ -210,12 +211,12 @@ def test_an_artifact_is_measured_again_for_another_machine(
     old = bundle.artifact("int8.onnx").record["verdict"]
     bundle.note("int8.onnx", {"verdict": {**old, "machine": "a far-away processor"}})
     assert "measured on a far-away processor" in Segmenter(bundle).selection.others["int8.onnx"]
-    assert main(["calibrate", str(bundle.path), *QUICK, "--measure", "int8.onnx"]) == 0
+    assert main(["calibrate", str(bundle.path), *THREE, "--measure", "int8.onnx"]) == 0
     told, *details = capsys.readouterr().out.splitlines()
     assert told.startswith("int8.onnx: ") and old["machine"] in told
     assert "of the pixels get the class that FP32 gives" in details[0] and all(line[:2] == "  " for line in details)
     assert Bundle(bundle.path).artifact("int8.onnx").record["verdict"]["machine"] == old["machine"]
-    assert main(["calibrate", str(bundle.path), *QUICK, "--measure", "model.onnx"]) == 2
+    assert main(["calibrate", str(bundle.path), *THREE, "--measure", "model.onnx"]) == 2
     assert "was not written by denseport calibrate" in capsys.readouterr().err
 
 
@@ -352,7 +353,13 @@ def test_bad_images(
         (["--report", f"{__file__}/int8.html"], "A file is where a folder is needed"),
         (["--work", f"{__file__}/work", "--images", "nowhere"], "A file is where a folder is needed"),
         (["--measure", "int8.onnx", "--agreement", "0.9"], "--agreement does not go with --measure"),
-        (["--measure", "int8.onnx"], "no artifact 'int8.onnx'"),
+        (["--measure", "int8.onnx", "--precision", "fp8"], "--precision does not go with --measure"),
+        (
+            ["--measure", "int8.onnx", "--effort", "medium", "--keep-float", "backbone"],
+            "--keep-float does not go with --measure",
+        ),
+        (["--measure", "int8.onnx", "--effort", "medium", "--resume"], "--resume does not go with --measure"),
+        (["--measure", "int8.onnx", "--effort", "medium"], "no artifact 'int8.onnx'"),
     ],
 )
 def test_bad_arguments(bundle: Bundle, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
