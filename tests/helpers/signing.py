@@ -1,16 +1,57 @@
-"""Keys and certificates of tests, made by cryptography, which is no part of what they test."""
+"""Keys and certificates, made by cryptography, which is no part of what is tested; changes of signed bundles."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-__all__ = ["certified", "new_key"]
+from denseport.runtime.bundle.bundle import LOCK
+from denseport.runtime.bundle.signature import SIGNATURE
+
+__all__ = ["CHANGES", "certified", "new_key"]
+
+
+def _replace(path: Path, data: bytes) -> None:
+    path.unlink()
+    path.write_bytes(data)
+
+
+def _link(path: Path) -> None:
+    """The same bytes, from elsewhere."""
+    path.symlink_to(path.rename(path.parents[1] / path.name))
+
+
+# What changes a signed bundle: the change of its folder, and words of the refusal.
+CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "file added": (lambda b: (b / "int8.onnx").touch(), "signed before it changed: int8.onnx added"),
+    "in a folder": (lambda b: ((b / "more").mkdir(), (b / "more/x").touch()), "more/x added"),
+    "hidden": (lambda b: (b / ".gitattributes").touch(), ".gitattributes added"),
+    "removed": (lambda b: (b / "model.onnx").unlink(), "model.onnx removed"),
+    "link": (lambda b: _link(b / "model.onnx"), "neither a file nor a folder of the bundle"),
+    "link of the manifest": (lambda b: _link(b / "manifest.json"), "neither a file nor a folder of the bundle"),
+    "link of a folder": (lambda b: (b / "more").symlink_to(b.parent), "neither a file nor a folder of the bundle"),
+    "in a lock": (
+        lambda b: ((b / LOCK).mkdir(), (b / LOCK / "x").touch()),
+        "neither a file nor a folder of the bundle",
+    ),
+    "lock": (lambda b: (b / LOCK).mkdir(), "neither a file nor a folder of the bundle"),
+    "no text": (lambda b: os.mknod(os.fsencode(b) + b"/\xff"), " added"),
+    "pipe": (lambda b: os.mkfifo(b / "pipe"), "neither a file nor a folder of the bundle"),
+    "unsigned": (lambda b: (b / SIGNATURE).unlink(), "not signed: no model.sig in it"),
+    "signature a link": (lambda b: _link(b / SIGNATURE), "no ordinary file"),
+    "signature a pipe": (lambda b: ((b / SIGNATURE).unlink(), os.mkfifo(b / SIGNATURE)), "no ordinary file"),
+    "signature empty": (lambda b: _replace(b / SIGNATURE, b""), "no signature that can be read"),
+    "signature nested": (lambda b: _replace(b / SIGNATURE, b"[" * 10**5), "no signature that can be read"),
+    "signature a list": (lambda b: _replace(b / SIGNATURE, b"[]"), "no signature that can be read"),
+}
 
 
 def new_key(folder: Path, name: str, password: bytes | None = None) -> tuple[Path, Path]:

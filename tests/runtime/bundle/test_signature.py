@@ -21,10 +21,9 @@ from hostile import tiny_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_signing import hashing, signing, verifying
-from signing import certified, new_key
+from signing import CHANGES, certified, new_key
 
 from denseport.runtime import Bundle, Segmenter
-from denseport.runtime.bundle.bundle import LOCK
 from denseport.runtime.bundle.signature import SIGNATURE, read_signature, sign, verify
 from denseport.runtime.errors import BundleError, InputError
 from denseport.runtime.segmenter.opening import open_predictor
@@ -116,38 +115,6 @@ def test_a_damaged_signature_is_refused_or_says_the_same(master: Path, keys: Key
             assert SIGNATURE in err.message and err.remedy
     finally:
         file.write_bytes(whole)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    path.unlink()
-    path.write_bytes(data)
-
-
-def _link(path: Path) -> None:
-    """The same bytes, from elsewhere."""
-    path.symlink_to(path.rename(path.parents[1] / path.name))
-
-
-CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "file added": (lambda b: (b / "int8.onnx").touch(), "int8.onnx added"),
-    "in a folder": (lambda b: ((b / "more").mkdir(), (b / "more/x").touch()), "more/x added"),
-    "hidden": (lambda b: (b / ".gitattributes").touch(), ".gitattributes added"),
-    "removed": (lambda b: (b / "model.onnx").unlink(), "model.onnx removed"),
-    "link": (lambda b: _link(b / "model.onnx"), "neither a file nor a folder of the bundle"),
-    "link of the manifest": (lambda b: _link(b / "manifest.json"), "neither a file nor a folder of the bundle"),
-    "link of a folder": (lambda b: (b / "more").symlink_to(b.parent), "neither a file nor a folder of the bundle"),
-    "in a lock": (
-        lambda b: ((b / LOCK).mkdir(), (b / LOCK / "x").touch()),
-        "neither a file nor a folder of the bundle",
-    ),
-    "no text": (lambda b: os.mknod(os.fsencode(b) + b"/\xff"), " added"),
-    "pipe": (lambda b: os.mkfifo(b / "pipe"), "neither a file nor a folder of the bundle"),
-    "unsigned": (lambda b: (b / SIGNATURE).unlink(), "not signed: no model.sig in it"),
-    "signature a link": (lambda b: _link(b / SIGNATURE), "no ordinary file"),
-    "signature a pipe": (lambda b: ((b / SIGNATURE).unlink(), os.mkfifo(b / SIGNATURE)), "no ordinary file"),
-    "signature empty": (lambda b: _replace(b / SIGNATURE, b""), "no signature that can be read"),
-    "signature nested": (lambda b: _replace(b / SIGNATURE, b"[" * 10**5), "no signature that can be read"),
-}
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import random
 import shutil
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cpp import Library, built, run
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hostile import tiny_bundle
-from signing import certified, new_key
+from signing import CHANGES, certified, new_key
 from support import ASSETS
 
-from denseport.runtime.bundle.bundle import LOCK, MANIFEST
+from denseport.runtime.bundle.bundle import MANIFEST
 from denseport.runtime.bundle.signature import SIGNATURE, sign, verify
 from denseport.runtime.errors import BundleError, DenseportError
 
@@ -107,34 +104,6 @@ def test_every_flipped_byte_is_found(library: Library, signed: Path, keys: Keys,
             assert name == SIGNATURE and what_is_signed(altered) == what_is_signed(whole), f"byte {at}"
     file.write_bytes(whole)
     assert said(library, signed, keys[1]) == ""
-
-
-def _replace(path: Path, data: bytes) -> None:
-    path.unlink()
-    path.write_bytes(data)
-
-
-def _link(path: Path) -> None:
-    path.symlink_to(path.rename(path.parents[1] / path.name))
-
-
-CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "file added": (lambda b: (b / "int8.onnx").touch(), "signed before it changed: int8.onnx added"),
-    "in a folder": (lambda b: ((b / "more").mkdir(), (b / "more/x").touch()), "more/x added"),
-    "hidden": (lambda b: (b / ".gitattributes").touch(), ".gitattributes added"),
-    "no text": (lambda b: os.mknod(os.fsencode(b) + b"/\xff"), " added"),
-    "removed": (lambda b: (b / "model.onnx").unlink(), "model.onnx removed"),
-    "link": (lambda b: _link(b / "model.onnx"), "neither a file nor a folder of the bundle"),
-    "link of a folder": (lambda b: (b / "more").symlink_to(b.parent), "neither a file nor a folder of the bundle"),
-    "lock": (lambda b: (b / LOCK).mkdir(), "neither a file nor a folder of the bundle"),
-    "pipe": (lambda b: os.mkfifo(b / "pipe"), "neither a file nor a folder of the bundle"),
-    "unsigned": (lambda b: (b / SIGNATURE).unlink(), "not signed: no model.sig in it"),
-    "signature a link": (lambda b: _link(b / SIGNATURE), "no ordinary file"),
-    "signature a pipe": (lambda b: ((b / SIGNATURE).unlink(), os.mkfifo(b / SIGNATURE)), "no ordinary file"),
-    "signature empty": (lambda b: _replace(b / SIGNATURE, b""), "no signature that can be read"),
-    "signature nested": (lambda b: _replace(b / SIGNATURE, b"[" * 10**5), "no signature that can be read"),
-    "signature a list": (lambda b: _replace(b / SIGNATURE, b"[]"), "no signature that can be read"),
-}
 
 
 @pytest.mark.parametrize("name", CHANGES)
