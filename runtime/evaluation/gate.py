@@ -235,7 +235,7 @@ def against_fp32(found: Measurement, budget: float, *, seed: int = 0, notes: tup
     Args:
         notes: why this comparison was made, such as the obstacle to the published one.
     """
-    name, interval = f"FP32 on the same {count(found.images, 'image')}", drop_interval(found, seed)
+    name, interval = f"the mIoU of FP32 on the same {count(found.images, 'image')}", drop_interval(found, seed)
     verdict = against_miou(found.mean_iou(), found.mean_iou("fp32_"), budget, name)
     if interval is None:
         notes += ("no confidence interval: it takes at least two images with labels",)

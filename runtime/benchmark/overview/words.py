@@ -45,7 +45,7 @@ def summary(overview: Overview) -> Summary:
             told = "; ".join(f"{row.name} ({row.no_ratio})" for row in unknown)
             first = f"Whether artifacts that are accurate enough are faster could not be told: {told}."
         if not others:
-            first = "No other artifact of the bundle runs on this machine."
+            first = "No other artifact of the bundle could be measured on this machine."
         return Summary("none", f"Keep {best.name}, the original network (FP32)", (first, _accuracy(fp32)), cautions)
     faster = f"{best.name} is {best.times_as_fast:.1f} times as fast as the original network (FP32) on this machine"
     smaller = f"takes {megabytes(best.bytes)} on disk, the original {megabytes(fp32.bytes)}"
